@@ -1,0 +1,4 @@
+CREATE TABLE visits (
+    id INTEGER NOT NULL PRIMARY KEY,
+    peer VARCHAR(100) NOT NULL
+);

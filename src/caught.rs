@@ -1,0 +1,20 @@
+//! Panics end here: r2d2 loses a slot for ever when `connect()` or `is_valid()` panics, and both
+//! run a user's code (an instrumentation, a connection type of their own).
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What was called has panicked; the panic's own message is on standard error already.
+#[derive(Debug)]
+pub(crate) struct Panicked;
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the connection, or an instrumentation set on it, panicked")
+    }
+}
+
+/// Runs `work`. Whatever it was working on must be thrown away when it panicked.
+pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| Panicked)
+}

@@ -1,0 +1,386 @@
+//! One peer and its state machine. Pure: `now` and every due time are arguments.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::url::PeerUrl;
+
+/// The least time between the starts of two probes of one peer, however many links it loses.
+const SUSPICION_GAP: Duration = Duration::from_millis(100);
+
+/// A peer's state, its schedule, and what is counted about it.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) name: Arc<str>,
+    pub(crate) url: Arc<PeerUrl>,
+    pub(crate) health: Health,
+    pub(crate) next_check: Instant,
+    /// When the attempt began whose outcome decided `health`; an older one decides nothing.
+    decided_by: Option<Instant>,
+    /// When a link to this peer was last lost, until a probe that began later has succeeded.
+    suspected: Option<Instant>,
+    /// When the last probe began, and whether it is still running.
+    probe_began: Option<Instant>,
+    probing: bool,
+    pub(crate) counts: Counts,
+}
+
+/// Whether a peer is given new work.
+#[derive(Debug, Clone)]
+pub(crate) enum Health {
+    Up { since: Instant },
+    Down { since: Instant, why: Arc<str> },
+}
+
+/// What is counted about a peer.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Counts {
+    pub(crate) dialing: usize,
+    pub(crate) links: usize,
+    pub(crate) in_use: usize,
+    pub(crate) connects: u64,
+    pub(crate) failures: u64,
+}
+
+impl Counts {
+    /// What picking compares: links that are there and links that are being made.
+    pub(crate) fn load(&self) -> usize {
+        self.links + self.dialing
+    }
+}
+
+/// A change of state, to be logged by whoever caused it, outside the lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Transition {
+    Down { name: Arc<str>, why: Arc<str>, next_check: Duration },
+    Up { name: Arc<str>, was_down: Duration },
+}
+
+impl Peer {
+    /// A peer nothing is known about yet: assumed to be up, checked when `first_check` is due.
+    pub(crate) fn new(name: Arc<str>, url: PeerUrl, now: Instant, first_check: Instant) -> Self {
+        Self {
+            name,
+            url: Arc::new(url),
+            health: Health::Up { since: now },
+            next_check: first_check,
+            decided_by: None,
+            suspected: None,
+            probe_began: None,
+            probing: false,
+            counts: Counts::default(),
+        }
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(self.health, Health::Up { .. })
+    }
+
+    /// A connection for the pool was made by a login that began at `began`. To a peer that is up
+    /// this is no news: a login proves less than a probe (a Galera node that refuses all work
+    /// still accepts it). A peer that is down was put to the probe's test by whoever tried it.
+    pub(crate) fn connected(&mut self, began: Instant, now: Instant) -> Option<Transition> {
+        self.counts.connects += 1;
+        if self.is_up() { None } else { self.set_up(began, now) }
+    }
+
+    /// A login for the pool that began at `began` failed. A peer that is up is marked down until
+    /// `due`; one that is down already keeps its due time, or the checker would never get to it.
+    pub(crate) fn connect_failed(
+        &mut self,
+        began: Instant,
+        now: Instant,
+        why: Arc<str>,
+        due: Instant,
+    ) -> Option<Transition> {
+        self.counts.failures += 1;
+        self.set_down(began, now, why, due)
+    }
+
+    /// A link to this peer was lost: a reason to look at the peer, not a proof against it.
+    pub(crate) fn suspect(&mut self, now: Instant) {
+        self.suspected = Some(now);
+    }
+
+    /// When this peer wants to be probed next; `None` while a probe is running.
+    pub(crate) fn probe_due(&self) -> Option<Instant> {
+        if self.probing {
+            return None;
+        }
+        let suspicion = self
+            .suspected
+            .filter(|_| self.is_up())
+            .map(|at| self.probe_began.map_or(at, |began| at.max(began + SUSPICION_GAP)));
+        Some(suspicion.map_or(self.next_check, |at| at.min(self.next_check)))
+    }
+
+    /// A probe of this peer begins.
+    pub(crate) fn probe_begins(&mut self, now: Instant) {
+        self.probing = true;
+        self.probe_began = Some(now);
+    }
+
+    /// The probe that began at `began` ended. Only the checker's own failed probe renews a mark.
+    pub(crate) fn probe_ended(
+        &mut self,
+        began: Instant,
+        now: Instant,
+        outcome: Result<(), Arc<str>>,
+        due: Instant,
+    ) -> Option<Transition> {
+        self.probing = false;
+        // Word about a mark that was set after this probe began does not move the mark's due time.
+        if self.is_up() || !self.is_older(began) {
+            self.next_check = due;
+        }
+        match outcome {
+            Ok(()) => {
+                self.suspected = self.suspected.filter(|at| *at > began);
+                self.set_up(began, now)
+            }
+            Err(why) => {
+                self.counts.failures += 1;
+                self.suspected = None;
+                self.set_down(began, now, why, due)
+            }
+        }
+    }
+
+    /// The probe could not be made; the next one is due one interval later.
+    pub(crate) fn probe_abandoned(&mut self, due: Instant) -> Option<Transition> {
+        self.probing = false;
+        self.next_check = due;
+        None
+    }
+
+    /// The mark has run out and is cleared unasked (`Recheck::Clear`); a peer that is up is not
+    /// touched.
+    pub(crate) fn clear(&mut self, now: Instant, due: Instant) -> Option<Transition> {
+        if self.is_up() {
+            return None;
+        }
+        self.next_check = due;
+        self.suspected = None;
+        self.set_up(now, now)
+    }
+
+    fn set_up(&mut self, began: Instant, now: Instant) -> Option<Transition> {
+        if self.is_older(began) {
+            return None;
+        }
+        self.decided_by = Some(began);
+        let Health::Down { since, .. } = self.health else {
+            return None;
+        };
+        self.health = Health::Up { since: now };
+        Some(Transition::Up {
+            name: self.name.clone(),
+            was_down: now.saturating_duration_since(since),
+        })
+    }
+
+    fn set_down(
+        &mut self,
+        began: Instant,
+        now: Instant,
+        why: Arc<str>,
+        due: Instant,
+    ) -> Option<Transition> {
+        if self.is_older(began) {
+            return None;
+        }
+        self.decided_by = Some(began);
+        if let Health::Down { why: last, .. } = &mut self.health {
+            *last = why;
+            return None;
+        }
+        self.health = Health::Down { since: now, why: why.clone() };
+        self.next_check = due;
+        Some(Transition::Down {
+            name: self.name.clone(),
+            why,
+            next_check: due.saturating_duration_since(now),
+        })
+    }
+
+    /// Whether an attempt that began at `began` is older than the one that decided the state.
+    fn is_older(&self, began: Instant) -> bool {
+        self.decided_by.is_some_and(|decided| began < decided)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(30);
+
+    /// A peer and a clock that only moves when it is told to.
+    struct Story {
+        start: Instant,
+        peer: Peer,
+    }
+
+    impl Story {
+        #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
+        fn begin() -> Self {
+            let start = Instant::now();
+            let url = PeerUrl::new("url".to_owned());
+            Self { start, peer: Peer::new("db0".into(), url, start, start + INTERVAL) }
+        }
+
+        /// The instant `millis` after the start.
+        fn at(&self, millis: u64) -> Instant {
+            self.start + Duration::from_millis(millis)
+        }
+
+        fn connect_fails(&mut self, began: u64, now: u64, why: &str) -> bool {
+            let (began, now) = (self.at(began), self.at(now));
+            self.peer.connect_failed(began, now, why.into(), now + INTERVAL).is_some()
+        }
+
+        fn connects(&mut self, began: u64, now: u64) -> bool {
+            let (began, now) = (self.at(began), self.at(now));
+            self.peer.connected(began, now).is_some()
+        }
+
+        fn probe_begins(&mut self, now: u64) {
+            self.peer.probe_begins(self.at(now));
+        }
+
+        fn probe_ends(&mut self, began: u64, now: u64, outcome: Result<(), &str>) -> bool {
+            let (began, now) = (self.at(began), self.at(now));
+            self.peer.probe_ended(began, now, outcome.map_err(Arc::from), now + INTERVAL).is_some()
+        }
+
+        fn why(&self) -> Option<&str> {
+            match &self.peer.health {
+                Health::Up { .. } => None,
+                Health::Down { why, .. } => Some(why),
+            }
+        }
+    }
+
+    #[test]
+    fn a_failed_connect_marks_it_down_for_one_interval_and_says_so_once() {
+        let mut story = Story::begin();
+        assert!(story.connect_fails(1, 2, "refused"), "the first failure is a transition");
+        assert!(!story.connect_fails(3, 4, "timed out"), "the second is none");
+        assert_eq!(story.why(), Some("timed out"), "the newest reason is shown");
+        assert_eq!(
+            story.peer.next_check,
+            story.at(2) + INTERVAL,
+            "a failed try on a peer that is down already does not move its due time"
+        );
+        assert_eq!(story.peer.counts.failures, 2, "both are counted");
+    }
+
+    #[test]
+    fn only_a_probe_that_fails_renews_the_mark_and_one_that_succeeds_clears_it() {
+        let mut story = Story::begin();
+        story.connect_fails(1, 2, "refused");
+        assert_eq!(story.peer.probe_due(), Some(story.at(30_002)), "it is checked when due");
+        story.probe_begins(30_002);
+        assert_eq!(story.peer.probe_due(), None, "one probe at a time");
+        assert!(!story.probe_ends(30_002, 30_010, Err("still refused")), "still down");
+        assert_eq!(story.peer.probe_due(), Some(story.at(60_010)), "the mark is renewed");
+        story.probe_begins(60_010);
+        assert!(story.probe_ends(60_010, 60_011, Ok(())), "it is up again");
+        assert_eq!(story.why(), None, "and has no reason to be down");
+        assert_eq!(story.peer.probe_due(), Some(story.at(90_011)), "an up peer is probed too");
+    }
+
+    #[test]
+    fn a_probe_notices_a_peer_that_refuses_while_no_connection_is_needed() {
+        let mut story = Story::begin();
+        story.probe_begins(30_000);
+        assert!(story.probe_ends(30_000, 30_001, Err("refused")), "it is down");
+        assert_eq!(story.why(), Some("refused"), "for the reason that the probe met");
+    }
+
+    #[test]
+    fn a_lost_link_is_no_mark_but_a_probe_at_once_and_one_for_all_of_them() {
+        let mut story = Story::begin();
+        for millis in [1_000, 1_001, 1_002] {
+            story.peer.suspect(story.at(millis));
+        }
+        assert!(story.peer.is_up(), "a lost link proves nothing");
+        assert_eq!(story.peer.probe_due(), Some(story.at(1_002)), "it is probed now");
+        story.probe_begins(1_002);
+        assert_eq!(story.peer.probe_due(), None, "once");
+        story.probe_ends(1_002, 1_010, Ok(()));
+        assert_eq!(story.peer.probe_due(), Some(story.at(31_010)), "the suspicion is cleared");
+    }
+
+    #[test]
+    fn a_link_lost_after_the_probe_began_causes_one_more() {
+        let mut story = Story::begin();
+        story.peer.suspect(story.at(1_000));
+        story.probe_begins(1_000);
+        story.peer.suspect(story.at(1_005));
+        story.probe_ends(1_000, 1_010, Ok(()));
+        assert!(story.peer.is_up(), "the probe succeeded");
+        assert_eq!(
+            story.peer.probe_due(),
+            Some(story.at(1_000) + SUSPICION_GAP),
+            "an answer from before the loss does not settle it, but probes keep their distance"
+        );
+    }
+
+    #[test]
+    fn a_lost_link_does_not_hurry_the_check_of_a_peer_that_is_down() {
+        let mut story = Story::begin();
+        story.connect_fails(1, 2, "refused");
+        story.peer.suspect(story.at(10));
+        assert_eq!(story.peer.probe_due(), Some(story.at(2) + INTERVAL), "it keeps its due time");
+    }
+
+    #[test]
+    fn newer_observations_win() {
+        let mut story = Story::begin();
+        story.probe_begins(1_000);
+        assert!(story.connect_fails(1_010, 1_020, "refused"), "a login fails meanwhile");
+        assert!(!story.probe_ends(1_000, 1_030, Ok(())), "the older probe's success is stale");
+        assert_eq!(story.why(), Some("refused"), "so it stays down");
+        assert_eq!(
+            story.peer.probe_due(),
+            Some(story.at(1_020) + INTERVAL),
+            "and its mark's due time is not moved"
+        );
+        assert!(
+            !story.connects(1_005, 1_040),
+            "nor does a login that began before the failure count"
+        );
+        assert!(story.connects(2_000, 2_001), "one that began after it does");
+        assert!(!story.connect_fails(1_999, 2_002, "slow"), "and an older failure does not");
+    }
+
+    #[test]
+    fn a_login_does_not_outweigh_a_probe() {
+        let mut story = Story::begin();
+        story.probe_begins(1_000);
+        assert!(!story.connects(1_005, 1_006), "to a peer that is up a login is no news");
+        assert!(
+            story.probe_ends(1_000, 1_010, Err("WSREP has not yet prepared node")),
+            "a node that takes logins but no work goes down, although a login succeeded meanwhile"
+        );
+    }
+
+    #[test]
+    fn a_mark_can_be_cleared_unasked() {
+        let mut story = Story::begin();
+        let due = story.at(60_000);
+        assert!(story.peer.clear(story.at(1), due).is_none(), "nothing to clear");
+        story.connect_fails(1, 2, "refused");
+        assert!(story.peer.clear(story.at(30_002), due).is_some(), "it is up");
+        assert_eq!(story.peer.probe_due(), Some(due), "and checked after another interval");
+    }
+
+    #[test]
+    fn a_probe_that_could_not_be_made_is_made_later() {
+        let mut story = Story::begin();
+        story.probe_begins(30_000);
+        assert!(story.peer.probe_abandoned(story.at(60_000)).is_none(), "its state stays");
+        assert_eq!(story.peer.probe_due(), Some(story.at(60_000)), "but not for ever");
+    }
+}

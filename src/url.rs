@@ -1,0 +1,147 @@
+//! A peer's database URL: a secret that can be used, checked and struck out of texts, never shown.
+
+use std::fmt;
+
+/// What stands where a secret was.
+const REDACTED: &str = "***";
+
+/// Below this length a part of a password is only struck out where it stands as a word of its own:
+/// a password `e` would otherwise make every message unreadable.
+const SHORT: usize = 4;
+
+/// A peer's URL. `Debug` does not show it, and there is no `Display`.
+pub(crate) struct PeerUrl {
+    url: String,
+    /// Longest first, so that a part of a secret is not all that is struck out of it.
+    secrets: Vec<String>,
+}
+
+impl fmt::Debug for PeerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(REDACTED)
+    }
+}
+
+impl PeerUrl {
+    pub(crate) fn new(url: String) -> Self {
+        let mut secrets = vec![url.clone()];
+        for password in passwords(&url) {
+            // A client library that splits a URL in the wrong place quotes a piece of the password.
+            secrets.extend(password.split(['@', '/', ':', '?', '#', '%']).map(str::to_owned));
+            secrets.push(percent_decoded(&password));
+            secrets.push(password);
+        }
+        secrets.retain(|secret| !secret.is_empty());
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        secrets.dedup();
+        Self { url, secrets }
+    }
+
+    /// The URL itself, for diesel.
+    pub(crate) fn expose(&self) -> &str {
+        &self.url
+    }
+
+    /// `text` without this URL and its passwords: client libraries quote them in their messages.
+    pub(crate) fn redact(&self, text: &str) -> String {
+        self.secrets.iter().fold(text.to_owned(), |text, secret| strike_out(&text, secret))
+    }
+}
+
+/// Replaces `secret` in `text`, a short one only where it is a word of its own.
+fn strike_out(text: &str, secret: &str) -> String {
+    let mut struck = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(secret) {
+        let (before, found) = rest.split_at(at);
+        let after = &found[secret.len()..];
+        let is_word =
+            !before.ends_with(char::is_alphanumeric) && !after.starts_with(char::is_alphanumeric);
+        struck.push_str(before);
+        struck.push_str(if secret.len() >= SHORT || is_word { REDACTED } else { secret });
+        rest = after;
+    }
+    struck + rest
+}
+
+/// Every password that `url` holds: in its authority, as a parameter, or in a `key=value` string.
+fn passwords(url: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Some((_, after_scheme)) = url.split_once("://") {
+        // The last `@`: a password that holds an unescaped one is taken whole.
+        if let Some((userinfo, _)) = after_scheme.rsplit_once('@') {
+            found.extend(userinfo.split_once(':').map(|(_, password)| password.to_owned()));
+        }
+    }
+    let lower = url.to_ascii_lowercase();
+    for (at, key) in lower.match_indices("password") {
+        let value = url[at + key.len()..].trim_start();
+        let Some(value) = value.strip_prefix('=').map(str::trim_start) else {
+            continue;
+        };
+        found.push(match value.strip_prefix('\'') {
+            Some(quoted) => quoted.split('\'').next().unwrap_or_default().to_owned(),
+            None => value.split(['&', ' ']).next().unwrap_or_default().to_owned(),
+        });
+    }
+    found
+}
+
+/// `text` with `%41` read as `A`; what is no valid escape stays as it is.
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let escape = tail.get(..2).filter(|_| *first == b'%').and_then(|digits| {
+            let digits = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(digits, 16).ok()
+        });
+        bytes.push(escape.unwrap_or(*first));
+        rest = if escape.is_some() { &tail[2..] } else { tail };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn redacts(url: &str, text: &str, expected: &str) {
+        assert_eq!(PeerUrl::new(url.to_owned()).redact(text), expected, "with the URL {url}");
+    }
+
+    #[test]
+    fn strikes_out_the_url_and_its_passwords() {
+        redacts("mysql://app:s3cret@db/shop", "bad: mysql://app:s3cret@db/shop", "bad: ***");
+        redacts("mysql://app:s3cret@db/shop", "password s3cret refused", "password *** refused");
+        redacts(
+            "mysql://app:p%40ss%2Fw@db/shop",
+            "not `p@ss/w` but `p%40ss%2Fw`",
+            "not `***` but `***`",
+        );
+        redacts(
+            "postgres://app:p@ssword@db/shop",
+            "no such host: ssword@db",
+            "no such host: ***@db",
+        );
+        redacts("host=db password=s3cret user=app", "token s3cret", "token ***");
+        redacts("host=db password = 'a b c'", "near a b c", "near ***");
+        redacts("postgres://db/shop?user=app&password=s3cret&x=1", "s3cret!", "***!");
+        redacts("postgres://db/shop?sslpassword=s3cret", "s3cret", "***");
+    }
+
+    #[test]
+    fn leaves_the_rest_of_a_message_readable() {
+        redacts("mysql://app:e@db/shop", "the peer refused 'e'", "the peer refused '***'");
+        redacts("mysql://app@db/shop", "Unknown server host 'db'", "Unknown server host 'db'");
+        redacts("mysql://app:@db/shop", "Access denied", "Access denied");
+        redacts("a.db?mode=rw", "unable to open database file", "unable to open database file");
+    }
+
+    #[test]
+    fn debug_does_not_show_it() {
+        let url = PeerUrl::new("mysql://app:s3cret@db/shop".to_owned());
+        assert_eq!(format!("{url:?}"), "***", "a URL is a secret");
+    }
+}

@@ -1,0 +1,146 @@
+//! A peer that fails to connect is marked and left alone; it comes back after the interval.
+
+mod support;
+
+use diesel::connection::SimpleConnection;
+use diesel::r2d2::Pool;
+use diesel_peers::{AllDown, PeerManager, PeerState, Recheck};
+use std::time::Duration;
+use support::backend::{Backend, PATIENCE, SOON, links, manager_over, pool_of, state};
+use support::scripted::{ScriptedConnection, Server};
+use support::wait_until;
+
+on_every_backend!(
+    one_peer_down_at_the_start,
+    all_peers_down,
+    a_peer_comes_back_after_the_interval,
+    some_peers_come_back,
+);
+
+fn one_peer_down_at_the_start<B: Backend>() {
+    let mut servers = B::start(3);
+    servers[1].kill();
+    let (pool, peers) = pool_of(manager_over(&servers), 6);
+    wait_until("the pool is full", PATIENCE, || pool.state().connections == 6);
+    assert_eq!(links(&peers), [3, 0, 3], "the connections go to those that live");
+    let dead = peers.snapshot().peers.swap_remove(1);
+    assert_eq!(dead.state, PeerState::Down, "the dead one is marked");
+    assert!(dead.why.is_some_and(|why| !why.is_empty()), "with a reason");
+    assert!(dead.failures >= 1 && dead.connects == 0, "and its failures are counted");
+    for _ in 0..20 {
+        let mut conn = pool.get().expect("two peers live");
+        conn.batch_execute("SELECT 1").expect("this one does");
+        assert_ne!(conn.peer(), "peer1", "no query goes to the dead peer");
+    }
+}
+
+fn all_peers_down<B: Backend>() {
+    let mut servers = B::start(2);
+    servers.iter_mut().for_each(Backend::kill);
+    let manager = manager_over(&servers).build().expect("nothing is connected to yet");
+    let peers = manager.peers();
+    let error = Pool::builder()
+        .max_size(2)
+        .connection_timeout(Duration::from_secs(2))
+        .build(manager)
+        .expect_err("no peer lives");
+    let story = error.to_string();
+    for told in ["peer0: ", "peer1: ", "next check in "] {
+        assert!(story.contains(told), "the error tells the story of each peer: {story}");
+    }
+    for server in &servers {
+        assert!(!story.contains(&server.url()), "but not its URL: {story}");
+    }
+    wait_until("the pool's last try ends", PATIENCE, || peers.snapshot().closed);
+    assert!(peers.snapshot().peers.iter().all(|peer| peer.state == PeerState::Down), "{peers:?}");
+}
+
+fn a_peer_comes_back_after_the_interval<B: Backend>() {
+    let mut servers = B::start(3);
+    let (pool, peers) = pool_of(manager_over(&servers).check_interval(SOON), 6);
+    wait_until("the pool is full", PATIENCE, || links(&peers) == [2, 2, 2]);
+    servers[0].kill();
+    wait_until("the checker notices", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    // A connection is looked at when it is checked out and when it comes back.
+    let check_out_all = || (0..6).map_while(|_| pool.try_get()).collect::<Vec<_>>();
+    wait_until("its connections move to the others", PATIENCE, || {
+        drop(check_out_all());
+        links(&peers) == [0, 3, 3]
+    });
+    servers[0].restart();
+    wait_until("a check finds it up", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
+    wait_until("it has its share again", PATIENCE, || {
+        drop(check_out_all());
+        links(&peers) == [2, 2, 2]
+    });
+    wait_until("it serves", PATIENCE, || {
+        let mut all = check_out_all();
+        let conn = all.iter_mut().find(|conn| conn.peer() == "peer0");
+        conn.is_some_and(|conn| conn.batch_execute("SELECT 1").is_ok())
+    });
+}
+
+fn some_peers_come_back<B: Backend>() {
+    let mut servers = B::start(3);
+    servers.iter_mut().for_each(Backend::kill);
+    let (pool, peers) = pool_of(manager_over(&servers).check_interval(SOON), 4);
+    for name in ["peer0", "peer1", "peer2"] {
+        wait_until("all are marked", PATIENCE, || state(&peers, name) == PeerState::Down);
+    }
+    servers[2].restart();
+    wait_until("a connection is there", PATIENCE, || pool.get().is_ok());
+    wait_until("the pool is full", PATIENCE, || links(&peers) == [0, 0, 4]);
+    assert_eq!(state(&peers, "peer0"), PeerState::Down, "the others stay down");
+}
+
+/// The mark is cleared unasked: the next connection finds out.
+#[test]
+fn marks_can_be_cleared_without_a_probe() {
+    let servers = [Server::start(), Server::start()];
+    servers[0].crash();
+    let builder =
+        support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
+    let (_pool, peers) = pool_of(builder.recheck(Recheck::Clear).check_interval(SOON), 4);
+    wait_until("the pool is full", PATIENCE, || links(&peers) == [0, 4]);
+    wait_until("the mark is set", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    let logins = servers[0].logins();
+    wait_until("the mark is cleared", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
+    assert_eq!(servers[0].logins(), logins, "nobody asked");
+}
+
+/// A node that takes logins but refuses work (a Galera node that is not ready) stays down.
+#[test]
+fn a_login_alone_does_not_bring_a_peer_back() {
+    let server = Server::start();
+    server.crash();
+    let builder = support::backend::manager_of::<ScriptedConnection>([server.url()]);
+    let (pool, peers) = pool_of(builder.check_interval(SOON), 1);
+    wait_until("it is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    server.work(false);
+    server.accept(true);
+    let begins = server.begins();
+    wait_until("it is tried and probed", PATIENCE, || server.begins() >= begins + 3);
+    assert_eq!(state(&peers, "peer0"), PeerState::Down, "it refuses all work");
+    assert!(pool.try_get().is_none(), "so no connection to it is handed out");
+    server.work(true);
+    wait_until("it is up when it works", PATIENCE, || pool.get().is_ok());
+}
+
+#[test]
+fn when_all_are_down_nothing_is_dialled_if_so_told() {
+    for (all_down, dialled) in [(AllDown::Try, true), (AllDown::Fail, false)] {
+        let server = Server::start();
+        server.crash();
+        let manager = PeerManager::<ScriptedConnection>::builder()
+            .peer("only", server.url())
+            .all_down(all_down)
+            .build()
+            .expect("the settings are right");
+        let connect = || r2d2::ManageConnection::connect(&manager).expect_err("it is down");
+        connect();
+        let logins = server.logins();
+        let story = connect().to_string();
+        assert_eq!(server.logins() > logins, dialled, "{all_down:?}: whether it is tried");
+        assert!(story.contains("only: ") && story.contains("refused by"), "{all_down:?}: {story}");
+    }
+}

@@ -1,0 +1,101 @@
+//! Dropping the last pool ends our threads and our connections, wherever the drop happens. In a
+//! file of its own, and one test after the other, as threads are the whole process's.
+
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::fs;
+
+use diesel_peers::Peers;
+use support::backend::{Backend, PATIENCE, SOON, links, manager_of, manager_over, pool_of};
+use support::scripted::{ScriptedConnection, Server};
+use support::wait_until;
+
+/// The names of this process's threads that are ours. r2d2's own workers outlive a pool by half a
+/// minute, and are called otherwise.
+fn our_threads() -> Vec<String> {
+    let threads = fs::read_dir("/proc/self/task").expect("Linux tells of its threads");
+    // A thread may end while it is looked at.
+    let names = threads.flatten().flat_map(|thread| fs::read_to_string(thread.path().join("comm")));
+    names.filter(|name| name.starts_with("peers-")).collect()
+}
+
+#[track_caller]
+fn is_gone(peers: &Peers) {
+    wait_until("the handle says closed", PATIENCE, || peers.snapshot().closed);
+    wait_until("no thread of ours is left", PATIENCE, || our_threads().is_empty());
+}
+
+fn a_pool_is_dropped<B: Backend>(open: impl Fn(&B) -> usize) {
+    let servers = B::start(2);
+    let (pool, peers) = pool_of(manager_over(&servers).check_interval(SOON), 4);
+    wait_until("the pool is full", PATIENCE, || links(&peers) == [2, 2]);
+    assert!(!our_threads().is_empty(), "there is something to end");
+    drop(pool);
+    is_gone(&peers);
+    assert_eq!(links(&peers), [0, 0], "no connection is counted");
+    wait_until("no session is left", PATIENCE, || servers.iter().all(|server| open(server) == 0));
+}
+
+fn a_pool_is_dropped_during_a_connect() {
+    let server = Server::start();
+    server.hold_logins(true);
+    let (pool, peers) = pool_of(manager_of::<ScriptedConnection>([server.url()]), 2);
+    wait_until("two logins are under way", PATIENCE, || server.logins() == 2);
+    drop(pool);
+    // r2d2's workers hold the pool while they connect, so the manager is dropped by one of them.
+    assert!(!peers.snapshot().closed, "the connects are still under way");
+    server.hold_logins(false);
+    is_gone(&peers);
+    wait_until("no session is left", PATIENCE, || server.open() == 0);
+}
+
+fn a_pool_is_dropped_during_a_probe() {
+    let server = Server::start();
+    let (pool, peers) = pool_of(manager_of::<ScriptedConnection>([server.url()]), 1);
+    drop(pool.get().expect("the peer lives"));
+    server.hold_logins(true);
+    let mut conn = pool.get().expect("there is a connection");
+    server.cut_off();
+    diesel::connection::SimpleConnection::batch_execute(&mut conn, "SELECT 1")
+        .expect_err("its session was cut off");
+    wait_until("its peer is probed", PATIENCE, || server.logins() == 2);
+    // The connection goes back first: it holds the pool.
+    drop(conn);
+    drop(pool);
+    server.hold_logins(false);
+    is_gone(&peers);
+    wait_until("no session is left", PATIENCE, || server.open() == 0);
+}
+
+fn a_manager_is_dropped_without_a_pool() {
+    let manager = manager_of::<ScriptedConnection>([Server::start().url()]).build();
+    let manager = manager.expect("the settings are right");
+    let peers = manager.peers();
+    drop(manager);
+    is_gone(&peers);
+}
+
+fn the_pool_lives_as_long_as_its_last_connection() {
+    let server = Server::start();
+    let (pool, peers) = pool_of(manager_of::<ScriptedConnection>([server.url()]), 1);
+    let conn = pool.get().expect("the peer lives");
+    drop(pool);
+    assert!(!peers.snapshot().closed, "a connection that is checked out keeps its pool");
+    drop(conn);
+    is_gone(&peers);
+}
+
+#[test]
+fn nothing_of_ours_is_left() {
+    a_manager_is_dropped_without_a_pool();
+    the_pool_lives_as_long_as_its_last_connection();
+    a_pool_is_dropped_during_a_connect();
+    a_pool_is_dropped_during_a_probe();
+    a_pool_is_dropped::<support::backend::SqlitePath>(|_| 0);
+    #[cfg(feature = "mysql")]
+    a_pool_is_dropped::<support::mariadb::MariaDb>(support::mariadb::MariaDb::sessions);
+    #[cfg(feature = "postgres")]
+    a_pool_is_dropped::<support::postgres::Postgres>(support::postgres::Postgres::sessions);
+}

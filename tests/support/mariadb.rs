@@ -1,0 +1,137 @@
+//! A real `MariaDB` server.
+
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpStream};
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use super::account::Account;
+use super::port::free_port;
+use super::process::{Server, Signals, find_program, run, text};
+use super::{APP, APP_PASSWORD, template};
+
+/// `mariadbd` with an empty database and a user of its own, without any configuration file.
+#[derive(Debug)]
+pub struct MariaDb {
+    server: Server,
+}
+
+impl MariaDb {
+    /// Starts a server with new data.
+    pub fn start() -> Self {
+        let account = Account::of("mysql");
+        let folder = account.folder();
+        // Also part of the archive's name: the program's version, and all of this file.
+        let version = run(Command::new(find_program("mariadbd")).arg("--version"));
+        let recipe = version + include_str!("mariadb.rs");
+        template::unpack("mariadb", &recipe, &account, folder.path(), |data| {
+            make_data(&account, data);
+        });
+
+        let port = free_port();
+        let mut command = mariadbd(&account, folder.path());
+        command.arg(format!("--port={}", port.number()));
+        command.arg(format!("--socket={}", folder.path().join("socket").display()));
+        command.arg(format!("--pid-file={}", folder.path().join("pid").display()));
+        command.args([
+            "--bind-address=127.0.0.1",
+            "--skip-name-resolve",
+            "--max-connections=200",
+            // A port check that hangs up without logging in counts as an error.
+            "--max-connect-errors=1000000",
+        ]);
+        let ready = |server: &Server| greets(server.port(), Duration::from_secs(1));
+        let signals = Signals { stop: "TERM", kill: "KILL" };
+        Self { server: Server::start(folder, port, command, signals, ready) }
+    }
+
+    /// Where the application finds its database.
+    pub fn url(&self) -> String {
+        url(self.port())
+    }
+
+    /// How many sessions of the application the server has.
+    pub fn sessions(&self) -> usize {
+        let count = self.sql(&format!(
+            "SELECT COUNT(*) FROM information_schema.processlist WHERE user = '{APP}'"
+        ));
+        count.trim().parse().expect("a count")
+    }
+
+    /// Has the server run statements as its administrator, and returns its answer.
+    #[track_caller]
+    pub fn sql(&self, statements: &str) -> String {
+        let mut client = Command::new(find_program("mariadb"));
+        client.arg("--no-defaults");
+        client.arg(format!("--socket={}", self.folder().join("socket").display()));
+        client.args(["--user=root", "--connect-timeout=10", "--batch", "--skip-column-names"]);
+        run(client.arg("--execute").arg(statements))
+    }
+}
+
+/// The life of the process is the same for all servers: see [`Server`].
+impl Deref for MariaDb {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
+impl DerefMut for MariaDb {
+    fn deref_mut(&mut self) -> &mut Server {
+        &mut self.server
+    }
+}
+
+/// The URL of the application's database behind `port`, on a server or something in front of it.
+pub fn url(port: u16) -> String {
+    format!("mysql://{APP}:{APP_PASSWORD}@127.0.0.1:{port}/{APP}")
+}
+
+/// Whether a server on `port` says hello: it speaks first, before any login.
+pub fn greets(port: u16, patience: Duration) -> bool {
+    let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return false };
+    stream.set_read_timeout(Some(patience)).expect("longer than nothing");
+    // Four bytes of length and sequence, then the protocol's version; an error has 255 there.
+    let mut greeting = [0; 5];
+    stream.read_exact(&mut greeting).is_ok() && greeting[4] == 10
+}
+
+/// The server program with what shapes its data and what makes it quick. The data need to outlive
+/// the server's death, but not the machine's.
+fn mariadbd(account: &Account, data: &Path) -> Command {
+    let mut command = account.command("mariadbd");
+    command.arg("--no-defaults").arg(format!("--datadir={}", data.display()));
+    command.args([
+        "--innodb-log-file-size=4M",
+        "--innodb-buffer-pool-size=16M",
+        "--innodb-use-native-aio=OFF",
+        "--innodb-flush-log-at-trx-commit=2",
+        "--performance-schema=OFF",
+        "--debug-no-sync",
+    ]);
+    command
+}
+
+/// Makes new data: no anonymous users, no administrator over TCP, and the application's account.
+fn make_data(account: &Account, data: &Path) {
+    let mut install = account.command("mariadb-install-db");
+    install.arg("--no-defaults").arg(format!("--datadir={}", data.display()));
+    run(install.args([
+        "--auth-root-authentication-method=normal",
+        "--skip-test-db",
+        "--innodb-log-file-size=4M",
+    ]));
+
+    let statements = format!(
+        "DELETE FROM mysql.global_priv WHERE user = '' OR host <> 'localhost';
+         FLUSH PRIVILEGES;
+         CREATE DATABASE {APP};
+         CREATE USER {APP}@'%' IDENTIFIED BY '{APP_PASSWORD}';
+         GRANT ALL ON {APP}.* TO {APP}@'%';"
+    );
+    run(mariadbd(account, data).arg("--bootstrap").stdin(text(&statements)));
+}

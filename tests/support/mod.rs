@@ -1,0 +1,77 @@
+//! The test bench: real servers, started for one test and gone with it, and the ways they fail.
+//!
+//! Everything listens on loopback and lives in a temporary folder of its own. The real servers
+//! need Linux; [`scripted`] runs anywhere.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of the bench")]
+#![allow(clippy::disallowed_methods, reason = "the bench waits for real processes")]
+
+#[cfg(target_os = "linux")]
+pub mod account;
+#[cfg(target_os = "linux")]
+pub mod haproxy;
+#[cfg(target_os = "linux")]
+pub mod mariadb;
+#[cfg(target_os = "linux")]
+pub mod network;
+#[cfg(target_os = "linux")]
+pub mod port;
+#[cfg(target_os = "linux")]
+pub mod postgres;
+#[cfg(target_os = "linux")]
+pub mod process;
+#[cfg(target_os = "linux")]
+pub mod template;
+
+pub mod backend;
+pub mod load;
+pub mod scripted;
+
+use std::env;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Comma-separated URLs of the tester's own `MySQL` or `MariaDB` servers, for [`own_urls`].
+pub const OWN_MYSQL: &str = "DIESEL_PEERS_TEST_MYSQL_URL";
+/// Comma-separated URLs of the tester's own `PostgreSQL` servers, for [`own_urls`].
+pub const OWN_POSTGRES: &str = "DIESEL_PEERS_TEST_POSTGRES_URL";
+
+/// The database and the user that every server of the bench has.
+pub const APP: &str = "app";
+/// The password of [`APP`]: a word that must not show up in any log.
+pub const APP_PASSWORD: &str = "s3cret-app";
+
+/// How long a wait sleeps before it looks again.
+const POLL: Duration = Duration::from_millis(5);
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+///
+/// Says `what` it waited for when `deadline` has passed. Give it plenty: a wait that ends well
+/// ends at once, whatever the deadline.
+#[track_caller]
+pub fn wait_until(what: &str, deadline: Duration, condition: impl FnMut() -> bool) {
+    assert!(within(deadline, condition), "waited {deadline:?} in vain for: {what}");
+}
+
+/// Whether `condition` comes to hold before the deadline. It is tried at least once.
+pub fn within(deadline: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    loop {
+        if condition() {
+            return true;
+        }
+        if start.elapsed() >= deadline {
+            return false;
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// The servers a tester names in the environment variable `var`, to test against those as well.
+pub fn own_urls(var: &str) -> Option<Vec<String>> {
+    let urls = env::var(var).ok()?;
+    let urls: Vec<_> =
+        urls.split(',').map(str::trim).filter(|url| !url.is_empty()).map(String::from).collect();
+    (!urls.is_empty()).then_some(urls)
+}

@@ -1,0 +1,250 @@
+//! A backend that does what a test tells it to: servers that are only a few counters, and a diesel
+//! connection to them. What is asserted against it is exact, and takes no time.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use diesel::connection::{
+    AnsiTransactionManager, CacheSize, Connection, ConnectionSealed, DynInstrumentation,
+    Instrumentation, InstrumentationEvent, SimpleConnection, StrQueryHelper, TransactionManager,
+};
+use diesel::query_builder::{QueryFragment, QueryId};
+use diesel::r2d2::R2D2Connection;
+use diesel::result::{ConnectionError, ConnectionResult, DatabaseErrorKind, Error, QueryResult};
+use diesel::sqlite::Sqlite;
+
+static SERVERS: Mutex<Option<HashMap<String, Arc<Server>>>> = Mutex::new(None);
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+fn servers() -> MutexGuard<'static, Option<HashMap<String, Arc<Server>>>> {
+    SERVERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One scripted server. It accepts and works until it is told otherwise.
+#[derive(Debug)]
+pub struct Server {
+    url: String,
+    accepts: AtomicBool,
+    works: AtomicBool,
+    panics: AtomicBool,
+    /// Whether logins wait at the gate.
+    gate: (Mutex<bool>, Condvar),
+    /// Connections of an earlier generation were cut off.
+    generation: AtomicUsize,
+    open: AtomicUsize,
+    most_open: AtomicUsize,
+    logins: AtomicUsize,
+    queries: AtomicUsize,
+    begins: AtomicUsize,
+}
+
+impl Server {
+    /// A new server with a URL, and a password in it, of its own.
+    pub fn start() -> Arc<Self> {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let server = Arc::new(Self {
+            url: format!("scripted://app:s3cret-{number}@server{number}"),
+            accepts: AtomicBool::new(true),
+            works: AtomicBool::new(true),
+            panics: AtomicBool::new(false),
+            gate: (Mutex::new(false), Condvar::new()),
+            generation: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+            most_open: AtomicUsize::new(0),
+            logins: AtomicUsize::new(0),
+            queries: AtomicUsize::new(0),
+            begins: AtomicUsize::new(0),
+        });
+        servers().get_or_insert_default().insert(server.url.clone(), server.clone());
+        server
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Whether new connections are accepted; sessions go on either way (a paused proxy).
+    pub fn accept(&self, accepts: bool) {
+        self.accepts.store(accepts, Ordering::SeqCst);
+    }
+
+    /// Whether transactions can begin (a Galera node that is not ready refuses them, but accepts
+    /// logins and answers pings).
+    pub fn work(&self, works: bool) {
+        self.works.store(works, Ordering::SeqCst);
+    }
+
+    /// Whether a login panics instead of returning.
+    pub fn panic_at_login(&self, panics: bool) {
+        self.panics.store(panics, Ordering::SeqCst);
+    }
+
+    /// Whether logins wait until they are let through again.
+    pub fn hold_logins(&self, hold: bool) {
+        let (closed, changed) = &self.gate;
+        *closed.lock().unwrap_or_else(PoisonError::into_inner) = hold;
+        changed.notify_all();
+    }
+
+    fn pass_the_gate(&self) {
+        let (closed, changed) = &self.gate;
+        let closed = closed.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(changed.wait_while(closed, |closed| *closed));
+    }
+
+    /// Cuts every session off.
+    pub fn cut_off(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A crash: nothing is accepted, and every session is cut off.
+    pub fn crash(&self) {
+        self.accept(false);
+        self.cut_off();
+    }
+
+    /// Sessions that are open now.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
+    }
+
+    /// The most sessions that were ever open at once.
+    pub fn most_open(&self) -> usize {
+        self.most_open.load(Ordering::SeqCst)
+    }
+
+    /// Logins that were asked for, successful or not.
+    pub fn logins(&self) -> usize {
+        self.logins.load(Ordering::SeqCst)
+    }
+
+    /// Statements that were executed, pings and transactions left out.
+    pub fn queries(&self) -> usize {
+        self.queries.load(Ordering::SeqCst)
+    }
+
+    /// Transactions that were begun.
+    pub fn begins(&self) -> usize {
+        self.begins.load(Ordering::SeqCst)
+    }
+}
+
+/// A diesel connection to a [`Server`].
+pub struct ScriptedConnection {
+    server: Arc<Server>,
+    generation: usize,
+    instrumentation: DynInstrumentation,
+    transactions: AnsiTransactionManager,
+}
+
+impl ScriptedConnection {
+    /// Runs `statement` on the server, in the brackets of diesel's instrumentation.
+    fn run(
+        &mut self,
+        statement: &str,
+        counter: Option<fn(&Server) -> &AtomicUsize>,
+    ) -> QueryResult<()> {
+        let query = StrQueryHelper::new(statement);
+        self.instrumentation.on_connection_event(InstrumentationEvent::start_query(&query));
+        let outcome = self.answer(statement, counter);
+        let error = outcome.as_ref().err();
+        self.instrumentation.on_connection_event(InstrumentationEvent::finish_query(&query, error));
+        outcome
+    }
+
+    fn answer(
+        &self,
+        statement: &str,
+        counter: Option<fn(&Server) -> &AtomicUsize>,
+    ) -> QueryResult<()> {
+        let refusal = |text: &str| {
+            Error::DatabaseError(DatabaseErrorKind::Unknown, Box::new(text.to_owned()))
+        };
+        if self.generation != self.server.generation.load(Ordering::SeqCst) {
+            return Err(refusal("Lost connection to server during query"));
+        }
+        if let Some(counter) = counter {
+            counter(&self.server).fetch_add(1, Ordering::SeqCst);
+        }
+        if statement == "BEGIN" && !self.server.works.load(Ordering::SeqCst) {
+            return Err(refusal("WSREP has not yet prepared node for application use"));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ScriptedConnection {
+    fn drop(&mut self) {
+        self.server.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl ConnectionSealed for ScriptedConnection {}
+
+impl SimpleConnection for ScriptedConnection {
+    fn batch_execute(&mut self, query: &str) -> QueryResult<()> {
+        match query {
+            "BEGIN" => self.run(query, Some(|server| &server.begins)),
+            "ROLLBACK" | "COMMIT" => self.run(query, None),
+            _ => self.run(query, Some(|server| &server.queries)),
+        }
+    }
+}
+
+impl Connection for ScriptedConnection {
+    // Any backend will do: no query is ever built into SQL.
+    type Backend = Sqlite;
+    type TransactionManager = AnsiTransactionManager;
+
+    fn establish(url: &str) -> ConnectionResult<Self> {
+        let server = servers().as_ref().and_then(|servers| servers.get(url).cloned());
+        let server = server
+            .ok_or_else(|| ConnectionError::InvalidConnectionUrl(format!("no server at {url}")))?;
+        server.logins.fetch_add(1, Ordering::SeqCst);
+        server.pass_the_gate();
+        assert!(!server.panics.load(Ordering::SeqCst), "this server's logins panic");
+        if !server.accepts.load(Ordering::SeqCst) {
+            return Err(ConnectionError::BadConnection(format!("refused by {url}")));
+        }
+        let open = server.open.fetch_add(1, Ordering::SeqCst) + 1;
+        server.most_open.fetch_max(open, Ordering::SeqCst);
+        Ok(Self {
+            generation: server.generation.load(Ordering::SeqCst),
+            server,
+            instrumentation: DynInstrumentation::default_instrumentation(),
+            transactions: AnsiTransactionManager::default(),
+        })
+    }
+
+    fn execute_returning_count<T>(&mut self, _: &T) -> QueryResult<usize>
+    where
+        T: QueryFragment<Self::Backend> + QueryId,
+    {
+        self.run("a query", Some(|server| &server.queries)).map(|()| 1)
+    }
+
+    fn transaction_state(&mut self) -> &mut AnsiTransactionManager {
+        &mut self.transactions
+    }
+
+    fn instrumentation(&mut self) -> &mut dyn Instrumentation {
+        &mut *self.instrumentation
+    }
+
+    fn set_instrumentation(&mut self, instrumentation: impl Instrumentation) {
+        self.instrumentation = instrumentation.into();
+    }
+
+    fn set_prepared_statement_cache_size(&mut self, _: CacheSize) {}
+}
+
+impl R2D2Connection for ScriptedConnection {
+    fn ping(&mut self) -> QueryResult<()> {
+        self.run("a ping", None)
+    }
+
+    fn is_broken(&mut self) -> bool {
+        AnsiTransactionManager::is_broken_transaction_manager(self)
+    }
+}
