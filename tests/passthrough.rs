@@ -9,8 +9,7 @@ use diesel::r2d2::{Pool, PooledConnection, R2D2Connection, TestCustomizer};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use diesel_peers::{PeerConnection, PeerManager};
 use schema::notes;
-use support::backend::{Backend, SqlitePath, manager_of, manager_over};
-use support::wait_until;
+use support::backend::{Backend, SqlitePath, manager_over};
 
 mod schema {
     diesel::table! {
@@ -44,9 +43,11 @@ macro_rules! application {
                     .execute(conn)
             }
 
-            fn count(
-                conn: &mut (impl Connection<Backend = $backend> + LoadConnection),
-            ) -> QueryResult<i64> {
+            fn rename(conn: &mut impl Connection<Backend = $backend>) -> QueryResult<usize> {
+                diesel::update(notes::table).set(notes::text.eq("none")).execute(conn)
+            }
+
+            fn count(conn: &mut impl LoadConnection<Backend = $backend>) -> QueryResult<i64> {
                 notes::table.count().get_result(conn)
             }
 
@@ -67,7 +68,8 @@ macro_rules! application {
                 conn.set_prepared_statement_cache_size(CacheSize::Unbounded);
 
                 add(&mut conn, 1, "one").expect("through `&mut` the connection");
-                assert_eq!(count(&mut conn), Ok(1), "through `impl Connection`");
+                assert_eq!(rename(&mut conn), Ok(1), "through `impl Connection`");
+                assert_eq!(count(&mut conn), Ok(1), "through `impl LoadConnection`");
                 let bare: &mut PeerConnection<$connection> = &mut conn;
                 assert_eq!(count(bare), Ok(1), "through `PeerConnection`");
                 let two = conn.transaction(|conn| {
@@ -216,12 +218,13 @@ fn postgres_s_own_methods_are_there() {
 
 #[cfg(feature = "mysql")]
 mod multi_connection {
-    use super::{
-        Backend, MysqlConnection, SqliteConnection, SqlitePath, manager_of, support, wait_until,
-    };
+    use super::support;
     use diesel::prelude::*;
     use diesel_peers::PeerState;
-    use support::backend::{PATIENCE, SOON, links, pool_of, state};
+    use support::backend::{
+        Backend, PATIENCE, SOON, SqlitePath, links, manager_of, pool_of, state,
+    };
+    use support::wait_until;
 
     /// Two kinds of server behind one pool; each knows its own URLs.
     #[derive(diesel::MultiConnection)]

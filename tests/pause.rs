@@ -1,10 +1,11 @@
 //! A proxy that is paused (it refuses new connections, its sessions go on: what `PROXYSQL PAUSE`
 //! does) is noticed by a pool that needs no new connection, and left without a single error.
 
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", any(feature = "mysql", feature = "postgres")))]
 
 mod support;
 
+#[cfg(feature = "mysql")]
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::R2D2Connection;
 use diesel_peers::PeerState;

@@ -1,0 +1,6 @@
+diesel::table! {
+    visits (id) {
+        id -> Integer,
+        peer -> Text,
+    }
+}
