@@ -1,4 +1,5 @@
-//! One r2d2 pool over several equivalent database peers, for diesel.
+// Its code is compiled as doctests with the features that it uses.
+#![cfg_attr(any(not(doctest), feature = "mysql"), doc = include_str!("../README.md"))]
 
 mod builder;
 mod caught;

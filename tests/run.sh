@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Installs what the tests need and is missing, then runs every check: format, lints, documentation,
+# the tests of all features, and the quick start. CI runs exactly this.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+packages=(
+    gcc libc6-dev pkg-config util-linux             # to build, and to start servers as their users
+    mariadb-server galera-4 libmariadb-dev          # MariaDB, and diesel's client library for it
+    postgresql libpq-dev                            # PostgreSQL, and diesel's client library for it
+    haproxy nftables                                # a proxy to pause, and packets to drop
+)
+missing=()
+for package in "${packages[@]}"; do
+    dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null \
+        | grep -qx installed || missing+=("$package")
+done
+if ((${#missing[@]})); then
+    echo "installing: ${missing[*]}"
+    as_root=(env DEBIAN_FRONTEND=noninteractive)
+    if ((EUID != 0)); then as_root=(sudo "${as_root[@]}"); fi
+    # The packages' own servers are not wanted: each test starts its own.
+    as_root+=(RUNLEVEL=1)
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}"
+fi
+
+step() {
+    echo
+    echo "== $*"
+    "$@"
+}
+
+export RUSTFLAGS="${RUSTFLAGS-} -Dwarnings" RUSTDOCFLAGS="${RUSTDOCFLAGS-} -Dwarnings"
+step cargo fmt --all --check
+step cargo clippy --locked --all-features --all-targets
+step cargo clippy --locked --all-targets
+step cargo doc --locked --all-features --no-deps
+step cargo test --locked --all-features
+step cargo run --locked --all-features --example quickstart
