@@ -2,72 +2,74 @@
 
 use std::fmt;
 use std::io;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
+use diesel::QueryResult;
 use diesel::r2d2::R2D2Connection;
 use rand::SeedableRng;
 use rand::rngs::{SmallRng, SysRng};
 
 use crate::checker;
-use crate::manager::PeerManager;
-use crate::set::PeerSet;
+use crate::connection::Links;
+use crate::dial::OnConnect;
+use crate::exchange::Exchange;
+use crate::manager::{Ages, PeerManager};
+use crate::peer::Peer;
+use crate::policy::{AllDown, Balance, Recheck, Strategy};
+use crate::set::{PeerSet, Rules};
 use crate::url::PeerUrl;
+
+/// A duration as long as this is as good as for ever; the clock cannot tell much longer ones.
+const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
 /// How long a failure mark holds when nothing else is said. From django-proxysql.
 const DEFAULT_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How a peer that is down comes back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Recheck {
-    /// The manager logs in by itself and runs `BEGIN; ROLLBACK`. When that succeeds the mark is
-    /// cleared, else it is renewed, so that no user's request is spent on finding out.
-    #[default]
-    Probe,
-    /// The mark is cleared without asking, as django-proxysql does, and the next connection that
-    /// goes there finds out. Peers that are up are probed all the same.
-    Clear,
-}
+/// The least time between two connections that are closed to even out their number.
+const DEFAULT_REBALANCE_PACE: Duration = Duration::from_millis(200);
 
-/// What a new connection does while every peer is down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum AllDown {
-    /// Try them, the one that is due soonest first.
-    #[default]
-    Try,
-    /// Fail at once, until a check has found a peer up.
-    Fail,
-}
+/// How old a connection gets. As r2d2's `max_lifetime`, which counts for its slots.
+const DEFAULT_LINK_MAX_AGE: Duration = Duration::from_secs(30 * 60);
 
 /// Builds a [`PeerManager`].
 ///
 /// Every check is made in [`build`](Self::build); a wrong setting is an error there, never
 /// corrected silently.
 pub struct PeerManagerBuilder<C> {
-    peers: Vec<(String, String)>,
-    check_interval: Duration,
-    recheck: Recheck,
-    all_down: AllDown,
+    peers: Vec<PeerConfig>,
+    /// Weights and tiers of peers by name, which may be given before the peers themselves.
+    weights: Vec<(String, u32)>,
+    tiers: Vec<(String, u32)>,
+    rules: Rules,
+    balance: Balance,
+    link_max_age: Duration,
+    on_connect: Box<OnConnect<C>>,
     rng_seed: Option<u64>,
-    connection: PhantomData<fn() -> C>,
+}
+
+/// A peer as it was given.
+struct PeerConfig {
+    name: String,
+    url: String,
 }
 
 /// Not derived: the URLs are secrets, and `C` need not be `Debug`.
 impl<C> fmt::Debug for PeerManagerBuilder<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { peers, check_interval, recheck, all_down, rng_seed, connection: _ } = self;
-        let names: Vec<&str> = peers.iter().map(|(name, _)| name.as_str()).collect();
+        let Self { peers, weights, tiers, rules, balance, link_max_age, on_connect: _, rng_seed } =
+            self;
+        let names: Vec<&str> = peers.iter().map(|peer| peer.name.as_str()).collect();
         f.debug_struct("PeerManagerBuilder")
             .field("peers", &names)
-            .field("check_interval", check_interval)
-            .field("recheck", recheck)
-            .field("all_down", all_down)
+            .field("weights", weights)
+            .field("tiers", tiers)
+            .field("rules", rules)
+            .field("balance", balance)
+            .field("link_max_age", link_max_age)
             .field("rng_seed", rng_seed)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -75,11 +77,19 @@ impl<C> PeerManagerBuilder<C> {
     pub(crate) fn new() -> Self {
         Self {
             peers: Vec::new(),
-            check_interval: DEFAULT_CHECK_INTERVAL,
-            recheck: Recheck::default(),
-            all_down: AllDown::default(),
+            weights: Vec::new(),
+            tiers: Vec::new(),
+            rules: Rules {
+                check_interval: DEFAULT_CHECK_INTERVAL,
+                recheck: Recheck::default(),
+                all_down: AllDown::default(),
+                strategy: Strategy::default(),
+                rebalance_pace: DEFAULT_REBALANCE_PACE,
+            },
+            balance: Balance::default(),
+            link_max_age: DEFAULT_LINK_MAX_AGE,
+            on_connect: Box::new(|_| Ok(())),
             rng_seed: None,
-            connection: PhantomData,
         }
     }
 
@@ -89,7 +99,84 @@ impl<C> PeerManagerBuilder<C> {
     /// At least one peer is needed.
     #[must_use]
     pub fn peer(mut self, name: impl Into<String>, url: impl Into<String>) -> Self {
-        self.peers.push((name.into(), url.into()));
+        self.peers.push(PeerConfig { name: name.into(), url: url.into() });
+        self
+    }
+
+    /// The proportion of the work that a peer gets: one of weight 2 gets twice as much as one of
+    /// weight 1, and one of weight 0 gets no new work.
+    ///
+    /// Defaults to 1.
+    #[must_use]
+    pub fn weight(mut self, name: impl Into<String>, weight: u32) -> Self {
+        self.weights.push((name.into(), weight));
+        self
+    }
+
+    /// The tier of a peer under [`Strategy::Ordered`]: the lowest tier in which a peer is up serves,
+    /// and the others wait. Under the other strategies it does not matter.
+    ///
+    /// Defaults to 0.
+    #[must_use]
+    pub fn tier(mut self, name: impl Into<String>, tier: u32) -> Self {
+        self.tiers.push((name.into(), tier));
+        self
+    }
+
+    /// Which peer serves a check-out.
+    ///
+    /// Defaults to [`Strategy::LeastConnections`].
+    #[must_use]
+    pub fn strategy(mut self, strategy: Strategy) -> Self {
+        self.rules.strategy = strategy;
+        self
+    }
+
+    /// Whether the work is balanced or the connections.
+    ///
+    /// Defaults to [`Balance::PerCheckout`].
+    #[must_use]
+    pub fn balance(mut self, balance: Balance) -> Self {
+        self.balance = balance;
+        self
+    }
+
+    /// The least time between two connections that are closed so that others can be opened to a
+    /// peer that lacks them, because it came back or was down at the start.
+    ///
+    /// Defaults to 200 milliseconds: 5 connections a second. Zero is no pace at all.
+    #[must_use]
+    pub fn rebalance_pace(mut self, rebalance_pace: Duration) -> Self {
+        self.rules.rebalance_pace = rebalance_pace;
+        self
+    }
+
+    /// How old a connection gets: when it comes back to the pool after that it is closed. Up to
+    /// 10 % less, by chance, so that connections that were made together do not end together.
+    ///
+    /// r2d2's own `max_lifetime` and `idle_timeout` count for the pool's slots, between which
+    /// connections change places.
+    ///
+    /// Defaults to 30 minutes, as r2d2's `max_lifetime`.
+    #[must_use]
+    pub fn link_max_age(mut self, link_max_age: Duration) -> Self {
+        self.link_max_age = link_max_age;
+        self
+    }
+
+    /// What is done with each new connection before it is used: `SET` statements, pragmas. An error
+    /// is a failed login.
+    ///
+    /// The pool's own `connection_customizer` works as well, but one that uses the connection in
+    /// `on_acquire` needs [`prime`](crate::prime) to be called once.
+    ///
+    /// Defaults to nothing. The last call counts.
+    #[must_use]
+    pub fn on_connect(
+        mut self,
+        on_connect: impl Fn(&mut C) -> QueryResult<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.on_connect = Box::new(on_connect);
         self
     }
 
@@ -100,7 +187,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 30 seconds, as in django-proxysql.
     #[must_use]
     pub fn check_interval(mut self, check_interval: Duration) -> Self {
-        self.check_interval = check_interval;
+        self.rules.check_interval = check_interval;
         self
     }
 
@@ -109,7 +196,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to [`Recheck::Probe`].
     #[must_use]
     pub fn recheck(mut self, recheck: Recheck) -> Self {
-        self.recheck = recheck;
+        self.rules.recheck = recheck;
         self
     }
 
@@ -118,7 +205,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to [`AllDown::Try`].
     #[must_use]
     pub fn all_down(mut self, all_down: AllDown) -> Self {
-        self.all_down = all_down;
+        self.rules.all_down = all_down;
         self
     }
 
@@ -141,41 +228,78 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
     /// When there is no peer, a name is empty, given twice or not printable, a URL is empty or
     /// not one, the check interval is zero, or the operating system gives no thread.
     pub fn build(self) -> Result<PeerManager<C>, BuildError> {
-        let Self { peers, check_interval, recheck, all_down, rng_seed, connection: _ } = self;
-        if peers.is_empty() {
-            return Err(Kind::NoPeers.into());
+        let Self { peers, weights, tiers, rules, balance, link_max_age, on_connect, rng_seed } =
+            self;
+        check_peers(&peers)?;
+        let weight_of = by_name("weight", &peers, &weights)?;
+        let tier_of = by_name("tier", &peers, &tiers)?;
+        if rules.check_interval.is_zero() {
+            return Err(Kind::ZeroDuration { setting: "check_interval" }.into());
         }
-        for (index, (name, url)) in peers.iter().enumerate() {
-            if name.trim().is_empty() {
-                return Err(Kind::EmptyName { position: index + 1 }.into());
-            }
-            if name.chars().any(char::is_control) {
-                return Err(Kind::UnprintableName { name: name.clone() }.into());
-            }
-            if peers[..index].iter().any(|(earlier, _)| earlier == name) {
-                return Err(Kind::DuplicateName { name: name.clone() }.into());
-            }
-            if let Err(flaw) = check_url(url) {
-                return Err(Kind::Url { name: name.clone(), flaw }.into());
-            }
+        if link_max_age.is_zero() {
+            return Err(Kind::ZeroDuration { setting: "link_max_age" }.into());
         }
-        if check_interval.is_zero() {
-            return Err(Kind::ZeroCheckInterval.into());
-        }
-        let rng = match rng_seed {
+        let mut rng = match rng_seed {
             Some(seed) => SmallRng::seed_from_u64(seed),
             None => SmallRng::try_from_rng(&mut SysRng)
                 .map_err(|error| Kind::System(io::Error::other(error)))?,
         };
-        let peers =
-            peers.into_iter().map(|(name, url)| (Arc::from(name), PeerUrl::new(url))).collect();
-        let (wake, woken) = bounded(1);
         #[expect(clippy::disallowed_methods, reason = "the manager's story starts here")]
         let now = Instant::now();
-        let set = Arc::new(PeerSet::new(peers, check_interval, recheck, all_down, rng, wake, now));
+        let peers: Vec<Peer> = peers
+            .into_iter()
+            .map(|PeerConfig { name, url }| {
+                let (weight, tier) = (weight_of(&name).unwrap_or(1), tier_of(&name).unwrap_or(0));
+                Peer::new(Arc::from(name), PeerUrl::new(url), weight, tier, now, now)
+            })
+            .collect();
+        if peers.iter().all(|peer| peer.weight == 0) {
+            return Err(Kind::NoWeight.into());
+        }
+        let in_use: Vec<_> = peers.iter().map(|peer| peer.in_use.clone()).collect();
+        // Each its own generator, so that the choices of one do not depend on the other's number.
+        let exchange = Exchange::new(rules.strategy, in_use, rng.fork());
+        let ages = Ages { most: link_max_age.min(FOREVER), rng: rng.fork() };
+        let (wake, woken) = bounded(1);
+        let set = Arc::new(PeerSet::new(peers, rules, rng, wake, now));
         let checker = checker::start::<C>(set.clone(), woken).map_err(Kind::System)?;
-        Ok(PeerManager::new(set, checker))
+        let links = Arc::new(Links { set, exchange, balance });
+        Ok(PeerManager::new(links, on_connect, ages, checker))
     }
+}
+
+fn check_peers(peers: &[PeerConfig]) -> Result<(), Kind> {
+    if peers.is_empty() {
+        return Err(Kind::NoPeers);
+    }
+    for (index, PeerConfig { name, url }) in peers.iter().enumerate() {
+        if name.trim().is_empty() {
+            return Err(Kind::EmptyName { position: index + 1 });
+        }
+        if name.chars().any(char::is_control) {
+            return Err(Kind::UnprintableName { name: name.clone() });
+        }
+        if peers[..index].iter().any(|earlier| earlier.name == *name) {
+            return Err(Kind::DuplicateName { name: name.clone() });
+        }
+        if let Err(flaw) = check_url(url) {
+            return Err(Kind::Url { name: name.clone(), flaw });
+        }
+    }
+    Ok(())
+}
+
+/// Looks a setting up by the name of its peer; the last one that was given counts.
+fn by_name<'a>(
+    setting: &'static str,
+    peers: &[PeerConfig],
+    values: &'a [(String, u32)],
+) -> Result<impl Fn(&str) -> Option<u32> + use<'a>, Kind> {
+    let stray = values.iter().find(|(name, _)| peers.iter().all(|peer| peer.name != *name));
+    if let Some((name, _)) = stray {
+        return Err(Kind::NoSuchPeer { setting, name: name.clone() });
+    }
+    Ok(|wanted: &str| values.iter().rev().find(|(name, _)| name == wanted).map(|(_, value)| *value))
 }
 
 /// What no backend takes. The rest of a URL is the backend's to judge, at the first connection.
@@ -202,7 +326,9 @@ enum Kind {
     UnprintableName { name: String },
     DuplicateName { name: String },
     Url { name: String, flaw: &'static str },
-    ZeroCheckInterval,
+    ZeroDuration { setting: &'static str },
+    NoSuchPeer { setting: &'static str, name: String },
+    NoWeight,
     System(io::Error),
 }
 
@@ -233,9 +359,15 @@ impl fmt::Display for BuildError {
                 f,
                 "the URL of peer {name:?} {flaw}: give the URL that diesel's `establish` takes",
             ),
-            Kind::ZeroCheckInterval => f.write_str(
-                "`check_interval` is zero: give the time after which a failed peer is checked \
-                 again, for example 30 seconds",
+            Kind::ZeroDuration { setting } => {
+                write!(f, "`{setting}` is zero: give a time, for example 30 seconds")
+            }
+            Kind::NoSuchPeer { setting, name } => write!(
+                f,
+                "there is no peer {name:?} to give a {setting} to: use a name given to `peer`",
+            ),
+            Kind::NoWeight => f.write_str(
+                "every peer has weight 0: no peer would get any work, give one a weight",
             ),
             Kind::System(error) => {
                 write!(f, "the operating system did not give what the checker needs: {error}")

@@ -81,7 +81,7 @@ mod tests {
     use crossbeam_channel::unbounded;
 
     use super::*;
-    use crate::builder::Recheck;
+    use crate::policy::Recheck;
     use crate::set::tests::{INTERVAL, set_of};
 
     #[test]

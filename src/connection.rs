@@ -1,15 +1,19 @@
 //! The connection that r2d2 hands out.
 
+use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
-use diesel::connection::DynInstrumentation;
-use diesel::r2d2::R2D2Connection;
+use diesel::ConnectionError;
+use diesel::r2d2::{Error, R2D2Connection};
 
-use crate::caught::caught;
-use crate::lease::{Lease, Phase};
-use crate::observer::{Observer, Watch};
+use crate::exchange::{Exchange, Reservation};
+use crate::link::Link;
+use crate::policy::Balance;
+use crate::set::PeerSet;
 
 /// A connection to one of the peers.
 ///
@@ -20,51 +24,156 @@ use crate::observer::{Observer, Watch};
 ///
 /// PostgreSQL's `COPY` is the exception: diesel ties it to the type of its own manager, so that
 /// it needs the connection itself, `&mut **conn`.
+///
+/// For as long as it is checked out, it is one connection to one peer. Between two check-outs the
+/// pool's connections change places, so the next check-out may get another one.
 pub struct PeerConnection<C> {
-    // Closed before the lease gives its place back.
-    conn: C,
-    watch: Watch,
-    lease: Lease,
+    links: Arc<Links<C>>,
+    /// The link in hand, if there is one; else the exchange has one for it.
+    hand: OnceCell<Box<Link<C>>>,
+    /// Until it is touched or checked out for the first time.
+    own: Cell<Option<Reservation>>,
+}
+
+/// All links of one manager.
+#[derive(Debug)]
+pub(crate) struct Links<C> {
+    pub(crate) set: Arc<PeerSet>,
+    pub(crate) exchange: Exchange<Box<Link<C>>>,
+    pub(crate) balance: Balance,
+}
+
+impl<C> Links<C> {
+    /// The exchange, which knows the peers' newest states.
+    fn exchange(&self) -> &Exchange<Box<Link<C>>> {
+        self.exchange.learn(self.set.epoch(), || self.set.standings());
+        &self.exchange
+    }
 }
 
 impl<C> PeerConnection<C> {
+    /// A slot of the pool with a new link: in the exchange, reserved for it, so that the pool is
+    /// balanced before each of its slots has been checked out.
+    pub(crate) fn new(links: Arc<Links<C>>, link: Box<Link<C>>) -> Self {
+        match links.balance {
+            Balance::PerCheckout => {
+                let own = links.exchange.born(link, thread::current().id());
+                Self { links, hand: OnceCell::new(), own: Cell::new(Some(own)) }
+            }
+            Balance::PerConnection => {
+                Self { links, hand: OnceCell::from(link), own: Cell::new(None) }
+            }
+        }
+    }
+
     /// The name of the peer that this connection leads to.
     #[must_use]
     pub fn peer(&self) -> &str {
-        self.lease.name()
+        self.link().lease.name()
+    }
+
+    fn link(&self) -> &Link<C> {
+        self.hand.get_or_init(|| self.links.exchange().take(self.own.take()))
+    }
+
+    pub(crate) fn link_mut(&mut self) -> &mut Link<C> {
+        self.link();
+        self.hand.get_mut().expect("it was just taken in hand")
     }
 }
 
 impl<C: R2D2Connection> PeerConnection<C> {
-    /// Puts the observer in front of the instrumentation that diesel sets by default. The one that
-    /// `establish` made cannot be taken out of the connection again, so this is a second one.
-    pub(crate) fn new(mut conn: C, lease: Lease) -> Self {
-        let watch = Watch::new(lease.set().clone(), lease.peer());
-        let user = DynInstrumentation::default_instrumentation();
-        conn.set_instrumentation(Observer::new(watch.clone(), user));
-        Self { conn, watch, lease }
+    /// Takes the link that should serve in hand, and sees that its server answers. A dead one is
+    /// exchanged for another in the same call.
+    pub(crate) fn check_out(&mut self, now: impl FnOnce() -> Instant) -> Result<(), Error> {
+        if self.keeps_its_link() {
+            return self.check_out_as_it_is();
+        }
+        let exchange = self.links.exchange();
+        let Some(link) = exchange.check_out(self.hand.take(), self.own.take(), now) else {
+            return Err(refused("no live connection is idle"));
+        };
+        self.hand = OnceCell::from(link);
+        while let Err(error) = self.answers() {
+            let Some(dead) = self.hand.take() else { return Err(error) };
+            match self.links.exchange().swap_dead(dead) {
+                Ok(live) => self.hand = OnceCell::from(live),
+                Err(dead) => {
+                    self.hand = OnceCell::from(dead);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
     }
 
-    pub(crate) fn set_user_instrumentation(&mut self, user: DynInstrumentation) {
-        self.conn.set_instrumentation(Observer::new(self.watch.clone(), user));
-    }
-
-    /// At check-out: whether this link is not to be used because its peer is down.
-    pub(crate) fn is_retired(&self) -> bool {
-        self.lease.set().is_retired(self.lease.peer())
-    }
-
-    pub(crate) fn check_out(&mut self) {
-        self.lease.enter(Phase::InUse);
-    }
-
-    /// At check-in: whether this link must not go back into the pool.
+    /// Lets go of the link. Says whether the slot is to be closed, with the link that it then has in
+    /// hand: its own if that must not be used again, else one that waits to be carried out.
     pub(crate) fn check_in(&mut self, now: Instant) -> bool {
-        self.lease.enter(Phase::Idle);
-        self.watch.is_lost()
-            || caught(|| self.conn.is_broken()).unwrap_or(true)
-            || self.is_retired()
-            || self.lease.set().is_surplus(self.lease.peer(), now)
+        if let Some(link) = self.hand.get_mut() {
+            if link.is_broken() {
+                return true;
+            }
+            if link.holds_test_transaction() {
+                return false;
+            }
+            if link.is_too_old(now) {
+                return true;
+            }
+        }
+        let surplus = self.links.set.take_surplus(now);
+        match self.links.balance {
+            Balance::PerCheckout => {
+                let exchange = self.links.exchange();
+                let carried = exchange.check_in(self.hand.take(), self.own.take(), surplus);
+                let is_last = carried.is_some();
+                self.hand = carried.map(OnceCell::from).unwrap_or_default();
+                is_last
+            }
+            Balance::PerConnection => {
+                let lease = &mut self.link_mut().lease;
+                lease.set_in_use(false);
+                surplus == Some(lease.peer()) || lease.set().is_retired(lease.peer())
+            }
+        }
+    }
+
+    /// Whether this slot's link is its own for good: connections are balanced and not check-outs, or
+    /// it holds a test transaction.
+    fn keeps_its_link(&mut self) -> bool {
+        self.links.balance == Balance::PerConnection
+            || self.hand.get_mut().is_some_and(|link| link.holds_test_transaction())
+    }
+
+    fn check_out_as_it_is(&mut self) -> Result<(), Error> {
+        if self.links.set.is_retired(self.link().lease.peer()) {
+            return Err(refused(&format!("peer {} is down", self.peer())));
+        }
+        self.answers()?;
+        self.link_mut().lease.set_in_use(true);
+        Ok(())
+    }
+
+    fn answers(&mut self) -> Result<(), Error> {
+        match self.link_mut().ping() {
+            Ok(answer) => Ok(answer?),
+            Err(panicked) => Err(refused(&panicked.to_string())),
+        }
+    }
+}
+
+fn refused(why: &str) -> Error {
+    Error::ConnectionError(ConnectionError::BadConnection(format!("connection retired: {why}")))
+}
+
+/// A slot that ends without a link in hand takes one along, or there would be one too many.
+impl<C> Drop for PeerConnection<C> {
+    fn drop(&mut self) {
+        if self.hand.get().is_none() && self.links.balance == Balance::PerCheckout {
+            let carried = self.links.exchange.drop_slot(self.own.take());
+            // Closed here, outside the exchange's lock.
+            drop(carried);
+        }
     }
 }
 
@@ -72,19 +181,21 @@ impl<C> Deref for PeerConnection<C> {
     type Target = C;
 
     fn deref(&self) -> &C {
-        &self.conn
+        &self.link().conn
     }
 }
 
 impl<C> DerefMut for PeerConnection<C> {
     fn deref_mut(&mut self) -> &mut C {
-        &mut self.conn
+        &mut self.link_mut().conn
     }
 }
 
-/// Not derived: `C` need not be `Debug`, and may show its URL where it is.
+/// Not derived: `C` need not be `Debug`, and may show its URL where it is. Being printed takes no
+/// link in hand.
 impl<C> fmt::Debug for PeerConnection<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeerConnection").field("peer", &self.peer()).finish_non_exhaustive()
+        let peer = self.hand.get().map(|link| link.lease.name());
+        f.debug_struct("PeerConnection").field("peer", &peer).finish_non_exhaustive()
     }
 }

@@ -1,5 +1,6 @@
 //! Logging in to peers, for the pool and for a probe.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,10 +9,13 @@ use diesel::r2d2::R2D2Connection;
 use diesel::result::QueryResult;
 
 use crate::caught::caught;
-use crate::lease::{Lease, Phase};
+use crate::lease::Lease;
 use crate::peer::{Health, Peer};
 use crate::set::PeerSet;
 use crate::url::PeerUrl;
+
+/// What the application does with each new connection before it is used.
+pub(crate) type OnConnect<C> = dyn Fn(&mut C) -> QueryResult<()> + Send + Sync;
 
 /// Logs in to one peer after the other, each at most once, until one takes the connection.
 ///
@@ -19,22 +23,26 @@ use crate::url::PeerUrl;
 ///
 /// The whole story, peer by peer, without any URL or password.
 #[expect(clippy::disallowed_methods, reason = "an attempt is stamped when it is made")]
-pub(crate) fn connect<C: R2D2Connection>(set: &Arc<PeerSet>) -> Result<(C, Lease), String> {
+pub(crate) fn connect<C: R2D2Connection>(
+    set: &Arc<PeerSet>,
+    on_connect: &OnConnect<C>,
+) -> Result<(C, Lease), String> {
     let mut failures: Vec<Option<Arc<str>>> = vec![None; set.read(<[_]>::len)];
     while let Some(picked) = set.pick(|index| failures[index].is_some()) {
-        let mut lease = Lease::of_dial(set.clone(), picked.peer, picked.name);
+        let mut lease = Lease::of_dial(set.clone(), &picked);
         let began = Instant::now();
         let outcome = login::<C>(&picked.url).and_then(|mut conn| {
             // A peer that is down comes back only by the test that the checker would make.
             if !picked.was_up {
                 trial(&mut conn, &picked.url)?;
             }
+            prepare(&mut conn, on_connect, &picked.url)?;
             Ok(conn)
         });
         let now = Instant::now();
         match outcome {
             Ok(conn) => {
-                lease.enter(Phase::Idle);
+                lease.becomes_link();
                 set.update(picked.peer, now, |peer, _| peer.connected(began, now));
                 return Ok((conn, lease));
             }
@@ -80,22 +88,30 @@ pub(crate) fn probe<C: R2D2Connection>(url: &PeerUrl) -> Result<(), Arc<str>> {
 }
 
 fn login<C: R2D2Connection>(url: &PeerUrl) -> Result<C, Arc<str>> {
-    match caught(|| C::establish(url.expose())) {
-        Ok(outcome) => outcome.map_err(|error| reason(url, &error.to_string())),
-        Err(panicked) => Err(reason(url, &panicked.to_string())),
-    }
+    reasoned(url, || C::establish(url.expose()))
+}
+
+fn prepare<C>(conn: &mut C, on_connect: &OnConnect<C>, url: &PeerUrl) -> Result<(), Arc<str>> {
+    reasoned(url, || on_connect(conn))
 }
 
 /// `BEGIN; ROLLBACK`: what diesel's ping (`SELECT 1`) does not show, this does. A Galera node that
 /// refuses all work still answers a `SELECT` without a table.
 fn trial<C: R2D2Connection>(conn: &mut C, url: &PeerUrl) -> Result<(), Arc<str>> {
-    let outcome = caught(|| -> QueryResult<()> {
+    reasoned(url, || -> QueryResult<()> {
         // These are not the application's queries: its default instrumentation is spared them.
         conn.set_instrumentation(None::<Box<dyn Instrumentation>>);
         C::TransactionManager::begin_transaction(conn)?;
         C::TransactionManager::rollback_transaction(conn)
-    });
-    match outcome {
+    })
+}
+
+/// Runs `work`, and turns its error, or its panic, into a reason that can be shown.
+fn reasoned<T, E: fmt::Display>(
+    url: &PeerUrl,
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, Arc<str>> {
+    match caught(work) {
         Ok(outcome) => outcome.map_err(|error| reason(url, &error.to_string())),
         Err(panicked) => Err(reason(url, &panicked.to_string())),
     }

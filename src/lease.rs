@@ -2,58 +2,32 @@
 //! its connection is closed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::peer::Counts;
-use crate::set::PeerSet;
+use crate::set::{PeerSet, Picked};
 
-/// A place on one peer: a login in flight, or a link. Dropping it gives the place back.
+/// A place on one peer: a login in flight, then a link. Dropping it gives the place back.
 #[derive(Debug)]
 pub(crate) struct Lease {
     set: Arc<PeerSet>,
     peer: usize,
     name: Arc<str>,
-    phase: Phase,
-}
-
-/// What a lease is for at the moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// A login is in flight.
-    Dialing,
-    /// A link that is in the pool.
-    Idle,
-    /// A link that is checked out.
-    InUse,
-}
-
-impl Phase {
-    fn add_to(self, counts: &mut Counts) {
-        match self {
-            Self::Dialing => counts.dialing += 1,
-            Self::Idle => counts.links += 1,
-            Self::InUse => {
-                counts.links += 1;
-                counts.in_use += 1;
-            }
-        }
-    }
-
-    fn take_from(self, counts: &mut Counts) {
-        match self {
-            Self::Dialing => counts.dialing -= 1,
-            Self::Idle => counts.links -= 1,
-            Self::InUse => {
-                counts.links -= 1;
-                counts.in_use -= 1;
-            }
-        }
-    }
+    is_link: bool,
+    all_in_use: Arc<AtomicUsize>,
+    in_use: bool,
 }
 
 impl Lease {
     /// The lease of a dial that [`PeerSet::pick`] has already counted.
-    pub(crate) fn of_dial(set: Arc<PeerSet>, peer: usize, name: Arc<str>) -> Self {
-        Self { set, peer, name, phase: Phase::Dialing }
+    pub(crate) fn of_dial(set: Arc<PeerSet>, picked: &Picked) -> Self {
+        Self {
+            set,
+            peer: picked.peer,
+            name: picked.name.clone(),
+            is_link: false,
+            all_in_use: picked.in_use.clone(),
+            in_use: false,
+        }
     }
 
     pub(crate) fn set(&self) -> &Arc<PeerSet> {
@@ -64,21 +38,40 @@ impl Lease {
         self.peer
     }
 
-    pub(crate) fn name(&self) -> &Arc<str> {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    pub(crate) fn enter(&mut self, phase: Phase) {
-        self.set.count(self.peer, |peer| {
-            self.phase.take_from(&mut peer.counts);
-            phase.add_to(&mut peer.counts);
+    /// The login has succeeded.
+    pub(crate) fn becomes_link(&mut self) {
+        self.is_link = true;
+        self.set.count(self.peer, |counts| {
+            counts.dialing -= 1;
+            counts.links += 1;
         });
-        self.phase = phase;
+    }
+
+    /// The link is checked out, or is no more.
+    pub(crate) fn set_in_use(&mut self, in_use: bool) {
+        // A figure to compare and to show: nothing else depends on when it is seen.
+        match (self.in_use, in_use) {
+            (false, true) => self.all_in_use.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.all_in_use.fetch_sub(1, Ordering::Relaxed),
+            _ => return,
+        };
+        self.in_use = in_use;
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.set.count(self.peer, |peer| self.phase.take_from(&mut peer.counts));
+        self.set_in_use(false);
+        self.set.count(self.peer, |counts| {
+            if self.is_link {
+                counts.links -= 1;
+            } else {
+                counts.dialing -= 1;
+            }
+        });
     }
 }

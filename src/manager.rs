@@ -2,32 +2,37 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use diesel::ConnectionError;
 use diesel::r2d2::{Error, ManageConnection, R2D2Connection};
+use rand::RngExt;
+use rand::rngs::SmallRng;
 
 use crate::builder::PeerManagerBuilder;
 use crate::caught::caught;
-use crate::connection::PeerConnection;
-use crate::dial;
+use crate::connection::{Links, PeerConnection};
+use crate::dial::{self, OnConnect};
+use crate::link::Link;
 use crate::peers::Peers;
-use crate::set::PeerSet;
+
+/// The tenth by which links may end earlier than told.
+const JITTER: f64 = 0.1;
 
 /// Makes and checks the connections of one `r2d2::Pool` over several equivalent peers.
 ///
 /// It takes the place of diesel's `ConnectionManager`. It is not `Clone`: one manager, one pool.
 /// Its checker thread ends with it.
 pub struct PeerManager<C> {
-    set: Arc<PeerSet>,
+    links: Arc<Links<C>>,
+    on_connect: Box<OnConnect<C>>,
+    ages: Mutex<Ages>,
     /// Dropping it ends the checker. Nothing is joined: the last owner of a pool may be one of
     /// r2d2's own workers.
     _checker: Sender<Infallible>,
-    connection: PhantomData<fn() -> C>,
 }
 
 impl<C> PeerManager<C> {
@@ -37,14 +42,19 @@ impl<C> PeerManager<C> {
         PeerManagerBuilder::new()
     }
 
-    pub(crate) fn new(set: Arc<PeerSet>, checker: Sender<Infallible>) -> Self {
-        Self { set, _checker: checker, connection: PhantomData }
+    pub(crate) fn new(
+        links: Arc<Links<C>>,
+        on_connect: Box<OnConnect<C>>,
+        ages: Ages,
+        checker: Sender<Infallible>,
+    ) -> Self {
+        Self { links, on_connect, ages: Mutex::new(ages), _checker: checker }
     }
 
     /// A handle to the state of the peers. Take it before the manager goes into its pool.
     #[must_use]
     pub fn peers(&self) -> Peers {
-        Peers::new(self.set.clone())
+        Peers::new(self.links.set.clone())
     }
 }
 
@@ -52,42 +62,50 @@ impl<C: R2D2Connection + Send + 'static> ManageConnection for PeerManager<C> {
     type Connection = PeerConnection<C>;
     type Error = Error;
 
-    /// Logs in to a random one of the live peers that have the fewest connections, and to the next
-    /// when that fails.
+    /// Logs in to a random one of the live peers that have the fewest connections for their weight,
+    /// and to the next when that fails.
+    #[expect(clippy::disallowed_methods, reason = "a link is stamped when it is made")]
     fn connect(&self) -> Result<PeerConnection<C>, Error> {
-        let (conn, lease) = dial::connect::<C>(&self.set).map_err(refused)?;
-        caught(|| PeerConnection::new(conn, lease))
-            .map_err(|panicked| refused(panicked.to_string()))
+        let (conn, lease) = dial::connect::<C>(&self.links.set, &*self.on_connect)
+            .map_err(|story| Error::ConnectionError(ConnectionError::BadConnection(story)))?;
+        let now = Instant::now();
+        let expires = now + self.ages.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let link = caught(|| Link::new(conn, lease, now, expires)).map_err(|panicked| {
+            Error::ConnectionError(ConnectionError::BadConnection(panicked.to_string()))
+        })?;
+        Ok(PeerConnection::new(self.links.clone(), Box::new(link)))
     }
 
-    /// Asks the server, unless the connection's peer is known to be down.
+    /// Gives the slot the connection that should serve, and sees that its server answers.
+    #[expect(clippy::disallowed_methods, reason = "a check-out is stamped when it is made")]
     fn is_valid(&self, conn: &mut PeerConnection<C>) -> Result<(), Error> {
-        if conn.is_retired() {
-            return Err(refused(format!(
-                "peer {} is down, its connection is retired",
-                conn.peer()
-            )));
-        }
-        caught(|| conn.ping()).map_err(|panicked| refused(panicked.to_string()))??;
-        conn.check_out();
-        Ok(())
+        conn.check_out(Instant::now)
     }
 
     /// Looks at what is known about the connection, without asking the server.
+    #[expect(clippy::disallowed_methods, reason = "a check-in is stamped when it is made")]
     fn has_broken(&self, conn: &mut PeerConnection<C>) -> bool {
-        #[expect(clippy::disallowed_methods, reason = "a check-in is stamped when it is made")]
-        let now = Instant::now();
-        thread::panicking() || conn.check_in(now)
+        thread::panicking() || conn.check_in(Instant::now())
     }
 }
 
-fn refused(story: String) -> Error {
-    Error::ConnectionError(ConnectionError::BadConnection(story))
+/// How old each link may get: a tenth less at the most than it was told, by chance, so that links
+/// that were made together do not end together.
+#[derive(Debug)]
+pub(crate) struct Ages {
+    pub(crate) most: Duration,
+    pub(crate) rng: SmallRng,
+}
+
+impl Ages {
+    fn next(&mut self) -> Duration {
+        self.most.mul_f64(1.0 - JITTER * self.rng.random::<f64>())
+    }
 }
 
 impl<C> Drop for PeerManager<C> {
     fn drop(&mut self) {
-        self.set.close();
+        self.links.set.close();
     }
 }
 

@@ -64,7 +64,7 @@ impl<C: R2D2Connection> Connection for PeerConnection<C> {
     }
 
     fn set_instrumentation(&mut self, instrumentation: impl Instrumentation) {
-        self.set_user_instrumentation(instrumentation.into());
+        self.link_mut().set_user_instrumentation(instrumentation.into());
     }
 
     fn set_prepared_statement_cache_size(&mut self, size: CacheSize) {

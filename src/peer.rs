@@ -1,6 +1,7 @@
 //! One peer and its state machine. Pure: `now` and every due time are arguments.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use crate::url::PeerUrl;
@@ -13,6 +14,10 @@ const SUSPICION_GAP: Duration = Duration::from_millis(100);
 pub(crate) struct Peer {
     pub(crate) name: Arc<str>,
     pub(crate) url: Arc<PeerUrl>,
+    /// Its proportion of the work; 0 is no new work.
+    pub(crate) weight: u32,
+    /// Under `Strategy::Ordered` the first tier with a live peer serves.
+    pub(crate) tier: u32,
     pub(crate) health: Health,
     pub(crate) next_check: Instant,
     /// When the attempt began whose outcome decided `health`; an older one decides nothing.
@@ -23,6 +28,8 @@ pub(crate) struct Peer {
     probe_began: Option<Instant>,
     probing: bool,
     pub(crate) counts: Counts,
+    /// Links that are checked out: counted by the links themselves, without the lock of the set.
+    pub(crate) in_use: Arc<AtomicUsize>,
 }
 
 /// Whether a peer is given new work.
@@ -37,7 +44,6 @@ pub(crate) enum Health {
 pub(crate) struct Counts {
     pub(crate) dialing: usize,
     pub(crate) links: usize,
-    pub(crate) in_use: usize,
     pub(crate) connects: u64,
     pub(crate) failures: u64,
 }
@@ -58,10 +64,19 @@ pub(crate) enum Transition {
 
 impl Peer {
     /// A peer nothing is known about yet: assumed to be up, checked when `first_check` is due.
-    pub(crate) fn new(name: Arc<str>, url: PeerUrl, now: Instant, first_check: Instant) -> Self {
+    pub(crate) fn new(
+        name: Arc<str>,
+        url: PeerUrl,
+        weight: u32,
+        tier: u32,
+        now: Instant,
+        first_check: Instant,
+    ) -> Self {
         Self {
             name,
             url: Arc::new(url),
+            weight,
+            tier,
             health: Health::Up { since: now },
             next_check: first_check,
             decided_by: None,
@@ -69,6 +84,7 @@ impl Peer {
             probe_began: None,
             probing: false,
             counts: Counts::default(),
+            in_use: Arc::default(),
         }
     }
 
@@ -226,7 +242,7 @@ mod tests {
         fn begin() -> Self {
             let start = Instant::now();
             let url = PeerUrl::new("url".to_owned());
-            Self { start, peer: Peer::new("db0".into(), url, start, start + INTERVAL) }
+            Self { start, peer: Peer::new("db0".into(), url, 1, 0, start, start + INTERVAL) }
         }
 
         /// The instant `millis` after the start.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::peer::{Counts, Health, Peer};
@@ -71,6 +72,8 @@ pub enum PeerState {
 pub struct PeerStatus {
     /// The name that was given to the builder.
     pub name: String,
+    /// Its weight.
+    pub weight: u32,
     /// Whether it is given new work.
     pub state: PeerState,
     /// Since when it has been in this state.
@@ -81,8 +84,8 @@ pub struct PeerStatus {
     pub next_check: Instant,
     /// Connections of the pool that are open, in use or idle.
     pub links: usize,
-    /// Connections of the pool that are in use. A pool built with `test_on_check_out(false)` does
-    /// not tell the manager about its checkouts, so that this stays 0.
+    /// Connections of the pool that are in use. In a pool built with `test_on_check_out(false)` one
+    /// counts from the first time that it is used in its check-out.
     pub in_use: usize,
     /// Connections that were made for the pool since the manager was built.
     pub connects: u64,
@@ -96,15 +99,16 @@ impl PeerStatus {
             Health::Up { since } => (PeerState::Up, *since, None),
             Health::Down { since, why } => (PeerState::Down, *since, Some(why.to_string())),
         };
-        let Counts { dialing: _, links, in_use, connects, failures } = peer.counts;
+        let Counts { dialing: _, links, connects, failures } = peer.counts;
         Self {
             name: peer.name.to_string(),
+            weight: peer.weight,
             state,
             since,
             why,
             next_check: peer.next_check,
             links,
-            in_use,
+            in_use: peer.in_use.load(Ordering::Relaxed),
             connects,
             failures,
         }

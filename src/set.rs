@@ -1,7 +1,7 @@
 //! The peers of one manager behind one lock, which is never held across a server call, a
 //! destructor or a log line.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,35 +10,48 @@ use log::{info, warn};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use crate::builder::{AllDown, Recheck};
-use crate::peer::{Peer, Transition};
-use crate::pick::pick;
+use crate::exchange::Standing;
+use crate::peer::{Counts, Peer, Transition};
+use crate::policy::{AllDown, Recheck, Strategy};
+use crate::share::{pick, shares, surplus};
 use crate::url::PeerUrl;
 
 /// A check is due up to this much later than its interval, so that a thousand processes that saw
 /// the same failure do not return at once.
 const JITTER: f64 = 0.1;
 
-/// The least time between two links that are retired to even out their number: a peer that came
-/// back is filled a few links at a time.
-const REBALANCE_PACE: Duration = Duration::from_millis(200);
+/// No peer, where the index of one may stand.
+const NONE: usize = usize::MAX;
 
 /// The peers of one manager.
 #[derive(Debug)]
 pub(crate) struct PeerSet {
-    check_interval: Duration,
-    recheck: Recheck,
-    all_down: AllDown,
+    rules: Rules,
     wake: Sender<Instant>,
+    /// Grows with each change of a peer's state.
+    epoch: AtomicU64,
+    /// The peer that has a link too many, or [`NONE`]: looked at on every check-in, without the
+    /// lock.
+    surplus: AtomicUsize,
     closed: AtomicBool,
     inner: Mutex<Inner>,
+}
+
+/// What the set was told to do.
+#[derive(Debug, Clone)]
+pub(crate) struct Rules {
+    pub(crate) check_interval: Duration,
+    pub(crate) recheck: Recheck,
+    pub(crate) all_down: AllDown,
+    pub(crate) strategy: Strategy,
+    pub(crate) rebalance_pace: Duration,
 }
 
 #[derive(Debug)]
 struct Inner {
     peers: Vec<Peer>,
     rng: SmallRng,
-    last_rebalance: Option<Instant>,
+    last_move: Option<Instant>,
 }
 
 /// A peer that was picked for a new connection.
@@ -47,6 +60,7 @@ pub(crate) struct Picked {
     pub(crate) peer: usize,
     pub(crate) name: Arc<str>,
     pub(crate) url: Arc<PeerUrl>,
+    pub(crate) in_use: Arc<AtomicUsize>,
     pub(crate) was_up: bool,
 }
 
@@ -62,25 +76,22 @@ pub(crate) struct Probe {
 impl PeerSet {
     /// `wake` reaches the checker: a bounded channel of one, so that waking it never blocks.
     pub(crate) fn new(
-        peers: Vec<(Arc<str>, PeerUrl)>,
-        check_interval: Duration,
-        recheck: Recheck,
-        all_down: AllDown,
+        mut peers: Vec<Peer>,
+        rules: Rules,
         mut rng: SmallRng,
         wake: Sender<Instant>,
         now: Instant,
     ) -> Self {
-        let peers = peers
-            .into_iter()
-            .map(|(name, url)| Peer::new(name, url, now, due(now, check_interval, &mut rng)))
-            .collect();
+        for peer in &mut peers {
+            peer.next_check = due(now, rules.check_interval, &mut rng);
+        }
         Self {
-            check_interval,
-            recheck,
-            all_down,
+            rules,
             wake,
+            epoch: AtomicU64::new(1),
+            surplus: AtomicUsize::new(NONE),
             closed: AtomicBool::new(false),
-            inner: Mutex::new(Inner { peers, rng, last_rebalance: None }),
+            inner: Mutex::new(Inner { peers, rng, last_move: None }),
         }
     }
 
@@ -102,9 +113,13 @@ impl PeerSet {
         change: impl FnOnce(&mut Peer, Instant) -> Option<Transition>,
     ) {
         let transition = {
-            let Inner { peers, rng, .. } = &mut *self.lock();
-            let due = due(now, self.check_interval, rng);
-            change(&mut peers[peer], due)
+            let inner = &mut *self.lock();
+            let due = due(now, self.rules.check_interval, &mut inner.rng);
+            let transition = change(&mut inner.peers[peer], due);
+            if transition.is_some() {
+                self.changed(&inner.peers);
+            }
+            transition
         };
         if let Some(transition) = transition {
             log_transition(&transition);
@@ -113,45 +128,80 @@ impl PeerSet {
         let _ = self.wake.try_send(now);
     }
 
+    /// A peer's state is another: what was worked out from it is worked out anew.
+    fn changed(&self, peers: &[Peer]) {
+        self.epoch.fetch_add(1, Ordering::Release);
+        self.look_for_surplus(peers);
+    }
+
+    fn look_for_surplus(&self, peers: &[Peer]) {
+        let surplus = surplus(peers, self.rules.strategy).unwrap_or(NONE);
+        self.surplus.store(surplus, Ordering::Relaxed);
+    }
+
     /// Picks a peer for a new connection and counts the dial.
     pub(crate) fn pick(&self, tried: impl Fn(usize) -> bool) -> Option<Picked> {
         let Inner { peers, rng, .. } = &mut *self.lock();
-        let index = pick(peers, tried, self.all_down, rng)?;
+        let index = pick(peers, tried, self.rules.strategy, self.rules.all_down, rng)?;
         let peer = &mut peers[index];
         peer.counts.dialing += 1;
-        Some(Picked {
+        let picked = Picked {
             peer: index,
             name: peer.name.clone(),
             url: peer.url.clone(),
+            in_use: peer.in_use.clone(),
             was_up: peer.is_up(),
-        })
+        };
+        self.look_for_surplus(peers);
+        Some(picked)
     }
 
     /// Changes what is counted about one peer.
-    pub(crate) fn count<T>(&self, peer: usize, change: impl FnOnce(&mut Peer) -> T) -> T {
-        change(&mut self.lock().peers[peer])
+    pub(crate) fn count(&self, peer: usize, change: impl FnOnce(&mut Counts)) {
+        let Inner { peers, .. } = &mut *self.lock();
+        change(&mut peers[peer].counts);
+        self.look_for_surplus(peers);
     }
 
-    /// Whether a link to this peer is not to be used again because the peer is down. While no
-    /// peer is up nothing is retired: a link that still works is better than none.
+    /// Grows with each change of a peer's state.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// How each peer stands. The links of a peer that is down are not to be used again; but while
+    /// no peer takes work nothing is retired: a link that still works is better than none.
+    pub(crate) fn standings(&self) -> Vec<Standing> {
+        let peers = &self.lock().peers;
+        let share = shares(peers, self.rules.strategy);
+        let any = peers.iter().any(|peer| peer.is_up() && peer.weight > 0);
+        let standing = |peer: &Peer| Standing {
+            usable: peer.is_up() || !any,
+            share: if any { share(peer) } else { peer.weight },
+        };
+        peers.iter().map(standing).collect()
+    }
+
+    /// Whether a link to this peer is not to be used again.
     pub(crate) fn is_retired(&self, peer: usize) -> bool {
         let peers = &self.lock().peers;
-        !peers[peer].is_up() && peers.iter().any(Peer::is_up)
+        !peers[peer].is_up() && peers.iter().any(|peer| peer.is_up() && peer.weight > 0)
     }
 
-    /// Whether a link to this peer is to be retired, at most one each [`REBALANCE_PACE`], so that
-    /// the next connection goes to a peer that has at least two fewer.
-    pub(crate) fn is_surplus(&self, peer: usize, now: Instant) -> bool {
-        let Inner { peers, last_rebalance, .. } = &mut *self.lock();
-        let fewest = peers.iter().filter(|peer| peer.is_up()).map(|peer| peer.counts.load()).min();
-        let is_surplus = fewest.is_some_and(|fewest| peers[peer].counts.links >= fewest + 2);
-        let is_paced =
-            last_rebalance.is_some_and(|last| now.saturating_duration_since(last) < REBALANCE_PACE);
-        if !is_surplus || is_paced {
-            return false;
+    /// The peer that has a link too many, at most once each `rebalance_pace`: whoever asks retires
+    /// one of its links.
+    pub(crate) fn take_surplus(&self, now: Instant) -> Option<usize> {
+        let surplus = self.surplus.load(Ordering::Relaxed);
+        if surplus == NONE {
+            return None;
         }
-        *last_rebalance = Some(now);
-        true
+        let last_move = &mut self.lock().last_move;
+        let is_paced = last_move
+            .is_some_and(|last| now.saturating_duration_since(last) < self.rules.rebalance_pace);
+        if is_paced {
+            return None;
+        }
+        *last_move = Some(now);
+        Some(surplus)
     }
 
     /// Does what is due at `now`: clears marks under [`Recheck::Clear`], and hands out the probes
@@ -163,8 +213,8 @@ impl PeerSet {
         {
             let Inner { peers, rng, .. } = &mut *self.lock();
             for (index, peer) in peers.iter_mut().enumerate() {
-                if self.recheck == Recheck::Clear && peer.next_check <= now {
-                    cleared.extend(peer.clear(now, due(now, self.check_interval, rng)));
+                if self.rules.recheck == Recheck::Clear && peer.next_check <= now {
+                    cleared.extend(peer.clear(now, due(now, self.rules.check_interval, rng)));
                 }
                 if peer.probe_due().is_some_and(|due| due <= now) {
                     peer.probe_begins(now);
@@ -176,6 +226,9 @@ impl PeerSet {
                     });
                 }
                 next = [next, peer.probe_due()].into_iter().flatten().min();
+            }
+            if !cleared.is_empty() {
+                self.changed(peers);
             }
         }
         cleared.iter().for_each(log_transition);
@@ -217,6 +270,7 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) const INTERVAL: Duration = Duration::from_secs(30);
+    const PACE: Duration = Duration::from_millis(200);
 
     /// A set of so many peers, the receiving end of its wake-up channel, and the instant at which
     /// its story starts.
@@ -224,11 +278,19 @@ pub(crate) mod tests {
     pub(crate) fn set_of(peers: usize, recheck: Recheck) -> (PeerSet, Receiver<Instant>, Instant) {
         let start = Instant::now();
         let (wake, woken) = bounded(1);
-        let peers = (0..peers)
-            .map(|index| (format!("peer{index}").into(), PeerUrl::new(format!("url{index}"))))
-            .collect();
+        let peer = |index| {
+            let url = PeerUrl::new(format!("url{index}"));
+            Peer::new(format!("peer{index}").into(), url, 1, 0, start, start)
+        };
+        let rules = Rules {
+            check_interval: INTERVAL,
+            recheck,
+            all_down: AllDown::Try,
+            strategy: Strategy::LeastConnections,
+            rebalance_pace: PACE,
+        };
         let rng = SmallRng::seed_from_u64(7);
-        let set = PeerSet::new(peers, INTERVAL, recheck, AllDown::Try, rng, wake, start);
+        let set = PeerSet::new((0..peers).map(peer).collect(), rules, rng, wake, start);
         (set, woken, start)
     }
 
@@ -265,28 +327,20 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn links_move_to_a_peer_with_two_fewer_one_at_a_time() {
+    fn links_move_one_at_a_time() {
         let (set, _woken, now) = set_of(3, Recheck::Probe);
-        let links = |counts: [usize; 3]| {
-            for (peer, links) in counts.into_iter().enumerate() {
-                set.count(peer, |peer| peer.counts.links = links);
-            }
-        };
-        links([4, 4, 3]);
-        assert!(!set.is_surplus(0, now), "as even as eleven links can be");
-        links([5, 4, 3]);
-        assert!(set.is_surplus(0, now), "one more than fair, and one is missing elsewhere");
-        assert!(!set.is_surplus(0, now + REBALANCE_PACE / 2), "the next one has to wait");
-        assert!(!set.is_surplus(1, now + REBALANCE_PACE), "this peer has no surplus");
-        assert!(set.is_surplus(0, now + REBALANCE_PACE), "after the pace");
-        set.count(2, |peer| peer.counts.dialing = 1);
-        assert!(!set.is_surplus(0, now + 2 * REBALANCE_PACE), "a dial in flight is a link to come");
-        set.count(2, |peer| peer.counts.dialing = 0);
+        assert_eq!(set.take_surplus(now), None, "there is none");
+        for (peer, links) in [5, 4, 3].into_iter().enumerate() {
+            set.count(peer, |counts| counts.links = links);
+        }
+        assert_eq!(set.take_surplus(now), Some(0), "one is missing elsewhere");
+        assert_eq!(set.take_surplus(now + PACE / 2), None, "the next one has to wait");
+        assert_eq!(set.take_surplus(now + PACE), Some(0), "as long as it has not left");
+        set.count(2, |counts| counts.dialing = 1);
+        assert_eq!(set.take_surplus(now + 2 * PACE), None, "a dial in flight is a link to come");
+        set.count(2, |counts| counts.dialing = 0);
         take_down(&set, 2, now);
-        assert!(
-            !set.is_surplus(0, now + 3 * REBALANCE_PACE),
-            "nothing moves to a peer that is down"
-        );
+        assert_eq!(set.take_surplus(now + 3 * PACE), None, "nothing moves to a peer that is down");
     }
 
     #[test]

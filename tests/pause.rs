@@ -14,24 +14,23 @@ use support::haproxy::HaProxy;
 use support::load::Load;
 use support::wait_until;
 
-/// As many as there are connections, and busy with queries that take a moment: an idle connection
-/// of r2d2's is looked at when it is checked out, and one at the bottom of its stack is only
-/// checked out when all the others are.
-const THREADS: usize = 6;
+/// The pool's connections.
+const CONNECTIONS: u32 = 6;
 
 fn three_proxies_are_paused_in_turn<C>(
     behind: u16,
     url: impl Fn(&HaProxy) -> String,
-    query: &'static str,
+    threads: usize,
+    query: &str,
 ) where
     C: R2D2Connection + Send + 'static,
 {
     let mut proxies: Vec<_> = (0..3).map(|_| HaProxy::in_front_of(behind)).collect();
     let builder = manager_of::<C>(proxies.iter().map(url)).check_interval(SOON);
-    let (pool, peers) = pool_of(builder, u32::try_from(THREADS).expect("six"));
+    let (pool, peers) = pool_of(builder, CONNECTIONS);
     wait_until("the pool is full", PATIENCE, || links(&peers) == [2, 2, 2]);
 
-    let seen = Load::run(&pool, THREADS, query, |load| {
+    let seen = Load::run(&pool, threads, query, |load| {
         for (index, proxy) in proxies.iter_mut().enumerate() {
             let name = format!("peer{index}");
             proxy.refuse();
@@ -52,24 +51,37 @@ fn three_proxies_are_paused_in_turn<C>(
 
 #[cfg(feature = "mysql")]
 #[test]
-fn in_front_of_mariadb() {
+fn in_front_of_mariadb_with_every_connection_busy() {
     let server = support::mariadb::MariaDb::start();
-    let behind = server.port();
     three_proxies_are_paused_in_turn::<diesel::MysqlConnection>(
-        behind,
+        server.port(),
         HaProxy::mysql_url,
+        6,
         "SELECT SLEEP(0.005)",
+    );
+}
+
+/// The others are idle: who comes back carries the paused proxy's connections out.
+#[cfg(feature = "mysql")]
+#[test]
+fn in_front_of_mariadb_with_one_connection_busy() {
+    let server = support::mariadb::MariaDb::start();
+    three_proxies_are_paused_in_turn::<diesel::MysqlConnection>(
+        server.port(),
+        HaProxy::mysql_url,
+        1,
+        "SELECT 1",
     );
 }
 
 #[cfg(feature = "postgres")]
 #[test]
-fn in_front_of_postgres() {
+fn in_front_of_postgres_with_every_connection_busy() {
     let server = support::postgres::Postgres::start();
-    let behind = server.port();
     three_proxies_are_paused_in_turn::<diesel::PgConnection>(
-        behind,
+        server.port(),
         HaProxy::postgres_url,
+        6,
         "SELECT pg_sleep(0.005)",
     );
 }

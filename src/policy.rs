@@ -1,0 +1,55 @@
+//! The choices that an application can make.
+
+/// Which peer serves a check-out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Strategy {
+    /// The peer with the fewest connections in use for its weight; by chance, in proportion to the
+    /// weights, among several.
+    #[default]
+    LeastConnections,
+    /// A peer by chance, in proportion to the weights.
+    Random,
+    /// One peer after the other, each for as many turns as its weight. A peer that is down is
+    /// passed over, and its turns are nobody's.
+    RoundRobin,
+    /// Only the peers of the first [tier](crate::PeerManagerBuilder::tier) in which one is up,
+    /// and among those the one with the fewest connections in use for its weight.
+    Ordered,
+}
+
+/// What is balanced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Balance {
+    /// The work: each check-out gets a connection to the peer that should serve it.
+    #[default]
+    PerCheckout,
+    /// The connections: each stays with the pool's slot that it was made for, and a check-out gets
+    /// the one that came back last, as with diesel's own manager.
+    PerConnection,
+}
+
+/// How a peer that is down comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Recheck {
+    /// The manager logs in by itself and runs `BEGIN; ROLLBACK`. When that succeeds the mark is
+    /// cleared, else it is renewed, so that no user's request is spent on finding out.
+    #[default]
+    Probe,
+    /// The mark is cleared without asking, as django-proxysql does, and the next connection that
+    /// goes there finds out. Peers that are up are probed all the same.
+    Clear,
+}
+
+/// What a new connection does while every peer is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum AllDown {
+    /// Try them, the one that is due soonest first.
+    #[default]
+    Try,
+    /// Fail at once, until a check has found a peer up.
+    Fail,
+}

@@ -1,0 +1,115 @@
+//! Which peer serves a check-out: one small function for each strategy. Randomness is an argument,
+//! nothing is allocated, and only peers with a link to give are looked at, of which there are no
+//! more than there are idle connections.
+
+use rand::Rng;
+
+use crate::policy::Strategy;
+use crate::share::{Candidate, by_chance, least};
+
+/// A strategy, and what it remembers between two choices.
+#[derive(Debug)]
+pub(crate) struct Chooser {
+    strategy: Strategy,
+    turn: Turn,
+}
+
+/// Whose turn it is: the peer that had the last turn, and how many it has left.
+#[derive(Debug, Default)]
+struct Turn {
+    last: Option<usize>,
+    left: u32,
+}
+
+impl Chooser {
+    pub(crate) fn new(strategy: Strategy) -> Self {
+        Self { strategy, turn: Turn::default() }
+    }
+
+    /// The index of the candidate that serves.
+    pub(crate) fn choose(
+        &mut self,
+        candidates: impl Iterator<Item = Candidate> + Clone,
+        rng: &mut impl Rng,
+    ) -> Option<usize> {
+        match self.strategy {
+            // A tier that does not serve has no share of the work, and so is no candidate.
+            Strategy::LeastConnections | Strategy::Ordered => least(candidates, rng),
+            Strategy::Random => by_chance(candidates, rng),
+            Strategy::RoundRobin => self.turn.next(candidates),
+        }
+    }
+}
+
+impl Turn {
+    fn next(&mut self, candidates: impl Iterator<Item = Candidate> + Clone) -> Option<usize> {
+        let last = candidates.clone().find(|candidate| Some(candidate.index) == self.last);
+        if let Some(last) = last.filter(|_| self.left > 0) {
+            self.left -= 1;
+            return Some(last.index);
+        }
+        // The next in order, and after the last one the first. The turn passes to whoever takes
+        // it, so that the turns of a peer that is down do not all fall to its neighbour.
+        let place = |candidate: &Candidate| {
+            (self.last.is_some_and(|last| candidate.index <= last), candidate.index)
+        };
+        let next = candidates.min_by_key(place)?;
+        *self = Self { last: Some(next.index), left: next.weight - 1 };
+        Some(next.index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::*;
+
+    /// How often each peer is chosen, of so many times, from peers with these loads and weights.
+    fn chosen(strategy: Strategy, given: &[(usize, u32)], times: usize) -> Vec<usize> {
+        let mut chooser = Chooser::new(strategy);
+        let mut rng = SmallRng::seed_from_u64(11);
+        let mut counts = vec![0; given.len()];
+        for _ in 0..times {
+            let candidates = given.iter().enumerate().filter(|(_, (_, weight))| *weight > 0);
+            let candidates = candidates.map(|(index, (load, weight))| Candidate {
+                index,
+                load: *load,
+                weight: *weight,
+            });
+            let index = chooser.choose(candidates, &mut rng).expect("there are candidates");
+            counts[index] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn fewest_in_use_for_the_weight_and_by_weight_among_several() {
+        let least = |given: &[(usize, u32)]| chosen(Strategy::LeastConnections, given, 600);
+        assert_eq!(least(&[(2, 1), (1, 1), (2, 1)]), [0, 600, 0], "the one with the fewest");
+        assert_eq!(least(&[(2, 4), (1, 1)]), [600, 0], "for its weight");
+        let ties = least(&[(0, 1), (0, 2), (0, 3)]);
+        for (count, fair) in ties.iter().zip([100, 200, 300]) {
+            assert!(count.abs_diff(fair) < 35, "ties in proportion to the weights: {ties:?}");
+        }
+    }
+
+    #[test]
+    fn by_chance_in_proportion_to_the_weights() {
+        let counts = chosen(Strategy::Random, &[(9, 1), (0, 2), (5, 3)], 6000);
+        for (count, fair) in counts.iter().zip([1000, 2000, 3000]) {
+            assert!(count.abs_diff(fair) < 120, "whatever is in use: {counts:?}");
+        }
+    }
+
+    #[test]
+    fn in_turn_as_often_as_the_weight_says() {
+        assert_eq!(chosen(Strategy::RoundRobin, &[(9, 1), (0, 2), (5, 3)], 600), [100, 200, 300]);
+        assert_eq!(
+            chosen(Strategy::RoundRobin, &[(0, 1), (0, 0), (0, 1), (0, 1)], 300),
+            [100, 0, 100, 100],
+            "the turns of a peer that is passed over do not fall to its neighbour"
+        );
+    }
+}
