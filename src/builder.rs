@@ -27,6 +27,13 @@ const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 /// How long a failure mark holds when nothing else is said. From django-proxysql.
 const DEFAULT_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
+/// The least time between two checks: a login each takes a server some milliseconds.
+const LEAST_CHECK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How long one login may take when nothing else is said: many times what one over a slow network
+/// takes, and a sixth of the time for which r2d2 has its callers wait.
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The least time between two connections that are closed to even out their number.
 const DEFAULT_REBALANCE_PACE: Duration = Duration::from_millis(200);
 
@@ -45,7 +52,7 @@ pub struct PeerManagerBuilder<C> {
     rules: Rules,
     balance: Balance,
     link_max_age: Duration,
-    on_connect: Box<OnConnect<C>>,
+    on_connect: Arc<OnConnect<C>>,
     rng_seed: Option<u64>,
 }
 
@@ -60,9 +67,9 @@ impl<C> fmt::Debug for PeerManagerBuilder<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { peers, weights, tiers, rules, balance, link_max_age, on_connect: _, rng_seed } =
             self;
-        let names: Vec<&str> = peers.iter().map(|peer| peer.name.as_str()).collect();
+        // What was given as a name is not known to be one before `build()`.
         f.debug_struct("PeerManagerBuilder")
-            .field("peers", &names)
+            .field("peers", &peers.len())
             .field("weights", weights)
             .field("tiers", tiers)
             .field("rules", rules)
@@ -81,6 +88,7 @@ impl<C> PeerManagerBuilder<C> {
             tiers: Vec::new(),
             rules: Rules {
                 check_interval: DEFAULT_CHECK_INTERVAL,
+                connect_timeout: DEFAULT_CONNECT_TIMEOUT,
                 recheck: Recheck::default(),
                 all_down: AllDown::default(),
                 strategy: Strategy::default(),
@@ -88,7 +96,7 @@ impl<C> PeerManagerBuilder<C> {
             },
             balance: Balance::default(),
             link_max_age: DEFAULT_LINK_MAX_AGE,
-            on_connect: Box::new(|_| Ok(())),
+            on_connect: Arc::new(|_| Ok(())),
             rng_seed: None,
         }
     }
@@ -176,7 +184,7 @@ impl<C> PeerManagerBuilder<C> {
         mut self,
         on_connect: impl Fn(&mut C) -> QueryResult<()> + Send + Sync + 'static,
     ) -> Self {
-        self.on_connect = Box::new(on_connect);
+        self.on_connect = Arc::new(on_connect);
         self
     }
 
@@ -184,10 +192,22 @@ impl<C> PeerManagerBuilder<C> {
     /// is up is probed. Each check comes up to 10 % later than that, by chance, so that many
     /// processes do not check at once.
     ///
-    /// Defaults to 30 seconds, as in django-proxysql.
+    /// Defaults to 30 seconds, as in django-proxysql. At least 10 milliseconds.
     #[must_use]
     pub fn check_interval(mut self, check_interval: Duration) -> Self {
         self.rules.check_interval = check_interval;
+        self
+    }
+
+    /// How long one login may take, with `on_connect` and, for a check, `BEGIN; ROLLBACK`. A peer
+    /// that has not answered by then is marked down. diesel's `MysqlConnection` sets no time-out, so
+    /// that the login itself is left behind on a thread of its own until its server or the kernel
+    /// ends it; while there is one, only the checker dials that peer, once each interval.
+    ///
+    /// Defaults to 5 seconds.
+    #[must_use]
+    pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
+        self.rules.connect_timeout = connect_timeout;
         self
     }
 
@@ -209,7 +229,7 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Makes every choice by chance repeatable.
+    /// Makes the choices by chance repeatable, as far as they are asked for in the same order.
     ///
     /// Defaults to a seed from the operating system.
     #[must_use]
@@ -233,11 +253,14 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         check_peers(&peers)?;
         let weight_of = by_name("weight", &peers, &weights)?;
         let tier_of = by_name("tier", &peers, &tiers)?;
-        if rules.check_interval.is_zero() {
-            return Err(Kind::ZeroDuration { setting: "check_interval" }.into());
-        }
-        if link_max_age.is_zero() {
-            return Err(Kind::ZeroDuration { setting: "link_max_age" }.into());
+        for (setting, duration, least) in [
+            ("check_interval", rules.check_interval, LEAST_CHECK_INTERVAL),
+            ("connect_timeout", rules.connect_timeout, Duration::from_millis(1)),
+            ("link_max_age", link_max_age, Duration::from_millis(1)),
+        ] {
+            if duration < least {
+                return Err(Kind::TooShort { setting, least }.into());
+            }
         }
         let mut rng = match rng_seed {
             Some(seed) => SmallRng::seed_from_u64(seed),
@@ -275,6 +298,9 @@ fn check_peers(peers: &[PeerConfig]) -> Result<(), Kind> {
     for (index, PeerConfig { name, url }) in peers.iter().enumerate() {
         if name.trim().is_empty() {
             return Err(Kind::EmptyName { position: index + 1 });
+        }
+        if name.contains("://") {
+            return Err(Kind::UrlAsName { position: index + 1 });
         }
         if name.chars().any(char::is_control) {
             return Err(Kind::UnprintableName { name: name.clone() });
@@ -323,10 +349,11 @@ pub struct BuildError {
 enum Kind {
     NoPeers,
     EmptyName { position: usize },
+    UrlAsName { position: usize },
     UnprintableName { name: String },
     DuplicateName { name: String },
     Url { name: String, flaw: &'static str },
-    ZeroDuration { setting: &'static str },
+    TooShort { setting: &'static str, least: Duration },
     NoSuchPeer { setting: &'static str, name: String },
     NoWeight,
     System(io::Error),
@@ -348,6 +375,12 @@ impl fmt::Display for BuildError {
                 f,
                 "the name of peer number {position} is empty: give it a name to be known by in logs",
             ),
+            // The name is not shown: it holds the password.
+            Kind::UrlAsName { position } => write!(
+                f,
+                "the name of peer number {position} is a URL: it is `peer(name, url)`, and names are \
+                 printed in logs",
+            ),
             Kind::UnprintableName { name } => write!(
                 f,
                 "the peer name {name:?} holds a control character: names are printed in logs",
@@ -359,8 +392,8 @@ impl fmt::Display for BuildError {
                 f,
                 "the URL of peer {name:?} {flaw}: give the URL that diesel's `establish` takes",
             ),
-            Kind::ZeroDuration { setting } => {
-                write!(f, "`{setting}` is zero: give a time, for example 30 seconds")
+            Kind::TooShort { setting, least } => {
+                write!(f, "`{setting}` is zero or too short: give at least {least:?}")
             }
             Kind::NoSuchPeer { setting, name } => write!(
                 f,

@@ -11,7 +11,8 @@ use crossbeam_channel::{Receiver, Sender, at, bounded, never, select};
 use diesel::r2d2::R2D2Connection;
 use log::warn;
 
-use crate::dial;
+use crate::caught::caught;
+use crate::dial::{self, Failure};
 use crate::peer::Peer;
 use crate::set::{PeerSet, Probe};
 
@@ -22,7 +23,7 @@ const CHECKER: &str = "peers-checker";
 const PROBE: &str = "peers-probe";
 
 /// Starts the checker. It ends when the sender that this returns is dropped.
-pub(crate) fn start<C: R2D2Connection + 'static>(
+pub(crate) fn start<C: R2D2Connection + Send + 'static>(
     set: Arc<PeerSet>,
     wake: Receiver<Instant>,
 ) -> io::Result<Sender<Infallible>> {
@@ -57,22 +58,33 @@ fn run(
 }
 
 /// Makes one probe on a thread of its own.
-fn start_probe<C: R2D2Connection + 'static>(set: &Arc<PeerSet>, probe: Probe) {
-    let Probe { peer, name, url, began } = probe;
+fn start_probe<C: R2D2Connection + Send + 'static>(set: &Arc<PeerSet>, probe: Probe) {
+    let Probe { peer, url, began } = probe;
     let prober = {
         let set = set.clone();
-        move || end_probe(&set, peer, began, dial::probe::<C>(&url))
+        move || {
+            let outcome = dial::probe::<C>(&set, peer, url);
+            end_probe(&set, peer, began, outcome);
+        }
     };
     if let Err(error) = thread::Builder::new().name(PROBE.to_owned()).spawn(prober) {
-        // That says something about this process, not about the peer: its state stays.
-        warn!("peer {name} could not be probed: {error}");
-        set.update(peer, began, Peer::probe_abandoned);
+        end_probe(set, peer, began, Err(Failure::Here(error)));
     }
 }
 
 #[expect(clippy::disallowed_methods, reason = "a probe is stamped when it ends")]
-fn end_probe(set: &PeerSet, peer: usize, began: Instant, outcome: Result<(), Arc<str>>) {
+fn end_probe(set: &PeerSet, peer: usize, began: Instant, outcome: Result<(), Failure>) {
     let now = Instant::now();
+    let outcome = match outcome {
+        Ok(()) => Ok(()),
+        Err(Failure::Peer(why)) => Err(why),
+        Err(Failure::Here(error)) => {
+            // That says something about this process, not about the peer: its state stays.
+            let _ = caught(|| warn!("no thread to probe a peer from: {error}"));
+            set.update(peer, now, Peer::probe_abandoned);
+            return;
+        }
+    };
     set.update(peer, now, |peer, due| peer.probe_ended(began, now, outcome, due));
 }
 

@@ -22,8 +22,8 @@ use crate::set::PeerSet;
 /// `&mut MysqlConnection`, for `impl Connection<Backend = Mysql>` or for
 /// `&mut PooledConnection<_>` takes it as it is.
 ///
-/// PostgreSQL's `COPY` is the exception: diesel ties it to the type of its own manager, so that
-/// it needs the connection itself, `&mut **conn`.
+/// PostgreSQL's `COPY` is the exception, as diesel ties it to the type of its own manager: `COPY
+/// FROM` needs `&mut *conn`, which is this type, and `COPY TO` the connection itself, `&mut **conn`.
 ///
 /// For as long as it is checked out, it is one connection to one peer. Between two check-outs the
 /// pool's connections change places, so the next check-out may get another one.
@@ -73,7 +73,8 @@ impl<C> PeerConnection<C> {
     }
 
     fn link(&self) -> &Link<C> {
-        self.hand.get_or_init(|| self.links.exchange().take(self.own.take()))
+        self.hand
+            .get_or_init(|| self.links.exchange().take(self.own.take(), thread::current().id()))
     }
 
     pub(crate) fn link_mut(&mut self) -> &mut Link<C> {

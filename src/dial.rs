@@ -1,21 +1,37 @@
 //! Logging in to peers, for the pool and for a probe.
 
+use std::convert::Infallible;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use diesel::connection::{Instrumentation, TransactionManager};
 use diesel::r2d2::R2D2Connection;
 use diesel::result::QueryResult;
 
-use crate::caught::caught;
+use crate::caught::{Panicked, caught};
 use crate::lease::Lease;
 use crate::peer::{Health, Peer};
 use crate::set::PeerSet;
 use crate::url::PeerUrl;
 
+/// The name of a thread that makes one login.
+const DIALER: &str = "peers-dial";
+
 /// What the application does with each new connection before it is used.
 pub(crate) type OnConnect<C> = dyn Fn(&mut C) -> QueryResult<()> + Send + Sync;
+
+/// Why a login came to nothing.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Because of the peer.
+    Peer(Arc<str>),
+    /// Because of this process: the operating system gave it no thread.
+    Here(io::Error),
+}
 
 /// Logs in to one peer after the other, each at most once, until one takes the connection.
 ///
@@ -23,38 +39,96 @@ pub(crate) type OnConnect<C> = dyn Fn(&mut C) -> QueryResult<()> + Send + Sync;
 ///
 /// The whole story, peer by peer, without any URL or password.
 #[expect(clippy::disallowed_methods, reason = "an attempt is stamped when it is made")]
-pub(crate) fn connect<C: R2D2Connection>(
+pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
-    on_connect: &OnConnect<C>,
+    on_connect: &Arc<OnConnect<C>>,
 ) -> Result<(C, Lease), String> {
     let mut failures: Vec<Option<Arc<str>>> = vec![None; set.read(<[_]>::len)];
     while let Some(picked) = set.pick(|index| failures[index].is_some()) {
         let mut lease = Lease::of_dial(set.clone(), &picked);
         let began = Instant::now();
-        let outcome = login::<C>(&picked.url).and_then(|mut conn| {
+        let (url, was_up, on_connect) = (picked.url, picked.was_up, on_connect.clone());
+        let outcome = in_time(set, picked.peer, move || {
+            let mut conn = login::<C>(&url)?;
             // A peer that is down comes back only by the test that the checker would make.
-            if !picked.was_up {
-                trial(&mut conn, &picked.url)?;
+            if !was_up {
+                trial(&mut conn, &url)?;
             }
-            prepare(&mut conn, on_connect, &picked.url)?;
+            reasoned(&url, || on_connect(&mut conn))?;
             Ok(conn)
         });
         let now = Instant::now();
         match outcome {
             Ok(conn) => {
                 lease.becomes_link();
-                set.update(picked.peer, now, |peer, _| peer.connected(began, now));
+                set.update(picked.peer, now, |peer, _| peer.connected(began, now, !was_up));
                 return Ok((conn, lease));
             }
-            Err(why) => {
+            Err(Failure::Peer(why)) => {
                 drop(lease);
                 failures[picked.peer] = Some(why.clone());
                 set.update(picked.peer, now, |peer, due| peer.connect_failed(began, now, why, due));
             }
+            Err(Failure::Here(error)) => return Err(format!("no thread to log in from: {error}")),
         }
     }
     let now = Instant::now();
     Err(set.read(|peers| story(peers, &failures, now)))
+}
+
+/// Logs in and proves that the peer takes work.
+///
+/// # Errors
+///
+/// Why the peer is not to be used, without its URL or password.
+pub(crate) fn probe<C: R2D2Connection + Send + 'static>(
+    set: &Arc<PeerSet>,
+    peer: usize,
+    url: Arc<PeerUrl>,
+) -> Result<(), Failure> {
+    in_time(set, peer, move || {
+        let mut conn = login::<C>(&url)?;
+        let outcome = trial(&mut conn, &url);
+        reasoned(&url, || {
+            drop(conn);
+            Ok::<_, Infallible>(())
+        })
+        .and(outcome)
+    })
+}
+
+/// Runs `work`, which talks to a server, on a thread of its own, and waits for it for no longer than
+/// `connect_timeout`: client libraries set no time-outs, and a server that accepts and says nothing
+/// would keep its caller for ever. What has not ended by then is left behind, and ends when its
+/// server or the kernel makes it; while it lasts no connection is dialled there but by a probe.
+fn in_time<T: Send + 'static>(
+    set: &Arc<PeerSet>,
+    peer: usize,
+    work: impl FnOnce() -> Result<T, Arc<str>> + Send + 'static,
+) -> Result<T, Failure> {
+    let timeout = set.connect_timeout();
+    // Nothing is kept in the channel: what comes too late is not handed over, and closed over there.
+    let (done, outcome) = bounded(0);
+    let dialer = {
+        let set = set.clone();
+        move || {
+            if done.send(work()).is_err() {
+                set.count(peer, |counts| counts.stuck -= 1);
+            }
+        }
+    };
+    thread::Builder::new().name(DIALER.to_owned()).spawn(dialer).map_err(Failure::Here)?;
+    match outcome.recv_timeout(timeout) {
+        Ok(outcome) => outcome.map_err(Failure::Peer),
+        Err(RecvTimeoutError::Timeout) => {
+            // Counted before the other end can see that nobody waits.
+            set.count(peer, |counts| counts.stuck += 1);
+            Err(Failure::Peer(format!("no answer to a login within {timeout:?}").into()))
+        }
+        Err(RecvTimeoutError::Disconnected) => {
+            Err(Failure::Peer(format!("a login ended without a word: {Panicked}").into()))
+        }
+    }
 }
 
 /// What happened at each peer in this call, or made it be left out, and when it is checked next.
@@ -76,23 +150,8 @@ fn story(peers: &[Peer], failures: &[Option<Arc<str>>], now: Instant) -> String 
     format!("no peer took the connection: {}", chapters.join("; "))
 }
 
-/// Logs in and proves that the peer takes work.
-///
-/// # Errors
-///
-/// Why the peer is not to be used, without its URL or password.
-pub(crate) fn probe<C: R2D2Connection>(url: &PeerUrl) -> Result<(), Arc<str>> {
-    let mut conn = login::<C>(url)?;
-    let outcome = trial(&mut conn, url);
-    caught(|| drop(conn)).map_err(|panicked| reason(url, &panicked.to_string())).and(outcome)
-}
-
 fn login<C: R2D2Connection>(url: &PeerUrl) -> Result<C, Arc<str>> {
     reasoned(url, || C::establish(url.expose()))
-}
-
-fn prepare<C>(conn: &mut C, on_connect: &OnConnect<C>, url: &PeerUrl) -> Result<(), Arc<str>> {
-    reasoned(url, || on_connect(conn))
 }
 
 /// `BEGIN; ROLLBACK`: what diesel's ping (`SELECT 1`) does not show, this does. A Galera node that

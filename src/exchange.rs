@@ -157,10 +157,10 @@ impl<L: Shelved> Exchange<L> {
         self.lock().born(link, maker)
     }
 
-    /// A slot is dereferenced: its own link, if it is reserved, else that of the peer that should
-    /// serve; a corpse rather than none.
-    pub(crate) fn take(&self, own: Option<Reservation>) -> L {
-        self.lock().take(own)
+    /// A slot is dereferenced, by this thread: its own link, if it is reserved, else that of the peer
+    /// that should serve; a corpse rather than none.
+    pub(crate) fn take(&self, own: Option<Reservation>, by: ThreadId) -> L {
+        self.lock().take(own, by)
     }
 
     /// A slot is checked out: it parks the link that it may have in hand, gives its reservation up,
@@ -243,16 +243,16 @@ impl<L: Shelved> Inner<L> {
         reservation
     }
 
-    fn take(&mut self, own: Option<Reservation>) -> L {
+    fn take(&mut self, own: Option<Reservation>, by: ThreadId) -> L {
         let own = own.and_then(|own| self.reserved(own));
-        let link = own.or_else(|| {
-            let mut link = self.choose(None).or_else(|| self.corpses.pop())?;
-            link.set_in_use(true);
-            Some(link)
-        });
+        // The thread that made it is the customizer's: the slot is not checked out yet.
+        let is_customizer = own.as_ref().is_some_and(|own| own.maker == by);
+        let link = own.map(|own| own.link).or_else(|| self.choose(None));
         // By the law there is one for each slot without; by `release` and `reserved`, one that is
         // not reserved for each slot without a reservation.
-        let link = link.expect("a slot without a link in hand has one in the exchange");
+        let link = link.or_else(|| self.corpses.pop());
+        let mut link = link.expect("a slot without a link in hand has one in the exchange");
+        link.set_in_use(!is_customizer);
         self.empty_slots -= 1;
         self.check_law();
         link
@@ -281,20 +281,22 @@ impl<L: Shelved> Inner<L> {
     }
 
     fn drop_slot(&mut self, own: Option<Reservation>) -> Option<L> {
-        let link =
-            own.and_then(|own| self.reserved(own)).or_else(|| self.corpses.pop()).or_else(|| {
-                let shelves = self.shelves.iter().enumerate();
-                let oldest = |(peer, shelf): (usize, &Shelf<L>)| {
-                    let births = shelf.links.iter().enumerate().map(|(at, link)| (link.born(), at));
-                    births.min().map(|(born, at)| (born, peer, at))
-                };
-                let (_, peer, at) = shelves.filter_map(oldest).min()?;
-                let link = self.shelves[peer].links.remove(at);
-                self.restock(peer);
-                link
-            });
+        let own = own.and_then(|own| self.reserved(own)).map(|own| own.link);
+        let link = own.or_else(|| self.corpses.pop()).or_else(|| self.oldest());
         self.empty_slots -= usize::from(link.is_some());
         self.check_law();
+        link
+    }
+
+    /// Of the links on the shelves the one that was born first.
+    fn oldest(&mut self) -> Option<L> {
+        let on_shelf = |(peer, shelf): (usize, &Shelf<L>)| {
+            let births = shelf.links.iter().enumerate().map(|(at, link)| (link.born(), at));
+            births.min().map(|(born, at)| (born, peer, at))
+        };
+        let (_, peer, at) = self.shelves.iter().enumerate().filter_map(on_shelf).min()?;
+        let link = self.shelves[peer].links.remove(at);
+        self.restock(peer);
         link
     }
 
@@ -374,9 +376,9 @@ impl<L: Shelved> Inner<L> {
     }
 
     /// The link that is reserved for this slot.
-    fn reserved(&mut self, own: Reservation) -> Option<L> {
+    fn reserved(&mut self, own: Reservation) -> Option<Newborn<L>> {
         let at = self.newborn.iter().position(|newborn| newborn.reservation == own)?;
-        Some(self.newborn.swap_remove(at).link)
+        Some(self.newborn.swap_remove(at))
     }
 
     /// A slot is seen that never touched its link: it has no claim to it any more, and the pool's
@@ -464,6 +466,10 @@ mod tests {
         exchange.born(link(number), thread::current().id())
     }
 
+    fn take(exchange: &Exchange<Number>, own: Option<Reservation>) -> Number {
+        exchange.take(own, thread::current().id())
+    }
+
     /// Long after every link was born.
     fn later() -> Instant {
         start() + Duration::from_secs(3600)
@@ -479,14 +485,14 @@ mod tests {
     fn a_new_slot_finds_its_own_link_until_its_customizer_has_had_its_turn() {
         let exchange = exchange();
         let one = born(&exchange, 0);
-        assert_eq!(exchange.take(Some(one)).is, 0, "its customizer touches its own link");
+        assert_eq!(take(&exchange, Some(one)).is, 0, "its customizer touches its own link");
         let two = born(&exchange, 1);
         let three = born(&exchange, 2);
         // The thread went on to the next link, so it is done with link 1, which is anybody's now.
-        assert_eq!(exchange.take(None).is, 1, "an unreserved one");
-        assert_eq!(exchange.take(Some(three)).is, 2, "the newest is still its slot's own");
+        assert_eq!(take(&exchange, None).is, 1, "an unreserved one");
+        assert_eq!(take(&exchange, Some(three)).is, 2, "the newest is still its slot's own");
         exchange.check_in(Some(link(2)), None, None);
-        assert_eq!(exchange.take(Some(two)).is, 2, "a reservation may have ended: any other");
+        assert_eq!(take(&exchange, Some(two)).is, 2, "a reservation may have ended: any other");
     }
 
     #[test]
@@ -524,7 +530,7 @@ mod tests {
             assert_eq!(taken.peer, 1, "of the other peer");
         }
         assert_eq!(exchange.check_out(None, None, later), None, "rather none than a dead one");
-        assert_eq!(exchange.take(None).peer, 0, "but who must have one gets it");
+        assert_eq!(take(&exchange, None).peer, 0, "but who must have one gets it");
     }
 
     #[test]
@@ -589,7 +595,9 @@ mod tests {
                     let is_valid = taken.is_some();
                     (taken, is_valid)
                 }
-                Step::Deref => (Some(hand.unwrap_or_else(|| exchange.take(own))), true),
+                Step::Deref => {
+                    (Some(hand.unwrap_or_else(|| exchange.take(own, thread::current().id()))), true)
+                }
                 Step::FindDead => match exchange.swap_dead(hand.expect("it is checked out")) {
                     Ok(live) => (Some(live), true),
                     Err(dead) => (Some(dead), false),

@@ -3,11 +3,34 @@
 use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error};
 
 /// How the client libraries word the loss of a connection. diesel hands MySQL's on as text without
-/// a number, and the MariaDB and the Oracle library word them differently ("Lost connection to
-/// MySQL server"). These texts come from the client library, never from the server, so that they
-/// are the same in every locale; `Connection was killed` is the one exception, and only ever an
-/// additional hint.
-const LOST: [&str; 3] = ["gone away", "Lost connection to ", "Connection was killed"];
+/// a number, and the MariaDB and the Oracle library word them differently. These are whole texts:
+/// a server quotes data in its messages, which may hold any words. They come from the client
+/// library, never from the server, so that they are the same in every locale; the last one is the
+/// exception, and only ever an additional hint.
+const LOST: [&str; 3] =
+    ["Server has gone away", "MySQL server has gone away", "Connection was killed"];
+
+/// How the text of a connection that was lost during a call begins; what follows varies.
+const LOST_DURING: &str = "Lost connection to ";
+
+/// How a Galera node that takes no work refuses it (a constant text of the server's). It also
+/// accepts logins and answers pings.
+const NOT_READY: &str = "WSREP has not yet prepared node";
+
+/// Whether `error` is a reason to have the peer probed at once.
+pub(crate) fn is_suspicious(error: &Error) -> bool {
+    let is_not_ready = |error: &Error| match error {
+        Error::DatabaseError(_, information) => information.message().starts_with(NOT_READY),
+        _ => false,
+    };
+    is_lost_connection(error)
+        || match error {
+            Error::RollbackErrorOnCommit { rollback_error, commit_error } => {
+                is_not_ready(rollback_error) || is_not_ready(commit_error)
+            }
+            error => is_not_ready(error),
+        }
+}
 
 /// Whether `error` says that the connection it came from is gone.
 ///
@@ -33,7 +56,7 @@ fn is_lost(
         // MySQL: everything but six kinds.
         DatabaseErrorKind::Unknown => {
             let message = information.message();
-            LOST.iter().any(|text| message.contains(text))
+            LOST.contains(&message) || message.starts_with(LOST_DURING)
         }
         _ => false,
     }
@@ -59,6 +82,9 @@ mod tests {
             (ClosedConnection, "terminating connection due to administrator command", true),
             (UnableToSendCommand, "no connection to the server\n", true),
             (Unknown, "You have an error in your SQL syntax", false),
+            (Unknown, "Incorrect integer value: 'Server has gone away' for column 'n'", false),
+            (Unknown, "near 'Lost connection to server during query'", false),
+            (Unknown, "WSREP has not yet prepared node for application use", false),
             (Unknown, "Deadlock found when trying to get lock", false),
             (UniqueViolation, "Duplicate entry 'gone away' for key 'title'", false),
         ];
@@ -67,6 +93,19 @@ mod tests {
             assert_eq!(is_lost_connection(&error), lost, "{message}");
         }
         assert!(!is_lost_connection(&Error::NotFound), "an empty result is no fault");
+        assert!(!is_suspicious(&Error::NotFound), "an empty result is no fault");
+    }
+
+    #[test]
+    fn a_lost_connection_and_a_node_that_refuses_work_are_suspicious() {
+        for (message, expected) in [
+            ("Server has gone away", true),
+            ("WSREP has not yet prepared node for application use", true),
+            ("Deadlock found when trying to get lock", false),
+        ] {
+            let error = database_error(DatabaseErrorKind::Unknown, message);
+            assert_eq!(is_suspicious(&error), expected, "{message}");
+        }
     }
 
     #[test]

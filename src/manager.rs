@@ -28,7 +28,7 @@ const JITTER: f64 = 0.1;
 /// Its checker thread ends with it.
 pub struct PeerManager<C> {
     links: Arc<Links<C>>,
-    on_connect: Box<OnConnect<C>>,
+    on_connect: Arc<OnConnect<C>>,
     ages: Mutex<Ages>,
     /// Dropping it ends the checker. Nothing is joined: the last owner of a pool may be one of
     /// r2d2's own workers.
@@ -44,7 +44,7 @@ impl<C> PeerManager<C> {
 
     pub(crate) fn new(
         links: Arc<Links<C>>,
-        on_connect: Box<OnConnect<C>>,
+        on_connect: Arc<OnConnect<C>>,
         ages: Ages,
         checker: Sender<Infallible>,
     ) -> Self {
@@ -66,7 +66,7 @@ impl<C: R2D2Connection + Send + 'static> ManageConnection for PeerManager<C> {
     /// and to the next when that fails.
     #[expect(clippy::disallowed_methods, reason = "a link is stamped when it is made")]
     fn connect(&self) -> Result<PeerConnection<C>, Error> {
-        let (conn, lease) = dial::connect::<C>(&self.links.set, &*self.on_connect)
+        let (conn, lease) = dial::connect::<C>(&self.links.set, &self.on_connect)
             .map_err(|story| Error::ConnectionError(ConnectionError::BadConnection(story)))?;
         let now = Instant::now();
         let expires = now + self.ages.lock().unwrap_or_else(PoisonError::into_inner).next();

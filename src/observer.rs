@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use diesel::connection::{DynInstrumentation, Instrumentation, InstrumentationEvent};
 
-use crate::fault::is_lost_connection;
+use crate::fault::{is_lost_connection, is_suspicious};
 use crate::set::PeerSet;
 
 /// What is known about one link without asking its server.
@@ -32,13 +32,15 @@ impl Watch {
 
     #[expect(clippy::disallowed_methods, reason = "a loss is stamped when it is seen")]
     fn note(&self, error: &diesel::result::Error) {
-        if is_lost_connection(error) && !self.lost.swap(true, Ordering::Relaxed) {
-            let now = Instant::now();
-            self.set.update(self.peer, now, |peer, _| {
-                peer.suspect(now);
-                None
-            });
+        if !is_suspicious(error) || self.lost.load(Ordering::Relaxed) {
+            return;
         }
+        self.lost.store(is_lost_connection(error), Ordering::Relaxed);
+        let now = Instant::now();
+        self.set.update(self.peer, now, |peer, _| {
+            peer.suspect(now);
+            None
+        });
     }
 }
 

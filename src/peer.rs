@@ -42,7 +42,10 @@ pub(crate) enum Health {
 /// What is counted about a peer.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Counts {
+    /// Logins in flight.
     pub(crate) dialing: usize,
+    /// Logins that were left behind at their deadline and have not ended yet.
+    pub(crate) stuck: usize,
     pub(crate) links: usize,
     pub(crate) connects: u64,
     pub(crate) failures: u64,
@@ -92,12 +95,17 @@ impl Peer {
         matches!(self.health, Health::Up { .. })
     }
 
-    /// A connection for the pool was made by a login that began at `began`. To a peer that is up
-    /// this is no news: a login proves less than a probe (a Galera node that refuses all work
-    /// still accepts it). A peer that is down was put to the probe's test by whoever tried it.
-    pub(crate) fn connected(&mut self, began: Instant, now: Instant) -> Option<Transition> {
+    /// A connection for the pool was made by a login that began at `began`. A login proves less
+    /// than a probe (a Galera node that refuses all work still accepts it), so that it only brings
+    /// a peer back when the connection was put to the probe's test as well.
+    pub(crate) fn connected(
+        &mut self,
+        began: Instant,
+        now: Instant,
+        was_tested: bool,
+    ) -> Option<Transition> {
         self.counts.connects += 1;
-        if self.is_up() { None } else { self.set_up(began, now) }
+        if was_tested { self.set_up(began, now) } else { None }
     }
 
     /// A login for the pool that began at `began` failed. A peer that is up is marked down until
@@ -255,9 +263,9 @@ mod tests {
             self.peer.connect_failed(began, now, why.into(), now + INTERVAL).is_some()
         }
 
-        fn connects(&mut self, began: u64, now: u64) -> bool {
+        fn connects(&mut self, began: u64, now: u64, was_tested: bool) -> bool {
             let (began, now) = (self.at(began), self.at(now));
-            self.peer.connected(began, now).is_some()
+            self.peer.connected(began, now, was_tested).is_some()
         }
 
         fn probe_begins(&mut self, now: u64) {
@@ -364,10 +372,10 @@ mod tests {
             "and its mark's due time is not moved"
         );
         assert!(
-            !story.connects(1_005, 1_040),
+            !story.connects(1_005, 1_040, true),
             "nor does a login that began before the failure count"
         );
-        assert!(story.connects(2_000, 2_001), "one that began after it does");
+        assert!(story.connects(2_000, 2_001, true), "one that began after it does");
         assert!(!story.connect_fails(1_999, 2_002, "slow"), "and an older failure does not");
     }
 
@@ -375,11 +383,13 @@ mod tests {
     fn a_login_does_not_outweigh_a_probe() {
         let mut story = Story::begin();
         story.probe_begins(1_000);
-        assert!(!story.connects(1_005, 1_006), "to a peer that is up a login is no news");
+        assert!(!story.connects(1_005, 1_006, false), "to a peer that is up a login is no news");
         assert!(
             story.probe_ends(1_000, 1_010, Err("WSREP has not yet prepared node")),
             "a node that takes logins but no work goes down, although a login succeeded meanwhile"
         );
+        assert!(!story.connects(1_006, 1_020, false), "nor does a login that ends later count");
+        assert!(story.why().is_some(), "it stays down");
     }
 
     #[test]

@@ -99,7 +99,7 @@ impl PeerStatus {
             Health::Up { since } => (PeerState::Up, *since, None),
             Health::Down { since, why } => (PeerState::Down, *since, Some(why.to_string())),
         };
-        let Counts { dialing: _, links, connects, failures } = peer.counts;
+        let Counts { dialing: _, stuck: _, links, connects, failures } = peer.counts;
         Self {
             name: peer.name.to_string(),
             weight: peer.weight,

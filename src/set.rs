@@ -10,6 +10,7 @@ use log::{info, warn};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
+use crate::caught::caught;
 use crate::exchange::Standing;
 use crate::peer::{Counts, Peer, Transition};
 use crate::policy::{AllDown, Recheck, Strategy};
@@ -41,6 +42,7 @@ pub(crate) struct PeerSet {
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
     pub(crate) check_interval: Duration,
+    pub(crate) connect_timeout: Duration,
     pub(crate) recheck: Recheck,
     pub(crate) all_down: AllDown,
     pub(crate) strategy: Strategy,
@@ -68,7 +70,6 @@ pub(crate) struct Picked {
 #[derive(Debug)]
 pub(crate) struct Probe {
     pub(crate) peer: usize,
-    pub(crate) name: Arc<str>,
     pub(crate) url: Arc<PeerUrl>,
     pub(crate) began: Instant,
 }
@@ -163,6 +164,11 @@ impl PeerSet {
         self.look_for_surplus(peers);
     }
 
+    /// How long one login may take.
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        self.rules.connect_timeout
+    }
+
     /// Grows with each change of a peer's state.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
@@ -218,14 +224,12 @@ impl PeerSet {
                 }
                 if peer.probe_due().is_some_and(|due| due <= now) {
                     peer.probe_begins(now);
-                    probes.push(Probe {
-                        peer: index,
-                        name: peer.name.clone(),
-                        url: peer.url.clone(),
-                        began: now,
-                    });
+                    probes.push(Probe { peer: index, url: peer.url.clone(), began: now });
                 }
-                next = [next, peer.probe_due()].into_iter().flatten().min();
+                // A mark that is cleared unasked is due whether a probe is running or not.
+                let is_mark = self.rules.recheck == Recheck::Clear && !peer.is_up();
+                let mark = is_mark.then_some(peer.next_check);
+                next = [next, mark, peer.probe_due()].into_iter().flatten().min();
             }
             if !cleared.is_empty() {
                 self.changed(peers);
@@ -253,13 +257,14 @@ fn due(now: Instant, interval: Duration, rng: &mut SmallRng) -> Instant {
     now + interval + interval.mul_f64(JITTER * rng.random::<f64>())
 }
 
+/// A logger is user code, and this runs where a panic costs a slot or the checker.
 fn log_transition(transition: &Transition) {
-    match transition {
+    let _ = caught(|| match transition {
         Transition::Down { name, why, next_check } => {
             warn!("peer {name} is down: {why}; next check in {next_check:.1?}");
         }
         Transition::Up { name, was_down } => info!("peer {name} is up after {was_down:.1?}"),
-    }
+    });
 }
 
 #[cfg(test)]
@@ -284,6 +289,7 @@ pub(crate) mod tests {
         };
         let rules = Rules {
             check_interval: INTERVAL,
+            connect_timeout: Duration::from_secs(5),
             recheck,
             all_down: AllDown::Try,
             strategy: Strategy::LeastConnections,
@@ -364,5 +370,18 @@ pub(crate) mod tests {
             let (probes, _) = set.take_due(next);
             assert!(probes.is_empty(), "{recheck:?}: one at a time");
         }
+    }
+
+    #[test]
+    fn a_mark_is_cleared_unasked_also_while_a_probe_hangs() {
+        let (set, _woken, now) = set_of(1, Recheck::Clear);
+        let (probes, _) = set.take_due(now + 2 * INTERVAL);
+        assert_eq!(probes.len(), 1, "it is up, and probed when that is due");
+        let later = now + 3 * INTERVAL;
+        take_down(&set, 0, later);
+        let (_, next) = set.take_due(later);
+        let next = next.expect("its mark has a due time");
+        set.take_due(next);
+        assert!(is_up(&set, 0), "the probe has not ended, and the mark is cleared");
     }
 }

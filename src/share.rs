@@ -52,7 +52,8 @@ pub(crate) fn pick(
     }
     match all_down {
         AllDown::Try => untried()
-            .filter(|(_, peer)| peer.weight > 0 && !peer.is_up())
+            // One that keeps a login hanging is the checker's to try.
+            .filter(|(_, peer)| peer.weight > 0 && !peer.is_up() && peer.counts.stuck == 0)
             .min_by_key(|(_, peer)| peer.next_check)
             .map(|(index, _)| index),
         AllDown::Fail => None,
@@ -67,8 +68,13 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
     let lacking = peers
         .iter()
         .filter(|peer| share(peer) > 0)
-        .map(|peer| (peer.counts.load() + 1, share(peer)))
-        .min_by(|one, other| ratio_cmp(*one, *other))?;
+        .min_by(|one, other| {
+            let with_one_more = |peer: &Peer| (peer.counts.load() + 1, share(peer));
+            ratio_cmp(with_one_more(one), with_one_more(other))
+        })
+        // What is on its way to it arrives first: a peer may have begun to hang.
+        .filter(|peer| peer.counts.dialing == 0)
+        .map(|peer| (peer.counts.load() + 1, share(peer)))?;
     let (index, fullest) = peers
         .iter()
         .enumerate()

@@ -26,10 +26,12 @@ impl PeerUrl {
     pub(crate) fn new(url: String) -> Self {
         let mut secrets = vec![url.clone()];
         for password in passwords(&url) {
+            let decoded = percent_decoded(&password);
             // A client library that splits a URL in the wrong place quotes a piece of the password.
-            secrets.extend(password.split(['@', '/', ':', '?', '#', '%']).map(str::to_owned));
-            secrets.push(percent_decoded(&password));
-            secrets.push(password);
+            for whole in [&password, &decoded] {
+                secrets.extend(whole.split(|c: char| !c.is_alphanumeric()).map(str::to_owned));
+            }
+            secrets.extend([password, decoded]);
         }
         secrets.retain(|secret| !secret.is_empty());
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
@@ -64,27 +66,33 @@ fn strike_out(text: &str, secret: &str) -> String {
     struck + rest
 }
 
-/// Every password that `url` holds: in its authority, as a parameter, or in a `key=value` string.
+/// Every text in `url` that is or may be a password: before the last `@` (one may stand in the
+/// password, unescaped), and after each `password` up to the next `key=`. Where a URL is malformed
+/// this is rather too much than too little.
 fn passwords(url: &str) -> Vec<String> {
     let mut found = Vec::new();
-    if let Some((_, after_scheme)) = url.split_once("://") {
-        // The last `@`: a password that holds an unescaped one is taken whole.
-        if let Some((userinfo, _)) = after_scheme.rsplit_once('@') {
-            found.extend(userinfo.split_once(':').map(|(_, password)| password.to_owned()));
-        }
+    if let Some((userinfo, _)) = url.rsplit_once('@') {
+        let userinfo = userinfo.split_once("://").map_or(userinfo, |(_, userinfo)| userinfo);
+        found.extend(userinfo.split_once(':').map(|(_, password)| password.to_owned()));
     }
     let lower = url.to_ascii_lowercase();
     for (at, key) in lower.match_indices("password") {
-        let value = url[at + key.len()..].trim_start();
-        let Some(value) = value.strip_prefix('=').map(str::trim_start) else {
-            continue;
-        };
-        found.push(match value.strip_prefix('\'') {
-            Some(quoted) => quoted.split('\'').next().unwrap_or_default().to_owned(),
-            None => value.split(['&', ' ']).next().unwrap_or_default().to_owned(),
-        });
+        if let Some(value) = url[at + key.len()..].trim_start().strip_prefix('=') {
+            found.push(before_next_key(value).trim().trim_matches('\'').to_owned());
+        }
     }
     found
+}
+
+/// `value` up to a separator that is followed by `key=`.
+fn before_next_key(value: &str) -> &str {
+    let is_key = |rest: &str| {
+        let key = rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
+        key.len() < rest.len() && key.trim_start().starts_with('=')
+    };
+    let separators = value.char_indices().filter(|(_, c)| *c == '&' || c.is_whitespace());
+    let mut ends = separators.filter(|(at, c)| is_key(value[at + c.len_utf8()..].trim_start()));
+    ends.next().map_or(value, |(at, _)| &value[..at])
 }
 
 /// `text` with `%41` read as `A`; what is no valid escape stays as it is.
@@ -132,7 +140,43 @@ mod tests {
     }
 
     #[test]
+    fn strikes_out_what_a_library_makes_of_a_malformed_url() {
+        redacts(
+            "postgres:/app:s3cret@db/shop?x=1",
+            "invalid option \"postgres:/app:s3cret@db/shop?x\"",
+            "invalid option \"postgres:***@db/shop?x\"",
+        );
+        redacts(
+            "host=db password=correct s3cret user=app",
+            "missing \"=\" after \"s3cret\"",
+            "missing \"=\" after \"***\"",
+        );
+        redacts(
+            "host=db password='x's3cret",
+            "missing \"=\" after \"s3cret\"",
+            "missing \"=\" after \"***\"",
+        );
+        redacts("host=db password=cor\\ s3cret", "near s3cret", "near ***");
+        redacts("postgres://app:x@y,s3cret@db", "host name \"s3cret@db\"", "host name \"***@db\"");
+        redacts(
+            "postgres://app:x@y%2Ds3cret@db",
+            "host name \"y-s3cret\"",
+            "host name \"***-***\"",
+        );
+        redacts(
+            "postgres://db/shop?password=a&s3cret&x=1",
+            "parameter: \"s3cret\"",
+            "parameter: \"***\"",
+        );
+    }
+
+    #[test]
     fn leaves_the_rest_of_a_message_readable() {
+        redacts(
+            "host=db password=s3cret dbname=shop",
+            "no host db, no shop",
+            "no host db, no shop",
+        );
         redacts("mysql://app:e@db/shop", "the peer refused 'e'", "the peer refused '***'");
         redacts("mysql://app@db/shop", "Unknown server host 'db'", "Unknown server host 'db'");
         redacts("mysql://app:@db/shop", "Access denied", "Access denied");

@@ -2,8 +2,8 @@
 
 mod support;
 
-use diesel::connection::SimpleConnection;
-use diesel::r2d2::Pool;
+use diesel::connection::{Connection, SimpleConnection};
+use diesel::r2d2::{ManageConnection, Pool};
 use diesel_peers::{AllDown, PeerManager, PeerState, Recheck};
 use std::time::Duration;
 use support::backend::{Backend, PATIENCE, SOON, links, manager_over, pool_of, state};
@@ -124,6 +124,42 @@ fn a_login_alone_does_not_bring_a_peer_back() {
     assert!(pool.try_get().is_none(), "so no connection to it is handed out");
     server.work(true);
     wait_until("it is up when it works", PATIENCE, || pool.get().is_ok());
+    wait_until("nothing is left in a transaction", PATIENCE, || {
+        // Those that were refused never began.
+        server.rollbacks() > 0 && server.begins() >= server.rollbacks()
+    });
+}
+
+/// A connection that was tried while its peer was down comes out of the test's transaction.
+#[test]
+fn a_connection_that_brought_its_peer_back_is_in_no_transaction() {
+    let server = Server::start();
+    server.crash();
+    let manager = support::backend::manager_of::<ScriptedConnection>([server.url()]).build();
+    let manager = manager.expect("the settings are right");
+    ManageConnection::connect(&manager).expect_err("it is down");
+    server.accept(true);
+    let conn = ManageConnection::connect(&manager).expect("it is tried");
+    assert_eq!((server.begins(), server.rollbacks()), (1, 1), "tested, and rolled back");
+    assert_eq!(state(&manager.peers(), "peer0"), PeerState::Up, "it is back");
+    drop(conn);
+}
+
+/// A node that stops taking work is probed at once, and not only when its next check is due.
+#[test]
+fn a_node_that_refuses_work_is_probed_at_once() {
+    let servers = [Server::start(), Server::start()];
+    let builder =
+        support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
+    let (pool, peers) = pool_of(builder, 4);
+    wait_until("the pool is full", PATIENCE, || links(&peers) == [2, 2]);
+    servers[0].work(false);
+    wait_until("a transaction there marks it", PATIENCE, || {
+        let mut conn = pool.get().expect("pings are answered");
+        let outcome = conn.transaction(|_| Ok::<_, diesel::result::Error>(()));
+        assert!(outcome.is_ok() || conn.peer() == "peer0", "the other one works");
+        state(&peers, "peer0") == PeerState::Down
+    });
 }
 
 #[test]
@@ -136,7 +172,7 @@ fn when_all_are_down_nothing_is_dialled_if_so_told() {
             .all_down(all_down)
             .build()
             .expect("the settings are right");
-        let connect = || r2d2::ManageConnection::connect(&manager).expect_err("it is down");
+        let connect = || ManageConnection::connect(&manager).expect_err("it is down");
         connect();
         let logins = server.logins();
         let story = connect().to_string();

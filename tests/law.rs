@@ -45,7 +45,7 @@ impl Model {
         let servers: Vec<_> = (0..SERVERS).map(|_| Server::start()).collect();
         let strategies =
             [Strategy::LeastConnections, Strategy::Random, Strategy::RoundRobin, Strategy::Ordered];
-        let age = Duration::from_micros(rng.random_range(1..200_000));
+        let age = Duration::from_micros(rng.random_range(1000..200_000));
         let balance =
             if rng.random_ratio(1, 5) { Balance::PerConnection } else { Balance::PerCheckout };
         let manager = manager_of(servers.iter().map(|server| server.url()))
@@ -56,7 +56,7 @@ impl Model {
             .balance(balance)
             .link_max_age(age)
             .rebalance_pace(Duration::from_micros(rng.random_range(0..2000)))
-            .check_interval(Duration::from_millis(rng.random_range(1..20)))
+            .check_interval(Duration::from_millis(rng.random_range(10..30)))
             .build()
             .expect("the settings are right");
         Self {

@@ -68,6 +68,23 @@ fn an_instrumentation_that_panics_costs_its_connection_and_no_slot() {
 }
 
 #[test]
+fn a_loss_is_seen_before_the_users_instrumentation_panics() {
+    let server = Server::start();
+    let (pool, peers) = pool_of(manager_of::<ScriptedConnection>([server.url()]), 1);
+    let mut conn = pool.get().expect("the peer lives");
+    conn.set_instrumentation(|event: InstrumentationEvent<'_>| {
+        let is_error = matches!(event, InstrumentationEvent::FinishQuery { error: Some(_), .. });
+        assert!(!is_error, "this instrumentation panics at errors");
+    });
+    server.cut_off();
+    let query = catch_unwind(AssertUnwindSafe(|| conn.batch_execute("SELECT 1").is_ok()));
+    assert!(query.is_err(), "it did");
+    drop(conn);
+    pool.get().expect("the peer lives").batch_execute("SELECT 1").expect("another connection");
+    assert_eq!(peers.snapshot().peers[0].connects, 2, "the lost one did not go back");
+}
+
+#[test]
 fn a_thread_that_panics_does_not_put_its_connection_back() {
     let server = Server::start();
     let (pool, peers) = pool_of(manager_of::<ScriptedConnection>([server.url()]), 1);

@@ -93,6 +93,9 @@ fn no_secret_is_shown() {
             "host=127.0.0.1 user=app password=s3cret what=this".to_owned(),
             "host=127.0.0.1 user=app password='s3cret".to_owned(),
             "postgres//app:s3cret@nowhere".to_owned(),
+            // Without `://` libpq takes it for `option=value`, and quotes the option.
+            "postgres:/app:s3cret@nowhere/app?sslmode=require".to_owned(),
+            "host=127.0.0.1 user=app password=correct s3cret".to_owned(),
         ] {
             shown.extend(all_that_is_shown::<diesel::PgConnection>(&url));
         }

@@ -20,12 +20,27 @@ pub struct HaProxy {
 impl HaProxy {
     /// Starts a proxy in front of whatever listens, or will listen, on the port `behind`.
     pub fn in_front_of(behind: u16) -> Self {
+        // No checks: the proxy must not notice a dead server before its clients do.
+        Self::start(&format!("server behind 127.0.0.1:{behind}"))
+    }
+
+    /// Starts a load balancer over several servers, as one is set up in front of a database: each is
+    /// checked every second, and its sessions end when it is down.
+    pub fn balancing(behind: &[u16]) -> Self {
+        let servers = behind.iter().map(|port| {
+            format!("server s{port} 127.0.0.1:{port} check inter 1s fall 2 rise 2 on-marked-down shutdown-sessions")
+        });
+        let mut back = vec!["balance leastconn".to_owned(), "option redispatch".to_owned()];
+        back.extend(servers);
+        Self::start(&back.join("\n                 "))
+    }
+
+    fn start(back: &str) -> Self {
         let account = Account::of("haproxy");
         let folder = account.folder();
         let port = free_port();
         let front = port.number();
         let socket = folder.path().join("socket");
-        // No checks: the proxy must not notice a dead server before its clients do.
         let config = format!(
             "global
                  stats socket {} mode 600 level admin
@@ -38,7 +53,7 @@ impl HaProxy {
                  bind 127.0.0.1:{front}
                  default_backend back
              backend back
-                 server behind 127.0.0.1:{behind}\n",
+                 {back}\n",
             socket.display()
         );
         let file = folder.path().join("config");

@@ -37,6 +37,7 @@ pub struct Server {
     logins: AtomicUsize,
     queries: AtomicUsize,
     begins: AtomicUsize,
+    rollbacks: AtomicUsize,
 }
 
 impl Server {
@@ -55,6 +56,7 @@ impl Server {
             logins: AtomicUsize::new(0),
             queries: AtomicUsize::new(0),
             begins: AtomicUsize::new(0),
+            rollbacks: AtomicUsize::new(0),
         });
         servers().get_or_insert_default().insert(server.url.clone(), server.clone());
         server
@@ -124,6 +126,11 @@ impl Server {
         self.queries.load(Ordering::SeqCst)
     }
 
+    /// Transactions that were rolled back.
+    pub fn rollbacks(&self) -> usize {
+        self.rollbacks.load(Ordering::SeqCst)
+    }
+
     /// Transactions that were begun.
     pub fn begins(&self) -> usize {
         self.begins.load(Ordering::SeqCst)
@@ -186,7 +193,8 @@ impl SimpleConnection for ScriptedConnection {
     fn batch_execute(&mut self, query: &str) -> QueryResult<()> {
         match query {
             "BEGIN" => self.run(query, Some(|server| &server.begins)),
-            "ROLLBACK" | "COMMIT" => self.run(query, None),
+            "ROLLBACK" => self.run(query, Some(|server| &server.rollbacks)),
+            "COMMIT" => self.run(query, None),
             _ => self.run(query, Some(|server| &server.queries)),
         }
     }
