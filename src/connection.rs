@@ -116,6 +116,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 return true;
             }
             if link.holds_test_transaction() {
+                link.lease.set_in_use(false);
                 return false;
             }
             if link.is_too_old(now) {

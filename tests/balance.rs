@@ -285,6 +285,25 @@ mod real_servers {
     }
 }
 
+#[test]
+fn connections_that_are_too_old_are_closed_as_they_come_back() {
+    let servers = three_servers();
+    let builder = builder_over(&servers).link_max_age(Duration::from_millis(200));
+    let (pool, peers) = pool_of(builder, 9);
+    wait_until("the pool is full", PATIENCE, || links(&peers) == [3, 3, 3]);
+    let first: Vec<_> = servers.iter().map(|server| server.logins()).collect();
+    wait_until("each is replaced, however idle its slot is", PATIENCE, || {
+        // One at a time: each link gets its turn.
+        drop(pool.get());
+        servers.iter().zip(&first).all(|(server, first)| server.logins() >= first + 3)
+    });
+    for server in &servers {
+        assert!(server.most_open() <= 9, "never more than the pool is large");
+    }
+    let open: usize = servers.iter().map(|server| server.open()).sum();
+    assert!(open <= 9, "never more than the pool is large: {open}");
+}
+
 /// Test transactions stay with their slots, so that a test sees its own rows.
 #[cfg(feature = "mysql")]
 #[test]

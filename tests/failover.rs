@@ -30,6 +30,12 @@ fn a_peer_is_killed_under_load<B: Backend>() {
         wait_until("it is up again", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
         wait_until("it has its share again", PATIENCE, || links(&peers)[0] >= 2);
         wait_until("it serves again", PATIENCE, || load.served_by("peer0") > before + 50);
+        wait_until("it serves its share of some thousand queries", PATIENCE, || {
+            let (all, own) = (load.served(), load.served_by("peer0"));
+            wait_until("a thousand more are served", PATIENCE, || load.served() >= all + 1000);
+            let share = 100 * (load.served_by("peer0") - own) / (load.served() - all);
+            (23..=43).contains(&share)
+        });
     });
 
     assert_eq!(seen.refused, [""; 0], "no `pool.get()` failed");

@@ -6,7 +6,9 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
+use diesel::connection::{
+    AnsiTransactionManager, Connection, SimpleConnection, TransactionManager,
+};
 use diesel::r2d2::Pool;
 use diesel_peers::{Balance, PeerState};
 use support::backend::{PATIENCE, links, manager_of, pool_of, state};
@@ -58,6 +60,17 @@ fn connections_in_use_are_counted() {
             assert_eq!(in_use(), 0, "{what}: a lost one is not counted either");
         }
     }
+}
+
+#[test]
+fn a_test_transaction_at_rest_is_not_in_use() {
+    let server = Server::start();
+    let (pool, peers) = pool_of(manager_of::<ScriptedConnection>([server.url()]), 1);
+    let mut conn = pool.get().expect("the peer lives");
+    conn.begin_test_transaction().expect("it begins");
+    assert_eq!(peers.snapshot().peers[0].in_use, 1, "it is out");
+    drop(conn);
+    assert_eq!(peers.snapshot().peers[0].in_use, 0, "it is back");
 }
 
 #[test]
