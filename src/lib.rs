@@ -6,6 +6,7 @@ mod caught;
 mod checker;
 mod connection;
 mod dial;
+mod error;
 mod exchange;
 mod fault;
 mod lease;
@@ -22,8 +23,9 @@ mod share;
 mod strategy;
 mod url;
 
-pub use crate::builder::{BuildError, PeerManagerBuilder};
+pub use crate::builder::PeerManagerBuilder;
 pub use crate::connection::PeerConnection;
+pub use crate::error::BuildError;
 pub use crate::manager::PeerManager;
 #[doc(hidden)]
 pub use crate::passthrough::PeerTransactionManager;

@@ -1,0 +1,277 @@
+use std::thread;
+
+use rand::SeedableRng;
+
+use super::*;
+
+const PEERS: usize = 2;
+
+/// A link that is only a number.
+#[derive(Debug, PartialEq, Eq)]
+struct Number {
+    is: usize,
+    peer: usize,
+    born: Instant,
+}
+
+impl Shelved for Number {
+    fn peer(&self) -> usize {
+        self.peer
+    }
+
+    fn born(&self) -> Instant {
+        self.born
+    }
+
+    fn set_in_use(&mut self, _: bool) {}
+}
+
+#[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
+fn start() -> Instant {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    *START.get_or_init(Instant::now)
+}
+
+/// The link of this number: even ones lead to peer 0, and lower ones are older.
+fn link(number: usize) -> Number {
+    let born = start() + Duration::from_secs(number as u64);
+    Number { is: number, peer: number % PEERS, born }
+}
+
+fn exchange() -> Exchange<Number> {
+    let in_use = (0..PEERS).map(|_| Arc::default());
+    Exchange::new(Strategy::Random, in_use, SmallRng::seed_from_u64(3))
+}
+
+fn born(exchange: &Exchange<Number>, number: usize) -> Reservation {
+    exchange.born(link(number), thread::current().id())
+}
+
+fn take(exchange: &Exchange<Number>, own: Option<Reservation>) -> Number {
+    exchange.take(own, thread::current().id())
+}
+
+/// Long after every link was born.
+fn later() -> Instant {
+    start() + Duration::from_secs(3600)
+}
+
+fn tell(exchange: &Exchange<Number>, epoch: u64, usable: [bool; PEERS]) {
+    exchange.learn(epoch, || {
+        usable.map(|usable| Standing { usable, share: u32::from(usable) }).to_vec()
+    });
+}
+
+#[test]
+fn a_new_slot_finds_its_own_link_until_its_customizer_has_had_its_turn() {
+    let exchange = exchange();
+    let one = born(&exchange, 0);
+    assert_eq!(take(&exchange, Some(one)).is, 0, "its customizer touches its own link");
+    let two = born(&exchange, 1);
+    let three = born(&exchange, 2);
+    // The thread went on to the next link, so it is done with link 1, which is anybody's now.
+    assert_eq!(take(&exchange, None).is, 1, "an unreserved one");
+    assert_eq!(take(&exchange, Some(three)).is, 2, "the newest is still its slot's own");
+    exchange.check_in(Some(link(2)), None, None);
+    assert_eq!(take(&exchange, Some(two)).is, 2, "a reservation may have ended: any other");
+}
+
+#[test]
+fn reservations_end_once_the_customizer_is_seen_to_leave_links_alone() {
+    let exchange = exchange();
+    thread::scope(|scope| {
+        scope.spawn(|| born(&exchange, 1));
+    });
+    let own = born(&exchange, 0);
+    let early = link(0).born + RESERVATION / 2;
+    let taken = exchange.check_out(None, Some(own), || early).expect("its own, at least");
+    assert_eq!(taken.is, 0, "the other one is reserved, and too young");
+    let numbers: Vec<_> = [Some(taken), None]
+        .into_iter()
+        .map(|in_hand| exchange.check_out(in_hand, None, later).map(|link| link.is))
+        .collect();
+    assert!(numbers.contains(&Some(1)), "it is old enough to be anybody's: {numbers:?}");
+}
+
+/// So many slots, whose links are all anybody's.
+fn stocked(links: usize) -> Exchange<Number> {
+    let exchange = exchange();
+    let last = (0..links).map(|number| born(&exchange, number)).last();
+    // The last slot comes back untouched.
+    assert_eq!(exchange.check_in(None, last, None), None, "nothing waits to be carried out");
+    exchange
+}
+
+#[test]
+fn links_of_a_peer_that_is_down_are_met_by_nobody() {
+    let exchange = stocked(4);
+    tell(&exchange, 1, [false, true]);
+    for _ in 0..2 {
+        let taken = exchange.check_out(None, None, later).expect("two links live");
+        assert_eq!(taken.peer, 1, "of the other peer");
+    }
+    assert_eq!(exchange.check_out(None, None, later), None, "rather none than a dead one");
+    assert_eq!(take(&exchange, None).peer, 0, "but who must have one gets it");
+}
+
+#[test]
+fn a_slot_that_comes_back_carries_a_corpse_out_else_what_is_too_many() {
+    let exchange = stocked(4);
+    let taken = exchange.check_out(None, None, later).expect("four are there");
+    let carried = exchange.check_in(Some(taken), None, Some(1)).expect("peer 1 has too many");
+    assert_eq!(carried.peer, 1, "one of its links");
+    tell(&exchange, 1, [false, true]);
+    let taken = exchange.check_out(None, None, later).expect("one is left");
+    let carried = exchange.check_in(Some(taken), None, Some(1)).expect("two corpses wait");
+    assert_eq!(carried.peer, 0, "a corpse goes first");
+}
+
+#[test]
+fn a_slot_that_ends_takes_a_corpse_else_the_oldest() {
+    let exchange = stocked(5);
+    assert_eq!(exchange.drop_slot(None).map(|link| link.is), Some(0), "the oldest");
+    tell(&exchange, 1, [true, false]);
+    assert_eq!(exchange.drop_slot(None).map(|link| link.peer), Some(1), "a corpse");
+}
+
+#[test]
+fn a_dead_link_is_exchanged_for_another_peers_if_there_is_one() {
+    let exchange = stocked(5);
+    let mut dead = exchange.check_out(None, None, later).expect("five are there");
+    let first = dead.peer;
+    dead = exchange.swap_dead(dead).expect("others are there");
+    assert_ne!(dead.peer, first, "the other peer's first");
+    for _ in 0..3 {
+        dead = exchange.swap_dead(dead).expect("others are there");
+    }
+    exchange.swap_dead(dead).expect_err("all others are dead");
+}
+
+/// What one slot goes through, step by step.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Born,
+    CheckOut,
+    Deref,
+    FindDead,
+    CheckIn,
+    Drop,
+    PeerDown,
+    PeerUp,
+}
+
+/// A slot as r2d2 treats it.
+struct Slot {
+    own: Option<Reservation>,
+    hand: Option<Number>,
+}
+
+impl Slot {
+    /// Whether r2d2 keeps the slot.
+    fn goes_through(&mut self, step: Step, exchange: &Exchange<Number>) -> bool {
+        let (hand, own) = (self.hand.take(), self.own.take());
+        let (hand, kept) = match step {
+            Step::CheckOut => {
+                let taken = exchange.check_out(hand, own, later);
+                let is_valid = taken.is_some();
+                (taken, is_valid)
+            }
+            Step::Deref => {
+                (Some(hand.unwrap_or_else(|| exchange.take(own, thread::current().id()))), true)
+            }
+            Step::FindDead => match exchange.swap_dead(hand.expect("it is checked out")) {
+                Ok(live) => (Some(live), true),
+                Err(dead) => (Some(dead), false),
+            },
+            Step::CheckIn => {
+                let carried = exchange.check_in(hand, own, None);
+                let is_broken = carried.is_some();
+                (carried, !is_broken)
+            }
+            Step::Drop => {
+                self.own = own;
+                (hand, false)
+            }
+            Step::Born | Step::PeerDown | Step::PeerUp => unreachable!("no step of a slot"),
+        };
+        self.hand = hand;
+        kept
+    }
+
+    /// The link that is closed with it.
+    fn ends(self, exchange: &Exchange<Number>) -> usize {
+        let link = self.hand.or_else(|| exchange.drop_slot(self.own));
+        link.expect("each slot has a link, in hand or in the exchange").is
+    }
+}
+
+/// Every order in which the steps of these slots can follow each other. Each step is one move
+/// under the exchange's lock, so these are all the interleavings that threads can bring about.
+fn in_every_order(scripts: &[&[Step]], visit: &mut impl FnMut(&[(usize, Step)])) {
+    fn go(
+        scripts: &[&[Step]],
+        at: &mut Vec<usize>,
+        order: &mut Vec<(usize, Step)>,
+        visit: &mut impl FnMut(&[(usize, Step)]),
+    ) {
+        let mut is_end = true;
+        for actor in 0..scripts.len() {
+            if let Some(step) = scripts[actor].get(at[actor]) {
+                is_end = false;
+                at[actor] += 1;
+                order.push((actor, *step));
+                go(scripts, at, order, visit);
+                order.pop();
+                at[actor] -= 1;
+            }
+        }
+        if is_end {
+            visit(order);
+        }
+    }
+    go(scripts, &mut vec![0; scripts.len()], &mut Vec::new(), visit);
+}
+
+#[test]
+fn the_law_holds_in_every_order_of_events() {
+    use Step::{Born, CheckIn, CheckOut, Deref, Drop, FindDead, PeerDown, PeerUp};
+    let scripts: [&[Step]; 4] = [
+        &[Born, CheckOut, CheckIn, Drop],
+        &[Born, CheckOut, FindDead, CheckIn],
+        &[Born, Deref, Drop],
+        &[PeerDown, PeerUp],
+    ];
+    let mut orders = 0_u32;
+    in_every_order(&scripts, &mut |order| {
+        orders += 1;
+        let exchange = exchange();
+        let mut slots: [Option<Slot>; 3] = [const { None }; 3];
+        let (mut epoch, mut made, mut closed) = (0, 0, Vec::new());
+        for &(actor, step) in order {
+            match step {
+                PeerDown | PeerUp => {
+                    epoch += 1;
+                    tell(&exchange, epoch, [matches!(step, PeerUp), true]);
+                }
+                Born => {
+                    let own = Some(born(&exchange, made));
+                    slots[actor] = Some(Slot { own, hand: None });
+                    made += 1;
+                }
+                step => {
+                    // r2d2 drops a slot that is not valid or comes back broken, and then its
+                    // later steps do not happen.
+                    let slot = slots[actor].as_mut();
+                    if slot.is_some_and(|slot| !slot.goes_through(step, &exchange)) {
+                        closed.extend(slots[actor].take().map(|slot| slot.ends(&exchange)));
+                    }
+                }
+            }
+        }
+        closed.extend(slots.into_iter().flatten().map(|slot| slot.ends(&exchange)));
+        assert_eq!(exchange.count(), 0, "every slot ended, so every link did: {order:?}");
+        closed.sort_unstable();
+        assert_eq!(closed, [0, 1, 2], "each link was closed once: {order:?}");
+    });
+    assert!(orders > 100_000, "{orders} orders");
+}
