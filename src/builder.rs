@@ -113,7 +113,8 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// The proportion of the work that a peer gets: one of weight 2 gets twice as much as one of
-    /// weight 1, and one of weight 0 gets no new work.
+    /// weight 1, and one of weight 0 gets no new work. It is the proportion of connections too: the
+    /// pool should have as many as the sum of the weights, or a multiple of that.
     ///
     /// Defaults to 1.
     #[must_use]
@@ -153,7 +154,8 @@ impl<C> PeerManagerBuilder<C> {
     /// The least time between two connections that are closed so that others can be opened to a
     /// peer that lacks them, because it came back or was down at the start.
     ///
-    /// Defaults to 200 milliseconds: 5 connections a second. Zero is no pace at all.
+    /// Defaults to 200 milliseconds: 5 connections a second. With zero a few more may be closed than
+    /// are needed.
     #[must_use]
     pub fn rebalance_pace(mut self, rebalance_pace: Duration) -> Self {
         self.rules.rebalance_pace = rebalance_pace;
@@ -173,8 +175,9 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// What is done with each new connection before it is used: `SET` statements, pragmas. An error
-    /// is a failed login.
+    /// What is done with each new connection before it is used, and with that of a check: `SET`
+    /// statements, pragmas. An error is a failed login. It runs on a thread of its own, within
+    /// [`connect_timeout`](Self::connect_timeout). An instrumentation that is set in it is replaced.
     ///
     /// The pool's own `connection_customizer` works as well, but one that uses the connection in
     /// `on_acquire` needs [`prime`](crate::prime) to be called once.
@@ -286,7 +289,8 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         let ages = Ages { most: link_max_age.min(FOREVER), rng: rng.fork() };
         let (wake, woken) = bounded(1);
         let set = Arc::new(PeerSet::new(peers, rules, rng, wake, now));
-        let checker = checker::start::<C>(set.clone(), woken).map_err(Kind::System)?;
+        let checker =
+            checker::start(set.clone(), on_connect.clone(), woken).map_err(Kind::System)?;
         let links = Arc::new(Links { set, exchange, balance });
         Ok(PeerManager::new(links, on_connect, ages, checker))
     }

@@ -12,7 +12,7 @@ use diesel::r2d2::R2D2Connection;
 use log::warn;
 
 use crate::caught::caught;
-use crate::dial::{self, Failure};
+use crate::dial::{self, Failure, OnConnect};
 use crate::peer::Peer;
 use crate::set::{PeerSet, Probe};
 
@@ -25,13 +25,14 @@ const PROBE: &str = "peers-probe";
 /// Starts the checker. It ends when the sender that this returns is dropped.
 pub(crate) fn start<C: R2D2Connection + Send + 'static>(
     set: Arc<PeerSet>,
+    on_connect: Arc<OnConnect<C>>,
     wake: Receiver<Instant>,
 ) -> io::Result<Sender<Infallible>> {
     let (stop, stopped) = bounded(0);
     #[expect(clippy::disallowed_methods, reason = "the checker's clock starts here")]
     let now = Instant::now();
     thread::Builder::new().name(CHECKER.to_owned()).spawn(move || {
-        run(&set, now, &wake, &stopped, at, |probe| start_probe::<C>(&set, probe));
+        run(&set, now, &wake, &stopped, at, |probe| start_probe(&set, &on_connect, probe));
     })?;
     Ok(stop)
 }
@@ -58,12 +59,16 @@ fn run(
 }
 
 /// Makes one probe on a thread of its own.
-fn start_probe<C: R2D2Connection + Send + 'static>(set: &Arc<PeerSet>, probe: Probe) {
+fn start_probe<C: R2D2Connection + Send + 'static>(
+    set: &Arc<PeerSet>,
+    on_connect: &Arc<OnConnect<C>>,
+    probe: Probe,
+) {
     let Probe { peer, url, began } = probe;
     let prober = {
-        let set = set.clone();
+        let (set, on_connect) = (set.clone(), on_connect.clone());
         move || {
-            let outcome = dial::probe::<C>(&set, peer, url);
+            let outcome = dial::probe(&set, peer, url, on_connect);
             end_probe(&set, peer, began, outcome);
         }
     };

@@ -123,9 +123,9 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 return true;
             }
         }
-        let surplus = self.links.set.take_surplus(now);
         match self.links.balance {
             Balance::PerCheckout => {
+                let surplus = self.links.set.take_surplus(None, now);
                 let exchange = self.links.exchange();
                 let carried = exchange.check_in(self.hand.take(), self.own.take(), surplus);
                 let is_last = carried.is_some();
@@ -135,7 +135,8 @@ impl<C: R2D2Connection> PeerConnection<C> {
             Balance::PerConnection => {
                 let lease = &mut self.link_mut().lease;
                 lease.set_in_use(false);
-                surplus == Some(lease.peer()) || lease.set().is_retired(lease.peer())
+                let (set, peer) = (lease.set(), lease.peer());
+                set.is_retired(peer) || set.take_surplus(Some(peer), now).is_some()
             }
         }
     }

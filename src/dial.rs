@@ -85,10 +85,13 @@ pub(crate) fn probe<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
     peer: usize,
     url: Arc<PeerUrl>,
+    on_connect: Arc<OnConnect<C>>,
 ) -> Result<(), Failure> {
     in_time(set, peer, move || {
         let mut conn = login::<C>(&url)?;
-        let outcome = trial(&mut conn, &url);
+        // A peer on which the application's own preparation fails takes no connection either.
+        let outcome =
+            trial(&mut conn, &url).and_then(|()| reasoned(&url, || on_connect(&mut conn)));
         reasoned(&url, || {
             drop(conn);
             Ok::<_, Infallible>(())
@@ -112,7 +115,8 @@ fn in_time<T: Send + 'static>(
     let dialer = {
         let set = set.clone();
         move || {
-            if done.send(work()).is_err() {
+            // What nobody waits for is dropped here, and may panic.
+            if !matches!(caught(|| done.send(work())), Ok(Ok(()))) {
                 set.count(peer, |counts| counts.stuck -= 1);
             }
         }

@@ -53,6 +53,8 @@ pub(crate) struct Standing {
     pub(crate) usable: bool,
     /// Its share of the work.
     pub(crate) share: u32,
+    /// Which it is when none has a share: the lowest first.
+    pub(crate) tier: u32,
 }
 
 /// A new slot's claim to the link that was made for it.
@@ -76,7 +78,7 @@ struct Inner<L> {
     /// customizer has had its turn with it, in that thread.
     newborn: Vec<Newborn<L>>,
     /// Links that must not be used again, until a slot carries them out.
-    corpses: Vec<L>,
+    corpses: Vec<Corpse<L>>,
     /// Whether a slot was seen checked out untouched: the customizer leaves links alone.
     untouched: bool,
     born: u64,
@@ -91,6 +93,14 @@ struct Newborn<L> {
     reservation: Reservation,
     maker: ThreadId,
     link: L,
+}
+
+#[derive(Debug)]
+struct Corpse<L> {
+    link: L,
+    /// Whether it was found dead itself; else it is its peer that is not usable, which may change
+    /// before a slot has come by.
+    is_dead: bool,
 }
 
 /// The parked links of one peer, the one that has rested longest in front.
@@ -110,8 +120,8 @@ impl<L: Shelved> Exchange<L> {
         in_use: impl IntoIterator<Item = Arc<AtomicUsize>>,
         rng: SmallRng,
     ) -> Self {
-        let standing = Standing { usable: true, share: 1 };
-        let shelves = in_use
+        let standing = Standing { usable: true, share: 1, tier: 0 };
+        let shelves: Vec<_> = in_use
             .into_iter()
             .map(|in_use| Shelf {
                 links: VecDeque::new(),
@@ -120,6 +130,7 @@ impl<L: Shelved> Exchange<L> {
                 stocked: None,
             })
             .collect();
+        let chooser = Chooser::new(strategy, shelves.len());
         Self {
             inner: Mutex::new(Inner {
                 shelves,
@@ -129,7 +140,7 @@ impl<L: Shelved> Exchange<L> {
                 untouched: false,
                 born: 0,
                 empty_slots: 0,
-                chooser: Chooser::new(strategy),
+                chooser,
                 rng,
             }),
             epoch: AtomicU64::new(0),
@@ -200,7 +211,7 @@ impl<L: Shelved> Exchange<L> {
     ) -> Option<L> {
         let mut inner = self.lock();
         inner.let_go(in_hand, own);
-        let carried = inner.corpses.pop().or_else(|| inner.take_from(surplus?));
+        let carried = inner.corpse().or_else(|| inner.take_from(surplus?));
         if carried.is_some() {
             inner.empty_slots -= 1;
         }
@@ -240,7 +251,7 @@ impl<L: Shelved> Inner<L> {
         let link = own.map(|own| own.link).or_else(|| self.choose(None));
         // By the law there is one for each slot without; by `release` and `reserved`, one that is
         // not reserved for each slot without a reservation.
-        let link = link.or_else(|| self.corpses.pop());
+        let link = link.or_else(|| self.corpse());
         let mut link = link.expect("a slot without a link in hand has one in the exchange");
         link.set_in_use(!is_customizer);
         self.empty_slots -= 1;
@@ -276,13 +287,13 @@ impl<L: Shelved> Inner<L> {
     fn bury(&mut self, mut dead: L) {
         dead.set_in_use(false);
         self.empty_slots += 1;
-        self.corpses.push(dead);
+        self.corpses.push(Corpse { link: dead, is_dead: true });
         self.check_law();
     }
 
     fn drop_slot(&mut self, own: Option<Reservation>) -> Option<L> {
         let own = own.and_then(|own| self.reserved(own)).map(|own| own.link);
-        let link = own.or_else(|| self.corpses.pop()).or_else(|| self.oldest());
+        let link = own.or_else(|| self.corpse()).or_else(|| self.oldest());
         self.empty_slots -= usize::from(link.is_some());
         self.check_law();
         link
@@ -322,8 +333,9 @@ impl<L: Shelved> Inner<L> {
     }
 
     fn any_usable(&mut self) -> Option<L> {
-        let usable = |shelf: &Shelf<L>| shelf.standing.usable && !shelf.links.is_empty();
-        let peer = self.shelves.iter().position(usable)?;
+        let shelves = self.shelves.iter().enumerate();
+        let usable = shelves.filter(|(_, shelf)| shelf.standing.usable && !shelf.links.is_empty());
+        let (peer, _) = usable.min_by_key(|(_, shelf)| shelf.standing.tier)?;
         self.take_from(peer)
     }
 
@@ -339,8 +351,12 @@ impl<L: Shelved> Inner<L> {
             self.shelves[peer].links.push_back(link);
             self.restock(peer);
         } else {
-            self.corpses.push(link);
+            self.corpses.push(Corpse { link, is_dead: false });
         }
+    }
+
+    fn corpse(&mut self) -> Option<L> {
+        self.corpses.pop().map(|corpse| corpse.link)
     }
 
     /// Puts a shelf on the list of those to choose from, or strikes it off.
@@ -368,9 +384,18 @@ impl<L: Shelved> Inner<L> {
             self.shelves[peer].standing = standing;
             if !self.shelves[peer].standing.usable {
                 let unusable = std::mem::take(&mut self.shelves[peer].links);
-                self.corpses.extend(unusable);
+                let corpse = |link| Corpse { link, is_dead: false };
+                self.corpses.extend(unusable.into_iter().map(corpse));
             }
             self.restock(peer);
+        }
+        // A peer that is usable again, or must be for want of others, has its links back.
+        for corpse in std::mem::take(&mut self.corpses) {
+            if corpse.is_dead {
+                self.corpses.push(corpse);
+            } else {
+                self.shelve(corpse.link);
+            }
         }
         self.check_law();
     }

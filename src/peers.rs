@@ -85,7 +85,8 @@ pub struct PeerStatus {
     /// Connections of the pool that are open, in use or idle.
     pub links: usize,
     /// Connections of the pool that are in use. In a pool built with `test_on_check_out(false)` one
-    /// counts from the first time that it is used in its check-out.
+    /// counts from the first time that it is used in its check-out; with `Balance::PerConnection` as
+    /// well, not at all.
     pub in_use: usize,
     /// Connections that were made for the pool since the manager was built.
     pub connects: u64,

@@ -4,8 +4,9 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Strategy {
-    /// The peer with the fewest connections in use for its weight; by chance, in proportion to the
-    /// weights, among several.
+    /// The peer with the fewest connections in use for its weight; among several the one that was
+    /// given less before. (Where weights differ, fair shares are fractions of connections; what a
+    /// peer was given less before counts for up to one.)
     #[default]
     LeastConnections,
     /// A peer by chance, in proportion to the weights.

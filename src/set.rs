@@ -183,6 +183,7 @@ impl PeerSet {
         let standing = |peer: &Peer| Standing {
             usable: peer.is_up() || !any,
             share: if any { share(peer) } else { peer.weight },
+            tier: peer.tier,
         };
         peers.iter().map(standing).collect()
     }
@@ -194,10 +195,10 @@ impl PeerSet {
     }
 
     /// The peer that has a link too many, at most once each `rebalance_pace`: whoever asks retires
-    /// one of its links.
-    pub(crate) fn take_surplus(&self, now: Instant) -> Option<usize> {
+    /// one of its links. `only` is for who can retire a link of that one peer and of no other.
+    pub(crate) fn take_surplus(&self, only: Option<usize>, now: Instant) -> Option<usize> {
         let surplus = self.surplus.load(Ordering::Relaxed);
-        if surplus == NONE {
+        if surplus == NONE || only.is_some_and(|only| only != surplus) {
             return None;
         }
         let last_move = &mut self.lock().last_move;
@@ -219,7 +220,10 @@ impl PeerSet {
         {
             let Inner { peers, rng, .. } = &mut *self.lock();
             for (index, peer) in peers.iter_mut().enumerate() {
-                if self.rules.recheck == Recheck::Clear && peer.next_check <= now {
+                // A peer that keeps a login hanging is the checker's to try, and so comes back by a
+                // probe.
+                let is_cleared = self.rules.recheck == Recheck::Clear && peer.counts.stuck == 0;
+                if is_cleared && peer.next_check <= now {
                     cleared.extend(peer.clear(now, due(now, self.rules.check_interval, rng)));
                 }
                 if peer.probe_due().is_some_and(|due| due <= now) {
@@ -227,7 +231,7 @@ impl PeerSet {
                     probes.push(Probe { peer: index, url: peer.url.clone(), began: now });
                 }
                 // A mark that is cleared unasked is due whether a probe is running or not.
-                let is_mark = self.rules.recheck == Recheck::Clear && !peer.is_up();
+                let is_mark = is_cleared && !peer.is_up();
                 let mark = is_mark.then_some(peer.next_check);
                 next = [next, mark, peer.probe_due()].into_iter().flatten().min();
             }
@@ -335,18 +339,27 @@ pub(crate) mod tests {
     #[test]
     fn links_move_one_at_a_time() {
         let (set, _woken, now) = set_of(3, Recheck::Probe);
-        assert_eq!(set.take_surplus(now), None, "there is none");
+        assert_eq!(set.take_surplus(None, now), None, "there is none");
         for (peer, links) in [5, 4, 3].into_iter().enumerate() {
             set.count(peer, |counts| counts.links = links);
         }
-        assert_eq!(set.take_surplus(now), Some(0), "one is missing elsewhere");
-        assert_eq!(set.take_surplus(now + PACE / 2), None, "the next one has to wait");
-        assert_eq!(set.take_surplus(now + PACE), Some(0), "as long as it has not left");
+        assert_eq!(set.take_surplus(None, now), Some(0), "one is missing elsewhere");
+        assert_eq!(set.take_surplus(None, now + PACE / 2), None, "the next one has to wait");
+        assert_eq!(set.take_surplus(None, now + PACE), Some(0), "as long as it has not left");
         set.count(2, |counts| counts.dialing = 1);
-        assert_eq!(set.take_surplus(now + 2 * PACE), None, "a dial in flight is a link to come");
+        assert_eq!(
+            set.take_surplus(None, now + 2 * PACE),
+            None,
+            "a dial in flight is a link to come"
+        );
         set.count(2, |counts| counts.dialing = 0);
+        assert_eq!(set.take_surplus(Some(1), now + 3 * PACE), None, "not of this peer");
         take_down(&set, 2, now);
-        assert_eq!(set.take_surplus(now + 3 * PACE), None, "nothing moves to a peer that is down");
+        assert_eq!(
+            set.take_surplus(None, now + 3 * PACE),
+            None,
+            "nothing moves to a peer that is down"
+        );
     }
 
     #[test]

@@ -85,7 +85,7 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
 }
 
 /// Something to choose from: what it has already, and the share that it should have.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Candidate {
     pub(crate) index: usize,
     pub(crate) load: usize,
@@ -100,28 +100,27 @@ pub(crate) fn least(
 ) -> Option<usize> {
     let ratio = |candidate: &Candidate| (candidate.load, candidate.weight);
     let least = candidates.clone().min_by(|one, other| ratio_cmp(ratio(one), ratio(other)))?;
-    by_chance(candidates.filter(move |one| ratio_cmp(ratio(one), ratio(&least)).is_eq()), rng)
+    let equals = candidates.filter(move |one| ratio_cmp(ratio(one), ratio(&least)).is_eq());
+    by_chance(equals.map(|one| (one.index, u128::from(one.weight))), rng)
 }
 
-/// One by chance, in proportion to the weights.
+/// One by chance, in proportion to these figures.
 pub(crate) fn by_chance(
-    candidates: impl Iterator<Item = Candidate> + Clone,
+    candidates: impl Iterator<Item = (usize, u128)> + Clone,
     rng: &mut impl Rng,
 ) -> Option<usize> {
-    let total: u64 = candidates.clone().map(|candidate| u64::from(candidate.weight)).sum();
+    let total: u128 = candidates.clone().map(|(_, proportion)| proportion).sum();
     if total == 0 {
         return None;
     }
     let mut at = rng.random_range(0..total);
-    let mut candidates = candidates;
-    candidates
-        .find(|candidate| {
-            let weight = u64::from(candidate.weight);
-            let found = at < weight;
-            at = at.saturating_sub(weight);
-            found
-        })
-        .map(|candidate| candidate.index)
+    for (index, proportion) in candidates {
+        if at < proportion {
+            return Some(index);
+        }
+        at -= proportion;
+    }
+    None
 }
 
 /// Compares `count / weight`; anything over no weight at all is more than everything else.

@@ -5,13 +5,14 @@
 use rand::Rng;
 
 use crate::policy::Strategy;
-use crate::share::{Candidate, by_chance, least};
+use crate::share::{Candidate, by_chance};
 
 /// A strategy, and what it remembers between two choices.
 #[derive(Debug)]
 pub(crate) struct Chooser {
     strategy: Strategy,
     turn: Turn,
+    account: Account,
 }
 
 /// Whose turn it is: the peer that had the last turn, and how many it has left.
@@ -21,9 +22,25 @@ struct Turn {
     left: u32,
 }
 
+/// What each peer was given less than its share in the choices before, in connections.
+#[derive(Debug)]
+struct Account {
+    owed: Vec<f64>,
+}
+
+/// What counts of that where weights differ: as much as rounding takes. At three connections in use
+/// the weights 1, 2 and 3 are due 0.5, 1 and 1.5.
+const ROUNDING: f64 = 1.0;
+
+/// What counts of it where all weights are equal: less than one connection more in use does, so that
+/// it only decides among those that have the fewest.
+const TIE: f64 = 0.49;
+
 impl Chooser {
-    pub(crate) fn new(strategy: Strategy) -> Self {
-        Self { strategy, turn: Turn::default() }
+    /// A chooser among so many peers.
+    pub(crate) fn new(strategy: Strategy, peers: usize) -> Self {
+        let account = Account { owed: vec![0.0; peers] };
+        Self { strategy, turn: Turn::default(), account }
     }
 
     /// The index of the candidate that serves.
@@ -34,10 +51,45 @@ impl Chooser {
     ) -> Option<usize> {
         match self.strategy {
             // A tier that does not serve has no share of the work, and so is no candidate.
-            Strategy::LeastConnections | Strategy::Ordered => least(candidates, rng),
-            Strategy::Random => by_chance(candidates, rng),
+            Strategy::LeastConnections | Strategy::Ordered => self.account.next(candidates, rng),
+            Strategy::Random => {
+                by_chance(candidates.map(|one| (one.index, u128::from(one.weight))), rng)
+            }
             Strategy::RoundRobin => self.turn.next(candidates),
         }
+    }
+}
+
+impl Account {
+    /// The one that lacks most of its fair share of the connections in use, this one included, and
+    /// of what it was owed before; by chance among equals.
+    #[expect(clippy::cast_precision_loss, reason = "so many connections no pool has")]
+    fn next(
+        &mut self,
+        candidates: impl Iterator<Item = Candidate> + Clone,
+        rng: &mut impl Rng,
+    ) -> Option<usize> {
+        let first = candidates.clone().next()?;
+        let load = 1.0 + candidates.clone().map(|one| one.load as f64).sum::<f64>();
+        let weight: f64 = candidates.clone().map(|one| f64::from(one.weight)).sum();
+        let is_even = candidates.clone().all(|one| one.weight == first.weight);
+        let most_owed = if is_even { TIE } else { ROUNDING };
+
+        let owed = &self.owed;
+        let lack = |one: Candidate| {
+            let fair = load * f64::from(one.weight) / weight;
+            fair - one.load as f64 + owed[one.index].clamp(-most_owed, most_owed)
+        };
+        let most = candidates.clone().map(lack).fold(f64::MIN, f64::max);
+        let equals = candidates.clone().filter(|one| lack(*one) > most - 1e-9);
+        let chosen = by_chance(equals.map(|one| (one.index, u128::from(one.weight))), rng)?;
+
+        for one in candidates {
+            let given = if one.index == chosen { 1.0 } else { 0.0 };
+            let owed = &mut self.owed[one.index];
+            *owed = (*owed + f64::from(one.weight) / weight - given).clamp(-ROUNDING, ROUNDING);
+        }
+        Some(chosen)
     }
 }
 
@@ -68,7 +120,7 @@ mod tests {
 
     /// How often each peer is chosen, of so many times, from peers with these loads and weights.
     fn chosen(strategy: Strategy, given: &[(usize, u32)], times: usize) -> Vec<usize> {
-        let mut chooser = Chooser::new(strategy);
+        let mut chooser = Chooser::new(strategy, given.len());
         let mut rng = SmallRng::seed_from_u64(11);
         let mut counts = vec![0; given.len()];
         for _ in 0..times {
@@ -88,11 +140,10 @@ mod tests {
     fn fewest_in_use_for_the_weight_and_by_weight_among_several() {
         let least = |given: &[(usize, u32)]| chosen(Strategy::LeastConnections, given, 600);
         assert_eq!(least(&[(2, 1), (1, 1), (2, 1)]), [0, 600, 0], "the one with the fewest");
-        assert_eq!(least(&[(2, 4), (1, 1)]), [600, 0], "for its weight");
-        let ties = least(&[(0, 1), (0, 2), (0, 3)]);
-        for (count, fair) in ties.iter().zip([100, 200, 300]) {
-            assert!(count.abs_diff(fair) < 35, "ties in proportion to the weights: {ties:?}");
-        }
+        assert_eq!(least(&[(2, 8), (3, 1)]), [600, 0], "for its weight");
+        assert_eq!(least(&[(0, 1), (0, 2), (0, 3)]), [100, 200, 300], "several by their weights");
+        let two = least(&[(1, 1), (1, 1), (2, 1)]);
+        assert!(two[0].abs_diff(two[1]) < 20 && two[2] == 0, "one as often as the other: {two:?}");
     }
 
     #[test]

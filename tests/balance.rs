@@ -118,11 +118,14 @@ fn with_on_connect_which_needs_no_priming() {
 fn a_customizer_gets_each_new_connection_once() {
     let servers = three_servers();
     let manager = builder_over(&servers).build().expect("the settings are right");
+    let peers = manager.peers();
     let pool = Pool::builder()
         .max_size(9)
         .connection_customizer(Box::new(Touching))
         .build(manager)
         .expect("all peers live");
+    let in_use: usize = peers.snapshot().peers.iter().map(|peer| peer.in_use).sum();
+    assert_eq!(in_use, 0, "a customizer's use is no check-out");
     let customized: Vec<_> = servers.iter().map(|server| server.queries()).collect();
     assert_eq!(customized, [3, 3, 3], "its own, and not another one that is parked");
     drop(pool);
@@ -131,8 +134,14 @@ fn a_customizer_gets_each_new_connection_once() {
 #[test]
 fn in_proportion_to_the_weights() {
     let fair = [100.0 / 6.0, 200.0 / 6.0, 300.0 / 6.0];
-    for strategy in [Strategy::LeastConnections, Strategy::Random, Strategy::RoundRobin] {
-        for concurrency in [1, 12] {
+    // In between, the others may meet a peer whose connections are all in use.
+    let cases: [(Strategy, &[usize]); 3] = [
+        (Strategy::LeastConnections, &[1, 2, 3, 4, 6, 8, 12]),
+        (Strategy::Random, &[1, 2, 12]),
+        (Strategy::RoundRobin, &[1, 12]),
+    ];
+    for (strategy, concurrencies) in cases {
+        for &concurrency in concurrencies {
             let servers = three_servers();
             let builder = builder_over(&servers).weight("peer1", 2).weight("peer2", 3);
             let pool = fresh_pool(builder.strategy(strategy), 12);
@@ -155,6 +164,55 @@ fn without_a_test_at_check_out() {
         let what = format!("unchecked, at concurrency {concurrency}");
         assert_shares(&shares(&pool, &servers, concurrency), &THIRDS, &what);
     }
+}
+
+#[test]
+fn connections_alone_if_so_told() {
+    let servers = three_servers();
+    let builder = builder_over(&servers)
+        .balance(Balance::PerConnection)
+        .check_interval(SOON)
+        .rebalance_pace(Duration::from_millis(20));
+    let (pool, peers) = pool_of(builder, 9);
+    wait_until("the pool is full", PATIENCE, || links(&peers) == [3, 3, 3]);
+    let check_out_all = || (0..9).map_while(|_| pool.try_get()).collect::<Vec<_>>();
+    servers[0].accept(false);
+    wait_until("it is marked", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    for conn in check_out_all() {
+        assert_ne!(conn.peer(), "peer0", "its connections are not handed out, though they work");
+    }
+    wait_until("they are closed", PATIENCE, || {
+        drop(check_out_all());
+        links(&peers)[0] == 0
+    });
+    servers[0].accept(true);
+    wait_until("some move to it when it is back", PATIENCE, || {
+        drop(check_out_all());
+        links(&peers) == [3, 3, 3]
+    });
+}
+
+/// A peer on which connections cannot be prepared is down, and not up and down in turn.
+#[test]
+fn a_peer_on_which_on_connect_fails_stays_down() {
+    let servers = three_servers();
+    let bad = servers[0].url().to_owned();
+    let refusing = move |conn: &mut ScriptedConnection| {
+        conn.batch_execute("SET something")?;
+        if conn.url() == bad { Err(diesel::result::Error::NotFound) } else { Ok(()) }
+    };
+    let builder = builder_over(&servers).on_connect(refusing).check_interval(SOON);
+    let (pool, peers) = pool_of(builder, 6);
+    wait_until("the pool is full", PATIENCE, || links(&peers) == [0, 3, 3]);
+    let failures = || peers.snapshot().peers[0].failures;
+    let (before, since) = (failures(), peers.snapshot().peers[0].since);
+    wait_until("it is checked again and again", PATIENCE, || {
+        drop(pool.get());
+        failures() >= before + 5
+    });
+    assert_eq!(peers.snapshot().peers[0].since, since, "it was down all the time");
+    let connects: u64 = peers.snapshot().peers.iter().map(|peer| peer.connects).sum();
+    assert_eq!(connects, 6, "no connection was given up for it");
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use diesel_peers::PeerState;
+use diesel_peers::{PeerState, Recheck};
 use support::backend::{PATIENCE, SOON, links, manager_of, pool_of, state};
 use support::scripted::{ScriptedConnection, Server};
 use support::{wait_until, within};
@@ -94,6 +94,26 @@ fn it_is_not_dialled_again_and_again() {
     assert_eq!(server.logins(), 1, "one login is left behind");
     server.hold_logins(false);
     wait_until("it is tried again when that has ended", PATIENCE, || connect().is_ok());
+}
+
+/// Not even with marks that are cleared unasked.
+#[test]
+fn nor_when_marks_are_cleared_unasked() {
+    let server = Server::start();
+    server.hold_logins(true);
+    let builder = manager_of::<ScriptedConnection>([server.url()])
+        .recheck(Recheck::Clear)
+        .check_interval(SOON)
+        .connect_timeout(TIMEOUT);
+    let manager = builder.build().expect("the settings are right");
+    let peers = manager.peers();
+    wait_until("it is marked", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    within(5 * SOON, || {
+        assert_eq!(state(&peers, "peer0"), PeerState::Down, "nothing is known to have changed");
+        false
+    });
+    server.hold_logins(false);
+    wait_until("it is up when it answers", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
 }
 
 #[cfg(feature = "mysql")]

@@ -107,6 +107,30 @@ fn a_pool_at_rest_notices() {
     wait_until("it is up again", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
 }
 
+/// Also when one of them was paused some time before the others.
+#[cfg(feature = "mysql")]
+#[test]
+fn when_all_are_paused_in_turn_their_sessions_go_on() {
+    let server = support::mariadb::MariaDb::start();
+    let proxies = [HaProxy::in_front_of(server.port()), HaProxy::in_front_of(server.port())];
+    let urls = proxies.iter().map(HaProxy::mysql_url);
+    let builder = manager_of::<diesel::MysqlConnection>(urls).check_interval(SOON);
+    let (pool, peers) = pool_of(builder, 8);
+    wait_until("the pool is full", PATIENCE, || links(&peers) == [4, 4]);
+    for (name, proxy) in ["peer0", "peer1"].into_iter().zip(&proxies) {
+        proxy.refuse();
+        wait_until("it is noticed", PATIENCE, || state(&peers, name) == PeerState::Down);
+        // One check-out in between: the first proxy's idle connections are known to be paused.
+        pool.get().expect("sessions go on").batch_execute("SELECT 1").expect("they do");
+    }
+    let mut all: Vec<_> = std::iter::from_fn(|| pool.try_get()).collect();
+    for conn in &mut all {
+        conn.batch_execute("SELECT 1").expect("its session goes on");
+    }
+    let paused_first = all.iter().filter(|conn| conn.peer() == "peer0").count();
+    assert!(paused_first >= 2, "those that were not closed meanwhile are used: {paused_first}");
+}
+
 /// When every proxy is paused the sessions that are left are all there is: they go on.
 #[cfg(feature = "mysql")]
 #[test]

@@ -58,7 +58,7 @@ fn later() -> Instant {
 
 fn tell(exchange: &Exchange<Number>, epoch: u64, usable: [bool; PEERS]) {
     exchange.learn(epoch, || {
-        usable.map(|usable| Standing { usable, share: u32::from(usable) }).to_vec()
+        usable.map(|usable| Standing { usable, share: u32::from(usable), tier: 0 }).to_vec()
     });
 }
 
@@ -112,6 +112,52 @@ fn links_of_a_peer_that_is_down_are_met_by_nobody() {
     }
     assert_eq!(exchange.check_out(None, None, later), None, "rather none than a dead one");
     assert_eq!(take(&exchange, None).peer, 0, "but who must have one gets it");
+}
+
+#[test]
+fn links_of_a_peer_that_is_usable_again_are_taken_again_but_not_dead_ones() {
+    let exchange = stocked(4);
+    tell(&exchange, 1, [false, true]);
+    let dead = exchange.check_out(None, None, later).expect("two links live");
+    exchange.swap_dead(dead).expect("one other is there");
+    tell(&exchange, 2, [true, true]);
+    let taken = || exchange.check_out(None, None, later).map(|link| link.peer);
+    assert_eq!([taken(), taken(), taken()], [Some(0), Some(0), None], "all but the dead one");
+}
+
+#[test]
+fn each_link_gets_its_turn() {
+    let exchange = stocked(6);
+    let mut turns = Vec::new();
+    for _ in 0..60 {
+        let link = exchange.check_out(None, None, later).expect("six are there");
+        turns.push(link.is);
+        exchange.check_in(Some(link), None, None);
+    }
+    let of_peer_0: Vec<_> = turns.into_iter().filter(|is| is % PEERS == 0).collect();
+    let rounds = of_peer_0.chunks_exact(3).all(|round| {
+        let mut round = round.to_vec();
+        round.sort_unstable();
+        round == [0, 2, 4]
+    });
+    assert!(rounds, "the one that has rested longest: {of_peer_0:?}");
+}
+
+#[test]
+fn who_must_have_a_link_gets_a_live_one_if_there_is_one() {
+    let exchange = stocked(4);
+    tell(&exchange, 1, [false, true]);
+    let peers: Vec<_> = (0..4).map(|_| take(&exchange, None).peer).collect();
+    assert_eq!(peers, [1, 1, 0, 0], "corpses last");
+}
+
+#[test]
+fn of_peers_without_a_share_the_lowest_tier_serves() {
+    let exchange = stocked(2);
+    exchange.learn(1, || {
+        [(0, 2), (0, 1)].map(|(share, tier)| Standing { usable: true, share, tier }).to_vec()
+    });
+    assert_eq!(exchange.check_out(None, None, later).map(|link| link.peer), Some(1));
 }
 
 #[test]

@@ -146,6 +146,11 @@ pub struct ScriptedConnection {
 }
 
 impl ScriptedConnection {
+    /// The URL of its server.
+    pub fn url(&self) -> &str {
+        &self.server.url
+    }
+
     /// Runs `statement` on the server, in the brackets of diesel's instrumentation.
     fn run(
         &mut self,
