@@ -2,7 +2,7 @@
 //! nothing is allocated, and only peers with a link to give are looked at, of which there are no
 //! more than there are idle connections.
 
-use rand::Rng;
+use rand::{Rng, RngExt};
 
 use crate::policy::Strategy;
 use crate::share::{Candidate, by_chance};
@@ -26,6 +26,8 @@ struct Turn {
 #[derive(Debug)]
 struct Account {
     owed: Vec<f64>,
+    /// The candidates of the choice at hand: kept so that a choice allocates nothing.
+    candidates: Vec<Candidate>,
 }
 
 /// What counts of that where weights differ: as much as rounding takes. At three connections in use
@@ -36,10 +38,13 @@ const ROUNDING: f64 = 1.0;
 /// it only decides among those that have the fewest.
 const TIE: f64 = 0.49;
 
+/// Figures that differ by less than this are equal: they are sums of fractions.
+const ALIKE: f64 = 1e-9;
+
 impl Chooser {
     /// A chooser among so many peers.
     pub(crate) fn new(strategy: Strategy, peers: usize) -> Self {
-        let account = Account { owed: vec![0.0; peers] };
+        let account = Account { owed: vec![0.0; peers], candidates: Vec::with_capacity(peers) };
         Self { strategy, turn: Turn::default(), account }
     }
 
@@ -66,28 +71,38 @@ impl Account {
     #[expect(clippy::cast_precision_loss, reason = "so many connections no pool has")]
     fn next(
         &mut self,
-        candidates: impl Iterator<Item = Candidate> + Clone,
+        candidates: impl Iterator<Item = Candidate>,
         rng: &mut impl Rng,
     ) -> Option<usize> {
-        let first = candidates.clone().next()?;
-        let load = 1.0 + candidates.clone().map(|one| one.load as f64).sum::<f64>();
-        let weight: f64 = candidates.clone().map(|one| f64::from(one.weight)).sum();
-        let is_even = candidates.clone().all(|one| one.weight == first.weight);
+        let Self { owed, candidates: all } = self;
+        all.clear();
+        all.extend(candidates);
+        let first = *all.first()?;
+        let load = 1 + all.iter().map(|one| one.load).sum::<usize>();
+        let weight: u64 = all.iter().map(|one| u64::from(one.weight)).sum();
+        let is_even = all.iter().all(|one| one.weight == first.weight);
         let most_owed = if is_even { TIE } else { ROUNDING };
+        let (load, each) = (load as f64, 1.0 / weight as f64);
 
-        let owed = &self.owed;
-        let lack = |one: Candidate| {
-            let fair = load * f64::from(one.weight) / weight;
-            fair - one.load as f64 + owed[one.index].clamp(-most_owed, most_owed)
-        };
-        let most = candidates.clone().map(lack).fold(f64::MIN, f64::max);
-        let equals = candidates.clone().filter(|one| lack(*one) > most - 1e-9);
-        let chosen = by_chance(equals.map(|one| (one.index, u128::from(one.weight))), rng)?;
-
-        for one in candidates {
+        let (mut most, mut chosen, mut equals) = (f64::MIN, first.index, 0);
+        for one in &*all {
+            let share = f64::from(one.weight) * each;
+            let lack =
+                load * share - one.load as f64 + owed[one.index].clamp(-most_owed, most_owed);
+            if lack > most + ALIKE {
+                (most, chosen, equals) = (lack, one.index, u64::from(one.weight));
+            } else if lack > most - ALIKE {
+                // Among those so far each has its chance by its weight.
+                equals += u64::from(one.weight);
+                if rng.random_range(0..equals) < u64::from(one.weight) {
+                    chosen = one.index;
+                }
+            }
+        }
+        for one in &*all {
             let given = if one.index == chosen { 1.0 } else { 0.0 };
-            let owed = &mut self.owed[one.index];
-            *owed = (*owed + f64::from(one.weight) / weight - given).clamp(-ROUNDING, ROUNDING);
+            let owed = &mut owed[one.index];
+            *owed = (*owed + f64::from(one.weight) * each - given).clamp(-ROUNDING, ROUNDING);
         }
         Some(chosen)
     }
