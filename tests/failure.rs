@@ -145,6 +145,30 @@ fn a_connection_that_brought_its_peer_back_is_in_no_transaction() {
     drop(conn);
 }
 
+/// Nor does it outweigh a probe that fails while it is under way.
+#[test]
+fn a_login_that_ends_after_a_failed_probe_changes_nothing() {
+    let server = Server::start();
+    server.hold_begins(true);
+    let builder = support::backend::manager_of::<ScriptedConnection>([server.url()]);
+    let manager = builder.check_interval(Duration::from_secs(1)).build().expect("right settings");
+    let peers = manager.peers();
+    wait_until("a probe is in its transaction", PATIENCE, || server.begins() == 1);
+    server.hold_logins(true);
+    std::thread::scope(|scope| {
+        let login = scope.spawn(|| ManageConnection::connect(&manager));
+        wait_until("a login is under way", PATIENCE, || server.logins() == 2);
+        server.work(false);
+        server.hold_begins(false);
+        wait_until("the probe fails", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        let since = peers.snapshot().peers[0].since;
+        server.hold_logins(false);
+        login.join().expect("no panic").expect("the login succeeds");
+        let status = peers.snapshot().peers.swap_remove(0);
+        assert_eq!((status.state, status.since), (PeerState::Down, since), "it stays down");
+    });
+}
+
 /// A node that stops taking work is probed at once, and not only when its next check is due.
 #[test]
 fn a_node_that_refuses_work_is_probed_at_once() {

@@ -21,6 +21,25 @@ fn servers() -> MutexGuard<'static, Option<HashMap<String, Arc<Server>>>> {
     SERVERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What waits at it waits while it is closed.
+#[derive(Debug, Default)]
+struct Gate {
+    closed: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn close(&self, close: bool) {
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = close;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_while(closed, |closed| *closed));
+    }
+}
+
 /// One scripted server. It accepts and works until it is told otherwise.
 #[derive(Debug)]
 pub struct Server {
@@ -28,8 +47,8 @@ pub struct Server {
     accepts: AtomicBool,
     works: AtomicBool,
     panics: AtomicBool,
-    /// Whether logins wait at the gate.
-    gate: (Mutex<bool>, Condvar),
+    logins_gate: Gate,
+    begins_gate: Gate,
     /// Connections of an earlier generation were cut off.
     generation: AtomicUsize,
     open: AtomicUsize,
@@ -49,7 +68,8 @@ impl Server {
             accepts: AtomicBool::new(true),
             works: AtomicBool::new(true),
             panics: AtomicBool::new(false),
-            gate: (Mutex::new(false), Condvar::new()),
+            logins_gate: Gate::default(),
+            begins_gate: Gate::default(),
             generation: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
             most_open: AtomicUsize::new(0),
@@ -84,15 +104,12 @@ impl Server {
 
     /// Whether logins wait until they are let through again.
     pub fn hold_logins(&self, hold: bool) {
-        let (closed, changed) = &self.gate;
-        *closed.lock().unwrap_or_else(PoisonError::into_inner) = hold;
-        changed.notify_all();
+        self.logins_gate.close(hold);
     }
 
-    fn pass_the_gate(&self) {
-        let (closed, changed) = &self.gate;
-        let closed = closed.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(changed.wait_while(closed, |closed| *closed));
+    /// Whether transactions wait to begin until they are let through again.
+    pub fn hold_begins(&self, hold: bool) {
+        self.begins_gate.close(hold);
     }
 
     /// Cuts every session off.
@@ -179,6 +196,9 @@ impl ScriptedConnection {
         if let Some(counter) = counter {
             counter(&self.server).fetch_add(1, Ordering::SeqCst);
         }
+        if statement == "BEGIN" {
+            self.server.begins_gate.pass();
+        }
         if statement == "BEGIN" && !self.server.works.load(Ordering::SeqCst) {
             return Err(refusal("WSREP has not yet prepared node for application use"));
         }
@@ -215,7 +235,7 @@ impl Connection for ScriptedConnection {
         let server = server
             .ok_or_else(|| ConnectionError::InvalidConnectionUrl(format!("no server at {url}")))?;
         server.logins.fetch_add(1, Ordering::SeqCst);
-        server.pass_the_gate();
+        server.logins_gate.pass();
         assert!(!server.panics.load(Ordering::SeqCst), "this server's logins panic");
         if !server.accepts.load(Ordering::SeqCst) {
             return Err(ConnectionError::BadConnection(format!("refused by {url}")));
