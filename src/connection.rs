@@ -125,7 +125,8 @@ impl<C: R2D2Connection> PeerConnection<C> {
         }
         match self.links.balance {
             Balance::PerCheckout => {
-                let surplus = self.links.set.take_surplus(None, now);
+                let set = &self.links.set;
+                let surplus = |is_parked: &dyn Fn(usize) -> bool| set.take_surplus(is_parked, now);
                 let exchange = self.links.exchange();
                 let carried = exchange.check_in(self.hand.take(), self.own.take(), surplus);
                 let is_last = carried.is_some();
@@ -136,7 +137,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 let lease = &mut self.link_mut().lease;
                 lease.set_in_use(false);
                 let (set, peer) = (lease.set(), lease.peer());
-                set.is_retired(peer) || set.take_surplus(Some(peer), now).is_some()
+                set.is_retired(peer) || set.take_surplus(|surplus| surplus == peer, now).is_some()
             }
         }
     }

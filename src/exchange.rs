@@ -202,16 +202,20 @@ impl<L: Shelved> Exchange<L> {
     }
 
     /// A slot comes back: it parks its link. If a corpse waits, or if `surplus` names a peer that
-    /// has a link too many, the slot is given that to carry out.
+    /// has a link too many, the slot is given that to carry out. `surplus` is told which peers have
+    /// a link here, and asked under the lock, so that what it names is there.
     pub(crate) fn check_in(
         &self,
         in_hand: Option<L>,
         own: Option<Reservation>,
-        surplus: Option<usize>,
+        surplus: impl FnOnce(&dyn Fn(usize) -> bool) -> Option<usize>,
     ) -> Option<L> {
         let mut inner = self.lock();
         inner.let_go(in_hand, own);
-        let carried = inner.corpse().or_else(|| inner.take_from(surplus?));
+        let carried = inner.corpse().or_else(|| {
+            let is_parked = |peer: usize| !inner.shelves[peer].links.is_empty();
+            surplus(&is_parked).and_then(|peer| inner.take_from(peer))
+        });
         if carried.is_some() {
             inner.empty_slots -= 1;
         }

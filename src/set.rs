@@ -195,10 +195,14 @@ impl PeerSet {
     }
 
     /// The peer that has a link too many, at most once each `rebalance_pace`: whoever asks retires
-    /// one of its links. `only` is for who can retire a link of that one peer and of no other.
-    pub(crate) fn take_surplus(&self, only: Option<usize>, now: Instant) -> Option<usize> {
+    /// one of its links. Not if the one who asks cannot, or the pace would be spent on nothing.
+    pub(crate) fn take_surplus(
+        &self,
+        can_retire: impl Fn(usize) -> bool,
+        now: Instant,
+    ) -> Option<usize> {
         let surplus = self.surplus.load(Ordering::Relaxed);
-        if surplus == NONE || only.is_some_and(|only| only != surplus) {
+        if surplus == NONE || !can_retire(surplus) {
             return None;
         }
         let last_move = &mut self.lock().last_move;
@@ -339,24 +343,26 @@ pub(crate) mod tests {
     #[test]
     fn links_move_one_at_a_time() {
         let (set, _woken, now) = set_of(3, Recheck::Probe);
-        assert_eq!(set.take_surplus(None, now), None, "there is none");
+        assert_eq!(set.take_surplus(|_| true, now), None, "there is none");
         for (peer, links) in [5, 4, 3].into_iter().enumerate() {
             set.count(peer, |counts| counts.links = links);
         }
-        assert_eq!(set.take_surplus(None, now), Some(0), "one is missing elsewhere");
-        assert_eq!(set.take_surplus(None, now + PACE / 2), None, "the next one has to wait");
-        assert_eq!(set.take_surplus(None, now + PACE), Some(0), "as long as it has not left");
+        assert_eq!(set.take_surplus(|_| true, now), Some(0), "one is missing elsewhere");
+        assert_eq!(set.take_surplus(|_| true, now + PACE / 2), None, "the next one has to wait");
+        assert_eq!(set.take_surplus(|_| true, now + PACE), Some(0), "as long as it has not left");
         set.count(2, |counts| counts.dialing = 1);
         assert_eq!(
-            set.take_surplus(None, now + 2 * PACE),
+            set.take_surplus(|_| true, now + 2 * PACE),
             None,
             "a dial in flight is a link to come"
         );
         set.count(2, |counts| counts.dialing = 0);
-        assert_eq!(set.take_surplus(Some(1), now + 3 * PACE), None, "not of this peer");
+        let only_1 = |peer| peer == 1;
+        assert_eq!(set.take_surplus(only_1, now + 3 * PACE), None, "not of this peer");
+        assert_eq!(set.take_surplus(|_| true, now + 3 * PACE), Some(0), "which costs no pace");
         take_down(&set, 2, now);
         assert_eq!(
-            set.take_surplus(None, now + 3 * PACE),
+            set.take_surplus(|_| true, now + 3 * PACE),
             None,
             "nothing moves to a peer that is down"
         );

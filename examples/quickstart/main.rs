@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::r2d2::{self, CustomizeConnection, Pool};
+use diesel::r2d2::Pool;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use diesel_peers::{PeerManager, PeerState, Peers};
 use schema::visits;
@@ -44,12 +44,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         // diesel would create a missing file: empty, and healthy to look at.
         builder = builder.peer(name, format!("file:{}/visits.db?mode=rw", path.display()));
     }
-    let manager = builder.check_interval(Duration::from_millis(500)).build()?;
+    let manager = builder
+        .check_interval(Duration::from_millis(500))
+        // SQLite has one writer at a time: each waits for its turn.
+        .on_connect(|conn| {
+            conn.batch_execute("PRAGMA busy_timeout = 30000; PRAGMA synchronous = OFF")
+        })
+        .build()?;
     let peers = manager.peers();
-    let pool = Pool::builder()
-        .max_size(CONNECTIONS)
-        .connection_customizer(Box::new(PatientWriter))
-        .build(manager)?;
+    let pool = Pool::builder().max_size(CONNECTIONS).build(manager)?;
     pool.get()?.run_pending_migrations(MIGRATIONS).map_err(|error| error.to_string())?;
 
     let share = serve(&pool)?;
@@ -97,17 +100,6 @@ fn come_back(path: &Path) -> std::io::Result<()> {
 
 fn state(peers: &Peers, name: &str) -> PeerState {
     peers.snapshot().peer(name).map_or(PeerState::Down, |peer| peer.state)
-}
-
-/// Every connection waits for its turn to write: SQLite has one writer at a time.
-#[derive(Debug)]
-struct PatientWriter;
-
-impl<C: SimpleConnection> CustomizeConnection<C, r2d2::Error> for PatientWriter {
-    fn on_acquire(&self, conn: &mut C) -> Result<(), r2d2::Error> {
-        conn.batch_execute("PRAGMA busy_timeout = 30000; PRAGMA synchronous = OFF")?;
-        Ok(())
-    }
 }
 
 /// Six threads register visits, each on the peer that serves it; the database counts them.

@@ -72,7 +72,7 @@ fn a_new_slot_finds_its_own_link_until_its_customizer_has_had_its_turn() {
     // The thread went on to the next link, so it is done with link 1, which is anybody's now.
     assert_eq!(take(&exchange, None).is, 1, "an unreserved one");
     assert_eq!(take(&exchange, Some(three)).is, 2, "the newest is still its slot's own");
-    exchange.check_in(Some(link(2)), None, None);
+    exchange.check_in(Some(link(2)), None, |_| None);
     assert_eq!(take(&exchange, Some(two)).is, 2, "a reservation may have ended: any other");
 }
 
@@ -98,7 +98,7 @@ fn stocked(links: usize) -> Exchange<Number> {
     let exchange = exchange();
     let last = (0..links).map(|number| born(&exchange, number)).last();
     // The last slot comes back untouched.
-    assert_eq!(exchange.check_in(None, last, None), None, "nothing waits to be carried out");
+    assert_eq!(exchange.check_in(None, last, |_| None), None, "nothing waits to be carried out");
     exchange
 }
 
@@ -132,7 +132,7 @@ fn each_link_gets_its_turn() {
     for _ in 0..60 {
         let link = exchange.check_out(None, None, later).expect("six are there");
         turns.push(link.is);
-        exchange.check_in(Some(link), None, None);
+        exchange.check_in(Some(link), None, |_| None);
     }
     let of_peer_0: Vec<_> = turns.into_iter().filter(|is| is % PEERS == 0).collect();
     let rounds = of_peer_0.chunks_exact(3).all(|round| {
@@ -164,11 +164,11 @@ fn of_peers_without_a_share_the_lowest_tier_serves() {
 fn a_slot_that_comes_back_carries_a_corpse_out_else_what_is_too_many() {
     let exchange = stocked(4);
     let taken = exchange.check_out(None, None, later).expect("four are there");
-    let carried = exchange.check_in(Some(taken), None, Some(1)).expect("peer 1 has too many");
+    let carried = exchange.check_in(Some(taken), None, |_| Some(1)).expect("peer 1 has too many");
     assert_eq!(carried.peer, 1, "one of its links");
     tell(&exchange, 1, [false, true]);
     let taken = exchange.check_out(None, None, later).expect("one is left");
-    let carried = exchange.check_in(Some(taken), None, Some(1)).expect("two corpses wait");
+    let carried = exchange.check_in(Some(taken), None, |_| Some(1)).expect("two corpses wait");
     assert_eq!(carried.peer, 0, "a corpse goes first");
 }
 
@@ -230,7 +230,7 @@ impl Slot {
                 Err(dead) => (Some(dead), false),
             },
             Step::CheckIn => {
-                let carried = exchange.check_in(hand, own, None);
+                let carried = exchange.check_in(hand, own, |_| None);
                 let is_broken = carried.is_some();
                 (carried, !is_broken)
             }
@@ -320,4 +320,18 @@ fn the_law_holds_in_every_order_of_events() {
         assert_eq!(closed, [0, 1, 2], "each link was closed once: {order:?}");
     });
     assert!(orders > 100_000, "{orders} orders");
+}
+
+#[test]
+fn what_is_too_many_is_only_asked_of_what_is_here() {
+    let exchange = stocked(2);
+    let one = exchange.check_out(None, None, later).expect("two are there");
+    let other = exchange.check_out(None, None, later).expect("one is there");
+    let (mine, theirs) = (one.peer, other.peer);
+    let carried = exchange.check_in(Some(one), None, |is_parked| {
+        assert!(is_parked(mine), "what the slot has just parked is here");
+        assert!(!is_parked(theirs), "what another slot has in hand is not");
+        None
+    });
+    assert_eq!(carried, None, "nobody has too many");
 }
