@@ -16,14 +16,11 @@ use crate::connection::Links;
 use crate::dial::OnConnect;
 use crate::error::{BuildError, Kind};
 use crate::exchange::Exchange;
-use crate::manager::{Ages, PeerManager};
+use crate::manager::PeerManager;
 use crate::peer::Peer;
 use crate::policy::{AllDown, Balance, Recheck, Strategy};
 use crate::set::{PeerSet, Rules};
 use crate::url::PeerUrl;
-
-/// A duration as long as this is as good as for ever; the clock cannot tell much longer ones.
-const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
 /// How long a failure mark holds when nothing else is said. From django-proxysql.
 const DEFAULT_CHECK_INTERVAL: Duration = Duration::from_secs(30);
@@ -52,7 +49,6 @@ pub struct PeerManagerBuilder<C> {
     tiers: Vec<(String, u32)>,
     rules: Rules,
     balance: Balance,
-    link_max_age: Duration,
     on_connect: Arc<OnConnect<C>>,
     rng_seed: Option<u64>,
 }
@@ -66,8 +62,7 @@ struct PeerConfig {
 /// Not derived: the URLs are secrets, and `C` need not be `Debug`.
 impl<C> fmt::Debug for PeerManagerBuilder<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { peers, weights, tiers, rules, balance, link_max_age, on_connect: _, rng_seed } =
-            self;
+        let Self { peers, weights, tiers, rules, balance, on_connect: _, rng_seed } = self;
         // What was given as a name is not known to be one before `build()`.
         f.debug_struct("PeerManagerBuilder")
             .field("peers", &peers.len())
@@ -75,7 +70,6 @@ impl<C> fmt::Debug for PeerManagerBuilder<C> {
             .field("tiers", tiers)
             .field("rules", rules)
             .field("balance", balance)
-            .field("link_max_age", link_max_age)
             .field("rng_seed", rng_seed)
             .finish_non_exhaustive()
     }
@@ -94,9 +88,9 @@ impl<C> PeerManagerBuilder<C> {
                 all_down: AllDown::default(),
                 strategy: Strategy::default(),
                 rebalance_pace: DEFAULT_REBALANCE_PACE,
+                link_max_age: DEFAULT_LINK_MAX_AGE,
             },
             balance: Balance::default(),
-            link_max_age: DEFAULT_LINK_MAX_AGE,
             on_connect: Arc::new(|_| Ok(())),
             rng_seed: None,
         }
@@ -171,7 +165,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 30 minutes, as r2d2's `max_lifetime`.
     #[must_use]
     pub fn link_max_age(mut self, link_max_age: Duration) -> Self {
-        self.link_max_age = link_max_age;
+        self.rules.link_max_age = link_max_age;
         self
     }
 
@@ -252,15 +246,14 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
     /// When there is no peer, a name is empty, given twice or not printable, a URL is empty or
     /// not one, the check interval is zero, or the operating system gives no thread.
     pub fn build(self) -> Result<PeerManager<C>, BuildError> {
-        let Self { peers, weights, tiers, rules, balance, link_max_age, on_connect, rng_seed } =
-            self;
+        let Self { peers, weights, tiers, rules, balance, on_connect, rng_seed } = self;
         check_peers(&peers)?;
         let weight_of = by_name("weight", &peers, &weights)?;
         let tier_of = by_name("tier", &peers, &tiers)?;
         for (setting, duration, least) in [
             ("check_interval", rules.check_interval, LEAST_CHECK_INTERVAL),
             ("connect_timeout", rules.connect_timeout, Duration::from_millis(1)),
-            ("link_max_age", link_max_age, Duration::from_millis(1)),
+            ("link_max_age", rules.link_max_age, Duration::from_millis(1)),
         ] {
             if duration < least {
                 return Err(Kind::TooShort { setting, least }.into());
@@ -286,13 +279,12 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         let in_use: Vec<_> = peers.iter().map(|peer| peer.in_use.clone()).collect();
         // Each its own generator, so that the choices of one do not depend on the other's number.
         let exchange = Exchange::new(rules.strategy, in_use, rng.fork());
-        let ages = Ages { most: link_max_age.min(FOREVER), rng: rng.fork() };
         let (wake, woken) = bounded(1);
         let set = Arc::new(PeerSet::new(peers, rules, rng, wake, now));
         let checker =
             checker::start(set.clone(), on_connect.clone(), woken).map_err(Kind::System)?;
         let links = Arc::new(Links { set, exchange, balance });
-        Ok(PeerManager::new(links, on_connect, ages, checker))
+        Ok(PeerManager::new(links, on_connect, checker))
     }
 }
 

@@ -2,15 +2,13 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::Sender;
 use diesel::ConnectionError;
 use diesel::r2d2::{Error, ManageConnection, R2D2Connection};
-use rand::RngExt;
-use rand::rngs::SmallRng;
 
 use crate::builder::PeerManagerBuilder;
 use crate::caught::caught;
@@ -19,9 +17,6 @@ use crate::dial::{self, OnConnect};
 use crate::link::Link;
 use crate::peers::Peers;
 
-/// The tenth by which links may end earlier than told.
-const JITTER: f64 = 0.1;
-
 /// Makes and checks the connections of one `r2d2::Pool` over several equivalent peers.
 ///
 /// It takes the place of diesel's `ConnectionManager`. It is not `Clone`: one manager, one pool.
@@ -29,7 +24,6 @@ const JITTER: f64 = 0.1;
 pub struct PeerManager<C> {
     links: Arc<Links<C>>,
     on_connect: Arc<OnConnect<C>>,
-    ages: Mutex<Ages>,
     /// Dropping it ends the checker. Nothing is joined: the last owner of a pool may be one of
     /// r2d2's own workers.
     _checker: Sender<Infallible>,
@@ -45,10 +39,9 @@ impl<C> PeerManager<C> {
     pub(crate) fn new(
         links: Arc<Links<C>>,
         on_connect: Arc<OnConnect<C>>,
-        ages: Ages,
         checker: Sender<Infallible>,
     ) -> Self {
-        Self { links, on_connect, ages: Mutex::new(ages), _checker: checker }
+        Self { links, on_connect, _checker: checker }
     }
 
     /// A handle to the state of the peers. Take it before the manager goes into its pool.
@@ -69,7 +62,7 @@ impl<C: R2D2Connection + Send + 'static> ManageConnection for PeerManager<C> {
         let (conn, lease) = dial::connect::<C>(&self.links.set, &self.on_connect)
             .map_err(|story| Error::ConnectionError(ConnectionError::BadConnection(story)))?;
         let now = Instant::now();
-        let expires = now + self.ages.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let expires = self.links.set.expiry(now);
         let link = caught(|| Link::new(conn, lease, now, expires)).map_err(|panicked| {
             Error::ConnectionError(ConnectionError::BadConnection(panicked.to_string()))
         })?;
@@ -86,20 +79,6 @@ impl<C: R2D2Connection + Send + 'static> ManageConnection for PeerManager<C> {
     #[expect(clippy::disallowed_methods, reason = "a check-in is stamped when it is made")]
     fn has_broken(&self, conn: &mut PeerConnection<C>) -> bool {
         thread::panicking() || conn.check_in(Instant::now())
-    }
-}
-
-/// How old each link may get: a tenth less at the most than it was told, by chance, so that links
-/// that were made together do not end together.
-#[derive(Debug)]
-pub(crate) struct Ages {
-    pub(crate) most: Duration,
-    pub(crate) rng: SmallRng,
-}
-
-impl Ages {
-    fn next(&mut self) -> Duration {
-        self.most.mul_f64(1.0 - JITTER * self.rng.random::<f64>())
     }
 }
 

@@ -14,12 +14,16 @@ use crate::caught::caught;
 use crate::exchange::Standing;
 use crate::peer::{Counts, Peer, Transition};
 use crate::policy::{AllDown, Recheck, Strategy};
-use crate::share::{pick, shares, surplus};
+use crate::share::{nobody_takes_work, pick, shares, surplus};
 use crate::url::PeerUrl;
 
 /// A check is due up to this much later than its interval, so that a thousand processes that saw
-/// the same failure do not return at once.
+/// the same failure do not return at once; and a link ends up to this much earlier than told, so
+/// that links that were made together do not end together.
 const JITTER: f64 = 0.1;
+
+/// As good as for ever: the clock cannot tell much longer times.
+const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
 /// No peer, where the index of one may stand.
 const NONE: usize = usize::MAX;
@@ -47,6 +51,7 @@ pub(crate) struct Rules {
     pub(crate) all_down: AllDown,
     pub(crate) strategy: Strategy,
     pub(crate) rebalance_pace: Duration,
+    pub(crate) link_max_age: Duration,
 }
 
 #[derive(Debug)]
@@ -164,6 +169,12 @@ impl PeerSet {
         self.look_for_surplus(peers);
     }
 
+    /// When a link that is born at `now` is too old.
+    pub(crate) fn expiry(&self, now: Instant) -> Instant {
+        let age = self.rules.link_max_age.min(FOREVER);
+        now + age.mul_f64(1.0 - JITTER * self.lock().rng.random::<f64>())
+    }
+
     /// How long one login may take.
     pub(crate) fn connect_timeout(&self) -> Duration {
         self.rules.connect_timeout
@@ -179,10 +190,10 @@ impl PeerSet {
     pub(crate) fn standings(&self) -> Vec<Standing> {
         let peers = &self.lock().peers;
         let share = shares(peers, self.rules.strategy);
-        let any = peers.iter().any(|peer| peer.is_up() && peer.weight > 0);
+        let nobody = nobody_takes_work(peers);
         let standing = |peer: &Peer| Standing {
-            usable: peer.is_up() || !any,
-            share: if any { share(peer) } else { peer.weight },
+            usable: peer.is_up() || nobody,
+            share: if nobody { peer.weight } else { share(peer) },
             tier: peer.tier,
         };
         peers.iter().map(standing).collect()
@@ -191,7 +202,7 @@ impl PeerSet {
     /// Whether a link to this peer is not to be used again.
     pub(crate) fn is_retired(&self, peer: usize) -> bool {
         let peers = &self.lock().peers;
-        !peers[peer].is_up() && peers.iter().any(|peer| peer.is_up() && peer.weight > 0)
+        !peers[peer].is_up() && !nobody_takes_work(peers)
     }
 
     /// The peer that has a link too many, at most once each `rebalance_pace`: whoever asks retires
@@ -260,7 +271,6 @@ impl PeerSet {
 /// One interval from `now`, and up to [`JITTER`] of it more. An interval too long for the clock
 /// is as good as the longest that it can tell.
 fn due(now: Instant, interval: Duration, rng: &mut SmallRng) -> Instant {
-    const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
     let interval = interval.min(FOREVER);
     now + interval + interval.mul_f64(JITTER * rng.random::<f64>())
 }
@@ -302,6 +312,7 @@ pub(crate) mod tests {
             all_down: AllDown::Try,
             strategy: Strategy::LeastConnections,
             rebalance_pace: PACE,
+            link_max_age: INTERVAL,
         };
         let rng = SmallRng::seed_from_u64(7);
         let set = PeerSet::new((0..peers).map(peer).collect(), rules, rng, wake, start);

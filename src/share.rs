@@ -27,6 +27,11 @@ fn takes_work(peer: &Peer, serving: Option<u32>) -> bool {
     peer.is_up() && peer.weight > 0 && serving.is_none_or(|tier| peer.tier == tier)
 }
 
+/// Whether no peer takes work at all.
+pub(crate) fn nobody_takes_work(peers: &[Peer]) -> bool {
+    !peers.iter().any(|peer| takes_work(peer, None))
+}
+
 /// Where the next connection goes: among the peers that take work and were not tried yet, a random
 /// one of those with the fewest links for their share (dials in flight counted). When none is left,
 /// under [`AllDown::Try`], the peer that is down and due soonest.
@@ -85,7 +90,7 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
 }
 
 /// Something to choose from: what it has already, and the share that it should have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Candidate {
     pub(crate) index: usize,
     pub(crate) load: usize,
@@ -94,31 +99,27 @@ pub(crate) struct Candidate {
 
 /// The one that has the least for its weight; by chance, in proportion to the weights, among
 /// several.
-pub(crate) fn least(
+fn least(candidates: impl Iterator<Item = Candidate> + Clone, rng: &mut impl Rng) -> Option<usize> {
+    let ratio = |candidate: &Candidate| (candidate.load, candidate.weight);
+    let least = candidates.clone().min_by(|one, other| ratio_cmp(ratio(one), ratio(other)))?;
+    by_chance(candidates.filter(move |one| ratio_cmp(ratio(one), ratio(&least)).is_eq()), rng)
+}
+
+/// One by chance, in proportion to the weights.
+pub(crate) fn by_chance(
     candidates: impl Iterator<Item = Candidate> + Clone,
     rng: &mut impl Rng,
 ) -> Option<usize> {
-    let ratio = |candidate: &Candidate| (candidate.load, candidate.weight);
-    let least = candidates.clone().min_by(|one, other| ratio_cmp(ratio(one), ratio(other)))?;
-    let equals = candidates.filter(move |one| ratio_cmp(ratio(one), ratio(&least)).is_eq());
-    by_chance(equals.map(|one| (one.index, u128::from(one.weight))), rng)
-}
-
-/// One by chance, in proportion to these figures.
-pub(crate) fn by_chance(
-    candidates: impl Iterator<Item = (usize, u128)> + Clone,
-    rng: &mut impl Rng,
-) -> Option<usize> {
-    let total: u128 = candidates.clone().map(|(_, proportion)| proportion).sum();
+    let total: u64 = candidates.clone().map(|one| u64::from(one.weight)).sum();
     if total == 0 {
         return None;
     }
     let mut at = rng.random_range(0..total);
-    for (index, proportion) in candidates {
-        if at < proportion {
+    for Candidate { index, weight, .. } in candidates {
+        if at < u64::from(weight) {
             return Some(index);
         }
-        at -= proportion;
+        at -= u64::from(weight);
     }
     None
 }

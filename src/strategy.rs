@@ -57,9 +57,7 @@ impl Chooser {
         match self.strategy {
             // A tier that does not serve has no share of the work, and so is no candidate.
             Strategy::LeastConnections | Strategy::Ordered => self.account.next(candidates, rng),
-            Strategy::Random => {
-                by_chance(candidates.map(|one| (one.index, u128::from(one.weight))), rng)
-            }
+            Strategy::Random => by_chance(candidates, rng),
             Strategy::RoundRobin => self.turn.next(candidates),
         }
     }
