@@ -1,5 +1,7 @@
 //! Every setting, its default and its check.
 
+use std::any::TypeId;
+use std::env;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -13,30 +15,15 @@ use rand::rngs::{SmallRng, SysRng};
 
 use crate::checker;
 use crate::connection::Links;
-use crate::dial::OnConnect;
 use crate::error::{BuildError, Kind};
 use crate::exchange::Exchange;
+use crate::login::OnConnect;
 use crate::manager::PeerManager;
 use crate::peer::Peer;
 use crate::policy::{AllDown, Balance, Recheck, Strategy};
-use crate::set::{PeerSet, Rules};
+use crate::rules::Rules;
+use crate::set::PeerSet;
 use crate::url::PeerUrl;
-
-/// How long a failure mark holds when nothing else is said. From django-proxysql.
-const DEFAULT_CHECK_INTERVAL: Duration = Duration::from_secs(30);
-
-/// The least time between two checks: a login each takes a server some milliseconds.
-const LEAST_CHECK_INTERVAL: Duration = Duration::from_millis(10);
-
-/// How long one login may take when nothing else is said: many times what one over a slow network
-/// takes, and a sixth of the time for which r2d2 has its callers wait.
-const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The least time between two connections that are closed to even out their number.
-const DEFAULT_REBALANCE_PACE: Duration = Duration::from_millis(200);
-
-/// How old a connection gets. As r2d2's `max_lifetime`, which counts for its slots.
-const DEFAULT_LINK_MAX_AGE: Duration = Duration::from_secs(30 * 60);
 
 /// Builds a [`PeerManager`].
 ///
@@ -81,15 +68,7 @@ impl<C> PeerManagerBuilder<C> {
             peers: Vec::new(),
             weights: Vec::new(),
             tiers: Vec::new(),
-            rules: Rules {
-                check_interval: DEFAULT_CHECK_INTERVAL,
-                connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-                recheck: Recheck::default(),
-                all_down: AllDown::default(),
-                strategy: Strategy::default(),
-                rebalance_pace: DEFAULT_REBALANCE_PACE,
-                link_max_age: DEFAULT_LINK_MAX_AGE,
-            },
+            rules: Rules::default(),
             balance: Balance::default(),
             on_connect: Arc::new(|_| Ok(())),
             rng_seed: None,
@@ -198,14 +177,96 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// How long one login may take, with `on_connect` and, for a check, `BEGIN; ROLLBACK`. A peer
-    /// that has not answered by then is marked down. diesel's `MysqlConnection` sets no time-out, so
-    /// that the login itself is left behind on a thread of its own until its server or the kernel
-    /// ends it; while there is one, only the checker dials that peer, once each interval.
+    /// that has not answered by then is marked down, and the login is cut off. (diesel's
+    /// `MysqlConnection` sets no time-out; `PgConnection` gets libpq's own as well, in whole seconds,
+    /// unless its URL or the environment sets one.)
+    ///
+    /// A peer that takes longer than a quarter of a second, and twice what it usually takes, has the
+    /// next one tried beside it; the first that answers is used.
     ///
     /// Defaults to 5 seconds.
     #[must_use]
     pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
         self.rules.connect_timeout = connect_timeout;
+        self
+    }
+
+    /// How long one `connect()` may take with all the logins that it makes. While every peer is down it
+    /// may wait for [`all_down_wait`](Self::all_down_wait) after that.
+    ///
+    /// Defaults to 10 seconds.
+    #[must_use]
+    pub fn connect_deadline(mut self, connect_deadline: Duration) -> Self {
+        self.rules.connect_deadline = connect_deadline;
+        self
+    }
+
+    /// How long a ping at check-out may take. One check-out waits for no longer than that in all. A
+    /// connection is pinged only if it has rested for [`ping_idle`](Self::ping_idle), or if its socket
+    /// has something to read or cannot be looked at.
+    ///
+    /// A connection whose socket is not known (a Unix socket, for one) is pinged without a bound.
+    ///
+    /// Defaults to 1 second.
+    #[must_use]
+    pub fn ping_timeout(mut self, ping_timeout: Duration) -> Self {
+        self.rules.ping_timeout = ping_timeout;
+        self
+    }
+
+    /// How long a connection may rest without being pinged when it is checked out. Whether it was
+    /// closed meanwhile is seen without.
+    ///
+    /// Defaults to 30 seconds. With zero each check-out pings.
+    #[must_use]
+    pub fn ping_idle(mut self, ping_idle: Duration) -> Self {
+        self.rules.ping_idle = ping_idle;
+        self
+    }
+
+    /// After how long a query that is still running makes its peer be checked. When two checks in a
+    /// row are not answered within [`probe_timeout`](Self::probe_timeout), nothing else is heard from
+    /// the peer, and another peer does answer, then the peer has stopped: it is marked down, and what
+    /// has been running there for longer than this is cut off, and fails as if the connection was
+    /// lost. A query on a peer that answers is left alone, however long it runs.
+    ///
+    /// Defaults to 2 seconds. `None` switches it off.
+    #[must_use]
+    pub fn stall_after(mut self, stall_after: impl Into<Option<Duration>>) -> Self {
+        self.rules.stall_after = stall_after.into();
+        self
+    }
+
+    /// How long a check's answer is waited for while queries hang or every peer is down: this, or
+    /// twice what a login there usually takes if that is more, but no longer than
+    /// [`connect_timeout`](Self::connect_timeout).
+    ///
+    /// Defaults to 1 second.
+    #[must_use]
+    pub fn probe_timeout(mut self, probe_timeout: Duration) -> Self {
+        self.rules.probe_timeout = probe_timeout;
+        self
+    }
+
+    /// After how long without a byte the kernel asks whether the other machine is there (TCP
+    /// keepalive, in whole seconds). It ends the connection when three questions, a third of that
+    /// apart, go unanswered. It replaces what the URL sets.
+    ///
+    /// Defaults to 9 seconds, so that a machine that vanished is noticed in 18. `None` leaves the
+    /// client library's setting alone.
+    #[must_use]
+    pub fn tcp_keepalive(mut self, keepalive: impl Into<Option<Duration>>) -> Self {
+        self.rules.tuning.keepalive = keepalive.into();
+        self
+    }
+
+    /// For how long what was sent may go unacknowledged before the kernel ends the connection
+    /// (`TCP_USER_TIMEOUT`, in milliseconds). It replaces what the URL sets.
+    ///
+    /// Defaults to 20 seconds. `None` leaves the client library's setting alone.
+    #[must_use]
+    pub fn tcp_user_timeout(mut self, user_timeout: impl Into<Option<Duration>>) -> Self {
+        self.rules.tuning.user_timeout = user_timeout.into();
         self
     }
 
@@ -224,6 +285,30 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn all_down(mut self, all_down: AllDown) -> Self {
         self.rules.all_down = all_down;
+        self
+    }
+
+    /// How often the peers are checked while every one is down, and up to 10 % later by chance.
+    ///
+    /// Defaults to 250 milliseconds, so that a pool serves within half a second of a peer's return. At
+    /// least 10 milliseconds.
+    #[must_use]
+    pub fn all_down_interval(mut self, all_down_interval: Duration) -> Self {
+        self.rules.all_down_interval = all_down_interval;
+        self
+    }
+
+    /// For how long a `connect()` waits that finds every peer down. The first one of an outage fails
+    /// at once, so that its error can be told; after that one waits at a time, so that the pool serves
+    /// as soon as a peer is back. (r2d2 lets a slot that could not connect sleep for up to half the
+    /// pool's `connection_timeout`.) A pool that is dropped meanwhile lives until the outage is over,
+    /// but no more than five minutes.
+    ///
+    /// Defaults to 20 seconds; more than half of the pool's `connection_timeout` is needed. Zero is
+    /// not to wait, as is [`AllDown::Fail`].
+    #[must_use]
+    pub fn all_down_wait(mut self, all_down_wait: Duration) -> Self {
+        self.rules.all_down_wait = all_down_wait;
         self
     }
 
@@ -250,15 +335,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         check_peers(&peers)?;
         let weight_of = by_name("weight", &peers, &weights)?;
         let tier_of = by_name("tier", &peers, &tiers)?;
-        for (setting, duration, least) in [
-            ("check_interval", rules.check_interval, LEAST_CHECK_INTERVAL),
-            ("connect_timeout", rules.connect_timeout, Duration::from_millis(1)),
-            ("link_max_age", rules.link_max_age, Duration::from_millis(1)),
-        ] {
-            if duration < least {
-                return Err(Kind::TooShort { setting, least }.into());
-            }
-        }
+        rules.check()?;
         let mut rng = match rng_seed {
             Some(seed) => SmallRng::seed_from_u64(seed),
             None => SmallRng::try_from_rng(&mut SysRng)
@@ -270,22 +347,43 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
             .into_iter()
             .map(|PeerConfig { name, url }| {
                 let (weight, tier) = (weight_of(&name).unwrap_or(1), tier_of(&name).unwrap_or(0));
-                Peer::new(Arc::from(name), PeerUrl::new(url), weight, tier, now, now)
+                let url = PeerUrl::new(url);
+                let url = if is_postgres(TypeId::of::<C::Backend>())
+                    && env::var_os(LIBPQ_TIMEOUT).is_none()
+                {
+                    url.with_libpq_timeout(rules.connect_timeout)
+                } else {
+                    url
+                };
+                Peer::new(Arc::from(name), url, weight, tier, now, now)
             })
             .collect();
         if peers.iter().all(|peer| peer.weight == 0) {
             return Err(Kind::NoWeight.into());
         }
-        let in_use: Vec<_> = peers.iter().map(|peer| peer.in_use.clone()).collect();
+        let pulses: Vec<_> = peers.iter().map(|peer| peer.pulse.clone()).collect();
         // Each its own generator, so that the choices of one do not depend on the other's number.
-        let exchange = Exchange::new(rules.strategy, in_use, rng.fork());
+        let exchange = Exchange::new(rules.strategy, pulses, rng.fork());
         let (wake, woken) = bounded(1);
-        let set = Arc::new(PeerSet::new(peers, rules, rng, wake, now));
-        let checker =
-            checker::start(set.clone(), on_connect.clone(), woken).map_err(Kind::System)?;
-        let links = Arc::new(Links { set, exchange, balance });
+        let set = Arc::new(PeerSet::new(peers, rules.within_the_clock(), rng, wake, now));
+        let links = Arc::new(Links { set: set.clone(), exchange, balance });
+        let checker = checker::start(set, Arc::downgrade(&links), on_connect.clone(), woken)
+            .map_err(Kind::System)?;
         Ok(PeerManager::new(links, on_connect, checker))
     }
+}
+
+/// Where libpq finds the time-out of a login that no URL sets.
+const LIBPQ_TIMEOUT: &str = "PGCONNECT_TIMEOUT";
+
+#[cfg(feature = "postgres")]
+fn is_postgres(backend: TypeId) -> bool {
+    backend == TypeId::of::<diesel::pg::Pg>()
+}
+
+#[cfg(not(feature = "postgres"))]
+fn is_postgres(_: TypeId) -> bool {
+    false
 }
 
 fn check_peers(peers: &[PeerConfig]) -> Result<(), Kind> {

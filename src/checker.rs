@@ -1,105 +1,103 @@
-//! The checker: one std thread per manager that clears marks and probes peers. It decides nothing:
-//! what is due, and what follows from a probe, is said by the peers.
+//! The checker: one std thread per manager that keeps time. It decides nothing: what is due, and what
+//! follows from it, is said by the peers.
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, at, bounded, never, select};
 use diesel::r2d2::R2D2Connection;
-use log::warn;
 
-use crate::caught::caught;
-use crate::dial::{self, Failure, OnConnect};
-use crate::peer::Peer;
-use crate::set::{PeerSet, Probe};
+use crate::connection::Links;
+use crate::dial;
+use crate::login::OnConnect;
+use crate::set::PeerSet;
 
 /// The name of the checker's thread. Linux shows the first 15 characters of a thread's name.
 const CHECKER: &str = "peers-checker";
-/// The name of a thread that makes one probe: a peer that does not answer must not keep the
-/// checker from the others.
-const PROBE: &str = "peers-probe";
+
+/// Later than this a thread is not woken that only has to wait for a processor, as a rule: the process
+/// stood still.
+const LATE: Duration = Duration::from_millis(100);
 
 /// Starts the checker. It ends when the sender that this returns is dropped.
+#[expect(clippy::disallowed_methods, reason = "the checker's clock")]
 pub(crate) fn start<C: R2D2Connection + Send + 'static>(
     set: Arc<PeerSet>,
+    links: Weak<Links<C>>,
     on_connect: Arc<OnConnect<C>>,
-    wake: Receiver<Instant>,
+    wake: Receiver<()>,
 ) -> io::Result<Sender<Infallible>> {
     let (stop, stopped) = bounded(0);
-    #[expect(clippy::disallowed_methods, reason = "the checker's clock starts here")]
-    let now = Instant::now();
     thread::Builder::new().name(CHECKER.to_owned()).spawn(move || {
-        run(&set, now, &wake, &stopped, at, |probe| start_probe(&set, &on_connect, probe));
+        let duties = |now| {
+            let (probes, next) = set.take_due(now);
+            for probe in probes {
+                dial::probe(&set, &on_connect, probe);
+            }
+            // The links of a peer that has gone down end now, and not when the pool is used next.
+            if let Some(links) = links.upgrade() {
+                links.exchange();
+            }
+            next
+        };
+        run(duties, |late| set.stood_still(late), &wake, &stopped, at, Instant::now);
+        set.cut_all_off();
     })?;
     Ok(stop)
 }
 
-/// The loop. Time comes in by channels only: with `wake`, or with the timer that `timer` sets.
+/// The loop: does what is due, learns when something is due again, and waits for that.
 fn run(
-    set: &PeerSet,
-    mut now: Instant,
-    wake: &Receiver<Instant>,
+    duties: impl Fn(Instant) -> Option<Instant>,
+    stood_still: impl Fn(Duration),
+    wake: &Receiver<()>,
     stopped: &Receiver<Infallible>,
     timer: impl Fn(Instant) -> Receiver<Instant>,
-    probe: impl Fn(Probe),
+    clock: impl Fn() -> Instant,
 ) {
     loop {
-        let (probes, next) = set.take_due(now);
-        probes.into_iter().for_each(&probe);
+        let next = duties(clock());
         let due = next.map_or_else(never, &timer);
         select! {
             recv(stopped) -> _ => return,
-            recv(wake) -> woken => now = woken.unwrap_or(now),
-            recv(due) -> tick => now = tick.unwrap_or(now),
+            recv(wake) -> _ => {}
+            recv(due) -> _ => {}
+        }
+        let late = next.map(|next| clock().saturating_duration_since(next));
+        if let Some(late) = late.filter(|late| *late > LATE) {
+            stood_still(late);
         }
     }
-}
-
-/// Makes one probe on a thread of its own.
-fn start_probe<C: R2D2Connection + Send + 'static>(
-    set: &Arc<PeerSet>,
-    on_connect: &Arc<OnConnect<C>>,
-    probe: Probe,
-) {
-    let Probe { peer, url, began } = probe;
-    let prober = {
-        let (set, on_connect) = (set.clone(), on_connect.clone());
-        move || {
-            let outcome = dial::probe(&set, peer, url, on_connect);
-            end_probe(&set, peer, began, outcome);
-        }
-    };
-    if let Err(error) = thread::Builder::new().name(PROBE.to_owned()).spawn(prober) {
-        end_probe(set, peer, began, Err(Failure::Here(error)));
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a probe is stamped when it ends")]
-fn end_probe(set: &PeerSet, peer: usize, began: Instant, outcome: Result<(), Failure>) {
-    let now = Instant::now();
-    let outcome = match outcome {
-        Ok(()) => Ok(()),
-        Err(Failure::Peer(why)) => Err(why),
-        Err(Failure::Here(error)) => {
-            // That says something about this process, not about the peer: its state stays.
-            let _ = caught(|| warn!("no thread to probe a peer from: {error}"));
-            set.update(peer, now, Peer::probe_abandoned);
-            return;
-        }
-    };
-    set.update(peer, now, |peer, due| peer.probe_ended(began, now, outcome, due));
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, PoisonError};
+
     use crossbeam_channel::unbounded;
 
     use super::*;
+    use crate::checks::Probe;
+    use crate::peer::{Answer, Check};
     use crate::policy::Recheck;
-    use crate::set::tests::{INTERVAL, set_of};
+    use crate::rules::tests::INTERVAL;
+    use crate::set::tests::set_of;
+
+    /// A clock that only moves when it is told to.
+    struct Clock(Mutex<Instant>);
+
+    impl Clock {
+        fn set(&self, now: Instant) {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        }
+
+        fn now(&self) -> Instant {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+    }
 
     #[test]
     fn makes_the_probes_that_are_due_when_time_comes_in_and_ends_when_its_owner_is_gone() {
@@ -108,23 +106,33 @@ mod tests {
         let (ticker, ticks) = bounded::<Instant>(0);
         let (made, probes) = unbounded();
         let (stop, stopped) = bounded(0);
+        let clock = Clock(Mutex::new(start));
         thread::scope(|scope| {
             scope.spawn(|| {
                 let timer = |due| {
                     set_timer.send(due).expect("the test listens");
                     ticks.clone()
                 };
-                let probe = |probe| made.send(probe).expect("the test listens");
-                run(&set, start, &woken, &stopped, timer, probe);
+                let duties = |now| {
+                    let (probes, next) = set.take_due(now);
+                    for probe in probes {
+                        made.send(probe).expect("the test listens");
+                    }
+                    next
+                };
+                let late = |late| panic!("{late:?} late");
+                run(duties, late, &woken, &stopped, timer, || clock.now());
             });
             let first = timers.recv().expect("a timer is set for the first check");
             assert!(first >= start + INTERVAL, "which is not before the interval");
+            clock.set(first);
             ticker.send(first).expect("the checker waits");
             let probe: Probe = probes.recv().expect("one peer is due");
             let second = timers.recv().expect("a timer is set for the other peer");
             assert!(second > first, "peers are not probed in step");
 
             let later = first + (second - first) / 2;
+            clock.set(later);
             set.update(probe.peer, later, |peer, _| {
                 peer.suspect(later);
                 None
@@ -133,10 +141,43 @@ mod tests {
             assert!(probes.is_empty(), "a probe of the suspected peer is running already");
 
             set.update(probe.peer, later, |peer, due| {
-                peer.probe_ended(probe.began, later, Ok(()), due)
+                peer.probe_ended(Check::Regular, (probe.began, later), Answer::Works, due)
             });
             let again = probes.recv().expect("the suspicion is newer than the probe");
             assert_eq!(again.peer, probe.peer, "so the same peer is probed once more");
+            drop(stop);
+        });
+    }
+
+    #[test]
+    fn says_by_how_much_the_process_stood_still() {
+        let (_, _, start) = set_of(1, Recheck::Probe);
+        let clock = Clock(Mutex::new(start));
+        let (_wake, woken) = bounded(1);
+        let (stop, stopped) = bounded(0);
+        let (ticker, ticks) = bounded::<Instant>(0);
+        let (tell, told) = unbounded();
+        let due = Duration::from_secs(1);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let late = |late| tell.send(late).expect("the test listens");
+                run(
+                    |now| Some(now + due),
+                    late,
+                    &woken,
+                    &stopped,
+                    |_| ticks.clone(),
+                    || clock.now(),
+                );
+            });
+            let tick_after = |passed| {
+                let now = clock.now() + passed;
+                clock.set(now);
+                ticker.send(now).expect("the checker waits");
+            };
+            tick_after(due + LATE);
+            tick_after(due + LATE + due);
+            assert_eq!(told.recv(), Ok(LATE + due), "a little late is not late");
             drop(stop);
         });
     }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use diesel::ConnectionError;
 use diesel::r2d2::{Error, R2D2Connection};
 
+use crate::check::{Check, refused};
 use crate::exchange::{Exchange, Reservation};
 use crate::link::Link;
 use crate::policy::Balance;
@@ -45,7 +45,7 @@ pub(crate) struct Links<C> {
 
 impl<C> Links<C> {
     /// The exchange, which knows the peers' newest states.
-    fn exchange(&self) -> &Exchange<Box<Link<C>>> {
+    pub(crate) fn exchange(&self) -> &Exchange<Box<Link<C>>> {
         self.exchange.learn(self.set.epoch(), || self.set.standings());
         &self.exchange
     }
@@ -86,16 +86,18 @@ impl<C> PeerConnection<C> {
 impl<C: R2D2Connection> PeerConnection<C> {
     /// Takes the link that should serve in hand, and sees that its server answers. A dead one is
     /// exchanged for another in the same call.
-    pub(crate) fn check_out(&mut self, now: impl FnOnce() -> Instant) -> Result<(), Error> {
+    pub(crate) fn check_out(&mut self, clock: impl Fn() -> Instant) -> Result<(), Error> {
+        let mut check = Check::begin(&self.links.set, clock);
         if self.keeps_its_link() {
-            return self.check_out_as_it_is();
+            return self.check_out_as_it_is(&mut check);
         }
         let exchange = self.links.exchange();
-        let Some(link) = exchange.check_out(self.hand.take(), self.own.take(), now) else {
+        let now = check.began;
+        let Some(link) = exchange.check_out(self.hand.take(), self.own.take(), || now) else {
             return Err(refused("no live connection is idle"));
         };
         self.hand = OnceCell::from(link);
-        while let Err(error) = self.answers() {
+        while let Err(error) = check.of(self.link_mut()) {
             let Some(dead) = self.hand.take() else { return Err(error) };
             match self.links.exchange().swap_dead(dead) {
                 Ok(live) => self.hand = OnceCell::from(live),
@@ -115,6 +117,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
             if link.is_broken() {
                 return true;
             }
+            link.comes_to_rest(now);
             if link.holds_test_transaction() {
                 link.lease.set_in_use(false);
                 return false;
@@ -149,25 +152,14 @@ impl<C: R2D2Connection> PeerConnection<C> {
             || self.hand.get_mut().is_some_and(|link| link.holds_test_transaction())
     }
 
-    fn check_out_as_it_is(&mut self) -> Result<(), Error> {
+    fn check_out_as_it_is(&mut self, check: &mut Check<impl Fn() -> Instant>) -> Result<(), Error> {
         if self.links.set.is_retired(self.link().lease.peer()) {
             return Err(refused(&format!("peer {} is down", self.peer())));
         }
-        self.answers()?;
+        check.of(self.link_mut())?;
         self.link_mut().lease.set_in_use(true);
         Ok(())
     }
-
-    fn answers(&mut self) -> Result<(), Error> {
-        match self.link_mut().ping() {
-            Ok(answer) => Ok(answer?),
-            Err(panicked) => Err(refused(&panicked.to_string())),
-        }
-    }
-}
-
-fn refused(why: &str) -> Error {
-    Error::ConnectionError(ConnectionError::BadConnection(format!("connection retired: {why}")))
 }
 
 /// A slot that ends without a link in hand takes one along, or there would be one too many.

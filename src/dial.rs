@@ -1,188 +1,240 @@
-//! Logging in to peers, for the pool and for a probe.
+//! Which peers are logged in to: for the pool, and for a check.
 
-use std::convert::Infallible;
 use std::fmt;
-use std::io;
 use std::sync::Arc;
-use std::thread;
 use std::time::Instant;
 
-use crossbeam_channel::{RecvTimeoutError, bounded};
-use diesel::connection::{Instrumentation, TransactionManager};
+use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
 use diesel::r2d2::R2D2Connection;
-use diesel::result::QueryResult;
+use log::warn;
 
-use crate::caught::{Panicked, caught};
+use crate::caught::caught;
+use crate::checks::Probe;
+use crate::helper::{self, Failure};
 use crate::lease::Lease;
-use crate::peer::{Health, Peer};
-use crate::set::PeerSet;
-use crate::url::PeerUrl;
+use crate::link::Link;
+use crate::login::{Login, OnConnect};
+use crate::outage::Word;
+use crate::peer::{Answer, Health, Peer};
+use crate::policy::AllDown;
+use crate::set::{PeerSet, Picked};
+use crate::share::nobody_takes_work;
 
-/// The name of a thread that makes one login.
-const DIALER: &str = "peers-dial";
-
-/// What the application does with each new connection before it is used.
-pub(crate) type OnConnect<C> = dyn Fn(&mut C) -> QueryResult<()> + Send + Sync;
-
-/// Why a login came to nothing.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// Because of the peer.
-    Peer(Arc<str>),
-    /// Because of this process: the operating system gave it no thread.
-    Here(io::Error),
-}
-
-/// Logs in to one peer after the other, each at most once, until one takes the connection.
+/// Makes a connection to one of the peers. While all are down, who asks first is told the story at
+/// once; after that, one waits for the end of it.
 ///
 /// # Errors
 ///
 /// The whole story, peer by peer, without any URL or password.
-#[expect(clippy::disallowed_methods, reason = "an attempt is stamped when it is made")]
+#[expect(clippy::disallowed_methods, reason = "the wait is bounded as a whole")]
 pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
     on_connect: &Arc<OnConnect<C>>,
-) -> Result<(C, Lease), String> {
-    let mut failures: Vec<Option<Arc<str>>> = vec![None; set.read(<[_]>::len)];
-    while let Some(picked) = set.pick(|index| failures[index].is_some()) {
-        let mut lease = Lease::of_dial(set.clone(), &picked);
-        let began = Instant::now();
-        let (url, was_up, on_connect) = (picked.url, picked.was_up, on_connect.clone());
-        let outcome = in_time(set, picked.peer, move || {
-            let mut conn = login::<C>(&url)?;
-            // A peer that is down comes back only by the test that the checker would make.
-            if !was_up {
-                trial(&mut conn, &url)?;
-            }
-            reasoned(&url, || on_connect(&mut conn))?;
-            Ok(conn)
-        });
+) -> Result<Link<C>, String> {
+    let mut end = None;
+    loop {
+        let story = match dial_around(set, on_connect) {
+            Ok(link) => return Ok(link),
+            Err(story) => story,
+        };
+        if set.rules().all_down == AllDown::Fail || !set.nobody_takes_work() {
+            return Err(story);
+        }
         let now = Instant::now();
-        match outcome {
-            Ok(conn) => {
-                lease.becomes_link();
-                set.update(picked.peer, now, |peer, _| peer.connected(began, now, !was_up));
-                return Ok((conn, lease));
-            }
-            Err(Failure::Peer(why)) => {
-                drop(lease);
-                failures[picked.peer] = Some(why.clone());
-                set.update(picked.peer, now, |peer, due| peer.connect_failed(began, now, why, due));
-            }
-            Err(Failure::Here(error)) => return Err(format!("no thread to log in from: {error}")),
+        let end = *end.get_or_insert(now + set.rules().all_down_wait);
+        let left = end.saturating_duration_since(now);
+        if set.outage().wait(now, left, || !set.nobody_takes_work()) == Word::Fail {
+            return Err(story);
         }
     }
-    let now = Instant::now();
-    Err(set.read(|peers| story(peers, &failures, now)))
 }
 
-/// Logs in and proves that the peer takes work.
-///
-/// # Errors
-///
-/// Why the peer is not to be used, without its URL or password.
+/// What became of one login.
+struct Outcome<C> {
+    peer: usize,
+    result: Result<Link<C>, Arc<str>>,
+}
+
+/// Logs in to one peer after the other, each at most once, until one takes the connection. When one
+/// does not answer for longer than it should take, the next is tried beside it.
+#[expect(clippy::disallowed_methods, reason = "an attempt is stamped when it is made")]
+fn dial_around<C: R2D2Connection + Send + 'static>(
+    set: &Arc<PeerSet>,
+    on_connect: &Arc<OnConnect<C>>,
+) -> Result<Link<C>, String> {
+    let (done, outcomes) = unbounded();
+    let mut attempts: Vec<Attempt> = vec![Attempt::None; set.read(<[_]>::len)];
+    let mut under_way = 0;
+    let mut now = Instant::now();
+    let end = now + set.rules().connect_deadline;
+    let mut next = now;
+    loop {
+        if next <= now {
+            next = end;
+            if let Some(picked) = set.pick(|index| attempts[index] != Attempt::None) {
+                attempts[picked.peer] = Attempt::UnderWay;
+                under_way += 1;
+                next = now + set.hedge(picked.peer);
+                dial(set, picked, now, on_connect.clone(), done.clone());
+            }
+        }
+        if under_way == 0 {
+            break;
+        }
+        match outcomes.recv_deadline(next.min(end)) {
+            // Those that are still under way close what comes of them.
+            Ok(Outcome { result: Ok(mut link), .. }) => {
+                link.is_used();
+                return Ok(link);
+            }
+            Ok(Outcome { peer, result: Err(why) }) => {
+                under_way -= 1;
+                attempts[peer] = Attempt::Failed(why);
+                next = Instant::now();
+            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+        }
+        now = Instant::now();
+        if now >= end {
+            break;
+        }
+    }
+    Err(set.read(|peers| story(peers, &attempts, now)))
+}
+
+/// Logs in to one peer. What comes of it decides about the peer, also when nobody waits any more.
+fn dial<C: R2D2Connection + Send + 'static>(
+    set: &Arc<PeerSet>,
+    picked: Picked,
+    began: Instant,
+    on_connect: Arc<OnConnect<C>>,
+    done: Sender<Outcome<C>>,
+) {
+    let lease = Lease::of_dial(set.clone(), &picked);
+    let Picked { peer, url, pulse, was_up, .. } = picked;
+    // A peer that is down comes back only by the test that the checker would make.
+    let trial = !was_up;
+    let rng = set.rng();
+    let login = Login { set: set.clone(), peer, pulse, url, trial, on_connect, rng };
+    let patience = set.rules().connect_timeout;
+    let judged = set.clone();
+    helper::start(
+        set,
+        peer,
+        (began, patience),
+        move |progress| login.make(progress),
+        move |outcome| {
+            let result = match outcome {
+                Ok(session) => {
+                    let now = stamp();
+                    judged.update(peer, now, |peer, _| peer.connected(began, now, trial));
+                    Ok(Link::new(session, lease, now, judged.expiry(now)))
+                }
+                Err(failure) => {
+                    drop(lease);
+                    let why: Arc<str> = failure.to_string().into();
+                    let now = stamp();
+                    match failure {
+                        // That says something about this process, not about the peer.
+                        Failure::Here(_) => {}
+                        Failure::Late(_) | Failure::Peer(_) => {
+                            let answered = matches!(failure, Failure::Peer(_));
+                            let why = why.clone();
+                            judged.update(peer, now, |peer, due| {
+                                peer.connect_failed((began, now), answered, why, due)
+                            });
+                        }
+                    }
+                    Err(why)
+                }
+            };
+            // When nobody waits for it any more a connection is closed here.
+            drop(done.send(Outcome { peer, result }));
+        },
+    );
+}
+
+/// Logs in to see whether the peer takes work.
 pub(crate) fn probe<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
-    peer: usize,
-    url: Arc<PeerUrl>,
-    on_connect: Arc<OnConnect<C>>,
-) -> Result<(), Failure> {
-    in_time(set, peer, move || {
-        let mut conn = login::<C>(&url)?;
-        // A peer on which the application's own preparation fails takes no connection either.
-        let outcome =
-            trial(&mut conn, &url).and_then(|()| reasoned(&url, || on_connect(&mut conn)));
-        reasoned(&url, || {
-            drop(conn);
-            Ok::<_, Infallible>(())
-        })
-        .and(outcome)
-    })
+    on_connect: &Arc<OnConnect<C>>,
+    probe: Probe,
+) {
+    let Probe { peer, url, pulse, began, patience, kind } = probe;
+    let login = Login {
+        set: set.clone(),
+        peer,
+        pulse,
+        url,
+        trial: true,
+        on_connect: on_connect.clone(),
+        rng: set.rng(),
+    };
+    let judged = set.clone();
+    helper::start(
+        set,
+        peer,
+        (began, patience),
+        move |progress| login.probe(progress),
+        move |outcome| {
+            if let Err(Failure::Here(error)) = &outcome {
+                // A logger is user code.
+                let _ = caught(|| warn!("a peer could not be checked: {error}"));
+            }
+            let answer = match outcome {
+                Ok(()) => Answer::Works,
+                Err(Failure::Peer(why)) => Answer::Refused(why),
+                Err(failure @ Failure::Late(_)) => Answer::None(failure.to_string().into()),
+                Err(Failure::Here(_)) => Answer::NotAsked,
+            };
+            let now = stamp();
+            judged.update(peer, now, |peer, due| peer.probe_ended(kind, (began, now), answer, due));
+        },
+    );
 }
 
-/// Runs `work`, which talks to a server, on a thread of its own, and waits for it for no longer than
-/// `connect_timeout`: client libraries set no time-outs, and a server that accepts and says nothing
-/// would keep its caller for ever. What has not ended by then is left behind, and ends when its
-/// server or the kernel makes it; while it lasts no connection is dialled there but by a probe.
-fn in_time<T: Send + 'static>(
-    set: &Arc<PeerSet>,
-    peer: usize,
-    work: impl FnOnce() -> Result<T, Arc<str>> + Send + 'static,
-) -> Result<T, Failure> {
-    let timeout = set.connect_timeout();
-    // Nothing is kept in the channel: what comes too late is not handed over, and closed over there.
-    let (done, outcome) = bounded(0);
-    let dialer = {
-        let set = set.clone();
-        move || {
-            // What nobody waits for is dropped here, and may panic.
-            if !matches!(caught(|| done.send(work())), Ok(Ok(()))) {
-                set.count(peer, |counts| counts.stuck -= 1);
-            }
-        }
-    };
-    thread::Builder::new().name(DIALER.to_owned()).spawn(dialer).map_err(Failure::Here)?;
-    match outcome.recv_timeout(timeout) {
-        Ok(outcome) => outcome.map_err(Failure::Peer),
-        Err(RecvTimeoutError::Timeout) => {
-            // Counted before the other end can see that nobody waits.
-            set.count(peer, |counts| counts.stuck += 1);
-            Err(Failure::Peer(format!("no answer to a login within {timeout:?}").into()))
-        }
-        Err(RecvTimeoutError::Disconnected) => {
-            Err(Failure::Peer(format!("a login ended without a word: {Panicked}").into()))
+#[expect(clippy::disallowed_methods, reason = "an attempt is stamped when it ends")]
+fn stamp() -> Instant {
+    Instant::now()
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer(why) => f.write_str(why),
+            Self::Late(patience) => write!(f, "no answer to a login within {patience:?}"),
+            Self::Here(error) => write!(f, "no thread to log in from: {error}"),
         }
     }
+}
+
+/// What was done about one peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Attempt {
+    None,
+    UnderWay,
+    Failed(Arc<str>),
 }
 
 /// What happened at each peer in this call, or made it be left out, and when it is checked next.
-fn story(peers: &[Peer], failures: &[Option<Arc<str>>], now: Instant) -> String {
-    let chapter = |(peer, failure): (&Peer, &Option<Arc<str>>)| {
-        let next = peer.next_check.saturating_duration_since(now);
-        match (failure, &peer.health) {
-            (Some(why), Health::Up { .. }) => format!("{}: {why} (up again since)", peer.name),
-            (Some(why), Health::Down { .. }) => {
+fn story(peers: &[Peer], attempts: &[Attempt], now: Instant) -> String {
+    let all_down = nobody_takes_work(peers);
+    let chapter = |(peer, attempt): (&Peer, &Attempt)| {
+        let next = peer.due(all_down).saturating_duration_since(now);
+        match (attempt, &peer.health) {
+            (Attempt::Failed(why), Health::Up { .. }) => {
+                format!("{}: {why} (up again since)", peer.name)
+            }
+            (Attempt::Failed(why), Health::Down { .. }) => {
                 format!("{}: {why} (next check in {next:.1?})", peer.name)
             }
-            (None, Health::Down { why, .. }) => {
+            (Attempt::UnderWay, _) => format!("{}: no answer yet", peer.name),
+            (Attempt::None, Health::Down { why, .. }) => {
                 format!("{}: not tried, down since: {why} (next check in {next:.1?})", peer.name)
             }
-            (None, Health::Up { .. }) => format!("{}: up again since", peer.name),
+            (Attempt::None, Health::Up { .. }) => format!("{}: up again since", peer.name),
         }
     };
-    let chapters: Vec<String> = peers.iter().zip(failures).map(chapter).collect();
+    let chapters: Vec<String> = peers.iter().zip(attempts).map(chapter).collect();
     format!("no peer took the connection: {}", chapters.join("; "))
-}
-
-fn login<C: R2D2Connection>(url: &PeerUrl) -> Result<C, Arc<str>> {
-    reasoned(url, || C::establish(url.expose()))
-}
-
-/// `BEGIN; ROLLBACK`: what diesel's ping (`SELECT 1`) does not show, this does. A Galera node that
-/// refuses all work still answers a `SELECT` without a table.
-fn trial<C: R2D2Connection>(conn: &mut C, url: &PeerUrl) -> Result<(), Arc<str>> {
-    reasoned(url, || -> QueryResult<()> {
-        // These are not the application's queries: its default instrumentation is spared them.
-        conn.set_instrumentation(None::<Box<dyn Instrumentation>>);
-        C::TransactionManager::begin_transaction(conn)?;
-        C::TransactionManager::rollback_transaction(conn)
-    })
-}
-
-/// Runs `work`, and turns its error, or its panic, into a reason that can be shown.
-fn reasoned<T, E: fmt::Display>(
-    url: &PeerUrl,
-    work: impl FnOnce() -> Result<T, E>,
-) -> Result<T, Arc<str>> {
-    match caught(work) {
-        Ok(outcome) => outcome.map_err(|error| reason(url, &error.to_string())),
-        Err(panicked) => Err(reason(url, &panicked.to_string())),
-    }
-}
-
-/// A reason that can be shown: on one line (libpq's messages are several), without secrets.
-fn reason(url: &PeerUrl, text: &str) -> Arc<str> {
-    let text = url.redact(text);
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    lines.join(", ").into()
 }

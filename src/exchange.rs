@@ -20,7 +20,7 @@
 //! No link leaves by another door: none is lent out, none is kept in reserve.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::SmallRng;
 
 use crate::policy::Strategy;
+use crate::pulse::Pulse;
 use crate::share::Candidate;
 use crate::strategy::Chooser;
 
@@ -44,6 +45,9 @@ pub(crate) trait Shelved {
     fn born(&self) -> Instant;
     /// Counts it as checked out, or no more.
     fn set_in_use(&mut self, in_use: bool);
+    /// Ends its session with the server at once, without waiting for anything. Says whether it could:
+    /// not if its socket is not known.
+    fn shut_down(&mut self) -> bool;
 }
 
 /// How a peer stands, as far as its links are concerned.
@@ -98,9 +102,18 @@ struct Newborn<L> {
 #[derive(Debug)]
 struct Corpse<L> {
     link: L,
-    /// Whether it was found dead itself; else it is its peer that is not usable, which may change
-    /// before a slot has come by.
+    /// Whether it was found dead, or shut down; else it is its peer that is not usable, which may
+    /// change before a slot has come by.
     is_dead: bool,
+}
+
+impl<L: Shelved> Corpse<L> {
+    /// Of a peer that is not usable. Its session ends where it is, so that the peer is rid of it also
+    /// when nobody uses the pool.
+    fn of_unusable(mut link: L) -> Self {
+        let is_dead = link.shut_down();
+        Self { link, is_dead }
+    }
 }
 
 /// The parked links of one peer, the one that has rested longest in front.
@@ -108,25 +121,25 @@ struct Corpse<L> {
 struct Shelf<L> {
     links: VecDeque<L>,
     standing: Standing,
-    in_use: Arc<AtomicUsize>,
+    pulse: Arc<Pulse>,
     /// Where it is in `stocked`.
     stocked: Option<usize>,
 }
 
 impl<L: Shelved> Exchange<L> {
-    /// An empty exchange over peers whose links in use are counted by these.
+    /// An empty exchange over peers with these pulses.
     pub(crate) fn new(
         strategy: Strategy,
-        in_use: impl IntoIterator<Item = Arc<AtomicUsize>>,
+        pulses: impl IntoIterator<Item = Arc<Pulse>>,
         rng: SmallRng,
     ) -> Self {
         let standing = Standing { usable: true, share: 1, tier: 0 };
-        let shelves: Vec<_> = in_use
+        let shelves: Vec<_> = pulses
             .into_iter()
-            .map(|in_use| Shelf {
+            .map(|pulse| Shelf {
                 links: VecDeque::new(),
                 standing: standing.clone(),
-                in_use,
+                pulse,
                 stocked: None,
             })
             .collect();
@@ -291,6 +304,7 @@ impl<L: Shelved> Inner<L> {
     fn bury(&mut self, mut dead: L) {
         dead.set_in_use(false);
         self.empty_slots += 1;
+        dead.shut_down();
         self.corpses.push(Corpse { link: dead, is_dead: true });
         self.check_law();
     }
@@ -315,20 +329,19 @@ impl<L: Shelved> Inner<L> {
         link
     }
 
-    /// A link of the peer that the strategy chooses; of one without a share of the work only if
-    /// there is no other. All these may be used.
+    /// A link of the peer that the strategy chooses: among those that do not hesitate, if there are
+    /// any; of one without a share of the work only if there is no other. All these may be used.
     fn choose(&mut self, avoid: Option<usize>) -> Option<L> {
         let Self { shelves, stocked, chooser, rng, .. } = self;
-        let candidates = stocked.iter().filter(|peer| Some(**peer) != avoid).map(|peer| {
-            let shelf = &shelves[*peer];
-            Candidate {
-                index: *peer,
-                load: shelf.in_use.load(Ordering::Relaxed),
-                weight: shelf.standing.share,
-            }
-        });
+        let others = stocked.iter().filter(|peer| Some(**peer) != avoid);
+        let swift = others.clone().filter(|peer| !shelves[**peer].pulse.is_hesitant());
+        let candidate = |peer: &usize| {
+            let Shelf { pulse, standing, .. } = &shelves[*peer];
+            Candidate { index: *peer, load: pulse.in_use(), weight: standing.share }
+        };
         match chooser
-            .choose(candidates, rng)
+            .choose(swift.map(candidate), rng)
+            .or_else(|| chooser.choose(others.map(candidate), rng))
             .or_else(|| avoid.filter(|peer| stocked.contains(peer)))
         {
             Some(peer) => self.take_from(peer),
@@ -355,7 +368,7 @@ impl<L: Shelved> Inner<L> {
             self.shelves[peer].links.push_back(link);
             self.restock(peer);
         } else {
-            self.corpses.push(Corpse { link, is_dead: false });
+            self.corpses.push(Corpse::of_unusable(link));
         }
     }
 
@@ -388,12 +401,18 @@ impl<L: Shelved> Inner<L> {
             self.shelves[peer].standing = standing;
             if !self.shelves[peer].standing.usable {
                 let unusable = std::mem::take(&mut self.shelves[peer].links);
-                let corpse = |link| Corpse { link, is_dead: false };
-                self.corpses.extend(unusable.into_iter().map(corpse));
+                self.corpses.extend(unusable.into_iter().map(Corpse::of_unusable));
             }
             self.restock(peer);
         }
-        // A peer that is usable again, or must be for want of others, has its links back.
+        // New links stay reserved, for slots that may find them dead, but their sessions end as well.
+        for newborn in &mut self.newborn {
+            if !self.shelves[newborn.link.peer()].standing.usable {
+                newborn.link.shut_down();
+            }
+        }
+        // A peer that is usable again, or must be for want of others, has those links back that
+        // could not be shut down.
         for corpse in std::mem::take(&mut self.corpses) {
             if corpse.is_dead {
                 self.corpses.push(corpse);

@@ -2,8 +2,8 @@
 //! its connection is closed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::pulse::{Pulse, Vitals};
 use crate::set::{PeerSet, Picked};
 
 /// A place on one peer: a login in flight, then a link. Dropping it gives the place back.
@@ -13,7 +13,9 @@ pub(crate) struct Lease {
     peer: usize,
     name: Arc<str>,
     is_link: bool,
-    all_in_use: Arc<AtomicUsize>,
+    pulse: Arc<Pulse>,
+    /// Of the link.
+    vitals: Option<Arc<Vitals>>,
     in_use: bool,
 }
 
@@ -25,7 +27,8 @@ impl Lease {
             peer: picked.peer,
             name: picked.name.clone(),
             is_link: false,
-            all_in_use: picked.in_use.clone(),
+            pulse: picked.pulse.clone(),
+            vitals: None,
             in_use: false,
         }
     }
@@ -42,30 +45,33 @@ impl Lease {
         &self.name
     }
 
-    /// The login has succeeded.
-    pub(crate) fn becomes_link(&mut self) {
+    /// The login has succeeded, and its connection is used.
+    pub(crate) fn becomes_link(&mut self, vitals: Arc<Vitals>) {
         self.is_link = true;
         self.set.count(self.peer, |counts| {
             counts.dialing -= 1;
             counts.links += 1;
+            counts.connects += 1;
         });
+        self.pulse.add(vitals.clone());
+        self.vitals = Some(vitals);
     }
 
     /// The link is checked out, or is no more.
     pub(crate) fn set_in_use(&mut self, in_use: bool) {
-        // A figure to compare and to show: nothing else depends on when it is seen.
-        match (self.in_use, in_use) {
-            (false, true) => self.all_in_use.fetch_add(1, Ordering::Relaxed),
-            (true, false) => self.all_in_use.fetch_sub(1, Ordering::Relaxed),
-            _ => return,
-        };
-        self.in_use = in_use;
+        if self.in_use != in_use {
+            self.pulse.count_in_use(in_use);
+            self.in_use = in_use;
+        }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         self.set_in_use(false);
+        if let Some(vitals) = &self.vitals {
+            self.pulse.remove(vitals);
+        }
         self.set.count(self.peer, |counts| {
             if self.is_link {
                 counts.links -= 1;

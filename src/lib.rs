@@ -3,23 +3,34 @@
 
 mod builder;
 mod caught;
+mod check;
 mod checker;
+mod checks;
 mod connection;
+mod deadline;
 mod dial;
 mod error;
 mod exchange;
 mod fault;
+mod helper;
 mod lease;
 mod link;
+mod login;
 mod manager;
 mod observer;
+mod outage;
 mod passthrough;
 mod peer;
 mod peers;
 mod policy;
 mod prime;
+mod pulse;
+mod rules;
 mod set;
 mod share;
+#[cfg_attr(not(all(feature = "socket", target_os = "linux")), path = "no_socket.rs")]
+mod socket;
+mod stall;
 mod strategy;
 mod url;
 

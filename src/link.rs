@@ -1,13 +1,14 @@
 //! One physical connection of the pool.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use diesel::connection::{DynInstrumentation, TransactionManager};
 use diesel::r2d2::R2D2Connection;
 
-use crate::caught::{Panicked, caught};
+use crate::caught::caught;
 use crate::exchange::Shelved;
 use crate::lease::Lease;
+use crate::login::Session;
 use crate::observer::{Observer, Watch};
 
 /// A diesel connection, and what is known about it.
@@ -20,25 +21,38 @@ pub(crate) struct Link<C> {
     born: Instant,
     /// When it is too old.
     expires: Instant,
+    /// When it was known to be fine, and since when it rests.
+    rests: Instant,
+    /// Whether its queries are observed. A user may have replaced the observer.
+    observed: bool,
 }
 
 impl<C: R2D2Connection> Link<C> {
-    /// Puts the observer in front of the instrumentation that diesel sets by default. The one that
-    /// `establish` made cannot be taken out of the connection again, so this is a second one.
-    pub(crate) fn new(mut conn: C, lease: Lease, born: Instant, expires: Instant) -> Self {
-        let watch = Watch::new(lease.set().clone(), lease.peer());
-        let user = DynInstrumentation::default_instrumentation();
-        conn.set_instrumentation(Observer::new(watch.clone(), user));
-        Self { conn, watch, lease, born, expires }
+    pub(crate) fn new(session: Session<C>, lease: Lease, born: Instant, expires: Instant) -> Self {
+        let Session { conn, watch } = session;
+        Self { conn, watch, lease, born, expires, rests: born, observed: true }
+    }
+
+    /// The one who asked for it has it.
+    pub(crate) fn is_used(&mut self) {
+        self.lease.becomes_link(self.watch.vitals().clone());
     }
 
     pub(crate) fn set_user_instrumentation(&mut self, user: DynInstrumentation) {
-        self.conn.set_instrumentation(Observer::new(self.watch.clone(), user));
+        self.watch.install_before(user, &mut self.conn);
+    }
+
+    /// Nobody uses it from now on.
+    pub(crate) fn comes_to_rest(&mut self, now: Instant) {
+        self.rests = now;
+        // A query that never ended, as far as could be seen, has ended.
+        self.watch.vitals().rest();
+        self.observed = caught(|| Observer::is_on(&mut self.conn)).unwrap_or(false);
     }
 
     /// Whether it must not be used again, as far as is known without asking its server.
     pub(crate) fn is_broken(&mut self) -> bool {
-        self.watch.is_lost() || caught(|| self.conn.is_broken()).unwrap_or(true)
+        self.watch.vitals().is_lost() || caught(|| self.conn.is_broken()).unwrap_or(true)
     }
 
     /// Whether it holds a transaction that is to stay open (diesel's `begin_test_transaction`): it
@@ -55,10 +69,51 @@ impl<C: R2D2Connection> Link<C> {
         self.expires <= now
     }
 
-    /// Asks the server.
-    pub(crate) fn ping(&mut self) -> Result<diesel::QueryResult<()>, Panicked> {
-        caught(|| self.conn.ping())
+    /// Whether it is fine, as far as can be seen without asking its server: its socket is open and
+    /// quiet, and it has not rested for longer than `at_most`. A socket that has something to read may
+    /// hold no more than a notice, and the client library reads that away with the next query.
+    pub(crate) fn is_sound(&self, at_most: Duration, now: Instant) -> bool {
+        self.observed
+            && now.saturating_duration_since(self.rests) <= at_most
+            && self.watch.vitals().socket().is_some_and(|socket| socket.is_quiet())
     }
+
+    /// Asks the server, and waits for the answer until `end`, if the socket is known; else for ever.
+    ///
+    /// # Errors
+    ///
+    /// What the server said, or that it said nothing.
+    pub(crate) fn ping(&mut self, end: Instant) -> Result<(), Unanswered> {
+        let set = self.lease.set().clone();
+        let vitals = self.watch.vitals();
+        let ticket = vitals.socket().is_some().then(|| {
+            let vitals = vitals.clone();
+            set.bound(end, move |_| {
+                vitals.shut_down();
+            })
+        });
+        let answer = caught(|| self.conn.ping());
+        if ticket.is_some_and(|ticket| !set.deadlines().end(ticket)) {
+            return Err(Unanswered::Late);
+        }
+        match answer {
+            Ok(answer) => answer.map_err(Unanswered::Query),
+            Err(panicked) => Err(Unanswered::Panicked(panicked)),
+        }
+    }
+
+    /// Whether a ping of it is bounded.
+    pub(crate) fn can_be_cut(&self) -> bool {
+        self.watch.vitals().socket().is_some()
+    }
+}
+
+/// Why a ping has failed.
+#[derive(Debug)]
+pub(crate) enum Unanswered {
+    Query(diesel::result::Error),
+    Late,
+    Panicked(crate::caught::Panicked),
 }
 
 impl<C> Shelved for Box<Link<C>> {
@@ -72,5 +127,9 @@ impl<C> Shelved for Box<Link<C>> {
 
     fn set_in_use(&mut self, in_use: bool) {
         self.lease.set_in_use(in_use);
+    }
+
+    fn shut_down(&mut self) -> bool {
+        self.watch.vitals().shut_down()
     }
 }

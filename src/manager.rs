@@ -11,10 +11,9 @@ use diesel::ConnectionError;
 use diesel::r2d2::{Error, ManageConnection, R2D2Connection};
 
 use crate::builder::PeerManagerBuilder;
-use crate::caught::caught;
 use crate::connection::{Links, PeerConnection};
-use crate::dial::{self, OnConnect};
-use crate::link::Link;
+use crate::dial;
+use crate::login::OnConnect;
 use crate::peers::Peers;
 
 /// Makes and checks the connections of one `r2d2::Pool` over several equivalent peers.
@@ -56,20 +55,14 @@ impl<C: R2D2Connection + Send + 'static> ManageConnection for PeerManager<C> {
     type Error = Error;
 
     /// Logs in to a random one of the live peers that have the fewest connections for their weight,
-    /// and to the next when that fails.
-    #[expect(clippy::disallowed_methods, reason = "a link is stamped when it is made")]
+    /// and to the next when that fails or does not answer.
     fn connect(&self) -> Result<PeerConnection<C>, Error> {
-        let (conn, lease) = dial::connect::<C>(&self.links.set, &self.on_connect)
+        let link = dial::connect(&self.links.set, &self.on_connect)
             .map_err(|story| Error::ConnectionError(ConnectionError::BadConnection(story)))?;
-        let now = Instant::now();
-        let expires = self.links.set.expiry(now);
-        let link = caught(|| Link::new(conn, lease, now, expires)).map_err(|panicked| {
-            Error::ConnectionError(ConnectionError::BadConnection(panicked.to_string()))
-        })?;
         Ok(PeerConnection::new(self.links.clone(), Box::new(link)))
     }
 
-    /// Gives the slot the connection that should serve, and sees that its server answers.
+    /// Gives the slot the connection that should serve, and sees that it is fine.
     #[expect(clippy::disallowed_methods, reason = "a check-out is stamped when it is made")]
     fn is_valid(&self, conn: &mut PeerConnection<C>) -> Result<(), Error> {
         conn.check_out(Instant::now)

@@ -5,38 +5,72 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use diesel::Connection;
 use diesel::connection::{DynInstrumentation, Instrumentation, InstrumentationEvent};
+use diesel::result::Error;
 
 use crate::fault::{is_lost_connection, is_suspicious};
+use crate::pulse::{Pulse, Vitals};
 use crate::set::PeerSet;
 
-/// What is known about one link without asking its server.
+/// Where what is seen of one link goes.
 #[derive(Debug, Clone)]
 pub(crate) struct Watch {
-    lost: Arc<AtomicBool>,
+    vitals: Arc<Vitals>,
+    pulse: Arc<Pulse>,
     set: Arc<PeerSet>,
     peer: usize,
+    /// Whether what is run is ours, and none of the application's business.
+    hushed: Arc<AtomicBool>,
 }
 
 impl Watch {
-    pub(crate) fn new(set: Arc<PeerSet>, peer: usize) -> Self {
-        Self { lost: Arc::new(AtomicBool::new(false)), set, peer }
+    pub(crate) fn new(set: Arc<PeerSet>, peer: usize, pulse: Arc<Pulse>) -> Self {
+        Self { vitals: Arc::default(), pulse, set, peer, hushed: Arc::default() }
     }
 
-    /// Whether an error on this link said that it is gone.
-    pub(crate) fn is_lost(&self) -> bool {
-        // Whoever asks holds the connection, so the query that set it was in this thread or
-        // was handed over with the connection: no ordering beyond that is needed.
-        self.lost.load(Ordering::Relaxed)
+    pub(crate) fn vitals(&self) -> &Arc<Vitals> {
+        &self.vitals
     }
 
-    #[expect(clippy::disallowed_methods, reason = "a loss is stamped when it is seen")]
-    fn note(&self, error: &diesel::result::Error) {
-        if !is_suspicious(error) || self.lost.load(Ordering::Relaxed) {
+    /// Puts the observer in front of the instrumentation that diesel sets by default. The one that
+    /// `establish` made cannot be taken out of the connection again, so this is a second one.
+    pub(crate) fn install(&self, conn: &mut impl Connection) {
+        self.install_before(DynInstrumentation::default_instrumentation(), conn);
+    }
+
+    /// Puts it in front of the user's own.
+    pub(crate) fn install_before(&self, user: DynInstrumentation, conn: &mut impl Connection) {
+        conn.set_instrumentation(Observer { watch: self.clone(), user });
+    }
+
+    /// Whether the application's instrumentation is spared what is run next.
+    pub(crate) fn hush(&self, hushed: bool) {
+        // Only read by who runs it, in this thread.
+        self.hushed.store(hushed, Ordering::Relaxed);
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a query is stamped when it begins")]
+    fn query_begins(&self) {
+        let now = Instant::now();
+        self.vitals.query_begins(now);
+        self.set.query_begins();
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a query is stamped when it ends")]
+    fn query_ended(&self, error: Option<&Error>) {
+        self.vitals.rest();
+        let now = Instant::now();
+        let Some(error) = error.filter(|error| is_suspicious(error)) else {
+            self.pulse.query_ended(now);
+            return;
+        };
+        if self.vitals.is_lost() {
             return;
         }
-        self.lost.store(is_lost_connection(error), Ordering::Relaxed);
-        let now = Instant::now();
+        if is_lost_connection(error) {
+            self.vitals.lose();
+        }
         self.set.update(self.peer, now, |peer, _| {
             peer.suspect(now);
             None
@@ -51,9 +85,9 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
-    /// In front of `user`, which goes on seeing every event.
-    pub(crate) fn new(watch: Watch, user: DynInstrumentation) -> Self {
-        Self { watch, user }
+    /// Whether it is there: a user may have replaced it, on the bare connection.
+    pub(crate) fn is_on(conn: &mut impl Connection) -> bool {
+        conn.instrumentation().is::<Self>()
     }
 
     /// The user's instrumentation: behind ours where `installed` is ours, else `installed` itself.
@@ -68,9 +102,14 @@ impl Observer {
 
 impl Instrumentation for Observer {
     fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
+        if self.watch.hushed.load(Ordering::Relaxed) {
+            return;
+        }
         // First, because the user's may panic.
-        if let InstrumentationEvent::FinishQuery { error: Some(error), .. } = &event {
-            self.watch.note(error);
+        match &event {
+            InstrumentationEvent::StartQuery { .. } => self.watch.query_begins(),
+            InstrumentationEvent::FinishQuery { error, .. } => self.watch.query_ended(*error),
+            _ => {}
         }
         self.user.on_connection_event(event);
     }

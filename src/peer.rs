@@ -1,13 +1,44 @@
 //! One peer and its state machine. Pure: `now` and every due time are arguments.
 
+use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
+use crate::pulse::Pulse;
+use crate::rules::Due;
+use crate::stall::Round;
 use crate::url::PeerUrl;
 
 /// The least time between the starts of two probes of one peer, however many links it loses.
 const SUSPICION_GAP: Duration = Duration::from_millis(100);
+
+/// Why a peer is down that has stopped.
+const STOPPED: &str = "it has stopped: queries hang, and checks are not answered";
+
+/// A login is expected to take up to so many times what it usually takes, and what the newest one
+/// adds to what is usual.
+const PATIENCE: u32 = 2;
+const NEWEST: u32 = 4;
+
+/// Why a peer is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Check {
+    /// It is due, or a link was lost. The outcome decides about the peer.
+    Regular,
+    /// Queries hang, there or elsewhere: does it answer at all? No answer decides nothing by itself.
+    Stall,
+}
+
+/// What came of a check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Works,
+    Refused(Arc<str>),
+    /// None in time.
+    None(Arc<str>),
+    /// Nobody was asked.
+    NotAsked,
+}
 
 /// A peer's state, its schedule, and what is counted about it.
 #[derive(Debug)]
@@ -20,6 +51,8 @@ pub(crate) struct Peer {
     pub(crate) tier: u32,
     pub(crate) health: Health,
     pub(crate) next_check: Instant,
+    /// When it is checked next while every peer is down.
+    check_soon: Instant,
     /// When the attempt began whose outcome decided `health`; an older one decides nothing.
     decided_by: Option<Instant>,
     /// When a link to this peer was last lost, until a probe that began later has succeeded.
@@ -27,9 +60,17 @@ pub(crate) struct Peer {
     /// When the last probe began, and whether it is still running.
     probe_began: Option<Instant>,
     probing: bool,
+    /// Whether a check is running because of a stall, and the round of those.
+    probing_stall: bool,
+    pub(crate) round: Option<Round>,
+    /// When the newest attempt began that was answered, by a refusal at least, and that succeeded.
+    answered: Option<Instant>,
+    worked: Option<Instant>,
+    /// How long a login takes.
+    usual_login: Option<Duration>,
     pub(crate) counts: Counts,
-    /// Links that are checked out: counted by the links themselves, without the lock of the set.
-    pub(crate) in_use: Arc<AtomicUsize>,
+    /// Kept by the links themselves, without the lock of the set.
+    pub(crate) pulse: Arc<Pulse>,
 }
 
 /// Whether a peer is given new work.
@@ -82,12 +123,18 @@ impl Peer {
             tier,
             health: Health::Up { since: now },
             next_check: first_check,
+            check_soon: now,
             decided_by: None,
             suspected: None,
             probe_began: None,
             probing: false,
+            probing_stall: false,
+            round: None,
+            answered: None,
+            worked: None,
+            usual_login: None,
             counts: Counts::default(),
-            in_use: Arc::default(),
+            pulse: Arc::default(),
         }
     }
 
@@ -104,21 +151,44 @@ impl Peer {
         now: Instant,
         was_tested: bool,
     ) -> Option<Transition> {
-        self.counts.connects += 1;
+        self.succeeded(began, now);
         if was_tested { self.set_up(began, now) } else { None }
     }
 
-    /// A login for the pool that began at `began` failed. A peer that is up is marked down until
-    /// `due`; one that is down already keeps its due time, or the checker would never get to it.
+    /// A login for the pool that began at `began` failed, by the peer's answer or for want of one. A
+    /// peer that is up is marked down until `due`; one that is down already keeps its due time, or
+    /// the checker would never get to it.
     pub(crate) fn connect_failed(
         &mut self,
-        began: Instant,
-        now: Instant,
+        (began, now): (Instant, Instant),
+        answered: bool,
         why: Arc<str>,
-        due: Instant,
+        due: Due,
     ) -> Option<Transition> {
         self.counts.failures += 1;
+        if answered {
+            self.answered = self.answered.max(Some(began));
+        }
         self.set_down(began, now, why, due)
+    }
+
+    fn succeeded(&mut self, began: Instant, now: Instant) {
+        self.answered = self.answered.max(Some(began));
+        self.worked = self.worked.max(Some(began));
+        let took = now.saturating_duration_since(began);
+        let usual = self.usual_login.unwrap_or(took);
+        self.usual_login = Some((usual * (NEWEST - 1) + took) / NEWEST);
+    }
+
+    /// How long a login may take without being slow. `None` before there was one.
+    pub(crate) fn expected_login(&self) -> Option<Duration> {
+        self.usual_login.map(|usual| usual * PATIENCE)
+    }
+
+    /// When it last answered anything, and when it last did what it was asked to.
+    pub(crate) fn signs(&self) -> (Option<Instant>, Option<Instant>) {
+        let ended = self.pulse.ended();
+        (self.answered.max(ended), self.worked.max(ended))
     }
 
     /// A link to this peer was lost: a reason to look at the peer, not a proof against it.
@@ -127,7 +197,7 @@ impl Peer {
     }
 
     /// When this peer wants to be probed next; `None` while a probe is running.
-    pub(crate) fn probe_due(&self) -> Option<Instant> {
+    pub(crate) fn probe_due(&self, all_down: bool) -> Option<Instant> {
         if self.probing {
             return None;
         }
@@ -135,55 +205,89 @@ impl Peer {
             .suspected
             .filter(|_| self.is_up())
             .map(|at| self.probe_began.map_or(at, |began| at.max(began + SUSPICION_GAP)));
-        Some(suspicion.map_or(self.next_check, |at| at.min(self.next_check)))
+        let next = self.due(all_down);
+        Some(suspicion.map_or(next, |at| at.min(next)))
     }
 
-    /// A probe of this peer begins.
-    pub(crate) fn probe_begins(&mut self, now: Instant) {
-        self.probing = true;
-        self.probe_began = Some(now);
+    /// When it is checked next if nothing happens.
+    pub(crate) fn due(&self, all_down: bool) -> Instant {
+        // One that keeps a login hanging is left alone for the whole interval.
+        if all_down && self.counts.stuck == 0 {
+            self.next_check.min(self.check_soon)
+        } else {
+            self.next_check
+        }
+    }
+
+    /// A probe of this peer begins. Not if one of its kind is running.
+    pub(crate) fn probe_begins(&mut self, kind: Check, now: Instant) -> bool {
+        match kind {
+            Check::Regular => {
+                self.probe_began = Some(now);
+                !mem::replace(&mut self.probing, true)
+            }
+            Check::Stall => !mem::replace(&mut self.probing_stall, true),
+        }
     }
 
     /// The probe that began at `began` ended. Only the checker's own failed probe renews a mark.
     pub(crate) fn probe_ended(
         &mut self,
-        began: Instant,
-        now: Instant,
-        outcome: Result<(), Arc<str>>,
-        due: Instant,
+        kind: Check,
+        (began, now): (Instant, Instant),
+        answer: Answer,
+        due: Due,
     ) -> Option<Transition> {
-        self.probing = false;
-        // Word about a mark that was set after this probe began does not move the mark's due time.
-        if self.is_up() || !self.is_older(began) {
-            self.next_check = due;
+        match kind {
+            Check::Regular => {
+                self.probing = false;
+                // Word about a mark that was set after this probe began does not move its due time.
+                if answer == Answer::NotAsked || self.is_up() || !self.is_older(began) {
+                    (self.next_check, self.check_soon) = (due.next, due.soon);
+                }
+            }
+            Check::Stall => self.probing_stall = false,
         }
-        match outcome {
-            Ok(()) => {
+        match answer {
+            Answer::Works => {
+                self.succeeded(began, now);
                 self.suspected = self.suspected.filter(|at| *at > began);
                 self.set_up(began, now)
             }
-            Err(why) => {
+            Answer::Refused(why) => {
+                self.counts.failures += 1;
+                self.answered = self.answered.max(Some(began));
+                self.suspected = None;
+                self.set_down(began, now, why, due)
+            }
+            Answer::None(why) if kind == Check::Regular => {
                 self.counts.failures += 1;
                 self.suspected = None;
                 self.set_down(began, now, why, due)
             }
+            Answer::None(_) => {
+                if let Some(round) = self.round.as_mut().filter(|round| round.began <= began) {
+                    round.unanswered += 1;
+                }
+                None
+            }
+            Answer::NotAsked => None,
         }
     }
 
-    /// The probe could not be made; the next one is due one interval later.
-    pub(crate) fn probe_abandoned(&mut self, due: Instant) -> Option<Transition> {
-        self.probing = false;
-        self.next_check = due;
-        None
+    /// It has stopped, as a round of checks has shown that began at `began`.
+    pub(crate) fn stopped(&mut self, began: Instant, now: Instant, due: Due) -> Option<Transition> {
+        self.round = None;
+        self.set_down(began, now, STOPPED.into(), due)
     }
 
     /// The mark has run out and is cleared unasked (`Recheck::Clear`); a peer that is up is not
     /// touched.
-    pub(crate) fn clear(&mut self, now: Instant, due: Instant) -> Option<Transition> {
+    pub(crate) fn clear(&mut self, now: Instant, due: Due) -> Option<Transition> {
         if self.is_up() {
             return None;
         }
-        self.next_check = due;
+        self.next_check = due.next;
         self.suspected = None;
         self.set_up(now, now)
     }
@@ -208,7 +312,7 @@ impl Peer {
         began: Instant,
         now: Instant,
         why: Arc<str>,
-        due: Instant,
+        due: Due,
     ) -> Option<Transition> {
         if self.is_older(began) {
             return None;
@@ -219,11 +323,11 @@ impl Peer {
             return None;
         }
         self.health = Health::Down { since: now, why: why.clone() };
-        self.next_check = due;
+        self.next_check = due.next;
         Some(Transition::Down {
             name: self.name.clone(),
             why,
-            next_check: due.saturating_duration_since(now),
+            next_check: due.next.saturating_duration_since(now),
         })
     }
 
@@ -238,6 +342,11 @@ mod tests {
     use super::*;
 
     const INTERVAL: Duration = Duration::from_secs(30);
+    const SOON: Duration = Duration::from_millis(250);
+
+    fn due(now: Instant) -> Due {
+        Due { next: now + INTERVAL, soon: now + SOON }
+    }
 
     /// A peer and a clock that only moves when it is told to.
     struct Story {
@@ -260,7 +369,7 @@ mod tests {
 
         fn connect_fails(&mut self, began: u64, now: u64, why: &str) -> bool {
             let (began, now) = (self.at(began), self.at(now));
-            self.peer.connect_failed(began, now, why.into(), now + INTERVAL).is_some()
+            self.peer.connect_failed((began, now), true, why.into(), due(now)).is_some()
         }
 
         fn connects(&mut self, began: u64, now: u64, was_tested: bool) -> bool {
@@ -269,12 +378,13 @@ mod tests {
         }
 
         fn probe_begins(&mut self, now: u64) {
-            self.peer.probe_begins(self.at(now));
+            assert!(self.peer.probe_begins(Check::Regular, self.at(now)), "one at a time");
         }
 
         fn probe_ends(&mut self, began: u64, now: u64, outcome: Result<(), &str>) -> bool {
             let (began, now) = (self.at(began), self.at(now));
-            self.peer.probe_ended(began, now, outcome.map_err(Arc::from), now + INTERVAL).is_some()
+            let answer = outcome.map_or_else(|why| Answer::Refused(why.into()), |()| Answer::Works);
+            self.peer.probe_ended(Check::Regular, (began, now), answer, due(now)).is_some()
         }
 
         fn why(&self) -> Option<&str> {
@@ -303,15 +413,15 @@ mod tests {
     fn only_a_probe_that_fails_renews_the_mark_and_one_that_succeeds_clears_it() {
         let mut story = Story::begin();
         story.connect_fails(1, 2, "refused");
-        assert_eq!(story.peer.probe_due(), Some(story.at(30_002)), "it is checked when due");
+        assert_eq!(story.peer.probe_due(false), Some(story.at(30_002)), "it is checked when due");
         story.probe_begins(30_002);
-        assert_eq!(story.peer.probe_due(), None, "one probe at a time");
+        assert_eq!(story.peer.probe_due(false), None, "one probe at a time");
         assert!(!story.probe_ends(30_002, 30_010, Err("still refused")), "still down");
-        assert_eq!(story.peer.probe_due(), Some(story.at(60_010)), "the mark is renewed");
+        assert_eq!(story.peer.probe_due(false), Some(story.at(60_010)), "the mark is renewed");
         story.probe_begins(60_010);
         assert!(story.probe_ends(60_010, 60_011, Ok(())), "it is up again");
         assert_eq!(story.why(), None, "and has no reason to be down");
-        assert_eq!(story.peer.probe_due(), Some(story.at(90_011)), "an up peer is probed too");
+        assert_eq!(story.peer.probe_due(false), Some(story.at(90_011)), "an up peer is probed too");
     }
 
     #[test]
@@ -329,11 +439,11 @@ mod tests {
             story.peer.suspect(story.at(millis));
         }
         assert!(story.peer.is_up(), "a lost link proves nothing");
-        assert_eq!(story.peer.probe_due(), Some(story.at(1_002)), "it is probed now");
+        assert_eq!(story.peer.probe_due(false), Some(story.at(1_002)), "it is probed now");
         story.probe_begins(1_002);
-        assert_eq!(story.peer.probe_due(), None, "once");
+        assert_eq!(story.peer.probe_due(false), None, "once");
         story.probe_ends(1_002, 1_010, Ok(()));
-        assert_eq!(story.peer.probe_due(), Some(story.at(31_010)), "the suspicion is cleared");
+        assert_eq!(story.peer.probe_due(false), Some(story.at(31_010)), "the suspicion is cleared");
     }
 
     #[test]
@@ -345,7 +455,7 @@ mod tests {
         story.probe_ends(1_000, 1_010, Ok(()));
         assert!(story.peer.is_up(), "the probe succeeded");
         assert_eq!(
-            story.peer.probe_due(),
+            story.peer.probe_due(false),
             Some(story.at(1_000) + SUSPICION_GAP),
             "an answer from before the loss does not settle it, but probes keep their distance"
         );
@@ -356,7 +466,11 @@ mod tests {
         let mut story = Story::begin();
         story.connect_fails(1, 2, "refused");
         story.peer.suspect(story.at(10));
-        assert_eq!(story.peer.probe_due(), Some(story.at(2) + INTERVAL), "it keeps its due time");
+        assert_eq!(
+            story.peer.probe_due(false),
+            Some(story.at(2) + INTERVAL),
+            "it keeps its due time"
+        );
     }
 
     #[test]
@@ -367,7 +481,7 @@ mod tests {
         assert!(!story.probe_ends(1_000, 1_030, Ok(())), "the older probe's success is stale");
         assert_eq!(story.why(), Some("refused"), "so it stays down");
         assert_eq!(
-            story.peer.probe_due(),
+            story.peer.probe_due(false),
             Some(story.at(1_020) + INTERVAL),
             "and its mark's due time is not moved"
         );
@@ -395,18 +509,25 @@ mod tests {
     #[test]
     fn a_mark_can_be_cleared_unasked() {
         let mut story = Story::begin();
-        let due = story.at(60_000);
+        let due = due(story.at(30_002));
         assert!(story.peer.clear(story.at(1), due).is_none(), "nothing to clear");
         story.connect_fails(1, 2, "refused");
         assert!(story.peer.clear(story.at(30_002), due).is_some(), "it is up");
-        assert_eq!(story.peer.probe_due(), Some(due), "and checked after another interval");
+        assert_eq!(
+            story.peer.probe_due(false),
+            Some(due.next),
+            "and checked after another interval"
+        );
     }
 
     #[test]
     fn a_probe_that_could_not_be_made_is_made_later() {
         let mut story = Story::begin();
         story.probe_begins(30_000);
-        assert!(story.peer.probe_abandoned(story.at(60_000)).is_none(), "its state stays");
-        assert_eq!(story.peer.probe_due(), Some(story.at(60_000)), "but not for ever");
+        let times = (story.at(30_000), story.at(30_001));
+        let due = due(times.1);
+        let transition = story.peer.probe_ended(Check::Regular, times, Answer::NotAsked, due);
+        assert_eq!(transition, None, "its state stays");
+        assert_eq!(story.peer.probe_due(false), Some(due.next), "but not for ever");
     }
 }

@@ -2,11 +2,11 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::peer::{Counts, Health, Peer};
 use crate::set::PeerSet;
+use crate::share::nobody_takes_work;
 
 /// A cheap handle to the peers of one manager, from [`PeerManager::peers`].
 ///
@@ -27,7 +27,10 @@ impl Peers {
     /// The state of every peer, in the order in which they were given to the builder.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let peers = self.set.read(|peers| peers.iter().map(PeerStatus::of).collect());
+        let peers = self.set.read(|peers| {
+            let all_down = nobody_takes_work(peers);
+            peers.iter().map(|peer| PeerStatus::of(peer, all_down)).collect()
+        });
         Snapshot { closed: self.set.is_closed(), peers }
     }
 }
@@ -95,7 +98,7 @@ pub struct PeerStatus {
 }
 
 impl PeerStatus {
-    fn of(peer: &Peer) -> Self {
+    fn of(peer: &Peer, all_down: bool) -> Self {
         let (state, since, why) = match &peer.health {
             Health::Up { since } => (PeerState::Up, *since, None),
             Health::Down { since, why } => (PeerState::Down, *since, Some(why.to_string())),
@@ -107,9 +110,9 @@ impl PeerStatus {
             state,
             since,
             why,
-            next_check: peer.next_check,
+            next_check: peer.due(all_down),
             links,
-            in_use: peer.in_use.load(Ordering::Relaxed),
+            in_use: peer.pulse.in_use(),
             connects,
             failures,
         }

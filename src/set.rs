@@ -7,23 +7,27 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use log::{info, warn};
-use rand::RngExt;
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use crate::caught::caught;
+use crate::checks::{self, Probe, Work};
+use crate::deadline::{Deadlines, Late, Ticket};
 use crate::exchange::Standing;
+use crate::outage::Outage;
 use crate::peer::{Counts, Peer, Transition};
-use crate::policy::{AllDown, Recheck, Strategy};
+use crate::pulse::Pulse;
+use crate::rules::{Due, Rules};
 use crate::share::{nobody_takes_work, pick, shares, surplus};
 use crate::url::PeerUrl;
 
-/// A check is due up to this much later than its interval, so that a thousand processes that saw
-/// the same failure do not return at once; and a link ends up to this much earlier than told, so
-/// that links that were made together do not end together.
-const JITTER: f64 = 0.1;
+/// How often the checker looks at the queries that are running, while there are any.
+const LOOK: Duration = Duration::from_millis(50);
 
-/// As good as for ever: the clock cannot tell much longer times.
-const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+/// After how long without an answer the next peer is tried beside it: at least, and as long as it is
+/// not known how long a login takes there.
+const HEDGE: Duration = Duration::from_millis(250);
+const FIRST_HEDGE: Duration = Duration::from_secs(1);
 
 /// No peer, where the index of one may stand.
 const NONE: usize = usize::MAX;
@@ -32,7 +36,11 @@ const NONE: usize = usize::MAX;
 #[derive(Debug)]
 pub(crate) struct PeerSet {
     rules: Rules,
-    wake: Sender<Instant>,
+    wake: Sender<()>,
+    deadlines: Deadlines,
+    outage: Outage,
+    /// Whether the checker looks at the queries that are running.
+    looking: AtomicBool,
     /// Grows with each change of a peer's state.
     epoch: AtomicU64,
     /// The peer that has a link too many, or [`NONE`]: looked at on every check-in, without the
@@ -42,23 +50,12 @@ pub(crate) struct PeerSet {
     inner: Mutex<Inner>,
 }
 
-/// What the set was told to do.
-#[derive(Debug, Clone)]
-pub(crate) struct Rules {
-    pub(crate) check_interval: Duration,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) recheck: Recheck,
-    pub(crate) all_down: AllDown,
-    pub(crate) strategy: Strategy,
-    pub(crate) rebalance_pace: Duration,
-    pub(crate) link_max_age: Duration,
-}
-
 #[derive(Debug)]
 struct Inner {
     peers: Vec<Peer>,
     rng: SmallRng,
     last_move: Option<Instant>,
+    next_look: Option<Instant>,
 }
 
 /// A peer that was picked for a new connection.
@@ -67,16 +64,8 @@ pub(crate) struct Picked {
     pub(crate) peer: usize,
     pub(crate) name: Arc<str>,
     pub(crate) url: Arc<PeerUrl>,
-    pub(crate) in_use: Arc<AtomicUsize>,
+    pub(crate) pulse: Arc<Pulse>,
     pub(crate) was_up: bool,
-}
-
-/// A probe that the checker is to make.
-#[derive(Debug)]
-pub(crate) struct Probe {
-    pub(crate) peer: usize,
-    pub(crate) url: Arc<PeerUrl>,
-    pub(crate) began: Instant,
 }
 
 impl PeerSet {
@@ -85,19 +74,22 @@ impl PeerSet {
         mut peers: Vec<Peer>,
         rules: Rules,
         mut rng: SmallRng,
-        wake: Sender<Instant>,
+        wake: Sender<()>,
         now: Instant,
     ) -> Self {
         for peer in &mut peers {
-            peer.next_check = due(now, rules.check_interval, &mut rng);
+            peer.next_check = rules.due(now, &mut rng).next;
         }
         Self {
             rules,
             wake,
+            deadlines: Deadlines::default(),
+            outage: Outage::default(),
+            looking: AtomicBool::new(false),
             epoch: AtomicU64::new(1),
             surplus: AtomicUsize::new(NONE),
             closed: AtomicBool::new(false),
-            inner: Mutex::new(Inner { peers, rng, last_move: None }),
+            inner: Mutex::new(Inner { peers, rng, last_move: None, next_look: None }),
         }
     }
 
@@ -116,11 +108,11 @@ impl PeerSet {
         &self,
         peer: usize,
         now: Instant,
-        change: impl FnOnce(&mut Peer, Instant) -> Option<Transition>,
+        change: impl FnOnce(&mut Peer, Due) -> Option<Transition>,
     ) {
         let transition = {
             let inner = &mut *self.lock();
-            let due = due(now, self.rules.check_interval, &mut inner.rng);
+            let due = self.rules.due(now, &mut inner.rng);
             let transition = change(&mut inner.peers[peer], due);
             if transition.is_some() {
                 self.changed(&inner.peers);
@@ -130,14 +122,22 @@ impl PeerSet {
         if let Some(transition) = transition {
             log_transition(&transition);
         }
-        // Full means that the checker will look anyway; disconnected, that there is none any more.
-        let _ = self.wake.try_send(now);
+        self.wake();
+    }
+
+    /// Has the checker look at what there is to do.
+    fn wake(&self) {
+        // Full means that it will look anyway; disconnected, that there is none any more.
+        let _ = self.wake.try_send(());
     }
 
     /// A peer's state is another: what was worked out from it is worked out anew.
     fn changed(&self, peers: &[Peer]) {
         self.epoch.fetch_add(1, Ordering::Release);
         self.look_for_surplus(peers);
+        if !nobody_takes_work(peers) {
+            self.outage.end();
+        }
     }
 
     fn look_for_surplus(&self, peers: &[Peer]) {
@@ -155,7 +155,7 @@ impl PeerSet {
             peer: index,
             name: peer.name.clone(),
             url: peer.url.clone(),
-            in_use: peer.in_use.clone(),
+            pulse: peer.pulse.clone(),
             was_up: peer.is_up(),
         };
         self.look_for_surplus(peers);
@@ -171,13 +171,52 @@ impl PeerSet {
 
     /// When a link that is born at `now` is too old.
     pub(crate) fn expiry(&self, now: Instant) -> Instant {
-        let age = self.rules.link_max_age.min(FOREVER);
-        now + age.mul_f64(1.0 - JITTER * self.lock().rng.random::<f64>())
+        self.rules.expiry(now, &mut self.lock().rng)
     }
 
-    /// How long one login may take.
-    pub(crate) fn connect_timeout(&self) -> Duration {
-        self.rules.connect_timeout
+    pub(crate) fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// For how long this peer's answer to a login is waited for before the next peer is tried beside
+    /// it.
+    pub(crate) fn hedge(&self, peer: usize) -> Duration {
+        let expected = self.lock().peers[peer].expected_login();
+        expected.map_or(FIRST_HEDGE, |expected| expected.max(HEDGE))
+    }
+
+    /// A generator of its own for whoever asks.
+    pub(crate) fn rng(&self) -> SmallRng {
+        self.lock().rng.fork()
+    }
+
+    pub(crate) fn outage(&self) -> &Outage {
+        &self.outage
+    }
+
+    pub(crate) fn nobody_takes_work(&self) -> bool {
+        nobody_takes_work(&self.lock().peers)
+    }
+
+    pub(crate) fn deadlines(&self) -> &Deadlines {
+        &self.deadlines
+    }
+
+    /// A call begins that must have ended at `at`, or the checker runs `cut`.
+    pub(crate) fn bound(&self, at: Instant, cut: impl FnOnce(Late) + Send + 'static) -> Ticket {
+        let (ticket, is_first) = self.deadlines.begin(at, cut);
+        if is_first {
+            self.wake();
+        }
+        ticket
+    }
+
+    /// A query begins: the checker looks at those that run, for as long as there are any.
+    pub(crate) fn query_begins(&self) {
+        if !self.looking.load(Ordering::Relaxed) {
+            self.looking.store(true, Ordering::Relaxed);
+            self.wake();
+        }
     }
 
     /// Grows with each change of a peer's state.
@@ -226,36 +265,57 @@ impl PeerSet {
         Some(surplus)
     }
 
-    /// Does what is due at `now`: clears marks under [`Recheck::Clear`], and hands out the probes
-    /// to make. Also says when to look again.
+    /// Does what is due at `now`, and hands out the probes to make. Also says when to look again.
     pub(crate) fn take_due(&self, now: Instant) -> (Vec<Probe>, Option<Instant>) {
-        let mut probes = Vec::new();
-        let mut cleared = Vec::new();
-        let mut next: Option<Instant> = None;
-        {
-            let Inner { peers, rng, .. } = &mut *self.lock();
-            for (index, peer) in peers.iter_mut().enumerate() {
-                // A peer that keeps a login hanging is the checker's to try, and so comes back by a
-                // probe.
-                let is_cleared = self.rules.recheck == Recheck::Clear && peer.counts.stuck == 0;
-                if is_cleared && peer.next_check <= now {
-                    cleared.extend(peer.clear(now, due(now, self.rules.check_interval, rng)));
-                }
-                if peer.probe_due().is_some_and(|due| due <= now) {
-                    peer.probe_begins(now);
-                    probes.push(Probe { peer: index, url: peer.url.clone(), began: now });
-                }
-                // A mark that is cleared unasked is due whether a probe is running or not.
-                let is_mark = is_cleared && !peer.is_up();
-                let mark = is_mark.then_some(peer.next_check);
-                next = [next, mark, peer.probe_due()].into_iter().flatten().min();
-            }
-            if !cleared.is_empty() {
+        let (overdue, next_deadline) = self.deadlines.take_overdue(now);
+        for cut in overdue {
+            let _ = caught(|| cut(Late::At(now)));
+        }
+        let mut work = Work::default();
+        let next = {
+            let Inner { peers, rng, next_look, .. } = &mut *self.lock();
+            let mut due = || self.rules.due(now, rng);
+            let next_check = checks::regular(peers, &self.rules, &mut due, now, &mut work);
+            self.look(peers, next_look, &mut due, now, &mut work);
+            if !work.transitions.is_empty() {
                 self.changed(peers);
             }
+            [next_check, *next_look, next_deadline].into_iter().flatten().min()
+        };
+        work.transitions.iter().for_each(log_transition);
+        for (name, links) in work.stalled {
+            let queries = links.len();
+            let cut = links.iter().filter(|link| link.shut_down()).count();
+            let _ =
+                caught(|| warn!("peer {name}: {cut} of {queries} queries that hang were cut off"));
         }
-        cleared.iter().for_each(log_transition);
-        (probes, next)
+        (work.probes, next)
+    }
+
+    /// Looks at the queries that run, if it is time to.
+    fn look(
+        &self,
+        peers: &mut [Peer],
+        next_look: &mut Option<Instant>,
+        due: impl FnMut() -> Due,
+        now: Instant,
+        work: &mut Work,
+    ) {
+        if next_look.is_some_and(|at| at <= now) {
+            // A query that begins now asks for another look, or is seen in this one or the next.
+            let asked = self.looking.swap(false, Ordering::Relaxed);
+            let is_any_running = checks::stalls(peers, &self.rules, due, now, work);
+            self.looking.fetch_or(is_any_running, Ordering::Relaxed);
+            *next_look = (asked || is_any_running).then_some(now + LOOK);
+        } else if self.looking.load(Ordering::Relaxed) {
+            next_look.get_or_insert(now + LOOK);
+        }
+    }
+
+    /// The checker came so much too late: this process stood still, and what is bounded had no chance
+    /// to end meanwhile.
+    pub(crate) fn stood_still(&self, late: Duration) {
+        self.deadlines.postpone(late);
     }
 
     /// The manager is gone: nothing is checked any more.
@@ -263,16 +323,16 @@ impl PeerSet {
         self.closed.store(true, Ordering::Release);
     }
 
+    /// The checker ends: what is under way is cut off.
+    pub(crate) fn cut_all_off(&self) {
+        for cut in self.deadlines.close() {
+            let _ = caught(|| cut(Late::NobodyWaits));
+        }
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
-}
-
-/// One interval from `now`, and up to [`JITTER`] of it more. An interval too long for the clock
-/// is as good as the longest that it can tell.
-fn due(now: Instant, interval: Duration, rng: &mut SmallRng) -> Instant {
-    let interval = interval.min(FOREVER);
-    now + interval + interval.mul_f64(JITTER * rng.random::<f64>())
 }
 
 /// A logger is user code, and this runs where a panic costs a slot or the checker.
@@ -288,56 +348,40 @@ fn log_transition(transition: &Transition) {
 #[cfg(test)]
 pub(crate) mod tests {
     use crossbeam_channel::{Receiver, bounded};
-    use rand::SeedableRng;
 
     use super::*;
-
-    pub(crate) const INTERVAL: Duration = Duration::from_secs(30);
-    const PACE: Duration = Duration::from_millis(200);
+    use crate::policy::Recheck;
+    use crate::rules::tests::{INTERVAL, PACE, rules};
 
     /// A set of so many peers, the receiving end of its wake-up channel, and the instant at which
     /// its story starts.
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
-    pub(crate) fn set_of(peers: usize, recheck: Recheck) -> (PeerSet, Receiver<Instant>, Instant) {
+    pub(crate) fn set_of(peers: usize, recheck: Recheck) -> (PeerSet, Receiver<()>, Instant) {
         let start = Instant::now();
         let (wake, woken) = bounded(1);
         let peer = |index| {
             let url = PeerUrl::new(format!("url{index}"));
             Peer::new(format!("peer{index}").into(), url, 1, 0, start, start)
         };
-        let rules = Rules {
-            check_interval: INTERVAL,
-            connect_timeout: Duration::from_secs(5),
-            recheck,
-            all_down: AllDown::Try,
-            strategy: Strategy::LeastConnections,
-            rebalance_pace: PACE,
-            link_max_age: INTERVAL,
-        };
         let rng = SmallRng::seed_from_u64(7);
-        let set = PeerSet::new((0..peers).map(peer).collect(), rules, rng, wake, start);
+        let set = PeerSet::new(
+            (0..peers).map(peer).collect(),
+            Rules { recheck, ..rules() },
+            rng,
+            wake,
+            start,
+        );
         (set, woken, start)
     }
 
     fn take_down(set: &PeerSet, peer: usize, now: Instant) {
-        set.update(peer, now, |peer, due| peer.connect_failed(now, now, "refused".into(), due));
+        set.update(peer, now, |peer, due| {
+            peer.connect_failed((now, now), true, "refused".into(), due)
+        });
     }
 
     fn is_up(set: &PeerSet, peer: usize) -> bool {
         set.read(|peers| peers[peer].is_up())
-    }
-
-    #[test]
-    fn checks_are_due_after_the_interval_and_up_to_a_tenth_of_it() {
-        let mut rng = SmallRng::seed_from_u64(1);
-        let (_, _, start) = set_of(1, Recheck::Probe);
-        let delays: Vec<Duration> =
-            (0..1000).map(|_| due(start, INTERVAL, &mut rng) - start).collect();
-        assert!(delays.iter().all(|delay| (INTERVAL..INTERVAL.mul_f64(1.1)).contains(delay)));
-        let (least, most) = (delays.iter().min(), delays.iter().max());
-        assert!(least < Some(&INTERVAL.mul_f64(1.01)), "the least of many is near the interval");
-        assert!(most > Some(&INTERVAL.mul_f64(1.09)), "the most of many is near its end");
-        due(start, Duration::MAX, &mut rng);
     }
 
     #[test]
@@ -384,7 +428,7 @@ pub(crate) mod tests {
         for (recheck, probed, up) in [(Recheck::Probe, 1, false), (Recheck::Clear, 0, true)] {
             let (set, woken, now) = set_of(2, recheck);
             take_down(&set, 0, now);
-            assert_eq!(woken.try_recv(), Ok(now), "the checker is told to look at its schedule");
+            assert_eq!(woken.try_recv(), Ok(()), "the checker is told to look at its schedule");
             // The other peer's own check is not at issue here.
             set.update(1, now, |peer, _| {
                 peer.next_check = now + 10 * INTERVAL;

@@ -139,6 +139,7 @@ mod tests {
     use rand::rngs::SmallRng;
 
     use super::*;
+    use crate::rules::Due;
     use crate::url::PeerUrl;
 
     enum State {
@@ -146,6 +147,10 @@ mod tests {
         Down { due_in: u64 },
     }
     use State::{Down, Up};
+
+    fn at(due: Instant) -> Due {
+        Due { next: due, soon: due }
+    }
 
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start of the story")]
     fn peers(states: &[State]) -> Vec<Peer> {
@@ -160,7 +165,7 @@ mod tests {
                 }
                 Down { due_in } => {
                     let due = now + Duration::from_secs(due_in);
-                    peer.connect_failed(now, now, Arc::from("refused"), due);
+                    peer.connect_failed((now, now), true, Arc::from("refused"), at(due));
                 }
             }
             peer
@@ -246,7 +251,7 @@ mod tests {
         assert_eq!(served(&peers), [1, 0, 1], "only the first tier has a share");
         for index in [0, 2] {
             let now = peers[index].next_check;
-            peers[index].connect_failed(now, now, "refused".into(), now);
+            peers[index].connect_failed((now, now), true, "refused".into(), at(now));
         }
         assert_eq!(served(&peers), [0, 1, 0], "until none of it lives");
     }

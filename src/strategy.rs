@@ -57,10 +57,25 @@ impl Chooser {
         match self.strategy {
             // A tier that does not serve has no share of the work, and so is no candidate.
             Strategy::LeastConnections | Strategy::Ordered => self.account.next(candidates, rng),
-            Strategy::Random => by_chance(candidates, rng),
-            Strategy::RoundRobin => self.turn.next(candidates),
+            Strategy::Random => by_chance(not_crowded(candidates), rng),
+            Strategy::RoundRobin => self.turn.next(not_crowded(candidates)),
         }
     }
+}
+
+/// Those that have no more than half as much again as their share of what is in use, and one more. A
+/// strategy that
+/// does not look at what is in use would give a peer that has stopped one thread after the other,
+/// until it has them all. There is always one.
+fn not_crowded(
+    candidates: impl Iterator<Item = Candidate> + Clone,
+) -> impl Iterator<Item = Candidate> + Clone {
+    let (load, weight) = candidates.clone().fold((1, 0), |(load, weight), one| {
+        (load + one.load as u128, weight + u128::from(one.weight))
+    });
+    candidates.filter(move |one| {
+        2 * (one.load as u128).saturating_sub(1) * weight <= 3 * load * u128::from(one.weight)
+    })
 }
 
 impl Account {
@@ -161,15 +176,32 @@ mod tests {
 
     #[test]
     fn by_chance_in_proportion_to_the_weights() {
-        let counts = chosen(Strategy::Random, &[(9, 1), (0, 2), (5, 3)], 6000);
+        let counts = chosen(Strategy::Random, &[(2, 1), (0, 2), (5, 3)], 6000);
         for (count, fair) in counts.iter().zip([1000, 2000, 3000]) {
             assert!(count.abs_diff(fair) < 120, "whatever is in use: {counts:?}");
         }
     }
 
     #[test]
+    fn one_that_has_far_more_than_its_share_in_use_is_passed_over() {
+        for strategy in [Strategy::Random, Strategy::RoundRobin] {
+            let mut chooser = Chooser::new(strategy, 3);
+            let mut rng = SmallRng::seed_from_u64(11);
+            // Peer 0 never gives one back; the others do at once.
+            let mut stuck = 0;
+            for _ in 0..1000 {
+                let candidates = [(0, stuck), (1, 1), (2, 1)];
+                let candidates =
+                    candidates.map(|(index, load)| Candidate { index, load, weight: 1 });
+                stuck += usize::from(chooser.choose(candidates.into_iter(), &mut rng) == Some(0));
+            }
+            assert!(stuck <= 6, "{strategy:?}: {stuck} threads are stuck on it");
+        }
+    }
+
+    #[test]
     fn in_turn_as_often_as_the_weight_says() {
-        assert_eq!(chosen(Strategy::RoundRobin, &[(9, 1), (0, 2), (5, 3)], 600), [100, 200, 300]);
+        assert_eq!(chosen(Strategy::RoundRobin, &[(2, 1), (0, 2), (5, 3)], 600), [100, 200, 300]);
         assert_eq!(
             chosen(Strategy::RoundRobin, &[(0, 1), (0, 0), (0, 1), (0, 1)], 300),
             [100, 0, 100, 100],

@@ -1,6 +1,7 @@
 //! A peer's database URL: a secret that can be used, checked and struck out of texts, never shown.
 
 use std::fmt;
+use std::time::Duration;
 
 /// What stands where a secret was.
 const REDACTED: &str = "***";
@@ -37,6 +38,25 @@ impl PeerUrl {
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         secrets.dedup();
         Self { url, secrets }
+    }
+
+    /// Has libpq end a login after so long by itself, in whole seconds, of which it takes two at
+    /// least; unless the URL says something else.
+    pub(crate) fn with_libpq_timeout(mut self, timeout: Duration) -> Self {
+        let seconds = timeout.as_millis().div_ceil(1000).max(2);
+        let is_uri = ["postgres://", "postgresql://"].iter().any(|way| self.url.starts_with(way));
+        let host = self.url.rfind('@').map_or(self.url.as_str(), |at| &self.url[at..]);
+        let joint = match (is_uri, host.contains('?')) {
+            (true, true) => "&",
+            (true, false) => "?",
+            // The name of a database alone is no list of settings.
+            (false, _) if self.url.contains('=') => " ",
+            (false, _) => return self,
+        };
+        if !self.url.contains("connect_timeout") {
+            self.url = format!("{}{joint}connect_timeout={seconds}", self.url);
+        }
+        self
     }
 
     /// The URL itself, for diesel.
@@ -181,6 +201,26 @@ mod tests {
         redacts("mysql://app@db/shop", "Unknown server host 'db'", "Unknown server host 'db'");
         redacts("mysql://app:@db/shop", "Access denied", "Access denied");
         redacts("a.db?mode=rw", "unable to open database file", "unable to open database file");
+    }
+
+    #[test]
+    fn libpq_gets_a_time_out_unless_the_url_has_one() {
+        let cases = [
+            ("postgres://app:x@db/shop", "postgres://app:x@db/shop?connect_timeout=5"),
+            ("postgresql://db/shop?a=b", "postgresql://db/shop?a=b&connect_timeout=5"),
+            ("postgres://app:x?y@db", "postgres://app:x?y@db?connect_timeout=5"),
+            ("host=db dbname=shop", "host=db dbname=shop connect_timeout=5"),
+            ("postgres://db?connect_timeout=9", "postgres://db?connect_timeout=9"),
+            ("shop", "shop"),
+        ];
+        for (given, expected) in cases {
+            let url =
+                PeerUrl::new(given.to_owned()).with_libpq_timeout(Duration::from_millis(4_100));
+            assert_eq!(url.expose(), expected, "from {given}");
+        }
+        let url = PeerUrl::new("postgres://db".to_owned());
+        let url = url.with_libpq_timeout(Duration::from_millis(1));
+        assert!(url.expose().ends_with("=2"), "it takes no less than two seconds");
     }
 
     #[test]

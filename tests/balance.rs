@@ -298,7 +298,7 @@ fn a_peer_that_comes_back_gets_its_share_at_the_pace() {
 mod real_servers {
     use super::support::{self, wait_until};
     use diesel_peers::Strategy;
-    use support::backend::{Backend, PATIENCE, links, manager_over, pool_of};
+    use support::backend::{Backend, PATIENCE, fill, manager_over, pool_of};
     use support::load::Load;
 
     /// What holds on a scripted backend holds on real servers, if less exactly.
@@ -307,7 +307,7 @@ mod real_servers {
         // With more than one thread the fewest in use are a faster server's, which may be any here.
         for (strategy, threads) in [(Strategy::LeastConnections, 1), (Strategy::RoundRobin, 3)] {
             let (pool, peers) = pool_of(manager_over(&servers).strategy(strategy), 9);
-            wait_until("the pool is full", PATIENCE, || links(&peers) == [3, 3, 3]);
+            fill(&pool, &peers, &[3, 3, 3]);
             let seen = Load::run(&pool, threads, "SELECT 1", |load| {
                 wait_until("enough is served", PATIENCE, || load.served() >= 3000);
             });

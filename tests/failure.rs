@@ -6,7 +6,7 @@ use diesel::connection::{Connection, SimpleConnection};
 use diesel::r2d2::{ManageConnection, Pool};
 use diesel_peers::{AllDown, PeerManager, PeerState, Recheck};
 use std::time::Duration;
-use support::backend::{Backend, PATIENCE, SOON, links, manager_over, pool_of, state};
+use support::backend::{Backend, PATIENCE, SOON, fill, links, manager_over, pool_of, state};
 use support::scripted::{ScriptedConnection, Server};
 use support::wait_until;
 
@@ -21,8 +21,7 @@ fn one_peer_down_at_the_start<B: Backend>() {
     let mut servers = B::start(3);
     servers[1].kill();
     let (pool, peers) = pool_of(manager_over(&servers), 6);
-    wait_until("the pool is full", PATIENCE, || pool.state().connections == 6);
-    assert_eq!(links(&peers), [3, 0, 3], "the connections go to those that live");
+    fill(&pool, &peers, &[3, 0, 3]);
     let dead = peers.snapshot().peers.swap_remove(1);
     assert_eq!(dead.state, PeerState::Down, "the dead one is marked");
     assert!(dead.why.is_some_and(|why| !why.is_empty()), "with a reason");
@@ -51,14 +50,15 @@ fn all_peers_down<B: Backend>() {
     for server in &servers {
         assert!(!story.contains(&server.url()), "but not its URL: {story}");
     }
-    wait_until("the pool's last try ends", PATIENCE, || peers.snapshot().closed);
     assert!(peers.snapshot().peers.iter().all(|peer| peer.state == PeerState::Down), "{peers:?}");
+    servers[0].restart();
+    wait_until("the pool's last try ends", PATIENCE, || peers.snapshot().closed);
 }
 
 fn a_peer_comes_back_after_the_interval<B: Backend>() {
     let mut servers = B::start(3);
     let (pool, peers) = pool_of(manager_over(&servers).check_interval(SOON), 6);
-    wait_until("the pool is full", PATIENCE, || links(&peers) == [2, 2, 2]);
+    fill(&pool, &peers, &[2, 2, 2]);
     servers[0].kill();
     wait_until("the checker notices", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
     // A connection is looked at when it is checked out and when it comes back.
@@ -89,7 +89,7 @@ fn some_peers_come_back<B: Backend>() {
     }
     servers[2].restart();
     wait_until("a connection is there", PATIENCE, || pool.get().is_ok());
-    wait_until("the pool is full", PATIENCE, || links(&peers) == [0, 0, 4]);
+    fill(&pool, &peers, &[0, 0, 4]);
     assert_eq!(state(&peers, "peer0"), PeerState::Down, "the others stay down");
 }
 
@@ -100,8 +100,8 @@ fn marks_can_be_cleared_without_a_probe() {
     servers[0].crash();
     let builder =
         support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
-    let (_pool, peers) = pool_of(builder.recheck(Recheck::Clear).check_interval(SOON), 4);
-    wait_until("the pool is full", PATIENCE, || links(&peers) == [0, 4]);
+    let (pool, peers) = pool_of(builder.recheck(Recheck::Clear).check_interval(SOON), 4);
+    fill(&pool, &peers, &[0, 4]);
     wait_until("the mark is set", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
     let logins = servers[0].logins();
     wait_until("the mark is cleared", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
@@ -135,8 +135,10 @@ fn a_login_alone_does_not_bring_a_peer_back() {
 fn a_connection_that_brought_its_peer_back_is_in_no_transaction() {
     let server = Server::start();
     server.crash();
-    let manager = support::backend::manager_of::<ScriptedConnection>([server.url()]).build();
-    let manager = manager.expect("the settings are right");
+    let builder = support::backend::manager_of::<ScriptedConnection>([server.url()]);
+    // The checker does not come first.
+    let builder = builder.all_down_interval(PATIENCE);
+    let manager = builder.build().expect("the settings are right");
     ManageConnection::connect(&manager).expect_err("it is down");
     server.accept(true);
     let conn = ManageConnection::connect(&manager).expect("it is tried");
@@ -176,7 +178,7 @@ fn a_node_that_refuses_work_is_probed_at_once() {
     let builder =
         support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
     let (pool, peers) = pool_of(builder, 4);
-    wait_until("the pool is full", PATIENCE, || links(&peers) == [2, 2]);
+    fill(&pool, &peers, &[2, 2]);
     servers[0].work(false);
     wait_until("a transaction there marks it", PATIENCE, || {
         let mut conn = pool.get().expect("pings are answered");
@@ -194,6 +196,7 @@ fn when_all_are_down_nothing_is_dialled_if_so_told() {
         let manager = PeerManager::<ScriptedConnection>::builder()
             .peer("only", server.url())
             .all_down(all_down)
+            .all_down_wait(Duration::ZERO)
             .build()
             .expect("the settings are right");
         let connect = || ManageConnection::connect(&manager).expect_err("it is down");

@@ -25,7 +25,8 @@ fn a_pool_comes_up_with_those_that_answer() {
     let builder = builder.check_interval(SOON).connect_timeout(TIMEOUT);
     let (pool, peers) = pool_of(builder, 6);
     wait_until("the pool is full", PATIENCE, || links(&peers) == [0, 6]);
-    let why = peers.snapshot().peers.swap_remove(0).why.expect("it is marked");
+    wait_until("it is marked", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    let why = peers.snapshot().peers.swap_remove(0).why.expect("with a reason");
     assert!(why.contains("no answer to a login within 300ms"), "with the reason: {why}");
     servers[0].hold_logins(false);
     wait_until("it is up when it answers", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
@@ -78,12 +79,54 @@ fn connections_that_work_are_not_given_up_for_it() {
     servers[0].hold_logins(false);
 }
 
+/// The next peer is tried beside one that takes long, and the first that answers is used.
+#[test]
+fn nobody_waits_for_it_while_another_answers() {
+    let servers = two_servers();
+    let builder = manager_of::<ScriptedConnection>(servers.iter().map(|server| server.url()));
+    let manager = builder.connect_timeout(PATIENCE).build().expect("the settings are right");
+    let peers = manager.peers();
+    servers[0].hold_logins(true);
+    let connect = || diesel::r2d2::ManageConnection::connect(&manager).expect("one answers");
+    let conns = [connect(), connect()];
+    assert!(conns.iter().all(|conn| conn.peer() == "peer1"), "the one that answers");
+    assert!(servers[0].logins() >= 1, "the other was asked");
+    servers[0].hold_logins(false);
+    wait_until("what comes too late is closed", PATIENCE, || {
+        let status = peers.snapshot().peers.swap_remove(0);
+        servers[0].most_open() >= 1 && servers[0].open() == 0 && status.links == 0
+    });
+    let status = peers.snapshot().peers.swap_remove(0);
+    assert_eq!((status.state, status.failures), (PeerState::Up, 0), "and counts as no failure");
+    assert_eq!(status.connects, 0, "nor as a connection of the pool");
+}
+
+/// One `connect()` ends in time, however many peers hang.
+#[test]
+fn all_logins_together_are_bounded() {
+    let servers: Vec<_> = (0..4).map(|_| Server::start()).collect();
+    for server in &servers {
+        server.hold_logins(true);
+    }
+    let builder = manager_of::<ScriptedConnection>(servers.iter().map(|server| server.url()))
+        .connect_timeout(PATIENCE)
+        .connect_deadline(TIMEOUT);
+    let manager = builder.build().expect("the settings are right");
+    let story = diesel::r2d2::ManageConnection::connect(&manager).expect_err("none answers");
+    assert!(story.to_string().contains("no answer yet"), "{story}");
+    for server in &servers {
+        server.hold_logins(false);
+    }
+}
+
 /// What hangs is dialled by the checker alone, however many ask.
 #[test]
 fn it_is_not_dialled_again_and_again() {
     let server = Server::start();
     server.hold_logins(true);
-    let builder = manager_of::<ScriptedConnection>([server.url()]).connect_timeout(TIMEOUT);
+    let builder = manager_of::<ScriptedConnection>([server.url()])
+        .connect_timeout(TIMEOUT)
+        .all_down_wait(Duration::ZERO);
     let manager = builder.build().expect("the settings are right");
     let connect = || diesel::r2d2::ManageConnection::connect(&manager);
     connect().expect_err("no answer");
@@ -118,8 +161,9 @@ fn nor_when_marks_are_cleared_unasked() {
 
 #[cfg(feature = "mysql")]
 mod real_servers {
-    use super::support::{self, wait_until};
-    use super::{PATIENCE, TIMEOUT, links, manager_of, pool_of};
+    use super::support;
+    use super::{TIMEOUT, manager_of, pool_of};
+    use support::backend::fill;
     use support::mariadb::{self, MariaDb};
     use support::network::{FullBacklog, Silent};
 
@@ -128,7 +172,7 @@ mod real_servers {
         let urls = [servers[0].url(), mariadb::url(port), servers[1].url()];
         let builder = manager_of::<diesel::MysqlConnection>(urls).connect_timeout(10 * TIMEOUT);
         let (pool, peers) = pool_of(builder, 6);
-        wait_until("the pool is full", PATIENCE, || links(&peers) == [3, 0, 3]);
+        fill(&pool, &peers, &[3, 0, 3]);
         pool.get().expect("two peers live");
     }
 

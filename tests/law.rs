@@ -57,6 +57,7 @@ impl Model {
             .link_max_age(age)
             .rebalance_pace(Duration::from_micros(rng.random_range(0..2000)))
             .check_interval(Duration::from_millis(rng.random_range(10..30)))
+            .all_down_wait(Duration::ZERO)
             .build()
             .expect("the settings are right");
         Self {

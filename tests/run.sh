@@ -9,6 +9,7 @@ packages=(
     mariadb-server galera-4 libmariadb-dev          # MariaDB, and diesel's client library for it
     postgresql libpq-dev                            # PostgreSQL, and diesel's client library for it
     haproxy nftables                                # a proxy to pause, and packets to drop
+    openssl                                         # certificates for servers with TLS
 )
 missing=()
 for package in "${packages[@]}"; do

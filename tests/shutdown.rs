@@ -8,7 +8,7 @@ mod support;
 use std::fs;
 
 use diesel_peers::Peers;
-use support::backend::{Backend, PATIENCE, SOON, links, manager_of, manager_over, pool_of};
+use support::backend::{Backend, PATIENCE, SOON, fill, links, manager_of, manager_over, pool_of};
 use support::scripted::{ScriptedConnection, Server};
 use support::wait_until;
 
@@ -30,7 +30,7 @@ fn is_gone(peers: &Peers) {
 fn a_pool_is_dropped<B: Backend>(open: impl Fn(&B) -> usize) {
     let servers = B::start(2);
     let (pool, peers) = pool_of(manager_over(&servers).check_interval(SOON), 4);
-    wait_until("the pool is full", PATIENCE, || links(&peers) == [2, 2]);
+    fill(&pool, &peers, &[2, 2]);
     assert!(!our_threads().is_empty(), "there is something to end");
     drop(pool);
     is_gone(&peers);

@@ -12,6 +12,8 @@ struct Number {
     is: usize,
     peer: usize,
     born: Instant,
+    /// Whether its session can be ended where it is.
+    has_socket: bool,
 }
 
 impl Shelved for Number {
@@ -24,6 +26,10 @@ impl Shelved for Number {
     }
 
     fn set_in_use(&mut self, _: bool) {}
+
+    fn shut_down(&mut self) -> bool {
+        self.has_socket
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
@@ -35,12 +41,12 @@ fn start() -> Instant {
 /// The link of this number: even ones lead to peer 0, and lower ones are older.
 fn link(number: usize) -> Number {
     let born = start() + Duration::from_secs(number as u64);
-    Number { is: number, peer: number % PEERS, born }
+    Number { is: number, peer: number % PEERS, born, has_socket: false }
 }
 
 fn exchange() -> Exchange<Number> {
-    let in_use = (0..PEERS).map(|_| Arc::default());
-    Exchange::new(Strategy::Random, in_use, SmallRng::seed_from_u64(3))
+    let pulses = (0..PEERS).map(|_| Arc::default());
+    Exchange::new(Strategy::Random, pulses, SmallRng::seed_from_u64(3))
 }
 
 fn born(exchange: &Exchange<Number>, number: usize) -> Reservation {
@@ -334,4 +340,25 @@ fn what_is_too_many_is_only_asked_of_what_is_here() {
         None
     });
     assert_eq!(carried, None, "nobody has too many");
+}
+
+#[test]
+fn links_that_were_shut_down_with_their_peer_do_not_come_back() {
+    let exchange = exchange();
+    let slots = [0, 2, 4].map(|number| {
+        let link = Number { has_socket: number != 0, ..link(number) };
+        exchange.born(link, thread::current().id())
+    });
+    // Two are on the shelf, and the newest is still reserved.
+    tell(&exchange, 1, [false, true]);
+    tell(&exchange, 2, [true, true]);
+    let mut served = Vec::new();
+    while let Some(link) = exchange.check_out(None, None, start) {
+        served.push(link.is);
+    }
+    assert_eq!(served, [0], "the one whose session could not be ended");
+    let reserved = take(&exchange, Some(slots[2]));
+    assert_eq!(reserved.is, 4, "a new link stays its slot's, which finds it dead");
+    let carried = exchange.drop_slot(None).expect("one is left");
+    assert_eq!(carried.is, 2, "and the other one is carried out");
 }

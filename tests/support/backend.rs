@@ -10,6 +10,8 @@ use diesel::r2d2::{Pool, R2D2Connection};
 use diesel_peers::{PeerManager, PeerManagerBuilder, PeerState, Peers};
 use tempfile::TempDir;
 
+use super::wait_until;
+
 /// Longer than anything takes that works. Waits end as soon as what they wait for is there.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -140,6 +142,19 @@ where
         .connection_timeout(Duration::from_secs(5))
         .build_unchecked(manager);
     (pool, peers)
+}
+
+/// Waits until so many connections of the pool lead to each peer. On a busy machine a login may take so
+/// long that another peer gets its connection; that is evened out as the pool is used.
+#[track_caller]
+pub fn fill<C>(pool: &Pool<PeerManager<C>>, peers: &Peers, expected: &[usize])
+where
+    C: R2D2Connection + Send + 'static,
+{
+    wait_until("the pool is full", PATIENCE, || {
+        drop(pool.try_get());
+        links(peers) == expected
+    });
 }
 
 /// The state of one peer.

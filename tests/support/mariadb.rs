@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::account::Account;
 use super::port::free_port;
 use super::process::{Server, Signals, find_program, run, text};
+use super::tls::Certificate;
 use super::{APP, APP_PASSWORD, template};
 
 /// `mariadbd` with an empty database and a user of its own, without any configuration file.
@@ -21,6 +22,28 @@ pub struct MariaDb {
 impl MariaDb {
     /// Starts a server with new data.
     pub fn start() -> Self {
+        Self::start_with(|_, _| Vec::new())
+    }
+
+    /// Starts a server that listens on IPv6 as well.
+    pub fn start_on_both() -> Self {
+        Self::start_with(|_, _| vec!["--bind-address=127.0.0.1,::1".to_owned()])
+    }
+
+    /// Starts a server that lets nobody in over TCP without TLS.
+    pub fn start_with_tls() -> Self {
+        Self::start_with(|account, folder| {
+            let Certificate { certificate, key } = Certificate::make(account, folder);
+            vec![
+                format!("--ssl-cert={}", certificate.display()),
+                format!("--ssl-key={}", key.display()),
+                "--require-secure-transport=ON".to_owned(),
+            ]
+        })
+    }
+
+    /// Starts a server with new data, and with these settings besides.
+    fn start_with(settings: impl FnOnce(&Account, &Path) -> Vec<String>) -> Self {
         let account = Account::of("mysql");
         let folder = account.folder();
         // Also part of the archive's name: the program's version, and all of this file.
@@ -42,6 +65,7 @@ impl MariaDb {
             // A port check that hangs up without logging in counts as an error.
             "--max-connect-errors=1000000",
         ]);
+        command.args(settings(&account, folder.path()));
         let ready = |server: &Server| greets(server.port(), Duration::from_secs(1));
         let signals = Signals { stop: "TERM", kill: "KILL" };
         Self { server: Server::start(folder, port, command, signals, ready) }

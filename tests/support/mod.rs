@@ -21,6 +21,8 @@ pub mod postgres;
 pub mod process;
 #[cfg(target_os = "linux")]
 pub mod template;
+#[cfg(target_os = "linux")]
+pub mod tls;
 
 pub mod backend;
 pub mod load;

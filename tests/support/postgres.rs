@@ -13,6 +13,7 @@ use tempfile::NamedTempFile;
 use super::account::Account;
 use super::port::free_port;
 use super::process::{Server, Signals, find_program, run, text};
+use super::tls::Certificate;
 use super::{APP, APP_PASSWORD, template};
 
 /// The administrator's password. Nobody is let in without one.
@@ -27,6 +28,28 @@ pub struct Postgres {
 impl Postgres {
     /// Starts a server with new data.
     pub fn start() -> Self {
+        Self::start_with(|_, _| Vec::new())
+    }
+
+    /// Starts a server that listens on IPv6 as well.
+    pub fn start_on_both() -> Self {
+        Self::start_with(|_, _| vec!["listen_addresses=127.0.0.1,::1".to_owned()])
+    }
+
+    /// Starts a server that can do TLS.
+    pub fn start_with_tls() -> Self {
+        Self::start_with(|account, folder| {
+            let Certificate { certificate, key } = Certificate::make(account, folder);
+            vec![
+                "ssl=on".to_owned(),
+                format!("ssl_cert_file={}", certificate.display()),
+                format!("ssl_key_file={}", key.display()),
+            ]
+        })
+    }
+
+    /// Starts a server with new data, and with these settings besides.
+    fn start_with(settings: impl FnOnce(&Account, &Path) -> Vec<String>) -> Self {
         let account = Account::of("postgres");
         let folder = account.folder();
         // Also part of the archive's name: the program's version, and all of this file.
@@ -50,6 +73,9 @@ impl Postgres {
             "fsync=off",
         ] {
             command.args(["-c", setting]);
+        }
+        for setting in settings(&account, folder.path()) {
+            command.arg("-c").arg(setting);
         }
         let ready = |server: &Server| greets(server.port(), Duration::from_secs(1));
         // Killed outright, it would leave shared memory and unreaped sessions behind. With this

@@ -1,0 +1,96 @@
+//! Queries in a second, with eight threads: this crate over three MariaDB servers, beside diesel's own
+//! manager on one of them without its test at check-out, and beside diesel's own manager with the test
+//! through HAProxy, which balances over the same three.
+//!
+//! ```sh
+//! cargo bench --bench throughput --features mysql
+//! ```
+//!
+//! The queries are as small as can be, so that what is left is the way there. Clients and servers
+//! share one machine's processors: there three servers give no more than one, but less, because they
+//! take turns in its caches. How much less is seen by two more contenders: diesel's own manager
+//! without its test over the three in turn, as three pools, and this crate over three peers that are
+//! one server.
+
+mod rounds;
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use diesel::connection::LoadConnection;
+use diesel::dsl::select;
+use diesel::mysql::Mysql;
+use diesel::prelude::*;
+use diesel::r2d2::{ConnectionManager, ManageConnection, Pool, R2D2Connection};
+use diesel::sql_types::Integer;
+use rounds::quartiles;
+use support::backend::{manager_of, manager_over};
+use support::haproxy::HaProxy;
+use support::mariadb::MariaDb;
+
+const ROUNDS: usize = 61;
+const CONNECTIONS: u32 = 16;
+const THREADS: usize = 8;
+const QUERIES: usize = 200;
+
+fn main() {
+    let servers = [MariaDb::start(), MariaDb::start(), MariaDb::start()];
+    let proxy = HaProxy::balancing(&servers.each_ref().map(|server| server.port()));
+    let single = |url: String, is_tested: bool| {
+        rounds::pool(ConnectionManager::<MysqlConnection>::new(url), CONNECTIONS, is_tested)
+    };
+    let direct = [single(servers[0].url(), false)];
+    let in_turn = servers.each_ref().map(|server| single(server.url(), false));
+    let proxied = [single(proxy.mysql_url(), true)];
+    let balanced = [manager_over(&servers), manager_of([(); 3].map(|()| servers[0].url()))];
+    let balanced = balanced.map(|builder| {
+        [rounds::pool(builder.build().expect("the settings are right"), CONNECTIONS, true)]
+    });
+    let [over_three, over_one] = balanced;
+
+    let mut rates: Vec<[f64; 5]> = (0..ROUNDS)
+        .map(|_| {
+            [rate(&over_three), rate(&direct), rate(&proxied), rate(&in_turn), rate(&over_one)]
+        })
+        .collect();
+    // The first rounds warm up.
+    rates.drain(..ROUNDS / 10);
+
+    println!(
+        "{CONNECTIONS} connections, {THREADS} threads; median of {ROUNDS} rounds of {QUERIES} queries \
+         a thread, and the middle half of them"
+    );
+    let names = [
+        "this crate, three servers",
+        "untested, one server",
+        "tested, HAProxy, three servers",
+        "untested, three in turn",
+        "this crate, one as three peers",
+    ];
+    for (at, name) in names.into_iter().enumerate() {
+        let [median, low, high] = quartiles(rates.iter().map(|rates| rates[at]));
+        println!("{name:>31} {median:>7.0} queries a second ({low:.0} to {high:.0})");
+    }
+    println!("in proportion to each other");
+    for (one, other) in [(0, 1), (0, 2), (0, 3), (4, 1)] {
+        let [median, low, high] = quartiles(rates.iter().map(|rates| rates[one] / rates[other]));
+        println!("{:>31} {median:>7.2} of {} ({low:.2} to {high:.2})", names[one], names[other]);
+    }
+}
+
+/// Queries in a second, over the pools in turn.
+#[expect(clippy::cast_precision_loss, reason = "a few threads")]
+fn rate<M>(pools: &[Pool<M>]) -> f64
+where
+    M: ManageConnection,
+    M::Connection: R2D2Connection<Backend = Mysql> + LoadConnection,
+{
+    let each = rounds::round(THREADS, QUERIES, |at| {
+        let pool = &pools[at % pools.len()];
+        let mut conn = pool.get().expect("there are more connections than threads");
+        // A prepared statement: one round trip.
+        let one = select(1.into_sql::<Integer>()).get_result::<i32>(&mut *conn);
+        assert_eq!(one.expect("the servers live"), 1);
+    });
+    1e9 * THREADS as f64 / each
+}

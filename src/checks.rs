@@ -1,0 +1,321 @@
+//! What the checker does to the peers, when its time has come: marks that run out, checks that are
+//! due, and peers that have stopped. Pure functions of the peers and the time.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::peer::{Check, Peer, Transition};
+use crate::policy::Recheck;
+use crate::pulse::{Pulse, Vitals};
+use crate::rules::{Due, Rules};
+use crate::share::nobody_takes_work;
+use crate::stall::{Round, Signs, Verdict, judge};
+use crate::url::PeerUrl;
+
+/// How many of the other peers are asked whether they answer, when one does not.
+const WITNESSES: usize = 2;
+
+/// A probe that the checker is to make.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    pub(crate) peer: usize,
+    pub(crate) url: Arc<PeerUrl>,
+    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) kind: Check,
+    pub(crate) began: Instant,
+    pub(crate) patience: Duration,
+}
+
+/// What is to be done.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    pub(crate) probes: Vec<Probe>,
+    /// To be logged.
+    pub(crate) transitions: Vec<Transition>,
+    /// Peers that have stopped, and the links to them that are to be cut off.
+    pub(crate) stalled: Vec<(Arc<str>, Vec<Arc<Vitals>>)>,
+}
+
+impl Work {
+    fn probe(
+        &mut self,
+        index: usize,
+        peer: &mut Peer,
+        kind: Check,
+        patience: Duration,
+        now: Instant,
+    ) {
+        // A login that cannot be ended, and goes unanswered: another one would not end either.
+        let is_stuck = kind == Check::Stall && peer.counts.stuck > 0;
+        if !is_stuck && peer.probe_begins(kind, now) {
+            let (url, pulse) = (peer.url.clone(), peer.pulse.clone());
+            self.probes.push(Probe { peer: index, url, pulse, kind, began: now, patience });
+        }
+    }
+}
+
+/// Clears marks under [`Recheck::Clear`], and begins the probes that are due. Also says when to look
+/// again.
+pub(crate) fn regular(
+    peers: &mut [Peer],
+    rules: &Rules,
+    mut due: impl FnMut() -> Due,
+    now: Instant,
+    work: &mut Work,
+) -> Option<Instant> {
+    let all_down = nobody_takes_work(peers);
+    let mut next: Option<Instant> = None;
+    for (index, peer) in peers.iter_mut().enumerate() {
+        // A peer that keeps a login hanging is the checker's to try, and so comes back by a probe.
+        let is_cleared = rules.recheck == Recheck::Clear && peer.counts.stuck == 0;
+        if is_cleared && peer.next_check <= now {
+            work.transitions.extend(peer.clear(now, due()));
+        }
+        if peer.probe_due(all_down).is_some_and(|due| due <= now) {
+            let patience = if all_down { brief(peer, rules) } else { rules.connect_timeout };
+            work.probe(index, peer, Check::Regular, patience, now);
+        }
+        // A mark that is cleared unasked is due whether a probe is running or not.
+        let is_mark = is_cleared && !peer.is_up();
+        let mark = is_mark.then_some(peer.next_check);
+        next = [next, mark, peer.probe_due(all_down)].into_iter().flatten().min();
+    }
+    next
+}
+
+/// Looks where queries hang, and what follows. Says whether any query is running at all.
+pub(crate) fn stalls(
+    peers: &mut [Peer],
+    rules: &Rules,
+    mut due: impl FnMut() -> Due,
+    now: Instant,
+    work: &mut Work,
+) -> bool {
+    let mut is_any_running = false;
+    for peer in &*peers {
+        is_any_running |= peer.pulse.look(now);
+    }
+    let Some(stall_after) = rules.stall_after else { return is_any_running };
+
+    // Who has answered last, and when the last one of the others did.
+    let answers = || peers.iter().enumerate().filter_map(|(at, peer)| Some((peer.signs().0?, at)));
+    let newest = answers().max();
+    let others = newest.and_then(|(_, at)| answers().filter(|other| other.1 != at).max());
+    let others_answered = |index: usize| {
+        newest.filter(|(_, at)| *at != index).or(others).map(|(answered, _)| answered)
+    };
+    let signs: Vec<Signs> = peers
+        .iter()
+        .enumerate()
+        .map(|(index, peer)| Signs {
+            oldest: peer.pulse.oldest(),
+            worked: peer.signs().1,
+            others_answered: others_answered(index),
+        })
+        .collect();
+    let mut in_doubt: Option<Round> = None;
+    for (index, (peer, signs)) in peers.iter_mut().zip(&signs).enumerate() {
+        match judge(peer.round, *signs, stall_after, now) {
+            Verdict::Works | Verdict::Unknown => peer.round = None,
+            Verdict::Doubtful => {
+                let round = *peer.round.get_or_insert(Round { began: now, unanswered: 0 });
+                work.probe(index, peer, Check::Stall, brief(peer, rules), now);
+                let is_alone = signs.others_answered.is_none_or(|at| at < round.began);
+                in_doubt = in_doubt.or(is_alone.then_some(round));
+            }
+            Verdict::Stopped => {
+                let began = peer.round.take().map_or(now, |round| round.began);
+                work.transitions.extend(peer.stopped(began, now, due()));
+                let long_ago = now.checked_sub(stall_after).unwrap_or(now);
+                work.stalled.push((peer.name.clone(), peer.pulse.running_since(long_ago)));
+            }
+        }
+    }
+    if in_doubt.is_some() {
+        let mut witnesses: Vec<(usize, &mut Peer)> =
+            peers.iter_mut().enumerate().filter(|(_, peer)| peer.round.is_none()).collect();
+        witnesses.sort_by_key(|(_, peer)| Reverse(peer.signs().0));
+        for (index, peer) in witnesses.into_iter().take(WITNESSES) {
+            work.probe(index, peer, Check::Stall, brief(peer, rules), now);
+        }
+    }
+    is_any_running
+}
+
+/// For how long an answer is waited for that is needed soon: `probe_timeout`, or what logging in there
+/// takes if that is more. What is not known yet is given all the time.
+fn brief(peer: &Peer, rules: &Rules) -> Duration {
+    let usual = peer.expected_login().unwrap_or(Duration::MAX);
+    usual.max(rules.probe_timeout).min(rules.connect_timeout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peer::Answer;
+    use crate::rules::tests::rules;
+
+    /// Peers on which queries run, and a clock that only moves when it is told to.
+    struct Story {
+        start: Instant,
+        now: Instant,
+        peers: Vec<Peer>,
+        queries: Vec<Arc<Vitals>>,
+    }
+
+    impl Story {
+        #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
+        fn begin(peers: usize) -> Self {
+            // Moments are counted from the first that is ever looked at.
+            Pulse::default().query_ended(Instant::now());
+            let start = Instant::now();
+            let peer = |index| {
+                let url = PeerUrl::new(format!("url{index}"));
+                Peer::new(format!("peer{index}").into(), url, 1, 0, start, start)
+            };
+            let peers: Vec<Peer> = (0..peers).map(peer).collect();
+            let link = |peer: &Peer| {
+                let vitals = Arc::<Vitals>::default();
+                peer.pulse.add(vitals.clone());
+                vitals
+            };
+            let queries = peers.iter().map(link).collect();
+            Self { start, now: start, peers, queries }
+        }
+
+        fn at(&mut self, millis: u64) {
+            self.now = self.start + Duration::from_millis(millis);
+        }
+
+        fn query_begins(&self, peer: usize) {
+            self.queries[peer].query_begins(self.now);
+        }
+
+        fn query_ends(&self, peer: usize) {
+            self.queries[peer].rest();
+            self.peers[peer].pulse.query_ended(self.now);
+        }
+
+        /// What the checker does now: the peers that it probes, those that go down, and the links that
+        /// are cut off.
+        fn look(&mut self) -> (Vec<usize>, usize, usize) {
+            let mut work = Work::default();
+            let due = Due { next: self.now, soon: self.now };
+            stalls(&mut self.peers, &rules(), || due, self.now, &mut work);
+            let mut probed: Vec<usize> = work.probes.iter().map(|probe| probe.peer).collect();
+            probed.sort_unstable();
+            let stalled = work.stalled.iter().map(|(_, links)| links.len()).sum();
+            (probed, work.transitions.len(), stalled)
+        }
+
+        /// A probe ends: one without an answer has taken as long as it may.
+        fn answers(&mut self, peer: usize, answer: Answer) {
+            let due = Due { next: self.now, soon: self.now };
+            let is_late = matches!(answer, Answer::None(_));
+            let took = Duration::from_secs(u64::from(is_late));
+            let began = self.now.checked_sub(took).expect("the clock is older");
+            self.peers[peer].probe_ended(Check::Stall, (began, self.now), answer, due);
+        }
+    }
+
+    fn none() -> Answer {
+        Answer::None("no answer".into())
+    }
+
+    #[test]
+    fn a_peer_that_has_stopped_goes_down_and_its_queries_are_cut_off() {
+        let mut story = Story::begin(4);
+        story.query_begins(0);
+        story.at(1_900);
+        assert_eq!(story.look(), (vec![], 0, 0), "it has not been running for long");
+        story.at(2_000);
+        assert_eq!(story.look(), (vec![0, 1, 2], 0, 0), "is it the peer, or is it us?");
+        story.at(2_100);
+        assert_eq!(story.look(), (vec![], 0, 0), "one check at a time");
+        story.answers(2, Answer::Works);
+        story.at(3_000);
+        story.answers(0, none());
+        story.answers(1, none());
+        assert_eq!(story.look(), (vec![0], 0, 0), "once more, and nobody else need be asked");
+        story.at(4_000);
+        story.answers(0, none());
+        assert_eq!(story.look(), (vec![], 1, 1), "it is down, and its query is cut off");
+        assert!(!story.peers[0].is_up() && story.peers[1].is_up(), "the others are not");
+    }
+
+    #[test]
+    fn a_query_that_begins_later_has_as_long_as_any() {
+        let mut story = Story::begin(2);
+        story.query_begins(0);
+        let late = Arc::<Vitals>::default();
+        story.peers[0].pulse.add(late.clone());
+        for (now, expected) in [(2_000, 0), (3_000, 0), (4_000, 1)] {
+            story.at(now);
+            if now > 2_000 {
+                story.answers(0, none());
+                story.query_ends(1);
+            }
+            if now == 3_000 {
+                late.query_begins(story.now);
+            }
+            assert_eq!(story.look().2, expected, "cut off after {now} ms");
+        }
+        story.queries[0].rest();
+        story.at(4_900);
+        assert_eq!(story.look(), (vec![], 0, 0), "the later one is left alone");
+        story.at(5_000);
+        assert_eq!(story.look().0[0], 0, "until it has been running for as long");
+    }
+
+    #[test]
+    fn an_answer_ends_the_doubt_for_a_while() {
+        let mut story = Story::begin(2);
+        story.query_begins(0);
+        story.at(2_000);
+        story.look();
+        story.at(3_000);
+        story.answers(0, Answer::Works);
+        story.at(4_900);
+        assert_eq!(story.look(), (vec![], 0, 0), "a long query is left alone");
+        story.at(5_000);
+        assert_eq!(story.look().0[0], 0, "and its peer is asked again");
+        story.at(5_500);
+        story.answers(0, Answer::Refused("paused".into()));
+        assert!(!story.peers[0].is_up(), "one that refuses is down");
+        assert_eq!(story.look().2, 0, "but its sessions go on");
+    }
+
+    #[test]
+    fn when_nobody_answers_nothing_is_known() {
+        let mut story = Story::begin(2);
+        story.query_begins(0);
+        story.query_begins(1);
+        for round in 0..3 {
+            story.at(round * 2_000 + 2_000);
+            assert_eq!(story.look(), (vec![0, 1], 0, 0), "both are asked");
+            for again in [1_000, 2_000] {
+                story.at(round * 2_000 + 2_000 + again);
+                story.answers(0, none());
+                story.answers(1, none());
+                if again == 1_000 {
+                    assert_eq!(story.look(), (vec![0, 1], 0, 0), "both are asked again");
+                }
+            }
+            assert_eq!(story.look(), (vec![], 0, 0), "it is us, or our network");
+        }
+    }
+
+    #[test]
+    fn a_query_that_runs_with_others_ending_beside_it_asks_for_no_check() {
+        let mut story = Story::begin(2);
+        let long = Arc::<Vitals>::default();
+        story.peers[0].pulse.add(long.clone());
+        long.query_begins(story.now);
+        for second in 1..60 {
+            story.at(second * 1_000);
+            story.query_ends(0);
+            assert_eq!(story.look(), (vec![], 0, 0), "its peer works");
+        }
+    }
+}

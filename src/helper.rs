@@ -1,0 +1,204 @@
+//! A thread that makes one login, under a deadline: client libraries set no time-outs, and a server
+//! that accepts and says nothing would keep its caller for ever.
+//!
+//! At the deadline the checker says so to whoever waits, and shuts the login's socket down, so that
+//! the thread ends. Where the socket cannot be found the thread stays until its server or the kernel
+//! ends it; it counts as *stuck*, and while one is, its peer is dialled by the checker alone.
+
+use std::io;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::caught::{Panicked, caught};
+use crate::deadline::Late;
+use crate::set::PeerSet;
+use crate::socket::{self, Socket, Sockets, Thread};
+
+/// The name of a thread that makes one login. Linux shows the first 15 characters.
+const DIALER: &str = "peers-dial";
+
+/// After how long a login that did not end when it was cut off is cut off again (it may have gone on
+/// to the next address), and up to how long that grows.
+const CUT_AGAIN: Duration = Duration::from_millis(250);
+const CUT_AGAIN_AT_MOST: Duration = Duration::from_secs(30);
+
+/// Why a login came to nothing.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The peer, or its host, said so.
+    Peer(Arc<str>),
+    /// It has not answered within this time.
+    Late(Duration),
+    /// Because of this process: the operating system gave it no thread.
+    Here(io::Error),
+}
+
+/// How far a login is, and so where its socket is.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    stage: Mutex<Stage>,
+}
+
+#[derive(Debug, Default)]
+enum Stage {
+    /// Code runs that is not the client library's.
+    #[default]
+    Elsewhere,
+    /// The client library is at work: the thread waits for nothing but its server.
+    LoggingIn { thread: Thread, before: Arc<Sockets> },
+    /// Logged in, over this socket.
+    In(Arc<Socket>),
+}
+
+impl Progress {
+    fn lock(&self) -> MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on this thread only talks to the server. Returns the sockets that there were before.
+    pub(crate) fn logs_in(&self) -> Arc<Sockets> {
+        let before = Arc::new(Sockets::of_this_process());
+        if let Some(thread) = Thread::current() {
+            *self.lock() = Stage::LoggingIn { thread, before: before.clone() };
+        }
+        before
+    }
+
+    /// Does something in between that is not the client library's.
+    pub(crate) fn aside<T>(&self, work: impl FnOnce() -> T) -> T {
+        let stage = mem::take(&mut *self.lock());
+        let outcome = work();
+        *self.lock() = stage;
+        outcome
+    }
+
+    /// From now on it may do anything; its connection's socket is this, as far as is known.
+    pub(crate) fn logged_in(&self, socket: Option<Arc<Socket>>) {
+        *self.lock() = socket.map_or(Stage::Elsewhere, Stage::In);
+    }
+
+    /// Shuts its socket down, as far as that is known.
+    fn cut(&self) {
+        // The stage does not change meanwhile.
+        match &*self.lock() {
+            Stage::Elsewhere => {}
+            Stage::LoggingIn { thread, before } => {
+                if let Some(socket) = socket::awaited_by(thread, before) {
+                    socket.shut_down();
+                }
+            }
+            Stage::In(socket) => socket.shut_down(),
+        }
+    }
+}
+
+/// Who is told what became of the login.
+type Report<T> = Box<dyn FnOnce(Result<T, Failure>) + Send>;
+
+struct Call<T> {
+    set: Arc<PeerSet>,
+    peer: usize,
+    patience: Duration,
+    progress: Progress,
+    state: Mutex<State<T>>,
+}
+
+/// Whoever knows the outcome first takes the report.
+enum State<T> {
+    UnderWay(Report<T>),
+    /// It was reported to be late, and is stuck.
+    Late,
+    Ended,
+}
+
+/// Runs `work`, which talks to a server, on a thread of its own, and reports its outcome; or that it
+/// has taken longer than `patience`, when it has.
+pub(crate) fn start<T: Send + 'static>(
+    set: &Arc<PeerSet>,
+    peer: usize,
+    (began, patience): (Instant, Duration),
+    work: impl FnOnce(&Progress) -> Result<T, Arc<str>> + Send + 'static,
+    report: impl FnOnce(Result<T, Failure>) + Send + 'static,
+) {
+    let call = Arc::new(Call {
+        set: set.clone(),
+        peer,
+        patience,
+        progress: Progress::default(),
+        state: Mutex::new(State::UnderWay(Box::new(report))),
+    });
+    let late = call.clone();
+    let ticket = set.bound(began + patience, move |why| late.cut_off(why, CUT_AGAIN));
+    let worker = call.clone();
+    let thread = thread::Builder::new().name(DIALER.to_owned()).spawn(move || {
+        let outcome = caught(|| work(&worker.progress));
+        let panicked = |_| Err(format!("a login ended without a word: {Panicked}").into());
+        worker.end(outcome.unwrap_or_else(panicked).map_err(Failure::Peer));
+        worker.set.deadlines().end(ticket);
+    });
+    if let Err(error) = thread {
+        set.deadlines().end(ticket);
+        call.end(Err(Failure::Here(error)));
+    }
+}
+
+impl<T: Send + 'static> Call<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The login has ended. What comes too late is closed over here.
+    fn end(&self, outcome: Result<T, Failure>) {
+        let report = {
+            let state = &mut *self.lock();
+            match mem::replace(state, State::Ended) {
+                State::UnderWay(report) => Some(report),
+                State::Late | State::Ended => {
+                    // Closing it may hang as well, and be cut off.
+                    *state = State::Late;
+                    None
+                }
+            }
+        };
+        let is_late = report.is_none();
+        // What it is reported to may panic, and so may what is reported to nobody.
+        let _ = caught(|| match report {
+            Some(report) => report(outcome),
+            None => drop(outcome),
+        });
+        if is_late {
+            *self.lock() = State::Ended;
+            self.set.count(self.peer, |counts| counts.stuck -= 1);
+        }
+    }
+
+    /// It is late. Says so, once, if anybody waits for it, and cuts it off, until it ends.
+    fn cut_off(self: &Arc<Self>, why: Late, wait: Duration) {
+        let report = {
+            // It neither ends nor goes on to anything else meanwhile.
+            let state = &mut *self.lock();
+            let report = match mem::replace(state, State::Late) {
+                State::UnderWay(report) => {
+                    self.set.count(self.peer, |counts| counts.stuck += 1);
+                    Some(report)
+                }
+                State::Late => None,
+                State::Ended => {
+                    *state = State::Ended;
+                    return;
+                }
+            };
+            self.progress.cut();
+            report
+        };
+        let Late::At(now) = why else { return };
+        let again = self.clone();
+        let longer = (wait * 2).min(CUT_AGAIN_AT_MOST);
+        self.set.bound(now + wait, move |why| again.cut_off(why, longer));
+        if let Some(report) = report {
+            let _ = caught(|| report(Err(Failure::Late(self.patience))));
+        }
+    }
+}

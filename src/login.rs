@@ -1,0 +1,159 @@
+//! Logging in to one peer: what runs on a helper's thread.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use diesel::connection::TransactionManager;
+use diesel::r2d2::R2D2Connection;
+use diesel::result::QueryResult;
+use rand::rngs::SmallRng;
+use rand::{Rng, RngExt};
+
+use crate::caught::caught;
+use crate::helper::Progress;
+use crate::observer::{Observer, Watch};
+use crate::pulse::Pulse;
+use crate::set::PeerSet;
+use crate::socket::{Proof, Socket, Sockets};
+use crate::url::PeerUrl;
+
+/// What the application does with each new connection before it is used.
+pub(crate) type OnConnect<C> = dyn Fn(&mut C) -> QueryResult<()> + Send + Sync;
+
+/// One login to be made.
+pub(crate) struct Login<C> {
+    pub(crate) set: Arc<PeerSet>,
+    pub(crate) peer: usize,
+    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) url: Arc<PeerUrl>,
+    /// Whether the connection has to prove that its peer takes work.
+    pub(crate) trial: bool,
+    pub(crate) on_connect: Arc<OnConnect<C>>,
+    pub(crate) rng: SmallRng,
+}
+
+/// A connection that was just made, and is observed.
+#[derive(Debug)]
+pub(crate) struct Session<C> {
+    pub(crate) conn: C,
+    pub(crate) watch: Watch,
+}
+
+impl<C: R2D2Connection> Login<C> {
+    /// Logs in, finds the connection's socket, and prepares the connection.
+    ///
+    /// # Errors
+    ///
+    /// Why the peer is not to be used, without its URL or password.
+    pub(crate) fn make(self, progress: &Progress) -> Result<Session<C>, Arc<str>> {
+        self.prepare(progress, false)
+    }
+
+    /// As [`make`](Self::make), and closes the connection.
+    pub(crate) fn probe(self, progress: &Progress) -> Result<(), Arc<str>> {
+        let url = self.url.clone();
+        let session = self.prepare(progress, true)?;
+        reasoned(&url, || {
+            drop(session);
+            Ok::<_, Infallible>(())
+        })
+    }
+
+    /// `is_probe`: none of its queries are the application's.
+    fn prepare(mut self, progress: &Progress, is_probe: bool) -> Result<Session<C>, Arc<str>> {
+        let before = progress.logs_in();
+        let url = &*self.url;
+        let mut conn = reasoned(url, || C::establish(url.expose()))?;
+        let watch = Watch::new(self.set.clone(), self.peer, self.pulse);
+        let prepared = reasoned(url, || {
+            progress.aside(|| watch.install(&mut conn));
+            Ok::<_, Infallible>(())
+        })
+        .and_then(|()| {
+            // These are not the application's queries: its instrumentation is spared them.
+            watch.hush(true);
+            let socket = find_socket(&before, &mut conn, &mut self.rng);
+            if self.trial {
+                trial(&mut conn, url)?;
+            }
+            watch.hush(is_probe);
+            progress.logged_in(socket.clone());
+            if let Some(socket) = socket {
+                socket.tune(self.set.rules().tuning);
+                watch.vitals().set_socket(socket);
+            }
+            reasoned(url, || {
+                (self.on_connect)(&mut conn)?;
+                if !Observer::is_on(&mut conn) {
+                    watch.install(&mut conn);
+                }
+                QueryResult::Ok(())
+            })
+        });
+        match prepared {
+            Ok(()) => Ok(Session { conn, watch }),
+            Err(why) => {
+                // A destructor is user code, where the connection's type is.
+                let _ = caught(|| drop(conn));
+                Err(why)
+            }
+        }
+    }
+}
+
+/// How many queries prove which socket is the connection's, and how long they are: of lengths by
+/// chance, each longer than the one before, in steps of a cipher's block. A connection over a Unix
+/// socket must not be taken for one over TCP that is made at the same time and proved in the same way,
+/// hence how many there are.
+const PROOFS: usize = 3;
+const STEP: u64 = 16;
+const STEPS: RangeInclusive<u64> = 1..=128;
+
+/// The connection's TCP socket, if it has one and it is certain which one it is.
+fn find_socket<C: R2D2Connection>(
+    before: &Sockets,
+    conn: &mut C,
+    rng: &mut impl Rng,
+) -> Option<Arc<Socket>> {
+    let mut proof = Proof::begin(before)?;
+    let mut length = 0;
+    let lengths = [(); PROOFS].map(|()| {
+        length += STEP * rng.random_range(STEPS);
+        length
+    });
+    for length in lengths {
+        let padding = "x".repeat(usize::try_from(length).expect("it is short"));
+        caught(|| conn.batch_execute(&format!("SELECT 1 /*{padding}*/"))).ok()?.ok()?;
+        proof.query_answered();
+    }
+    proof.end(&lengths).map(Arc::new)
+}
+
+/// `BEGIN; ROLLBACK`: what diesel's ping (`SELECT 1`) does not show, this does. A Galera node that
+/// refuses all work still answers a `SELECT` without a table.
+fn trial<C: R2D2Connection>(conn: &mut C, url: &PeerUrl) -> Result<(), Arc<str>> {
+    reasoned(url, || -> QueryResult<()> {
+        C::TransactionManager::begin_transaction(conn)?;
+        C::TransactionManager::rollback_transaction(conn)
+    })
+}
+
+/// Runs `work`, and turns its error, or its panic, into a reason that can be shown.
+fn reasoned<T, E: fmt::Display>(
+    url: &PeerUrl,
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, Arc<str>> {
+    match caught(work) {
+        Ok(outcome) => outcome.map_err(|error| reason(url, &error.to_string())),
+        Err(panicked) => Err(reason(url, &panicked.to_string())),
+    }
+}
+
+/// A reason that can be shown: on one line (libpq's messages are several), without secrets.
+fn reason(url: &PeerUrl, text: &str) -> Arc<str> {
+    let text = url.redact(text);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.join(", ").into()
+}

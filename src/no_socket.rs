@@ -1,0 +1,59 @@
+//! In the place of `socket.rs` where there is no way to find a connection's socket: none is found.
+
+use crate::rules::Tuning;
+
+#[derive(Debug)]
+pub(crate) enum Socket {}
+
+impl Socket {
+    pub(crate) fn is_quiet(&self) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn shut_down(&self) {
+        match *self {}
+    }
+
+    pub(crate) fn tune(&self, _: Tuning) {
+        match *self {}
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Sockets;
+
+impl Sockets {
+    pub(crate) fn of_this_process() -> Self {
+        Self
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum Proof {}
+
+impl Proof {
+    pub(crate) fn begin(_: &Sockets) -> Option<Self> {
+        None
+    }
+
+    pub(crate) fn query_answered(&mut self) {
+        match *self {}
+    }
+
+    pub(crate) fn end(self, _: &[u64]) -> Option<Socket> {
+        match self {}
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum Thread {}
+
+impl Thread {
+    pub(crate) fn current() -> Option<Self> {
+        None
+    }
+}
+
+pub(crate) fn awaited_by(thread: &Thread, _: &Sockets) -> Option<Socket> {
+    match *thread {}
+}

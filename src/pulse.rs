@@ -1,0 +1,164 @@
+//! What shows, without asking, whether a peer lives: queries that run there, and queries that end.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::socket::Socket;
+
+/// A peer is hesitant when a query has been running there for this long and none has ended since:
+/// many times what most queries take, and little for a thread to lose.
+const HESITATION: Duration = Duration::from_millis(100);
+
+/// The pulse of one peer. The figures are written by whoever runs queries, without a lock, and read
+/// by the checker and by who chooses a peer: nothing else depends on when they are seen.
+#[derive(Debug, Default)]
+pub(crate) struct Pulse {
+    /// Links that are checked out.
+    in_use: AtomicUsize,
+    /// When a query ended last.
+    ended: Moment,
+    hesitant: AtomicBool,
+    links: Mutex<Vec<Arc<Vitals>>>,
+}
+
+/// What is known about one link without asking its server.
+#[derive(Debug, Default)]
+pub(crate) struct Vitals {
+    /// Since when the query has been running that is running now.
+    running: Moment,
+    lost: AtomicBool,
+    socket: OnceLock<Arc<Socket>>,
+}
+
+impl Pulse {
+    /// How many links are checked out.
+    pub(crate) fn in_use(&self) -> usize {
+        self.in_use.load(Ordering::Relaxed)
+    }
+
+    /// One link more is checked out, or one less.
+    pub(crate) fn count_in_use(&self, in_use: bool) {
+        if in_use {
+            self.in_use.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.in_use.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A link to this peer is there, and one is there no more.
+    pub(crate) fn add(&self, link: Arc<Vitals>) {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).push(link);
+    }
+
+    pub(crate) fn remove(&self, link: &Arc<Vitals>) {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|other| !Arc::ptr_eq(other, link));
+    }
+
+    /// A query has ended with the server's answer.
+    pub(crate) fn query_ended(&self, now: Instant) {
+        self.ended.set(now);
+        if self.is_hesitant() {
+            self.hesitant.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// When a query ended last.
+    pub(crate) fn ended(&self) -> Option<Instant> {
+        self.ended.get()
+    }
+
+    /// Since when the query has been running that has been running longest.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.iter().filter_map(|link| link.running.get()).min()
+    }
+
+    /// Links whose query has been running since before `begun`.
+    pub(crate) fn running_since(&self, begun: Instant) -> Vec<Arc<Vitals>> {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_old = |link: &&Arc<Vitals>| link.running.get().is_some_and(|since| since <= begun);
+        links.iter().filter(is_old).cloned().collect()
+    }
+
+    /// Looks whether it is hesitant. Says whether any query is running there.
+    pub(crate) fn look(&self, now: Instant) -> bool {
+        let hesitates = |oldest: Instant| {
+            now.saturating_duration_since(oldest) > HESITATION
+                && self.ended().is_none_or(|ended| ended < oldest)
+        };
+        let oldest = self.oldest();
+        self.hesitant.store(oldest.is_some_and(hesitates), Ordering::Relaxed);
+        oldest.is_some()
+    }
+
+    /// Whether a query has been running there for a while, and none has ended since.
+    pub(crate) fn is_hesitant(&self) -> bool {
+        self.hesitant.load(Ordering::Relaxed)
+    }
+}
+
+impl Vitals {
+    /// A query begins.
+    pub(crate) fn query_begins(&self, now: Instant) {
+        self.running.set(now);
+    }
+
+    /// No query is running.
+    pub(crate) fn rest(&self) {
+        self.running.clear();
+    }
+
+    /// Whether an error on this link said that it is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        // Whoever asks holds the connection, so the query that set it was in this thread or
+        // was handed over with the connection: no ordering beyond that is needed.
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn lose(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+    }
+
+    /// The link's socket was found.
+    pub(crate) fn set_socket(&self, socket: Arc<Socket>) {
+        let _ = self.socket.set(socket);
+    }
+
+    pub(crate) fn socket(&self) -> Option<&Arc<Socket>> {
+        self.socket.get()
+    }
+
+    /// Ends the link where it is: whoever waits on it gets an error. Not without its socket.
+    pub(crate) fn shut_down(&self) -> bool {
+        let Some(socket) = self.socket() else { return false };
+        self.lose();
+        socket.shut_down();
+        true
+    }
+}
+
+/// An instant that is read and written without a lock, or none.
+#[derive(Debug, Default)]
+struct Moment(AtomicU64);
+
+/// What moments are counted from.
+#[expect(clippy::disallowed_methods, reason = "any instant will do as the origin")]
+static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+impl Moment {
+    fn get(&self) -> Option<Instant> {
+        let nanos = self.0.load(Ordering::Relaxed);
+        (nanos != 0).then(|| *ORIGIN + Duration::from_nanos(nanos))
+    }
+
+    fn set(&self, at: Instant) {
+        let nanos = at.saturating_duration_since(*ORIGIN).as_nanos();
+        self.0.store(u64::try_from(nanos).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
+    }
+
+    fn clear(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,236 @@
+//! What a manager was told to do: the settings, checked and with their defaults.
+
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use rand::rngs::SmallRng;
+
+use crate::error::Kind;
+use crate::policy::{AllDown, Recheck, Strategy};
+
+/// A check is due up to this much later than its interval, so that a thousand processes that saw
+/// the same failure do not return at once; and a link ends up to this much earlier than told, so
+/// that links that were made together do not end together.
+const JITTER: f64 = 0.1;
+
+/// As good as for ever: the clock cannot tell much longer times.
+const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+
+/// How long a failure mark holds when nothing else is said. From django-proxysql.
+const DEFAULT_CHECK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The least time between two checks: a login each takes a server some milliseconds.
+const LEAST_CHECK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The least time after which a query is suspected: twice as long as the checker takes to see one.
+const LEAST_STALL: Duration = Duration::from_millis(100);
+
+/// How long one login may take when nothing else is said: many times what one over a slow network
+/// takes, and a sixth of the time for which r2d2 has its callers wait.
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long `connect()` may take with all the logins that it makes: a third of the time for which r2d2
+/// has its callers wait.
+const DEFAULT_CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How often peers are checked while all are down. An answer within half a second of a peer's return
+/// takes no more than that, and refusing a connection costs a host next to nothing.
+const DEFAULT_ALL_DOWN_INTERVAL: Duration = Duration::from_millis(250);
+
+/// For how long one connection that is wanted waits while all peers are down: longer than r2d2 lets any
+/// slot sleep that could not connect, half its `connection_timeout`.
+const DEFAULT_ALL_DOWN_WAIT: Duration = Duration::from_secs(20);
+
+/// How long an answer is waited for while queries hang. A small server with 64 busy sessions was seen
+/// to keep a login waiting for 0.9 s.
+const DEFAULT_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a ping may take. Others' pools give the test of a connection 5 s, which is long for
+/// somebody who waits for a page.
+const DEFAULT_PING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// After how long at rest a connection is pinged: by then a firewall may have forgotten it.
+const DEFAULT_PING_IDLE: Duration = Duration::from_secs(30);
+
+/// After how long a query that is still running makes its peer be checked.
+const DEFAULT_STALL_AFTER: Duration = Duration::from_secs(2);
+
+/// After how long without a byte the kernel asks whether the peer is there; three questions a third
+/// of that apart have to go unanswered. With the kernel's own setting it is two hours.
+const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(9);
+
+/// For how long what was sent may go unacknowledged. With the kernel's own setting it is a quarter of
+/// an hour.
+const DEFAULT_TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The least time between two connections that are closed to even out their number.
+const DEFAULT_REBALANCE_PACE: Duration = Duration::from_millis(200);
+
+/// How old a connection gets. As r2d2's `max_lifetime`, which counts for its slots.
+const DEFAULT_LINK_MAX_AGE: Duration = Duration::from_secs(30 * 60);
+
+/// The settings; each is explained where it is set, in the builder.
+#[derive(Debug, Clone)]
+pub(crate) struct Rules {
+    pub(crate) check_interval: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) connect_deadline: Duration,
+    pub(crate) probe_timeout: Duration,
+    pub(crate) ping_timeout: Duration,
+    pub(crate) ping_idle: Duration,
+    pub(crate) stall_after: Option<Duration>,
+    pub(crate) tuning: Tuning,
+    pub(crate) recheck: Recheck,
+    pub(crate) all_down: AllDown,
+    pub(crate) all_down_interval: Duration,
+    pub(crate) all_down_wait: Duration,
+    pub(crate) strategy: Strategy,
+    pub(crate) rebalance_pace: Duration,
+    pub(crate) link_max_age: Duration,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            check_interval: DEFAULT_CHECK_INTERVAL,
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            connect_deadline: DEFAULT_CONNECT_DEADLINE,
+            probe_timeout: DEFAULT_PROBE_TIMEOUT,
+            ping_timeout: DEFAULT_PING_TIMEOUT,
+            ping_idle: DEFAULT_PING_IDLE,
+            stall_after: Some(DEFAULT_STALL_AFTER),
+            tuning: Tuning {
+                keepalive: Some(DEFAULT_KEEPALIVE),
+                user_timeout: Some(DEFAULT_TCP_USER_TIMEOUT),
+            },
+            recheck: Recheck::default(),
+            all_down: AllDown::default(),
+            all_down_interval: DEFAULT_ALL_DOWN_INTERVAL,
+            all_down_wait: DEFAULT_ALL_DOWN_WAIT,
+            strategy: Strategy::default(),
+            rebalance_pace: DEFAULT_REBALANCE_PACE,
+            link_max_age: DEFAULT_LINK_MAX_AGE,
+        }
+    }
+}
+
+/// How the kernel finds out that the other machine has vanished.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tuning {
+    /// After how long without a byte the kernel asks whether the other end is there.
+    pub(crate) keepalive: Option<Duration>,
+    /// For how long what was sent may go unacknowledged.
+    pub(crate) user_timeout: Option<Duration>,
+}
+
+/// When a peer is to be checked next.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Due {
+    pub(crate) next: Instant,
+    /// While every peer is down.
+    pub(crate) soon: Instant,
+}
+
+impl Rules {
+    /// Nothing takes no time at all.
+    pub(crate) fn check(&self) -> Result<(), Kind> {
+        let millisecond = Duration::from_millis(1);
+        let Tuning { keepalive, user_timeout } = self.tuning;
+        for (setting, duration, least) in [
+            ("check_interval", Some(self.check_interval), LEAST_CHECK_INTERVAL),
+            ("all_down_interval", Some(self.all_down_interval), LEAST_CHECK_INTERVAL),
+            ("connect_timeout", Some(self.connect_timeout), millisecond),
+            ("connect_deadline", Some(self.connect_deadline), millisecond),
+            ("probe_timeout", Some(self.probe_timeout), millisecond),
+            ("ping_timeout", Some(self.ping_timeout), millisecond),
+            ("stall_after", self.stall_after, LEAST_STALL),
+            ("link_max_age", Some(self.link_max_age), millisecond),
+            ("tcp_keepalive", keepalive, Duration::from_secs(3)),
+            ("tcp_user_timeout", user_timeout, millisecond),
+        ] {
+            if duration.is_some_and(|duration| duration < least) {
+                return Err(Kind::TooShort { setting, least });
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to take longer than the clock can tell is to take as long as it can.
+    pub(crate) fn within_the_clock(mut self) -> Self {
+        for duration in [
+            &mut self.check_interval,
+            &mut self.connect_timeout,
+            &mut self.connect_deadline,
+            &mut self.probe_timeout,
+            &mut self.ping_timeout,
+            &mut self.all_down_interval,
+            &mut self.all_down_wait,
+            &mut self.link_max_age,
+        ] {
+            *duration = FOREVER.min(*duration);
+        }
+        self
+    }
+
+    /// When a link that is born at `now` is too old.
+    pub(crate) fn expiry(&self, now: Instant, rng: &mut SmallRng) -> Instant {
+        now + self.link_max_age.mul_f64(1.0 - JITTER * rng.random::<f64>())
+    }
+
+    /// When something is due that happens at intervals.
+    pub(crate) fn due(&self, now: Instant, rng: &mut SmallRng) -> Due {
+        Due {
+            next: jittered(now, self.check_interval, rng),
+            soon: jittered(now, self.all_down_interval, rng),
+        }
+    }
+}
+
+/// One interval from `now`, and up to [`JITTER`] of it more.
+fn jittered(now: Instant, interval: Duration, rng: &mut SmallRng) -> Instant {
+    now + interval + interval.mul_f64(JITTER * rng.random::<f64>())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    pub(crate) const INTERVAL: Duration = Duration::from_secs(30);
+    pub(crate) const PACE: Duration = Duration::from_millis(200);
+
+    /// Rules to test with.
+    pub(crate) fn rules() -> Rules {
+        Rules {
+            check_interval: INTERVAL,
+            connect_timeout: Duration::from_secs(5),
+            connect_deadline: Duration::from_secs(10),
+            probe_timeout: Duration::from_secs(1),
+            ping_timeout: Duration::from_secs(1),
+            ping_idle: INTERVAL,
+            stall_after: Some(Duration::from_secs(2)),
+            tuning: Tuning { keepalive: None, user_timeout: None },
+            recheck: Recheck::Probe,
+            all_down: AllDown::Try,
+            all_down_interval: Duration::from_millis(250),
+            all_down_wait: Duration::from_secs(20),
+            strategy: Strategy::LeastConnections,
+            rebalance_pace: PACE,
+            link_max_age: INTERVAL,
+        }
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
+    fn checks_are_due_after_the_interval_and_up_to_a_tenth_of_it() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let start = Instant::now();
+        let delays: Vec<Duration> =
+            (0..1000).map(|_| rules().due(start, &mut rng).next - start).collect();
+        assert!(delays.iter().all(|delay| (INTERVAL..INTERVAL.mul_f64(1.1)).contains(delay)));
+        let (least, most) = (delays.iter().min(), delays.iter().max());
+        assert!(least < Some(&INTERVAL.mul_f64(1.01)), "the least of many is near the interval");
+        assert!(most > Some(&INTERVAL.mul_f64(1.09)), "the most of many is near its end");
+    }
+}

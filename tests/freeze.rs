@@ -1,0 +1,135 @@
+//! A peer that stops without a word (its process is frozen, its machine hangs) keeps no thread for
+//! long: its queries are cut off. Those of a peer that only takes its time are not.
+
+#![cfg(all(target_os = "linux", any(feature = "mysql", feature = "postgres")))]
+
+mod support;
+
+use std::ops::DerefMut;
+use std::thread;
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel_peers::{PeerState, Strategy};
+use support::backend::{Backend, PATIENCE, SOON, fill, links, manager_over, pool_of, state};
+use support::load::Load;
+use support::process::Server;
+use support::wait_until;
+
+const STALL_AFTER: Duration = Duration::from_millis(500);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// More threads than a peer has connections, and as many connections as threads.
+const THREADS: u32 = 12;
+
+/// Three servers, and one of them freezes under load.
+fn the_others_go_on<B>(strategy: Strategy, query: &str)
+where
+    B: Backend + DerefMut<Target = Server>,
+{
+    let mut servers = B::start(3);
+    let builder = manager_over(&servers)
+        .strategy(strategy)
+        .check_interval(SOON)
+        .connect_timeout(Duration::from_secs(2))
+        .stall_after(STALL_AFTER)
+        .probe_timeout(PROBE_TIMEOUT);
+    let (pool, peers) = pool_of(builder, THREADS);
+    fill(&pool, &peers, &[4, 4, 4]);
+    let seen = Load::run(&pool, THREADS as usize, query, |load| {
+        wait_until("all serve", PATIENCE, || load.served() > 1000);
+        servers[0].freeze();
+        let in_use = || peers.snapshot().peers[0].in_use;
+        for _ in 0..10 {
+            let before = load.served();
+            wait_until("the others go on serving", PATIENCE, || load.served() > before + 20);
+        }
+        wait_until("it is noticed", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        wait_until("every thread is free", PATIENCE, || in_use() == 0);
+        let served = load.served();
+        wait_until("all the others' work is done", PATIENCE, || load.served() > served + 1000);
+        assert_eq!(in_use(), 0, "nobody goes there");
+        servers[0].thaw();
+        wait_until("it is up again", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
+        wait_until("it has its share again", PATIENCE, || links(&peers) == [4, 4, 4]);
+        let before = load.served_by("peer0");
+        wait_until("it serves", PATIENCE, || load.served_by("peer0") > before + 100);
+    });
+    assert_eq!(seen.refused, [""; 0], "no `pool.get()` failed");
+    assert!(seen.failed.iter().all(|(peer, _)| peer == "peer0"), "only there: {:?}", seen.failed);
+    assert!(seen.failed.len() <= 6, "those that were in flight: {:?}", seen.failed);
+}
+
+#[cfg(feature = "mysql")]
+mod mariadb {
+    use super::*;
+    use support::mariadb::MariaDb;
+
+    #[test]
+    fn the_others_go_on_by_connections_in_use() {
+        the_others_go_on::<MariaDb>(Strategy::LeastConnections, "SELECT SLEEP(0.001)");
+    }
+
+    #[test]
+    fn the_others_go_on_by_chance() {
+        the_others_go_on::<MariaDb>(Strategy::Random, "SELECT SLEEP(0.001)");
+    }
+
+    #[test]
+    fn the_others_go_on_in_turn() {
+        the_others_go_on::<MariaDb>(Strategy::RoundRobin, "SELECT SLEEP(0.001)");
+    }
+}
+
+#[cfg(feature = "postgres")]
+mod postgres {
+    use super::*;
+    use support::postgres::Postgres;
+
+    #[test]
+    fn the_others_go_on() {
+        super::the_others_go_on::<Postgres>(Strategy::LeastConnections, "SELECT pg_sleep(0.001)");
+    }
+}
+
+/// A connection that was checked out before, and is used only later.
+#[cfg(feature = "mysql")]
+#[test]
+fn queries_that_begin_later_are_cut_off_as_well() {
+    let mut servers = <support::mariadb::MariaDb as Backend>::start(2);
+    let builder = manager_over(&servers)
+        .check_interval(PATIENCE)
+        .stall_after(STALL_AFTER)
+        .probe_timeout(PROBE_TIMEOUT);
+    let (pool, peers) = pool_of(builder, 4);
+    fill(&pool, &peers, &[2, 2]);
+    let mut conns: Vec<_> = (0..4).map(|_| pool.get().expect("both live")).collect();
+    conns.retain(|conn| conn.peer() == "peer0");
+    servers[0].freeze();
+    for conn in &mut conns {
+        conn.batch_execute("SELECT 1").expect_err("it is cut off while its server is frozen");
+        assert_eq!(state(&peers, "peer0"), PeerState::Down, "it is known to have stopped");
+    }
+    drop(conns);
+    servers[0].thaw();
+}
+
+/// A long query is asked after, and left alone.
+#[cfg(feature = "mysql")]
+#[test]
+fn long_queries_on_a_peer_that_answers_go_on() {
+    let servers = <support::mariadb::MariaDb as Backend>::start(2);
+    let builder = manager_over(&servers).stall_after(STALL_AFTER / 5).probe_timeout(PROBE_TIMEOUT);
+    let (pool, peers) = pool_of(builder, 4);
+    fill(&pool, &peers, &[2, 2]);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut conn = pool.get().expect("both live");
+                conn.batch_execute("SELECT SLEEP(3)").expect("it takes as long as it takes");
+            });
+        }
+    });
+    let snapshot = peers.snapshot();
+    assert!(snapshot.peers.iter().all(|peer| peer.state == PeerState::Up), "{snapshot:?}");
+}
