@@ -239,7 +239,8 @@ impl<C> PeerManagerBuilder<C> {
 
     /// How long a check's answer is waited for while queries hang or every peer is down: this, or
     /// twice what a login there usually takes if that is more, but no longer than
-    /// [`connect_timeout`](Self::connect_timeout).
+    /// [`connect_timeout`](Self::connect_timeout). While queries hang, a peer that has begun to answer by
+    /// then is given the latter.
     ///
     /// Defaults to 1 second.
     #[must_use]

@@ -10,12 +10,12 @@ use log::warn;
 
 use crate::caught::caught;
 use crate::checks::Probe;
-use crate::helper::{self, Failure};
+use crate::helper::{self, Failure, Patience};
 use crate::lease::Lease;
 use crate::link::Link;
 use crate::login::{Login, OnConnect};
 use crate::outage::Word;
-use crate::peer::{Answer, Health, Peer};
+use crate::peer::{Answer, Check, Health, Peer};
 use crate::policy::AllDown;
 use crate::set::{PeerSet, Picked};
 use crate::share::nobody_takes_work;
@@ -121,7 +121,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
     helper::start(
         set,
         peer,
-        (began, patience),
+        (began, Patience::of(patience)),
         move |progress| login.make(progress),
         move |outcome| {
             let result = match outcome {
@@ -169,6 +169,11 @@ pub(crate) fn probe<C: R2D2Connection + Send + 'static>(
         trial: true,
         on_connect: on_connect.clone(),
         rng: set.rng(),
+    };
+    let patience = match kind {
+        Check::Regular => Patience::of(patience),
+        // Queries may be cut off when it is not answered: who has begun to answer is heard out.
+        Check::Stall => Patience { with_silence: patience, at_most: set.rules().connect_timeout },
     };
     let judged = set.clone();
     helper::start(

@@ -24,6 +24,9 @@ const DIALER: &str = "peers-dial";
 const CUT_AGAIN: Duration = Duration::from_millis(250);
 const CUT_AGAIN_AT_MOST: Duration = Duration::from_secs(30);
 
+/// How often it is looked whether a login is met with silence that is late.
+const LISTEN_AGAIN: Duration = Duration::from_millis(100);
+
 /// Why a login came to nothing.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -79,6 +82,17 @@ impl Progress {
         *self.lock() = socket.map_or(Stage::Elsewhere, Stage::In);
     }
 
+    /// Whether the thread waits for a server that has not said anything yet. One that waits for a
+    /// processor, or has got a part of the answer, does not show that its server has stopped.
+    fn is_met_with_silence(&self) -> bool {
+        match &*self.lock() {
+            Stage::LoggingIn { thread, before } => {
+                socket::awaited_by(thread, before).is_some_and(|socket| !socket.has_heard())
+            }
+            Stage::Elsewhere | Stage::In(_) => false,
+        }
+    }
+
     /// Shuts its socket down, as far as that is known.
     fn cut(&self) {
         // The stage does not change meanwhile.
@@ -100,7 +114,8 @@ type Report<T> = Box<dyn FnOnce(Result<T, Failure>) + Send>;
 struct Call<T> {
     set: Arc<PeerSet>,
     peer: usize,
-    patience: Duration,
+    began: Instant,
+    patience: Patience,
     progress: Progress,
     state: Mutex<State<T>>,
 }
@@ -113,24 +128,40 @@ enum State<T> {
     Ended,
 }
 
+/// For how long a login is waited for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    pub(crate) with_silence: Duration,
+    /// When the server has begun to answer, or this process has not come to read it.
+    pub(crate) at_most: Duration,
+}
+
+impl Patience {
+    /// The same whether the server says something or not.
+    pub(crate) fn of(at_most: Duration) -> Self {
+        Self { with_silence: at_most, at_most }
+    }
+}
+
 /// Runs `work`, which talks to a server, on a thread of its own, and reports its outcome; or that it
 /// has taken longer than `patience`, when it has.
 pub(crate) fn start<T: Send + 'static>(
     set: &Arc<PeerSet>,
     peer: usize,
-    (began, patience): (Instant, Duration),
+    (began, patience): (Instant, Patience),
     work: impl FnOnce(&Progress) -> Result<T, Arc<str>> + Send + 'static,
     report: impl FnOnce(Result<T, Failure>) + Send + 'static,
 ) {
     let call = Arc::new(Call {
         set: set.clone(),
         peer,
+        began,
         patience,
         progress: Progress::default(),
         state: Mutex::new(State::UnderWay(Box::new(report))),
     });
     let late = call.clone();
-    let ticket = set.bound(began + patience, move |why| late.cut_off(why, CUT_AGAIN));
+    let ticket = set.bound(began + patience.with_silence, move |why| late.cut_off(why, CUT_AGAIN));
     let worker = call.clone();
     let thread = thread::Builder::new().name(DIALER.to_owned()).spawn(move || {
         let outcome = caught(|| work(&worker.progress));
@@ -174,11 +205,24 @@ impl<T: Send + 'static> Call<T> {
         }
     }
 
+    /// Whether its server is given more time, and what time it is.
+    fn is_heard_out(&self, state: &State<T>, why: Late) -> Option<Instant> {
+        let Late::At(now) = why else { return None };
+        let is_in_time = now < self.began + self.patience.at_most;
+        let is_waited_for = matches!(state, State::UnderWay(_)) && is_in_time;
+        (is_waited_for && !self.progress.is_met_with_silence()).then_some(now)
+    }
+
     /// It is late. Says so, once, if anybody waits for it, and cuts it off, until it ends.
     fn cut_off(self: &Arc<Self>, why: Late, wait: Duration) {
         let report = {
             // It neither ends nor goes on to anything else meanwhile.
             let state = &mut *self.lock();
+            if let Some(now) = self.is_heard_out(state, why) {
+                let later = self.clone();
+                self.set.bound(now + LISTEN_AGAIN, move |why| later.cut_off(why, wait));
+                return;
+            }
             let report = match mem::replace(state, State::Late) {
                 State::UnderWay(report) => {
                     self.set.count(self.peer, |counts| counts.stuck += 1);
@@ -198,7 +242,13 @@ impl<T: Send + 'static> Call<T> {
         let longer = (wait * 2).min(CUT_AGAIN_AT_MOST);
         self.set.bound(now + wait, move |why| again.cut_off(why, longer));
         if let Some(report) = report {
-            let _ = caught(|| report(Err(Failure::Late(self.patience))));
+            let waited = now.saturating_duration_since(self.began);
+            let waited = if waited < self.patience.at_most {
+                self.patience.with_silence
+            } else {
+                self.patience.at_most
+            };
+            let _ = caught(|| report(Err(Failure::Late(waited))));
         }
     }
 }

@@ -67,6 +67,11 @@ impl Socket {
             set(libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, millis);
         }
     }
+
+    /// Whether anything has come from the other end. Not of what is not a TCP socket.
+    pub(crate) fn has_heard(&self) -> bool {
+        system::traffic(self.stream.as_raw_fd()).is_some_and(|traffic| traffic.received > 0)
+    }
 }
 
 fn seconds(duration: Duration) -> libc::c_int {

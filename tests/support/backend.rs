@@ -1,6 +1,8 @@
 //! The kinds of peer that a suite runs on, and the pools it runs with.
 
 use std::fs;
+#[cfg(target_os = "linux")]
+use std::ops::DerefMut;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,6 +12,10 @@ use diesel::r2d2::{Pool, R2D2Connection};
 use diesel_peers::{PeerManager, PeerManagerBuilder, PeerState, Peers};
 use tempfile::TempDir;
 
+#[cfg(target_os = "linux")]
+use super::port::Port;
+#[cfg(target_os = "linux")]
+use super::process::Server;
 use super::wait_until;
 
 /// Longer than anything takes that works. Waits end as soon as what they wait for is there.
@@ -71,6 +77,57 @@ impl Backend for super::postgres::Postgres {
 
     fn restart(&mut self) {
         (**self).restart();
+    }
+}
+
+/// A peer that is a real server.
+#[cfg(target_os = "linux")]
+pub trait RealServer: Backend + DerefMut<Target = Server> {
+    /// Starts one on this port.
+    fn start_on(port: Port) -> Self;
+    /// The URL of one on this host and port.
+    fn url_at(host: &str, port: u16) -> String;
+    /// A query that does nothing for so many seconds.
+    fn rest(seconds: f64) -> String;
+    /// A query that keeps a processor busy, for so many times some ten milliseconds.
+    fn toil(times: u32) -> String;
+}
+
+#[cfg(all(target_os = "linux", feature = "mysql"))]
+impl RealServer for super::mariadb::MariaDb {
+    fn start_on(port: Port) -> Self {
+        Self::start_on(port)
+    }
+
+    fn url_at(host: &str, port: u16) -> String {
+        super::mariadb::url_at(host, port)
+    }
+
+    fn rest(seconds: f64) -> String {
+        format!("DO SLEEP({seconds})")
+    }
+
+    fn toil(times: u32) -> String {
+        format!("DO BENCHMARK({times} * 50000, MD5('work'))")
+    }
+}
+
+#[cfg(all(target_os = "linux", feature = "postgres"))]
+impl RealServer for super::postgres::Postgres {
+    fn start_on(port: Port) -> Self {
+        Self::start_on(port)
+    }
+
+    fn url_at(host: &str, port: u16) -> String {
+        super::postgres::url_at(host, port)
+    }
+
+    fn rest(seconds: f64) -> String {
+        format!("SELECT pg_sleep({seconds})")
+    }
+
+    fn toil(times: u32) -> String {
+        format!("SELECT count(md5(i::text)) FROM generate_series(1, {times} * 50000) AS i")
     }
 }
 

@@ -1,9 +1,11 @@
 //! Threads that keep a pool busy, and what they have seen.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::iter;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::{Pool, R2D2Connection};
@@ -15,6 +17,8 @@ use super::backend::PATIENCE;
 #[derive(Debug, Default)]
 pub struct Load {
     stopped: AtomicBool,
+    /// How many times each thread has come back from its `pool.get()` and its query.
+    rounds: Vec<AtomicUsize>,
     seen: Mutex<Seen>,
 }
 
@@ -27,6 +31,9 @@ pub struct Seen {
     pub failed: Vec<(String, String)>,
     /// Errors of `pool.get()`.
     pub refused: Vec<String>,
+    /// The longest time that a `pool.get()` took, and a query.
+    pub longest_get: Duration,
+    pub longest_query: Duration,
 }
 
 impl Load {
@@ -41,6 +48,19 @@ impl Load {
     where
         C: R2D2Connection + Send + 'static,
     {
+        let queries: Vec<_> = iter::repeat_n(query, threads).collect();
+        Self::run_each(pool, &queries, story)
+    }
+
+    /// As [`run`](Self::run), with one thread for each of these queries.
+    pub fn run_each<C>(
+        pool: &Pool<PeerManager<C>>,
+        queries: &[impl AsRef<str> + Sync],
+        story: impl FnOnce(&Self),
+    ) -> Seen
+    where
+        C: R2D2Connection + Send + 'static,
+    {
         /// The threads also end when the story panics, or the scope would wait for ever.
         struct Stop<'a>(&'a AtomicBool);
         impl Drop for Stop<'_> {
@@ -49,12 +69,15 @@ impl Load {
             }
         }
 
-        let load = Self::default();
+        let rounds = queries.iter().map(|_| AtomicUsize::new(0)).collect();
+        let load = Self { rounds, ..Self::default() };
         thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| {
+            for (query, rounds) in queries.iter().zip(&load.rounds) {
+                let load = &load;
+                scope.spawn(move || {
                     while !load.stopped.load(Ordering::Relaxed) {
-                        load.one_query(pool, query);
+                        load.one_query(pool, query.as_ref());
+                        rounds.fetch_add(1, Ordering::Relaxed);
                     }
                 });
             }
@@ -74,20 +97,40 @@ impl Load {
         self.seen().served.values().sum()
     }
 
+    /// How many times each thread has come back from its `pool.get()` and its query.
+    pub fn rounds(&self) -> Vec<usize> {
+        self.rounds.iter().map(|rounds| rounds.load(Ordering::Relaxed)).collect()
+    }
+
+    /// Whether each thread has come back at least so many times since `before`.
+    pub fn all_came_back(&self, before: &[usize], times: usize) -> bool {
+        self.rounds().iter().zip(before).all(|(now, before)| *now >= before + times)
+    }
+
     fn one_query<C>(&self, pool: &Pool<PeerManager<C>>, query: &str)
     where
         C: R2D2Connection + Send + 'static,
     {
-        match pool.get_timeout(PATIENCE) {
-            Ok(mut conn) => {
-                let outcome = conn.batch_execute(query);
-                let peer = conn.peer().to_owned();
-                match outcome {
-                    Ok(()) => *self.seen().served.entry(peer).or_default() += 1,
-                    Err(error) => self.seen().failed.push((peer, error.to_string())),
-                }
+        let start = Instant::now();
+        let conn = pool.get_timeout(PATIENCE);
+        let got = start.elapsed();
+        let mut conn = match conn {
+            Ok(conn) => conn,
+            Err(error) => {
+                self.seen().refused.push(error.to_string());
+                return;
             }
-            Err(error) => self.seen().refused.push(error.to_string()),
+        };
+        let start = Instant::now();
+        let outcome = conn.batch_execute(query);
+        let took = start.elapsed();
+        let peer = conn.peer().to_owned();
+        let mut seen = self.seen();
+        seen.longest_get = seen.longest_get.max(got);
+        seen.longest_query = seen.longest_query.max(took);
+        match outcome {
+            Ok(()) => *seen.served.entry(peer).or_default() += 1,
+            Err(error) => seen.failed.push((peer, error.to_string())),
         }
     }
 

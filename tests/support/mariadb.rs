@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::account::Account;
-use super::port::free_port;
+use super::port::{Port, free_port};
 use super::process::{Server, Signals, find_program, run, text};
 use super::tls::Certificate;
 use super::{APP, APP_PASSWORD, template};
@@ -22,17 +22,22 @@ pub struct MariaDb {
 impl MariaDb {
     /// Starts a server with new data.
     pub fn start() -> Self {
-        Self::start_with(|_, _| Vec::new())
+        Self::start_with(free_port(), |_, _| Vec::new())
+    }
+
+    /// As [`start`](Self::start), on this port.
+    pub fn start_on(port: Port) -> Self {
+        Self::start_with(port, |_, _| Vec::new())
     }
 
     /// Starts a server that listens on IPv6 as well.
     pub fn start_on_both() -> Self {
-        Self::start_with(|_, _| vec!["--bind-address=127.0.0.1,::1".to_owned()])
+        Self::start_with(free_port(), |_, _| vec!["--bind-address=127.0.0.1,::1".to_owned()])
     }
 
     /// Starts a server that lets nobody in over TCP without TLS.
     pub fn start_with_tls() -> Self {
-        Self::start_with(|account, folder| {
+        Self::start_with(free_port(), |account, folder| {
             let Certificate { certificate, key } = Certificate::make(account, folder);
             vec![
                 format!("--ssl-cert={}", certificate.display()),
@@ -43,7 +48,7 @@ impl MariaDb {
     }
 
     /// Starts a server with new data, and with these settings besides.
-    fn start_with(settings: impl FnOnce(&Account, &Path) -> Vec<String>) -> Self {
+    fn start_with(port: Port, settings: impl FnOnce(&Account, &Path) -> Vec<String>) -> Self {
         let account = Account::of("mysql");
         let folder = account.folder();
         // Also part of the archive's name: the program's version, and all of this file.
@@ -53,7 +58,6 @@ impl MariaDb {
             make_data(&account, data);
         });
 
-        let port = free_port();
         let mut command = mariadbd(&account, folder.path());
         command.arg(format!("--port={}", port.number()));
         command.arg(format!("--socket={}", folder.path().join("socket").display()));
@@ -112,7 +116,12 @@ impl DerefMut for MariaDb {
 
 /// The URL of the application's database behind `port`, on a server or something in front of it.
 pub fn url(port: u16) -> String {
-    format!("mysql://{APP}:{APP_PASSWORD}@127.0.0.1:{port}/{APP}")
+    url_at("127.0.0.1", port)
+}
+
+/// As [`url`], on another host.
+pub fn url_at(host: &str, port: u16) -> String {
+    format!("mysql://{APP}:{APP_PASSWORD}@{host}:{port}/{APP}")
 }
 
 /// Whether a server on `port` says hello: it speaks first, before any login.

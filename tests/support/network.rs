@@ -52,12 +52,25 @@ impl FullBacklog {
     pub fn port(&self) -> u16 {
         self.port.number()
     }
+
+    /// Goes away, and leaves its port to somebody else.
+    pub fn vanish(self) -> Port {
+        self.port
+    }
 }
 
 /// A port that accepts connections and never says anything.
 #[derive(Debug)]
 pub struct Silent {
+    // Before the port is free, its listener has gone.
+    listening: Listening,
     port: Port,
+}
+
+/// A thread that accepts connections and keeps them.
+#[derive(Debug)]
+struct Listening {
+    port: u16,
     accepted: Arc<Mutex<Vec<TcpStream>>>,
     stopped: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -81,7 +94,8 @@ impl Silent {
                 }
             }
         });
-        Self { port, accepted, stopped, thread: Some(thread.expect("one thread more")) }
+        let thread = Some(thread.expect("one thread more"));
+        Self { listening: Listening { port: port.number(), accepted, stopped, thread }, port }
     }
 
     /// The port on which it keeps silent.
@@ -91,15 +105,20 @@ impl Silent {
 
     /// How many connections it has accepted so far.
     pub fn accepted(&self) -> usize {
-        self.accepted.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.listening.accepted.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Goes away with all connections, and leaves its port to somebody else.
+    pub fn vanish(self) -> Port {
+        self.port
     }
 }
 
-impl Drop for Silent {
+impl Drop for Listening {
     fn drop(&mut self) {
         self.stopped.store(true, Ordering::Relaxed);
         // The thread waits for a connection: give it one.
-        if connect(self.port(), Duration::from_secs(1)).is_ok() {
+        if connect(self.port, Duration::from_secs(1)).is_ok() {
             let _ = self.thread.take().map(JoinHandle::join);
         }
     }
