@@ -415,6 +415,45 @@ fn a_connection_is_quiet_or_is_not() {
     assert!(!socket.is_quiet(), "it was ended here");
 }
 
+/// A whole number that is set on a socket.
+#[allow(unsafe_code, reason = "std does not tell it")]
+fn option(stream: &TcpStream, level: libc::c_int, name: libc::c_int) -> libc::c_int {
+    let mut value: libc::c_int = 0;
+    let mut size: libc::socklen_t = size_of_val(&value).try_into().expect("it is small");
+    let into = (&raw mut value).cast();
+    // SAFETY: the buffer is as long as is said, and outlives the call.
+    let outcome = unsafe { libc::getsockopt(stream.as_raw_fd(), level, name, into, &raw mut size) };
+    assert_eq!(outcome, 0, "it can be read");
+    value
+}
+
+#[test]
+fn the_kernel_is_told_to_notice_who_vanishes() {
+    let told = |tuning: Tuning| {
+        let (ours, _theirs) = silent_pair();
+        let fd = ours.as_raw_fd();
+        let socket = duplicate(fd, inode_of(&ours)).expect("it is a socket");
+        socket.tune(tuning);
+        [
+            (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
+            (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+        ]
+        .map(|(level, name)| option(&ours, level, name))
+    };
+    let keepalive = Some(Duration::from_secs(9));
+    let user_timeout = Some(Duration::from_millis(20_500));
+    let untold = told(Tuning { keepalive: None, user_timeout: None });
+    let all = told(Tuning { keepalive, user_timeout });
+    assert_eq!(all, [1, 9, 3, 3, 20_500], "seconds, and milliseconds");
+    let half = told(Tuning { keepalive: None, user_timeout });
+    assert_eq!(half[..4], untold[..4], "what is not to be set is left alone");
+    let half = told(Tuning { keepalive, user_timeout: None });
+    assert_eq!((half[0], half[4]), (1, untold[4]), "what is not to be set is left alone");
+}
+
 /// The numbers of the standard library's own calls are not for tests to know.
 fn poll(stream: &impl AsRawFd, events: libc::c_short) -> libc::c_short {
     let mut polled = libc::pollfd { fd: stream.as_raw_fd(), events, revents: 0 };
