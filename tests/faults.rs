@@ -17,7 +17,7 @@ use diesel::r2d2::{Pool, R2D2Connection};
 use diesel_peers::{PeerManagerBuilder, PeerState, Peers};
 use support::account::is_root;
 use support::backend::{
-    Backend, PATIENCE, RealServer, SOON, links, manager_of, manager_over, pool_of, state,
+    Backend, PATIENCE, RealServer, SOON, fill, links, manager_of, manager_over, pool_of, state,
 };
 use support::load::{Load, Seen};
 use support::mariadb::MariaDb;
@@ -35,7 +35,7 @@ const QUERY: f64 = 0.005;
 
 /// After how long at the most a peer serves again that has healed: many check intervals, and much less
 /// than the kernel takes to give up a connection.
-const BACK: Duration = Duration::from_secs(10);
+const BACK: Duration = Duration::from_secs(30);
 
 /// What is ours in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,11 +163,7 @@ fn a_peer_breaks_and_heals<B: RealServer, F>(
     let (_alone, before) = (alone(), Ours::now());
     let mut servers = B::start(3);
     let (pool, peers) = pool_of(hurried(manager_over(&servers)), CONNECTIONS);
-    // On a busy machine a login may be late, and others take its place.
-    wait_until("the pool is full", PATIENCE, || {
-        drop(pool.get());
-        links(&peers) == [3, 3, 3]
-    });
+    fill(&pool, &peers, &[3, 3, 3]);
     let mut back = None;
     let seen = Load::run(&pool, THREADS, &B::rest(QUERY), |load| {
         wait_until("every peer serves", PATIENCE, || {

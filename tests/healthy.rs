@@ -13,7 +13,7 @@ use std::time::Duration;
 use diesel::MysqlConnection;
 use diesel_peers::{PeerManagerBuilder, PeerState, Strategy};
 use support::backend::{
-    Backend, PATIENCE, RealServer, SOON, links, manager_of, manager_over, pool_of, state,
+    Backend, PATIENCE, RealServer, SOON, fill, links, manager_of, manager_over, pool_of, state,
 };
 use support::haproxy::HaProxy;
 use support::load::{Load, Seen};
@@ -62,7 +62,7 @@ fn a_busy_server<B: RealServer>() {
 fn a_long_query<B: RealServer>() {
     let servers = B::start(2);
     let (pool, peers) = pool_of(suspicious(manager_over(&servers)), 4);
-    wait_until("the pool is full", PATIENCE, || links(&peers) == [2, 2]);
+    fill(&pool, &peers, &[2, 2]);
     let seen = Load::run(&pool, 1, &B::rest(4.0), |load| {
         wait_until("it ends", PATIENCE, || load.all_came_back(&[0], 1));
     });
@@ -76,7 +76,7 @@ fn a_long_query_through_a_paused_proxy() {
     let proxies = [(); 2].map(|()| HaProxy::in_front_of(server.port()));
     let builder = suspicious(manager_of::<MysqlConnection>(proxies.iter().map(HaProxy::mysql_url)));
     let (pool, peers) = pool_of(builder.check_interval(SOON), 4);
-    wait_until("the pool is full", PATIENCE, || links(&peers) == [2, 2]);
+    fill(&pool, &peers, &[2, 2]);
     let seen = Load::run(&pool, 4, &MariaDb::rest(4.0), |load| {
         wait_until("all queries run", PATIENCE, || {
             peers.snapshot().peers.iter().all(|peer| peer.in_use == 2)
@@ -111,7 +111,7 @@ fn application<B: RealServer>(urls: &str) {
         .ping_timeout(Duration::from_secs(1))
         .ping_idle(Duration::ZERO);
     let (pool, peers) = pool_of(builder, 8);
-    wait_until("the pool is full", PATIENCE, || links(&peers) == [4, 4]);
+    fill(&pool, &peers, &[4, 4]);
     let [short, middle, long] = [0.005, 0.4, 7.0].map(B::rest);
     let queries = [&short, &short, &short, &middle, &middle, &long];
     let seen = Load::run_each(&pool, &queries, |load| {
