@@ -1,4 +1,4 @@
-//! Every setting, its default and its check.
+//! Every setting, and what it does.
 
 use std::any::TypeId;
 use std::env;
@@ -27,8 +27,8 @@ use crate::url::PeerUrl;
 
 /// Builds a [`PeerManager`].
 ///
-/// Every check is made in [`build`](Self::build); a wrong setting is an error there, never
-/// corrected silently.
+/// Every check is made in [`build`](Self::build): a wrong setting is an error there. Times of more than
+/// a year count as one.
 pub struct PeerManagerBuilder<C> {
     peers: Vec<PeerConfig>,
     /// Weights and tiers of peers by name, which may be given before the peers themselves.
@@ -329,8 +329,10 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
     ///
     /// # Errors
     ///
-    /// When there is no peer, a name is empty, given twice or not printable, a URL is empty or
-    /// not one, the check interval is zero, or the operating system gives no thread.
+    /// When there is no peer, a name is empty, given twice or not printable, a URL is empty or holds a
+    /// NUL byte, a time is shorter than its least, a weight or a tier is given to no peer, every weight
+    /// is 0, or the operating system gives no thread or no randomness. The rest of a URL is judged by
+    /// the first login.
     pub fn build(self) -> Result<PeerManager<C>, BuildError> {
         let Self { peers, weights, tiers, rules, balance, on_connect, rng_seed } = self;
         check_peers(&peers)?;
@@ -352,11 +354,12 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
                 let url = if is_postgres(TypeId::of::<C::Backend>())
                     && env::var_os(LIBPQ_TIMEOUT).is_none()
                 {
-                    url.with_libpq_timeout(rules.connect_timeout)
+                    // After ours: libpq's reads like an answer.
+                    url.with_libpq_timeout(rules.connect_timeout.saturating_add(LIBPQ_LATER))
                 } else {
                     url
                 };
-                Peer::new(Arc::from(name), url, weight, tier, now, now)
+                Peer::new(Arc::from(name), url, weight, tier, now)
             })
             .collect();
         if peers.iter().all(|peer| peer.weight == 0) {
@@ -373,6 +376,9 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         Ok(PeerManager::new(links, on_connect, checker))
     }
 }
+
+/// How much later than this crate libpq ends a login by itself. It counts whole seconds of the clock.
+const LIBPQ_LATER: Duration = Duration::from_secs(2);
 
 /// Where libpq finds the time-out of a login that no URL sets.
 const LIBPQ_TIMEOUT: &str = "PGCONNECT_TIMEOUT";

@@ -80,8 +80,8 @@ mod tests {
     use crossbeam_channel::unbounded;
 
     use super::*;
-    use crate::checks::Probe;
-    use crate::peer::{Answer, Check};
+    use crate::duties::Probe;
+    use crate::peer::{Answer, ProbeKind};
     use crate::policy::Recheck;
     use crate::rules::tests::INTERVAL;
     use crate::set::tests::set_of;
@@ -141,7 +141,7 @@ mod tests {
             assert!(probes.is_empty(), "a probe of the suspected peer is running already");
 
             set.update(probe.peer, later, |peer, due| {
-                peer.probe_ended(Check::Regular, (probe.began, later), Answer::Works, due)
+                peer.probe_ended(ProbeKind::Regular, (probe.began, later), Answer::Works, due)
             });
             let again = probes.recv().expect("the suspicion is newer than the probe");
             assert_eq!(again.peer, probe.peer, "so the same peer is probed once more");

@@ -9,11 +9,11 @@ use std::time::Instant;
 
 use diesel::r2d2::{Error, R2D2Connection};
 
-use crate::check::{Check, refused};
 use crate::exchange::{Exchange, Reservation};
 use crate::link::Link;
 use crate::policy::Balance;
 use crate::set::PeerSet;
+use crate::sound::{Sounding, refused};
 
 /// A connection to one of the peers.
 ///
@@ -87,17 +87,17 @@ impl<C: R2D2Connection> PeerConnection<C> {
     /// Takes the link that should serve in hand, and sees that its server answers. A dead one is
     /// exchanged for another in the same call.
     pub(crate) fn check_out(&mut self, clock: impl Fn() -> Instant) -> Result<(), Error> {
-        let mut check = Check::begin(&self.links.set, clock);
+        let mut sounding = Sounding::begin(&self.links.set, clock);
         if self.keeps_its_link() {
-            return self.check_out_as_it_is(&mut check);
+            return self.check_out_as_it_is(&mut sounding);
         }
         let exchange = self.links.exchange();
-        let now = check.began;
+        let now = sounding.began;
         let Some(link) = exchange.check_out(self.hand.take(), self.own.take(), || now) else {
             return Err(refused("no live connection is idle"));
         };
         self.hand = OnceCell::from(link);
-        while let Err(error) = check.of(self.link_mut()) {
+        while let Err(error) = sounding.of(self.link_mut()) {
             let Some(dead) = self.hand.take() else { return Err(error) };
             match self.links.exchange().swap_dead(dead) {
                 Ok(live) => self.hand = OnceCell::from(live),
@@ -152,11 +152,14 @@ impl<C: R2D2Connection> PeerConnection<C> {
             || self.hand.get_mut().is_some_and(|link| link.holds_test_transaction())
     }
 
-    fn check_out_as_it_is(&mut self, check: &mut Check<impl Fn() -> Instant>) -> Result<(), Error> {
+    fn check_out_as_it_is(
+        &mut self,
+        sounding: &mut Sounding<impl Fn() -> Instant>,
+    ) -> Result<(), Error> {
         if self.links.set.is_retired(self.link().lease.peer()) {
             return Err(refused(&format!("peer {} is down", self.peer())));
         }
-        check.of(self.link_mut())?;
+        sounding.of(self.link_mut())?;
         self.link_mut().lease.set_in_use(true);
         Ok(())
     }

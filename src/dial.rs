@@ -1,6 +1,5 @@
 //! Which peers are logged in to: for the pool, and for a check.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,15 +8,16 @@ use diesel::r2d2::R2D2Connection;
 use log::warn;
 
 use crate::caught::caught;
-use crate::checks::Probe;
+use crate::duties::Probe;
+use crate::fault::is_timeout;
 use crate::helper::{self, Failure, Patience};
 use crate::lease::Lease;
 use crate::link::Link;
 use crate::login::{Login, OnConnect};
 use crate::outage::Word;
-use crate::peer::{Answer, Check, Health, Peer};
+use crate::peer::{Answer, Health, Peer, ProbeKind};
 use crate::policy::AllDown;
-use crate::set::{PeerSet, Picked};
+use crate::set::{PeerSet, Picked, in_words};
 use crate::share::nobody_takes_work;
 
 /// Makes a connection to one of the peers. While all are down, who asks first is told the story at
@@ -138,7 +138,8 @@ fn dial<C: R2D2Connection + Send + 'static>(
                         // That says something about this process, not about the peer.
                         Failure::Here(_) => {}
                         Failure::Late(_) | Failure::Peer(_) => {
-                            let answered = matches!(failure, Failure::Peer(_));
+                            let answered =
+                                matches!(&failure, Failure::Peer(why) if !is_timeout(why));
                             let why = why.clone();
                             judged.update(peer, now, |peer, due| {
                                 peer.connect_failed((began, now), answered, why, due)
@@ -171,9 +172,11 @@ pub(crate) fn probe<C: R2D2Connection + Send + 'static>(
         rng: set.rng(),
     };
     let patience = match kind {
-        Check::Regular => Patience::of(patience),
+        ProbeKind::Regular => Patience::of(patience),
         // Queries may be cut off when it is not answered: who has begun to answer is heard out.
-        Check::Stall => Patience { with_silence: patience, at_most: set.rules().connect_timeout },
+        ProbeKind::Stall => {
+            Patience { with_silence: patience, at_most: set.rules().connect_timeout }
+        }
     };
     let judged = set.clone();
     helper::start(
@@ -188,6 +191,7 @@ pub(crate) fn probe<C: R2D2Connection + Send + 'static>(
             }
             let answer = match outcome {
                 Ok(()) => Answer::Works,
+                Err(Failure::Peer(why)) if is_timeout(&why) => Answer::None(why),
                 Err(Failure::Peer(why)) => Answer::Refused(why),
                 Err(failure @ Failure::Late(_)) => Answer::None(failure.to_string().into()),
                 Err(Failure::Here(_)) => Answer::NotAsked,
@@ -203,16 +207,6 @@ fn stamp() -> Instant {
     Instant::now()
 }
 
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Peer(why) => f.write_str(why),
-            Self::Late(patience) => write!(f, "no answer to a login within {patience:?}"),
-            Self::Here(error) => write!(f, "no thread to log in from: {error}"),
-        }
-    }
-}
-
 /// What was done about one peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Attempt {
@@ -225,17 +219,17 @@ enum Attempt {
 fn story(peers: &[Peer], attempts: &[Attempt], now: Instant) -> String {
     let all_down = nobody_takes_work(peers);
     let chapter = |(peer, attempt): (&Peer, &Attempt)| {
-        let next = peer.due(all_down).saturating_duration_since(now);
+        let next = in_words(peer.due(all_down).saturating_duration_since(now));
         match (attempt, &peer.health) {
             (Attempt::Failed(why), Health::Up { .. }) => {
                 format!("{}: {why} (up again since)", peer.name)
             }
             (Attempt::Failed(why), Health::Down { .. }) => {
-                format!("{}: {why} (next check in {next:.1?})", peer.name)
+                format!("{}: {why} ({next})", peer.name)
             }
             (Attempt::UnderWay, _) => format!("{}: no answer yet", peer.name),
             (Attempt::None, Health::Down { why, .. }) => {
-                format!("{}: not tried, down since: {why} (next check in {next:.1?})", peer.name)
+                format!("{}: not tried, down since: {why} ({next})", peer.name)
             }
             (Attempt::None, Health::Up { .. }) => format!("{}: up again since", peer.name),
         }

@@ -62,6 +62,12 @@ fn is_lost(
     }
 }
 
+/// Whether the reason for which a login failed is that the client library's own time-out was over:
+/// libpq has one (`connect_timeout`).
+pub(crate) fn is_timeout(why: &str) -> bool {
+    why.trim_end().ends_with("timeout expired")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,6 +112,15 @@ mod tests {
             let error = database_error(DatabaseErrorKind::Unknown, message);
             assert_eq!(is_suspicious(&error), expected, "{message}");
         }
+    }
+
+    #[test]
+    fn a_login_that_timed_out_in_the_client_library_was_not_answered() {
+        let of_libpq =
+            "connection to server at \"db\" (10.0.0.1), port 5432 failed: timeout expired";
+        assert!(is_timeout(of_libpq) && is_timeout(&format!("{of_libpq}\n")));
+        assert!(!is_timeout("connection to server at \"db\" failed: Connection refused"));
+        assert!(!is_timeout("password authentication failed for user \"timeout expired\""));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! the thread ends. Where the socket cannot be found the thread stays until its server or the kernel
 //! ends it; it counts as *stuck*, and while one is, its peer is dialled by the checker alone.
 
+use std::fmt;
 use std::io;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,6 +37,16 @@ pub(crate) enum Failure {
     Late(Duration),
     /// Because of this process: the operating system gave it no thread.
     Here(io::Error),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer(why) => f.write_str(why),
+            Self::Late(patience) => write!(f, "no answer to a login within {patience:?}"),
+            Self::Here(error) => write!(f, "no thread to log in from: {error}"),
+        }
+    }
 }
 
 /// How far a login is, and so where its socket is.

@@ -3,12 +3,11 @@
 
 mod builder;
 mod caught;
-mod check;
 mod checker;
-mod checks;
 mod connection;
 mod deadline;
 mod dial;
+mod duties;
 mod error;
 mod exchange;
 mod fault;
@@ -30,6 +29,7 @@ mod set;
 mod share;
 #[cfg_attr(not(all(feature = "socket", target_os = "linux")), path = "no_socket.rs")]
 mod socket;
+mod sound;
 mod stall;
 mod strategy;
 mod url;

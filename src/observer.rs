@@ -71,10 +71,7 @@ impl Watch {
         if is_lost_connection(error) {
             self.vitals.lose();
         }
-        self.set.update(self.peer, now, |peer, _| {
-            peer.suspect(now);
-            None
-        });
+        self.set.suspect(self.peer, now);
     }
 }
 

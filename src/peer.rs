@@ -17,12 +17,12 @@ const STOPPED: &str = "it has stopped: queries hang, and checks are not answered
 
 /// A login is expected to take up to so many times what it usually takes, and what the newest one
 /// adds to what is usual.
-const PATIENCE: u32 = 2;
+const SLOW: u32 = 2;
 const NEWEST: u32 = 4;
 
 /// Why a peer is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Check {
+pub(crate) enum ProbeKind {
     /// It is due, or a link was lost. The outcome decides about the peer.
     Regular,
     /// Queries hang, there or elsewhere: does it answer at all? No answer decides nothing by itself.
@@ -107,22 +107,15 @@ pub(crate) enum Transition {
 }
 
 impl Peer {
-    /// A peer nothing is known about yet: assumed to be up, checked when `first_check` is due.
-    pub(crate) fn new(
-        name: Arc<str>,
-        url: PeerUrl,
-        weight: u32,
-        tier: u32,
-        now: Instant,
-        first_check: Instant,
-    ) -> Self {
+    /// A peer nothing is known about yet: assumed to be up, and due to be checked.
+    pub(crate) fn new(name: Arc<str>, url: PeerUrl, weight: u32, tier: u32, now: Instant) -> Self {
         Self {
             name,
             url: Arc::new(url),
             weight,
             tier,
             health: Health::Up { since: now },
-            next_check: first_check,
+            next_check: now,
             check_soon: now,
             decided_by: None,
             suspected: None,
@@ -182,7 +175,7 @@ impl Peer {
 
     /// How long a login may take without being slow. `None` before there was one.
     pub(crate) fn expected_login(&self) -> Option<Duration> {
-        self.usual_login.map(|usual| usual * PATIENCE)
+        self.usual_login.map(|usual| usual * SLOW)
     }
 
     /// When it last answered anything, and when it last did what it was asked to.
@@ -220,33 +213,33 @@ impl Peer {
     }
 
     /// A probe of this peer begins. Not if one of its kind is running.
-    pub(crate) fn probe_begins(&mut self, kind: Check, now: Instant) -> bool {
+    pub(crate) fn probe_begins(&mut self, kind: ProbeKind, now: Instant) -> bool {
         match kind {
-            Check::Regular => {
+            ProbeKind::Regular => {
                 self.probe_began = Some(now);
                 !mem::replace(&mut self.probing, true)
             }
-            Check::Stall => !mem::replace(&mut self.probing_stall, true),
+            ProbeKind::Stall => !mem::replace(&mut self.probing_stall, true),
         }
     }
 
     /// The probe that began at `began` ended. Only the checker's own failed probe renews a mark.
     pub(crate) fn probe_ended(
         &mut self,
-        kind: Check,
+        kind: ProbeKind,
         (began, now): (Instant, Instant),
         answer: Answer,
         due: Due,
     ) -> Option<Transition> {
         match kind {
-            Check::Regular => {
+            ProbeKind::Regular => {
                 self.probing = false;
                 // Word about a mark that was set after this probe began does not move its due time.
                 if answer == Answer::NotAsked || self.is_up() || !self.is_older(began) {
                     (self.next_check, self.check_soon) = (due.next, due.soon);
                 }
             }
-            Check::Stall => self.probing_stall = false,
+            ProbeKind::Stall => self.probing_stall = false,
         }
         match answer {
             Answer::Works => {
@@ -260,7 +253,7 @@ impl Peer {
                 self.suspected = None;
                 self.set_down(began, now, why, due)
             }
-            Answer::None(why) if kind == Check::Regular => {
+            Answer::None(why) if kind == ProbeKind::Regular => {
                 self.counts.failures += 1;
                 self.suspected = None;
                 self.set_down(began, now, why, due)
@@ -359,7 +352,9 @@ mod tests {
         fn begin() -> Self {
             let start = Instant::now();
             let url = PeerUrl::new("url".to_owned());
-            Self { start, peer: Peer::new("db0".into(), url, 1, 0, start, start + INTERVAL) }
+            let mut peer = Peer::new("db0".into(), url, 1, 0, start);
+            peer.next_check = start + INTERVAL;
+            Self { start, peer }
         }
 
         /// The instant `millis` after the start.
@@ -378,13 +373,13 @@ mod tests {
         }
 
         fn probe_begins(&mut self, now: u64) {
-            assert!(self.peer.probe_begins(Check::Regular, self.at(now)), "one at a time");
+            assert!(self.peer.probe_begins(ProbeKind::Regular, self.at(now)), "one at a time");
         }
 
         fn probe_ends(&mut self, began: u64, now: u64, outcome: Result<(), &str>) -> bool {
             let (began, now) = (self.at(began), self.at(now));
             let answer = outcome.map_or_else(|why| Answer::Refused(why.into()), |()| Answer::Works);
-            self.peer.probe_ended(Check::Regular, (began, now), answer, due(now)).is_some()
+            self.peer.probe_ended(ProbeKind::Regular, (began, now), answer, due(now)).is_some()
         }
 
         fn why(&self) -> Option<&str> {
@@ -526,7 +521,7 @@ mod tests {
         story.probe_begins(30_000);
         let times = (story.at(30_000), story.at(30_001));
         let due = due(times.1);
-        let transition = story.peer.probe_ended(Check::Regular, times, Answer::NotAsked, due);
+        let transition = story.peer.probe_ended(ProbeKind::Regular, times, Answer::NotAsked, due);
         assert_eq!(transition, None, "its state stays");
         assert_eq!(story.peer.probe_due(false), Some(due.next), "but not for ever");
     }

@@ -11,8 +11,8 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use crate::caught::caught;
-use crate::checks::{self, Probe, Work};
 use crate::deadline::{Deadlines, Late, Ticket};
+use crate::duties::{self, Probe, Stalled, Work};
 use crate::exchange::Standing;
 use crate::outage::Outage;
 use crate::peer::{Counts, Peer, Transition};
@@ -113,9 +113,14 @@ impl PeerSet {
         let transition = {
             let inner = &mut *self.lock();
             let due = self.rules.due(now, &mut inner.rng);
-            let transition = change(&mut inner.peers[peer], due);
+            let mut transition = change(&mut inner.peers[peer], due);
             if transition.is_some() {
                 self.changed(&inner.peers);
+            }
+            if let Some(Transition::Down { next_check, .. }) = &mut transition {
+                // While all are down that is sooner.
+                let next = inner.peers[peer].due(nobody_takes_work(&inner.peers));
+                *next_check = next.saturating_duration_since(now);
             }
             transition
         };
@@ -123,6 +128,14 @@ impl PeerSet {
             log_transition(&transition);
         }
         self.wake();
+    }
+
+    /// A link to this peer was lost, or says nothing: the checker looks at the peer now.
+    pub(crate) fn suspect(&self, peer: usize, now: Instant) {
+        self.update(peer, now, |peer, _| {
+            peer.suspect(now);
+            None
+        });
     }
 
     /// Has the checker look at what there is to do.
@@ -275,7 +288,7 @@ impl PeerSet {
         let next = {
             let Inner { peers, rng, next_look, .. } = &mut *self.lock();
             let mut due = || self.rules.due(now, rng);
-            let next_check = checks::regular(peers, &self.rules, &mut due, now, &mut work);
+            let next_check = duties::regular(peers, &self.rules, &mut due, now, &mut work);
             self.look(peers, next_look, &mut due, now, &mut work);
             if !work.transitions.is_empty() {
                 self.changed(peers);
@@ -283,11 +296,15 @@ impl PeerSet {
             [next_check, *next_look, next_deadline].into_iter().flatten().min()
         };
         work.transitions.iter().for_each(log_transition);
-        for (name, links) in work.stalled {
+        for Stalled { name, links, is_news } in work.stalled {
             let queries = links.len();
             let cut = links.iter().filter(|link| link.shut_down()).count();
-            let _ =
-                caught(|| warn!("peer {name}: {cut} of {queries} queries that hang were cut off"));
+            // What cannot be cut off hangs on, and is no news each time.
+            if is_news || cut > 0 {
+                let _ = caught(|| {
+                    warn!("peer {name}: {cut} of {queries} queries that hang were cut off");
+                });
+            }
         }
         (work.probes, next)
     }
@@ -304,7 +321,7 @@ impl PeerSet {
         if next_look.is_some_and(|at| at <= now) {
             // A query that begins now asks for another look, or is seen in this one or the next.
             let asked = self.looking.swap(false, Ordering::Relaxed);
-            let is_any_running = checks::stalls(peers, &self.rules, due, now, work);
+            let is_any_running = duties::stalls(peers, &self.rules, due, now, work);
             self.looking.fetch_or(is_any_running, Ordering::Relaxed);
             *next_look = (asked || is_any_running).then_some(now + LOOK);
         } else if self.looking.load(Ordering::Relaxed) {
@@ -335,11 +352,19 @@ impl PeerSet {
     }
 }
 
+/// When something is checked next.
+pub(crate) fn in_words(next_check: Duration) -> String {
+    if next_check.is_zero() {
+        return "next check now".to_owned();
+    }
+    format!("next check in {next_check:.1?}")
+}
+
 /// A logger is user code, and this runs where a panic costs a slot or the checker.
 fn log_transition(transition: &Transition) {
     let _ = caught(|| match transition {
         Transition::Down { name, why, next_check } => {
-            warn!("peer {name} is down: {why}; next check in {next_check:.1?}");
+            warn!("peer {name} is down: {why}; {}", in_words(*next_check));
         }
         Transition::Up { name, was_down } => info!("peer {name} is up after {was_down:.1?}"),
     });
@@ -361,7 +386,7 @@ pub(crate) mod tests {
         let (wake, woken) = bounded(1);
         let peer = |index| {
             let url = PeerUrl::new(format!("url{index}"));
-            Peer::new(format!("peer{index}").into(), url, 1, 0, start, start)
+            Peer::new(format!("peer{index}").into(), url, 1, 0, start)
         };
         let rng = SmallRng::seed_from_u64(7);
         let set = PeerSet::new(

@@ -157,7 +157,7 @@ mod tests {
         let now = Instant::now();
         let peer = |(index, state): (usize, &State)| {
             let url = PeerUrl::new(format!("url{index}"));
-            let mut peer = Peer::new(format!("peer{index}").into(), url, 1, 0, now, now);
+            let mut peer = Peer::new(format!("peer{index}").into(), url, 1, 0, now);
             match *state {
                 Up { links, dialing } => {
                     peer.counts.links = links;

@@ -64,9 +64,8 @@ impl Chooser {
 }
 
 /// Those that have no more than half as much again as their share of what is in use, and one more. A
-/// strategy that
-/// does not look at what is in use would give a peer that has stopped one thread after the other,
-/// until it has them all. There is always one.
+/// strategy that does not look at what is in use would give a peer that has stopped one thread after
+/// the other, until it has them all. There is always one.
 fn not_crowded(
     candidates: impl Iterator<Item = Candidate> + Clone,
 ) -> impl Iterator<Item = Candidate> + Clone {

@@ -114,6 +114,100 @@ fn queries_that_begin_later_are_cut_off_as_well() {
     servers[0].thaw();
 }
 
+/// What is before the server answers who logs in, and then nothing more comes. As many poolers do.
+#[cfg(feature = "postgres")]
+#[expect(clippy::disallowed_methods, reason = "a stand-in of a few lines")]
+mod behind_one_that_greets {
+    use std::env;
+    use std::io::{self, BufRead, BufReader, Read, Write};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::process::{Child, Command, Stdio};
+    use std::time::Instant;
+
+    use super::*;
+    use support::backend::manager_of;
+    use support::postgres::{self, Postgres};
+
+    /// Tells the child the port of the server.
+    const GREETS: &str = "DIESEL_PEERS_TEST_GREETS";
+
+    /// A process of its own, as a socket of this one could be taken for the connection's.
+    struct Greeter(Child, u16);
+
+    impl Greeter {
+        fn before(port: u16) -> Self {
+            let mut child = Command::new(env::current_exe().expect("this program"))
+                .args(["--exact", "behind_one_that_greets::child", "--nocapture"])
+                .env(GREETS, port.to_string())
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("this program starts");
+            let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+            let port = lines.map_while(Result::ok).find_map(|line| {
+                line.rsplit_once("listens on ").and_then(|(_, port)| port.parse().ok())
+            });
+            Self(child, port.expect("it says where it listens"))
+        }
+    }
+
+    impl Drop for Greeter {
+        fn drop(&mut self) {
+            // It ends when its input does.
+            drop(self.0.stdin.take());
+            let _ = self.0.wait();
+        }
+    }
+
+    /// The child. Without an order it has nothing to do.
+    #[test]
+    fn child() {
+        let Ok(server) = env::var(GREETS) else { return };
+        let server: u16 = server.parse().expect("a port");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("there are ports");
+        println!("listens on {}", listener.local_addr().expect("it listens").port());
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                thread::spawn(move || greet(client, server));
+            }
+        });
+        let _ = io::stdin().read(&mut [0]);
+        std::process::exit(0);
+    }
+
+    fn greet(mut client: TcpStream, server: u16) -> io::Result<()> {
+        // What a client asks first is whether there is TLS. There is none.
+        client.read_exact(&mut [0; 8])?;
+        client.write_all(b"N")?;
+        let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, server))?;
+        let (mut from, mut to) = (server.try_clone()?, client.try_clone()?);
+        thread::spawn(move || io::copy(&mut from, &mut to));
+        io::copy(&mut client, &mut server).map(drop)
+    }
+
+    #[test]
+    fn queries_are_cut_off_as_well() {
+        let mut servers = <Postgres as Backend>::start(2);
+        let greeters = [0, 1].map(|at| Greeter::before(servers[at].port()));
+        let urls = greeters.iter().map(|greeter| postgres::url(greeter.1));
+        let builder = manager_of::<diesel::PgConnection>(urls)
+            .connect_timeout(Duration::from_secs(2))
+            .stall_after(STALL_AFTER)
+            .probe_timeout(PROBE_TIMEOUT);
+        let (pool, peers) = pool_of(builder, 4);
+        fill(&pool, &peers, &[2, 2]);
+        let mut conns: Vec<_> = (0..4).map(|_| pool.get().expect("both live")).collect();
+        conns.retain(|conn| conn.peer() == "peer0");
+        servers[0].freeze();
+        let start = Instant::now();
+        conns[0].batch_execute("SELECT 1").expect_err("it is cut off while its server is frozen");
+        // 4.5 seconds are promised; a check that is taken for an answer makes it wait for luck.
+        assert!(start.elapsed() < Duration::from_secs(20), "it took {:?}", start.elapsed());
+        assert_eq!(state(&peers, "peer0"), PeerState::Down, "it is known to have stopped");
+        servers[0].thaw();
+    }
+}
+
 /// A long query is asked after, and left alone.
 #[cfg(feature = "mysql")]
 #[test]
@@ -122,6 +216,11 @@ fn long_queries_on_a_peer_that_answers_go_on() {
     let builder = manager_over(&servers).stall_after(STALL_AFTER / 5).probe_timeout(PROBE_TIMEOUT);
     let (pool, peers) = pool_of(builder, 4);
     fill(&pool, &peers, &[2, 2]);
+    let logins = || {
+        let answer = servers[0].sql("SHOW GLOBAL STATUS LIKE 'Connections'");
+        answer.split_whitespace().last().and_then(|word| word.parse().ok()).unwrap_or(0_u32)
+    };
+    let before = logins();
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -130,6 +229,7 @@ fn long_queries_on_a_peer_that_answers_go_on() {
             });
         }
     });
+    assert!(logins() > before + 5, "it was asked again and again");
     let snapshot = peers.snapshot();
     assert!(snapshot.peers.iter().all(|peer| peer.state == PeerState::Up), "{snapshot:?}");
 }

@@ -14,6 +14,7 @@ fn builder() -> PeerManagerBuilder<ScriptedConnection> {
 
 #[test]
 fn wrong_settings_are_refused() {
+    let a = || builder().peer("a", "url");
     let cases = [
         (builder(), "there is no peer"),
         (builder().peer("", "url"), "the name of peer number 1 is empty"),
@@ -23,9 +24,16 @@ fn wrong_settings_are_refused() {
         (builder().peer("a", ""), r#"the URL of peer "a" is empty"#),
         (builder().peer("a", "x\0y"), r#"the URL of peer "a" holds a NUL byte"#),
         (builder().peer("mysql://a:s3cret@b", "a"), "the name of peer number 1 is a URL"),
-        (builder().peer("a", "url").check_interval(Duration::ZERO), "`check_interval` is zero"),
-        (builder().peer("a", "url").connect_timeout(Duration::ZERO), "`connect_timeout` is zero"),
-        (builder().peer("a", "url").link_max_age(Duration::ZERO), "`link_max_age` is zero"),
+        (a().check_interval(Duration::ZERO), "`check_interval` is zero"),
+        (a().connect_timeout(Duration::ZERO), "`connect_timeout` is zero"),
+        (a().connect_deadline(Duration::ZERO), "`connect_deadline` is zero"),
+        (a().ping_timeout(Duration::ZERO), "`ping_timeout` is zero"),
+        (a().stall_after(Duration::from_millis(99)), "`stall_after` is zero or too short"),
+        (a().probe_timeout(Duration::ZERO), "`probe_timeout` is zero"),
+        (a().tcp_keepalive(Duration::from_millis(2_999)), "`tcp_keepalive` is zero or too short"),
+        (a().tcp_user_timeout(Duration::ZERO), "`tcp_user_timeout` is zero"),
+        (a().all_down_interval(Duration::ZERO), "`all_down_interval` is zero"),
+        (a().link_max_age(Duration::ZERO), "`link_max_age` is zero"),
         (builder().peer("a", "url").weight("b", 2), r#"there is no peer "b" to give a weight to"#),
         (builder().peer("a", "url").tier("b", 2), r#"there is no peer "b" to give a tier to"#),
         (builder().peer("a", "url").weight("a", 0), "every peer has weight 0"),
@@ -43,12 +51,30 @@ fn wrong_settings_are_refused() {
 fn extreme_settings_are_no_panic() {
     for duration in [Duration::from_millis(10), Duration::MAX] {
         let server = Server::start();
-        let builder = builder().peer("a", server.url()).weight("a", u32::MAX);
-        let builder = builder.check_interval(duration).connect_timeout(duration);
-        let manager = builder.link_max_age(duration).rebalance_pace(duration).build();
-        let manager = manager.expect("as short, or as long, as one likes");
-        ManageConnection::connect(&manager).expect("the server lives");
+        let manager = builder()
+            .peer("a", server.url())
+            .weight("a", u32::MAX)
+            .check_interval(duration)
+            .connect_timeout(duration)
+            .connect_deadline(duration.max(Duration::from_secs(1)))
+            .ping_timeout(duration)
+            .ping_idle(duration)
+            .stall_after(duration.max(Duration::from_millis(100)))
+            .probe_timeout(duration)
+            .tcp_keepalive(duration.max(Duration::from_secs(3)))
+            .tcp_user_timeout(duration)
+            .all_down_interval(duration)
+            .all_down_wait(duration)
+            .link_max_age(duration)
+            .rebalance_pace(duration)
+            .build()
+            .expect("as short, or as long, as one likes");
+        let mut conn = ManageConnection::connect(&manager).expect("the server lives");
+        manager.is_valid(&mut conn).expect("the server lives");
+        let _ = manager.has_broken(&mut conn);
     }
+    let unset = builder().peer("a", "url").stall_after(None).tcp_keepalive(None);
+    unset.tcp_user_timeout(None).build().expect("these can be switched off");
 }
 
 #[test]

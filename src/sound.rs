@@ -28,14 +28,14 @@ struct Failed {
 }
 
 /// The check of one check-out, of however many links.
-pub(crate) struct Check<Clock> {
+pub(crate) struct Sounding<Clock> {
     clock: Clock,
     pub(crate) began: Instant,
     /// When all its pings must have ended, if there was one.
     end: Option<Instant>,
 }
 
-impl<Clock: Fn() -> Instant> Check<Clock> {
+impl<Clock: Fn() -> Instant> Sounding<Clock> {
     pub(crate) fn begin(set: &Arc<PeerSet>, clock: Clock) -> Self {
         let began = clock();
         let goes_on = |failed: &Failed| {
@@ -64,10 +64,7 @@ impl<Clock: Fn() -> Instant> Check<Clock> {
                 let now = (self.clock)();
                 let set = link.lease.set();
                 FAILED.set(Some(Failed { set: Arc::as_ptr(set), at: now, end }));
-                set.update(link.lease.peer(), now, |peer, _| {
-                    peer.suspect(now);
-                    None
-                });
+                set.suspect(link.lease.peer(), now);
                 let name = link.lease.name();
                 Err(refused(&format!("peer {name} did not answer a ping within {timeout:?}")))
             }

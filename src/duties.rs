@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::peer::{Check, Peer, Transition};
+use crate::peer::{Peer, ProbeKind, Transition};
 use crate::policy::Recheck;
 use crate::pulse::{Pulse, Vitals};
 use crate::rules::{Due, Rules};
@@ -22,7 +22,7 @@ pub(crate) struct Probe {
     pub(crate) peer: usize,
     pub(crate) url: Arc<PeerUrl>,
     pub(crate) pulse: Arc<Pulse>,
-    pub(crate) kind: Check,
+    pub(crate) kind: ProbeKind,
     pub(crate) began: Instant,
     pub(crate) patience: Duration,
 }
@@ -33,8 +33,16 @@ pub(crate) struct Work {
     pub(crate) probes: Vec<Probe>,
     /// To be logged.
     pub(crate) transitions: Vec<Transition>,
-    /// Peers that have stopped, and the links to them that are to be cut off.
-    pub(crate) stalled: Vec<(Arc<str>, Vec<Arc<Vitals>>)>,
+    pub(crate) stalled: Vec<Stalled>,
+}
+
+/// A peer that has stopped, and the links to it that are to be cut off.
+#[derive(Debug)]
+pub(crate) struct Stalled {
+    pub(crate) name: Arc<str>,
+    pub(crate) links: Vec<Arc<Vitals>>,
+    /// Whether it was up until now.
+    pub(crate) is_news: bool,
 }
 
 impl Work {
@@ -42,12 +50,12 @@ impl Work {
         &mut self,
         index: usize,
         peer: &mut Peer,
-        kind: Check,
+        kind: ProbeKind,
         patience: Duration,
         now: Instant,
     ) {
         // A login that cannot be ended, and goes unanswered: another one would not end either.
-        let is_stuck = kind == Check::Stall && peer.counts.stuck > 0;
+        let is_stuck = kind == ProbeKind::Stall && peer.counts.stuck > 0;
         if !is_stuck && peer.probe_begins(kind, now) {
             let (url, pulse) = (peer.url.clone(), peer.pulse.clone());
             self.probes.push(Probe { peer: index, url, pulse, kind, began: now, patience });
@@ -74,7 +82,7 @@ pub(crate) fn regular(
         }
         if peer.probe_due(all_down).is_some_and(|due| due <= now) {
             let patience = if all_down { brief(peer, rules) } else { rules.connect_timeout };
-            work.probe(index, peer, Check::Regular, patience, now);
+            work.probe(index, peer, ProbeKind::Regular, patience, now);
         }
         // A mark that is cleared unasked is due whether a probe is running or not.
         let is_mark = is_cleared && !peer.is_up();
@@ -114,30 +122,33 @@ pub(crate) fn stalls(
             others_answered: others_answered(index),
         })
         .collect();
-    let mut in_doubt: Option<Round> = None;
+    let mut witnesses_are_needed = false;
     for (index, (peer, signs)) in peers.iter_mut().zip(&signs).enumerate() {
         match judge(peer.round, *signs, stall_after, now) {
             Verdict::Works | Verdict::Unknown => peer.round = None,
             Verdict::Doubtful => {
                 let round = *peer.round.get_or_insert(Round { began: now, unanswered: 0 });
-                work.probe(index, peer, Check::Stall, brief(peer, rules), now);
+                work.probe(index, peer, ProbeKind::Stall, brief(peer, rules), now);
+                // Most often the peer itself answers, and nobody else need be asked.
                 let is_alone = signs.others_answered.is_none_or(|at| at < round.began);
-                in_doubt = in_doubt.or(is_alone.then_some(round));
+                witnesses_are_needed |= is_alone && round.unanswered > 0;
             }
             Verdict::Stopped => {
                 let began = peer.round.take().map_or(now, |round| round.began);
+                let is_news = peer.is_up();
                 work.transitions.extend(peer.stopped(began, now, due()));
                 let long_ago = now.checked_sub(stall_after).unwrap_or(now);
-                work.stalled.push((peer.name.clone(), peer.pulse.running_since(long_ago)));
+                let links = peer.pulse.running_since(long_ago);
+                work.stalled.push(Stalled { name: peer.name.clone(), links, is_news });
             }
         }
     }
-    if in_doubt.is_some() {
+    if witnesses_are_needed {
         let mut witnesses: Vec<(usize, &mut Peer)> =
             peers.iter_mut().enumerate().filter(|(_, peer)| peer.round.is_none()).collect();
         witnesses.sort_by_key(|(_, peer)| Reverse(peer.signs().0));
         for (index, peer) in witnesses.into_iter().take(WITNESSES) {
-            work.probe(index, peer, Check::Stall, brief(peer, rules), now);
+            work.probe(index, peer, ProbeKind::Stall, brief(peer, rules), now);
         }
     }
     is_any_running
@@ -172,7 +183,7 @@ mod tests {
             let start = Instant::now();
             let peer = |index| {
                 let url = PeerUrl::new(format!("url{index}"));
-                Peer::new(format!("peer{index}").into(), url, 1, 0, start, start)
+                Peer::new(format!("peer{index}").into(), url, 1, 0, start)
             };
             let peers: Vec<Peer> = (0..peers).map(peer).collect();
             let link = |peer: &Peer| {
@@ -205,7 +216,7 @@ mod tests {
             stalls(&mut self.peers, &rules(), || due, self.now, &mut work);
             let mut probed: Vec<usize> = work.probes.iter().map(|probe| probe.peer).collect();
             probed.sort_unstable();
-            let stalled = work.stalled.iter().map(|(_, links)| links.len()).sum();
+            let stalled = work.stalled.iter().map(|stalled| stalled.links.len()).sum();
             (probed, work.transitions.len(), stalled)
         }
 
@@ -215,7 +226,7 @@ mod tests {
             let is_late = matches!(answer, Answer::None(_));
             let took = Duration::from_secs(u64::from(is_late));
             let began = self.now.checked_sub(took).expect("the clock is older");
-            self.peers[peer].probe_ended(Check::Stall, (began, self.now), answer, due);
+            self.peers[peer].probe_ended(ProbeKind::Stall, (began, self.now), answer, due);
         }
     }
 
@@ -230,16 +241,18 @@ mod tests {
         story.at(1_900);
         assert_eq!(story.look(), (vec![], 0, 0), "it has not been running for long");
         story.at(2_000);
-        assert_eq!(story.look(), (vec![0, 1, 2], 0, 0), "is it the peer, or is it us?");
+        assert_eq!(story.look(), (vec![0], 0, 0), "does it answer?");
         story.at(2_100);
         assert_eq!(story.look(), (vec![], 0, 0), "one check at a time");
-        story.answers(2, Answer::Works);
         story.at(3_000);
         story.answers(0, none());
-        story.answers(1, none());
-        assert_eq!(story.look(), (vec![0], 0, 0), "once more, and nobody else need be asked");
+        assert_eq!(story.look(), (vec![0, 1, 2], 0, 0), "is it the peer, or is it us?");
+        story.at(3_100);
+        story.answers(2, Answer::Works);
+        assert_eq!(story.look(), (vec![], 0, 0), "it has as long as before");
         story.at(4_000);
         story.answers(0, none());
+        story.answers(1, none());
         assert_eq!(story.look(), (vec![], 1, 1), "it is down, and its query is cut off");
         assert!(!story.peers[0].is_up() && story.peers[1].is_up(), "the others are not");
     }
