@@ -339,6 +339,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         let weight_of = by_name("weight", &peers, &weights)?;
         let tier_of = by_name("tier", &peers, &tiers)?;
         rules.check()?;
+        let rules = rules.within_the_clock();
         let mut rng = match rng_seed {
             Some(seed) => SmallRng::seed_from_u64(seed),
             None => SmallRng::try_from_rng(&mut SysRng)
@@ -369,7 +370,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         // Each its own generator, so that the choices of one do not depend on the other's number.
         let exchange = Exchange::new(rules.strategy, pulses, rng.fork());
         let (wake, woken) = bounded(1);
-        let set = Arc::new(PeerSet::new(peers, rules.within_the_clock(), rng, wake, now));
+        let set = Arc::new(PeerSet::new(peers, rules, rng, wake, now));
         let links = Arc::new(Links { set: set.clone(), exchange, balance });
         let checker = checker::start(set, Arc::downgrade(&links), on_connect.clone(), woken)
             .map_err(Kind::System)?;

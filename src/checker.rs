@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, at, bounded, never, select};
+use crossbeam_channel::{Receiver, Sender, after, at, bounded, never, select};
 use diesel::r2d2::R2D2Connection;
 
 use crate::connection::Links;
@@ -17,6 +17,11 @@ use crate::set::PeerSet;
 
 /// The name of the checker's thread. Linux shows the first 15 characters of a thread's name.
 const CHECKER: &str = "peers-checker";
+
+/// How often, and how many times, what is under way is cut off when the pool is gone. What cannot be
+/// cut off goes on by itself.
+const FAREWELL: Duration = Duration::from_millis(100);
+const FAREWELLS: usize = 50;
 
 /// Later than this a thread is not woken that only has to wait for a processor, as a rule: the process
 /// stood still.
@@ -44,7 +49,12 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
             next
         };
         run(duties, |late| set.stood_still(late), &wake, &stopped, at, Instant::now);
-        set.cut_all_off();
+        // One that is not waiting just then is missed, and cut off next time.
+        let farewells = (0..FAREWELLS).map_while(|_| set.cut_all_off().then(|| after(FAREWELL)));
+        for wait in farewells {
+            let _ = wait.recv();
+        }
+        set.deadlines().close();
     })?;
     Ok(stop)
 }

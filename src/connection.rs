@@ -88,9 +88,21 @@ impl<C: R2D2Connection> PeerConnection<C> {
     /// exchanged for another in the same call.
     pub(crate) fn check_out(&mut self, clock: impl Fn() -> Instant) -> Result<(), Error> {
         let mut sounding = Sounding::begin(&self.links.set, clock);
-        if self.keeps_its_link() {
-            return self.check_out_as_it_is(&mut sounding);
+        let outcome = if self.keeps_its_link() {
+            self.check_out_as_it_is(&mut sounding)
+        } else {
+            self.check_out_balanced(&mut sounding)
+        };
+        if outcome.is_err() {
+            sounding.fails(&self.links.set);
         }
+        outcome
+    }
+
+    fn check_out_balanced(
+        &mut self,
+        sounding: &mut Sounding<impl Fn() -> Instant>,
+    ) -> Result<(), Error> {
         let exchange = self.links.exchange();
         let now = sounding.began;
         let Some(link) = exchange.check_out(self.hand.take(), self.own.take(), || now) else {

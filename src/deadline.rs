@@ -1,6 +1,7 @@
 //! What must have ended by a certain time, or is cut off then: the checker's list.
 
 use std::fmt;
+use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -87,11 +88,19 @@ impl Deadlines {
         self.lock().calls.iter_mut().for_each(|call| call.at += by);
     }
 
-    /// All that is on the list, which nobody will look at any more.
-    pub(crate) fn close(&self) -> Vec<Cut> {
-        let pending = &mut *self.lock();
-        pending.closed = true;
-        pending.calls.drain(..).map(|call| call.cut).collect()
+    /// All that is on the list, due or not.
+    pub(crate) fn take_all(&self) -> Vec<Cut> {
+        self.lock().calls.drain(..).map(|call| call.cut).collect()
+    }
+
+    /// Nobody will look at the list any more.
+    pub(crate) fn close(&self) {
+        let calls = {
+            let pending = &mut *self.lock();
+            pending.closed = true;
+            mem::take(&mut pending.calls)
+        };
+        drop(calls);
     }
 }
 
@@ -137,7 +146,8 @@ mod tests {
 
         deadlines.postpone(Duration::from_secs(2));
         assert_eq!(deadlines.take_overdue(at(6)).0.len(), 0, "time has stood still");
-        run(deadlines.close(), Late::NobodyWaits);
+        run(deadlines.take_all(), Late::NobodyWaits);
+        deadlines.close();
         assert_eq!(seen(), vec![(5, Late::NobodyWaits)], "at the end all are");
         assert!(!deadlines.end(five));
         let (late, _) = begin(9);

@@ -185,7 +185,8 @@ pub(crate) fn probe<C: R2D2Connection + Send + 'static>(
         (began, patience),
         move |progress| login.probe(progress),
         move |outcome| {
-            if let Err(Failure::Here(error)) = &outcome {
+            let is_regular = kind == ProbeKind::Regular;
+            if let (true, Err(Failure::Here(error))) = (is_regular, &outcome) {
                 // A logger is user code.
                 let _ = caught(|| warn!("a peer could not be checked: {error}"));
             }

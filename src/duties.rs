@@ -1,7 +1,6 @@
 //! What the checker does to the peers, when its time has come: marks that run out, checks that are
 //! due, and peers that have stopped. Pure functions of the peers and the time.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,9 +11,6 @@ use crate::rules::{Due, Rules};
 use crate::share::nobody_takes_work;
 use crate::stall::{Round, Signs, Verdict, judge};
 use crate::url::PeerUrl;
-
-/// How many of the other peers are asked whether they answer, when one does not.
-const WITNESSES: usize = 2;
 
 /// A probe that the checker is to make.
 #[derive(Debug)]
@@ -102,12 +98,12 @@ pub(crate) fn stalls(
 ) -> bool {
     let mut is_any_running = false;
     for peer in &*peers {
-        is_any_running |= peer.pulse.look(now);
+        is_any_running |= peer.pulse.look(peer.answered(), now);
     }
     let Some(stall_after) = rules.stall_after else { return is_any_running };
 
     // Who has answered last, and when the last one of the others did.
-    let answers = || peers.iter().enumerate().filter_map(|(at, peer)| Some((peer.signs().0?, at)));
+    let answers = || peers.iter().enumerate().filter_map(|(at, peer)| Some((peer.answered()?, at)));
     let newest = answers().max();
     let others = newest.and_then(|(_, at)| answers().filter(|other| other.1 != at).max());
     let others_answered = |index: usize| {
@@ -117,8 +113,8 @@ pub(crate) fn stalls(
         .iter()
         .enumerate()
         .map(|(index, peer)| Signs {
-            oldest: peer.pulse.oldest(),
-            worked: peer.signs().1,
+            oldest: peer.oldest_query(),
+            answered: peer.answered(),
             others_answered: others_answered(index),
         })
         .collect();
@@ -144,10 +140,15 @@ pub(crate) fn stalls(
         }
     }
     if witnesses_are_needed {
-        let mut witnesses: Vec<(usize, &mut Peer)> =
-            peers.iter_mut().enumerate().filter(|(_, peer)| peer.round.is_none()).collect();
-        witnesses.sort_by_key(|(_, peer)| Reverse(peer.signs().0));
-        for (index, peer) in witnesses.into_iter().take(WITNESSES) {
+        // The one that answered last, and, as that may have stopped as well, the others by turns.
+        let others = || peers.iter().enumerate().filter(|(_, peer)| peer.round.is_none());
+        let liveliest = others().max_by_key(|(_, peer)| peer.answered()).map(|(index, _)| index);
+        let next = others()
+            .filter(|(index, _)| Some(*index) != liveliest)
+            .min_by_key(|(_, peer)| peer.asked())
+            .map(|(index, _)| index);
+        for index in [liveliest, next].into_iter().flatten() {
+            let peer = &mut peers[index];
             work.probe(index, peer, ProbeKind::Stall, brief(peer, rules), now);
         }
     }
@@ -166,6 +167,8 @@ mod tests {
     use super::*;
     use crate::peer::Answer;
     use crate::rules::tests::rules;
+    #[cfg(all(feature = "socket", target_os = "linux"))]
+    use crate::socket::Socket;
 
     /// Peers on which queries run, and a clock that only moves when it is told to.
     struct Story {
@@ -246,9 +249,9 @@ mod tests {
         assert_eq!(story.look(), (vec![], 0, 0), "one check at a time");
         story.at(3_000);
         story.answers(0, none());
-        assert_eq!(story.look(), (vec![0, 1, 2], 0, 0), "is it the peer, or is it us?");
+        assert_eq!(story.look(), (vec![0, 1, 3], 0, 0), "is it the peer, or is it us?");
         story.at(3_100);
-        story.answers(2, Answer::Works);
+        story.answers(3, Answer::Works);
         assert_eq!(story.look(), (vec![], 0, 0), "it has as long as before");
         story.at(4_000);
         story.answers(0, none());
@@ -257,11 +260,14 @@ mod tests {
         assert!(!story.peers[0].is_up() && story.peers[1].is_up(), "the others are not");
     }
 
+    #[cfg(all(feature = "socket", target_os = "linux"))]
     #[test]
     fn a_query_that_begins_later_has_as_long_as_any() {
         let mut story = Story::begin(2);
         story.query_begins(0);
+        // Of a peer that is down only what can be cut off is of interest.
         let late = Arc::<Vitals>::default();
+        late.set_socket(Arc::new(Socket::of_listener()));
         story.peers[0].pulse.add(late.clone());
         for (now, expected) in [(2_000, 0), (3_000, 0), (4_000, 1)] {
             story.at(now);
@@ -279,6 +285,81 @@ mod tests {
         assert_eq!(story.look(), (vec![], 0, 0), "the later one is left alone");
         story.at(5_000);
         assert_eq!(story.look().0[0], 0, "until it has been running for as long");
+    }
+
+    #[test]
+    fn what_cannot_be_cut_off_is_not_asked_after_again_and_again() {
+        let mut story = Story::begin(2);
+        story.query_begins(0);
+        story.query_ends(1);
+        for now in [2_000, 3_000, 4_000] {
+            story.at(now);
+            if now > 2_000 {
+                story.answers(0, none());
+                story.query_ends(1);
+            }
+            story.look();
+        }
+        assert!(!story.peers[0].is_up(), "it has stopped");
+        story.at(60_000);
+        assert_eq!(story.look(), (vec![], 0, 0), "and that is known");
+    }
+
+    #[test]
+    fn one_that_refuses_has_answered() {
+        let mut story = Story::begin(2);
+        story.query_begins(0);
+        story.at(2_000);
+        assert_eq!(story.look().0, [0], "does it answer?");
+        story.at(2_050);
+        story.answers(0, Answer::Refused("full".into()));
+        for millis in [2_100, 2_150, 3_000, 4_000] {
+            story.at(millis);
+            assert_eq!(story.look().0, [], "that will do for a while");
+        }
+    }
+
+    #[test]
+    fn witnesses_take_turns() {
+        let mut story = Story::begin(5);
+        story.query_begins(0);
+        let mut asked = vec![0; 5];
+        for round in 0..6 {
+            for look in 0..3 {
+                story.at(2_000 + 2_000 * round + 1_000 * look);
+                let probed = story.look().0;
+                story.at(2_999 + 2_000 * round + 1_000 * look);
+                for peer in probed {
+                    asked[peer] += 1;
+                    story.answers(peer, none());
+                }
+            }
+        }
+        assert!(asked.iter().all(|times| *times > 0), "each is asked sooner or later: {asked:?}");
+    }
+
+    #[test]
+    fn a_peer_hesitates_while_a_query_hangs_that_began_after_its_last_answer() {
+        let mut story = Story::begin(2);
+        story.query_begins(0);
+        let is_hesitant = |story: &mut Story, millis| {
+            story.at(millis);
+            story.look();
+            story.peers[0].pulse.is_hesitant()
+        };
+        assert!(!is_hesitant(&mut story, 100), "a query may take a moment");
+        assert!(is_hesitant(&mut story, 150), "it takes longer, and nothing is heard");
+        story.query_ends(0);
+        assert!(!story.peers[0].pulse.is_hesitant(), "it ends, which is seen at once");
+        story.at(200);
+        story.query_begins(0);
+        assert!(is_hesitant(&mut story, 2_200), "another one");
+        story.answers(0, Answer::Works);
+        assert!(!is_hesitant(&mut story, 2_250), "a check was answered: it only takes its time");
+        let other = Arc::<Vitals>::default();
+        story.peers[0].pulse.add(other.clone());
+        other.query_begins(story.now);
+        assert!(is_hesitant(&mut story, 2_400), "until another one hangs");
     }
 
     #[test]

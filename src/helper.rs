@@ -93,14 +93,12 @@ impl Progress {
         *self.lock() = socket.map_or(Stage::Elsewhere, Stage::In);
     }
 
-    /// Whether the thread waits for a server that has not said anything yet. One that waits for a
-    /// processor, or has got a part of the answer, does not show that its server has stopped.
-    fn is_met_with_silence(&self) -> bool {
+    /// How much the server has said for which the thread waits. `None` when it waits for something
+    /// else: a processor, a resolver.
+    fn heard(&self) -> Option<u64> {
         match &*self.lock() {
-            Stage::LoggingIn { thread, before } => {
-                socket::awaited_by(thread, before).is_some_and(|socket| !socket.has_heard())
-            }
-            Stage::Elsewhere | Stage::In(_) => false,
+            Stage::LoggingIn { thread, before } => socket::awaited_by(thread, before)?.received(),
+            Stage::Elsewhere | Stage::In(_) => None,
         }
     }
 
@@ -213,53 +211,65 @@ impl<T: Send + 'static> Call<T> {
         if is_late {
             *self.lock() = State::Ended;
             self.set.count(self.peer, |counts| counts.stuck -= 1);
+            // While it was stuck its peer was left alone.
+            self.set.wake();
         }
     }
 
-    /// Whether its server is given more time, and what time it is.
-    fn is_heard_out(&self, state: &State<T>, why: Late) -> Option<Instant> {
-        let Late::At(now) = why else { return None };
-        let is_in_time = now < self.began + self.patience.at_most;
-        let is_waited_for = matches!(state, State::UnderWay(_)) && is_in_time;
-        (is_waited_for && !self.progress.is_met_with_silence()).then_some(now)
+    /// What there is to say of one that is late. `None` when it is given more time: only a server that
+    /// has not said a word is silent.
+    fn verdict(&self, now: Instant) -> Option<Failure> {
+        let Patience { with_silence, at_most } = self.patience;
+        if with_silence >= at_most {
+            return Some(Failure::Late(at_most));
+        }
+        let heard = self.progress.heard();
+        match heard {
+            Some(0) => Some(Failure::Late(with_silence)),
+            _ if now < self.began + at_most => None,
+            Some(_) => Some(Failure::Late(at_most)),
+            // It did not come to ask.
+            None => Some(Failure::Here(io::ErrorKind::TimedOut.into())),
+        }
     }
 
     /// It is late. Says so, once, if anybody waits for it, and cuts it off, until it ends.
     fn cut_off(self: &Arc<Self>, why: Late, wait: Duration) {
-        let report = {
+        let (report, failure) = {
             // It neither ends nor goes on to anything else meanwhile.
             let state = &mut *self.lock();
-            if let Some(now) = self.is_heard_out(state, why) {
-                let later = self.clone();
-                self.set.bound(now + LISTEN_AGAIN, move |why| later.cut_off(why, wait));
-                return;
-            }
+            let failure = match (&*state, why) {
+                (State::Ended, _) => return,
+                (State::UnderWay(_), Late::At(now)) => {
+                    let Some(failure) = self.verdict(now) else {
+                        let later = self.clone();
+                        self.set.bound(now + LISTEN_AGAIN, move |why| later.cut_off(why, wait));
+                        return;
+                    };
+                    Some(failure)
+                }
+                (State::UnderWay(_) | State::Late, _) => None,
+            };
             let report = match mem::replace(state, State::Late) {
                 State::UnderWay(report) => {
                     self.set.count(self.peer, |counts| counts.stuck += 1);
                     Some(report)
                 }
-                State::Late => None,
-                State::Ended => {
-                    *state = State::Ended;
-                    return;
-                }
+                State::Late | State::Ended => None,
             };
             self.progress.cut();
-            report
+            (report, failure)
         };
-        let Late::At(now) = why else { return };
         let again = self.clone();
+        let now = match why {
+            Late::At(now) => now,
+            // All that is on the list is cut off again and again, whenever it is due.
+            Late::NobodyWaits => self.began,
+        };
         let longer = (wait * 2).min(CUT_AGAIN_AT_MOST);
         self.set.bound(now + wait, move |why| again.cut_off(why, longer));
-        if let Some(report) = report {
-            let waited = now.saturating_duration_since(self.began);
-            let waited = if waited < self.patience.at_most {
-                self.patience.with_silence
-            } else {
-                self.patience.at_most
-            };
-            let _ = caught(|| report(Err(Failure::Late(waited))));
+        if let (Some(report), Some(failure)) = (report, failure) {
+            let _ = caught(|| report(Err(failure)));
         }
     }
 }

@@ -73,9 +73,12 @@ impl<C: R2D2Connection> Link<C> {
     /// quiet, and it has not rested for longer than `at_most`. A socket that has something to read may
     /// hold no more than a notice, and the client library reads that away with the next query.
     pub(crate) fn is_sound(&self, at_most: Duration, now: Instant) -> bool {
-        self.observed
-            && now.saturating_duration_since(self.rests) <= at_most
-            && self.watch.vitals().socket().is_some_and(|socket| socket.is_quiet())
+        self.observed && now.saturating_duration_since(self.rests) <= at_most && self.is_quiet()
+    }
+
+    /// Whether its socket is open and has nothing to read.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.watch.vitals().socket().is_some_and(|socket| socket.is_quiet())
     }
 
     /// Asks the server, and waits for the answer until `end`, if the socket is known; else for ever.

@@ -10,7 +10,7 @@ impl Socket {
         match *self {}
     }
 
-    pub(crate) fn has_heard(&self) -> bool {
+    pub(crate) fn received(&self) -> Option<u64> {
         match *self {}
     }
 

@@ -43,12 +43,10 @@ impl Outage {
     /// Every peer is down, and a connection could not be made. The first to say so goes away at once
     /// with the story; who comes later waits for the end of the outage and relieves the one before.
     /// `is_over` is asked once the end cannot be missed any more.
-    pub(crate) fn wait(
-        &self,
-        now: Instant,
-        longest: Duration,
-        is_over: impl FnOnce() -> bool,
-    ) -> Word {
+    pub(crate) fn wait(&self, now: Instant, longest: Duration, is_over: impl Fn() -> bool) -> Word {
+        if is_over() {
+            return if longest.is_zero() { Word::Fail } else { Word::TryAgain };
+        }
         let (relieve, word) = bounded(1);
         {
             let state = &mut *self.lock();

@@ -63,9 +63,10 @@ pub(crate) struct Peer {
     /// Whether a check is running because of a stall, and the round of those.
     probing_stall: bool,
     pub(crate) round: Option<Round>,
-    /// When the newest attempt began that was answered, by a refusal at least, and that succeeded.
+    /// When the newest attempt began that was answered, by a refusal at least.
     answered: Option<Instant>,
-    worked: Option<Instant>,
+    /// When it was last asked because of a stall.
+    asked: Option<Instant>,
     /// How long a login takes.
     usual_login: Option<Duration>,
     pub(crate) counts: Counts,
@@ -124,7 +125,7 @@ impl Peer {
             probing_stall: false,
             round: None,
             answered: None,
-            worked: None,
+            asked: None,
             usual_login: None,
             counts: Counts::default(),
             pulse: Arc::default(),
@@ -167,7 +168,6 @@ impl Peer {
 
     fn succeeded(&mut self, began: Instant, now: Instant) {
         self.answered = self.answered.max(Some(began));
-        self.worked = self.worked.max(Some(began));
         let took = now.saturating_duration_since(began);
         let usual = self.usual_login.unwrap_or(took);
         self.usual_login = Some((usual * (NEWEST - 1) + took) / NEWEST);
@@ -178,10 +178,20 @@ impl Peer {
         self.usual_login.map(|usual| usual * SLOW)
     }
 
-    /// When it last answered anything, and when it last did what it was asked to.
-    pub(crate) fn signs(&self) -> (Option<Instant>, Option<Instant>) {
-        let ended = self.pulse.ended();
-        (self.answered.max(ended), self.worked.max(ended))
+    /// When it last answered anything.
+    pub(crate) fn answered(&self) -> Option<Instant> {
+        self.answered.max(self.pulse.ended())
+    }
+
+    /// When it was last asked because of a stall.
+    pub(crate) fn asked(&self) -> Option<Instant> {
+        self.asked
+    }
+
+    /// Since when the query has been running that has been running longest, and might be cut off if it
+    /// hangs. Of a peer that is up any may show that it has stopped.
+    pub(crate) fn oldest_query(&self) -> Option<Instant> {
+        self.pulse.oldest(!self.is_up())
     }
 
     /// A link to this peer was lost: a reason to look at the peer, not a proof against it.
@@ -219,7 +229,13 @@ impl Peer {
                 self.probe_began = Some(now);
                 !mem::replace(&mut self.probing, true)
             }
-            ProbeKind::Stall => !mem::replace(&mut self.probing_stall, true),
+            ProbeKind::Stall => {
+                let begins = !mem::replace(&mut self.probing_stall, true);
+                if begins {
+                    self.asked = Some(now);
+                }
+                begins
+            }
         }
     }
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::socket::Socket;
 
-/// A peer is hesitant when a query has been running there for this long and none has ended since:
-/// many times what most queries take, and little for a thread to lose.
+/// A peer is hesitant when a query has been running there for this long and it has not answered
+/// anything since: many times what most queries take, and little for a thread to lose.
 const HESITATION: Duration = Duration::from_millis(100);
 
 /// The pulse of one peer. The figures are written by whoever runs queries, without a lock, and read
@@ -69,10 +69,12 @@ impl Pulse {
         self.ended.get()
     }
 
-    /// Since when the query has been running that has been running longest.
-    pub(crate) fn oldest(&self) -> Option<Instant> {
+    /// Since when the query has been running that has been running longest; of those only that could be
+    /// cut off, if so wanted.
+    pub(crate) fn oldest(&self, can_be_cut: bool) -> Option<Instant> {
         let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        links.iter().filter_map(|link| link.running.get()).min()
+        let links = links.iter().filter(|link| !can_be_cut || link.socket().is_some());
+        links.filter_map(|link| link.running.get()).min()
     }
 
     /// Links whose query has been running since before `begun`.
@@ -82,15 +84,17 @@ impl Pulse {
         links.iter().filter(is_old).cloned().collect()
     }
 
-    /// Looks whether it is hesitant. Says whether any query is running there.
-    pub(crate) fn look(&self, now: Instant) -> bool {
-        let hesitates = |oldest: Instant| {
-            now.saturating_duration_since(oldest) > HESITATION
-                && self.ended().is_none_or(|ended| ended < oldest)
+    /// Looks whether it is hesitant: whether a query has been running for a while that began after the
+    /// peer has last answered anything. Says whether any query is running there.
+    pub(crate) fn look(&self, answered: Option<Instant>, now: Instant) -> bool {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = || links.iter().filter_map(|link| link.running.get());
+        let hangs = |since: Instant| {
+            now.saturating_duration_since(since) > HESITATION
+                && answered.is_none_or(|answered| answered < since)
         };
-        let oldest = self.oldest();
-        self.hesitant.store(oldest.is_some_and(hesitates), Ordering::Relaxed);
-        oldest.is_some()
+        self.hesitant.store(running().any(hangs), Ordering::Relaxed);
+        running().next().is_some()
     }
 
     /// Whether a query has been running there for a while, and none has ended since.

@@ -139,7 +139,7 @@ impl PeerSet {
     }
 
     /// Has the checker look at what there is to do.
-    fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // Full means that it will look anyway; disconnected, that there is none any more.
         let _ = self.wake.try_send(());
     }
@@ -195,7 +195,9 @@ impl PeerSet {
     /// it.
     pub(crate) fn hedge(&self, peer: usize) -> Duration {
         let expected = self.lock().peers[peer].expected_login();
-        expected.map_or(FIRST_HEDGE, |expected| expected.max(HEDGE))
+        let hedge = expected.map_or(FIRST_HEDGE, |expected| expected.max(HEDGE));
+        // There has to be time left for another one.
+        hedge.min(self.rules.connect_deadline / 2)
     }
 
     /// A generator of its own for whoever asks.
@@ -340,11 +342,14 @@ impl PeerSet {
         self.closed.store(true, Ordering::Release);
     }
 
-    /// The checker ends: what is under way is cut off.
-    pub(crate) fn cut_all_off(&self) {
-        for cut in self.deadlines.close() {
+    /// The checker ends: what is under way is cut off. Says whether there was anything.
+    pub(crate) fn cut_all_off(&self) -> bool {
+        let all = self.deadlines.take_all();
+        let were_there_any = !all.is_empty();
+        for cut in all {
             let _ = caught(|| cut(Late::NobodyWaits));
         }
+        were_there_any
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -469,6 +474,20 @@ pub(crate) mod tests {
             let (probes, _) = set.take_due(next);
             assert!(probes.is_empty(), "{recheck:?}: one at a time");
         }
+    }
+
+    #[test]
+    fn what_is_bounded_is_given_the_time_by_which_the_process_stood_still() {
+        let (set, _woken, now) = set_of(1, Recheck::Probe);
+        let second = Duration::from_secs(1);
+        let is_cut = Arc::new(AtomicBool::new(false));
+        let cut = is_cut.clone();
+        set.bound(now + second, move |_| cut.store(true, Ordering::Relaxed));
+        set.stood_still(5 * second);
+        set.take_due(now + 5 * second);
+        assert!(!is_cut.load(Ordering::Relaxed), "it has had no chance to end");
+        set.take_due(now + 6 * second);
+        assert!(is_cut.load(Ordering::Relaxed), "it had one");
     }
 
     #[test]

@@ -68,9 +68,18 @@ impl Socket {
         }
     }
 
-    /// Whether anything has come from the other end. Not of what is not a TCP socket.
-    pub(crate) fn has_heard(&self) -> bool {
-        system::traffic(self.stream.as_raw_fd()).is_some_and(|traffic| traffic.received > 0)
+    /// How many bytes have come from the other end. `None` for what is not a TCP socket.
+    pub(crate) fn received(&self) -> Option<u64> {
+        system::traffic(self.stream.as_raw_fd()).map(|traffic| traffic.received)
+    }
+}
+
+#[cfg(test)]
+impl Socket {
+    /// Any socket will do.
+    pub(crate) fn of_listener() -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("there are ports");
+        Self { stream: TcpStream::from(std::os::fd::OwnedFd::from(listener)) }
     }
 }
 

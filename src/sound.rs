@@ -16,7 +16,7 @@ use crate::set::PeerSet;
 const AT_ONCE: Duration = Duration::from_millis(10);
 
 thread_local! {
-    /// This thread's last check-out, if it failed because of its deadline.
+    /// This thread's last check-out, if it failed and a peer did not answer.
     static FAILED: Cell<Option<Failed>> = const { Cell::new(None) };
 }
 
@@ -25,6 +25,7 @@ struct Failed {
     set: *const PeerSet,
     at: Instant,
     end: Instant,
+    silent: usize,
 }
 
 /// The check of one check-out, of however many links.
@@ -33,6 +34,8 @@ pub(crate) struct Sounding<Clock> {
     pub(crate) began: Instant,
     /// When all its pings must have ended, if there was one.
     end: Option<Instant>,
+    /// The peer that has not answered, and used up the time.
+    silent: Option<usize>,
 }
 
 impl<Clock: Fn() -> Instant> Sounding<Clock> {
@@ -41,8 +44,17 @@ impl<Clock: Fn() -> Instant> Sounding<Clock> {
         let goes_on = |failed: &Failed| {
             failed.set == Arc::as_ptr(set) && began.saturating_duration_since(failed.at) < AT_ONCE
         };
-        let end = FAILED.take().filter(goes_on).map(|failed| failed.end);
-        Self { clock, began, end }
+        let failed = FAILED.take().filter(goes_on);
+        let (end, silent) = failed.map(|failed| (failed.end, failed.silent)).unzip();
+        Self { clock, began, end, silent }
+    }
+
+    /// The check-out has failed.
+    pub(crate) fn fails(&self, set: &Arc<PeerSet>) {
+        if let (Some(end), Some(silent)) = (self.end, self.silent) {
+            let at = (self.clock)();
+            FAILED.set(Some(Failed { set: Arc::as_ptr(set), at, end, silent }));
+        }
     }
 
     /// Sees whether this link can be handed out.
@@ -52,19 +64,23 @@ impl<Clock: Fn() -> Instant> Sounding<Clock> {
         if link.is_sound(idle, self.began) {
             return Ok(());
         }
+        let peer = link.lease.peer();
+        if self.silent.is_some_and(|silent| silent != peer) && link.is_quiet() {
+            // There is no time left to ask, and that one peer is silent says nothing about another.
+            return Ok(());
+        }
         let now = (self.clock)();
         let end = *self.end.get_or_insert(now + timeout);
-        let outcome =
-            if end <= now && link.can_be_cut() { Err(Unanswered::Late) } else { link.ping(end) };
-        match outcome {
+        if end <= now && link.can_be_cut() {
+            return Err(refused(&format!("no time was left to ask peer {}", link.lease.name())));
+        }
+        match link.ping(end) {
             Ok(()) => Ok(()),
             Err(Unanswered::Query(error)) => Err(error.into()),
             Err(Unanswered::Panicked(panicked)) => Err(refused(&panicked.to_string())),
             Err(Unanswered::Late) => {
-                let now = (self.clock)();
-                let set = link.lease.set();
-                FAILED.set(Some(Failed { set: Arc::as_ptr(set), at: now, end }));
-                set.suspect(link.lease.peer(), now);
+                self.silent = Some(peer);
+                link.lease.set().suspect(peer, (self.clock)());
                 let name = link.lease.name();
                 Err(refused(&format!("peer {name} did not answer a ping within {timeout:?}")))
             }

@@ -25,8 +25,9 @@ pub(crate) struct Round {
 pub(crate) struct Signs {
     /// Since when the query has been running that has been running longest.
     pub(crate) oldest: Option<Instant>,
-    /// When it last showed that it works: a query ended there, or a login began that succeeded.
-    pub(crate) worked: Option<Instant>,
+    /// When it last answered anything: a query ended there, or a login began that succeeded, or that
+    /// was refused.
+    pub(crate) answered: Option<Instant>,
     /// When another peer last answered anything, a refusal included.
     pub(crate) others_answered: Option<Instant>,
 }
@@ -58,9 +59,9 @@ pub(crate) fn judge(
     }
     match round {
         // Others' queries end there: that one takes its time.
-        None if signs.worked.is_some_and(|at| !is_long(at)) => Verdict::Works,
+        None if signs.answered.is_some_and(|at| !is_long(at)) => Verdict::Works,
         None => Verdict::Doubtful,
-        Some(round) if is_since(signs.worked, round.began) => Verdict::Works,
+        Some(round) if is_since(signs.answered, round.began) => Verdict::Works,
         Some(round) if round.unanswered < CHECKS => Verdict::Doubtful,
         Some(round) if is_since(signs.others_answered, round.began) => Verdict::Stopped,
         Some(_) => Verdict::Unknown,
@@ -79,7 +80,7 @@ mod tests {
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let cases = [
-            // (what, oldest, worked, others, round (began, unanswered), verdict at 10)
+            // (what, oldest, answered, others, round (began, unanswered), verdict at 10)
             ("nothing runs", None, None, None, None, Works),
             ("a short query", Some(9), None, None, None, Works),
             ("a long one", Some(8), None, None, None, Doubtful),
@@ -94,10 +95,10 @@ mod tests {
             ("one ended before", Some(1), Some(7), Some(9), Some((8, 2)), Stopped),
             ("but that query has ended", None, None, Some(9), Some((8, 2)), Works),
         ];
-        for (what, oldest, worked, others, round, expected) in cases {
+        for (what, oldest, answered, others, round, expected) in cases {
             let signs = Signs {
                 oldest: oldest.map(at),
-                worked: worked.map(at),
+                answered: answered.map(at),
                 others_answered: others.map(at),
             };
             let round = round.map(|(began, unanswered)| Round { began: at(began), unanswered });

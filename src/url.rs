@@ -44,14 +44,22 @@ impl PeerUrl {
     /// least; unless the URL says something else.
     pub(crate) fn with_libpq_timeout(mut self, timeout: Duration) -> Self {
         let seconds = timeout.as_millis().div_ceil(1000).max(2);
-        let is_uri = ["postgres://", "postgresql://"].iter().any(|way| self.url.starts_with(way));
-        let host = self.url.rfind('@').map_or(self.url.as_str(), |at| &self.url[at..]);
-        let joint = match (is_uri, host.contains('?')) {
-            (true, true) => "&",
-            (true, false) => "?",
+        let uri =
+            ["postgres://", "postgresql://"].iter().find_map(|way| self.url.strip_prefix(way));
+        let joint = match uri {
+            Some(rest) => {
+                // As libpq reads it: what is before an `@` is a user, unless a `/` comes first.
+                let user = rest.find(['@', '/']).filter(|at| rest[*at..].starts_with('@'));
+                let host = user.map_or(rest, |at| &rest[at..]);
+                match host.find('?') {
+                    None => "?",
+                    Some(_) if host.ends_with(['?', '&']) => "",
+                    Some(_) => "&",
+                }
+            }
             // The name of a database alone is no list of settings.
-            (false, _) if self.url.contains('=') => " ",
-            (false, _) => return self,
+            None if self.url.contains('=') => " ",
+            None => return self,
         };
         if !self.url.contains("connect_timeout") {
             self.url = format!("{}{joint}connect_timeout={seconds}", self.url);
@@ -209,6 +217,10 @@ mod tests {
             ("postgres://app:x@db/shop", "postgres://app:x@db/shop?connect_timeout=5"),
             ("postgresql://db/shop?a=b", "postgresql://db/shop?a=b&connect_timeout=5"),
             ("postgres://app:x?y@db", "postgres://app:x?y@db?connect_timeout=5"),
+            ("postgres://db/shop?", "postgres://db/shop?connect_timeout=5"),
+            ("postgres://db/shop?a=b&", "postgres://db/shop?a=b&connect_timeout=5"),
+            ("postgres://db/shop?user=a@b", "postgres://db/shop?user=a@b&connect_timeout=5"),
+            ("postgres://app@db/a@b", "postgres://app@db/a@b?connect_timeout=5"),
             ("host=db dbname=shop", "host=db dbname=shop connect_timeout=5"),
             ("postgres://db?connect_timeout=9", "postgres://db?connect_timeout=9"),
             ("shop", "shop"),

@@ -366,7 +366,8 @@ fn hangs_and_so_do_the_others<B: RealServer>() {
         server.freeze();
     }
     let start = Instant::now();
-    pool.get_timeout(PATIENT).map(|conn| conn.peer().to_owned()).expect_err("no peer answers");
+    // When one has not answered in time the others are not asked.
+    drop(pool.get_timeout(PATIENT));
     let took = start.elapsed();
     println!("{}, all frozen: {took:.1?} of {PATIENT:?} and a ping of {PING:?}", name_of::<B>());
     // Three pings would have taken that long, and there are nine connections.

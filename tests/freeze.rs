@@ -114,6 +114,77 @@ fn queries_that_begin_later_are_cut_off_as_well() {
     servers[0].thaw();
 }
 
+/// A pool that has rested pings. The first ping goes to the frozen peer, and takes all the time there
+/// is; the others' connections are not given up for that.
+#[cfg(feature = "mysql")]
+#[test]
+fn a_pool_at_rest_keeps_the_others_connections() {
+    let mut servers = <support::mariadb::MariaDb as Backend>::start(3);
+    let builder = manager_over(&servers)
+        .check_interval(PATIENCE)
+        .ping_idle(Duration::ZERO)
+        .ping_timeout(STALL_AFTER);
+    let (pool, peers) = pool_of(builder, 9);
+    fill(&pool, &peers, &[3, 3, 3]);
+    let made = || peers.snapshot().peers.iter().map(|peer| peer.connects).collect::<Vec<_>>();
+    let before = made();
+    servers[0].freeze();
+    // Enough to meet each peer's connections.
+    for _ in 0..12 {
+        let conn = pool.get().expect("two peers live");
+        assert_ne!(conn.peer(), "peer0", "that one does not answer");
+    }
+    wait_until("its connections are given up", PATIENCE, || {
+        drop(pool.try_get());
+        links(&peers)[0] == 0
+    });
+    assert!(
+        made()[1..].iter().sum::<u64>() <= before[1..].iter().sum::<u64>() + 3,
+        "and no others"
+    );
+    servers[0].thaw();
+}
+
+/// One that takes its time is asked after, and is no reason to leave its peer out of the balance.
+#[cfg(feature = "mysql")]
+#[test]
+fn a_long_query_does_not_keep_others_away() {
+    let servers = <support::mariadb::MariaDb as Backend>::start(2);
+    let (pool, peers) = pool_of(manager_over(&servers).stall_after(STALL_AFTER), 8);
+    fill(&pool, &peers, &[4, 4]);
+    let mut long = pool.get().expect("both live");
+    let on = long.peer().to_owned();
+    thread::scope(|scope| {
+        scope.spawn(move || long.batch_execute("SELECT SLEEP(6)").expect("it takes its time"));
+        wait_until("its peer is back in the balance", Duration::from_secs(5), || {
+            let mut conns: Vec<_> = (0..3).map(|_| pool.get().expect("both live")).collect();
+            conns.iter_mut().any(|conn| {
+                conn.batch_execute("SELECT 1").expect("both live");
+                conn.peer() == on
+            })
+        });
+    });
+}
+
+/// One that refuses new sessions while a long query runs there is asked no more often than another.
+#[cfg(feature = "mysql")]
+#[test]
+fn a_refusal_is_an_answer() {
+    use support::backend::manager_of;
+    use support::haproxy::HaProxy;
+    let server = support::mariadb::MariaDb::start();
+    let proxies = [(); 2].map(|()| HaProxy::in_front_of(server.port()));
+    let urls = proxies.iter().map(HaProxy::mysql_url);
+    let (pool, peers) = pool_of(manager_of::<diesel::MysqlConnection>(urls), 2);
+    fill(&pool, &peers, &[1, 1]);
+    let mut conns: Vec<_> = (0..2).map(|_| pool.get().expect("both live")).collect();
+    conns.retain(|conn| conn.peer() == "peer0");
+    proxies[0].refuse();
+    conns[0].batch_execute("SELECT SLEEP(7)").expect("its session goes on");
+    let failures = peers.snapshot().peers[0].failures;
+    assert!((1..10).contains(&failures), "once in two seconds, as much as that: {failures}");
+}
+
 /// What is before the server answers who logs in, and then nothing more comes. As many poolers do.
 #[cfg(feature = "postgres")]
 #[expect(clippy::disallowed_methods, reason = "a stand-in of a few lines")]

@@ -2,10 +2,13 @@
 //! file of its own, and one test after the other, as threads are the whole process's.
 
 #![cfg(target_os = "linux")]
+#![allow(clippy::disallowed_methods, reason = "what happens at a certain moment is at issue")]
 
 mod support;
 
 use std::fs;
+#[cfg(feature = "mysql")]
+use std::{thread, time::Duration};
 
 use diesel_peers::Peers;
 use support::backend::{Backend, PATIENCE, SOON, fill, links, manager_of, manager_over, pool_of};
@@ -69,6 +72,21 @@ fn a_pool_is_dropped_during_a_probe() {
     wait_until("no session is left", PATIENCE, || server.open() == 0);
 }
 
+/// Whatever a check is doing just then: looking for the sockets that there are, or waiting.
+#[cfg(feature = "mysql")]
+fn a_manager_is_dropped_as_a_check_begins() {
+    let silent = support::network::Silent::start();
+    let url = support::mariadb::url(silent.port());
+    for number in 0..100 {
+        let builder = manager_of::<diesel::MysqlConnection>([&url]);
+        let manager = builder.check_interval(Duration::from_millis(10)).connect_timeout(PATIENCE);
+        let manager = manager.build().expect("the settings are right");
+        thread::sleep(Duration::from_micros(10_000 + number * 25));
+        drop(manager);
+    }
+    wait_until("no thread of ours is left", PATIENCE / 2, || our_threads().is_empty());
+}
+
 fn a_manager_is_dropped_without_a_pool() {
     let manager = manager_of::<ScriptedConnection>([Server::start().url()]).build();
     let manager = manager.expect("the settings are right");
@@ -93,6 +111,8 @@ fn nothing_of_ours_is_left() {
     the_pool_lives_as_long_as_its_last_connection();
     a_pool_is_dropped_during_a_connect();
     a_pool_is_dropped_during_a_probe();
+    #[cfg(feature = "mysql")]
+    a_manager_is_dropped_as_a_check_begins();
     a_pool_is_dropped::<support::backend::SqlitePath>(|_| 0);
     #[cfg(feature = "mysql")]
     a_pool_is_dropped::<support::mariadb::MariaDb>(support::mariadb::MariaDb::sessions);
