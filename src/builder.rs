@@ -192,7 +192,8 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// How long one `connect()` may take with all the logins that it makes. While every peer is down it
-    /// may wait for [`all_down_wait`](Self::all_down_wait) after that.
+    /// may wait for [`all_down_wait`](Self::all_down_wait) after that. Shorter than
+    /// [`connect_timeout`](Self::connect_timeout), it takes its place.
     ///
     /// Defaults to 10 seconds.
     #[must_use]

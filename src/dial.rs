@@ -116,7 +116,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
     let trial = !was_up;
     let rng = set.rng();
     let login = Login { set: set.clone(), peer, pulse, url, trial, on_connect, rng };
-    let patience = set.rules().connect_timeout;
+    let patience = set.rules().connect_timeout.min(set.rules().connect_deadline);
     let judged = set.clone();
     helper::start(
         set,

@@ -24,6 +24,7 @@ use support::mariadb::MariaDb;
 use support::network::{DroppedPackets, Drops, FullBacklog, Silent};
 use support::port::Port;
 use support::postgres::Postgres;
+use support::process::our_threads;
 use support::wait_until;
 
 /// The pool's connections, and the threads that use them.
@@ -46,16 +47,12 @@ struct Ours {
 
 impl Ours {
     fn now() -> Self {
-        let threads = fs::read_dir("/proc/self/task").expect("Linux tells of its threads");
-        // A thread may end while it is looked at, and so may a descriptor.
-        let names =
-            threads.flatten().flat_map(|thread| fs::read_to_string(thread.path().join("comm")));
-        // r2d2's own workers outlive a pool by half a minute, and are called otherwise.
-        let threads = names.filter(|name| name.starts_with("peers-")).count();
+        let threads = our_threads().len();
         let local = fs::read_to_string("/proc/self/net/unix").expect("Linux tells of its sockets");
         let local: Vec<_> =
             local.lines().filter_map(|line| line.split_whitespace().nth(6)).collect();
         let descriptors = fs::read_dir("/proc/self/fd").expect("Linux tells of its descriptors");
+        // One may be closed while it is looked at.
         let sockets = descriptors.flatten().filter(|descriptor| {
             let target = fs::read_link(descriptor.path()).unwrap_or_default();
             let inode = target.to_str().and_then(|target| target.strip_prefix("socket:["));

@@ -6,23 +6,14 @@
 
 mod support;
 
-use std::fs;
 #[cfg(feature = "mysql")]
 use std::{thread, time::Duration};
 
 use diesel_peers::Peers;
 use support::backend::{Backend, PATIENCE, SOON, fill, links, manager_of, manager_over, pool_of};
+use support::process::our_threads;
 use support::scripted::{ScriptedConnection, Server};
 use support::wait_until;
-
-/// The names of this process's threads that are ours. r2d2's own workers outlive a pool by half a
-/// minute, and are called otherwise.
-fn our_threads() -> Vec<String> {
-    let threads = fs::read_dir("/proc/self/task").expect("Linux tells of its threads");
-    // A thread may end while it is looked at.
-    let names = threads.flatten().flat_map(|thread| fs::read_to_string(thread.path().join("comm")));
-    names.filter(|name| name.starts_with("peers-")).collect()
-}
 
 #[track_caller]
 fn is_gone(peers: &Peers) {

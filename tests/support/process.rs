@@ -253,3 +253,12 @@ fn postgres_folders() -> Vec<PathBuf> {
     versions.sort_unstable_by(|one, other| other.cmp(one));
     versions.iter().map(|version| format!("/usr/lib/postgresql/{version}/bin").into()).collect()
 }
+
+/// The names of this process's threads that are ours. r2d2's own workers outlive a pool by half a
+/// minute, and are called otherwise.
+pub fn our_threads() -> Vec<String> {
+    let threads = fs::read_dir("/proc/self/task").expect("Linux tells of its threads");
+    // A thread may end while it is looked at.
+    let names = threads.flatten().flat_map(|thread| fs::read_to_string(thread.path().join("comm")));
+    names.filter(|name| name.starts_with("peers-")).collect()
+}
