@@ -136,10 +136,11 @@ fn a_connection_that_brought_its_peer_back_is_in_no_transaction() {
     let server = Server::start();
     server.crash();
     let builder = support::backend::manager_of::<ScriptedConnection>([server.url()]);
-    // The checker does not come first.
-    let builder = builder.all_down_interval(PATIENCE);
-    let manager = builder.build().expect("the settings are right");
+    let manager = builder.all_down_interval(PATIENCE).build().expect("the settings are right");
     ManageConnection::connect(&manager).expect_err("it is down");
+    // The checker looks once, at once, and not again for long.
+    let failures = || manager.peers().snapshot().peers[0].failures;
+    wait_until("it is checked", PATIENCE, || failures() == 2);
     server.accept(true);
     let conn = ManageConnection::connect(&manager).expect("it is tried");
     assert_eq!((server.begins(), server.rollbacks()), (1, 1), "tested, and rolled back");
