@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What was called has panicked; the panic's own message is on standard error already.
 #[derive(Debug)]
@@ -17,4 +18,10 @@ impl fmt::Display for Panicked {
 /// Runs `work`. Whatever it was working on must be thrown away when it panicked.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|_| Panicked)
+}
+
+/// Locks what no panic leaves half changed: a few assignments, and no user's code. So a poisoned lock
+/// is whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

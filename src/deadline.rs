@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::mem;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use crate::caught::lock;
 
 /// What is done to a call that has not ended in time. It runs on the checker's thread.
 pub(crate) type Cut = Box<dyn FnOnce(Late) + Send>;
@@ -41,9 +43,8 @@ struct Call {
 pub(crate) struct Ticket(u64);
 
 impl Deadlines {
-    /// Nothing under the lock can panic half-way through a change, so a poisoned lock is whole.
     fn lock(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pending)
     }
 
     /// A call begins that must have ended at `at`, or `cut` is run. Says whether the checker has to

@@ -9,7 +9,6 @@ use log::warn;
 
 use crate::caught::caught;
 use crate::duties::Probe;
-use crate::fault::is_timeout;
 use crate::helper::{self, Failure, Patience};
 use crate::lease::Lease;
 use crate::link::Link;
@@ -138,8 +137,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
                         // That says something about this process, not about the peer.
                         Failure::Here(_) => {}
                         Failure::Late(_) | Failure::Peer(_) => {
-                            let answered =
-                                matches!(&failure, Failure::Peer(why) if !is_timeout(why));
+                            let answered = matches!(failure, Failure::Peer(_));
                             let why = why.clone();
                             judged.update(peer, now, |peer, due| {
                                 peer.connect_failed((began, now), answered, why, due)
@@ -192,9 +190,8 @@ pub(crate) fn probe<C: R2D2Connection + Send + 'static>(
             }
             let answer = match outcome {
                 Ok(()) => Answer::Works,
-                Err(Failure::Peer(why)) if is_timeout(&why) => Answer::None(why),
                 Err(Failure::Peer(why)) => Answer::Refused(why),
-                Err(failure @ Failure::Late(_)) => Answer::None(failure.to_string().into()),
+                Err(Failure::Late(why)) => Answer::None(why),
                 Err(Failure::Here(_)) => Answer::NotAsked,
             };
             let now = stamp();

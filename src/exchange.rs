@@ -21,12 +21,13 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 
+use crate::caught::lock;
 use crate::policy::Strategy;
 use crate::pulse::Pulse;
 use crate::share::Candidate;
@@ -160,9 +161,8 @@ impl<L: Shelved> Exchange<L> {
         }
     }
 
-    /// Nothing under the lock can panic half-way through a move, so a poisoned lock is whole.
     fn lock(&self) -> MutexGuard<'_, Inner<L>> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// Learns how the peers stand, if `epoch` is newer than what is known. The parked links of a

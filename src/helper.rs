@@ -8,12 +8,13 @@
 use std::fmt;
 use std::io;
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::caught::{Panicked, caught};
+use crate::caught::{Panicked, caught, lock};
 use crate::deadline::Late;
+use crate::fault::is_timeout;
 use crate::set::PeerSet;
 use crate::socket::{self, Socket, Sockets, Thread};
 
@@ -33,17 +34,27 @@ const LISTEN_AGAIN: Duration = Duration::from_millis(100);
 pub(crate) enum Failure {
     /// The peer, or its host, said so.
     Peer(Arc<str>),
-    /// It has not answered within this time.
-    Late(Duration),
+    /// It has not answered in time, ours or the client library's own.
+    Late(Arc<str>),
     /// Because of this process: the operating system gave it no thread.
     Here(io::Error),
+}
+
+impl Failure {
+    /// As the client library says.
+    fn said(why: Arc<str>) -> Self {
+        if is_timeout(&why) { Self::Late(why) } else { Self::Peer(why) }
+    }
+
+    fn late(patience: Duration) -> Self {
+        Self::Late(format!("no answer to a login within {patience:?}").into())
+    }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Peer(why) => f.write_str(why),
-            Self::Late(patience) => write!(f, "no answer to a login within {patience:?}"),
+            Self::Peer(why) | Self::Late(why) => f.write_str(why),
             Self::Here(error) => write!(f, "no thread to log in from: {error}"),
         }
     }
@@ -68,7 +79,7 @@ enum Stage {
 
 impl Progress {
     fn lock(&self) -> MutexGuard<'_, Stage> {
-        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.stage)
     }
 
     /// From now on this thread only talks to the server. Returns the sockets that there were before.
@@ -175,7 +186,7 @@ pub(crate) fn start<T: Send + 'static>(
     let thread = thread::Builder::new().name(DIALER.to_owned()).spawn(move || {
         let outcome = caught(|| work(&worker.progress));
         let panicked = |_| Err(format!("a login ended without a word: {Panicked}").into());
-        worker.end(outcome.unwrap_or_else(panicked).map_err(Failure::Peer));
+        worker.end(outcome.unwrap_or_else(panicked).map_err(Failure::said));
         worker.set.deadlines().end(ticket);
     });
     if let Err(error) = thread {
@@ -186,7 +197,7 @@ pub(crate) fn start<T: Send + 'static>(
 
 impl<T: Send + 'static> Call<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// The login has ended. What comes too late is closed over here.
@@ -221,13 +232,13 @@ impl<T: Send + 'static> Call<T> {
     fn verdict(&self, now: Instant) -> Option<Failure> {
         let Patience { with_silence, at_most } = self.patience;
         if with_silence >= at_most {
-            return Some(Failure::Late(at_most));
+            return Some(Failure::late(at_most));
         }
         let heard = self.progress.heard();
         match heard {
-            Some(0) => Some(Failure::Late(with_silence)),
+            Some(0) => Some(Failure::late(with_silence)),
             _ if now < self.began + at_most => None,
-            Some(_) => Some(Failure::Late(at_most)),
+            Some(_) => Some(Failure::late(at_most)),
             // It did not come to ask.
             None => Some(Failure::Here(io::ErrorKind::TimedOut.into())),
         }

@@ -88,9 +88,8 @@ impl<C: R2D2Connection> Link<C> {
     /// What the server said, or that it said nothing.
     pub(crate) fn ping(&mut self, end: Instant) -> Result<(), Unanswered> {
         let set = self.lease.set().clone();
-        let vitals = self.watch.vitals();
-        let ticket = vitals.socket().is_some().then(|| {
-            let vitals = vitals.clone();
+        let ticket = self.can_be_cut().then(|| {
+            let vitals = self.watch.vitals().clone();
             set.bound(end, move |_| {
                 vitals.shut_down();
             })

@@ -2,10 +2,12 @@
 //! `connection_timeout`, 15 seconds by default, and would notice that late that a peer is back. So one
 //! that wants to connect always waits here for the word.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
+
+use crate::caught::lock;
 
 /// For how long an outage is watched. Who waits keeps the pool alive, and one relieves the other, so
 /// that an application that drops its pool and builds another one until its database is there would
@@ -37,7 +39,7 @@ pub(crate) enum Word {
 
 impl Outage {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Every peer is down, and a connection could not be made. The first to say so goes away at once

@@ -1,9 +1,10 @@
 //! What shows, without asking, whether a peer lives: queries that run there, and queries that end.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::caught::lock;
 use crate::socket::Socket;
 
 /// A peer is hesitant when a query has been running there for this long and it has not answered
@@ -48,11 +49,11 @@ impl Pulse {
 
     /// A link to this peer is there, and one is there no more.
     pub(crate) fn add(&self, link: Arc<Vitals>) {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).push(link);
+        lock(&self.links).push(link);
     }
 
     pub(crate) fn remove(&self, link: &Arc<Vitals>) {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut links = lock(&self.links);
         links.retain(|other| !Arc::ptr_eq(other, link));
     }
 
@@ -72,14 +73,14 @@ impl Pulse {
     /// Since when the query has been running that has been running longest; of those only that could be
     /// cut off, if so wanted.
     pub(crate) fn oldest(&self, can_be_cut: bool) -> Option<Instant> {
-        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let links = lock(&self.links);
         let links = links.iter().filter(|link| !can_be_cut || link.socket().is_some());
         links.filter_map(|link| link.running.get()).min()
     }
 
     /// Links whose query has been running since before `begun`.
     pub(crate) fn running_since(&self, begun: Instant) -> Vec<Arc<Vitals>> {
-        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let links = lock(&self.links);
         let is_old = |link: &&Arc<Vitals>| link.running.get().is_some_and(|since| since <= begun);
         links.iter().filter(is_old).cloned().collect()
     }
@@ -87,7 +88,7 @@ impl Pulse {
     /// Looks whether it is hesitant: whether a query has been running for a while that began after the
     /// peer has last answered anything. Says whether any query is running there.
     pub(crate) fn look(&self, answered: Option<Instant>, now: Instant) -> bool {
-        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let links = lock(&self.links);
         let running = || links.iter().filter_map(|link| link.running.get());
         let hangs = |since: Instant| {
             now.saturating_duration_since(since) > HESITATION

@@ -2,7 +2,7 @@
 //! destructor or a log line.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -10,7 +10,7 @@ use log::{info, warn};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use crate::caught::caught;
+use crate::caught::{caught, lock};
 use crate::deadline::{Deadlines, Late, Ticket};
 use crate::duties::{self, Probe, Stalled, Work};
 use crate::exchange::Standing;
@@ -93,9 +93,8 @@ impl PeerSet {
         }
     }
 
-    /// Nothing under the lock can panic half-way through a change, so a poisoned lock is whole.
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// Reads the peers.

@@ -10,7 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
-use diesel_peers::{PeerState, Strategy};
+use diesel::r2d2::{Pool, PooledConnection, R2D2Connection};
+use diesel_peers::{PeerManager, PeerState, Strategy};
 use support::backend::{Backend, PATIENCE, SOON, fill, links, manager_over, pool_of, state};
 use support::load::Load;
 use support::process::Server;
@@ -92,6 +93,17 @@ mod postgres {
     }
 }
 
+/// The connections of a pool at rest that lead to the first peer.
+fn all_to_peer0<C>(pool: &Pool<PeerManager<C>>) -> Vec<PooledConnection<PeerManager<C>>>
+where
+    C: R2D2Connection + Send + 'static,
+{
+    let connections = pool.state().connections;
+    let mut all: Vec<_> = (0..connections).map(|_| pool.get().expect("both live")).collect();
+    all.retain(|conn| conn.peer() == "peer0");
+    all
+}
+
 /// A connection that was checked out before, and is used only later.
 #[cfg(feature = "mysql")]
 #[test]
@@ -103,8 +115,7 @@ fn queries_that_begin_later_are_cut_off_as_well() {
         .probe_timeout(PROBE_TIMEOUT);
     let (pool, peers) = pool_of(builder, 4);
     fill(&pool, &peers, &[2, 2]);
-    let mut conns: Vec<_> = (0..4).map(|_| pool.get().expect("both live")).collect();
-    conns.retain(|conn| conn.peer() == "peer0");
+    let mut conns = all_to_peer0(&pool);
     servers[0].freeze();
     for conn in &mut conns {
         conn.batch_execute("SELECT 1").expect_err("it is cut off while its server is frozen");
@@ -177,8 +188,7 @@ fn a_refusal_is_an_answer() {
     let urls = proxies.iter().map(HaProxy::mysql_url);
     let (pool, peers) = pool_of(manager_of::<diesel::MysqlConnection>(urls), 2);
     fill(&pool, &peers, &[1, 1]);
-    let mut conns: Vec<_> = (0..2).map(|_| pool.get().expect("both live")).collect();
-    conns.retain(|conn| conn.peer() == "peer0");
+    let mut conns = all_to_peer0(&pool);
     proxies[0].refuse();
     conns[0].batch_execute("SELECT SLEEP(7)").expect("its session goes on");
     let failures = peers.snapshot().peers[0].failures;
@@ -267,8 +277,7 @@ mod behind_one_that_greets {
             .probe_timeout(PROBE_TIMEOUT);
         let (pool, peers) = pool_of(builder, 4);
         fill(&pool, &peers, &[2, 2]);
-        let mut conns: Vec<_> = (0..4).map(|_| pool.get().expect("both live")).collect();
-        conns.retain(|conn| conn.peer() == "peer0");
+        let mut conns = all_to_peer0(&pool);
         servers[0].freeze();
         let start = Instant::now();
         conns[0].batch_execute("SELECT 1").expect_err("it is cut off while its server is frozen");
