@@ -1,7 +1,7 @@
 //! Every setting, and what it does.
 
-use std::any::TypeId;
 use std::env;
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -15,15 +15,16 @@ use rand::rngs::{SmallRng, SysRng};
 
 use crate::checker;
 use crate::connection::Links;
-use crate::error::{BuildError, Kind};
+use crate::dialect::Dialect;
+use crate::error::{BuildError, Flaw, Kind};
 use crate::exchange::Exchange;
-use crate::login::OnConnect;
+use crate::login::{Hooks, OnConnect};
 use crate::manager::PeerManager;
 use crate::peer::Peer;
 use crate::policy::{AllDown, Balance, Recheck, Strategy};
-use crate::rules::Rules;
+use crate::rules::{Asked, Rules};
 use crate::set::PeerSet;
-use crate::url::PeerUrl;
+use crate::url::{AskCredentials, Credentials, PeerUrl};
 
 /// Builds a [`PeerManager`].
 ///
@@ -35,21 +36,32 @@ pub struct PeerManagerBuilder<C> {
     weights: Vec<(String, u32)>,
     tiers: Vec<(String, u32)>,
     rules: Rules,
+    asked: Asked,
     balance: Balance,
-    on_connect: Arc<OnConnect<C>>,
+    on_connect: Box<OnConnect<C>>,
+    /// Who logs in to every peer, in place of what its URL says.
+    login: Credentials,
+    credentials: Option<Box<AskCredentials>>,
     rng_seed: Option<u64>,
+    /// The beginnings of the environment variables that were asked for.
+    prefixes: Vec<String>,
+    /// The first thing that was wrong with a setting in text.
+    mistake: Option<Kind>,
 }
 
 /// A peer as it was given.
-struct PeerConfig {
-    name: String,
-    url: String,
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct PeerConfig {
+    pub(crate) name: String,
+    pub(crate) url: String,
+    pub(crate) weight: Option<u32>,
+    pub(crate) tier: Option<u32>,
 }
 
 /// Not derived: the URLs are secrets, and `C` need not be `Debug`.
 impl<C> fmt::Debug for PeerManagerBuilder<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { peers, weights, tiers, rules, balance, on_connect: _, rng_seed } = self;
+        let Self { peers, weights, tiers, rules, balance, login, rng_seed, .. } = self;
         // What was given as a name is not known to be one before `build()`.
         f.debug_struct("PeerManagerBuilder")
             .field("peers", &peers.len())
@@ -57,6 +69,7 @@ impl<C> fmt::Debug for PeerManagerBuilder<C> {
             .field("tiers", tiers)
             .field("rules", rules)
             .field("balance", balance)
+            .field("login", login)
             .field("rng_seed", rng_seed)
             .finish_non_exhaustive()
     }
@@ -69,9 +82,14 @@ impl<C> PeerManagerBuilder<C> {
             weights: Vec::new(),
             tiers: Vec::new(),
             rules: Rules::default(),
+            asked: Asked::default(),
             balance: Balance::default(),
-            on_connect: Arc::new(|_| Ok(())),
+            on_connect: Box::new(|_| Ok(())),
+            login: Credentials::default(),
+            credentials: None,
             rng_seed: None,
+            prefixes: Vec::new(),
+            mistake: None,
         }
     }
 
@@ -81,7 +99,8 @@ impl<C> PeerManagerBuilder<C> {
     /// At least one peer is needed.
     #[must_use]
     pub fn peer(mut self, name: impl Into<String>, url: impl Into<String>) -> Self {
-        self.peers.push(PeerConfig { name: name.into(), url: url.into() });
+        let (name, url) = (name.into(), url.into());
+        self.peers.push(PeerConfig { name, url, weight: None, tier: None });
         self
     }
 
@@ -161,7 +180,56 @@ impl<C> PeerManagerBuilder<C> {
         mut self,
         on_connect: impl Fn(&mut C) -> QueryResult<()> + Send + Sync + 'static,
     ) -> Self {
-        self.on_connect = Arc::new(on_connect);
+        self.on_connect = Box::new(on_connect);
+        self
+    }
+
+    /// The user that logs in to every peer, in place of the one in its URL.
+    ///
+    /// Defaults to what the URLs say.
+    #[must_use]
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.login.user = Some(user.into());
+        self
+    }
+
+    /// The password to log in to every peer with, in place of the one in its URL.
+    ///
+    /// Defaults to what the URLs say.
+    #[must_use]
+    pub fn password(mut self, password: impl Into<String>) -> Self {
+        self.login.password = Some(password.into());
+        self
+    }
+
+    /// Who logs in to the peer of this name. It is asked at each login, those of checks included, so
+    /// that passwords can be changed, and tokens can run out, while the application runs. What it gives
+    /// takes the place of what the URL, [`user`](Self::user) and [`password`](Self::password) say. An
+    /// error, or a panic, is a failed login. It runs on a thread of its own, several at a time, within
+    /// [`connect_timeout`](Self::connect_timeout); and while all peers are down every
+    /// [`all_down_interval`](Self::all_down_interval) for each of them, so what takes time is best kept
+    /// for a while.
+    ///
+    /// Defaults to nothing. The last call counts.
+    #[must_use]
+    pub fn credentials<E: Into<Box<dyn Error + Send + Sync>>>(
+        mut self,
+        credentials: impl Fn(&str) -> Result<Credentials, E> + Send + Sync + 'static,
+    ) -> Self {
+        self.credentials = Some(Box::new(move |peer| credentials(peer).map_err(Into::into)));
+        self
+    }
+
+    /// What the pool is given as its `connection_timeout`, which a manager is not told. With it
+    /// settings that are longer are errors, and those that are left at their defaults fit in:
+    /// `connect_deadline` becomes no more than 80 % of it and `connect_timeout` 40 %, so that a pool
+    /// that cannot be built says why, and `all_down_wait` no less than 60 %.
+    ///
+    /// Defaults to not being known.
+    #[must_use]
+    pub fn pool_timeout(mut self, pool_timeout: Duration) -> Self {
+        self.rules.pool_timeout = Some(pool_timeout);
+        self.asked.insert("pool_timeout");
         self
     }
 
@@ -173,6 +241,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn check_interval(mut self, check_interval: Duration) -> Self {
         self.rules.check_interval = check_interval;
+        self.asked.insert("check_interval");
         self
     }
 
@@ -188,17 +257,18 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
         self.rules.connect_timeout = connect_timeout;
+        self.asked.insert("connect_timeout");
         self
     }
 
     /// How long one `connect()` may take with all the logins that it makes. While every peer is down it
-    /// may wait for [`all_down_wait`](Self::all_down_wait) after that. Shorter than
-    /// [`connect_timeout`](Self::connect_timeout), it takes its place.
+    /// may wait for [`all_down_wait`](Self::all_down_wait) after that.
     ///
     /// Defaults to 10 seconds.
     #[must_use]
     pub fn connect_deadline(mut self, connect_deadline: Duration) -> Self {
         self.rules.connect_deadline = connect_deadline;
+        self.asked.insert("connect_deadline");
         self
     }
 
@@ -247,6 +317,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn probe_timeout(mut self, probe_timeout: Duration) -> Self {
         self.rules.probe_timeout = probe_timeout;
+        self.asked.insert("probe_timeout");
         self
     }
 
@@ -311,6 +382,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn all_down_wait(mut self, all_down_wait: Duration) -> Self {
         self.rules.all_down_wait = all_down_wait;
+        self.asked.insert("all_down_wait");
         self
     }
 
@@ -324,58 +396,102 @@ impl<C> PeerManagerBuilder<C> {
     }
 }
 
+impl<C> PeerManagerBuilder<C> {
+    /// Only the first mistake is told.
+    pub(crate) fn mistaken(mut self, mistake: Kind) -> Self {
+        self.mistake.get_or_insert(mistake);
+        self
+    }
+
+    pub(crate) fn peers(mut self, peers: Vec<PeerConfig>) -> Self {
+        self.peers = peers;
+        self
+    }
+
+    /// Where `url` was looked for.
+    pub(crate) fn looked_in_environment(mut self, prefix: &str) -> Self {
+        self.prefixes.push(prefix.to_owned());
+        self
+    }
+}
+
+/// What was given, to compare.
+#[cfg(test)]
+impl<C> PeerManagerBuilder<C> {
+    /// Each peer's name and URL.
+    pub(crate) fn given_peers(&self) -> Vec<(&str, &str)> {
+        self.peers.iter().map(|peer| (&*peer.name, &*peer.url)).collect()
+    }
+
+    /// All that can be given in text, secrets too.
+    pub(crate) fn given(&self) -> String {
+        let Self { weights, tiers, rules, asked, balance, rng_seed, mistake, .. } = self;
+        let Credentials { user, password } = &self.login;
+        let weights_and_tiers: Vec<_> =
+            self.peers.iter().map(|peer| (peer.weight, peer.tier)).collect();
+        format!(
+            "{:?} {weights_and_tiers:?} {weights:?} {tiers:?} {rules:?} {asked:?} {balance:?} {user:?} \
+             {password:?} {rng_seed:?} {mistake:?}",
+            self.given_peers(),
+        )
+    }
+
+    pub(crate) fn into_mistake(self) -> Option<String> {
+        self.mistake.map(|mistake| BuildError::from(mistake).to_string())
+    }
+}
+
 impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
     /// Builds the manager and starts its checker thread. Nothing is connected to, so peers may be
     /// down at this time.
     ///
     /// # Errors
     ///
-    /// When there is no peer, a name is empty, given twice or not printable, a URL is empty or holds a
-    /// NUL byte, a time is shorter than its least, a weight or a tier is given to no peer, every weight
-    /// is 0, or the operating system gives no thread or no randomness. The rest of a URL is judged by
-    /// the first login.
+    /// When there is no peer, a name is empty, given twice or not printable, a URL is malformed, a
+    /// setting in text cannot be read, a time is shorter than its least or than one that it has to hold,
+    /// a weight or a tier is given to no peer, every weight is 0, or the operating system gives no
+    /// thread or no randomness. Whether a well-formed URL leads anywhere is shown by the first login.
     pub fn build(self) -> Result<PeerManager<C>, BuildError> {
-        let Self { peers, weights, tiers, rules, balance, on_connect, rng_seed } = self;
-        check_peers(&peers)?;
+        let Self { peers, weights, tiers, rules, asked, balance, on_connect, login, .. } = self;
+        if let Some(mistake) = self.mistake {
+            return Err(mistake.into());
+        }
+        if peers.is_empty() {
+            return Err(Kind::NoPeers { prefixes: self.prefixes }.into());
+        }
+        check_names(&peers)?;
         let weight_of = by_name("weight", &peers, &weights)?;
         let tier_of = by_name("tier", &peers, &tiers)?;
-        rules.check()?;
-        let rules = rules.within_the_clock();
-        let mut rng = match rng_seed {
+        let rules = rules.check(&asked)?;
+        let dialect = Dialect::of::<C>();
+        let mut rng = match self.rng_seed {
             Some(seed) => SmallRng::seed_from_u64(seed),
             None => SmallRng::try_from_rng(&mut SysRng)
                 .map_err(|error| Kind::System(io::Error::other(error)))?,
         };
         #[expect(clippy::disallowed_methods, reason = "the manager's story starts here")]
         let now = Instant::now();
-        let peers: Vec<Peer> = peers
-            .into_iter()
-            .map(|PeerConfig { name, url }| {
-                let (weight, tier) = (weight_of(&name).unwrap_or(1), tier_of(&name).unwrap_or(0));
-                let url = PeerUrl::new(url);
-                let url = if is_postgres(TypeId::of::<C::Backend>())
-                    && env::var_os(LIBPQ_TIMEOUT).is_none()
-                {
-                    // After ours: libpq's reads like an answer.
-                    url.with_libpq_timeout(rules.connect_timeout.saturating_add(LIBPQ_LATER))
-                } else {
-                    url
-                };
-                Peer::new(Arc::from(name), url, weight, tier, now)
-            })
-            .collect();
+        let peer = |PeerConfig { name, url, weight, tier }| {
+            let url = peer_url(url, dialect, &login, self.credentials.is_some(), &rules);
+            let url = url.map_err(|flaw| Kind::Url { name: name.clone(), flaw })?;
+            let weight = weight_of(&name).or(weight).unwrap_or(1);
+            let tier = tier_of(&name).or(tier).unwrap_or(0);
+            Ok(Peer::new(Arc::from(name), url, weight, tier, now))
+        };
+        let peers: Vec<Peer> = peers.into_iter().map(peer).collect::<Result<_, Kind>>()?;
         if peers.iter().all(|peer| peer.weight == 0) {
             return Err(Kind::NoWeight.into());
         }
+        let hooks = Arc::new(Hooks { on_connect, credentials: self.credentials });
         let pulses: Vec<_> = peers.iter().map(|peer| peer.pulse.clone()).collect();
         // Each its own generator, so that the choices of one do not depend on the other's number.
         let exchange = Exchange::new(rules.strategy, pulses, rng.fork());
         let (wake, woken) = bounded(1);
         let set = Arc::new(PeerSet::new(peers, rules, rng, wake, now));
         let links = Arc::new(Links { set: set.clone(), exchange, balance });
-        let checker = checker::start(set, Arc::downgrade(&links), on_connect.clone(), woken)
+        let checker = checker::start(set, Arc::downgrade(&links), hooks.clone(), woken)
             .map_err(Kind::System)?;
-        Ok(PeerManager::new(links, on_connect, checker))
+        Ok(PeerManager::new(links, hooks, checker))
     }
 }
 
@@ -385,21 +501,31 @@ const LIBPQ_LATER: Duration = Duration::from_secs(2);
 /// Where libpq finds the time-out of a login that no URL sets.
 const LIBPQ_TIMEOUT: &str = "PGCONNECT_TIMEOUT";
 
-#[cfg(feature = "postgres")]
-fn is_postgres(backend: TypeId) -> bool {
-    backend == TypeId::of::<diesel::pg::Pg>()
-}
-
-#[cfg(not(feature = "postgres"))]
-fn is_postgres(_: TypeId) -> bool {
-    false
-}
-
-fn check_peers(peers: &[PeerConfig]) -> Result<(), Kind> {
-    if peers.is_empty() {
-        return Err(Kind::NoPeers);
+/// The URL to log in with, once it is seen that it can be one.
+fn peer_url(
+    url: String,
+    dialect: Dialect,
+    login: &Credentials,
+    asked_at_login: bool,
+    rules: &Rules,
+) -> Result<PeerUrl, Flaw> {
+    let mut url = PeerUrl::new(url);
+    url.check(dialect)?;
+    if *login != Credentials::default() {
+        url = url.with_credentials(login)?;
     }
-    for (index, PeerConfig { name, url }) in peers.iter().enumerate() {
+    if asked_at_login {
+        url.with_credentials(&Credentials::new("", ""))?;
+    }
+    if dialect == Dialect::Postgres && env::var_os(LIBPQ_TIMEOUT).is_none() {
+        // After ours: libpq's reads like an answer.
+        url = url.with_libpq_timeout(rules.connect_timeout.saturating_add(LIBPQ_LATER));
+    }
+    Ok(url)
+}
+
+fn check_names(peers: &[PeerConfig]) -> Result<(), Kind> {
+    for (index, PeerConfig { name, .. }) in peers.iter().enumerate() {
         if name.trim().is_empty() {
             return Err(Kind::EmptyName { position: index + 1 });
         }
@@ -411,9 +537,6 @@ fn check_peers(peers: &[PeerConfig]) -> Result<(), Kind> {
         }
         if peers[..index].iter().any(|earlier| earlier.name == *name) {
             return Err(Kind::DuplicateName { name: name.clone() });
-        }
-        if let Err(flaw) = check_url(url) {
-            return Err(Kind::Url { name: name.clone(), flaw });
         }
     }
     Ok(())
@@ -430,15 +553,4 @@ fn by_name<'a>(
         return Err(Kind::NoSuchPeer { setting, name: name.clone() });
     }
     Ok(|wanted: &str| values.iter().rev().find(|(name, _)| name == wanted).map(|(_, value)| *value))
-}
-
-/// What no backend takes. The rest of a URL is the backend's to judge, at the first connection.
-fn check_url(url: &str) -> Result<(), &'static str> {
-    if url.trim().is_empty() {
-        return Err("is empty");
-    }
-    if url.contains('\0') {
-        return Err("holds a NUL byte");
-    }
-    Ok(())
 }

@@ -12,7 +12,7 @@ use diesel::r2d2::R2D2Connection;
 
 use crate::connection::Links;
 use crate::dial;
-use crate::login::OnConnect;
+use crate::login::Hooks;
 use crate::set::PeerSet;
 
 /// The name of the checker's thread. Linux shows the first 15 characters of a thread's name.
@@ -32,7 +32,7 @@ const LATE: Duration = Duration::from_millis(100);
 pub(crate) fn start<C: R2D2Connection + Send + 'static>(
     set: Arc<PeerSet>,
     links: Weak<Links<C>>,
-    on_connect: Arc<OnConnect<C>>,
+    hooks: Arc<Hooks<C>>,
     wake: Receiver<()>,
 ) -> io::Result<Sender<Infallible>> {
     let (stop, stopped) = bounded(0);
@@ -40,7 +40,7 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
         let duties = |now| {
             let (probes, next) = set.take_due(now);
             for probe in probes {
-                dial::probe(&set, &on_connect, probe);
+                dial::probe(&set, &hooks, probe);
             }
             // The links of a peer that has gone down end now, and not when the pool is used next.
             if let Some(links) = links.upgrade() {

@@ -12,7 +12,7 @@ use crate::duties::Probe;
 use crate::helper::{self, Failure, Patience};
 use crate::lease::Lease;
 use crate::link::Link;
-use crate::login::{Login, OnConnect};
+use crate::login::{Hooks, Login};
 use crate::outage::Word;
 use crate::peer::{Answer, Health, Peer, ProbeKind};
 use crate::policy::AllDown;
@@ -28,11 +28,11 @@ use crate::share::nobody_takes_work;
 #[expect(clippy::disallowed_methods, reason = "the wait is bounded as a whole")]
 pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
-    on_connect: &Arc<OnConnect<C>>,
+    hooks: &Arc<Hooks<C>>,
 ) -> Result<Link<C>, String> {
     let mut end = None;
     loop {
-        let story = match dial_around(set, on_connect) {
+        let story = match dial_around(set, hooks) {
             Ok(link) => return Ok(link),
             Err(story) => story,
         };
@@ -59,7 +59,7 @@ struct Outcome<C> {
 #[expect(clippy::disallowed_methods, reason = "an attempt is stamped when it is made")]
 fn dial_around<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
-    on_connect: &Arc<OnConnect<C>>,
+    hooks: &Arc<Hooks<C>>,
 ) -> Result<Link<C>, String> {
     let (done, outcomes) = unbounded();
     let mut attempts: Vec<Attempt> = vec![Attempt::None; set.read(<[_]>::len)];
@@ -74,7 +74,7 @@ fn dial_around<C: R2D2Connection + Send + 'static>(
                 attempts[picked.peer] = Attempt::UnderWay;
                 under_way += 1;
                 next = now + set.hedge(picked.peer);
-                dial(set, picked, now, on_connect.clone(), done.clone());
+                dial(set, picked, now, hooks.clone(), done.clone());
             }
         }
         if under_way == 0 {
@@ -106,7 +106,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
     picked: Picked,
     began: Instant,
-    on_connect: Arc<OnConnect<C>>,
+    hooks: Arc<Hooks<C>>,
     done: Sender<Outcome<C>>,
 ) {
     let lease = Lease::of_dial(set.clone(), &picked);
@@ -114,7 +114,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
     // A peer that is down comes back only by the test that the checker would make.
     let trial = !was_up;
     let rng = set.rng();
-    let login = Login { set: set.clone(), peer, pulse, url, trial, on_connect, rng };
+    let login = Login { set: set.clone(), peer, pulse, url, trial, hooks, rng };
     let patience = set.rules().connect_timeout.min(set.rules().connect_deadline);
     let judged = set.clone();
     helper::start(
@@ -156,7 +156,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
 /// Logs in to see whether the peer takes work.
 pub(crate) fn probe<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
-    on_connect: &Arc<OnConnect<C>>,
+    hooks: &Arc<Hooks<C>>,
     probe: Probe,
 ) {
     let Probe { peer, url, pulse, began, patience, kind } = probe;
@@ -166,7 +166,7 @@ pub(crate) fn probe<C: R2D2Connection + Send + 'static>(
         pulse,
         url,
         trial: true,
-        on_connect: on_connect.clone(),
+        hooks: hooks.clone(),
         rng: set.rng(),
     };
     let patience = match kind {

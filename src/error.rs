@@ -1,8 +1,12 @@
 //! Why a manager was not built: every wrong setting, and what to change.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::time::Duration;
+
+/// What is wrong with a text, to be read after its name: "is empty".
+pub(crate) type Flaw = Cow<'static, str>;
 
 /// Why a [`PeerManager`](crate::PeerManager) was not built.
 #[derive(Debug)]
@@ -12,14 +16,45 @@ pub struct BuildError {
 
 #[derive(Debug)]
 pub(crate) enum Kind {
-    NoPeers,
-    EmptyName { position: usize },
-    UrlAsName { position: usize },
-    UnprintableName { name: String },
-    DuplicateName { name: String },
-    Url { name: String, flaw: &'static str },
-    TooShort { setting: &'static str, least: Duration },
-    NoSuchPeer { setting: &'static str, name: String },
+    NoPeers {
+        prefixes: Vec<String>,
+    },
+    EmptyName {
+        position: usize,
+    },
+    UrlAsName {
+        position: usize,
+    },
+    UnprintableName {
+        name: String,
+    },
+    DuplicateName {
+        name: String,
+    },
+    Url {
+        name: String,
+        flaw: Flaw,
+    },
+    /// A setting in text: its key where it stands, what is wrong, and what would be right.
+    Setting {
+        key: String,
+        flaw: Flaw,
+        right: Flaw,
+    },
+    TooShort {
+        setting: &'static str,
+        duration: Duration,
+        least: Duration,
+    },
+    /// The first is longer, and would have to be no longer than the second.
+    Contradiction {
+        shorter: (&'static str, Duration),
+        longer: (&'static str, Duration),
+    },
+    NoSuchPeer {
+        setting: &'static str,
+        name: String,
+    },
     NoWeight,
     System(io::Error),
 }
@@ -33,8 +68,13 @@ impl From<Kind> for BuildError {
 impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
-            Kind::NoPeers => {
-                f.write_str("there is no peer: add at least one with `peer(name, url)`")
+            Kind::NoPeers { prefixes } => {
+                f.write_str(
+                    "there is no peer: give at least one, with `peer(name, url)`, `url` or `peers`",
+                )?;
+                prefixes.iter().try_for_each(|prefix| {
+                    write!(f, " (the environment variable `{prefix}URL` is not set)")
+                })
             }
             Kind::EmptyName { position } => write!(
                 f,
@@ -57,9 +97,15 @@ impl fmt::Display for BuildError {
                 f,
                 "the URL of peer {name:?} {flaw}: give the URL that diesel's `establish` takes",
             ),
-            Kind::TooShort { setting, least } => {
-                write!(f, "`{setting}` is zero or too short: give at least {least:?}")
+            Kind::Setting { key, flaw, right } => write!(f, "{key} {flaw}: {right}"),
+            Kind::TooShort { setting, duration, least } => {
+                write!(f, "`{setting}` is {duration:?}: give at least {least:?}")
             }
+            Kind::Contradiction { shorter, longer } => write!(
+                f,
+                "`{}` is {:?}, and `{}` only {:?}: make the first no longer than the second",
+                shorter.0, shorter.1, longer.0, longer.1,
+            ),
             Kind::NoSuchPeer { setting, name } => write!(
                 f,
                 "there is no peer {name:?} to give a {setting} to: use a name given to `peer`",

@@ -1,12 +1,17 @@
 // Its code is compiled as doctests with the features that it uses.
-#![cfg_attr(any(not(doctest), feature = "mysql"), doc = include_str!("../README.md"))]
+#![cfg_attr(
+    any(not(doctest), all(feature = "mysql", feature = "postgres", feature = "serde")),
+    doc = include_str!("../README.md")
+)]
 
 mod builder;
 mod caught;
 mod checker;
+mod config;
 mod connection;
 mod deadline;
 mod dial;
+mod dialect;
 mod duties;
 mod error;
 mod exchange;
@@ -35,6 +40,8 @@ mod strategy;
 mod url;
 
 pub use crate::builder::PeerManagerBuilder;
+#[cfg(feature = "serde")]
+pub use crate::config::Config;
 pub use crate::connection::PeerConnection;
 pub use crate::error::BuildError;
 pub use crate::manager::PeerManager;
@@ -43,3 +50,4 @@ pub use crate::passthrough::PeerTransactionManager;
 pub use crate::peers::{PeerState, PeerStatus, Peers, Snapshot};
 pub use crate::policy::{AllDown, Balance, Recheck, Strategy};
 pub use crate::prime::prime;
+pub use crate::url::Credentials;

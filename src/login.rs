@@ -17,10 +17,17 @@ use crate::observer::{Observer, Watch};
 use crate::pulse::Pulse;
 use crate::set::PeerSet;
 use crate::socket::{Proof, Socket, Sockets};
-use crate::url::PeerUrl;
+use crate::url::{AskCredentials, PeerUrl};
 
 /// What the application does with each new connection before it is used.
 pub(crate) type OnConnect<C> = dyn Fn(&mut C) -> QueryResult<()> + Send + Sync;
+
+/// Where a login is the application's to decide.
+pub(crate) struct Hooks<C> {
+    pub(crate) on_connect: Box<OnConnect<C>>,
+    /// Who logs in, where the URL does not tell.
+    pub(crate) credentials: Option<Box<AskCredentials>>,
+}
 
 /// One login to be made.
 pub(crate) struct Login<C> {
@@ -30,7 +37,7 @@ pub(crate) struct Login<C> {
     pub(crate) url: Arc<PeerUrl>,
     /// Whether the connection has to prove that its peer takes work.
     pub(crate) trial: bool,
-    pub(crate) on_connect: Arc<OnConnect<C>>,
+    pub(crate) hooks: Arc<Hooks<C>>,
     pub(crate) rng: SmallRng,
 }
 
@@ -48,23 +55,40 @@ impl<C: R2D2Connection> Login<C> {
     ///
     /// Why the peer is not to be used, without its URL or password.
     pub(crate) fn make(self, progress: &Progress) -> Result<Session<C>, Arc<str>> {
-        self.prepare(progress, false)
+        let url = self.url()?;
+        self.prepare(&url, progress, false)
     }
 
     /// As [`make`](Self::make), and closes the connection.
     pub(crate) fn probe(self, progress: &Progress) -> Result<(), Arc<str>> {
-        let url = self.url.clone();
-        let session = self.prepare(progress, true)?;
+        let url = self.url()?;
+        let session = self.prepare(&url, progress, true)?;
         reasoned(&url, || {
             drop(session);
             Ok::<_, Infallible>(())
         })
     }
 
+    /// The peer's URL, with the credentials that the application gives for this login.
+    fn url(&self) -> Result<Arc<PeerUrl>, Arc<str>> {
+        let Some(credentials) = &self.hooks.credentials else {
+            return Ok(self.url.clone());
+        };
+        let name = self.set.read(|peers| peers[self.peer].name.clone());
+        let ask = || credentials(&name).map_err(|error| format!("no credentials: {error}"));
+        let given = reasoned(&self.url, ask)?;
+        let url = self.url.with_credentials(&given);
+        url.map(Arc::new).map_err(|flaw| format!("the URL {flaw}").into())
+    }
+
     /// `is_probe`: none of its queries are the application's.
-    fn prepare(mut self, progress: &Progress, is_probe: bool) -> Result<Session<C>, Arc<str>> {
+    fn prepare(
+        mut self,
+        url: &PeerUrl,
+        progress: &Progress,
+        is_probe: bool,
+    ) -> Result<Session<C>, Arc<str>> {
         let before = progress.logs_in();
-        let url = &*self.url;
         let mut conn = reasoned(url, || C::establish(url.expose()))?;
         let watch = Watch::new(self.set.clone(), self.peer, self.pulse);
         let prepared = reasoned(url, || {
@@ -85,7 +109,7 @@ impl<C: R2D2Connection> Login<C> {
                 watch.vitals().set_socket(socket);
             }
             reasoned(url, || {
-                (self.on_connect)(&mut conn)?;
+                (self.hooks.on_connect)(&mut conn)?;
                 if !Observer::is_on(&mut conn) {
                     watch.install(&mut conn);
                 }

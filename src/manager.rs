@@ -13,7 +13,7 @@ use diesel::r2d2::{Error, ManageConnection, R2D2Connection};
 use crate::builder::PeerManagerBuilder;
 use crate::connection::{Links, PeerConnection};
 use crate::dial;
-use crate::login::OnConnect;
+use crate::login::Hooks;
 use crate::peers::Peers;
 
 /// Makes and checks the connections of one `r2d2::Pool` over several equivalent peers.
@@ -22,7 +22,7 @@ use crate::peers::Peers;
 /// Its checker thread ends with it.
 pub struct PeerManager<C> {
     links: Arc<Links<C>>,
-    on_connect: Arc<OnConnect<C>>,
+    hooks: Arc<Hooks<C>>,
     /// Dropping it ends the checker. Nothing is joined: the last owner of a pool may be one of
     /// r2d2's own workers.
     _checker: Sender<Infallible>,
@@ -37,10 +37,10 @@ impl<C> PeerManager<C> {
 
     pub(crate) fn new(
         links: Arc<Links<C>>,
-        on_connect: Arc<OnConnect<C>>,
+        hooks: Arc<Hooks<C>>,
         checker: Sender<Infallible>,
     ) -> Self {
-        Self { links, on_connect, _checker: checker }
+        Self { links, hooks, _checker: checker }
     }
 
     /// A handle to the state of the peers. Take it before the manager goes into its pool.
@@ -57,7 +57,7 @@ impl<C: R2D2Connection + Send + 'static> ManageConnection for PeerManager<C> {
     /// Logs in to a random one of the live peers that have the fewest connections for their weight,
     /// and to the next when that fails or does not answer.
     fn connect(&self) -> Result<PeerConnection<C>, Error> {
-        let link = dial::connect(&self.links.set, &self.on_connect)
+        let link = dial::connect(&self.links.set, &self.hooks)
             .map_err(|story| Error::ConnectionError(ConnectionError::BadConnection(story)))?;
         Ok(PeerConnection::new(self.links.clone(), Box::new(link)))
     }

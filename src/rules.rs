@@ -1,5 +1,6 @@
 //! What a manager was told to do: the settings, checked and with their defaults.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
@@ -63,6 +64,15 @@ const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(9);
 /// an hour.
 const DEFAULT_TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// The parts of the pool's time-out that a connection and one login may take by default, where they
+/// would be no shorter than it: so that the pool fails with their story, and not without any.
+const DEADLINE_OF_POOL_TIMEOUT: f64 = 0.8;
+const LOGIN_OF_POOL_TIMEOUT: f64 = 0.4;
+
+/// The part of it for which one connection waits at least while all peers are down: r2d2 lets a slot
+/// sleep that could not connect for up to a half.
+const WAIT_OF_POOL_TIMEOUT: f64 = 0.6;
+
 /// The least time between two connections that are closed to even out their number.
 const DEFAULT_REBALANCE_PACE: Duration = Duration::from_millis(200);
 
@@ -87,6 +97,8 @@ pub(crate) struct Rules {
     pub(crate) strategy: Strategy,
     pub(crate) rebalance_pace: Duration,
     pub(crate) link_max_age: Duration,
+    /// What the pool was given, as far as that was told.
+    pub(crate) pool_timeout: Option<Duration>,
 }
 
 impl Default for Rules {
@@ -110,9 +122,13 @@ impl Default for Rules {
             strategy: Strategy::default(),
             rebalance_pace: DEFAULT_REBALANCE_PACE,
             link_max_age: DEFAULT_LINK_MAX_AGE,
+            pool_timeout: None,
         }
     }
 }
+
+/// The names of the settings that were not left at their defaults.
+pub(crate) type Asked = BTreeSet<&'static str>;
 
 /// How the kernel finds out that the other machine has vanished.
 #[derive(Debug, Clone, Copy)]
@@ -132,8 +148,52 @@ pub(crate) struct Due {
 }
 
 impl Rules {
-    /// Nothing takes no time at all.
-    pub(crate) fn check(&self) -> Result<(), Kind> {
+    /// Nothing takes no time at all, and what was asked for can be had together. What was not asked
+    /// for gives way.
+    pub(crate) fn check(mut self, asked: &Asked) -> Result<Self, Kind> {
+        self.check_least()?;
+        self.check_together(asked)?;
+        self = self.within_the_clock();
+        if let Some(pool_timeout) = self.pool_timeout {
+            if !asked.contains("connect_deadline") {
+                let at_most = pool_timeout.mul_f64(DEADLINE_OF_POOL_TIMEOUT);
+                self.connect_deadline = self.connect_deadline.min(at_most);
+            }
+            if !asked.contains("connect_timeout") {
+                let at_most = pool_timeout.mul_f64(LOGIN_OF_POOL_TIMEOUT);
+                self.connect_timeout = self.connect_timeout.min(at_most);
+            }
+            if !asked.contains("all_down_wait") {
+                let at_least = pool_timeout.mul_f64(WAIT_OF_POOL_TIMEOUT);
+                self.all_down_wait = self.all_down_wait.max(at_least);
+            }
+        }
+        Ok(self)
+    }
+
+    /// What would never happen if the other was so much shorter.
+    fn check_together(&self, asked: &Asked) -> Result<(), Kind> {
+        let check_interval = ("check_interval", self.check_interval);
+        let connect_timeout = ("connect_timeout", self.connect_timeout);
+        let connect_deadline = ("connect_deadline", self.connect_deadline);
+        let probe_timeout = ("probe_timeout", self.probe_timeout);
+        let pool_timeout = ("pool_timeout", self.pool_timeout.unwrap_or(FOREVER));
+        for (shorter, longer) in [
+            (probe_timeout, check_interval),
+            (probe_timeout, connect_timeout),
+            (connect_timeout, connect_deadline),
+            (connect_timeout, pool_timeout),
+            (connect_deadline, pool_timeout),
+        ] {
+            let both_asked = asked.contains(shorter.0) && asked.contains(longer.0);
+            if both_asked && shorter.1 > longer.1 {
+                return Err(Kind::Contradiction { shorter, longer });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_least(&self) -> Result<(), Kind> {
         let millisecond = Duration::from_millis(1);
         let Tuning { keepalive, user_timeout } = self.tuning;
         for (setting, duration, least) in [
@@ -145,18 +205,19 @@ impl Rules {
             ("ping_timeout", Some(self.ping_timeout), millisecond),
             ("stall_after", self.stall_after, LEAST_STALL),
             ("link_max_age", Some(self.link_max_age), millisecond),
+            ("pool_timeout", self.pool_timeout, millisecond),
             ("tcp_keepalive", keepalive, Duration::from_secs(3)),
             ("tcp_user_timeout", user_timeout, millisecond),
         ] {
-            if duration.is_some_and(|duration| duration < least) {
-                return Err(Kind::TooShort { setting, least });
+            if let Some(duration) = duration.filter(|duration| *duration < least) {
+                return Err(Kind::TooShort { setting, duration, least });
             }
         }
         Ok(())
     }
 
     /// What is to take longer than the clock can tell is to take as long as it can.
-    pub(crate) fn within_the_clock(mut self) -> Self {
+    fn within_the_clock(mut self) -> Self {
         for duration in [
             &mut self.check_interval,
             &mut self.connect_timeout,
@@ -166,7 +227,10 @@ impl Rules {
             &mut self.all_down_interval,
             &mut self.all_down_wait,
             &mut self.link_max_age,
-        ] {
+        ]
+        .into_iter()
+        .chain(&mut self.pool_timeout)
+        {
             *duration = FOREVER.min(*duration);
         }
         self
@@ -218,6 +282,7 @@ pub(crate) mod tests {
             strategy: Strategy::LeastConnections,
             rebalance_pace: PACE,
             link_max_age: INTERVAL,
+            pool_timeout: None,
         }
     }
 

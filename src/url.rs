@@ -1,20 +1,25 @@
 //! A peer's database URL: a secret that can be used, checked and struck out of texts, never shown.
 
+mod credentials;
+mod redaction;
+mod uri;
+
 use std::fmt;
 use std::time::Duration;
 
-/// What stands where a secret was.
-const REDACTED: &str = "***";
-
-/// Below this length a part of a password is only struck out where it stands as a word of its own:
-/// a password `e` would otherwise make every message unreadable.
-const SHORT: usize = 4;
+use crate::dialect::Dialect;
+use crate::error::Flaw;
+pub(crate) use credentials::AskCredentials;
+pub use credentials::Credentials;
+use redaction::{REDACTED, Secrets};
+pub(crate) use uri::{
+    Parameter, Uri, parameters, percent_decoded, percent_encoded, write_parameters,
+};
 
 /// A peer's URL. `Debug` does not show it, and there is no `Display`.
 pub(crate) struct PeerUrl {
     url: String,
-    /// Longest first, so that a part of a secret is not all that is struck out of it.
-    secrets: Vec<String>,
+    secrets: Secrets,
 }
 
 impl fmt::Debug for PeerUrl {
@@ -25,46 +30,109 @@ impl fmt::Debug for PeerUrl {
 
 impl PeerUrl {
     pub(crate) fn new(url: String) -> Self {
-        let mut secrets = vec![url.clone()];
-        for password in passwords(&url) {
-            let decoded = percent_decoded(&password);
-            // A client library that splits a URL in the wrong place quotes a piece of the password.
-            for whole in [&password, &decoded] {
-                secrets.extend(whole.split(|c: char| !c.is_alphanumeric()).map(str::to_owned));
-            }
-            secrets.extend([password, decoded]);
+        Self { secrets: Secrets::of(&url, None), url }
+    }
+
+    /// Whether a connection of this kind could be made with it, as far as that can be told without
+    /// making one.
+    pub(crate) fn check(&self, dialect: Dialect) -> Result<(), Flaw> {
+        let Self { url, .. } = self;
+        if url.trim().is_empty() {
+            return Err("is empty".into());
         }
-        secrets.retain(|secret| !secret.is_empty());
-        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-        secrets.dedup();
-        Self { url, secrets }
+        if url.contains('\0') {
+            return Err("holds a NUL byte".into());
+        }
+        match dialect {
+            Dialect::Other => return Ok(()),
+            Dialect::Sqlite => {
+                let scheme = url.split_once("://").map(|(scheme, _)| scheme);
+                let flaw = "is no path: SQLite would take it for the name of a file";
+                let is_path = scheme.is_none_or(|scheme| matches!(scheme, "sqlite" | "file"));
+                return if is_path { Ok(()) } else { Err(flaw.into()) };
+            }
+            // `host=db0 dbname=shop`: libpq's other form, which is its own to judge.
+            Dialect::Postgres if !url.contains("://") && url.contains('=') => return Ok(()),
+            Dialect::MySql | Dialect::Postgres => {}
+        }
+        let uri = Uri::parse(url)?;
+        dialect.check_scheme(&uri.scheme)?;
+        if uri.hosts.len() > 1 {
+            return Err(
+                "names several hosts: give it to `url`, or each host as a peer of its own".into()
+            );
+        }
+        if dialect == Dialect::MySql && uri.path.matches('/').count() > 1 {
+            return Err(
+                "has a path with several `/`: only the name of the database stands there".into()
+            );
+        }
+        // Where there are several, libpq takes another one than diesel's parser for MySQL does.
+        if dialect == Dialect::Postgres && uri.userinfo.is_some_and(|user| user.contains('@')) {
+            return Err("has several `@`: one in a user or a password is %40".into());
+        }
+        let unknown = uri.parameters.iter().find(|parameter| !dialect.knows(&parameter.key));
+        let Some(unknown) = unknown else { return Ok(()) };
+        let known = dialect.parameters().join(", ");
+        let flaw = format!(
+            "has the parameter `{}`, and a {dialect} connection only knows {known} (settings of the \
+             pool are the builder's, or stand in its `url`)",
+            unknown.shown(),
+        );
+        Err(flaw.into())
     }
 
     /// Has libpq end a login after so long by itself, in whole seconds, of which it takes two at
     /// least; unless the URL says something else.
-    pub(crate) fn with_libpq_timeout(mut self, timeout: Duration) -> Self {
-        let seconds = timeout.as_millis().div_ceil(1000).max(2);
-        let uri =
-            ["postgres://", "postgresql://"].iter().find_map(|way| self.url.strip_prefix(way));
-        let joint = match uri {
-            Some(rest) => {
-                // As libpq reads it: what is before an `@` is a user, unless a `/` comes first.
-                let user = rest.find(['@', '/']).filter(|at| rest[*at..].starts_with('@'));
-                let host = user.map_or(rest, |at| &rest[at..]);
-                match host.find('?') {
-                    None => "?",
-                    Some(_) if host.ends_with(['?', '&']) => "",
-                    Some(_) => "&",
-                }
+    pub(crate) fn with_libpq_timeout(self, timeout: Duration) -> Self {
+        const KEY: &str = "connect_timeout";
+        let seconds = timeout.as_millis().div_ceil(1000).max(2).to_string();
+        match Uri::parse(&self.url) {
+            Ok(uri) if uri.parameter(KEY).is_some() => self,
+            Ok(mut uri) => {
+                uri.parameters.push(Parameter { key: KEY.to_owned(), value: Some(seconds) });
+                Self::new(uri.to_string())
             }
-            // The name of a database alone is no list of settings.
-            None if self.url.contains('=') => " ",
-            None => return self,
-        };
-        if !self.url.contains("connect_timeout") {
-            self.url = format!("{}{joint}connect_timeout={seconds}", self.url);
+            Err(_) if self.url.contains(KEY) => self,
+            Err(_) => Self::new(format!("{} {KEY}={seconds}", self.url)),
         }
-        self
+    }
+
+    /// This URL with another user and password.
+    pub(crate) fn with_credentials(&self, credentials: &Credentials) -> Result<Self, Flaw> {
+        let Credentials { user, password } = credentials;
+        if let Some(mut uri) = Uri::parse(&self.url).ok().filter(|uri| uri.scheme != "sqlite") {
+            // libpq prefers these to what stands before the host.
+            uri.parameters.retain(|Parameter { key, .. }| {
+                !(key == "user" && user.is_some() || key == "password" && password.is_some())
+            });
+            let given = uri.userinfo.unwrap_or_default();
+            let (given_user, given_password) = match given.split_once(':') {
+                Some((user, password)) => (user, Some(password)),
+                None => (&*given, None),
+            };
+            let user = user.as_deref().map_or_else(|| given_user.to_owned(), percent_encoded);
+            let password = password.as_deref().map(percent_encoded);
+            uri.userinfo = Some(match password.as_deref().or(given_password) {
+                Some(password) => format!("{user}:{password}"),
+                None => user,
+            });
+            return Ok(Self::new(uri.to_string()));
+        }
+        let is_keywords = !self.url.contains("://") && !self.url.starts_with("file:");
+        if !is_keywords || !self.url.contains('=') {
+            return Err("has no place for a user or a password".into());
+        }
+        // Of several libpq takes the last.
+        let mut url = self.url.clone();
+        for (key, value) in [("user", user), ("password", password)] {
+            if let Some(value) = value {
+                let quoted = value.replace('\\', r"\\").replace('\'', r"\'");
+                url = format!("{url} {key}='{quoted}'");
+            }
+        }
+        // Quoted as it is there, it is another text than a message would quote.
+        Ok(Self { secrets: Secrets::of(&url, password.as_deref()), url })
     }
 
     /// The URL itself, for diesel.
@@ -74,141 +142,18 @@ impl PeerUrl {
 
     /// `text` without this URL and its passwords: client libraries quote them in their messages.
     pub(crate) fn redact(&self, text: &str) -> String {
-        self.secrets.iter().fold(text.to_owned(), |text, secret| strike_out(&text, secret))
+        self.secrets.redact(text)
     }
-}
-
-/// Replaces `secret` in `text`, a short one only where it is a word of its own.
-fn strike_out(text: &str, secret: &str) -> String {
-    let mut struck = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find(secret) {
-        let (before, found) = rest.split_at(at);
-        let after = &found[secret.len()..];
-        let is_word =
-            !before.ends_with(char::is_alphanumeric) && !after.starts_with(char::is_alphanumeric);
-        struck.push_str(before);
-        struck.push_str(if secret.len() >= SHORT || is_word { REDACTED } else { secret });
-        rest = after;
-    }
-    struck + rest
-}
-
-/// Every text in `url` that is or may be a password: before the last `@` (one may stand in the
-/// password, unescaped), and after each `password` up to the next `key=`. Where a URL is malformed
-/// this is rather too much than too little.
-fn passwords(url: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    if let Some((userinfo, _)) = url.rsplit_once('@') {
-        let userinfo = userinfo.split_once("://").map_or(userinfo, |(_, userinfo)| userinfo);
-        found.extend(userinfo.split_once(':').map(|(_, password)| password.to_owned()));
-    }
-    let lower = url.to_ascii_lowercase();
-    for (at, key) in lower.match_indices("password") {
-        if let Some(value) = url[at + key.len()..].trim_start().strip_prefix('=') {
-            found.push(before_next_key(value).trim().trim_matches('\'').to_owned());
-        }
-    }
-    found
-}
-
-/// `value` up to a separator that is followed by `key=`.
-fn before_next_key(value: &str) -> &str {
-    let is_key = |rest: &str| {
-        let key = rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
-        key.len() < rest.len() && key.trim_start().starts_with('=')
-    };
-    let separators = value.char_indices().filter(|(_, c)| *c == '&' || c.is_whitespace());
-    let mut ends = separators.filter(|(at, c)| is_key(value[at + c.len_utf8()..].trim_start()));
-    ends.next().map_or(value, |(at, _)| &value[..at])
-}
-
-/// `text` with `%41` read as `A`; what is no valid escape stays as it is.
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let escape = tail.get(..2).filter(|_| *first == b'%').and_then(|digits| {
-            let digits = std::str::from_utf8(digits).ok()?;
-            u8::from_str_radix(digits, 16).ok()
-        });
-        bytes.push(escape.unwrap_or(*first));
-        rest = if escape.is_some() { &tail[2..] } else { tail };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    #[track_caller]
-    fn redacts(url: &str, text: &str, expected: &str) {
-        assert_eq!(PeerUrl::new(url.to_owned()).redact(text), expected, "with the URL {url}");
-    }
-
-    #[test]
-    fn strikes_out_the_url_and_its_passwords() {
-        redacts("mysql://app:s3cret@db/shop", "bad: mysql://app:s3cret@db/shop", "bad: ***");
-        redacts("mysql://app:s3cret@db/shop", "password s3cret refused", "password *** refused");
-        redacts(
-            "mysql://app:p%40ss%2Fw@db/shop",
-            "not `p@ss/w` but `p%40ss%2Fw`",
-            "not `***` but `***`",
-        );
-        redacts(
-            "postgres://app:p@ssword@db/shop",
-            "no such host: ssword@db",
-            "no such host: ***@db",
-        );
-        redacts("host=db password=s3cret user=app", "token s3cret", "token ***");
-        redacts("host=db password = 'a b c'", "near a b c", "near ***");
-        redacts("postgres://db/shop?user=app&password=s3cret&x=1", "s3cret!", "***!");
-        redacts("postgres://db/shop?sslpassword=s3cret", "s3cret", "***");
-    }
-
-    #[test]
-    fn strikes_out_what_a_library_makes_of_a_malformed_url() {
-        redacts(
-            "postgres:/app:s3cret@db/shop?x=1",
-            "invalid option \"postgres:/app:s3cret@db/shop?x\"",
-            "invalid option \"postgres:***@db/shop?x\"",
-        );
-        redacts(
-            "host=db password=correct s3cret user=app",
-            "missing \"=\" after \"s3cret\"",
-            "missing \"=\" after \"***\"",
-        );
-        redacts(
-            "host=db password='x's3cret",
-            "missing \"=\" after \"s3cret\"",
-            "missing \"=\" after \"***\"",
-        );
-        redacts("host=db password=cor\\ s3cret", "near s3cret", "near ***");
-        redacts("postgres://app:x@y,s3cret@db", "host name \"s3cret@db\"", "host name \"***@db\"");
-        redacts(
-            "postgres://app:x@y%2Ds3cret@db",
-            "host name \"y-s3cret\"",
-            "host name \"***-***\"",
-        );
-        redacts(
-            "postgres://db/shop?password=a&s3cret&x=1",
-            "parameter: \"s3cret\"",
-            "parameter: \"***\"",
-        );
-    }
-
-    #[test]
-    fn leaves_the_rest_of_a_message_readable() {
-        redacts(
-            "host=db password=s3cret dbname=shop",
-            "no host db, no shop",
-            "no host db, no shop",
-        );
-        redacts("mysql://app:e@db/shop", "the peer refused 'e'", "the peer refused '***'");
-        redacts("mysql://app@db/shop", "Unknown server host 'db'", "Unknown server host 'db'");
-        redacts("mysql://app:@db/shop", "Access denied", "Access denied");
-        redacts("a.db?mode=rw", "unable to open database file", "unable to open database file");
+    fn url(text: &str) -> PeerUrl {
+        PeerUrl::new(text.to_owned())
     }
 
     #[test]
@@ -216,28 +161,117 @@ mod tests {
         let cases = [
             ("postgres://app:x@db/shop", "postgres://app:x@db/shop?connect_timeout=5"),
             ("postgresql://db/shop?a=b", "postgresql://db/shop?a=b&connect_timeout=5"),
-            ("postgres://app:x?y@db", "postgres://app:x?y@db?connect_timeout=5"),
             ("postgres://db/shop?", "postgres://db/shop?connect_timeout=5"),
             ("postgres://db/shop?a=b&", "postgres://db/shop?a=b&connect_timeout=5"),
-            ("postgres://db/shop?user=a@b", "postgres://db/shop?user=a@b&connect_timeout=5"),
-            ("postgres://app@db/a@b", "postgres://app@db/a@b?connect_timeout=5"),
             ("host=db dbname=shop", "host=db dbname=shop connect_timeout=5"),
+            ("host=db connect_timeout=9", "host=db connect_timeout=9"),
             ("postgres://db?connect_timeout=9", "postgres://db?connect_timeout=9"),
-            ("shop", "shop"),
         ];
         for (given, expected) in cases {
-            let url =
-                PeerUrl::new(given.to_owned()).with_libpq_timeout(Duration::from_millis(4_100));
+            let url = url(given).with_libpq_timeout(Duration::from_millis(4_100));
             assert_eq!(url.expose(), expected, "from {given}");
         }
-        let url = PeerUrl::new("postgres://db".to_owned());
-        let url = url.with_libpq_timeout(Duration::from_millis(1));
+        let url = url("postgres://db").with_libpq_timeout(Duration::from_millis(1));
         assert!(url.expose().ends_with("=2"), "it takes no less than two seconds");
     }
 
     #[test]
+    fn urls_that_lead_nowhere_are_refused() {
+        let cases = [
+            (Dialect::Other, " ", "is empty"),
+            (Dialect::Other, "a\0b", "holds a NUL byte"),
+            (Dialect::MySql, "db0", "is no URL"),
+            (Dialect::MySql, "postgres://db0/shop", "does not begin with `mysql://`"),
+            (Dialect::MySql, "mysql://db0,db1/shop", "names several hosts"),
+            (Dialect::MySql, "mysql://db0/shop/2", "has a path with several `/`"),
+            (Dialect::MySql, "mysql://db0/shop?sslmode=require", "has the parameter `sslmode`"),
+            (Dialect::MySql, "mysql://db0/shop?check_interval=5", "has the parameter `check_i"),
+            (Dialect::MySql, "mysql://db0/shop?s3~cret=5", "has the parameter `***`"),
+            (Dialect::Postgres, "shop", "is no URL"),
+            (Dialect::Postgres, "mysql://db0/shop", "does not begin with `postgres://`"),
+            (Dialect::Postgres, "postgres://a:x@y@db0/shop", "has several `@`"),
+            (Dialect::Postgres, "postgres://a,b/shop", "names several hosts"),
+            (Dialect::Sqlite, "mysql://db0/shop", "is no path"),
+        ];
+        for (dialect, text, expected) in cases {
+            let flaw = url(text).check(dialect).expect_err(text);
+            assert!(flaw.starts_with(expected), "{dialect:?} {text}: {flaw}");
+        }
+    }
+
+    #[test]
+    fn urls_that_diesel_takes_are_taken() {
+        let cases = [
+            (Dialect::Other, "anything at all"),
+            (Dialect::MySql, "mysql://app:s3cret@db0:3306/shop?ssl_mode=required&ssl_ca=/ca.pem"),
+            (Dialect::MySql, "mysql://app:a@b@db0/shop"),
+            (Dialect::MySql, "mysql://app:p%40ss%2Fw@[::1]:3306/shop"),
+            (Dialect::MySql, "mysql://app@localhost/shop?unix_socket=/run/mysqld/mysqld.sock"),
+            (Dialect::MySql, "mysql://db0"),
+            (
+                Dialect::Postgres,
+                "postgres://app:s3cret@db0/shop?sslmode=require&options=-c%20a%3Db",
+            ),
+            (Dialect::Postgres, "postgresql:///shop?host=/run/postgresql"),
+            (Dialect::Postgres, "postgres://%2Frun%2Fpostgresql:5433/shop"),
+            (Dialect::Postgres, "postgres://[fe80::1%25eth0]:5432/shop"),
+            (Dialect::Postgres, "host=db0,db1 password='a b' dbname=shop"),
+            (Dialect::Sqlite, "shop.db"),
+            (Dialect::Sqlite, ":memory:"),
+            (Dialect::Sqlite, "file:/srv/shop.db?mode=rw"),
+            (Dialect::Sqlite, "file:///srv/shop.db?mode=rw"),
+            (Dialect::Sqlite, "sqlite:///srv/shop.db"),
+        ];
+        for (dialect, text) in cases {
+            assert_eq!(url(text).check(dialect), Ok(()), "{dialect:?} {text}");
+        }
+    }
+
+    #[test]
+    fn credentials_take_their_place() {
+        let both = Credentials::new("shop", "p@ss/w:rd");
+        let password = Credentials::password("it's \\ new");
+        let cases = [
+            ("mysql://db0/shop", &both, "mysql://shop:p%40ss%2Fw%3Ard@db0/shop"),
+            ("mysql://app:old@db0/shop", &both, "mysql://shop:p%40ss%2Fw%3Ard@db0/shop"),
+            ("mysql://app:old@db0/shop", &password, "mysql://app:it%27s%20%5C%20new@db0/shop"),
+            ("mysql://app@db0/shop", &password, "mysql://app:it%27s%20%5C%20new@db0/shop"),
+            (
+                "postgres://db0?user=a&password=b&x=1",
+                &both,
+                "postgres://shop:p%40ss%2Fw%3Ard@db0?x=1",
+            ),
+            ("host=db0", &both, "host=db0 user='shop' password='p@ss/w:rd'"),
+            ("host=db0 user=app", &password, r"host=db0 user=app password='it\'s \\ new'"),
+        ];
+        for (given, credentials, expected) in cases {
+            let url = url(given).with_credentials(credentials).expect(given);
+            assert_eq!(url.expose(), expected, "from {given}");
+            let secret = credentials.password.as_deref().expect("it has one");
+            assert_eq!(url.redact(secret), REDACTED, "they are secrets as well");
+        }
+        for path in ["shop.db", "file:shop.db?mode=rw", "sqlite://shop.db"] {
+            url(path).with_credentials(&both).expect_err("a file asks nobody who they are");
+        }
+    }
+
+    #[test]
     fn debug_does_not_show_it() {
-        let url = PeerUrl::new("mysql://app:s3cret@db/shop".to_owned());
+        let url = url("mysql://app:s3cret@db/shop");
         assert_eq!(format!("{url:?}"), "***", "a URL is a secret");
+    }
+
+    proptest! {
+        #[test]
+        fn credentials_come_through(user in "\\PC+", password in "\\PC*") {
+            let given = Credentials::new(&*user, &*password);
+            let url = url("mysql://db0/shop").with_credentials(&given).expect("it has a place");
+            prop_assert_eq!(url.check(Dialect::MySql), Ok(()));
+            let uri = Uri::parse(url.expose()).expect("it is one");
+            let (read_user, read_password) =
+                uri.userinfo.as_deref().and_then(|userinfo| userinfo.split_once(':')).expect("both");
+            prop_assert_eq!(percent_decoded(read_user), user);
+            prop_assert_eq!(percent_decoded(read_password), password);
+        }
     }
 }

@@ -86,7 +86,7 @@ fn hurried<C>(builder: PeerManagerBuilder<C>) -> PeerManagerBuilder<C> {
         .check_interval(SOON)
         .connect_timeout(Duration::from_secs(1))
         .stall_after(Duration::from_millis(300))
-        .probe_timeout(Duration::from_millis(250))
+        .probe_timeout(Duration::from_millis(200))
         .ping_timeout(Duration::from_millis(500))
         .rebalance_pace(Duration::from_millis(50))
 }

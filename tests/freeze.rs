@@ -18,7 +18,7 @@ use support::process::Server;
 use support::wait_until;
 
 const STALL_AFTER: Duration = Duration::from_millis(500);
-const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// More threads than a peer has connections, and as many connections as threads.
 const THREADS: u32 = 12;

@@ -109,7 +109,6 @@ fn all_logins_together_are_bounded() {
         server.hold_logins(true);
     }
     let builder = manager_of::<ScriptedConnection>(servers.iter().map(|server| server.url()))
-        .connect_timeout(PATIENCE)
         .connect_deadline(TIMEOUT);
     let manager = builder.build().expect("the settings are right");
     let story = diesel::r2d2::ManageConnection::connect(&manager).expect_err("none answers");

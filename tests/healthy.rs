@@ -24,7 +24,7 @@ use support::{wait_until, within};
 
 /// Quick to suspect, and with no regular check that shows that a peer works.
 fn suspicious<C>(builder: PeerManagerBuilder<C>) -> PeerManagerBuilder<C> {
-    builder.stall_after(Duration::from_millis(500)).probe_timeout(Duration::from_millis(250))
+    builder.stall_after(Duration::from_millis(500)).probe_timeout(Duration::from_millis(200))
 }
 
 #[track_caller]

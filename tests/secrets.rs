@@ -39,7 +39,14 @@ where
 {
     let builder = || PeerManager::<C>::builder().peer("db0", url).check_interval(SOON);
     let mut shown = vec![format!("{:#?}", builder())];
-    let manager = builder().build().expect("nothing is connected to");
+    let manager = match builder().build() {
+        Ok(manager) => manager,
+        // Nothing like a URL.
+        Err(error) => {
+            shown.extend([error.to_string(), format!("{error:#?}")]);
+            return shown;
+        }
+    };
     shown.push(manager.connect().map(|_| ()).expect_err("the login fails").to_string());
     shown.push(format!("{manager:#?}"));
     shown.push(format!("{:#?}", manager.peers()));

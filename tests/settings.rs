@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::r2d2::ManageConnection;
 use diesel_peers::{PeerManager, PeerManagerBuilder};
@@ -10,6 +10,24 @@ use support::scripted::{ScriptedConnection, Server};
 
 fn builder() -> PeerManagerBuilder<ScriptedConnection> {
     PeerManager::builder()
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "how long it takes is what is promised")]
+fn defaults_give_way() {
+    let pool_timeout = Duration::from_millis(100);
+    let server = Server::start();
+    server.hold_logins(true);
+    let builder = builder().peer("a", server.url()).pool_timeout(pool_timeout);
+    let manager = builder.build().expect("nothing that was asked for is in the way");
+    let start = Instant::now();
+    let story = ManageConnection::connect(&manager).map(|_| ()).expect_err("nobody answers");
+    // By default it would be cut off after five seconds.
+    assert!(start.elapsed() < SECOND, "it gave way to the pool's time-out: {story}");
+    server.hold_logins(false);
 }
 
 #[test]
@@ -24,16 +42,28 @@ fn wrong_settings_are_refused() {
         (builder().peer("a", ""), r#"the URL of peer "a" is empty"#),
         (builder().peer("a", "x\0y"), r#"the URL of peer "a" holds a NUL byte"#),
         (builder().peer("mysql://a:s3cret@b", "a"), "the name of peer number 1 is a URL"),
-        (a().check_interval(Duration::ZERO), "`check_interval` is zero"),
-        (a().connect_timeout(Duration::ZERO), "`connect_timeout` is zero"),
-        (a().connect_deadline(Duration::ZERO), "`connect_deadline` is zero"),
-        (a().ping_timeout(Duration::ZERO), "`ping_timeout` is zero"),
-        (a().stall_after(Duration::from_millis(99)), "`stall_after` is zero or too short"),
-        (a().probe_timeout(Duration::ZERO), "`probe_timeout` is zero"),
-        (a().tcp_keepalive(Duration::from_millis(2_999)), "`tcp_keepalive` is zero or too short"),
-        (a().tcp_user_timeout(Duration::ZERO), "`tcp_user_timeout` is zero"),
-        (a().all_down_interval(Duration::ZERO), "`all_down_interval` is zero"),
-        (a().link_max_age(Duration::ZERO), "`link_max_age` is zero"),
+        (a().check_interval(Duration::ZERO), "`check_interval` is 0ns: give at least 10ms"),
+        (a().connect_timeout(Duration::ZERO), "`connect_timeout` is 0ns"),
+        (a().connect_deadline(Duration::ZERO), "`connect_deadline` is 0ns"),
+        (a().ping_timeout(Duration::ZERO), "`ping_timeout` is 0ns"),
+        (a().stall_after(Duration::from_millis(99)), "`stall_after` is 99ms: give at least 100ms"),
+        (a().probe_timeout(Duration::ZERO), "`probe_timeout` is 0ns"),
+        (a().tcp_keepalive(Duration::from_millis(2_999)), "`tcp_keepalive` is 2.999s: "),
+        (a().tcp_user_timeout(Duration::ZERO), "`tcp_user_timeout` is 0ns"),
+        (a().all_down_interval(Duration::ZERO), "`all_down_interval` is 0ns"),
+        (a().link_max_age(Duration::ZERO), "`link_max_age` is 0ns"),
+        (a().connect_timeout(MINUTE).connect_deadline(SECOND), "`connect_timeout` is 60s, and"),
+        (a().probe_timeout(MINUTE).connect_timeout(SECOND), "`probe_timeout` is 60s, and"),
+        (a().probe_timeout(MINUTE).check_interval(SECOND), "`probe_timeout` is 60s, and"),
+        (
+            a().pool_timeout(SECOND).connect_deadline(MINUTE),
+            "`connect_deadline` is 60s, and `pool_timeout` only 1s: make the first no longer",
+        ),
+        (a().pool_timeout(SECOND).connect_timeout(MINUTE), "`connect_timeout` is 60s, and"),
+        (a().pool_timeout(Duration::ZERO), "`pool_timeout` is 0ns: give at least"),
+        (a().user("app").url(""), "`url` is empty: give "),
+        (a().url("mysql://app:s3cret"), "`url` has a port that is no number"),
+        (a().env(""), "the prefix of environment variables is empty: give"),
         (builder().peer("a", "url").weight("b", 2), r#"there is no peer "b" to give a weight to"#),
         (builder().peer("a", "url").tier("b", 2), r#"there is no peer "b" to give a tier to"#),
         (builder().peer("a", "url").weight("a", 0), "every peer has weight 0"),

@@ -1,0 +1,326 @@
+//! Settings in text: the one table of their names, whatever they are read from.
+
+#[cfg(feature = "serde")]
+mod deserialize;
+mod environment;
+mod multi_host;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+#[cfg(feature = "serde")]
+pub use deserialize::Config;
+
+use std::env;
+
+use crate::builder::{PeerConfig, PeerManagerBuilder};
+use crate::error::Kind;
+use crate::policy::{AllDown, Balance, Recheck, Strategy};
+use environment::environment;
+use multi_host::name_of;
+use value::{Value, Wrong};
+
+/// Settings in text. Under the same names as the methods above, and with the same defaults; what is
+/// wrong with one is an error of [`build`](Self::build) that names it.
+impl<C: 'static> PeerManagerBuilder<C> {
+    /// The peers in one URL with several hosts, as libpq, JDBC and MongoDB have them, and any settings:
+    /// `mysql://app:secret@db0,db1:3307/shop?check_interval=10s&weight.db0=2&ssl_ca=/etc/ca.pem`. Each
+    /// peer is known by its host, with its port if that is written. Parameters that are not settings
+    /// go to each peer's URL as they are. For SQLite it is a list of paths,
+    /// `file:a/shop.db,b/shop.db?mode=rw`.
+    ///
+    /// Bare numbers are seconds; other times have a unit (`250ms`, `30s`, `5min`, `1h`).
+    /// (`tcp_user_timeout` always needs one: libpq, which knows it too, counts it in milliseconds.)
+    ///
+    /// The peers replace those that were given before. Of a setting that is given several times the
+    /// last one counts.
+    #[must_use]
+    pub fn url(self, url: &str) -> Self {
+        multi_host::url(self, url)
+    }
+
+    /// The environment variables that begin with `prefix`: with `SHOP_DB_`, `SHOP_DB_URL` is what
+    /// [`url`](Self::url) takes, `SHOP_DB_PASSWORD` the password for all peers, and
+    /// `SHOP_DB_CHECK_INTERVAL=10s` sets `check_interval`. Every variable that begins with the prefix
+    /// must be a setting.
+    ///
+    /// What is set there counts from here on: it replaces what was given before, and is replaced by
+    /// what is given later. Variables that are not set change nothing.
+    #[must_use]
+    pub fn env(self, prefix: &str) -> Self {
+        environment(self.looked_in_environment(prefix), prefix, env::vars_os())
+    }
+
+    /// Settings that were read with serde, from TOML, figment or anything else.
+    ///
+    /// They replace what was given before, and are replaced by what is given later.
+    #[cfg(feature = "serde")]
+    #[must_use]
+    pub fn config(self, config: Config) -> Self {
+        apply(self, Place::File, config.settings())
+    }
+}
+
+/// What names the peers.
+const SOURCES: [&str; 2] = ["url", "peers"];
+
+/// Every other setting that can be given in text.
+const SETTINGS: [&str; 23] = [
+    "weight",
+    "tier",
+    "strategy",
+    "balance",
+    "rebalance_pace",
+    "link_max_age",
+    "user",
+    "password",
+    "pool_timeout",
+    "check_interval",
+    "connect_timeout",
+    "connect_deadline",
+    "ping_timeout",
+    "ping_idle",
+    "stall_after",
+    "probe_timeout",
+    "tcp_keepalive",
+    "tcp_user_timeout",
+    "recheck",
+    "all_down",
+    "all_down_interval",
+    "all_down_wait",
+    "rng_seed",
+];
+
+/// What belongs to the pool, by r2d2's names and by Rocket's.
+const POOLS: [&str; 8] = [
+    "max_size",
+    "min_idle",
+    "connection_timeout",
+    "idle_timeout",
+    "max_lifetime",
+    "test_on_check_out",
+    "pool_size",
+    "timeout",
+];
+
+const STRATEGIES: [(&str, Strategy); 4] = [
+    ("least_connections", Strategy::LeastConnections),
+    ("random", Strategy::Random),
+    ("round_robin", Strategy::RoundRobin),
+    ("ordered", Strategy::Ordered),
+];
+const BALANCES: [(&str, Balance); 2] =
+    [("per_checkout", Balance::PerCheckout), ("per_connection", Balance::PerConnection)];
+const RECHECKS: [(&str, Recheck); 2] = [("probe", Recheck::Probe), ("clear", Recheck::Clear)];
+const ALL_DOWNS: [(&str, AllDown); 2] = [("try", AllDown::Try), ("fail", AllDown::Fail)];
+
+const WEIGHT: &str = "give a whole number, 0 or more";
+const PER_PEER: &str = "give a number to each peer by its name, as `{ db0 = 2, db1 = 1 }`, or as text, \
+                        \"db0=2,db1=1\"";
+
+/// Settings as they were read.
+type Settings = Vec<(String, Value)>;
+
+/// Where settings stand, for who has to mend them.
+#[derive(Debug, Clone, Copy)]
+enum Place<'a> {
+    #[cfg_attr(not(feature = "serde"), allow(dead_code, reason = "files are read with serde"))]
+    File,
+    Url,
+    Environment {
+        prefix: &'a str,
+    },
+}
+
+impl Place<'_> {
+    fn names(self, key: &str) -> String {
+        match self {
+            Self::File => format!("`{key}`"),
+            Self::Url => format!("`{key}` in the URL"),
+            Self::Environment { prefix } => {
+                format!("the environment variable `{prefix}{}`", key.to_ascii_uppercase())
+            }
+        }
+    }
+
+    fn mistake(self, key: &str, Wrong { flaw, right }: Wrong) -> Kind {
+        Kind::Setting { key: self.names(key), flaw, right }
+    }
+}
+
+/// Gives the settings of one place to the builder.
+fn apply<C: 'static>(
+    mut builder: PeerManagerBuilder<C>,
+    place: Place<'_>,
+    mut settings: Settings,
+) -> PeerManagerBuilder<C> {
+    // What stands beside a URL counts, not what stands in it.
+    settings.sort_by_key(|(key, _)| key != "url");
+    for (index, (key, value)) in settings.iter().enumerate() {
+        let is_first = settings[..index].iter().all(|(earlier, _)| earlier != key);
+        let is_url_too = key == "peers" && settings.iter().any(|(key, _)| key == "url");
+        let applied = if !is_first {
+            Err(Wrong::new("is given twice", "keep one"))
+        } else if is_url_too {
+            Err(Wrong::new("and `url` both name the peers", "keep one"))
+        } else {
+            set(builder, key, value)
+        };
+        builder = match applied {
+            Ok(builder) => builder,
+            Err(wrong) => return PeerManagerBuilder::new().mistaken(place.mistake(key, wrong)),
+        };
+    }
+    builder
+}
+
+/// One setting.
+fn set<C: 'static>(
+    builder: PeerManagerBuilder<C>,
+    key: &str,
+    value: &Value,
+) -> Result<PeerManagerBuilder<C>, Wrong> {
+    Ok(match key {
+        "url" => multi_host::url(builder, value.secret()?),
+        "peers" => builder.peers(peers(value)?),
+        "weight" => per_peer(value)?.into_iter().fold(builder, |b, (name, n)| b.weight(name, n)),
+        "tier" => per_peer(value)?.into_iter().fold(builder, |b, (name, n)| b.tier(name, n)),
+        "strategy" => builder.strategy(value.choice(&STRATEGIES)?),
+        "balance" => builder.balance(value.choice(&BALANCES)?),
+        "rebalance_pace" => builder.rebalance_pace(value.duration()?),
+        "link_max_age" => builder.link_max_age(value.duration()?),
+        "user" => builder.user(value.secret()?),
+        "password" => builder.password(value.secret()?),
+        "pool_timeout" => builder.pool_timeout(value.duration()?),
+        "check_interval" => builder.check_interval(value.duration()?),
+        "connect_timeout" => builder.connect_timeout(value.duration()?),
+        "connect_deadline" => builder.connect_deadline(value.duration()?),
+        "ping_timeout" => builder.ping_timeout(value.duration()?),
+        "ping_idle" => builder.ping_idle(value.duration()?),
+        "stall_after" => builder.stall_after(value.duration_or_none()?),
+        "probe_timeout" => builder.probe_timeout(value.duration()?),
+        "tcp_keepalive" => builder.tcp_keepalive(value.duration_or_none()?),
+        "tcp_user_timeout" => builder.tcp_user_timeout(value.clear_duration_or_none()?),
+        "recheck" => builder.recheck(value.choice(&RECHECKS)?),
+        "all_down" => builder.all_down(value.choice(&ALL_DOWNS)?),
+        "all_down_interval" => builder.all_down_interval(value.duration()?),
+        "all_down_wait" => builder.all_down_wait(value.duration()?),
+        "rng_seed" => builder.rng_seed(value.whole("give a whole number, 0 or more")?),
+        _ => return Err(unknown(key)),
+    })
+}
+
+/// A list of URLs, or a table of peers by their names.
+fn peers(value: &Value) -> Result<Vec<PeerConfig>, Wrong> {
+    match value {
+        Value::List(peers) => {
+            peers.iter().enumerate().map(|(index, value)| peer(None, value, index)).collect()
+        }
+        Value::Table(peers) => {
+            let named = peers.iter().enumerate();
+            named.map(|(index, (name, value))| peer(Some(name), value, index)).collect()
+        }
+        _ => Err(Wrong::new(
+            "is neither a list nor a table",
+            "give a list of URLs, or each peer's URL by its name, as `{ db0 = \"mysql://...\" }`; one \
+             URL with several hosts is `url`",
+        )),
+    }
+}
+
+/// A URL, or a table with one.
+fn peer(name: Option<&String>, value: &Value, index: usize) -> Result<PeerConfig, Wrong> {
+    const RIGHT: &str = "a peer is its URL, or `{ url = \"...\", weight = 1, tier = 0 }`";
+    let wrong = |flaw: &str| {
+        let which =
+            name.map_or_else(|| format!("number {}", index + 1), |name| format!("{name:?}"));
+        Wrong::new(format!("has {flaw} for peer {which}"), RIGHT)
+    };
+    let mut peer = PeerConfig {
+        name: name.cloned().unwrap_or_default(),
+        url: String::new(),
+        weight: None,
+        tier: None,
+    };
+    match value {
+        Value::Text(url) => peer.url.clone_from(url),
+        Value::Table(settings) => {
+            for (key, value) in settings {
+                match (&**key, value) {
+                    ("url", Value::Text(url)) => peer.url.clone_from(url),
+                    ("name", Value::Text(text)) if name.is_none() => peer.name.clone_from(text),
+                    ("weight", value) => peer.weight = Some(value.whole(WEIGHT)?),
+                    ("tier", value) => peer.tier = Some(value.whole(WEIGHT)?),
+                    _ => return Err(wrong("something else than is known")),
+                }
+            }
+        }
+        _ => return Err(wrong("no text and no table")),
+    }
+    if peer.url.is_empty() {
+        return Err(wrong("no `url`"));
+    }
+    if peer.name.is_empty() {
+        peer.name = name_of(&peer.url).unwrap_or_else(|| format!("peer{index}"));
+    }
+    Ok(peer)
+}
+
+/// A number for each of some peers.
+fn per_peer(value: &Value) -> Result<Vec<(String, u32)>, Wrong> {
+    let pair = |(name, number): (&str, &Value)| Ok((name.to_owned(), number.whole(WEIGHT)?));
+    match value {
+        Value::Table(numbers) => {
+            numbers.iter().map(|(name, number)| pair((name, number))).collect()
+        }
+        Value::Text(text) => text
+            .split(',')
+            .map(|text| {
+                let wrong = || Wrong::new(format!("is {value}"), PER_PEER);
+                let (name, number) = text.rsplit_once('=').ok_or_else(wrong)?;
+                pair((name.trim(), &Value::Text(number.to_owned())))
+            })
+            .collect(),
+        _ => Err(Wrong::new(format!("is {value}"), PER_PEER)),
+    }
+}
+
+fn unknown(key: &str) -> Wrong {
+    let flaw = "is no setting";
+    if POOLS.contains(&key) {
+        return Wrong::new(flaw, "it is the pool's; give it to `Pool::builder()`");
+    }
+    if let Some(setting) = similar(key) {
+        return Wrong::new(flaw, format!("did you mean `{setting}`?"));
+    }
+    let (sources, settings) = (SOURCES.join(", "), SETTINGS.join(", "));
+    Wrong::new(flaw, format!("those that there are: {sources}, {settings}"))
+}
+
+/// The setting that was probably meant by a key that is none.
+fn similar(key: &str) -> Option<&'static str> {
+    const SHORTEST: usize = 6;
+    let plain = |text: &str| text.replace(['_', '-'], "").to_ascii_lowercase();
+    let key = plain(key);
+    SOURCES.into_iter().chain(SETTINGS).find(|setting| {
+        let setting = plain(setting);
+        setting == key || setting.len() >= SHORTEST && distance(&setting, &key) <= 2
+    })
+}
+
+/// How many letters have to be changed, left out or put in to make one text of the other.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (index, letter) in one.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = index + 1;
+        for (column, candidate) in other.iter().enumerate() {
+            let replaced = diagonal + usize::from(letter != *candidate);
+            diagonal = row[column + 1];
+            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
+        }
+    }
+    row[other.len()]
+}

@@ -1,0 +1,148 @@
+//! The peers, and any settings, in one URL with several hosts.
+
+use super::value::{Value, Wrong};
+use super::{Place, SETTINGS, Settings, apply, similar};
+use crate::builder::{PeerConfig, PeerManagerBuilder};
+use crate::dialect::Dialect;
+use crate::error::{Flaw, Kind};
+use crate::url::{Parameter, Uri, parameters, percent_decoded, write_parameters};
+
+/// What stands before a setting that each peer has of its own: `weight.db0=2`.
+const PER_PEER: [&str; 2] = ["weight.", "tier."];
+
+/// What leads to one place, whatever the host is.
+const PLACES: [&str; 4] = ["host", "hostaddr", "unix_socket", "service"];
+
+const RIGHT: &str = "give `scheme://user:password@host0:1,host1:2/database?key=value`";
+
+/// Gives the peers and the settings of a URL to the builder.
+pub(super) fn url<C: 'static>(builder: PeerManagerBuilder<C>, text: &str) -> PeerManagerBuilder<C> {
+    match split(text, Dialect::of::<C>()) {
+        Ok((peers, settings)) => apply(builder.peers(peers), Place::Url, settings),
+        Err(mistake) => PeerManagerBuilder::new().mistaken(mistake),
+    }
+}
+
+/// What the peer with this URL is known by when it was given no name: where it is.
+pub(super) fn name_of(url: &str) -> Option<String> {
+    if is_path(url) {
+        return name_of_path(path_of(url).1).map(str::to_owned);
+    }
+    Uri::parse(url).ok().map(|uri| name_of_host(&uri.hosts[0]))
+}
+
+/// Nothing that might be a URL with a slip, and hold a password.
+fn name_of_path(path: &str) -> Option<&str> {
+    (!path.contains(['@', ':', '='])).then_some(path)
+}
+
+fn name_of_host(host: &str) -> String {
+    if host.is_empty() { "localhost".to_owned() } else { percent_decoded(host) }
+}
+
+/// A URL's peers, each with one of its hosts, and its settings, which are left out of theirs.
+fn split(text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, Settings), Kind> {
+    let malformed = |flaw: Flaw| Kind::Setting { key: "`url`".into(), flaw, right: RIGHT.into() };
+    if text.trim().is_empty() {
+        return Err(malformed("is empty".into()));
+    }
+    match dialect {
+        Dialect::Sqlite if !is_path(text) => {
+            return Err(malformed(
+                "is no path: SQLite would take it for the name of a file".into(),
+            ));
+        }
+        Dialect::Sqlite | Dialect::Other if is_path(text) => return split_paths(text),
+        _ => {}
+    }
+    let mut uri = Uri::parse(text).map_err(malformed)?;
+    dialect.check_scheme(&uri.scheme).map_err(malformed)?;
+    let settings = take_settings(&mut uri.parameters, dialect)?;
+    if uri.hosts.len() > 1 {
+        if let Some(place) = PLACES.into_iter().find(|place| uri.parameter(place).is_some()) {
+            let flaw = "would lead every peer to the same place";
+            let right = "leave it out, or give each peer a URL of its own in `peers`";
+            return Err(Place::Url.mistake(place, Wrong::new(flaw, right)));
+        }
+    }
+    let peers = uri.each_host().map(|uri| PeerConfig {
+        name: name_of_host(&uri.hosts[0]),
+        url: uri.to_string(),
+        weight: None,
+        tier: None,
+    });
+    Ok((peers.collect(), settings))
+}
+
+/// SQLite's peers are several paths to one file.
+fn split_paths(text: &str) -> Result<(Vec<PeerConfig>, Settings), Kind> {
+    let (scheme, paths, query) = path_of(text);
+    let mut parameters = parameters(query);
+    let settings = take_settings(&mut parameters, Dialect::Sqlite)?;
+    if scheme.is_empty() && !parameters.is_empty() {
+        let key = "a parameter".to_owned();
+        let flaw = "of the `url` is no setting, and a bare path has no others".into();
+        return Err(Kind::Setting { key, flaw, right: "write `file:PATH?mode=rw`".into() });
+    }
+    let peer = |(index, path): (usize, &str)| {
+        let mut url = format!("{scheme}{path}");
+        write_parameters(&mut url, &parameters).expect("a text takes all");
+        let name = name_of_path(paths).map_or_else(|| format!("peer{index}"), |_| path.to_owned());
+        PeerConfig { name, url, weight: None, tier: None }
+    };
+    Ok((paths.split(',').enumerate().map(peer).collect(), settings))
+}
+
+/// Whether SQLite alone takes it.
+fn is_path(text: &str) -> bool {
+    !text.contains("://") || text.starts_with("sqlite://") || text.starts_with("file:")
+}
+
+/// What stands before a path, the path, and what follows its `?`.
+fn path_of(text: &str) -> (&str, &str, &str) {
+    let schemes = ["sqlite://", "file:"];
+    let scheme = schemes.into_iter().find(|scheme| text.starts_with(scheme)).unwrap_or("");
+    let rest = &text[scheme.len()..];
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    (scheme, path, query)
+}
+
+/// Takes the settings out of a URL's parameters; the others are for the client library.
+fn take_settings(parameters: &mut Vec<Parameter>, dialect: Dialect) -> Result<Settings, Kind> {
+    let mut settings = Settings::new();
+    let (ours, others): (Vec<_>, Vec<_>) = parameters.drain(..).partition(|parameter| {
+        let is_per_peer = PER_PEER.iter().any(|prefix| parameter.key.starts_with(prefix));
+        SETTINGS.contains(&&*parameter.key) || is_per_peer
+    });
+    for Parameter { key, value } in ours {
+        let value = Value::Text(percent_decoded(&value.unwrap_or_default()));
+        match key.split_once('.') {
+            None => settings.push((key, value)),
+            Some((setting, peer)) => {
+                let number = (percent_decoded(peer), value);
+                match settings.iter_mut().find(|(key, _)| key == setting) {
+                    Some((_, Value::Table(numbers))) => numbers.push(number),
+                    _ => settings.push((setting.to_owned(), Value::Table(vec![number]))),
+                }
+            }
+        }
+    }
+    for parameter in &others {
+        let key = &parameter.key;
+        if let Some(meant) = similar(key).filter(|_| !dialect.parameters().contains(&&**key)) {
+            let wrong = Wrong::new("is no setting", format!("did you mean `{meant}`?"));
+            return Err(Place::Url.mistake(parameter.shown(), wrong));
+        }
+        if !dialect.knows(key) {
+            let known = dialect.parameters().join(", ");
+            let right = format!(
+                "a {dialect} URL may have these: {known}; and these: {}",
+                SETTINGS.join(", ")
+            );
+            let wrong = Wrong::new("is neither a setting nor known to the client library", right);
+            return Err(Place::Url.mistake(parameter.shown(), wrong));
+        }
+    }
+    *parameters = others;
+    Ok(settings)
+}

@@ -1,0 +1,304 @@
+//! The same settings, whatever they are read from; and nothing that panics or shows a secret.
+
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::time::Duration;
+
+use proptest::prelude::{
+    Just, Strategy, TestCaseError, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest,
+};
+use proptest::sample::{select, subsequence};
+
+use super::*;
+use crate::manager::PeerManager;
+
+/// A connection that nobody makes: its URLs are of no certain form.
+struct NoConnection;
+
+fn builder() -> PeerManagerBuilder<NoConnection> {
+    PeerManager::builder()
+}
+
+#[test]
+fn hosts_become_peers_and_parameters_settings() {
+    let url = "mysql://app:s3cret@db0,db1:3307/shop?weight.db0=2&check_interval=5s&ssl_ca=/ca.pem";
+    let by_hand = builder()
+        .peer("db0", "mysql://app:s3cret@db0/shop?ssl_ca=/ca.pem")
+        .peer("db1:3307", "mysql://app:s3cret@db1:3307/shop?ssl_ca=/ca.pem")
+        .weight("db0", 2)
+        .check_interval(Duration::from_secs(5));
+    assert_eq!(builder().url(url).given(), by_hand.given());
+}
+
+#[test]
+fn every_form_of_peers() {
+    for (url, expected) in [
+        ("postgres://[::1]:5432/shop", &[("[::1]:5432", "postgres://[::1]:5432/shop")][..]),
+        (
+            "postgres://%2Frun%2Fa,%2Frun%2Fb:5433/shop",
+            &[
+                ("/run/a", "postgres://%2Frun%2Fa/shop"),
+                ("/run/b:5433", "postgres://%2Frun%2Fb:5433/shop"),
+            ],
+        ),
+        (
+            "mysql:///shop?unix_socket=/run/m.sock",
+            &[("localhost", "mysql:///shop?unix_socket=/run/m.sock")],
+        ),
+        ("a/shop.db", &[("a/shop.db", "a/shop.db")]),
+        (
+            "file:a/shop.db,b/shop.db?mode=rw&check_interval=30",
+            &[("a/shop.db", "file:a/shop.db?mode=rw"), ("b/shop.db", "file:b/shop.db?mode=rw")],
+        ),
+        (
+            "sqlite:///srv/a.db,/srv/b.db",
+            &[("/srv/a.db", "sqlite:///srv/a.db"), ("/srv/b.db", "sqlite:///srv/b.db")],
+        ),
+        ("host=a,b password=c", &[("peer0", "host=a"), ("peer1", "b password=c")]),
+    ] {
+        assert_eq!(builder().url(url).given_peers(), expected, "{url}");
+    }
+}
+
+#[test]
+fn mistakes_name_the_key_the_value_and_what_would_be_right() {
+    let url = |parameters: &str| builder().url(&format!("mysql://db0,db1/shop?{parameters}"));
+    let env = |name: &str, value: &str| {
+        environment(builder(), "SHOP_", [(OsString::from(name), OsString::from(value))])
+    };
+    let cases = [
+        (
+            url("check_interval=30parsecs"),
+            r#"`check_interval` in the URL is "30parsecs": give a time"#,
+        ),
+        (url("check_interval"), r#"`check_interval` in the URL is "": give a time"#),
+        (url("check_interval=-1"), r#"`check_interval` in the URL is "-1": give a time"#),
+        (url("check_interval=1e9"), r#"`check_interval` in the URL is "1e9": give a time"#),
+        (url("tcp_user_timeout=20000"), "milliseconds in libpq"),
+        (
+            url("chek_interval=30s"),
+            "`chek_interval` in the URL is no setting: did you mean `check_i",
+        ),
+        (
+            url("checkInterval=30s"),
+            "`checkInterval` in the URL is no setting: did you mean `check_i",
+        ),
+        (url("strategy=fastest"), r#"is "fastest": give one of "least_connections", "random""#),
+        (url("weight.db0=-1"), r#"`weight` in the URL is "-1": give a whole number"#),
+        (url("weight.db0=4294967296"), r#"is "4294967296": give a whole number"#),
+        (url("rng_seed=x"), r#"`rng_seed` in the URL is "x": give a whole number"#),
+        (url("check_interval=1&check_interval=2"), "`check_interval` in the URL is given twice"),
+        (url("unix_socket=/run/m.sock"), "would lead every peer to the same place"),
+        (builder().url(""), "`url` is empty: give `scheme://"),
+        (builder().url("mysql://db0,,db2"), "`url` has an empty host (host number 2): give"),
+        (builder().url("a.db?mode=rw"), "a parameter of the `url` is no setting"),
+        (env("SHOP_CHECK_INTERVAL", "soon"), r#"variable `SHOP_CHECK_INTERVAL` is "soon": give a"#),
+        (
+            env("SHOP_CHECKINTERVAL", "1"),
+            "variable `SHOP_CHECKINTERVAL` is no setting: did you mean",
+        ),
+        (env("SHOP_MAX_SIZE", "1"), "`SHOP_MAX_SIZE` is no setting: it is the pool's"),
+        (
+            env("SHOP_COLOUR", "red"),
+            "`SHOP_COLOUR` is no setting: those that there are: url, peers,",
+        ),
+        (env("SHOP_PEERS", "a,b"), "`SHOP_PEERS` is neither a list nor a table"),
+        (env("SHOP_WEIGHT", "db0"), r#"`SHOP_WEIGHT` is "db0": give a number to each peer"#),
+        (environment(builder(), "", []), "the prefix of environment variables is empty"),
+    ];
+    for (builder, expected) in cases {
+        let told = builder.into_mistake().expect(expected);
+        assert!(told.contains(expected), "{expected}: {told}");
+    }
+}
+
+#[test]
+fn a_later_source_counts() {
+    let variables =
+        [("SHOP_URL", "mysql://db2,db3/shop"), ("SHOP_PASSWORD", "s3cret"), ("HOME", "/")];
+    let variables = variables.map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    let given = builder().peer("a", "mysql://a").url("mysql://db0,db1/shop?check_interval=1s");
+    let given = environment(given, "SHOP_", variables).peer("b", "mysql://b");
+    let by_hand = builder()
+        .peer("db2", "mysql://db2/shop")
+        .peer("db3", "mysql://db3/shop")
+        .peer("b", "mysql://b")
+        .check_interval(Duration::from_secs(1))
+        .password("s3cret");
+    assert_eq!(given.given(), by_hand.given());
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn files() {
+    let read = |text: &str| builder().config(toml::from_str(text).expect("it is TOML"));
+    let by_hand = builder()
+        .peer("peer0", "mysql://db0/shop")
+        .peer("peer1", "mysql://db1/shop")
+        .weight("peer1", 2)
+        .check_interval(Duration::from_secs(30))
+        .stall_after(None)
+        .ping_idle(Duration::from_millis(1_500))
+        .given();
+    let settings =
+        "check_interval = 30\nstall_after = false\nping_idle = 1.5\nweight = { peer1 = 2 }\n";
+    let table = "[peers]\npeer0 = 'mysql://db0/shop'\npeer1 = { url = 'mysql://db1/shop' }";
+    assert_eq!(read(&format!("{settings}{table}")).given(), by_hand);
+    let list = "[[peers]]\nname = 'peer0'\nurl = 'mysql://db0/shop'\n\
+                [[peers]]\nname = 'peer1'\nurl = 'mysql://db1/shop'";
+    assert_eq!(read(&format!("{settings}{list}")).given(), by_hand);
+
+    let named =
+        read("peers = ['mysql://app:s3cret@db0/shop', 'a/shop.db', 'host=db', 'x//a:s3cret@b']");
+    let names: Vec<&str> = named.given_peers().iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["db0", "a/shop.db", "peer2", "peer3"], "each by its host, if it has one");
+
+    for (text, expected) in [
+        ("url = 3", "`url` is no text: put it in quotes"),
+        ("peers = 3", "`peers` is neither a list nor a table"),
+        ("peers = [3]", "`peers` has no text and no table for peer number 1"),
+        ("peers = { db0 = { weight = 1 } }", "`peers` has no `url` for peer \"db0\""),
+        ("peers = { db0 = { uri = 'x' } }", "`peers` has something else than is known for peer"),
+        ("peers = { db0 = { url = 'x', weight = -1 } }", "`peers` is -1: give a whole number"),
+        ("url = 'mysql://db0'\npeers = []", "`peers` and `url` both name the peers"),
+        ("check_interval = '30'\ncheckinterval = 1", "`checkinterval` is no setting: did you mean"),
+        ("check_interval = -30", "`check_interval` is -30: give a time"),
+        ("check_interval = nan", "`check_interval` is NaN: give a time"),
+        ("check_interval = [1]", "`check_interval` is a list: give a time"),
+        ("check_interval = true", "`check_interval` is true: give a time"),
+        ("strategy = 3", "`strategy` is 3: give one of"),
+        ("max_size = 3", "`max_size` is no setting: it is the pool's"),
+    ] {
+        let told = read(text).into_mistake().expect(expected);
+        assert!(told.starts_with(expected), "{text}: {told}");
+    }
+}
+
+const PEERS: &str = "mysql://db0,db1/shop";
+
+/// A setting, and a text for it.
+fn settings() -> impl Strategy<Value = (&'static str, String)> {
+    let times = || {
+        (select(&["ms", "s", "min", "m", "h", ""][..]), 0..100_000_u32, select(&["", ".5"][..]))
+            .prop_map(|(unit, number, half)| format!("{number}{half}{unit}"))
+    };
+    let clear = (select(&["ms", "s"][..]), any::<u32>()).prop_map(|(unit, n)| format!("{n}{unit}"));
+    let names = |names: &[&str]| select(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>());
+    prop_oneof![
+        (
+            select(&["rebalance_pace", "link_max_age", "pool_timeout", "check_interval"][..]),
+            times()
+        ),
+        (
+            select(&["connect_timeout", "connect_deadline", "ping_timeout", "ping_idle"][..]),
+            times()
+        ),
+        (select(&["probe_timeout", "all_down_interval", "all_down_wait"][..]), times()),
+        (
+            select(&["stall_after", "tcp_keepalive"][..]),
+            prop_oneof![times(), Just("none".to_owned())]
+        ),
+        (Just("tcp_user_timeout"), prop_oneof![clear, Just("none".to_owned())]),
+        (Just("rng_seed"), any::<u64>().prop_map(|seed| seed.to_string())),
+        (select(&["user", "password"][..]), "[a-z@:/?#%&= é]{0,9}"),
+        (Just("strategy"), names(&["least_connections", "random", "round_robin", "ordered"])),
+        (Just("balance"), names(&["per_checkout", "per_connection"])),
+        (Just("recheck"), names(&["probe", "clear"])),
+        (Just("all_down"), names(&["try", "fail"])),
+        (Just("weight"), Just("db0=3,db1=4".to_owned())),
+        (Just("tier"), Just("db1=1".to_owned())),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn settings_are_the_same_everywhere(given in prop::collection::vec(settings(), 0..8)) {
+        let mut given = given;
+        given.sort();
+        given.dedup_by_key(|(key, _)| *key);
+
+        let mut url = PEERS.to_owned();
+        for (index, (key, value)) in given.iter().enumerate() {
+            let joint = if index == 0 { '?' } else { '&' };
+            write!(url, "{joint}{key}={}", crate::url::percent_encoded(value)).expect("text");
+        }
+        let of_url = builder().url(&url);
+
+        let variable = |(key, value): &(&str, String)| {
+            (OsString::from(format!("SHOP_{}", key.to_ascii_uppercase())), OsString::from(value))
+        };
+        let variables = given.iter().map(variable).chain([("SHOP_URL".into(), PEERS.into())]);
+        let of_environment = environment(builder(), "SHOP_", variables);
+        prop_assert_eq!(of_url.given(), of_environment.given());
+        prop_assert!(of_url.into_mistake().is_none());
+
+        #[cfg(feature = "serde")]
+        {
+            let mut table = toml::Table::new();
+            table.insert("url".to_owned(), PEERS.into());
+            for (key, value) in &given {
+                let number = value.parse::<i64>().ok().filter(|_| *key != "password" && *key != "user");
+                let value = number.map_or_else(|| value.clone().into(), toml::Value::from);
+                table.insert((*key).to_owned(), value);
+            }
+            let of_file = builder().config(table.try_into().expect("it is a table"));
+            prop_assert_eq!(of_file.given(), of_environment.given());
+        }
+    }
+
+    /// Whatever is wrong with a URL, what is said of it shows no part of the password.
+    #[test]
+    fn no_mistake_shows_a_secret(
+        scheme in select(&["mysql://", "postgres://", "mysql:/", "mysql//", "", "file:", "sqlite://"][..]),
+        before in "[]\\[@:/?#,%&= .a-d1-4]{0,6}",
+        after in "[]\\[@:/?#,%&= .a-d1-4]{0,6}",
+        rest in select(&["@db0,db1/shop", "@db0/shop?check_interval=1", "@db0,db1/shop?x=y"][..]),
+        form in subsequence(&["file", "list"][..], 0..=1),
+    ) {
+        let url = format!("{scheme}app:{before}s3cret{after}{rest}");
+        shows_no_secret::<NoConnection>(&url, &form)?;
+        #[cfg(feature = "mysql")]
+        shows_no_secret::<diesel::MysqlConnection>(&url, &form)?;
+        #[cfg(feature = "postgres")]
+        shows_no_secret::<diesel::PgConnection>(&url, &form)?;
+        #[cfg(feature = "sqlite")]
+        shows_no_secret::<diesel::SqliteConnection>(&url, &form)?;
+    }
+
+    #[test]
+    fn nothing_panics(text in any::<String>(), url in "([a-z]{0,6}://)?[]\\[@:/?#,%&= .a-d1-4]{0,20}") {
+        for text in [text, url] {
+            let _ = builder().url(&text).into_mistake();
+            let _ = per_peer(&Value::Text(text.clone()));
+            let _ = Value::Text(text).duration();
+        }
+    }
+}
+
+fn shows_no_secret<C: 'static>(url: &str, form: &[&str]) -> Result<(), TestCaseError> {
+    let builder = PeerManager::<C>::builder();
+    let builder = match form {
+        [] => builder.url(url),
+        [form] => {
+            let value = Value::Text(url.to_owned());
+            let value = if *form == "list" {
+                Value::List(vec![value])
+            } else {
+                Value::Table(vec![(
+                    "db0".to_owned(),
+                    Value::Table(vec![("url".to_owned(), value)]),
+                )])
+            };
+            apply(builder, Place::Url, vec![("peers".to_owned(), value)])
+        }
+        _ => unreachable!("at most one"),
+    };
+    let shown = format!("{builder:?}");
+    prop_assert!(!shown.contains("s3cret"), "{}", shown);
+    for (name, _) in builder.given_peers() {
+        prop_assert!(!name.contains("s3cret"), "{} names a peer {}", url, name);
+    }
+    let told = builder.into_mistake().unwrap_or_default();
+    prop_assert!(!told.contains("s3cret"), "{}: {}", url, told);
+    Ok(())
+}
