@@ -1,6 +1,6 @@
 // Its code is compiled as doctests with the features that it uses.
 #![cfg_attr(
-    any(not(doctest), all(feature = "mysql", feature = "postgres", feature = "serde")),
+    any(not(doctest), all(feature = "mysql", feature = "postgres", feature = "rocket")),
     doc = include_str!("../README.md")
 )]
 
@@ -29,6 +29,8 @@ mod peers;
 mod policy;
 mod prime;
 mod pulse;
+#[cfg(feature = "rocket")]
+pub mod rocket;
 mod rules;
 mod set;
 mod share;

@@ -37,6 +37,13 @@ impl Config {
     pub(super) fn settings(self) -> Settings {
         self.settings
     }
+
+    /// The settings besides these.
+    #[cfg(feature = "rocket")]
+    pub(crate) fn without(mut self, keys: &[&str]) -> Self {
+        self.settings.retain(|(key, _)| !keys.contains(&&**key));
+        self
+    }
 }
 
 /// The names of the settings: values may be secrets.

@@ -1,0 +1,224 @@
+//! A Rocket application's databases: settings as they stand in `Rocket.toml`, the registry, and what
+//! is said when it cannot be launched.
+
+#![cfg(feature = "rocket")]
+#![allow(clippy::needless_pass_by_value, reason = "Rocket's guards are values")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use diesel::SqliteConnection;
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::r2d2::R2D2Connection;
+use diesel::sql_types::{Integer, Text};
+use diesel_peers::rocket::{Customize, Registry};
+use diesel_peers::{PeerConnection, PeerState};
+use rocket::error::ErrorKind;
+use rocket::fairing::AdHoc;
+use rocket::figment::Figment;
+use rocket::figment::providers::{Format, Toml};
+use rocket::local::blocking::Client;
+use rocket::{Build, Rocket, State, get, routes};
+use rocket_sync_db_pools::{Error, Poolable, database};
+use support::backend::{Backend, SqlitePath};
+
+#[database("shop")]
+struct Shop(PeerConnection<SqliteConnection>);
+
+#[get("/peer")]
+async fn peer(shop: Shop) -> String {
+    shop.run(|conn| {
+        conn.batch_execute("SELECT 1").expect("the file is there");
+        conn.peer().to_owned()
+    })
+    .await
+}
+
+#[get("/registry")]
+fn registry(registry: &State<Registry>) -> String {
+    let peers = registry.peers("shop").expect("it was registered").snapshot().peers;
+    let peers: Vec<_> = peers.iter().map(|it| format!("{}: {:?}", it.name, it.state)).collect();
+    peers.join("\n")
+}
+
+#[get("/pragmas")]
+async fn pragmas(shop: Shop) -> String {
+    shop.run(|conn| {
+        let foreign_keys = diesel::dsl::sql::<Integer>("(SELECT * FROM pragma_foreign_keys)");
+        let journal = diesel::dsl::sql::<Text>("(SELECT * FROM pragma_journal_mode)");
+        let (keys, journal): (i32, String) =
+            diesel::select((foreign_keys, journal)).get_result(conn).expect("SQLite knows both");
+        format!("{keys} {journal}")
+    })
+    .await
+}
+
+/// An application with these settings for its database.
+fn configured(settings: &str) -> Rocket<Build> {
+    let toml = format!("[default]\nlog_level = 'off'\nworkers = 2\n{settings}");
+    rocket::custom(Figment::from(rocket::Config::default()).merge(Toml::string(&toml).nested()))
+}
+
+fn application(settings: &str) -> Rocket<Build> {
+    configured(settings)
+        .attach(Registry::fairing())
+        .attach(Shop::fairing())
+        .mount("/", routes![peer, registry, pragmas])
+}
+
+fn body(client: &Client, path: &str) -> String {
+    let response = client.get(path.to_owned()).dispatch();
+    assert_eq!(response.status().code, 200, "{path}");
+    response.into_string().expect("a text")
+}
+
+fn paths(files: &[SqlitePath]) -> Vec<String> {
+    let path = |file: &SqlitePath| {
+        let url = file.url();
+        url.trim_start_matches("file:").trim_end_matches("?mode=rw").to_owned()
+    };
+    files.iter().map(path).collect()
+}
+
+#[track_caller]
+fn all_serve(client: &Client, names: &[String]) {
+    let served: BTreeSet<String> = (0..20).map(|_| body(client, "/peer")).collect();
+    assert_eq!(served, names.iter().cloned().collect(), "every peer serves");
+}
+
+#[test]
+fn one_url_with_several_hosts() {
+    let files = SqlitePath::start(3);
+    let paths = paths(&files);
+    let application = application(&format!(
+        "[default.databases.shop]\nurl = 'file:{}?mode=rw'\npool_size = 6\ncheck_interval = 30\n\
+         weight = {{ '{}' = 2 }}",
+        paths.join(","),
+        paths[0],
+    ));
+    let client = Client::untracked(application).expect("it launches");
+    all_serve(&client, &paths);
+    let expected: Vec<_> = paths.iter().map(|path| format!("{path}: Up")).collect();
+    assert_eq!(body(&client, "/registry"), expected.join("\n"), "a request can ask how they are");
+    let registry = client.rocket().state::<Registry>().expect("it was attached");
+    let snapshot = registry.peers("shop").expect("it is registered").snapshot();
+    assert_eq!(snapshot.peers[0].weight, 2);
+    assert_eq!(snapshot.peers.iter().map(|peer| peer.links).sum::<usize>(), 6, "`pool_size`");
+    assert_eq!(registry.all().len(), 1);
+    assert!(registry.peers("another").is_none());
+    assert_eq!(body(&client, "/pragmas"), "1 wal", "as Rocket's own SQLite databases");
+}
+
+#[test]
+fn a_table_of_peers() {
+    let files = SqlitePath::start(2);
+    let application = application(&format!(
+        "[default.databases.shop]\npeers = {{ db0 = '{}', db1 = {{ url = '{}', weight = 3 }} }}",
+        files[0].url(),
+        files[1].url(),
+    ));
+    let seen = std::sync::Arc::new(Mutex::new(Vec::new()));
+    let told = seen.clone();
+    let application = application.attach(AdHoc::on_liftoff("Peers", move |rocket| {
+        Box::pin(async move {
+            let registry = rocket.state::<Registry>().expect("it was attached");
+            told.lock().unwrap().extend(registry.all());
+        })
+    }));
+    let client = Client::untracked(application).expect("it launches");
+    all_serve(&client, &["db0".to_owned(), "db1".to_owned()]);
+    let seen = seen.lock().unwrap();
+    let [(name, peers)] = &seen[..] else { panic!("one database: {seen:?}") };
+    assert_eq!(
+        (&**name, peers.snapshot().peers[1].weight),
+        ("shop", 3),
+        "a fairing can ask as well"
+    );
+    assert_eq!(peers.snapshot().peers[1].state, PeerState::Up);
+}
+
+#[test]
+fn what_cannot_stand_in_a_file() {
+    let files = SqlitePath::start(1);
+    let customize = Customize::<SqliteConnection>::new(|database, builder| {
+        assert_eq!(database, "shop");
+        builder.on_connect(|conn| conn.batch_execute("PRAGMA foreign_keys = OFF"))
+    });
+    let settings = format!("[default.databases.shop]\nurl = '{}'", files[0].url());
+    let client = Client::untracked(application(&settings).manage(customize)).expect("it launches");
+    assert!(body(&client, "/pragmas").starts_with("0 "), "it replaces Rocket's own");
+}
+
+/// What is said when the pool of this database is made.
+#[track_caller]
+fn refusal<C: R2D2Connection + Send + 'static>(settings: &str) -> String {
+    let rocket = configured(&format!("[default.databases.shop]\n{settings}"));
+    match PeerConnection::<C>::pool("shop", &rocket) {
+        Ok(_) => panic!("this is launched: {settings}"),
+        // As Rocket prints them.
+        Err(Error::Config(error)) => error.to_string(),
+        Err(Error::Pool(error)) => error.to_string(),
+        Err(Error::Custom(error)) => format!("{error:?}"),
+    }
+}
+
+#[test]
+fn a_wrong_setting_is_named() {
+    let url = "url = 'file:s3cret.db?mode=rw'\n";
+    for (settings, expected) in [
+        (format!("{url}chek_interval = 3"), "`chek_interval` is no setting: did you mean `check_i"),
+        (format!("{url}check_interval = 'soon'"), "`check_interval` is \"soon\": give a time"),
+        (format!("{url}max_size = 3"), "`max_size` is no setting: it is the pool's"),
+        (
+            format!("{url}connect_deadline = 10"),
+            "`connect_deadline` is 10s, and Rocket's `timeout` only 5s: make the first",
+        ),
+        (format!("{url}timeout = 0"), "`timeout` of database `shop` is 0: give at least 1"),
+        (format!("{url}pool_size = 0"), "`pool_size` of database `shop` is 0: give at least 1"),
+        (format!("{url}timeout = '5s'"), "timeout"),
+        (format!("{url}peers = []"), "`peers` and `url` both name the peers: keep one"),
+        ("url = 'mysql://app:s3cret@db0'".to_owned(), "`url` is no path: SQLite would take it"),
+        ("peers = ['a']".to_owned(), "missing field `url`"),
+    ] {
+        let told = refusal::<SqliteConnection>(&settings);
+        assert!(told.contains(expected), "{settings}: {told}");
+        assert!(!told.contains("s3cret"), "{settings}: {told}");
+    }
+    let wrong = application("[default.databases.shop]\nurl = 'a.db'\nstrategy = 'best'");
+    let error = Client::untracked(wrong).map(|_| ()).expect_err("it is not launched");
+    // Asked for, or it would panic when it is dropped.
+    assert!(matches!(error.kind(), ErrorKind::FailedFairings(_)), "{error}");
+}
+
+#[test]
+fn peers_that_are_down_at_launch_are_named() {
+    let settings = "peers = { db0 = 'file:/nowhere/a?mode=rw', db1 = 'file:/nowhere/b?mode=rw' }\n\
+                    url = 'see peers'\ntimeout = 1";
+    let told = refusal::<SqliteConnection>(settings);
+    for peer in ["db0", "db1"] {
+        assert!(told.contains(&format!("{peer} is down: ")), "{told}");
+        assert!(told.contains(&format!("{peer}: ")), "r2d2's word of it: {told}");
+    }
+    assert!(told.contains("unable to open database file"), "and why: {told}");
+}
+
+/// Rocket's time-out is shorter than what a login may take by default: the story must not be lost.
+#[cfg(all(feature = "mysql", target_os = "linux"))]
+#[test]
+fn peers_that_do_not_answer_at_launch_are_named() {
+    let silent = support::network::Silent::start();
+    let url = |port| format!("mysql://app:s3cret@127.0.0.1:{port}/app");
+    let settings = format!(
+        "peers = {{ db0 = '{}', db1 = '{}' }}\nurl = 'see peers'",
+        url(silent.port()),
+        url(1)
+    );
+    let told = refusal::<diesel::MysqlConnection>(&settings);
+    assert!(told.contains("db0 is down: no answer"), "{told}");
+    assert!(told.contains("db1 is down: "), "{told}");
+    assert!(told.contains("no peer took the connection"), "the whole story: {told}");
+    assert!(!told.contains("s3cret"), "{told}");
+}
