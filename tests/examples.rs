@@ -2,22 +2,13 @@
 
 mod support;
 
-use std::env;
-use std::path::PathBuf;
 use std::process::Command;
 
-/// Cargo builds the examples before it runs the tests.
-fn example(name: &str) -> Command {
-    let test = env::current_exe().expect("it runs");
-    let target = test.ancestors().nth(2).expect("tests are in a folder below the examples'");
-    let program: PathBuf = target.join("examples").join(name);
-    assert!(program.exists(), "run `cargo build --examples` with this test's features first");
-    Command::new(program)
-}
+use support::example;
 
 #[test]
 fn quickstart() {
-    let output = example("quickstart").output().expect("it starts");
+    let output = Command::new(example("quickstart")).output().expect("it starts");
     let told = String::from_utf8_lossy(&output.stdout);
     let complaints = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "it fails if what it says did not happen: {told}{complaints}");
@@ -34,7 +25,7 @@ fn mysql_failover() {
     use support::mariadb::MariaDb;
 
     let mut servers = [MariaDb::start(), MariaDb::start()];
-    let mut example = example("mysql_failover");
+    let mut example = Command::new(example("mysql_failover"));
     example.args(["--seconds", "15"]).args(servers.iter().map(MariaDb::url));
     let mut running = example.stdout(Stdio::piped()).spawn().expect("it starts");
     let mut lines = BufReader::new(running.stdout.take().expect("it is piped")).lines();
@@ -57,6 +48,6 @@ fn mysql_failover() {
     assert!(running.wait().expect("it ends").success(), "{told}");
     assert!(!told.contains(support::APP_PASSWORD), "without a password: {told}");
 
-    let refused = self::example("mysql_failover").output().expect("it starts");
+    let refused = Command::new(support::example("mysql_failover")).output().expect("it starts");
     assert!(!refused.status.success(), "it says how it is called");
 }

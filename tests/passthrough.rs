@@ -102,7 +102,7 @@ macro_rules! application {
             #[test]
             fn migrations_run_through_the_pool() {
                 const MIGRATIONS: EmbeddedMigrations =
-                    embed_migrations!("examples/quickstart/migrations");
+                    embed_migrations!("examples/guestbook/migrations");
                 let peers = <$server as Backend>::start(1);
                 let pool = pool_over(&peers, 2);
                 let mut conn = pool.get().expect("the peer lives");

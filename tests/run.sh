@@ -11,6 +11,8 @@ packages=(
     haproxy nftables                                # a proxy to pause, and packets to drop
     openssl                                         # certificates for servers with TLS
 )
+# A browser, and what drives it. Ubuntu has no such packages; there it has to be installed already.
+command -v chromedriver >/dev/null || packages+=(chromium chromium-driver)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null \

@@ -7,8 +7,14 @@
 
 #[cfg(target_os = "linux")]
 pub mod account;
+#[cfg(all(target_os = "linux", feature = "rocket"))]
+pub mod browser;
+#[cfg(all(target_os = "linux", feature = "rocket"))]
+pub mod guestbook;
 #[cfg(target_os = "linux")]
 pub mod haproxy;
+#[cfg(feature = "rocket")]
+pub mod http;
 #[cfg(target_os = "linux")]
 pub mod mariadb;
 #[cfg(target_os = "linux")]
@@ -29,6 +35,7 @@ pub mod load;
 pub mod scripted;
 
 use std::env;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -68,6 +75,15 @@ pub fn within(deadline: Duration, mut condition: impl FnMut() -> bool) -> bool {
         }
         thread::sleep(POLL);
     }
+}
+
+/// The program of an example. Cargo builds the examples before it runs the tests.
+pub fn example(name: &str) -> PathBuf {
+    let test = env::current_exe().expect("it runs");
+    let target = test.ancestors().nth(2).expect("tests are in a folder below the examples'");
+    let program = target.join("examples").join(name);
+    assert!(program.exists(), "run `cargo build --examples` with this test's features first");
+    program
 }
 
 /// The servers a tester names in the environment variable `var`, to test against those as well.

@@ -239,7 +239,7 @@ pub fn find_program(name: &str) -> PathBuf {
     found.unwrap_or_else(|| {
         panic!(
             "`{name}` is not installed; run: apt-get install -y mariadb-server galera-4 \
-             libmariadb-dev postgresql libpq-dev haproxy openssl"
+             libmariadb-dev postgresql libpq-dev haproxy openssl chromium chromium-driver"
         )
     })
 }

@@ -1,0 +1,10 @@
+// @generated automatically by Diesel CLI.
+
+diesel::table! {
+    entries (id) {
+        id -> BigInt,
+        written_at -> BigInt,
+        name -> Text,
+        message -> Text,
+    }
+}

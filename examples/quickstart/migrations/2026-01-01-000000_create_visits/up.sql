@@ -1,4 +1,0 @@
-CREATE TABLE visits (
-    id INTEGER NOT NULL PRIMARY KEY,
-    peer VARCHAR(100) NOT NULL
-);

@@ -1,6 +1,0 @@
-diesel::table! {
-    visits (id) {
-        id -> Integer,
-        peer -> Text,
-    }
-}

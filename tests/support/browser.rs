@@ -1,0 +1,158 @@
+//! A real browser, driven by the `WebDriver` protocol, without a window.
+
+use std::net::{Ipv4Addr, TcpStream};
+
+use serde_json::{Value, json};
+
+use super::account::Account;
+use super::backend::PATIENCE;
+use super::http;
+use super::port::free_port;
+use super::process::{Server, Signals};
+use super::wait_until;
+
+/// Under this name the protocol hands out an element.
+const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+
+/// `Chromium` and its driver, which keeps it in a temporary folder.
+#[derive(Debug)]
+pub struct Browser {
+    driver: Server,
+    session: String,
+}
+
+impl Browser {
+    /// One that shows pages as a phone does, so many points wide and high.
+    pub fn phone(width: u32, height: u32) -> Self {
+        let screen = json!({"width": width, "height": height, "pixelRatio": 1.5, "mobile": true});
+        Self::start(&[], json!({"deviceMetrics": screen}))
+    }
+
+    /// One with a window of so many points.
+    pub fn desktop(width: u32, height: u32) -> Self {
+        Self::start(&[format!("--window-size={width},{height}")], Value::Null)
+    }
+
+    fn start(arguments: &[String], mobile: Value) -> Self {
+        let account = Account::ourselves();
+        let folder = account.folder();
+        let port = free_port();
+        let mut command = account.command("chromedriver");
+        command.arg(format!("--port={}", port.number())).env("TMPDIR", folder.path());
+        let ready =
+            |server: &Server| TcpStream::connect((Ipv4Addr::LOCALHOST, server.port())).is_ok();
+        let signals = Signals { stop: "TERM", kill: "KILL" };
+        let driver = Server::start(folder, port, command, signals, ready);
+
+        // Root, and containers, have no sandbox and little shared memory. The pages are our own.
+        let mut all = vec!["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"];
+        all.extend(arguments.iter().map(String::as_str));
+        let mut options = json!({"args": all});
+        if !mobile.is_null() {
+            options["mobileEmulation"] = mobile;
+        }
+        let wanted = json!({"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}});
+        let mut browser = Self { driver, session: String::new() };
+        let session = browser.order("POST", "", &wanted);
+        browser.session = format!("/{}", session["sessionId"].as_str().expect("it has an id"));
+        browser
+    }
+
+    /// Opens a page and waits until it is there.
+    #[track_caller]
+    pub fn open(&self, url: &str) {
+        self.order("POST", "/url", &json!({"url": url}));
+    }
+
+    /// Types into the field that a CSS selector finds.
+    #[track_caller]
+    pub fn type_into(&self, field: &str, text: &str) {
+        self.order("POST", &format!("{}/value", self.find(field)), &json!({"text": text}));
+    }
+
+    #[track_caller]
+    pub fn click(&self, element: &str) {
+        self.order("POST", &format!("{}/click", self.find(element)), &json!({}));
+    }
+
+    /// The text of an element as it is shown.
+    #[track_caller]
+    pub fn text(&self, element: &str) -> String {
+        let text = self.order("GET", &format!("{}/text", self.find(element)), &Value::Null);
+        text.as_str().expect("text").to_owned()
+    }
+
+    /// Waits until a page has such an element.
+    #[track_caller]
+    pub fn wait_for(&self, element: &str) {
+        let script = format!("return document.querySelector({}) !== null", json!(element));
+        wait_until(&format!("there is {element}"), PATIENCE, || self.run(&script) == true);
+    }
+
+    /// What a script returns.
+    #[track_caller]
+    pub fn run(&self, script: &str) -> Value {
+        self.order("POST", "/execute/sync", &json!({"script": script, "args": []}))
+    }
+
+    /// The whole page, as a PNG file.
+    #[track_caller]
+    pub fn screenshot(&self) -> Vec<u8> {
+        let order = json!({
+            "cmd": "Page.captureScreenshot",
+            "params": {"captureBeyondViewport": true},
+        });
+        let picture = self.order("POST", "/goog/cdp/execute", &order);
+        base64(picture["data"].as_str().expect("text"))
+    }
+
+    #[track_caller]
+    fn find(&self, element: &str) -> String {
+        let by = json!({"using": "css selector", "value": element});
+        let found = self.order("POST", "/element", &by);
+        format!("/element/{}", found[ELEMENT].as_str().expect("it has an id"))
+    }
+
+    #[track_caller]
+    fn order(&self, method: &str, path: &str, body: &Value) -> Value {
+        let port = self.driver.port();
+        let url = format!("http://127.0.0.1:{port}/session{}{path}", self.session);
+        let (status, mut answer) = http::json(method, &url, body).expect("the driver answers");
+        assert_eq!(status, 200, "the browser did not: {method} {path} {body}: {answer:#}");
+        answer["value"].take()
+    }
+}
+
+/// The driver would leave the browser behind.
+impl Drop for Browser {
+    fn drop(&mut self) {
+        if !self.session.is_empty() {
+            let url = format!("http://127.0.0.1:{}/session{}", self.driver.port(), self.session);
+            let _ = http::json("DELETE", &url, &Value::Null);
+        }
+    }
+}
+
+/// The bytes of a text in base 64.
+fn base64(text: &str) -> Vec<u8> {
+    let value = |letter: u8| {
+        let value = match letter {
+            b'A'..=b'Z' => letter - b'A',
+            b'a'..=b'z' => letter - b'a' + 26,
+            b'0'..=b'9' => letter - b'0' + 52,
+            b'+' => 62,
+            _ => 63,
+        };
+        u32::from(value)
+    };
+    let letters = text.trim_end_matches('=').as_bytes();
+    letters
+        .chunks(4)
+        .flat_map(|letters| {
+            let bits = letters.iter().fold(0, |bits, letter| bits << 6 | value(*letter));
+            let missing = 4 - letters.len();
+            let bytes = (bits << (6 * missing)).to_be_bytes();
+            bytes[1..4 - missing].to_vec()
+        })
+        .collect()
+}

@@ -1,0 +1,50 @@
+//! The guest book of `examples/guestbook` as a running application.
+
+use std::net::{Ipv4Addr, TcpStream};
+
+use super::account::Account;
+use super::example;
+use super::http::Client;
+use super::port::free_port;
+use super::process::{Server, Signals};
+
+/// The application, in a folder of its own.
+#[derive(Debug)]
+pub struct GuestBook {
+    server: Server,
+}
+
+impl GuestBook {
+    /// Starts it as it is, with `SQLite`.
+    pub fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// Starts it with these settings of its databases, in Rocket's notation.
+    pub fn start_with(databases: Option<&str>) -> Self {
+        let account = Account::ourselves();
+        let port = free_port();
+        let program = example("guestbook");
+        let mut command = account.command(program.to_str().expect("a path of ours"));
+        command.env("ROCKET_PORT", port.number().to_string()).env("ROCKET_CLI_COLORS", "false");
+        command.envs(databases.map(|databases| ("ROCKET_DATABASES", databases)));
+        let ready =
+            |server: &Server| TcpStream::connect((Ipv4Addr::LOCALHOST, server.port())).is_ok();
+        let signals = Signals { stop: "TERM", kill: "KILL" };
+        Self { server: Server::start(account.folder(), port, command, signals, ready) }
+    }
+
+    /// Where its site is.
+    pub fn site(&self) -> String {
+        format!("http://localhost:{}", self.server.port())
+    }
+
+    pub fn visitor(&self) -> Client {
+        Client::of(&self.site())
+    }
+
+    /// All that it has logged.
+    pub fn log(&self) -> String {
+        self.server.log()
+    }
+}

@@ -1,0 +1,92 @@
+//! A visitor of a web site who is no browser.
+
+use serde_json::Value;
+use ureq::Agent;
+use ureq::http::Response;
+
+use super::backend::PATIENCE;
+
+/// Sends requests to one site. It follows no redirects and keeps no cookies.
+#[derive(Debug)]
+pub struct Client {
+    agent: Agent,
+    site: String,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    /// Where a redirect leads.
+    pub location: Option<String>,
+    pub body: String,
+}
+
+impl Client {
+    pub fn of(site: &str) -> Self {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            // A connection for each request: none is closed by the server just when it is used again.
+            .max_idle_connections(0)
+            .timeout_global(Some(PATIENCE))
+            .proxy(None)
+            .build();
+        Self { agent: config.into(), site: site.to_owned() }
+    }
+
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Answer {
+        let answer = self.agent.get(format!("{}{path}", self.site)).call();
+        Answer::from(answer.expect("the site answers"))
+    }
+
+    /// Sends a form.
+    #[track_caller]
+    pub fn post(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
+        self.post_with(path, fields, &[])
+    }
+
+    /// As [`post`](Self::post), with these headers.
+    #[track_caller]
+    pub fn post_with(
+        &self,
+        path: &str,
+        fields: &[(&str, &str)],
+        headers: &[(&str, &str)],
+    ) -> Answer {
+        let request = self.agent.post(format!("{}{path}", self.site));
+        let request =
+            headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        Answer::from(request.send_form(fields.iter().copied()).expect("the site answers"))
+    }
+}
+
+impl Answer {
+    fn from(mut response: Response<ureq::Body>) -> Self {
+        let location = response.headers().get("location");
+        Self {
+            status: response.status().as_u16(),
+            location: location.and_then(|value| value.to_str().ok()).map(str::to_owned),
+            body: response.body_mut().read_to_string().expect("text"),
+        }
+    }
+}
+
+/// Sends JSON and returns the status and the JSON that comes back, if anything does.
+pub fn json(method: &str, url: &str, body: &Value) -> Result<(u16, Value), ureq::Error> {
+    let config = Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(2 * PATIENCE))
+        .proxy(None)
+        .build();
+    let agent = Agent::from(config);
+    let answer = match method {
+        "GET" => agent.get(url).call(),
+        "DELETE" => agent.delete(url).call(),
+        _ => agent.post(url).content_type("application/json").send(body.to_string()),
+    };
+    let Answer { status, body, .. } = Answer::from(answer?);
+    Ok((status, serde_json::from_str(&body).expect("JSON")))
+}
