@@ -77,11 +77,15 @@ pub fn within(deadline: Duration, mut condition: impl FnMut() -> bool) -> bool {
     }
 }
 
+/// Cargo's folder for the profile of these tests.
+pub fn profile_folder() -> PathBuf {
+    let test = env::current_exe().expect("it runs");
+    test.ancestors().nth(2).expect("tests are in a folder below it").to_owned()
+}
+
 /// The program of an example. Cargo builds the examples before it runs the tests.
 pub fn example(name: &str) -> PathBuf {
-    let test = env::current_exe().expect("it runs");
-    let target = test.ancestors().nth(2).expect("tests are in a folder below the examples'");
-    let program = target.join("examples").join(name);
+    let program = profile_folder().join("examples").join(name);
     assert!(program.exists(), "run `cargo build --examples` with this test's features first");
     program
 }
