@@ -221,15 +221,21 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// What the pool is given as its `connection_timeout`, which a manager is not told. With it
-    /// settings that are longer are errors, and those that are left at their defaults fit in:
-    /// `connect_deadline` becomes no more than 80 % of it and `connect_timeout` 40 %, so that a pool
-    /// that cannot be built says why, and `all_down_wait` no less than 60 %.
+    /// a longer `connect_timeout`, `connect_deadline` or `ping_timeout` is an error, and what is left at its default
+    /// fits in: `connect_deadline` becomes no more than 80 % of it and `connect_timeout` 40 %, so that
+    /// a pool that cannot be built says why, and `all_down_wait` no less than 60 %.
     ///
     /// Defaults to not being known.
     #[must_use]
-    pub fn pool_timeout(mut self, pool_timeout: Duration) -> Self {
+    pub fn pool_timeout(self, pool_timeout: Duration) -> Self {
+        self.pool_timeout_as("pool_timeout", pool_timeout)
+    }
+
+    /// It is called so where it was told.
+    pub(crate) fn pool_timeout_as(mut self, name: &'static str, pool_timeout: Duration) -> Self {
         self.rules.pool_timeout = Some(pool_timeout);
-        self.asked.insert("pool_timeout");
+        self.rules.pool_timeout_name = name;
+        self.asked.insert(name);
         self
     }
 
@@ -282,6 +288,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn ping_timeout(mut self, ping_timeout: Duration) -> Self {
         self.rules.ping_timeout = ping_timeout;
+        self.asked.insert("ping_timeout");
         self
     }
 
@@ -401,6 +408,10 @@ impl<C> PeerManagerBuilder<C> {
     pub(crate) fn mistaken(mut self, mistake: Kind) -> Self {
         self.mistake.get_or_insert(mistake);
         self
+    }
+
+    pub(crate) fn is_mistaken(&self) -> bool {
+        self.mistake.is_some()
     }
 
     pub(crate) fn peers(mut self, peers: Vec<PeerConfig>) -> Self {
@@ -550,7 +561,8 @@ fn by_name<'a>(
 ) -> Result<impl Fn(&str) -> Option<u32> + use<'a>, Kind> {
     let stray = values.iter().find(|(name, _)| peers.iter().all(|peer| peer.name != *name));
     if let Some((name, _)) = stray {
-        return Err(Kind::NoSuchPeer { setting, name: name.clone() });
+        let names = peers.iter().map(|peer| peer.name.clone()).collect();
+        return Err(Kind::NoSuchPeer { setting, name: name.clone(), names });
     }
     Ok(|wanted: &str| values.iter().rev().find(|(name, _)| name == wanted).map(|(_, value)| *value))
 }

@@ -58,7 +58,7 @@ impl<C: 'static> PeerManagerBuilder<C> {
     #[cfg(feature = "serde")]
     #[must_use]
     pub fn config(self, config: Config) -> Self {
-        apply(self, Place::File, config.settings())
+        config.give_to(self)
     }
 }
 
@@ -104,6 +104,9 @@ const POOLS: [&str; 8] = [
     "timeout",
 ];
 
+/// What only code can say.
+const CLOSURES: [&str; 2] = ["on_connect", "credentials"];
+
 const STRATEGIES: [(&str, Strategy); 4] = [
     ("least_connections", Strategy::LeastConnections),
     ("random", Strategy::Random),
@@ -115,18 +118,21 @@ const BALANCES: [(&str, Balance); 2] =
 const RECHECKS: [(&str, Recheck); 2] = [("probe", Recheck::Probe), ("clear", Recheck::Clear)];
 const ALL_DOWNS: [(&str, AllDown); 2] = [("try", AllDown::Try), ("fail", AllDown::Fail)];
 
-const WEIGHT: &str = "give a whole number, 0 or more";
-const PER_PEER: &str = "give a number to each peer by its name, as `{ db0 = 2, db1 = 1 }`, or as text, \
+const WHOLE: &str = "give a whole number, 0 or more";
+const EACH_PEER: &str = "give a number to each peer by its name, as `{ db0 = 2, db1 = 1 }`, or as text, \
                         \"db0=2,db1=1\"";
 
 /// Settings as they were read.
 type Settings = Vec<(String, Value)>;
 
 /// Where settings stand, for who has to mend them.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Place<'a> {
     #[cfg_attr(not(feature = "serde"), allow(dead_code, reason = "files are read with serde"))]
     File,
+    /// Where Rocket's own settings stand as well.
+    #[cfg(feature = "rocket")]
+    Rocket,
     Url,
     Environment {
         prefix: &'a str,
@@ -137,6 +143,8 @@ impl Place<'_> {
     fn names(self, key: &str) -> String {
         match self {
             Self::File => format!("`{key}`"),
+            #[cfg(feature = "rocket")]
+            Self::Rocket => format!("`{key}`"),
             Self::Url => format!("`{key}` in the URL"),
             Self::Environment { prefix } => {
                 format!("the environment variable `{prefix}{}`", key.to_ascii_uppercase())
@@ -158,6 +166,9 @@ fn apply<C: 'static>(
     // What stands beside a URL counts, not what stands in it.
     settings.sort_by_key(|(key, _)| key != "url");
     for (index, (key, value)) in settings.iter().enumerate() {
+        if builder.is_mistaken() {
+            break;
+        }
         let is_first = settings[..index].iter().all(|(earlier, _)| earlier != key);
         let is_url_too = key == "peers" && settings.iter().any(|(key, _)| key == "url");
         let applied = if !is_first {
@@ -165,7 +176,7 @@ fn apply<C: 'static>(
         } else if is_url_too {
             Err(Wrong::new("and `url` both name the peers", "keep one"))
         } else {
-            set(builder, key, value)
+            set(builder, place, key, value)
         };
         builder = match applied {
             Ok(builder) => builder,
@@ -178,12 +189,18 @@ fn apply<C: 'static>(
 /// One setting.
 fn set<C: 'static>(
     builder: PeerManagerBuilder<C>,
+    place: Place<'_>,
     key: &str,
     value: &Value,
 ) -> Result<PeerManagerBuilder<C>, Wrong> {
     Ok(match key {
+        "url" if matches!(value, Value::List(_) | Value::Table(_)) => {
+            return Err(Wrong::new("is no text", "several URLs stand in `peers`"));
+        }
         "url" => multi_host::url(builder, value.secret()?),
-        "peers" => builder.peers(peers(value)?),
+        "peers" => builder.peers(peers(value, place)?),
+        #[cfg(feature = "rocket")]
+        "pool_timeout" if place == Place::Rocket => return Err(unknown(key, place)),
         "weight" => per_peer(value)?.into_iter().fold(builder, |b, (name, n)| b.weight(name, n)),
         "tier" => per_peer(value)?.into_iter().fold(builder, |b, (name, n)| b.tier(name, n)),
         "strategy" => builder.strategy(value.choice(&STRATEGIES)?),
@@ -206,13 +223,13 @@ fn set<C: 'static>(
         "all_down" => builder.all_down(value.choice(&ALL_DOWNS)?),
         "all_down_interval" => builder.all_down_interval(value.duration()?),
         "all_down_wait" => builder.all_down_wait(value.duration()?),
-        "rng_seed" => builder.rng_seed(value.whole("give a whole number, 0 or more")?),
-        _ => return Err(unknown(key)),
+        "rng_seed" => builder.rng_seed(value.whole(WHOLE)?),
+        _ => return Err(unknown(key, place)),
     })
 }
 
 /// A list of URLs, or a table of peers by their names.
-fn peers(value: &Value) -> Result<Vec<PeerConfig>, Wrong> {
+fn peers(value: &Value, place: Place<'_>) -> Result<Vec<PeerConfig>, Wrong> {
     match value {
         Value::List(peers) => {
             peers.iter().enumerate().map(|(index, value)| peer(None, value, index)).collect()
@@ -221,11 +238,17 @@ fn peers(value: &Value) -> Result<Vec<PeerConfig>, Wrong> {
             let named = peers.iter().enumerate();
             named.map(|(index, (name, value))| peer(Some(name), value, index)).collect()
         }
-        _ => Err(Wrong::new(
-            "is neither a list nor a table",
-            "give a list of URLs, or each peer's URL by its name, as `{ db0 = \"mysql://...\" }`; one \
-             URL with several hosts is `url`",
-        )),
+        _ => {
+            let right = match place {
+                Place::Environment { prefix } => format!(
+                    "only files have them; give `{prefix}URL`, as mysql://user:password@db0,db1/shop",
+                ),
+                _ => "give a list of URLs, or each peer's URL by its name, as `{ db0 = \
+                      \"mysql://...\" }`; one URL with several hosts is `url`"
+                    .to_owned(),
+            };
+            Err(Wrong::new("is neither a list nor a table", right))
+        }
     }
 }
 
@@ -250,9 +273,9 @@ fn peer(name: Option<&String>, value: &Value, index: usize) -> Result<PeerConfig
                 match (&**key, value) {
                     ("url", Value::Text(url)) => peer.url.clone_from(url),
                     ("name", Value::Text(text)) if name.is_none() => peer.name.clone_from(text),
-                    ("weight", value) => peer.weight = Some(value.whole(WEIGHT)?),
-                    ("tier", value) => peer.tier = Some(value.whole(WEIGHT)?),
-                    _ => return Err(wrong("something else than is known")),
+                    ("weight", value) => peer.weight = Some(value.whole(WHOLE)?),
+                    ("tier", value) => peer.tier = Some(value.whole(WHOLE)?),
+                    _ => return Err(wrong(&format!("`{key}`, which is nothing of a peer's,"))),
                 }
             }
         }
@@ -269,7 +292,7 @@ fn peer(name: Option<&String>, value: &Value, index: usize) -> Result<PeerConfig
 
 /// A number for each of some peers.
 fn per_peer(value: &Value) -> Result<Vec<(String, u32)>, Wrong> {
-    let pair = |(name, number): (&str, &Value)| Ok((name.to_owned(), number.whole(WEIGHT)?));
+    let pair = |(name, number): (&str, &Value)| Ok((name.to_owned(), number.whole(WHOLE)?));
     match value {
         Value::Table(numbers) => {
             numbers.iter().map(|(name, number)| pair((name, number))).collect()
@@ -277,35 +300,54 @@ fn per_peer(value: &Value) -> Result<Vec<(String, u32)>, Wrong> {
         Value::Text(text) => text
             .split(',')
             .map(|text| {
-                let wrong = || Wrong::new(format!("is {value}"), PER_PEER);
+                let wrong = || Wrong::new(format!("is {value}"), EACH_PEER);
                 let (name, number) = text.rsplit_once('=').ok_or_else(wrong)?;
                 pair((name.trim(), &Value::Text(number.to_owned())))
             })
             .collect(),
-        _ => Err(Wrong::new(format!("is {value}"), PER_PEER)),
+        _ => Err(Wrong::new(format!("is {value}"), EACH_PEER)),
     }
 }
 
-fn unknown(key: &str) -> Wrong {
+fn unknown(key: &str, place: Place<'_>) -> Wrong {
     let flaw = "is no setting";
+    if CLOSURES.contains(&key) {
+        return Wrong::new(flaw, "it is a closure: set it in code");
+    }
+    #[cfg(feature = "rocket")]
+    if place == Place::Rocket {
+        let rockets = match key {
+            "max_size" => Some("pool_size"),
+            "pool_timeout" | "connection_timeout" => Some("timeout"),
+            _ => similar_in(key, ["pool_size", "timeout"]),
+        };
+        if let Some(rockets) = rockets {
+            return Wrong::new(flaw, format!("Rocket's own is `{rockets}`"));
+        }
+    }
     if POOLS.contains(&key) {
         return Wrong::new(flaw, "it is the pool's; give it to `Pool::builder()`");
     }
     if let Some(setting) = similar(key) {
         return Wrong::new(flaw, format!("did you mean `{setting}`?"));
     }
+    let _ = place;
     let (sources, settings) = (SOURCES.join(", "), SETTINGS.join(", "));
     Wrong::new(flaw, format!("those that there are: {sources}, {settings}"))
 }
 
 /// The setting that was probably meant by a key that is none.
 fn similar(key: &str) -> Option<&'static str> {
+    similar_in(key, SOURCES.into_iter().chain(SETTINGS))
+}
+
+fn similar_in(key: &str, names: impl IntoIterator<Item = &'static str>) -> Option<&'static str> {
     const SHORTEST: usize = 6;
     let plain = |text: &str| text.replace(['_', '-'], "").to_ascii_lowercase();
     let key = plain(key);
-    SOURCES.into_iter().chain(SETTINGS).find(|setting| {
-        let setting = plain(setting);
-        setting == key || setting.len() >= SHORTEST && distance(&setting, &key) <= 2
+    names.into_iter().find(|name| {
+        let name = plain(name);
+        name == key || name.len() >= SHORTEST && distance(&name, &key) <= 2
     })
 }
 

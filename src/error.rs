@@ -8,10 +8,16 @@ use std::time::Duration;
 /// What is wrong with a text, to be read after its name: "is empty".
 pub(crate) type Flaw = Cow<'static, str>;
 
-/// Why a [`PeerManager`](crate::PeerManager) was not built.
-#[derive(Debug)]
+/// Why a [`PeerManager`](crate::PeerManager) was not built. `Debug` tells the same as `Display`: it is
+/// what a `main` that returns an error shows.
 pub struct BuildError {
     kind: Kind,
+}
+
+impl fmt::Debug for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 #[derive(Debug)]
@@ -54,6 +60,7 @@ pub(crate) enum Kind {
     NoSuchPeer {
         setting: &'static str,
         name: String,
+        names: Vec<String>,
     },
     NoWeight,
     System(io::Error),
@@ -95,7 +102,8 @@ impl fmt::Display for BuildError {
             }
             Kind::Url { name, flaw } => write!(
                 f,
-                "the URL of peer {name:?} {flaw}: give the URL that diesel's `establish` takes",
+                "the URL of peer {name:?} {flaw}: give what diesel's `establish` takes, as \
+                 `mysql://user:password@host/database`",
             ),
             Kind::Setting { key, flaw, right } => write!(f, "{key} {flaw}: {right}"),
             Kind::TooShort { setting, duration, least } => {
@@ -106,9 +114,10 @@ impl fmt::Display for BuildError {
                 "`{}` is {:?}, and `{}` only {:?}: make the first no longer than the second",
                 shorter.0, shorter.1, longer.0, longer.1,
             ),
-            Kind::NoSuchPeer { setting, name } => write!(
+            Kind::NoSuchPeer { setting, name, names } => write!(
                 f,
-                "there is no peer {name:?} to give a {setting} to: use a name given to `peer`",
+                "there is no peer {name:?} to give a {setting} to: the peers are {}",
+                names.join(", "),
             ),
             Kind::NoWeight => f.write_str(
                 "every peer has weight 0: no peer would get any work, give one a weight",

@@ -99,11 +99,12 @@ impl<C: R2D2Connection + Send + 'static> Poolable for PeerConnection<C> {
                 Ok(())
             });
         }
-        builder = builder.config(settings).pool_timeout(timeout);
+        builder = settings.give_to_of_rocket(builder).pool_timeout_as(TIMEOUT, timeout);
         if let Some(Customize(customize)) = rocket.state::<Customize<C>>() {
             builder = customize(database, builder);
         }
-        let manager = builder.build().map_err(|error| Error::Custom(LaunchError::of(&error)))?;
+        let manager =
+            builder.build().map_err(|error| Error::Custom(LaunchError::of_settings(&error)))?;
         let peers = manager.peers();
         let pool = Pool::builder()
             .max_size(pool_size)

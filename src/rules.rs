@@ -99,6 +99,8 @@ pub(crate) struct Rules {
     pub(crate) link_max_age: Duration,
     /// What the pool was given, as far as that was told.
     pub(crate) pool_timeout: Option<Duration>,
+    /// How that is called where it was told.
+    pub(crate) pool_timeout_name: &'static str,
 }
 
 impl Default for Rules {
@@ -123,6 +125,7 @@ impl Default for Rules {
             rebalance_pace: DEFAULT_REBALANCE_PACE,
             link_max_age: DEFAULT_LINK_MAX_AGE,
             pool_timeout: None,
+            pool_timeout_name: "pool_timeout",
         }
     }
 }
@@ -177,13 +180,15 @@ impl Rules {
         let connect_timeout = ("connect_timeout", self.connect_timeout);
         let connect_deadline = ("connect_deadline", self.connect_deadline);
         let probe_timeout = ("probe_timeout", self.probe_timeout);
-        let pool_timeout = ("pool_timeout", self.pool_timeout.unwrap_or(FOREVER));
+        let ping_timeout = ("ping_timeout", self.ping_timeout);
+        let pool_timeout = (self.pool_timeout_name, self.pool_timeout.unwrap_or(FOREVER));
         for (shorter, longer) in [
             (probe_timeout, check_interval),
             (probe_timeout, connect_timeout),
             (connect_timeout, connect_deadline),
             (connect_timeout, pool_timeout),
             (connect_deadline, pool_timeout),
+            (ping_timeout, pool_timeout),
         ] {
             let both_asked = asked.contains(shorter.0) && asked.contains(longer.0);
             if both_asked && shorter.1 > longer.1 {
@@ -283,6 +288,7 @@ pub(crate) mod tests {
             rebalance_pace: PACE,
             link_max_age: INTERVAL,
             pool_timeout: None,
+            pool_timeout_name: "pool_timeout",
         }
     }
 

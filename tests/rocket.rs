@@ -171,10 +171,13 @@ fn a_wrong_setting_is_named() {
     for (settings, expected) in [
         (format!("{url}chek_interval = 3"), "`chek_interval` is no setting: did you mean `check_i"),
         (format!("{url}check_interval = 'soon'"), "`check_interval` is \"soon\": give a time"),
-        (format!("{url}max_size = 3"), "`max_size` is no setting: it is the pool's"),
+        (format!("{url}max_size = 3"), "`max_size` is no setting: Rocket's own is `pool_size`"),
+        (format!("{url}tiemout = 3"), "`tiemout` is no setting: Rocket's own is `timeout`"),
+        (format!("{url}pool_timeout = 3"), "`pool_timeout` is no setting: Rocket's own is `time"),
+        (format!("{url}on_connect = 'x'"), "`on_connect` is no setting: it is a closure"),
         (
             format!("{url}connect_deadline = 10"),
-            "`connect_deadline` is 10s, and Rocket's `timeout` only 5s: make the first",
+            "`connect_deadline` is 10s, and `timeout` only 5s: make the first",
         ),
         (format!("{url}timeout = 0"), "`timeout` of database `shop` is 0: give at least 1"),
         (format!("{url}pool_size = 0"), "`pool_size` of database `shop` is 0: give at least 1"),
@@ -200,8 +203,8 @@ fn peers_that_are_down_at_launch_are_named() {
     let told = refusal::<SqliteConnection>(settings);
     for peer in ["db0", "db1"] {
         assert!(told.contains(&format!("{peer} is down: ")), "{told}");
-        assert!(told.contains(&format!("{peer}: ")), "r2d2's word of it: {told}");
     }
+    assert!(told.starts_with("no peer took a connection within Rocket's `timeout`: db0"), "{told}");
     assert!(told.contains("unable to open database file"), "and why: {told}");
 }
 
@@ -219,6 +222,5 @@ fn peers_that_do_not_answer_at_launch_are_named() {
     let told = refusal::<diesel::MysqlConnection>(&settings);
     assert!(told.contains("db0 is down: no answer"), "{told}");
     assert!(told.contains("db1 is down: "), "{told}");
-    assert!(told.contains("no peer took the connection"), "the whole story: {told}");
     assert!(!told.contains("s3cret"), "{told}");
 }

@@ -33,7 +33,7 @@ fn defaults_give_way() {
 #[test]
 fn wrong_settings_are_refused() {
     let a = || builder().peer("a", "url");
-    let cases = [
+    let cases = vec![
         (builder(), "there is no peer"),
         (builder().peer("", "url"), "the name of peer number 1 is empty"),
         (builder().peer("a", "url").peer(" ", "url"), "the name of peer number 2 is empty"),

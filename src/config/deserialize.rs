@@ -4,8 +4,9 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::Settings;
 use super::value::Value;
+use super::{Place, Settings, apply};
+use crate::builder::PeerManagerBuilder;
 
 /// Settings that were read with serde, from TOML, figment or anything else, for
 /// [`PeerManagerBuilder::config`](crate::PeerManagerBuilder::config).
@@ -34,8 +35,21 @@ pub struct Config {
 }
 
 impl Config {
-    pub(super) fn settings(self) -> Settings {
-        self.settings
+    /// Gives the settings to the builder.
+    pub(super) fn give_to<C: 'static>(
+        self,
+        builder: PeerManagerBuilder<C>,
+    ) -> PeerManagerBuilder<C> {
+        apply(builder, Place::File, self.settings)
+    }
+
+    /// As [`give_to`](Self::give_to), of settings beside Rocket's own.
+    #[cfg(feature = "rocket")]
+    pub(crate) fn give_to_of_rocket<C: 'static>(
+        self,
+        builder: PeerManagerBuilder<C>,
+    ) -> PeerManagerBuilder<C> {
+        apply(builder, Place::Rocket, self.settings)
     }
 
     /// The settings besides these.

@@ -19,7 +19,7 @@ const RIGHT: &str = "give `scheme://user:password@host0:1,host1:2/database?key=v
 pub(super) fn url<C: 'static>(builder: PeerManagerBuilder<C>, text: &str) -> PeerManagerBuilder<C> {
     match split(text, Dialect::of::<C>()) {
         Ok((peers, settings)) => apply(builder.peers(peers), Place::Url, settings),
-        Err(mistake) => PeerManagerBuilder::new().mistaken(mistake),
+        Err(mistake) => builder.mistaken(mistake),
     }
 }
 

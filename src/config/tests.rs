@@ -102,7 +102,10 @@ fn mistakes_name_the_key_the_value_and_what_would_be_right() {
             env("SHOP_COLOUR", "red"),
             "`SHOP_COLOUR` is no setting: those that there are: url, peers,",
         ),
-        (env("SHOP_PEERS", "a,b"), "`SHOP_PEERS` is neither a list nor a table"),
+        (
+            env("SHOP_PEERS", "a,b"),
+            "`SHOP_PEERS` is neither a list nor a table: only files have them",
+        ),
         (env("SHOP_WEIGHT", "db0"), r#"`SHOP_WEIGHT` is "db0": give a number to each peer"#),
         (environment(builder(), "", []), "the prefix of environment variables is empty"),
     ];
@@ -110,6 +113,15 @@ fn mistakes_name_the_key_the_value_and_what_would_be_right() {
         let told = builder.into_mistake().expect(expected);
         assert!(told.contains(expected), "{expected}: {told}");
     }
+}
+
+#[test]
+fn the_first_mistake_is_told() {
+    let variables = [("SHOP_STRATEGY".into(), "fastest".into())];
+    let builder = builder().url("mysql://db0?chek_interval=1").url("mysql://db0,,db1");
+    let told = environment(builder, "SHOP_", variables).into_mistake();
+    let told = told.expect("there are three");
+    assert!(told.starts_with("`chek_interval` in the URL"), "{told}");
 }
 
 #[test]
@@ -158,7 +170,10 @@ fn files() {
         ("peers = 3", "`peers` is neither a list nor a table"),
         ("peers = [3]", "`peers` has no text and no table for peer number 1"),
         ("peers = { db0 = { weight = 1 } }", "`peers` has no `url` for peer \"db0\""),
-        ("peers = { db0 = { uri = 'x' } }", "`peers` has something else than is known for peer"),
+        (
+            "peers = { db0 = { uri = 'x' } }",
+            "`peers` has `uri`, which is nothing of a peer's, for peer \"db0\"",
+        ),
         ("peers = { db0 = { url = 'x', weight = -1 } }", "`peers` is -1: give a whole number"),
         ("url = 'mysql://db0'\npeers = []", "`peers` and `url` both name the peers"),
         ("check_interval = '30'\ncheckinterval = 1", "`checkinterval` is no setting: did you mean"),
@@ -167,6 +182,7 @@ fn files() {
         ("check_interval = [1]", "`check_interval` is a list: give a time"),
         ("check_interval = true", "`check_interval` is true: give a time"),
         ("strategy = 3", "`strategy` is 3: give one of"),
+        ("url = ['mysql://db0']", "`url` is no text: several URLs stand in `peers`"),
         ("max_size = 3", "`max_size` is no setting: it is the pool's"),
     ] {
         let told = read(text).into_mistake().expect(expected);

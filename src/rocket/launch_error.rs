@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::error::BuildError;
-use crate::peers::{PeerState, Peers};
+use crate::peers::{PeerState, PeerStatus, Peers};
 
 /// Why a database's pool was not built. Rocket shows it by `Debug`, which tells the story.
 pub struct LaunchError {
@@ -12,24 +12,32 @@ pub struct LaunchError {
 
 impl LaunchError {
     /// A wrong setting.
-    pub(super) fn of(error: &BuildError) -> Self {
-        // In Rocket's settings the pool's is called so.
-        Self { story: error.to_string().replace("`pool_timeout`", "Rocket's `timeout`") }
+    pub(super) fn of_settings(error: &BuildError) -> Self {
+        Self { story: error.to_string() }
     }
 
     /// A pool that was not full in time.
     pub(super) fn of_pool(error: &r2d2::Error, peers: &Peers) -> Self {
-        let peer = |peer: &crate::PeerStatus| match (peer.state, &peer.why) {
-            (PeerState::Down, Some(why)) => format!("{} is down: {why}", peer.name),
-            _ => format!("{} is up, with {} connections", peer.name, peer.links),
+        let peers = peers.snapshot().peers;
+        let nobody_is_up = peers.iter().all(|peer| peer.state == PeerState::Down);
+        let told: Vec<String> = peers.iter().map(tell).collect();
+        let told = told.join("; ");
+        let story = if nobody_is_up {
+            format!("no peer took a connection within Rocket's `timeout`: {told}")
+        } else {
+            format!(
+                "not all `pool_size` connections could be made within Rocket's `timeout`: {told} \
+                 ({error})",
+            )
         };
-        let peers: Vec<String> = peers.snapshot().peers.iter().map(peer).collect();
-        let story = format!(
-            "{error} (Rocket's `timeout` is how long it may take to make all `pool_size` connections; \
-             {})",
-            peers.join("; "),
-        );
         Self { story }
+    }
+}
+
+fn tell(peer: &PeerStatus) -> String {
+    match &peer.why {
+        Some(why) => format!("{} is down: {why}", peer.name),
+        None => format!("{} is up, with {} connections", peer.name, peer.links),
     }
 }
 

@@ -44,9 +44,10 @@ fn strike_out(text: &str, secret: &str) -> String {
     while let Some(at) = rest.find(secret) {
         let (before, found) = rest.split_at(at);
         let after = &found[secret.len()..];
-        let is_word =
-            !before.ends_with(char::is_alphanumeric) && !after.starts_with(char::is_alphanumeric);
         struck.push_str(before);
+        // Not only in `before`, which begins where the last one was found.
+        let is_word =
+            !struck.ends_with(char::is_alphanumeric) && !after.starts_with(char::is_alphanumeric);
         struck.push_str(if secret.len() >= SHORT || is_word { REDACTED } else { secret });
         rest = after;
     }
@@ -150,6 +151,7 @@ mod tests {
             "no host db, no shop",
         );
         redacts("mysql://app:e@db/shop", "the peer refused 'e'", "the peer refused '***'");
+        redacts("mysql://app:s@db/shop", "Access denied", "Access denied");
         redacts("mysql://app@db/shop", "Unknown server host 'db'", "Unknown server host 'db'");
         redacts("mysql://app:@db/shop", "Access denied", "Access denied");
         redacts("a.db?mode=rw", "unable to open database file", "unable to open database file");
