@@ -16,7 +16,7 @@ use rand::rngs::{SmallRng, SysRng};
 use crate::checker;
 use crate::connection::Links;
 use crate::dialect::Dialect;
-use crate::error::{BuildError, Flaw, Kind};
+use crate::error::{BuildError, Flaw, Kind, shown_name};
 use crate::exchange::Exchange;
 use crate::login::{Hooks, OnConnect};
 use crate::manager::PeerManager;
@@ -63,10 +63,12 @@ impl<C> fmt::Debug for PeerManagerBuilder<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { peers, weights, tiers, rules, balance, login, rng_seed, .. } = self;
         // What was given as a name is not known to be one before `build()`.
+        let numbers = |given: &[(String, u32)]| given.iter().map(|(_, number)| *number).collect();
+        let (weights, tiers): (Vec<u32>, Vec<u32>) = (numbers(weights), numbers(tiers));
         f.debug_struct("PeerManagerBuilder")
             .field("peers", &peers.len())
-            .field("weights", weights)
-            .field("tiers", tiers)
+            .field("weights", &weights)
+            .field("tiers", &tiers)
             .field("rules", rules)
             .field("balance", balance)
             .field("login", login)
@@ -414,8 +416,23 @@ impl<C> PeerManagerBuilder<C> {
         self.mistake.is_some()
     }
 
+    #[cfg(feature = "rocket")]
+    pub(crate) fn is_asked(&self, setting: &str) -> bool {
+        self.asked.contains(setting)
+    }
+
+    /// In place of those that were given before, with what was said of these.
     pub(crate) fn peers(mut self, peers: Vec<PeerConfig>) -> Self {
-        self.peers = peers;
+        let earlier = std::mem::replace(&mut self.peers, peers);
+        let find = |name: &str| self.peers.iter().find(|peer| peer.name == name);
+        let is_gone =
+            |name: &str| find(name).is_none() && earlier.iter().any(|peer| peer.name == name);
+        self.weights.retain(|(name, _)| {
+            !is_gone(name) && find(name).is_none_or(|peer| peer.weight.is_none())
+        });
+        self.tiers.retain(|(name, _)| {
+            !is_gone(name) && find(name).is_none_or(|peer| peer.tier.is_none())
+        });
         self
     }
 
@@ -562,7 +579,7 @@ fn by_name<'a>(
     let stray = values.iter().find(|(name, _)| peers.iter().all(|peer| peer.name != *name));
     if let Some((name, _)) = stray {
         let names = peers.iter().map(|peer| peer.name.clone()).collect();
-        return Err(Kind::NoSuchPeer { setting, name: name.clone(), names });
+        return Err(Kind::NoSuchPeer { setting, name: shown_name(name), names });
     }
     Ok(|wanted: &str| values.iter().rev().find(|(name, _)| name == wanted).map(|(_, value)| *value))
 }

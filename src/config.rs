@@ -15,7 +15,7 @@ pub use deserialize::Config;
 use std::env;
 
 use crate::builder::{PeerConfig, PeerManagerBuilder};
-use crate::error::Kind;
+use crate::error::{Kind, shown_name};
 use crate::policy::{AllDown, Balance, Recheck, Strategy};
 use environment::environment;
 use multi_host::name_of;
@@ -37,7 +37,7 @@ impl<C: 'static> PeerManagerBuilder<C> {
     /// last one counts.
     #[must_use]
     pub fn url(self, url: &str) -> Self {
-        multi_host::url(self, url)
+        multi_host::url(self, &Place::File.names("url"), url)
     }
 
     /// The environment variables that begin with `prefix`: with `SHOP_DB_`, `SHOP_DB_URL` is what
@@ -128,7 +128,6 @@ type Settings = Vec<(String, Value)>;
 /// Where settings stand, for who has to mend them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Place<'a> {
-    #[cfg_attr(not(feature = "serde"), allow(dead_code, reason = "files are read with serde"))]
     File,
     /// Where Rocket's own settings stand as well.
     #[cfg(feature = "rocket")]
@@ -142,9 +141,10 @@ enum Place<'a> {
 impl Place<'_> {
     fn names(self, key: &str) -> String {
         match self {
+            Self::File if key.contains("://") => "a key that is a URL".to_owned(),
             Self::File => format!("`{key}`"),
             #[cfg(feature = "rocket")]
-            Self::Rocket => format!("`{key}`"),
+            Self::Rocket => Self::File.names(key),
             Self::Url => format!("`{key}` in the URL"),
             Self::Environment { prefix } => {
                 format!("the environment variable `{prefix}{}`", key.to_ascii_uppercase())
@@ -163,8 +163,11 @@ fn apply<C: 'static>(
     place: Place<'_>,
     mut settings: Settings,
 ) -> PeerManagerBuilder<C> {
-    // What stands beside a URL counts, not what stands in it.
-    settings.sort_by_key(|(key, _)| key != "url");
+    if builder.is_mistaken() {
+        return builder;
+    }
+    // What stands beside a URL or a peer counts, not what stands in it.
+    settings.sort_by_key(|(key, _)| !SOURCES.contains(&&**key));
     for (index, (key, value)) in settings.iter().enumerate() {
         if builder.is_mistaken() {
             break;
@@ -197,10 +200,8 @@ fn set<C: 'static>(
         "url" if matches!(value, Value::List(_) | Value::Table(_)) => {
             return Err(Wrong::new("is no text", "several URLs stand in `peers`"));
         }
-        "url" => multi_host::url(builder, value.secret()?),
+        "url" => multi_host::url(builder, &place.names(key), value.secret()?),
         "peers" => builder.peers(peers(value, place)?),
-        #[cfg(feature = "rocket")]
-        "pool_timeout" if place == Place::Rocket => return Err(unknown(key, place)),
         "weight" => per_peer(value)?.into_iter().fold(builder, |b, (name, n)| b.weight(name, n)),
         "tier" => per_peer(value)?.into_iter().fold(builder, |b, (name, n)| b.tier(name, n)),
         "strategy" => builder.strategy(value.choice(&STRATEGIES)?),
@@ -257,7 +258,7 @@ fn peer(name: Option<&String>, value: &Value, index: usize) -> Result<PeerConfig
     const RIGHT: &str = "a peer is its URL, or `{ url = \"...\", weight = 1, tier = 0 }`";
     let wrong = |flaw: &str| {
         let which =
-            name.map_or_else(|| format!("number {}", index + 1), |name| format!("{name:?}"));
+            name.map_or_else(|| format!("number {}", index + 1), |name| shown_name(name).into());
         Wrong::new(format!("has {flaw} for peer {which}"), RIGHT)
     };
     let mut peer = PeerConfig {
@@ -293,6 +294,7 @@ fn peer(name: Option<&String>, value: &Value, index: usize) -> Result<PeerConfig
 /// A number for each of some peers.
 fn per_peer(value: &Value) -> Result<Vec<(String, u32)>, Wrong> {
     let pair = |(name, number): (&str, &Value)| Ok((name.to_owned(), number.whole(WHOLE)?));
+    let wrong = || Wrong::new("is no such list", EACH_PEER);
     match value {
         Value::Table(numbers) => {
             numbers.iter().map(|(name, number)| pair((name, number))).collect()
@@ -300,12 +302,11 @@ fn per_peer(value: &Value) -> Result<Vec<(String, u32)>, Wrong> {
         Value::Text(text) => text
             .split(',')
             .map(|text| {
-                let wrong = || Wrong::new(format!("is {value}"), EACH_PEER);
                 let (name, number) = text.rsplit_once('=').ok_or_else(wrong)?;
                 pair((name.trim(), &Value::Text(number.to_owned())))
             })
             .collect(),
-        _ => Err(Wrong::new(format!("is {value}"), EACH_PEER)),
+        _ => Err(wrong()),
     }
 }
 

@@ -59,11 +59,21 @@ pub(crate) enum Kind {
     },
     NoSuchPeer {
         setting: &'static str,
-        name: String,
+        /// As it may be shown.
+        name: Flaw,
         names: Vec<String>,
     },
     NoWeight,
     System(io::Error),
+}
+
+/// What was given as a name, unless it is a URL.
+pub(crate) fn shown_name(name: &str) -> Flaw {
+    if name.contains("://") {
+        "that has a URL for its name".into()
+    } else {
+        format!("{name:?}").into()
+    }
 }
 
 impl From<Kind> for BuildError {
@@ -116,7 +126,7 @@ impl fmt::Display for BuildError {
             ),
             Kind::NoSuchPeer { setting, name, names } => write!(
                 f,
-                "there is no peer {name:?} to give a {setting} to: the peers are {}",
+                "there is no peer {name} to give a {setting} to: the peers are {}",
                 names.join(", "),
             ),
             Kind::NoWeight => f.write_str(

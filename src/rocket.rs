@@ -99,7 +99,13 @@ impl<C: R2D2Connection + Send + 'static> Poolable for PeerConnection<C> {
                 Ok(())
             });
         }
-        builder = settings.give_to_of_rocket(builder).pool_timeout_as(TIMEOUT, timeout);
+        builder = settings.give_to_of_rocket(builder);
+        if builder.is_asked("pool_timeout") {
+            let error =
+                format!("`pool_timeout` of database `{database}` is no setting: give `{TIMEOUT}`");
+            return Err(FigmentError::from(error).into());
+        }
+        builder = builder.pool_timeout_as(TIMEOUT, timeout);
         if let Some(Customize(customize)) = rocket.state::<Customize<C>>() {
             builder = customize(database, builder);
         }

@@ -157,8 +157,9 @@ impl Rules {
         self.check_least()?;
         self.check_together(asked)?;
         self = self.within_the_clock();
+        let asked_deadline = asked.contains("connect_deadline");
         if let Some(pool_timeout) = self.pool_timeout {
-            if !asked.contains("connect_deadline") {
+            if !asked_deadline {
                 let at_most = pool_timeout.mul_f64(DEADLINE_OF_POOL_TIMEOUT);
                 self.connect_deadline = self.connect_deadline.min(at_most);
             }
@@ -170,6 +171,9 @@ impl Rules {
                 let at_least = pool_timeout.mul_f64(WAIT_OF_POOL_TIMEOUT);
                 self.all_down_wait = self.all_down_wait.max(at_least);
             }
+        }
+        if asked.contains("connect_timeout") && !asked_deadline {
+            self.connect_deadline = self.connect_deadline.max(self.connect_timeout);
         }
         Ok(self)
     }
@@ -289,6 +293,40 @@ pub(crate) mod tests {
             link_max_age: INTERVAL,
             pool_timeout: None,
             pool_timeout_name: "pool_timeout",
+        }
+    }
+
+    #[test]
+    fn what_was_not_asked_for_gives_way() {
+        let s = Duration::from_secs;
+        // What the pool has, `connect_timeout`, `connect_deadline` and `all_down_wait` where they are
+        // asked for; and the last three as they become.
+        for (pool_timeout, asked, expected) in [
+            (None, [None; 3], [s(5), s(10), s(20)]),
+            (Some(s(5)), [None; 3], [s(2), s(4), s(20)]),
+            (Some(s(60)), [None; 3], [s(5), s(10), s(36)]),
+            (Some(Duration::MAX), [None; 3], [s(5), s(10), FOREVER.mul_f64(0.6)]),
+            (Some(s(5)), [Some(s(4)), Some(s(5)), Some(s(1))], [s(4), s(5), s(1)]),
+            (Some(s(5)), [Some(s(5)), None, None], [s(5), s(5), s(20)]),
+            (None, [Some(s(30)), None, None], [s(30), s(30), s(20)]),
+            (None, [None, Some(s(3)), None], [s(5), s(3), s(20)]),
+        ] {
+            let mut given = Rules { pool_timeout, ..Rules::default() };
+            let mut names = Asked::new();
+            for (name, setting, asked) in [
+                ("connect_timeout", &mut given.connect_timeout, asked[0]),
+                ("connect_deadline", &mut given.connect_deadline, asked[1]),
+                ("all_down_wait", &mut given.all_down_wait, asked[2]),
+            ] {
+                if let Some(asked) = asked {
+                    *setting = asked;
+                    names.insert(name);
+                }
+            }
+            names.extend(pool_timeout.map(|_| "pool_timeout"));
+            let rules = given.check(&names).expect("they go together");
+            let got = [rules.connect_timeout, rules.connect_deadline, rules.all_down_wait];
+            assert_eq!(got, expected, "{pool_timeout:?} {asked:?}");
         }
     }
 

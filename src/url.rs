@@ -52,7 +52,7 @@ impl PeerUrl {
                 return if is_path { Ok(()) } else { Err(flaw.into()) };
             }
             // `host=db0 dbname=shop`: libpq's other form, which is its own to judge.
-            Dialect::Postgres if !url.contains("://") && url.contains('=') => return Ok(()),
+            Dialect::Postgres if is_keywords(url) => return Ok(()),
             Dialect::MySql | Dialect::Postgres => {}
         }
         let uri = Uri::parse(url)?;
@@ -72,12 +72,13 @@ impl PeerUrl {
             return Err("has several `@`: one in a user or a password is %40".into());
         }
         let unknown = uri.parameters.iter().find(|parameter| !dialect.knows(&parameter.key));
+        // Of a password that is not escaped the key is the first that is unknown.
         let Some(unknown) = unknown else { return Ok(()) };
         let known = dialect.parameters().join(", ");
         let flaw = format!(
             "has the parameter `{}`, and a {dialect} connection only knows {known} (settings of the \
              pool are the builder's, or stand in its `url`)",
-            unknown.shown(),
+            unknown.shown(false),
         );
         Err(flaw.into())
     }
@@ -101,7 +102,9 @@ impl PeerUrl {
     /// This URL with another user and password.
     pub(crate) fn with_credentials(&self, credentials: &Credentials) -> Result<Self, Flaw> {
         let Credentials { user, password } = credentials;
-        if let Some(mut uri) = Uri::parse(&self.url).ok().filter(|uri| uri.scheme != "sqlite") {
+        if let Some(mut uri) =
+            Uri::parse(&self.url).ok().filter(|uri| !["sqlite", "file"].contains(&&*uri.scheme))
+        {
             // libpq prefers these to what stands before the host.
             uri.parameters.retain(|Parameter { key, .. }| {
                 !(key == "user" && user.is_some() || key == "password" && password.is_some())
@@ -119,8 +122,7 @@ impl PeerUrl {
             });
             return Ok(Self::new(uri.to_string()));
         }
-        let is_keywords = !self.url.contains("://") && !self.url.starts_with("file:");
-        if !is_keywords || !self.url.contains('=') {
+        if !is_keywords(&self.url) {
             return Err("has no place for a user or a password".into());
         }
         // Of several libpq takes the last.
@@ -144,6 +146,15 @@ impl PeerUrl {
     pub(crate) fn redact(&self, text: &str) -> String {
         self.secrets.redact(text)
     }
+}
+
+/// Whether it is of libpq's other form, `host=db0 dbname=shop`. A value in it may hold `://`.
+fn is_keywords(url: &str) -> bool {
+    let (before, rest) = url.split_once('=').unwrap_or(("", ""));
+    let key = before.trim();
+    let is_key =
+        !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    is_key && !rest.is_empty()
 }
 
 #[cfg(test)]
@@ -216,6 +227,7 @@ mod tests {
             (Dialect::Postgres, "postgres://%2Frun%2Fpostgresql:5433/shop"),
             (Dialect::Postgres, "postgres://[fe80::1%25eth0]:5432/shop"),
             (Dialect::Postgres, "host=db0,db1 password='a b' dbname=shop"),
+            (Dialect::Postgres, "host=db0 password=x://y oauth_issuer=https://id.example"),
             (Dialect::Sqlite, "shop.db"),
             (Dialect::Sqlite, ":memory:"),
             (Dialect::Sqlite, "file:/srv/shop.db?mode=rw"),
@@ -242,6 +254,7 @@ mod tests {
                 "postgres://shop:p%40ss%2Fw%3Ard@db0?x=1",
             ),
             ("host=db0", &both, "host=db0 user='shop' password='p@ss/w:rd'"),
+            ("host=db0 a=b://c", &both, "host=db0 a=b://c user='shop' password='p@ss/w:rd'"),
             ("host=db0 user=app", &password, r"host=db0 user=app password='it\'s \\ new'"),
         ];
         for (given, credentials, expected) in cases {
@@ -250,7 +263,7 @@ mod tests {
             let secret = credentials.password.as_deref().expect("it has one");
             assert_eq!(url.redact(secret), REDACTED, "they are secrets as well");
         }
-        for path in ["shop.db", "file:shop.db?mode=rw", "sqlite://shop.db"] {
+        for path in ["shop.db", "file:shop.db?mode=rw", "file:///srv/shop.db", "sqlite://shop.db"] {
             url(path).with_credentials(&both).expect_err("a file asks nobody who they are");
         }
     }

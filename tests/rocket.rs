@@ -173,12 +173,16 @@ fn a_wrong_setting_is_named() {
         (format!("{url}check_interval = 'soon'"), "`check_interval` is \"soon\": give a time"),
         (format!("{url}max_size = 3"), "`max_size` is no setting: Rocket's own is `pool_size`"),
         (format!("{url}tiemout = 3"), "`tiemout` is no setting: Rocket's own is `timeout`"),
-        (format!("{url}pool_timeout = 3"), "`pool_timeout` is no setting: Rocket's own is `time"),
         (format!("{url}on_connect = 'x'"), "`on_connect` is no setting: it is a closure"),
         (
             format!("{url}connect_deadline = 10"),
             "`connect_deadline` is 10s, and `timeout` only 5s: make the first",
         ),
+        (
+            format!("{url}pool_timeout = 30"),
+            "`pool_timeout` of database `shop` is no setting: give",
+        ),
+        ("url = 'file:s3cret.db?pool_size=3'".to_owned(), "`pool_size` in the URL is no setting"),
         (format!("{url}timeout = 0"), "`timeout` of database `shop` is 0: give at least 1"),
         (format!("{url}pool_size = 0"), "`pool_size` of database `shop` is 0: give at least 1"),
         (format!("{url}timeout = '5s'"), "timeout"),

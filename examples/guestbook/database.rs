@@ -46,9 +46,10 @@ pub fn configuration() -> Result<Figment, Box<dyn Error + Send + Sync>> {
         .any(|key| configured.contains(&format!("databases.guestbook.{key}")));
     let mut figment = configured
         // A multiple of the number of peers.
-        .join(("databases.guestbook.pool_size", 12))
-        .join(("databases.guestbook.check_interval", "5s"));
+        .join(("databases.guestbook.pool_size", 12));
     if !has_peers {
+        // Not for others' peers: it would count more than what stands in their URL.
+        figment = figment.join(("databases.guestbook.check_interval", "5s"));
         prepare_file()?;
         for name in NAMES {
             // diesel would create a missing file: empty, and healthy to look at.

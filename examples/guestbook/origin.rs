@@ -21,7 +21,7 @@ impl<'r> FromRequest<'r> for OwnSite {
             (Some(site), _) => site == "same-origin",
             // Sent over plain HTTP, and by browsers of before 2023.
             (None, Some(origin)) => {
-                origin.split_once("://").map(|(_, host)| host) == header("Host")
+                origin.split_once("://").is_some_and(|(_, host)| Some(host) == header("Host"))
             }
             (None, None) => true,
         };

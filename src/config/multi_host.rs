@@ -1,7 +1,7 @@
 //! The peers, and any settings, in one URL with several hosts.
 
 use super::value::{Value, Wrong};
-use super::{Place, SETTINGS, Settings, apply, similar};
+use super::{POOLS, Place, SETTINGS, Settings, apply, similar, unknown};
 use crate::builder::{PeerConfig, PeerManagerBuilder};
 use crate::dialect::Dialect;
 use crate::error::{Flaw, Kind};
@@ -16,8 +16,13 @@ const PLACES: [&str; 4] = ["host", "hostaddr", "unix_socket", "service"];
 const RIGHT: &str = "give `scheme://user:password@host0:1,host1:2/database?key=value`";
 
 /// Gives the peers and the settings of a URL to the builder.
-pub(super) fn url<C: 'static>(builder: PeerManagerBuilder<C>, text: &str) -> PeerManagerBuilder<C> {
-    match split(text, Dialect::of::<C>()) {
+/// `key` is what the URL is called where it stands.
+pub(super) fn url<C: 'static>(
+    builder: PeerManagerBuilder<C>,
+    key: &str,
+    text: &str,
+) -> PeerManagerBuilder<C> {
+    match split(key, text, Dialect::of::<C>()) {
         Ok((peers, settings)) => apply(builder.peers(peers), Place::Url, settings),
         Err(mistake) => builder.mistaken(mistake),
     }
@@ -28,7 +33,7 @@ pub(super) fn name_of(url: &str) -> Option<String> {
     if is_path(url) {
         return name_of_path(path_of(url).1).map(str::to_owned);
     }
-    Uri::parse(url).ok().map(|uri| name_of_host(&uri.hosts[0]))
+    Uri::parse(url).ok().map(|uri| name_of_uri(&uri))
 }
 
 /// Nothing that might be a URL with a slip, and hold a password.
@@ -36,13 +41,18 @@ fn name_of_path(path: &str) -> Option<&str> {
     (!path.contains(['@', ':', '='])).then_some(path)
 }
 
-fn name_of_host(host: &str) -> String {
+/// By its host, which for libpq may be a parameter.
+fn name_of_uri(uri: &Uri) -> String {
+    let host = &*uri.hosts[0];
+    let parameter = ["host", "hostaddr"].into_iter().find_map(|key| uri.parameter(key));
+    let given = parameter.and_then(|parameter| parameter.value.as_deref()).unwrap_or_default();
+    let host = if host.is_empty() { given } else { host };
     if host.is_empty() { "localhost".to_owned() } else { percent_decoded(host) }
 }
 
 /// A URL's peers, each with one of its hosts, and its settings, which are left out of theirs.
-fn split(text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, Settings), Kind> {
-    let malformed = |flaw: Flaw| Kind::Setting { key: "`url`".into(), flaw, right: RIGHT.into() };
+fn split(key: &str, text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, Settings), Kind> {
+    let malformed = |flaw: Flaw| Kind::Setting { key: key.to_owned(), flaw, right: RIGHT.into() };
     if text.trim().is_empty() {
         return Err(malformed("is empty".into()));
     }
@@ -57,6 +67,13 @@ fn split(text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, Settings), Ki
     }
     let mut uri = Uri::parse(text).map_err(malformed)?;
     dialect.check_scheme(&uri.scheme).map_err(malformed)?;
+    if uri.userinfo.as_ref().is_some_and(|user| user.contains('@') && user.contains(',')) {
+        return Err(malformed(
+            "has several `@`: the user stands before the first host, for all, and an `@` in a user \
+             or a password is %40"
+                .into(),
+        ));
+    }
     let settings = take_settings(&mut uri.parameters, dialect)?;
     if uri.hosts.len() > 1 {
         if let Some(place) = PLACES.into_iter().find(|place| uri.parameter(place).is_some()) {
@@ -66,7 +83,7 @@ fn split(text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, Settings), Ki
         }
     }
     let peers = uri.each_host().map(|uri| PeerConfig {
-        name: name_of_host(&uri.hosts[0]),
+        name: name_of_uri(&uri),
         url: uri.to_string(),
         weight: None,
         tier: None,
@@ -110,6 +127,7 @@ fn path_of(text: &str) -> (&str, &str, &str) {
 /// Takes the settings out of a URL's parameters; the others are for the client library.
 fn take_settings(parameters: &mut Vec<Parameter>, dialect: Dialect) -> Result<Settings, Kind> {
     let mut settings = Settings::new();
+    let has_password = parameters.iter().any(|parameter| parameter.key == "password");
     let (ours, others): (Vec<_>, Vec<_>) = parameters.drain(..).partition(|parameter| {
         let is_per_peer = PER_PEER.iter().any(|prefix| parameter.key.starts_with(prefix));
         SETTINGS.contains(&&*parameter.key) || is_per_peer
@@ -121,6 +139,12 @@ fn take_settings(parameters: &mut Vec<Parameter>, dialect: Dialect) -> Result<Se
             Some((setting, peer)) => {
                 let number = (percent_decoded(peer), value);
                 match settings.iter_mut().find(|(key, _)| key == setting) {
+                    Some((_, Value::Table(numbers)))
+                        if numbers.iter().any(|it| it.0 == number.0) =>
+                    {
+                        let wrong = Wrong::new("is given twice for one peer", "keep one");
+                        return Err(Place::Url.mistake(setting, wrong));
+                    }
                     Some((_, Value::Table(numbers))) => numbers.push(number),
                     _ => settings.push((setting.to_owned(), Value::Table(vec![number]))),
                 }
@@ -129,9 +153,12 @@ fn take_settings(parameters: &mut Vec<Parameter>, dialect: Dialect) -> Result<Se
     }
     for parameter in &others {
         let key = &parameter.key;
+        if POOLS.contains(&&**key) {
+            return Err(Place::Url.mistake(key, unknown(key, Place::Url)));
+        }
         if let Some(meant) = similar(key).filter(|_| !dialect.parameters().contains(&&**key)) {
             let wrong = Wrong::new("is no setting", format!("did you mean `{meant}`?"));
-            return Err(Place::Url.mistake(parameter.shown(), wrong));
+            return Err(Place::Url.mistake(parameter.shown(has_password), wrong));
         }
         if !dialect.knows(key) {
             let known = dialect.parameters().join(", ");
@@ -140,7 +167,7 @@ fn take_settings(parameters: &mut Vec<Parameter>, dialect: Dialect) -> Result<Se
                 SETTINGS.join(", ")
             );
             let wrong = Wrong::new("is neither a setting nor known to the client library", right);
-            return Err(Place::Url.mistake(parameter.shown(), wrong));
+            return Err(Place::Url.mistake(parameter.shown(has_password), wrong));
         }
     }
     *parameters = others;

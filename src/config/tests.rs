@@ -41,6 +41,7 @@ fn every_form_of_peers() {
                 ("/run/b:5433", "postgres://%2Frun%2Fb:5433/shop"),
             ],
         ),
+        ("postgres:///shop?host=/run/a", &[("/run/a", "postgres:///shop?host=/run/a")]),
         (
             "mysql:///shop?unix_socket=/run/m.sock",
             &[("localhost", "mysql:///shop?unix_socket=/run/m.sock")],
@@ -106,7 +107,7 @@ fn mistakes_name_the_key_the_value_and_what_would_be_right() {
             env("SHOP_PEERS", "a,b"),
             "`SHOP_PEERS` is neither a list nor a table: only files have them",
         ),
-        (env("SHOP_WEIGHT", "db0"), r#"`SHOP_WEIGHT` is "db0": give a number to each peer"#),
+        (env("SHOP_WEIGHT", "db0"), "`SHOP_WEIGHT` is no such list: give a number to each peer"),
         (environment(builder(), "", []), "the prefix of environment variables is empty"),
     ];
     for (builder, expected) in cases {
@@ -125,6 +126,28 @@ fn the_first_mistake_is_told() {
 }
 
 #[test]
+fn what_would_be_taken_for_something_else_is_refused() {
+    let url = |parameters: &str| builder().url(&format!("mysql://db0,db1/shop?{parameters}"));
+    let empty = [(OsString::from("SHOP_URL"), OsString::from(" "))];
+    for (builder, expected) in [
+        (url("host=db0"), "`host` in the URL would lead every peer to the same place"),
+        (url("hostaddr=::1"), "would lead every peer to the same place"),
+        (url("service=shop"), "would lead every peer to the same place"),
+        (url("weight.db0=1&weight.db0=2"), "`weight` in the URL is given twice for one peer"),
+        (url("max_size=3"), "`max_size` in the URL is no setting: it is the pool's"),
+        (builder().url("mysql://a:b@db0,c:d@db1"), "`url` has several `@`: the user stands"),
+        (
+            environment(builder(), "SHOP_", empty),
+            "the environment variable `SHOP_URL` is empty: give",
+        ),
+        (url("check_interval=x").url("").env(""), "`check_interval` in the URL is \"x\""),
+    ] {
+        let told = builder.into_mistake().expect(expected);
+        assert!(told.contains(expected), "{expected}: {told}");
+    }
+}
+
+#[test]
 fn a_later_source_counts() {
     let variables =
         [("SHOP_URL", "mysql://db2,db3/shop"), ("SHOP_PASSWORD", "s3cret"), ("HOME", "/")];
@@ -138,6 +161,64 @@ fn a_later_source_counts() {
         .check_interval(Duration::from_secs(1))
         .password("s3cret");
     assert_eq!(given.given(), by_hand.given());
+}
+
+/// Each key sets what it is named for, in its unit.
+#[test]
+fn every_setting_does_what_it_says() {
+    let (ms, s) = (Duration::from_millis, Duration::from_secs);
+    let b = builder;
+    for (text, by_hand) in [
+        ("weight.a=2", b().weight("a", 2)),
+        ("tier.a=2", b().tier("a", 2)),
+        ("weight.%61=2", b().weight("a", 2)),
+        ("strategy=least_connections", b().strategy(crate::Strategy::LeastConnections)),
+        ("strategy=random", b().strategy(crate::Strategy::Random)),
+        ("strategy=round_robin", b().strategy(crate::Strategy::RoundRobin)),
+        ("strategy=ordered", b().strategy(crate::Strategy::Ordered)),
+        ("balance=per_connection", b().balance(Balance::PerConnection)),
+        ("rebalance_pace=7", b().rebalance_pace(s(7))),
+        ("link_max_age=7h", b().link_max_age(s(7 * 3_600))),
+        ("user=x", b().user("x")),
+        ("password=x", b().password("x")),
+        ("pool_timeout=7m", b().pool_timeout(s(7 * 60))),
+        ("check_interval=7min", b().check_interval(s(7 * 60))),
+        ("connect_timeout=7", b().connect_timeout(s(7))),
+        ("connect_deadline=7s", b().connect_deadline(s(7))),
+        ("ping_timeout=7ms", b().ping_timeout(ms(7))),
+        ("ping_idle=0.5", b().ping_idle(ms(500))),
+        ("stall_after=1.5m", b().stall_after(s(90))),
+        ("probe_timeout=7", b().probe_timeout(s(7))),
+        ("tcp_keepalive=7", b().tcp_keepalive(s(7))),
+        ("tcp_user_timeout=7ms", b().tcp_user_timeout(ms(7))),
+        ("recheck=clear", b().recheck(Recheck::Clear)),
+        ("all_down=fail", b().all_down(AllDown::Fail)),
+        ("all_down_interval=7", b().all_down_interval(s(7))),
+        ("all_down_wait=7", b().all_down_wait(s(7))),
+        ("rng_seed=7", b().rng_seed(7)),
+    ] {
+        let by_hand = by_hand.peer("a", "mysql://a");
+        assert_eq!(b().url(&format!("mysql://a?{text}")).given(), by_hand.given(), "{text}");
+    }
+}
+
+#[test]
+fn what_stands_beside_a_url_counts() {
+    let variables =
+        [("SHOP_URL", "mysql://a?user=x&check_interval=1"), ("SHOP_CHECK_INTERVAL", "2")];
+    let variables = variables.map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    let by_hand = builder().peer("a", "mysql://a").user("x").check_interval(Duration::from_secs(2));
+    assert_eq!(environment(builder(), "SHOP_", variables).given(), by_hand.given());
+}
+
+#[test]
+fn peers_that_are_replaced_take_their_weights_along() {
+    let given = builder().url("mysql://a,b?weight.a=2&tier.a=1").url("mysql://b,c?weight.c=3");
+    let by_hand = builder().peer("b", "mysql://b").peer("c", "mysql://c").weight("c", 3);
+    assert_eq!(given.given(), by_hand.given());
+    let given = builder().weight("a", 2).url("mysql://a,b");
+    let by_hand = builder().weight("a", 2).peer("a", "mysql://a").peer("b", "mysql://b");
+    assert_eq!(given.given(), by_hand.given(), "they may come first");
 }
 
 #[cfg(feature = "serde")]
@@ -162,6 +243,12 @@ fn files() {
 
     let named =
         read("peers = ['mysql://app:s3cret@db0/shop', 'a/shop.db', 'host=db', 'x//a:s3cret@b']");
+    let own = read("peers = { a = { url = 'x', weight = 2, tier = 3 } }").given();
+    let none = read("peers = { a = 'x' }").given();
+    assert_eq!(own, none.replace("[(None, None)]", "[(Some(2), Some(3))]"), "each to its own");
+    let later: Config = toml::from_str("peers = { a = { url = 'x', weight = 2 } }").expect("TOML");
+    let later = builder().weight("a", 1).config(later);
+    assert!(later.given().contains("[(Some(2), None)] []"), "the later one: {}", later.given());
     let names: Vec<&str> = named.given_peers().iter().map(|(name, _)| *name).collect();
     assert_eq!(names, ["db0", "a/shop.db", "peer2", "peer3"], "each by its host, if it has one");
 
@@ -169,6 +256,12 @@ fn files() {
         ("url = 3", "`url` is no text: put it in quotes"),
         ("peers = 3", "`peers` is neither a list nor a table"),
         ("peers = [3]", "`peers` has no text and no table for peer number 1"),
+        (
+            "peers = { 'mysql://app:s3cret@db0' = { weight = 1 } }",
+            "`peers` has no `url` for peer that has a URL for its name",
+        ),
+        ("'mysql://app:s3cret@db0' = 1", "a key that is a URL is no setting"),
+        ("weight = 'mysql://app:s3cret@db0'", "`weight` is no such list"),
         ("peers = { db0 = { weight = 1 } }", "`peers` has no `url` for peer \"db0\""),
         (
             "peers = { db0 = { uri = 'x' } }",

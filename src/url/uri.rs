@@ -47,6 +47,11 @@ impl Uri {
             return Err(format!("holds a `%` that begins no escape: {ESCAPES}").into());
         }
         let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        if rest.split('?').next().is_some_and(|path| path.contains("://")) {
+            return Err("holds a second `://`: several hosts stand in one URL, as \
+                        `mysql://db0,db1/shop`"
+                .into());
+        }
         if rest.contains('@') {
             return Err(format!("holds an `@` after the host: {ESCAPES}").into());
         }
@@ -93,10 +98,12 @@ impl fmt::Display for Uri {
 }
 
 impl Parameter {
-    /// The key as it may be shown, which is as long as it looks like one.
-    pub(crate) fn shown(&self) -> &str {
+    /// The key as it may be shown, which is as long as it looks like one. After a password it may be
+    /// the end of that, behind a `&` that is not escaped.
+    pub(crate) fn shown(&self, is_after_password: bool) -> &str {
         let is_key = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-        if self.key.bytes().all(is_key) { &self.key } else { REDACTED }
+        let is_shown = !is_after_password && self.value.is_some() && self.key.bytes().all(is_key);
+        if is_shown { &self.key } else { REDACTED }
     }
 }
 
@@ -134,6 +141,10 @@ fn check_host(host: &str, alone: bool) -> Result<(), Flaw> {
     };
     if name.is_empty() && !(alone && port.is_empty()) {
         return Err("has an empty host".into());
+    }
+    // Somebody has escaped the `@` before the host too. (An abstract Unix socket begins with one.)
+    if percent_decoded(name).trim_start_matches('@').contains('@') {
+        return Err("has an escaped `@` in a host: the one before the host stands as it is".into());
     }
     if name.contains(['[', ']']) {
         return Err("has a `[` or `]` where there is no IPv6 address".into());
@@ -237,6 +248,8 @@ mod tests {
             ("mysql://[s3cret]/shop", "has no IPv6 address"),
             ("mysql://[::1]s3cret/shop", "has something between `]` and the port"),
             ("mysql://s3cret]/shop", "has a `[` or `]`"),
+            ("mysql://app%3As3cret%40db0/shop", "has an escaped `@` in a host"),
+            ("mysql://db0/s3cret,mysql://db1/shop", "holds a second `://`"),
             ("mysql://db0,,db1/shop", "has an empty host (host number 2)"),
             ("mysql://db0,db1,/shop", "has an empty host (host number 3)"),
             ("mysql://db0,:3306/shop", "has an empty host (host number 2)"),
