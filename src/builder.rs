@@ -58,7 +58,7 @@ pub(crate) struct PeerConfig {
     pub(crate) tier: Option<u32>,
 }
 
-/// Not derived: the URLs are secrets, and `C` need not be `Debug`.
+// Not derived: the URLs are secrets, and `C` need not be `Debug`.
 impl<C> fmt::Debug for PeerManagerBuilder<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { peers, weights, tiers, rules, balance, login, rng_seed, .. } = self;
@@ -207,10 +207,24 @@ impl<C> PeerManagerBuilder<C> {
     /// Who logs in to the peer of this name. It is asked at each login, those of checks included, so
     /// that passwords can be changed, and tokens can run out, while the application runs. What it gives
     /// takes the place of what the URL, [`user`](Self::user) and [`password`](Self::password) say. An
-    /// error, or a panic, is a failed login. It runs on a thread of its own, several at a time, within
+    /// error, or a panic, is told by the `connect()` that fails, or logged for a check; no peer is
+    /// marked down for it.
+    ///
+    /// It runs on a thread of its own, several at a time, within
     /// [`connect_timeout`](Self::connect_timeout); and while all peers are down every
     /// [`all_down_interval`](Self::all_down_interval) for each of them, so what takes time is best kept
     /// for a while.
+    ///
+    /// ```
+    /// # use diesel_peers::{Credentials, PeerManager, PeerManagerBuilder};
+    /// # fn with_credentials<C>(builder: PeerManagerBuilder<C>) -> PeerManagerBuilder<C> {
+    /// builder.credentials(|_peer| {
+    ///     let password = std::fs::read_to_string("/run/secrets/db")?;
+    ///     // Files end in a newline.
+    ///     Ok::<_, std::io::Error>(Credentials::password(password.trim_end()))
+    /// })
+    /// # }
+    /// ```
     ///
     /// Defaults to nothing. The last call counts.
     #[must_use]

@@ -34,7 +34,21 @@ impl<C: 'static> PeerManagerBuilder<C> {
     /// (`tcp_user_timeout` always needs one: libpq, which knows it too, counts it in milliseconds.)
     ///
     /// The peers replace those that were given before. Of a setting that is given several times the
-    /// last one counts.
+    /// last one counts; but what [`user`](Self::user) and [`password`](Self::password) say counts more
+    /// than the URL, whenever it is said.
+    ///
+    /// IPv6 hosts stand in brackets (`[::1]:3306`), and what is special in a user or a password is
+    /// percent-encoded. A URL of another database than `C`'s is an error of [`build`](Self::build), as is
+    /// everything else that is wrong with it.
+    ///
+    /// ```
+    /// # use diesel::SqliteConnection;
+    /// # use diesel_peers::PeerManager;
+    /// let manager = PeerManager::<SqliteConnection>::builder()
+    ///     .url("file:a/shop.db,b/shop.db?mode=rw&check_interval=10s&weight.a/shop.db=2")
+    ///     .build()?;
+    /// # Ok::<_, diesel_peers::BuildError>(())
+    /// ```
     #[must_use]
     pub fn url(self, url: &str) -> Self {
         multi_host::url(self, &Place::File.names("url"), url)
@@ -45,8 +59,23 @@ impl<C: 'static> PeerManagerBuilder<C> {
     /// `SHOP_DB_CHECK_INTERVAL=10s` sets `check_interval`. Every variable that begins with the prefix
     /// must be a setting.
     ///
+    /// `SHOP_DB_WEIGHT=db0=2,db1=1` gives weights, and so do tiers; `peers` cannot stand there. (In
+    /// Kubernetes a service `shop-db` sets variables that begin with `SHOP_DB_` as well: choose another
+    /// prefix there.)
+    ///
     /// What is set there counts from here on: it replaces what was given before, and is replaced by
-    /// what is given later. Variables that are not set change nothing.
+    /// what is given later. Variables that are not set change nothing; one that is empty is an empty
+    /// text. An empty prefix is an error of [`build`](Self::build).
+    ///
+    /// ```no_run
+    /// # use diesel::SqliteConnection;
+    /// # use diesel_peers::PeerManager;
+    /// let manager = PeerManager::<SqliteConnection>::builder()
+    ///     .url("file:a/shop.db,b/shop.db?mode=rw")
+    ///     .env("SHOP_DB_")
+    ///     .build()?;
+    /// # Ok::<_, diesel_peers::BuildError>(())
+    /// ```
     #[must_use]
     pub fn env(self, prefix: &str) -> Self {
         environment(self.looked_in_environment(prefix), prefix, env::vars_os())
@@ -54,7 +83,8 @@ impl<C: 'static> PeerManagerBuilder<C> {
 
     /// Settings that were read with serde, from TOML, figment or anything else.
     ///
-    /// They replace what was given before, and are replaced by what is given later.
+    /// They replace what was given before, and are replaced by what is given later. What can stand
+    /// there is told by [`Config`].
     #[cfg(feature = "serde")]
     #[must_use]
     pub fn config(self, config: Config) -> Self {

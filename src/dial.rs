@@ -51,7 +51,7 @@ pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
 /// What became of one login.
 struct Outcome<C> {
     peer: usize,
-    result: Result<Link<C>, Arc<str>>,
+    result: Result<Link<C>, Attempt>,
 }
 
 /// Logs in to one peer after the other, each at most once, until one takes the connection. When one
@@ -86,9 +86,9 @@ fn dial_around<C: R2D2Connection + Send + 'static>(
                 link.is_used();
                 return Ok(link);
             }
-            Ok(Outcome { peer, result: Err(why) }) => {
+            Ok(Outcome { peer, result: Err(attempt) }) => {
                 under_way -= 1;
-                attempts[peer] = Attempt::Failed(why);
+                attempts[peer] = attempt;
                 next = Instant::now();
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
@@ -135,16 +135,16 @@ fn dial<C: R2D2Connection + Send + 'static>(
                     let now = stamp();
                     match failure {
                         // That says something about this process, not about the peer.
-                        Failure::Here(_) => {}
+                        Failure::Here(_) => Err(Attempt::NotMade(why)),
                         Failure::Late(_) | Failure::Peer(_) => {
                             let answered = matches!(failure, Failure::Peer(_));
-                            let why = why.clone();
+                            let failed = Attempt::Failed(why.clone());
                             judged.update(peer, now, |peer, due| {
                                 peer.connect_failed((began, now), answered, why, due)
                             });
+                            Err(failed)
                         }
                     }
-                    Err(why)
                 }
             };
             // When nobody waits for it any more a connection is closed here.
@@ -210,6 +210,8 @@ fn stamp() -> Instant {
 enum Attempt {
     None,
     UnderWay,
+    /// Because of this process.
+    NotMade(Arc<str>),
     Failed(Arc<str>),
 }
 
@@ -225,6 +227,7 @@ fn story(peers: &[Peer], attempts: &[Attempt], now: Instant) -> String {
             (Attempt::Failed(why), Health::Down { .. }) => {
                 format!("{}: {why} ({next})", peer.name)
             }
+            (Attempt::NotMade(why), _) => format!("{}: {why}", peer.name),
             (Attempt::UnderWay, _) => format!("{}: no answer yet", peer.name),
             (Attempt::None, Health::Down { why, .. }) => {
                 format!("{}: not tried, down since: {why} ({next})", peer.name)

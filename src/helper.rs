@@ -6,7 +6,6 @@
 //! ends it; it counts as *stuck*, and while one is, its peer is dialled by the checker alone.
 
 use std::fmt;
-use std::io;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -36,13 +35,13 @@ pub(crate) enum Failure {
     Peer(Arc<str>),
     /// It has not answered in time, ours or the client library's own.
     Late(Arc<str>),
-    /// Because of this process: the operating system gave it no thread.
-    Here(io::Error),
+    /// Because of this process: nobody was asked, or it did not come to hear the answer.
+    Here(Arc<str>),
 }
 
 impl Failure {
     /// As the client library says.
-    fn said(why: Arc<str>) -> Self {
+    pub(crate) fn said(why: Arc<str>) -> Self {
         if is_timeout(&why) { Self::Late(why) } else { Self::Peer(why) }
     }
 
@@ -54,8 +53,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Peer(why) | Self::Late(why) => f.write_str(why),
-            Self::Here(error) => write!(f, "no thread to log in from: {error}"),
+            Self::Peer(why) | Self::Late(why) | Self::Here(why) => f.write_str(why),
         }
     }
 }
@@ -169,7 +167,7 @@ pub(crate) fn start<T: Send + 'static>(
     set: &Arc<PeerSet>,
     peer: usize,
     (began, patience): (Instant, Patience),
-    work: impl FnOnce(&Progress) -> Result<T, Arc<str>> + Send + 'static,
+    work: impl FnOnce(&Progress) -> Result<T, Failure> + Send + 'static,
     report: impl FnOnce(Result<T, Failure>) + Send + 'static,
 ) {
     let call = Arc::new(Call {
@@ -185,13 +183,17 @@ pub(crate) fn start<T: Send + 'static>(
     let worker = call.clone();
     let thread = thread::Builder::new().name(DIALER.to_owned()).spawn(move || {
         let outcome = caught(|| work(&worker.progress));
-        let panicked = |_| Err(format!("a login ended without a word: {Panicked}").into());
-        worker.end(outcome.unwrap_or_else(panicked).map_err(Failure::said));
+        let panicked = |_| {
+            let why = format!("a login ended without a word: {Panicked}");
+            Err(Failure::Peer(why.into()))
+        };
+        worker.end(outcome.unwrap_or_else(panicked));
         worker.set.deadlines().end(ticket);
     });
     if let Err(error) = thread {
         set.deadlines().end(ticket);
-        call.end(Err(Failure::Here(error)));
+        let why = format!("no thread to log in from: {error}");
+        call.end(Err(Failure::Here(why.into())));
     }
 }
 
@@ -240,7 +242,7 @@ impl<T: Send + 'static> Call<T> {
             _ if now < self.began + at_most => None,
             Some(_) => Some(Failure::late(at_most)),
             // It did not come to ask.
-            None => Some(Failure::Here(io::ErrorKind::TimedOut.into())),
+            None => Some(Failure::Here("this process stood still".into())),
         }
     }
 

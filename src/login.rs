@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngExt};
 
 use crate::caught::caught;
-use crate::helper::Progress;
+use crate::helper::{Failure, Progress};
 use crate::observer::{Observer, Watch};
 use crate::pulse::Pulse;
 use crate::set::PeerSet;
@@ -54,13 +54,13 @@ impl<C: R2D2Connection> Login<C> {
     /// # Errors
     ///
     /// Why the peer is not to be used, without its URL or password.
-    pub(crate) fn make(self, progress: &Progress) -> Result<Session<C>, Arc<str>> {
+    pub(crate) fn make(self, progress: &Progress) -> Result<Session<C>, Failure> {
         let url = self.url()?;
         self.prepare(&url, progress, false)
     }
 
     /// As [`make`](Self::make), and closes the connection.
-    pub(crate) fn probe(self, progress: &Progress) -> Result<(), Arc<str>> {
+    pub(crate) fn probe(self, progress: &Progress) -> Result<(), Failure> {
         let url = self.url()?;
         let session = self.prepare(&url, progress, true)?;
         reasoned(&url, || {
@@ -70,15 +70,17 @@ impl<C: R2D2Connection> Login<C> {
     }
 
     /// The peer's URL, with the credentials that the application gives for this login.
-    fn url(&self) -> Result<Arc<PeerUrl>, Arc<str>> {
+    fn url(&self) -> Result<Arc<PeerUrl>, Failure> {
         let Some(credentials) = &self.hooks.credentials else {
             return Ok(self.url.clone());
         };
         let name = self.set.read(|peers| peers[self.peer].name.clone());
         let ask = || credentials(&name).map_err(|error| format!("no credentials: {error}"));
-        let given = reasoned(&self.url, ask)?;
+        // That the application does not know them says nothing about the peer.
+        let here = |failure: Failure| Failure::Here(failure.to_string().into());
+        let given = reasoned(&self.url, ask).map_err(here)?;
         let url = self.url.with_credentials(&given);
-        url.map(Arc::new).map_err(|flaw| format!("the URL {flaw}").into())
+        url.map(Arc::new).map_err(|flaw| Failure::Here(format!("the URL {flaw}").into()))
     }
 
     /// `is_probe`: none of its queries are the application's.
@@ -87,7 +89,7 @@ impl<C: R2D2Connection> Login<C> {
         url: &PeerUrl,
         progress: &Progress,
         is_probe: bool,
-    ) -> Result<Session<C>, Arc<str>> {
+    ) -> Result<Session<C>, Failure> {
         let before = progress.logs_in();
         let mut conn = reasoned(url, || C::establish(url.expose()))?;
         let watch = Watch::new(self.set.clone(), self.peer, self.pulse);
@@ -157,22 +159,24 @@ fn find_socket<C: R2D2Connection>(
 
 /// `BEGIN; ROLLBACK`: what diesel's ping (`SELECT 1`) does not show, this does. A Galera node that
 /// refuses all work still answers a `SELECT` without a table.
-fn trial<C: R2D2Connection>(conn: &mut C, url: &PeerUrl) -> Result<(), Arc<str>> {
+fn trial<C: R2D2Connection>(conn: &mut C, url: &PeerUrl) -> Result<(), Failure> {
     reasoned(url, || -> QueryResult<()> {
         C::TransactionManager::begin_transaction(conn)?;
         C::TransactionManager::rollback_transaction(conn)
     })
 }
 
-/// Runs `work`, and turns its error, or its panic, into a reason that can be shown.
+/// Runs `work`, and turns its error, or its panic, into a failure that can be shown.
 fn reasoned<T, E: fmt::Display>(
     url: &PeerUrl,
     work: impl FnOnce() -> Result<T, E>,
-) -> Result<T, Arc<str>> {
-    match caught(work) {
-        Ok(outcome) => outcome.map_err(|error| reason(url, &error.to_string())),
-        Err(panicked) => Err(reason(url, &panicked.to_string())),
-    }
+) -> Result<T, Failure> {
+    let text = match caught(work) {
+        Ok(Ok(done)) => return Ok(done),
+        Ok(Err(error)) => error.to_string(),
+        Err(panicked) => panicked.to_string(),
+    };
+    Err(Failure::said(reason(url, &text)))
 }
 
 /// A reason that can be shown: on one line (libpq's messages are several), without secrets.

@@ -14,7 +14,7 @@
 //!
 //! #[get("/peers")]
 //! fn peers(registry: &State<Registry>) -> String {
-//!     format!("{:#?}", registry.peers("shop"))
+//!     format!("{:?}", registry.peers("shop").map(|peers| peers.snapshot().peers.len()))
 //! }
 //!
 //! #[launch]

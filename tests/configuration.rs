@@ -233,7 +233,7 @@ fn a_new_password_needs_no_restart() {
 }
 
 #[test]
-fn credentials_that_cannot_be_had_are_a_failed_login() {
+fn credentials_that_cannot_be_had_say_nothing_about_the_peer() {
     fn fails<E>(
         credentials: impl Fn(&str) -> Result<Credentials, E> + Send + Sync + 'static,
         expected: &str,
@@ -246,6 +246,11 @@ fn credentials_that_cannot_be_had_are_a_failed_login() {
         let story = manager.connect().map(|_| ()).expect_err("nobody is let in").to_string();
         assert!(story.contains(expected), "{story}");
         assert!(!story.contains("s3cret"), "{story}");
+        assert_eq!(
+            state(&manager.peers(), "db0"),
+            PeerState::Up,
+            "the peer was not asked: {story}"
+        );
     }
     fails(|_| Err("the vault is sealed"), "db0: no credentials: the vault is sealed");
     fails(|_| Err("s3cret has run out"), "db0: no credentials: *** has run out");

@@ -26,6 +26,11 @@ use crate::builder::PeerManagerBuilder;
 ///     peer1 = { url = "mysql://app:secret@db1/shop", weight = 2 }
 ///     "#,
 /// )?;
+/// # #[cfg(feature = "mysql")]
+/// # type Connection = diesel::MysqlConnection;
+/// # #[cfg(not(feature = "mysql"))]
+/// # type Connection = diesel::SqliteConnection;
+/// let builder = diesel_peers::PeerManager::<Connection>::builder().config(config);
 /// # Ok(())
 /// # }
 /// ```

@@ -22,7 +22,8 @@ pub(super) fn url<C: 'static>(
     key: &str,
     text: &str,
 ) -> PeerManagerBuilder<C> {
-    match split(key, text, Dialect::of::<C>()) {
+    // A file's or a variable's may end in a newline.
+    match split(key, text.trim(), Dialect::of::<C>()) {
         Ok((peers, settings)) => apply(builder.peers(peers), Place::Url, settings),
         Err(mistake) => builder.mistaken(mistake),
     }
@@ -53,7 +54,7 @@ fn name_of_uri(uri: &Uri) -> String {
 /// A URL's peers, each with one of its hosts, and its settings, which are left out of theirs.
 fn split(key: &str, text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, Settings), Kind> {
     let malformed = |flaw: Flaw| Kind::Setting { key: key.to_owned(), flaw, right: RIGHT.into() };
-    if text.trim().is_empty() {
+    if text.is_empty() {
         return Err(malformed("is empty".into()));
     }
     match dialect {
