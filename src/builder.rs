@@ -18,10 +18,11 @@ use crate::connection::Links;
 use crate::dialect::Dialect;
 use crate::error::{BuildError, Flaw, Kind, shown_name};
 use crate::exchange::Exchange;
+use crate::fault::{Failed, Fault, Judge};
 use crate::login::{Hooks, OnConnect};
 use crate::manager::PeerManager;
 use crate::peer::Peer;
-use crate::policy::{AllDown, Balance, Recheck, Strategy};
+use crate::policy::{AllDown, Balance, Donors, Recheck, Role, Strategy};
 use crate::rules::{Asked, Rules};
 use crate::set::PeerSet;
 use crate::url::{AskCredentials, Credentials, PeerUrl};
@@ -38,6 +39,7 @@ pub struct PeerManagerBuilder<C> {
     rules: Rules,
     asked: Asked,
     balance: Balance,
+    probe: Box<OnConnect<C>>,
     on_connect: Box<OnConnect<C>>,
     /// Who logs in to every peer, in place of what its URL says.
     login: Credentials,
@@ -86,6 +88,7 @@ impl<C> PeerManagerBuilder<C> {
             rules: Rules::default(),
             asked: Asked::default(),
             balance: Balance::default(),
+            probe: Box::new(|_| Ok(())),
             on_connect: Box::new(|_| Ok(())),
             login: Credentials::default(),
             credentials: None,
@@ -375,6 +378,57 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
+    /// What a peer has to be able to do, which is looked at at each login and check.
+    ///
+    /// Defaults to [`Role::Any`].
+    #[must_use]
+    pub fn require(mut self, role: Role) -> Self {
+        self.rules.wanted.role = role;
+        self
+    }
+
+    /// Whether a Galera node serves while it is a donor.
+    ///
+    /// Defaults to [`Donors::ServeUnlessBlocked`].
+    #[must_use]
+    pub fn galera_donors(mut self, donors: Donors) -> Self {
+        self.rules.wanted.donors = donors;
+        self
+    }
+
+    /// What a peer has to pass besides to be used, at each login and each check: an error is a failed
+    /// login. It runs on a thread of its own, within [`connect_timeout`](Self::connect_timeout), before
+    /// [`on_connect`](Self::on_connect); what it changes in the session stays.
+    ///
+    /// Defaults to nothing. The last call counts.
+    #[must_use]
+    pub fn probe(
+        mut self,
+        probe: impl Fn(&mut C) -> QueryResult<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.probe = Box::new(probe);
+        self
+    }
+
+    /// What a failure means, where this crate does not know, or is wrong. It is asked first, about each
+    /// failed login and each error of a query, in the thread in which it happened; `None` leaves it to
+    /// [`Fault::of_login`] and [`Fault::of`]. One that panics is not heard.
+    ///
+    /// A query's fault decides what happens to its connection ([`Fault::ConnectionLost`]), whether its
+    /// peer is marked down until a check that follows at once ([`Fault::PeerNotReady`]), or only checked
+    /// at once ([`Fault::PeerDown`], [`Fault::Misconfigured`], and [`Fault::WrongRole`] under
+    /// [`Role::ReadWrite`]); a login's, whether the peer is marked down. What the application gets is the error as it is.
+    ///
+    /// Defaults to nothing. The last call counts.
+    #[must_use]
+    pub fn classify(
+        mut self,
+        classify: impl Fn(Failed<'_>) -> Option<Fault> + Send + Sync + 'static,
+    ) -> Self {
+        self.rules.judge = Judge::asks(Arc::new(classify));
+        self
+    }
+
     /// What a new connection does while every peer is down.
     ///
     /// Defaults to [`AllDown::Try`].
@@ -494,7 +548,8 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
     /// a weight or a tier is given to no peer, every weight is 0, or the operating system gives no
     /// thread or no randomness. Whether a well-formed URL leads anywhere is shown by the first login.
     pub fn build(self) -> Result<PeerManager<C>, BuildError> {
-        let Self { peers, weights, tiers, rules, asked, balance, on_connect, login, .. } = self;
+        let Self { peers, weights, tiers, rules, asked, balance, probe, on_connect, login, .. } =
+            self;
         if let Some(mistake) = self.mistake {
             return Err(mistake.into());
         }
@@ -524,7 +579,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         if peers.iter().all(|peer| peer.weight == 0) {
             return Err(Kind::NoWeight.into());
         }
-        let hooks = Arc::new(Hooks { on_connect, credentials: self.credentials });
+        let hooks = Arc::new(Hooks { probe, on_connect, credentials: self.credentials });
         let pulses: Vec<_> = peers.iter().map(|peer| peer.pulse.clone()).collect();
         // Each its own generator, so that the choices of one do not depend on the other's number.
         let exchange = Exchange::new(rules.strategy, pulses, rng.fork());

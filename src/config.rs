@@ -16,7 +16,7 @@ use std::env;
 
 use crate::builder::{PeerConfig, PeerManagerBuilder};
 use crate::error::{Kind, shown_name};
-use crate::policy::{AllDown, Balance, Recheck, Strategy};
+use crate::policy::{AllDown, Balance, Donors, Recheck, Role, Strategy};
 use environment::environment;
 use multi_host::name_of;
 use value::{Value, Wrong};
@@ -96,7 +96,7 @@ impl<C: 'static> PeerManagerBuilder<C> {
 const SOURCES: [&str; 2] = ["url", "peers"];
 
 /// Every other setting that can be given in text.
-const SETTINGS: [&str; 23] = [
+const SETTINGS: [&str; 25] = [
     "weight",
     "tier",
     "strategy",
@@ -115,6 +115,8 @@ const SETTINGS: [&str; 23] = [
     "probe_timeout",
     "tcp_keepalive",
     "tcp_user_timeout",
+    "require",
+    "galera_donors",
     "recheck",
     "all_down",
     "all_down_interval",
@@ -145,6 +147,13 @@ const STRATEGIES: [(&str, Strategy); 4] = [
 ];
 const BALANCES: [(&str, Balance); 2] =
     [("per_checkout", Balance::PerCheckout), ("per_connection", Balance::PerConnection)];
+const ROLES: [(&str, Role); 3] =
+    [("any", Role::Any), ("read_write", Role::ReadWrite), ("read_only", Role::ReadOnly)];
+const DONORS: [(&str, Donors); 3] = [
+    ("serve_unless_blocked", Donors::ServeUnlessBlocked),
+    ("serve", Donors::Serve),
+    ("wait", Donors::Wait),
+];
 const RECHECKS: [(&str, Recheck); 2] = [("probe", Recheck::Probe), ("clear", Recheck::Clear)];
 const ALL_DOWNS: [(&str, AllDown); 2] = [("try", AllDown::Try), ("fail", AllDown::Fail)];
 
@@ -250,6 +259,8 @@ fn set<C: 'static>(
         "probe_timeout" => builder.probe_timeout(value.duration()?),
         "tcp_keepalive" => builder.tcp_keepalive(value.duration_or_none()?),
         "tcp_user_timeout" => builder.tcp_user_timeout(value.clear_duration_or_none()?),
+        "require" => builder.require(value.choice(&ROLES)?),
+        "galera_donors" => builder.galera_donors(value.choice(&DONORS)?),
         "recheck" => builder.recheck(value.choice(&RECHECKS)?),
         "all_down" => builder.all_down(value.choice(&ALL_DOWNS)?),
         "all_down_interval" => builder.all_down_interval(value.duration()?),

@@ -110,11 +110,9 @@ fn dial<C: R2D2Connection + Send + 'static>(
     done: Sender<Outcome<C>>,
 ) {
     let lease = Lease::of_dial(set.clone(), &picked);
-    let Picked { peer, url, pulse, was_up, .. } = picked;
-    // A peer that is down comes back only by the test that the checker would make.
-    let trial = !was_up;
+    let Picked { peer, url, pulse, .. } = picked;
     let rng = set.rng();
-    let login = Login { set: set.clone(), peer, pulse, url, trial, hooks, rng };
+    let login = Login { set: set.clone(), peer, pulse, url, hooks, rng };
     let patience = set.rules().connect_timeout.min(set.rules().connect_deadline);
     let judged = set.clone();
     helper::start(
@@ -126,25 +124,22 @@ fn dial<C: R2D2Connection + Send + 'static>(
             let result = match outcome {
                 Ok(session) => {
                     let now = stamp();
-                    judged.update(peer, now, |peer, _| peer.connected(began, now, trial));
+                    judged.update(peer, now, |peer, _| peer.connected(began, now));
                     Ok(Link::new(session, lease, now, judged.expiry(now)))
                 }
                 Err(failure) => {
                     drop(lease);
                     let why: Arc<str> = failure.to_string().into();
-                    let now = stamp();
-                    match failure {
-                        // That says something about this process, not about the peer.
-                        Failure::Here(_) => Err(Attempt::NotMade(why)),
-                        Failure::Late(_) | Failure::Peer(_) => {
-                            let answered = matches!(failure, Failure::Peer(_));
-                            let failed = Attempt::Failed(why.clone());
-                            judged.update(peer, now, |peer, due| {
-                                peer.connect_failed((began, now), answered, why, due)
-                            });
-                            Err(failed)
-                        }
-                    }
+                    let (answer, now) = (Answer::of(failure), stamp());
+                    let attempt = if answer == Answer::NotAsked {
+                        Attempt::NotMade(why)
+                    } else {
+                        Attempt::Failed(why)
+                    };
+                    judged.update(peer, now, |peer, due| {
+                        peer.connect_failed((began, now), answer, due)
+                    });
+                    Err(attempt)
                 }
             };
             // When nobody waits for it any more a connection is closed here.
@@ -160,15 +155,7 @@ pub(crate) fn probe<C: R2D2Connection + Send + 'static>(
     probe: Probe,
 ) {
     let Probe { peer, url, pulse, began, patience, kind } = probe;
-    let login = Login {
-        set: set.clone(),
-        peer,
-        pulse,
-        url,
-        trial: true,
-        hooks: hooks.clone(),
-        rng: set.rng(),
-    };
+    let login = Login { set: set.clone(), peer, pulse, url, hooks: hooks.clone(), rng: set.rng() };
     let patience = match kind {
         ProbeKind::Regular => Patience::of(patience),
         // Queries may be cut off when it is not answered: who has begun to answer is heard out.
@@ -188,16 +175,22 @@ pub(crate) fn probe<C: R2D2Connection + Send + 'static>(
                 // A logger is user code.
                 let _ = caught(|| warn!("a peer could not be checked: {error}"));
             }
-            let answer = match outcome {
-                Ok(()) => Answer::Works,
-                Err(Failure::Peer(why)) => Answer::Refused(why),
-                Err(Failure::Late(why)) => Answer::None(why),
-                Err(Failure::Here(_)) => Answer::NotAsked,
-            };
+            let answer = outcome.map_or_else(Answer::of, |()| Answer::Works);
             let now = stamp();
             judged.update(peer, now, |peer, due| peer.probe_ended(kind, (began, now), answer, due));
         },
     );
+}
+
+impl Answer {
+    fn of(failure: Failure) -> Self {
+        match failure {
+            Failure::Peer(refusal) => Self::Refused(refusal),
+            Failure::Late(why) => Self::None(why),
+            // That says something about this process, not about the peer.
+            Failure::Here(_) => Self::NotAsked,
+        }
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "an attempt is stamped when it ends")]
@@ -229,8 +222,8 @@ fn story(peers: &[Peer], attempts: &[Attempt], now: Instant) -> String {
             }
             (Attempt::NotMade(why), _) => format!("{}: {why}", peer.name),
             (Attempt::UnderWay, _) => format!("{}: no answer yet", peer.name),
-            (Attempt::None, Health::Down { why, .. }) => {
-                format!("{}: not tried, down since: {why} ({next})", peer.name)
+            (Attempt::None, Health::Down { refusal, .. }) => {
+                format!("{}: not tried, down since: {} ({next})", peer.name, refusal.why)
             }
             (Attempt::None, Health::Up { .. }) => format!("{}: up again since", peer.name),
         }

@@ -67,6 +67,41 @@ impl Dialect {
     }
 }
 
+/// How a MySQL connection is to be encrypted, by the `ssl_mode` of its URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Encryption {
+    /// As the client library and the server agree on.
+    AsItComes,
+    Required,
+    /// And the server's certificate is looked at.
+    Verified,
+}
+
+impl Encryption {
+    pub(crate) fn of(ssl_mode: &str) -> Result<Self, Flaw> {
+        match ssl_mode.to_ascii_lowercase().as_str() {
+            "disabled" | "preferred" => Ok(Self::AsItComes),
+            "required" => Ok(Self::Required),
+            "verify_ca" | "verify_identity" if LIBRARY_VERIFIES => Ok(Self::Verified),
+            "verify_ca" | "verify_identity" => Err(
+                "asks for the server's certificate to be verified, which the client library that is \
+                 linked here, MariaDB's, does not do: link MySQL's own (`libmysqlclient`), or end TLS \
+                 in a proxy beside the application"
+                    .into(),
+            ),
+            _ => Err("has an `ssl_mode` that is none of disabled, preferred, required, verify_ca and \
+                      verify_identity"
+                .into()),
+        }
+    }
+}
+
+/// MariaDB's client library does not know `ssl_mode`.
+#[cfg(feature = "mysql")]
+const LIBRARY_VERIFIES: bool = mysqlclient_sys::SUPPORTS_MYSQL_SSL_MODE;
+#[cfg(not(feature = "mysql"))]
+const LIBRARY_VERIFIES: bool = true;
+
 impl fmt::Display for Dialect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -165,6 +165,7 @@ fn brief(peer: &Peer, rules: &Rules) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::{Fault, Refusal};
     use crate::peer::Answer;
     use crate::rules::tests::rules;
     #[cfg(all(feature = "socket", target_os = "linux"))]
@@ -312,7 +313,7 @@ mod tests {
         story.at(2_000);
         assert_eq!(story.look().0, [0], "does it answer?");
         story.at(2_050);
-        story.answers(0, Answer::Refused("full".into()));
+        story.answers(0, Answer::Refused(Refusal::new(Fault::PeerDown, "refused")));
         for millis in [2_100, 2_150, 3_000, 4_000] {
             story.at(millis);
             assert!(story.look().0.is_empty(), "that will do for a while");
@@ -375,7 +376,7 @@ mod tests {
         story.at(5_000);
         assert_eq!(story.look().0[0], 0, "and its peer is asked again");
         story.at(5_500);
-        story.answers(0, Answer::Refused("paused".into()));
+        story.answers(0, Answer::Refused(Refusal::new(Fault::PeerDown, "paused")));
         assert!(!story.peers[0].is_up(), "one that refuses is down");
         assert_eq!(story.look().2, 0, "but its sessions go on");
     }

@@ -1,64 +1,164 @@
-//! What an error says about the link it came from.
+//! What an error says: about the connection it came from, about the peer, about the transaction.
+//!
+//! diesel gives MySQL's errors as text without a number, and so it gives every failed login. The texts
+//! of a client library are the same in every language; those of a server are in the language that the
+//! server is set to (`lc_messages`), and are only known here in English, but for a few that hold the
+//! name of a setting. What is not known is a query's own error, and a peer that is down where it was a
+//! login.
 
-use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error};
+use std::fmt;
+use std::sync::Arc;
 
-/// How the client libraries word the loss of a connection. diesel hands MySQL's on as text without
-/// a number, and the MariaDB and the Oracle library word them differently. These are whole texts:
-/// a server quotes data in its messages, which may hold any words. They come from the client
-/// library, never from the server, so that they are the same in every locale; the last one is the
-/// exception, and only ever an additional hint.
-const LOST: [&str; 3] =
-    ["Server has gone away", "MySQL server has gone away", "Connection was killed"];
+use diesel::result::{ConnectionError, DatabaseErrorInformation, DatabaseErrorKind, Error};
 
-/// How the text of a connection that was lost during a call begins; what follows varies.
-const LOST_DURING: &str = "Lost connection to ";
+use crate::caught::caught;
 
-/// How a Galera node that takes no work refuses it (a constant text of the server's). It also
-/// accepts logins and answers pings.
-const NOT_READY: &str = "WSREP has not yet prepared node";
-
-/// Whether `error` is a reason to have the peer probed at once.
-pub(crate) fn is_suspicious(error: &Error) -> bool {
-    let is_not_ready = |error: &Error| match error {
-        Error::DatabaseError(_, information) => information.message().starts_with(NOT_READY),
-        _ => false,
-    };
-    is_lost_connection(error)
-        || match error {
-            Error::RollbackErrorOnCommit { rollback_error, commit_error } => {
-                is_not_ready(rollback_error) || is_not_ready(commit_error)
-            }
-            error => is_not_ready(error),
-        }
+/// What an error says about the connection, the peer or the transaction that it came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Fault {
+    /// The connection is gone. That says nothing about the peer: a `KILL`, an idle time-out, a proxy
+    /// that recycles its sessions and a crash all read alike.
+    ConnectionLost,
+    /// The peer cannot be reached, or does not say why it refuses.
+    PeerDown,
+    /// The peer is there, and takes no work at the moment: it starts up or shuts down, or is a Galera
+    /// node without a quorum.
+    PeerNotReady,
+    /// The peer has as many connections as it takes.
+    PeerFull,
+    /// The peer only reads, and should have written.
+    WrongRole,
+    /// The peer does not let the application in: user, password, database or TLS are wrong, here or
+    /// there.
+    Misconfigured,
+    /// The transaction was rolled back, or the statement gave up, because of others; it may be run
+    /// again from its beginning.
+    Retryable,
+    /// The query's own.
+    Query,
 }
 
-/// Whether `error` says that the connection it came from is gone.
-///
-/// It says nothing about the server at the other end: a `KILL`, an idle timeout, a proxy that
-/// recycles its sessions and a crash all read alike.
-pub(crate) fn is_lost_connection(error: &Error) -> bool {
-    match error {
-        Error::DatabaseError(kind, information) => is_lost(*kind, information.as_ref()),
-        Error::RollbackErrorOnCommit { rollback_error, commit_error } => {
-            is_lost_connection(rollback_error) || is_lost_connection(commit_error)
+impl Fault {
+    /// What the error of a query says.
+    #[must_use]
+    pub fn of(error: &Error) -> Self {
+        match error {
+            Error::DatabaseError(kind, information) => Self::of_kind(*kind, information.as_ref()),
+            // diesel rolls back by itself, which says less about the cause.
+            Error::RollbackErrorOnCommit { rollback_error, commit_error } => {
+                match Self::of(commit_error) {
+                    Self::Query => Self::of(rollback_error),
+                    fault => fault,
+                }
+            }
+            _ => Self::Query,
         }
-        _ => false,
+    }
+
+    /// What the error of a login says.
+    #[must_use]
+    pub fn of_login(error: &ConnectionError) -> Self {
+        match error {
+            ConnectionError::BadConnection(text) => look_up(LOGINS, text, Self::PeerDown),
+            ConnectionError::InvalidConnectionUrl(_) | ConnectionError::InvalidCString(_) => {
+                Self::Misconfigured
+            }
+            // It was let in, and the first queries failed.
+            ConnectionError::CouldntSetupConfiguration(error) => match Self::of(error) {
+                Self::Query => Self::PeerDown,
+                fault => fault,
+            },
+            _ => Self::PeerDown,
+        }
+    }
+
+    fn of_kind(
+        kind: DatabaseErrorKind,
+        information: &(dyn DatabaseErrorInformation + Send + Sync),
+    ) -> Self {
+        match kind {
+            // PostgreSQL: the first call after the loss, and every later one.
+            DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand => {
+                Self::ConnectionLost
+            }
+            DatabaseErrorKind::SerializationFailure => Self::Retryable,
+            DatabaseErrorKind::ReadOnlyTransaction => Self::WrongRole,
+            // MySQL: everything but six kinds, and all that comes of BEGIN and COMMIT.
+            DatabaseErrorKind::Unknown => look_up(QUERIES, information.message(), Self::Query),
+            _ => Self::Query,
+        }
     }
 }
 
-fn is_lost(
-    kind: DatabaseErrorKind,
-    information: &(dyn DatabaseErrorInformation + Send + Sync),
-) -> bool {
-    match kind {
-        // PostgreSQL: the first call after the loss, and every later one.
-        DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand => true,
-        // MySQL: everything but six kinds.
-        DatabaseErrorKind::Unknown => {
-            let message = information.message();
-            LOST.contains(&message) || message.starts_with(LOST_DURING)
+/// Why a login came to nothing: what it means, and in words that can be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) fault: Fault,
+    pub(crate) why: Arc<str>,
+}
+
+impl Refusal {
+    pub(crate) fn new(fault: Fault, why: impl Into<Arc<str>>) -> Self {
+        Self { fault, why: why.into() }
+    }
+}
+
+/// A failure that is to be judged, for [`classify`](crate::PeerManagerBuilder::classify).
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Failed<'a> {
+    /// A login, for the pool or of a check.
+    Login(&'a ConnectionError),
+    /// A query, the application's or of a check.
+    Query(&'a Error),
+}
+
+/// The application's own word on a failure, which is asked for first.
+pub(crate) type Classify = dyn Fn(Failed<'_>) -> Option<Fault> + Send + Sync;
+
+/// Who judges failures.
+#[derive(Clone, Default)]
+pub(crate) struct Judge(Option<Arc<Classify>>);
+
+impl fmt::Debug for Judge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "the application, and ours" } else { "ours" })
+    }
+}
+
+impl Judge {
+    pub(crate) fn asks(classify: Arc<Classify>) -> Self {
+        Self(Some(classify))
+    }
+
+    pub(crate) fn of_login(&self, error: &ConnectionError) -> Fault {
+        self.ask(Failed::Login(error)).unwrap_or_else(|| Fault::of_login(error))
+    }
+
+    /// What a query's error says, and whether its connection is gone.
+    pub(crate) fn of_query(&self, error: &Error) -> (Fault, bool) {
+        match self.ask(Failed::Query(error)) {
+            Some(fault) => (fault, fault == Fault::ConnectionLost),
+            None => (Fault::of(error), is_lost_connection(error)),
         }
-        _ => false,
+    }
+
+    /// One that panics has nothing to say.
+    fn ask(&self, failed: Failed<'_>) -> Option<Fault> {
+        let classify = self.0.as_ref()?;
+        caught(|| classify(failed)).ok().flatten()
+    }
+}
+
+/// Whether `error` says that the connection it came from is gone. It is if either half of a failed
+/// COMMIT says so.
+fn is_lost_connection(error: &Error) -> bool {
+    match error {
+        Error::RollbackErrorOnCommit { rollback_error, commit_error } => {
+            is_lost_connection(rollback_error) || is_lost_connection(commit_error)
+        }
+        error => Fault::of(error) == Fault::ConnectionLost,
     }
 }
 
@@ -66,6 +166,104 @@ fn is_lost(
 /// libpq has one (`connect_timeout`).
 pub(crate) fn is_timeout(why: &str) -> bool {
     why.trim_end().ends_with("timeout expired")
+}
+
+/// How a text is known. As whole as it can be: a server quotes data and names in its messages, which
+/// may hold any words.
+enum Text {
+    Is(&'static str),
+    Begins(&'static str),
+    /// The name of a setting, or a constant of the client library's.
+    Holds(&'static str),
+    /// What PostgreSQL says, after libpq's introduction: the severity is in the server's language.
+    Postgres(&'static str),
+}
+
+use Text::{Begins, Holds, Is, Postgres};
+
+/// What errors of queries say.
+const QUERIES: &[(Text, Fault)] = &[
+    // MariaDB's client library, and Oracle's.
+    (Is("Server has gone away"), Fault::ConnectionLost),
+    (Is("MySQL server has gone away"), Fault::ConnectionLost),
+    (Begins("Lost connection to "), Fault::ConnectionLost),
+    // The server's, and only ever an additional hint.
+    (Is("Connection was killed"), Fault::ConnectionLost),
+    // 1047 of a Galera node, which accepts logins and answers pings all the same. Never translated.
+    (Begins("WSREP has not yet prepared node"), Fault::PeerNotReady),
+    // 1180, when the quorum is lost during a COMMIT, the outcome of which is unknown.
+    (Holds("provider status: "), Fault::PeerNotReady),
+    // 1053.
+    (Begins("Server shutdown in progress"), Fault::PeerNotReady),
+    // ProxySQL's own, when no server behind it answers.
+    (Begins("Max connect timeout reached while reaching hostgroup"), Fault::PeerNotReady),
+    // 1290, which is used for other options as well.
+    (Holds("--read-only"), Fault::WrongRole),
+    (Holds("--super-read-only"), Fault::WrongRole),
+    // 1836, and 1792, which has a kind of its own only if it was prepared.
+    (Begins("Running in read-only mode"), Fault::WrongRole),
+    (Begins("Cannot execute statement in a READ ONLY transaction"), Fault::WrongRole),
+    // 1213, which has a kind of its own only if it was prepared, and 1205.
+    (Begins("Deadlock found when trying to get lock"), Fault::Retryable),
+    (Begins("Lock wait timeout exceeded"), Fault::Retryable),
+    // PostgreSQL's 40P01, which has no kind.
+    (Is("deadlock detected"), Fault::Retryable),
+    // SQLite's.
+    (Is("database is locked"), Fault::Retryable),
+    (Begins("database table is locked"), Fault::Retryable),
+];
+
+/// What errors of logins say.
+const LOGINS: &[(Text, Fault)] = &[
+    // 1045, 1044, 4151; first, as these quote a name.
+    (Begins("Access denied"), Fault::Misconfigured),
+    // 1049.
+    (Begins("Unknown database"), Fault::Misconfigured),
+    // 1130 and 1129.
+    (Holds(" is not allowed to connect to "), Fault::Misconfigured),
+    (Holds("flush-hosts"), Fault::Misconfigured),
+    (Holds("FLUSH HOSTS"), Fault::Misconfigured),
+    // 1820.
+    (Holds(" SET PASSWORD "), Fault::Misconfigured),
+    // 2026 of either library.
+    (Begins("SSL connection error"), Fault::Misconfigured),
+    (Begins("TLS/SSL error"), Fault::Misconfigured),
+    // 1040, 1203 and 1226.
+    (Is("Too many connections"), Fault::PeerFull),
+    (Holds("'max_user_connections'"), Fault::PeerFull),
+    (Begins("WSREP has not yet prepared node"), Fault::PeerNotReady),
+    (Begins("Server shutdown in progress"), Fault::PeerNotReady),
+    // 53300, and PgBouncer's own.
+    (Postgres("sorry, too many clients already"), Fault::PeerFull),
+    (Postgres("remaining connection slots are reserved"), Fault::PeerFull),
+    (Postgres("too many connections for "), Fault::PeerFull),
+    (Postgres("no more connections allowed"), Fault::PeerFull),
+    // 57P03.
+    (Postgres("the database system is "), Fault::PeerNotReady),
+    // 28P01, 28000 and 3D000.
+    (Postgres("password authentication failed for "), Fault::Misconfigured),
+    (Postgres("no pg_hba.conf entry for "), Fault::Misconfigured),
+    (Postgres("pg_hba.conf rejects "), Fault::Misconfigured),
+    (Postgres("role \""), Fault::Misconfigured),
+    (Postgres("database \""), Fault::Misconfigured),
+    // libpq's own.
+    (Holds("no password supplied"), Fault::Misconfigured),
+    (Holds("server does not support SSL, but SSL was required"), Fault::Misconfigured),
+    (Holds("SSL error: certificate verify failed"), Fault::Misconfigured),
+    (Holds("does not match host name"), Fault::Misconfigured),
+    (Holds("root certificate file"), Fault::Misconfigured),
+];
+
+fn look_up(table: &[(Text, Fault)], message: &str, otherwise: Fault) -> Fault {
+    let message = message.trim_end();
+    let of_postgres = message.rsplit_once(":  ").map(|(_, message)| message);
+    let is_known = |text: &Text| match text {
+        Is(text) => message == *text,
+        Begins(text) => message.starts_with(text),
+        Holds(text) => message.contains(text),
+        Postgres(text) => of_postgres.is_some_and(|message| message.starts_with(text)),
+    };
+    table.iter().find(|(text, _)| is_known(text)).map_or(otherwise, |(_, fault)| *fault)
 }
 
 #[cfg(test)]
@@ -77,41 +275,102 @@ mod tests {
     }
 
     #[test]
-    fn tells_a_lost_connection_from_a_query_s_own_error() {
-        use DatabaseErrorKind::{ClosedConnection, UnableToSendCommand, UniqueViolation, Unknown};
+    fn queries() {
+        use DatabaseErrorKind::{
+            ClosedConnection, ReadOnlyTransaction, SerializationFailure, UnableToSendCommand,
+            UniqueViolation, Unknown,
+        };
+        use Fault::{ConnectionLost, PeerNotReady, Query, Retryable, WrongRole};
         let cases = [
-            (Unknown, "Server has gone away", true),
-            (Unknown, "MySQL server has gone away", true),
-            (Unknown, "Lost connection to server during query", true),
-            (Unknown, "Lost connection to MySQL server during query", true),
-            (ClosedConnection, "server closed the connection unexpectedly", true),
-            (ClosedConnection, "terminating connection due to administrator command", true),
-            (UnableToSendCommand, "no connection to the server\n", true),
-            (Unknown, "You have an error in your SQL syntax", false),
-            (Unknown, "Incorrect integer value: 'Server has gone away' for column 'n'", false),
-            (Unknown, "near 'Lost connection to server during query'", false),
-            (Unknown, "WSREP has not yet prepared node for application use", false),
-            (Unknown, "Deadlock found when trying to get lock", false),
-            (UniqueViolation, "Duplicate entry 'gone away' for key 'title'", false),
+            (Unknown, "Server has gone away", ConnectionLost),
+            (Unknown, "MySQL server has gone away", ConnectionLost),
+            (Unknown, "Lost connection to server during query", ConnectionLost),
+            (Unknown, "Lost connection to MySQL server during query", ConnectionLost),
+            (ClosedConnection, "server closed the connection unexpectedly", ConnectionLost),
+            (
+                ClosedConnection,
+                "terminating connection due to administrator command",
+                ConnectionLost,
+            ),
+            (UnableToSendCommand, "no connection to the server\n", ConnectionLost),
+            (Unknown, "WSREP has not yet prepared node for application use", PeerNotReady),
+            (
+                Unknown,
+                "Error while appending streaming replication fragment(provider status: Not \
+                 connected to Primary Component)",
+                PeerNotReady,
+            ),
+            (Unknown, "Server shutdown in progress", PeerNotReady),
+            (
+                Unknown,
+                "The MariaDB server is running with the --read-only option so it cannot execute this \
+                 statement",
+                WrongRole,
+            ),
+            (ReadOnlyTransaction, "cannot execute INSERT in a read-only transaction", WrongRole),
+            (Unknown, "Cannot execute statement in a READ ONLY transaction", WrongRole),
+            (SerializationFailure, "could not serialize access", Retryable),
+            (
+                Unknown,
+                "Deadlock found when trying to get lock; try restarting transaction",
+                Retryable,
+            ),
+            (Unknown, "Lock wait timeout exceeded; try restarting transaction", Retryable),
+            (Unknown, "deadlock detected", Retryable),
+            (Unknown, "database is locked", Retryable),
+            (Unknown, "You have an error in your SQL syntax", Query),
+            (Unknown, "Incorrect integer value: 'Server has gone away' for column 'n'", Query),
+            (Unknown, "near 'Lost connection to server during query'", Query),
+            (Unknown, "Query execution was interrupted", Query),
+            (UniqueViolation, "Duplicate entry 'gone away' for key 'title'", Query),
         ];
-        for (kind, message, lost) in cases {
-            let error = database_error(kind, message);
-            assert_eq!(is_lost_connection(&error), lost, "{message}");
+        for (kind, message, expected) in cases {
+            assert_eq!(Fault::of(&database_error(kind, message)), expected, "{message}");
         }
-        assert!(!is_lost_connection(&Error::NotFound), "an empty result is no fault");
-        assert!(!is_suspicious(&Error::NotFound), "an empty result is no fault");
+        assert_eq!(Fault::of(&Error::NotFound), Query, "an empty result is no fault");
     }
 
     #[test]
-    fn a_lost_connection_and_a_node_that_refuses_work_are_suspicious() {
-        for (message, expected) in [
-            ("Server has gone away", true),
-            ("WSREP has not yet prepared node for application use", true),
-            ("Deadlock found when trying to get lock", false),
-        ] {
-            let error = database_error(DatabaseErrorKind::Unknown, message);
-            assert_eq!(is_suspicious(&error), expected, "{message}");
+    fn logins() {
+        use Fault::{Misconfigured, PeerDown, PeerFull, PeerNotReady};
+        let of_libpq = "connection to server at \"db0\" (10.0.0.1), port 5432 failed: FATAL:  ";
+        let of_mysql = "";
+        let cases = [
+            (of_mysql, "Can't connect to server on '127.0.0.1' (115)", PeerDown),
+            (of_mysql, "Lost connection to server at 'handshake: reading initial", PeerDown),
+            (of_mysql, "Unknown server host 'db0' (-2)", PeerDown),
+            (of_mysql, "Too many connections", PeerFull),
+            (of_mysql, "User app already has more than 'max_user_connections' active", PeerFull),
+            (of_mysql, "User 'a' has exceeded the 'max_user_connections' resource", PeerFull),
+            (of_mysql, "Benutzer 'a' hat die Ressource 'max_user_connections'", PeerFull),
+            (
+                of_mysql,
+                "Access denied for user 'app'@'10.0.0.1' (using password: YES)",
+                Misconfigured,
+            ),
+            (of_mysql, "Access denied for user 'Too many connections'@'x'", Misconfigured),
+            (of_mysql, "Unknown database 'shop'", Misconfigured),
+            (of_mysql, "Host 'a' is not allowed to connect to this MariaDB server", Misconfigured),
+            (of_mysql, "SSL connection error: SSL is required but", Misconfigured),
+            (of_libpq, "sorry, too many clients already\n", PeerFull),
+            (of_libpq, "remaining connection slots are reserved for non-replication", PeerFull),
+            (of_libpq, "too many connections for role \"app\"", PeerFull),
+            (of_libpq, "the database system is starting up", PeerNotReady),
+            (of_libpq, "the database system is shutting down", PeerNotReady),
+            (of_libpq, "password authentication failed for user \"app\"", Misconfigured),
+            (of_libpq, "database \"shop\" does not exist", Misconfigured),
+            (of_libpq, "role \"too many connections for\" does not exist", Misconfigured),
+            ("", "connection to server at \"db0\" failed: Connection refused", PeerDown),
+            ("", "unable to open database file", PeerDown),
+        ];
+        for (introduction, message, expected) in cases {
+            let error = ConnectionError::BadConnection(format!("{introduction}{message}"));
+            assert_eq!(Fault::of_login(&error), expected, "{message}");
         }
+        let not_ready =
+            database_error(DatabaseErrorKind::Unknown, "WSREP has not yet prepared node");
+        let error = ConnectionError::CouldntSetupConfiguration(not_ready);
+        assert_eq!(Fault::of_login(&error), PeerNotReady);
     }
 
     #[test]
@@ -126,12 +385,43 @@ mod tests {
     #[test]
     fn looks_at_both_halves_of_a_failed_commit() {
         let lost = || Box::new(database_error(DatabaseErrorKind::Unknown, "Server has gone away"));
-        let own = || Box::new(database_error(DatabaseErrorKind::Unknown, "Deadlock found"));
-        for (rollback_error, commit_error, expected) in
-            [(lost(), own(), true), (own(), lost(), true), (own(), own(), false)]
-        {
+        let own = || {
+            Box::new(database_error(
+                DatabaseErrorKind::Unknown,
+                "Deadlock found when trying to get lock",
+            ))
+        };
+        for (rollback_error, commit_error, expected, fault) in [
+            (lost(), own(), true, Fault::Retryable),
+            (own(), lost(), true, Fault::ConnectionLost),
+            (own(), own(), false, Fault::Retryable),
+        ] {
             let error = Error::RollbackErrorOnCommit { rollback_error, commit_error };
             assert_eq!(is_lost_connection(&error), expected, "{error}");
+            assert_eq!(Fault::of(&error), fault, "{error}");
         }
+    }
+
+    #[test]
+    fn the_application_is_asked_first() {
+        let judge = Judge::asks(Arc::new(|failed: Failed<'_>| match failed {
+            Failed::Query(Error::NotFound) => Some(Fault::PeerNotReady),
+            Failed::Query(Error::RollbackTransaction) => panic!("on purpose"),
+            Failed::Login(ConnectionError::BadConnection(text)) if text == "ours" => {
+                Some(Fault::PeerFull)
+            }
+            _ => None,
+        }));
+        let login = |text: &str| ConnectionError::BadConnection(text.to_owned());
+        assert_eq!(judge.of_query(&Error::NotFound), (Fault::PeerNotReady, false));
+        assert_eq!(judge.of_query(&Error::RollbackTransaction), (Fault::Query, false));
+        let lost = database_error(DatabaseErrorKind::Unknown, "Server has gone away");
+        assert_eq!(
+            judge.of_query(&lost),
+            (Fault::ConnectionLost, true),
+            "it knows nothing of that"
+        );
+        assert_eq!(judge.of_login(&login("ours")), Fault::PeerFull);
+        assert_eq!(judge.of_login(&login("Access denied")), Fault::Misconfigured);
     }
 }

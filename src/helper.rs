@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::caught::{Panicked, caught, lock};
 use crate::deadline::Late;
-use crate::fault::is_timeout;
+use crate::fault::{Fault, Refusal, is_timeout};
 use crate::set::PeerSet;
 use crate::socket::{self, Socket, Sockets, Thread};
 
@@ -32,7 +32,7 @@ const LISTEN_AGAIN: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The peer, or its host, said so.
-    Peer(Arc<str>),
+    Peer(Refusal),
     /// It has not answered in time, ours or the client library's own.
     Late(Arc<str>),
     /// Because of this process: nobody was asked, or it did not come to hear the answer.
@@ -41,8 +41,8 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// As the client library says.
-    pub(crate) fn said(why: Arc<str>) -> Self {
-        if is_timeout(&why) { Self::Late(why) } else { Self::Peer(why) }
+    pub(crate) fn said(refusal: Refusal) -> Self {
+        if is_timeout(&refusal.why) { Self::Late(refusal.why) } else { Self::Peer(refusal) }
     }
 
     fn late(patience: Duration) -> Self {
@@ -53,7 +53,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Peer(why) | Self::Late(why) | Self::Here(why) => f.write_str(why),
+            Self::Peer(Refusal { why, .. }) | Self::Late(why) | Self::Here(why) => f.write_str(why),
         }
     }
 }
@@ -185,7 +185,7 @@ pub(crate) fn start<T: Send + 'static>(
         let outcome = caught(|| work(&worker.progress));
         let panicked = |_| {
             let why = format!("a login ended without a word: {Panicked}");
-            Err(Failure::Peer(why.into()))
+            Err(Failure::Peer(Refusal::new(Fault::PeerDown, why)))
         };
         worker.end(outcome.unwrap_or_else(panicked));
         worker.set.deadlines().end(ticket);

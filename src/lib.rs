@@ -29,6 +29,7 @@ mod peers;
 mod policy;
 mod prime;
 mod pulse;
+mod readiness;
 #[cfg(feature = "rocket")]
 pub mod rocket;
 mod rules;
@@ -46,10 +47,11 @@ pub use crate::builder::PeerManagerBuilder;
 pub use crate::config::Config;
 pub use crate::connection::PeerConnection;
 pub use crate::error::BuildError;
+pub use crate::fault::{Failed, Fault};
 pub use crate::manager::PeerManager;
 #[doc(hidden)]
 pub use crate::passthrough::PeerTransactionManager;
 pub use crate::peers::{PeerState, PeerStatus, Peers, Snapshot};
-pub use crate::policy::{AllDown, Balance, Recheck, Strategy};
+pub use crate::policy::{AllDown, Balance, Donors, Recheck, Role, Strategy};
 pub use crate::prime::prime;
 pub use crate::url::Credentials;

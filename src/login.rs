@@ -1,20 +1,21 @@
 //! Logging in to one peer: what runs on a helper's thread.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use diesel::connection::TransactionManager;
 use diesel::r2d2::R2D2Connection;
-use diesel::result::QueryResult;
+use diesel::result::{Error, QueryResult};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt};
 
 use crate::caught::caught;
+use crate::fault::{Fault, Refusal};
 use crate::helper::{Failure, Progress};
 use crate::observer::{Observer, Watch};
+use crate::policy::Wanted;
 use crate::pulse::Pulse;
+use crate::readiness::{self, Unready};
 use crate::set::PeerSet;
 use crate::socket::{Proof, Socket, Sockets};
 use crate::url::{AskCredentials, PeerUrl};
@@ -24,6 +25,8 @@ pub(crate) type OnConnect<C> = dyn Fn(&mut C) -> QueryResult<()> + Send + Sync;
 
 /// Where a login is the application's to decide.
 pub(crate) struct Hooks<C> {
+    /// What a peer has to pass.
+    pub(crate) probe: Box<OnConnect<C>>,
     pub(crate) on_connect: Box<OnConnect<C>>,
     /// Who logs in, where the URL does not tell.
     pub(crate) credentials: Option<Box<AskCredentials>>,
@@ -35,8 +38,6 @@ pub(crate) struct Login<C> {
     pub(crate) peer: usize,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) url: Arc<PeerUrl>,
-    /// Whether the connection has to prove that its peer takes work.
-    pub(crate) trial: bool,
     pub(crate) hooks: Arc<Hooks<C>>,
     pub(crate) rng: SmallRng,
 }
@@ -48,7 +49,7 @@ pub(crate) struct Session<C> {
     pub(crate) watch: Watch,
 }
 
-impl<C: R2D2Connection> Login<C> {
+impl<C: R2D2Connection + 'static> Login<C> {
     /// Logs in, finds the connection's socket, and prepares the connection.
     ///
     /// # Errors
@@ -63,10 +64,14 @@ impl<C: R2D2Connection> Login<C> {
     pub(crate) fn probe(self, progress: &Progress) -> Result<(), Failure> {
         let url = self.url()?;
         let session = self.prepare(&url, progress, true)?;
-        reasoned(&url, || {
-            drop(session);
-            Ok::<_, Infallible>(())
-        })
+        reasoned(
+            &url,
+            |_: &Error| Fault::PeerDown,
+            || {
+                drop(session);
+                Ok(())
+            },
+        )
     }
 
     /// The peer's URL, with the credentials that the application gives for this login.
@@ -78,7 +83,7 @@ impl<C: R2D2Connection> Login<C> {
         let ask = || credentials(&name).map_err(|error| format!("no credentials: {error}"));
         // That the application does not know them says nothing about the peer.
         let here = |failure: Failure| Failure::Here(failure.to_string().into());
-        let given = reasoned(&self.url, ask).map_err(here)?;
+        let given = reasoned(&self.url, |_| Fault::Misconfigured, ask).map_err(here)?;
         let url = self.url.with_credentials(&given);
         url.map(Arc::new).map_err(|flaw| Failure::Here(format!("the URL {flaw}").into()))
     }
@@ -91,32 +96,36 @@ impl<C: R2D2Connection> Login<C> {
         is_probe: bool,
     ) -> Result<Session<C>, Failure> {
         let before = progress.logs_in();
-        let mut conn = reasoned(url, || C::establish(url.expose()))?;
+        let rules = self.set.rules();
+        let judge = &rules.judge;
+        let mut conn = reasoned(url, |error| judge.of_login(error), || C::establish(url.expose()))?;
         let watch = Watch::new(self.set.clone(), self.peer, self.pulse);
-        let prepared = reasoned(url, || {
+        let of_first_queries = |unready: &Unready| match unready {
+            Unready::Says(fault, _) => *fault,
+            Unready::Query(error) => match judge.of_query(error).0 {
+                Fault::Query | Fault::ConnectionLost => Fault::PeerDown,
+                fault => fault,
+            },
+        };
+        let prepared = reasoned(url, of_first_queries, || {
             progress.aside(|| watch.install(&mut conn));
-            Ok::<_, Infallible>(())
-        })
-        .and_then(|()| {
             // These are not the application's queries: its instrumentation is spared them.
             watch.hush(true);
             let socket = find_socket(&before, &mut conn, &mut self.rng);
-            if self.trial {
-                trial(&mut conn, url)?;
-            }
+            let encrypted = url.requires_encryption();
+            readiness::check(&mut conn, Wanted { encrypted, ..rules.wanted })?;
+            (self.hooks.probe)(&mut conn)?;
             watch.hush(is_probe);
             progress.logged_in(socket.clone());
             if let Some(socket) = socket {
-                socket.tune(self.set.rules().tuning);
+                socket.tune(rules.tuning);
                 watch.vitals().set_socket(socket);
             }
-            reasoned(url, || {
-                (self.hooks.on_connect)(&mut conn)?;
-                if !Observer::is_on(&mut conn) {
-                    watch.install(&mut conn);
-                }
-                QueryResult::Ok(())
-            })
+            (self.hooks.on_connect)(&mut conn)?;
+            if !Observer::is_on(&mut conn) {
+                watch.install(&mut conn);
+            }
+            Ok(())
         });
         match prepared {
             Ok(()) => Ok(Session { conn, watch }),
@@ -157,31 +166,19 @@ fn find_socket<C: R2D2Connection>(
     proof.end(&lengths).map(Arc::new)
 }
 
-/// `BEGIN; ROLLBACK`: what diesel's ping (`SELECT 1`) does not show, this does. A Galera node that
-/// refuses all work still answers a `SELECT` without a table.
-fn trial<C: R2D2Connection>(conn: &mut C, url: &PeerUrl) -> Result<(), Failure> {
-    reasoned(url, || -> QueryResult<()> {
-        C::TransactionManager::begin_transaction(conn)?;
-        C::TransactionManager::rollback_transaction(conn)
-    })
-}
-
 /// Runs `work`, and turns its error, or its panic, into a failure that can be shown.
 fn reasoned<T, E: fmt::Display>(
     url: &PeerUrl,
+    fault: impl FnOnce(&E) -> Fault,
     work: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, Failure> {
-    let text = match caught(work) {
+    let (fault, text) = match caught(work) {
         Ok(Ok(done)) => return Ok(done),
-        Ok(Err(error)) => error.to_string(),
-        Err(panicked) => panicked.to_string(),
+        Ok(Err(error)) => (fault(&error), error.to_string()),
+        Err(panicked) => (Fault::PeerDown, panicked.to_string()),
     };
-    Err(Failure::said(reason(url, &text)))
-}
-
-/// A reason that can be shown: on one line (libpq's messages are several), without secrets.
-fn reason(url: &PeerUrl, text: &str) -> Arc<str> {
-    let text = url.redact(text);
+    let text = url.redact(&text);
+    // On one line: libpq's messages are several.
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    lines.join(", ").into()
+    Err(Failure::said(Refusal::new(fault, lines.join(", "))))
 }

@@ -9,7 +9,8 @@ use diesel::Connection;
 use diesel::connection::{DynInstrumentation, Instrumentation, InstrumentationEvent};
 use diesel::result::Error;
 
-use crate::fault::{is_lost_connection, is_suspicious};
+use crate::fault::Fault;
+use crate::policy::Role;
 use crate::pulse::{Pulse, Vitals};
 use crate::set::PeerSet;
 
@@ -61,17 +62,27 @@ impl Watch {
     fn query_ended(&self, error: Option<&Error>) {
         self.vitals.rest();
         let now = Instant::now();
-        let Some(error) = error.filter(|error| is_suspicious(error)) else {
-            self.pulse.query_ended(now);
-            return;
-        };
-        if self.vitals.is_lost() {
+        let rules = self.set.rules();
+        let (fault, is_lost) =
+            error.map_or((Fault::Query, false), |error| rules.judge.of_query(error));
+        if is_lost {
+            if !self.vitals.is_lost() {
+                self.vitals.lose();
+                self.set.suspect(self.peer, now);
+            }
             return;
         }
-        if is_lost_connection(error) {
-            self.vitals.lose();
+        self.pulse.query_ended(now);
+        match fault {
+            Fault::PeerNotReady => {
+                self.set.update(self.peer, now, |peer, due| peer.takes_no_work(now, due));
+            }
+            Fault::PeerDown | Fault::Misconfigured => self.set.suspect(self.peer, now),
+            Fault::WrongRole if rules.wanted.role == Role::ReadWrite => {
+                self.set.suspect(self.peer, now);
+            }
+            _ => {}
         }
-        self.set.suspect(self.peer, now);
     }
 }
 

@@ -4,6 +4,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::fault::{Fault, Refusal};
 use crate::pulse::Pulse;
 use crate::rules::Due;
 use crate::stall::Round;
@@ -12,8 +13,18 @@ use crate::url::PeerUrl;
 /// The least time between the starts of two probes of one peer, however many links it loses.
 const SUSPICION_GAP: Duration = Duration::from_millis(100);
 
+/// When a peer is asked again that had no connection to give: soon, as connections come and go.
+const FULL_AGAIN: Duration = Duration::from_secs(1);
+
+/// How often a peer is asked while all are down that does not let us in: nobody mends that within
+/// moments, and servers count failed logins.
+const MISTAKE_AGAIN: Duration = Duration::from_secs(5);
+
 /// Why a peer is down that has stopped.
 const STOPPED: &str = "it has stopped: queries hang, and checks are not answered";
+
+/// And one that is there, and refuses.
+const NO_WORK: &str = "it takes no work at the moment: it has refused a query";
 
 /// A login is expected to take up to so many times what it usually takes, and what the newest one
 /// adds to what is usual.
@@ -33,7 +44,7 @@ pub(crate) enum ProbeKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
     Works,
-    Refused(Arc<str>),
+    Refused(Refusal),
     /// None in time.
     None(Arc<str>),
     /// Nobody was asked.
@@ -50,6 +61,9 @@ pub(crate) struct Peer {
     /// Under `Strategy::Ordered` the first tier with a live peer serves.
     pub(crate) tier: u32,
     pub(crate) health: Health,
+    /// Whether it had no connection to give when it was last asked for one. Those that it has given go
+    /// on being used.
+    pub(crate) is_full: bool,
     pub(crate) next_check: Instant,
     /// When it is checked next while every peer is down.
     check_soon: Instant,
@@ -78,7 +92,7 @@ pub(crate) struct Peer {
 #[derive(Debug, Clone)]
 pub(crate) enum Health {
     Up { since: Instant },
-    Down { since: Instant, why: Arc<str> },
+    Down { since: Instant, refusal: Refusal },
 }
 
 /// What is counted about a peer.
@@ -103,8 +117,29 @@ impl Counts {
 /// A change of state, to be logged by whoever caused it, outside the lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Transition {
-    Down { name: Arc<str>, why: Arc<str>, next_check: Duration },
-    Up { name: Arc<str>, was_down: Duration },
+    Down {
+        name: Arc<str>,
+        why: Arc<str>,
+        next_check: Duration,
+    },
+    Up {
+        name: Arc<str>,
+        was_down: Duration,
+    },
+    /// It has no connection to give, and is no worse for that.
+    Full {
+        name: Arc<str>,
+        why: Arc<str>,
+    },
+    /// It had none, and has again.
+    Room {
+        name: Arc<str>,
+    },
+    /// It does not let us in, which nobody but an operator can mend.
+    Mistake {
+        name: Arc<str>,
+        why: Arc<str>,
+    },
 }
 
 impl Peer {
@@ -116,6 +151,7 @@ impl Peer {
             weight,
             tier,
             health: Health::Up { since: now },
+            is_full: false,
             next_check: now,
             check_soon: now,
             decided_by: None,
@@ -136,17 +172,11 @@ impl Peer {
         matches!(self.health, Health::Up { .. })
     }
 
-    /// A connection for the pool was made by a login that began at `began`. A login proves less
-    /// than a probe (a Galera node that refuses all work still accepts it), so that it only brings
-    /// a peer back when the connection was put to the probe's test as well.
-    pub(crate) fn connected(
-        &mut self,
-        began: Instant,
-        now: Instant,
-        was_tested: bool,
-    ) -> Option<Transition> {
-        self.succeeded(began, now);
-        if was_tested { self.set_up(began, now) } else { None }
+    /// A connection for the pool was made by a login that began at `began`, and was put to a check's
+    /// test.
+    pub(crate) fn connected(&mut self, began: Instant, now: Instant) -> Option<Transition> {
+        let room = self.succeeded(began, now);
+        self.set_up(began, now).or(room)
     }
 
     /// A login for the pool that began at `began` failed, by the peer's answer or for want of one. A
@@ -155,22 +185,64 @@ impl Peer {
     pub(crate) fn connect_failed(
         &mut self,
         (began, now): (Instant, Instant),
-        answered: bool,
+        answer: Answer,
+        due: Due,
+    ) -> Option<Transition> {
+        match answer {
+            Answer::Refused(refusal) => self.refused((began, now), refusal, due),
+            Answer::None(why) => self.silent((began, now), why, due),
+            Answer::Works | Answer::NotAsked => None,
+        }
+    }
+
+    /// An attempt that began at `began` was refused. One that is full is up, if it was.
+    fn refused(
+        &mut self,
+        (began, now): (Instant, Instant),
+        refusal: Refusal,
+        due: Due,
+    ) -> Option<Transition> {
+        self.counts.failures += 1;
+        self.answered = self.answered.max(Some(began));
+        match refusal.fault {
+            Fault::PeerFull if self.is_up() => {
+                self.next_check = self.next_check.min(now + FULL_AGAIN);
+                let was_full = mem::replace(&mut self.is_full, true);
+                let (name, why) = (self.name.clone(), refusal.why);
+                (!was_full).then_some(Transition::Full { name, why })
+            }
+            Fault::PeerFull => {
+                let down = self.set_down(began, now, refusal, due);
+                self.next_check = self.next_check.min(now + FULL_AGAIN);
+                down
+            }
+            Fault::Misconfigured => {
+                let down = self.set_down(began, now, refusal, due);
+                self.check_soon = self.check_soon.max(now + MISTAKE_AGAIN);
+                down
+            }
+            _ => self.set_down(began, now, refusal, due),
+        }
+    }
+
+    /// An attempt that began at `began` was not answered.
+    fn silent(
+        &mut self,
+        (began, now): (Instant, Instant),
         why: Arc<str>,
         due: Due,
     ) -> Option<Transition> {
         self.counts.failures += 1;
-        if answered {
-            self.answered = self.answered.max(Some(began));
-        }
-        self.set_down(began, now, why, due)
+        self.set_down(began, now, Refusal::new(Fault::PeerDown, why), due)
     }
 
-    fn succeeded(&mut self, began: Instant, now: Instant) {
+    fn succeeded(&mut self, began: Instant, now: Instant) -> Option<Transition> {
+        let was_full = mem::replace(&mut self.is_full, false);
         self.answered = self.answered.max(Some(began));
         let took = now.saturating_duration_since(began);
         let usual = self.usual_login.unwrap_or(took);
         self.usual_login = Some((usual * (NEWEST - 1) + took) / NEWEST);
+        was_full.then(|| Transition::Room { name: self.name.clone() })
     }
 
     /// How long a login may take without being slow. `None` before there was one.
@@ -259,20 +331,17 @@ impl Peer {
         }
         match answer {
             Answer::Works => {
-                self.succeeded(began, now);
+                let room = self.succeeded(began, now);
                 self.suspected = self.suspected.filter(|at| *at > began);
-                self.set_up(began, now)
+                self.set_up(began, now).or(room)
             }
-            Answer::Refused(why) => {
-                self.counts.failures += 1;
-                self.answered = self.answered.max(Some(began));
+            Answer::Refused(refusal) => {
                 self.suspected = None;
-                self.set_down(began, now, why, due)
+                self.refused((began, now), refusal, due)
             }
             Answer::None(why) if kind == ProbeKind::Regular => {
-                self.counts.failures += 1;
                 self.suspected = None;
-                self.set_down(began, now, why, due)
+                self.silent((began, now), why, due)
             }
             Answer::None(_) => {
                 if let Some(round) = self.round.as_mut().filter(|round| round.began <= began) {
@@ -287,7 +356,17 @@ impl Peer {
     /// It has stopped, as a round of checks has shown that began at `began`.
     pub(crate) fn stopped(&mut self, began: Instant, now: Instant, due: Due) -> Option<Transition> {
         self.round = None;
-        self.set_down(began, now, STOPPED.into(), due)
+        self.set_down(began, now, Refusal::new(Fault::PeerDown, STOPPED), due)
+    }
+
+    /// It has refused a query because it takes no work, which is word enough: refusing costs it next to
+    /// nothing, so that it would soon get all the work. A check follows at once, and decides.
+    pub(crate) fn takes_no_work(&mut self, now: Instant, due: Due) -> Option<Transition> {
+        let down = self.set_down(now, now, Refusal::new(Fault::PeerNotReady, NO_WORK), due);
+        if down.is_some() {
+            self.next_check = self.probe_began.map_or(now, |began| now.max(began + SUSPICION_GAP));
+        }
+        down
     }
 
     /// The mark has run out and is cleared unasked (`Recheck::Clear`); a peer that is up is not
@@ -320,24 +399,27 @@ impl Peer {
         &mut self,
         began: Instant,
         now: Instant,
-        why: Arc<str>,
+        refusal: Refusal,
         due: Due,
     ) -> Option<Transition> {
         if self.is_older(began) {
             return None;
         }
         self.decided_by = Some(began);
-        if let Health::Down { why: last, .. } = &mut self.health {
-            *last = why;
-            return None;
+        self.is_full = false;
+        let (name, why) = (self.name.clone(), refusal.why.clone());
+        let is_mistake = refusal.fault == Fault::Misconfigured;
+        if let Health::Down { refusal: last, .. } = &mut self.health {
+            let was_mistake = mem::replace(last, refusal).fault == Fault::Misconfigured;
+            return (is_mistake && !was_mistake).then_some(Transition::Mistake { name, why });
         }
-        self.health = Health::Down { since: now, why: why.clone() };
+        self.health = Health::Down { since: now, refusal };
         self.next_check = due.next;
-        Some(Transition::Down {
-            name: self.name.clone(),
-            why,
-            next_check: due.next.saturating_duration_since(now),
-        })
+        if is_mistake {
+            return Some(Transition::Mistake { name, why });
+        }
+        let next_check = due.next.saturating_duration_since(now);
+        Some(Transition::Down { name, why, next_check })
     }
 
     /// Whether an attempt that began at `began` is older than the one that decided the state.
@@ -355,6 +437,15 @@ mod tests {
 
     fn due(now: Instant) -> Due {
         Due { next: now + INTERVAL, soon: now + SOON }
+    }
+
+    fn refused(why: &str) -> Answer {
+        let fault = match why {
+            "full" => Fault::PeerFull,
+            "wrong password" => Fault::Misconfigured,
+            _ => Fault::PeerDown,
+        };
+        Answer::Refused(Refusal::new(fault, why))
     }
 
     /// A peer and a clock that only moves when it is told to.
@@ -380,12 +471,12 @@ mod tests {
 
         fn connect_fails(&mut self, began: u64, now: u64, why: &str) -> bool {
             let (began, now) = (self.at(began), self.at(now));
-            self.peer.connect_failed((began, now), true, why.into(), due(now)).is_some()
+            self.peer.connect_failed((began, now), refused(why), due(now)).is_some()
         }
 
-        fn connects(&mut self, began: u64, now: u64, was_tested: bool) -> bool {
+        fn connects(&mut self, began: u64, now: u64) -> bool {
             let (began, now) = (self.at(began), self.at(now));
-            self.peer.connected(began, now, was_tested).is_some()
+            self.peer.connected(began, now).is_some()
         }
 
         fn probe_begins(&mut self, now: u64) {
@@ -394,14 +485,14 @@ mod tests {
 
         fn probe_ends(&mut self, began: u64, now: u64, outcome: Result<(), &str>) -> bool {
             let (began, now) = (self.at(began), self.at(now));
-            let answer = outcome.map_or_else(|why| Answer::Refused(why.into()), |()| Answer::Works);
+            let answer = outcome.map_or_else(refused, |()| Answer::Works);
             self.peer.probe_ended(ProbeKind::Regular, (began, now), answer, due(now)).is_some()
         }
 
         fn why(&self) -> Option<&str> {
             match &self.peer.health {
                 Health::Up { .. } => None,
-                Health::Down { why, .. } => Some(why),
+                Health::Down { refusal, .. } => Some(&refusal.why),
             }
         }
     }
@@ -497,24 +588,70 @@ mod tests {
             "and its mark's due time is not moved"
         );
         assert!(
-            !story.connects(1_005, 1_040, true),
+            !story.connects(1_005, 1_040),
             "nor does a login that began before the failure count"
         );
-        assert!(story.connects(2_000, 2_001, true), "one that began after it does");
+        assert!(story.connects(2_000, 2_001), "one that began after it does");
         assert!(!story.connect_fails(1_999, 2_002, "slow"), "and an older failure does not");
     }
 
     #[test]
-    fn a_login_does_not_outweigh_a_probe() {
+    fn one_that_refuses_work_is_down_at_once_and_checked_at_once() {
         let mut story = Story::begin();
         story.probe_begins(1_000);
-        assert!(!story.connects(1_005, 1_006, false), "to a peer that is up a login is no news");
+        let (now, due) = (story.at(1_010), due(story.at(1_010)));
+        assert!(story.peer.takes_no_work(now, due).is_some(), "that is said");
+        assert!(story.peer.takes_no_work(story.at(1_011), due).is_none(), "once");
         assert!(
-            story.probe_ends(1_000, 1_010, Err("WSREP has not yet prepared node")),
-            "a node that takes logins but no work goes down, although a login succeeded meanwhile"
+            !story.probe_ends(1_000, 1_020, Ok(())),
+            "a check that began before does not count"
         );
-        assert!(!story.connects(1_006, 1_020, false), "nor does a login that ends later count");
-        assert!(story.why().is_some(), "it stays down");
+        let again = story.at(1_000) + SUSPICION_GAP;
+        assert_eq!(story.peer.probe_due(false), Some(again), "the next one begins soon");
+        story.probe_begins(1_100);
+        assert!(story.probe_ends(1_100, 1_101, Ok(())), "and brings it back");
+        assert_eq!(story.peer.probe_due(false), Some(story.at(1_101) + INTERVAL), "as ever");
+    }
+
+    #[test]
+    fn one_that_is_full_is_not_down_and_asked_again_soon() {
+        let mut story = Story::begin();
+        assert!(story.connect_fails(1, 2, "full"), "that is said");
+        assert!(!story.connect_fails(3, 4, "full"), "once");
+        assert_eq!((story.why(), story.peer.is_full), (None, true), "it is up, and full");
+        let again = story.at(2) + FULL_AGAIN;
+        let due = story.peer.probe_due(false);
+        assert!(due <= Some(again), "it is asked again after a second: {due:?}");
+        story.probe_begins(1_002);
+        assert!(!story.probe_ends(1_002, 1_003, Err("full")), "it still is");
+        assert_eq!(story.peer.probe_due(false), Some(story.at(1_003) + FULL_AGAIN), "and again");
+        story.probe_begins(2_003);
+        assert!(story.probe_ends(2_003, 2_004, Ok(())), "it has room again, which is said");
+        assert!(!story.peer.is_full);
+        assert_eq!(story.peer.probe_due(false), Some(story.at(2_004) + INTERVAL), "as ever");
+    }
+
+    #[test]
+    fn one_that_is_down_does_not_come_back_by_being_full() {
+        let mut story = Story::begin();
+        story.connect_fails(1, 2, "refused");
+        story.probe_begins(30_002);
+        assert!(!story.probe_ends(30_002, 30_003, Err("full")), "it has shown nothing");
+        assert_eq!(story.why(), Some("full"), "it is down for another reason");
+        let again = story.at(30_003) + FULL_AGAIN;
+        assert_eq!(story.peer.probe_due(false), Some(again), "but not for a whole interval");
+    }
+
+    #[test]
+    fn an_operator_s_mistake_is_said_once_and_not_asked_about_four_times_a_second() {
+        let mut story = Story::begin();
+        assert!(story.connect_fails(1, 2, "refused"));
+        assert!(story.connect_fails(3, 4, "wrong password"), "although it is down already");
+        assert!(!story.connect_fails(5, 6, "wrong password"), "once");
+        assert_eq!(story.peer.due(true), story.at(6) + MISTAKE_AGAIN, "while all are down");
+        story.probe_begins(6_000);
+        story.probe_ends(6_000, 6_001, Ok(()));
+        assert!(story.connect_fails(7_000, 7_001, "wrong password"), "and again after it was up");
     }
 
     #[test]

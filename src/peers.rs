@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::fault::Fault;
 use crate::peer::{Counts, Health, Peer};
 use crate::set::PeerSet;
 use crate::share::nobody_takes_work;
@@ -83,6 +84,11 @@ pub struct PeerStatus {
     pub since: Instant,
     /// Why it is down; `None` while it is up. Client libraries' messages, without URL or password.
     pub why: Option<String>,
+    /// What that says of the peer; `None` while it is up.
+    pub fault: Option<Fault>,
+    /// Whether it had no connection to give when it was last asked for one. It is up all the same:
+    /// those that it has given go on being used, and other peers get the new ones.
+    pub is_full: bool,
     /// When it is checked next.
     pub next_check: Instant,
     /// Connections of the pool that are open, in use or idle.
@@ -99,9 +105,9 @@ pub struct PeerStatus {
 
 impl PeerStatus {
     fn of(peer: &Peer, all_down: bool) -> Self {
-        let (state, since, why) = match &peer.health {
+        let (state, since, refusal) = match &peer.health {
             Health::Up { since } => (PeerState::Up, *since, None),
-            Health::Down { since, why } => (PeerState::Down, *since, Some(why.to_string())),
+            Health::Down { since, refusal } => (PeerState::Down, *since, Some(refusal)),
         };
         let Counts { dialing: _, stuck: _, links, connects, failures } = peer.counts;
         Self {
@@ -109,7 +115,9 @@ impl PeerStatus {
             weight: peer.weight,
             state,
             since,
-            why,
+            why: refusal.map(|refusal| refusal.why.to_string()),
+            fault: refusal.map(|refusal| refusal.fault),
+            is_full: peer.is_full,
             next_check: peer.due(all_down),
             links,
             in_use: peer.pulse.in_use(),

@@ -31,6 +31,44 @@ pub enum Balance {
     PerConnection,
 }
 
+/// What a peer has to be able to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Role {
+    /// Nothing in particular.
+    #[default]
+    Any,
+    /// Writing as well: one that only reads is down.
+    ReadWrite,
+    /// Only reading: one that writes is down.
+    ReadOnly,
+}
+
+/// Whether a Galera node takes work while it hands its state over to another one, or was taken out of
+/// step by hand (`wsrep_desync`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Donors {
+    /// It does where that does not block it: out of step by hand, or with a `wsrep_sst_method` of
+    /// `mariabackup`, `xtrabackup`, `xtrabackup-v2` or `clone`.
+    #[default]
+    ServeUnlessBlocked,
+    /// It does.
+    Serve,
+    /// It does not: it is down until it is synced.
+    Wait,
+}
+
+/// What a peer is asked for.
+#[derive(Debug, Clone, Copy, Default)]
+#[cfg_attr(not(feature = "mysql"), allow(dead_code, reason = "each database reads its own"))]
+pub(crate) struct Wanted {
+    pub(crate) role: Role,
+    pub(crate) donors: Donors,
+    /// Whether the connection has to be encrypted, which MariaDB's client library does not see to.
+    pub(crate) encrypted: bool,
+}
+
 /// How a peer that is down comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]

@@ -7,7 +7,8 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use crate::error::Kind;
-use crate::policy::{AllDown, Recheck, Strategy};
+use crate::fault::Judge;
+use crate::policy::{AllDown, Recheck, Strategy, Wanted};
 
 /// A check is due up to this much later than its interval, so that a thousand processes that saw
 /// the same failure do not return at once; and a link ends up to this much earlier than told, so
@@ -91,6 +92,8 @@ pub(crate) struct Rules {
     pub(crate) stall_after: Option<Duration>,
     pub(crate) tuning: Tuning,
     pub(crate) recheck: Recheck,
+    pub(crate) wanted: Wanted,
+    pub(crate) judge: Judge,
     pub(crate) all_down: AllDown,
     pub(crate) all_down_interval: Duration,
     pub(crate) all_down_wait: Duration,
@@ -118,6 +121,8 @@ impl Default for Rules {
                 user_timeout: Some(DEFAULT_TCP_USER_TIMEOUT),
             },
             recheck: Recheck::default(),
+            wanted: Wanted::default(),
+            judge: Judge::default(),
             all_down: AllDown::default(),
             all_down_interval: DEFAULT_ALL_DOWN_INTERVAL,
             all_down_wait: DEFAULT_ALL_DOWN_WAIT,
@@ -285,6 +290,8 @@ pub(crate) mod tests {
             stall_after: Some(Duration::from_secs(2)),
             tuning: Tuning { keepalive: None, user_timeout: None },
             recheck: Recheck::Probe,
+            wanted: Wanted::default(),
+            judge: Judge::default(),
             all_down: AllDown::Try,
             all_down_interval: Duration::from_millis(250),
             all_down_wait: Duration::from_secs(20),

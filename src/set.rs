@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use log::{info, warn};
+use log::{error, info, warn};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
@@ -65,7 +65,6 @@ pub(crate) struct Picked {
     pub(crate) name: Arc<str>,
     pub(crate) url: Arc<PeerUrl>,
     pub(crate) pulse: Arc<Pulse>,
-    pub(crate) was_up: bool,
 }
 
 impl PeerSet {
@@ -168,7 +167,6 @@ impl PeerSet {
             name: peer.name.clone(),
             url: peer.url.clone(),
             pulse: peer.pulse.clone(),
-            was_up: peer.is_up(),
         };
         self.look_for_surplus(peers);
         Some(picked)
@@ -371,6 +369,14 @@ fn log_transition(transition: &Transition) {
             warn!("peer {name} is down: {why}; {}", in_words(*next_check));
         }
         Transition::Up { name, was_down } => info!("peer {name} is up after {was_down:.1?}"),
+        Transition::Full { name, why } => {
+            warn!("peer {name} is full: {why}; other peers get the new connections meanwhile");
+        }
+        Transition::Room { name } => info!("peer {name} takes connections again"),
+        Transition::Mistake { name, why } => error!(
+            "peer {name} does not let us in: {why}; look at its user, password, database and TLS, \
+             here and there",
+        ),
     });
 }
 
@@ -379,6 +385,8 @@ pub(crate) mod tests {
     use crossbeam_channel::{Receiver, bounded};
 
     use super::*;
+    use crate::fault::{Fault, Refusal};
+    use crate::peer::Answer;
     use crate::policy::Recheck;
     use crate::rules::tests::{INTERVAL, PACE, rules};
 
@@ -405,7 +413,8 @@ pub(crate) mod tests {
 
     fn take_down(set: &PeerSet, peer: usize, now: Instant) {
         set.update(peer, now, |peer, due| {
-            peer.connect_failed((now, now), true, "refused".into(), due)
+            let refused = Refusal::new(Fault::PeerDown, "refused");
+            peer.connect_failed((now, now), Answer::Refused(refused), due)
         });
     }
 

@@ -33,8 +33,9 @@ pub(crate) fn nobody_takes_work(peers: &[Peer]) -> bool {
 }
 
 /// Where the next connection goes: among the peers that take work and were not tried yet, a random
-/// one of those with the fewest links for their share (dials in flight counted). When none is left,
-/// under [`AllDown::Try`], the peer that is down and due soonest.
+/// one of those with the fewest links for their share (dials in flight counted); one that is full only
+/// when no other is left. When none is left at all, under [`AllDown::Try`], the peer that is down and
+/// due soonest.
 pub(crate) fn pick(
     peers: &[Peer],
     tried: impl Fn(usize) -> bool,
@@ -44,15 +45,17 @@ pub(crate) fn pick(
 ) -> Option<usize> {
     let untried = || peers.iter().enumerate().filter(|(index, _)| !tried(*index));
     let serving = serving_tier(untried().map(|(_, peer)| peer), strategy);
-    let up = untried()
-        .filter(|(_, peer)| takes_work(peer, serving))
-        // What it would have then: the same measure as in `surplus`, or links would go in circles.
-        .map(|(index, peer)| Candidate {
-            index,
-            load: peer.counts.load() + 1,
-            weight: peer.weight,
-        });
-    if let Some(index) = least(up, rng) {
+    let candidates = |is_full| {
+        untried()
+            .filter(move |(_, peer)| takes_work(peer, serving) && peer.is_full == is_full)
+            // What it would have then: the same measure as in `surplus`, or links would go in circles.
+            .map(|(index, peer)| Candidate {
+                index,
+                load: peer.counts.load() + 1,
+                weight: peer.weight,
+            })
+    };
+    if let Some(index) = least(candidates(false), rng).or_else(|| least(candidates(true), rng)) {
         return Some(index);
     }
     match all_down {
@@ -72,7 +75,7 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
     let share = shares(peers, strategy);
     let lacking = peers
         .iter()
-        .filter(|peer| share(peer) > 0)
+        .filter(|peer| share(peer) > 0 && !peer.is_full)
         .min_by(|one, other| {
             let with_one_more = |peer: &Peer| (peer.counts.load() + 1, share(peer));
             ratio_cmp(with_one_more(one), with_one_more(other))
@@ -132,21 +135,23 @@ fn ratio_cmp(one: (usize, u32), other: (usize, u32)) -> std::cmp::Ordering {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::{Duration, Instant};
 
     use rand::SeedableRng;
     use rand::rngs::SmallRng;
 
     use super::*;
+    use crate::fault::{Fault, Refusal};
+    use crate::peer::Answer;
     use crate::rules::Due;
     use crate::url::PeerUrl;
 
     enum State {
         Up { links: usize, dialing: usize },
+        Full { links: usize },
         Down { due_in: u64 },
     }
-    use State::{Down, Up};
+    use State::{Down, Full, Up};
 
     fn at(due: Instant) -> Due {
         Due { next: due, soon: due }
@@ -163,9 +168,14 @@ mod tests {
                     peer.counts.links = links;
                     peer.counts.dialing = dialing;
                 }
+                Full { links } => {
+                    peer.counts.links = links;
+                    peer.is_full = true;
+                }
                 Down { due_in } => {
                     let due = now + Duration::from_secs(due_in);
-                    peer.connect_failed((now, now), true, Arc::from("refused"), at(due));
+                    let refused = Refusal::new(Fault::PeerDown, "refused");
+                    peer.connect_failed((now, now), Answer::Refused(refused), at(due));
                 }
             }
             peer
@@ -207,6 +217,19 @@ mod tests {
         );
         picks(&[idle(), Down { due_in: 1 }], &[], AllDown::Try, &[0]);
         picks(&[idle(), Up { links: 9, dialing: 0 }], &[0], AllDown::Try, &[1]);
+        let full = || Full { links: 0 };
+        picks(&[full(), Up { links: 9, dialing: 0 }], &[], AllDown::Try, &[1]);
+        picks(&[full(), full(), Down { due_in: 1 }], &[], AllDown::Try, &[0, 1]);
+        picks(&[full(), Up { links: 9, dialing: 0 }], &[1], AllDown::Fail, &[0]);
+    }
+
+    #[test]
+    fn nothing_moves_to_a_peer_that_is_full() {
+        let crowded = || Up { links: 6, dialing: 0 };
+        let idle = Up { links: 0, dialing: 0 };
+        assert_eq!(surplus(&peers(&[crowded(), idle]), Strategy::Random), Some(0));
+        let full = Full { links: 0 };
+        assert_eq!(surplus(&peers(&[crowded(), full]), Strategy::Random), None);
     }
 
     /// Peers that are up, each with so many links, this weight and this tier.
@@ -251,7 +274,8 @@ mod tests {
         assert_eq!(served(&peers), [1, 0, 1], "only the first tier has a share");
         for index in [0, 2] {
             let now = peers[index].next_check;
-            peers[index].connect_failed((now, now), true, "refused".into(), at(now));
+            let refused = Refusal::new(Fault::PeerDown, "refused");
+            peers[index].connect_failed((now, now), Answer::Refused(refused), at(now));
         }
         assert_eq!(served(&peers), [0, 1, 0], "until none of it lives");
     }

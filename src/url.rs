@@ -7,7 +7,7 @@ mod uri;
 use std::fmt;
 use std::time::Duration;
 
-use crate::dialect::Dialect;
+use crate::dialect::{Dialect, Encryption};
 use crate::error::Flaw;
 pub(crate) use credentials::AskCredentials;
 pub use credentials::Credentials;
@@ -68,8 +68,12 @@ impl PeerUrl {
             );
         }
         // Where there are several, libpq takes another one than diesel's parser for MySQL does.
-        if dialect == Dialect::Postgres && uri.userinfo.is_some_and(|user| user.contains('@')) {
+        if dialect == Dialect::Postgres && uri.userinfo.as_ref().is_some_and(|it| it.contains('@'))
+        {
             return Err("has several `@`: one in a user or a password is %40".into());
+        }
+        if dialect == Dialect::MySql {
+            encryption(&uri)?;
         }
         let unknown = uri.parameters.iter().find(|parameter| !dialect.knows(&parameter.key));
         // Of a password that is not escaped the key is the first that is unknown.
@@ -137,6 +141,12 @@ impl PeerUrl {
         Ok(Self { secrets: Secrets::of(&url, password.as_deref()), url })
     }
 
+    /// Whether a MySQL connection that is not encrypted is none.
+    pub(crate) fn requires_encryption(&self) -> bool {
+        let asked = Uri::parse(&self.url).and_then(|uri| encryption(&uri));
+        asked.is_ok_and(|asked| asked != Encryption::AsItComes)
+    }
+
     /// The URL itself, for diesel.
     pub(crate) fn expose(&self) -> &str {
         &self.url
@@ -146,6 +156,11 @@ impl PeerUrl {
     pub(crate) fn redact(&self, text: &str) -> String {
         self.secrets.redact(text)
     }
+}
+
+fn encryption(uri: &Uri) -> Result<Encryption, Flaw> {
+    let ssl_mode = uri.parameter("ssl_mode").and_then(|parameter| parameter.value.as_deref());
+    ssl_mode.map_or(Ok(Encryption::AsItComes), Encryption::of)
 }
 
 /// Whether it is of libpq's other form, `host=db0 dbname=shop`. A value in it may hold `://`.

@@ -4,7 +4,7 @@ mod support;
 
 use diesel::connection::{Connection, SimpleConnection};
 use diesel::r2d2::{ManageConnection, Pool};
-use diesel_peers::{AllDown, PeerManager, PeerState, Recheck};
+use diesel_peers::{AllDown, Fault, PeerManager, PeerState, Recheck};
 use std::time::Duration;
 use support::backend::{Backend, PATIENCE, SOON, fill, links, manager_over, pool_of, state};
 use support::scripted::{ScriptedConnection, Server};
@@ -148,28 +148,18 @@ fn a_connection_that_brought_its_peer_back_is_in_no_transaction() {
     drop(conn);
 }
 
-/// Nor does it outweigh a probe that fails while it is under way.
+/// A node that takes no work takes logins all the same: each one has to pass a check's test.
 #[test]
-fn a_login_that_ends_after_a_failed_probe_changes_nothing() {
-    let server = Server::start();
-    server.hold_begins(true);
-    let builder = support::backend::manager_of::<ScriptedConnection>([server.url()]);
-    let manager = builder.check_interval(Duration::from_secs(1)).build().expect("right settings");
-    let peers = manager.peers();
-    wait_until("a probe is in its transaction", PATIENCE, || server.begins() == 1);
-    server.hold_logins(true);
-    std::thread::scope(|scope| {
-        let login = scope.spawn(|| ManageConnection::connect(&manager));
-        wait_until("a login is under way", PATIENCE, || server.logins() == 2);
-        server.work(false);
-        server.hold_begins(false);
-        wait_until("the probe fails", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
-        let since = peers.snapshot().peers[0].since;
-        server.hold_logins(false);
-        login.join().expect("no panic").expect("the login succeeds");
-        let status = peers.snapshot().peers.swap_remove(0);
-        assert_eq!((status.state, status.since), (PeerState::Down, since), "it stays down");
-    });
+fn a_node_that_refuses_work_gets_no_connection() {
+    let servers = [Server::start(), Server::start()];
+    servers[0].work(false);
+    let builder =
+        support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
+    let (pool, peers) = pool_of(builder, 4);
+    fill(&pool, &peers, &[0, 4]);
+    let status = peers.snapshot().peers.swap_remove(0);
+    assert_eq!((status.state, status.fault), (PeerState::Down, Some(Fault::PeerNotReady)));
+    assert_eq!(servers[0].open(), 0, "nothing is left there");
 }
 
 /// A node that stops taking work is probed at once, and not only when its next check is due.

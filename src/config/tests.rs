@@ -312,6 +312,8 @@ fn settings() -> impl Strategy<Value = (&'static str, String)> {
         (select(&["user", "password"][..]), "[a-z@:/?#%&= é]{0,9}"),
         (Just("strategy"), names(&["least_connections", "random", "round_robin", "ordered"])),
         (Just("balance"), names(&["per_checkout", "per_connection"])),
+        (Just("require"), names(&["any", "read_write", "read_only"])),
+        (Just("galera_donors"), names(&["serve_unless_blocked", "serve", "wait"])),
         (Just("recheck"), names(&["probe", "clear"])),
         (Just("all_down"), names(&["try", "fail"])),
         (Just("weight"), Just("db0=3,db1=4".to_owned())),
