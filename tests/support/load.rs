@@ -97,6 +97,11 @@ impl Load {
         self.seen().served.values().sum()
     }
 
+    /// How many queries have failed on all peers.
+    pub fn failed(&self) -> usize {
+        self.seen().failed.len()
+    }
+
     /// How many times each thread has come back from its `pool.get()` and its query.
     pub fn rounds(&self) -> Vec<usize> {
         self.rounds.iter().map(|rounds| rounds.load(Ordering::Relaxed)).collect()

@@ -1,11 +1,14 @@
 //! A real `MariaDB` server.
 
+use std::fs::File;
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpStream};
 use std::ops::{Deref, DerefMut};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+
+use tempfile::TempDir;
 
 use super::account::Account;
 use super::port::{Port, free_port};
@@ -13,7 +16,8 @@ use super::process::{Server, Signals, find_program, run, text};
 use super::tls::Certificate;
 use super::{APP, APP_PASSWORD, template};
 
-/// `mariadbd` with an empty database and a user of its own, without any configuration file.
+/// `mariadbd` with an empty database and a user of its own. It reads no configuration file but one in
+/// its folder, which is empty for most.
 #[derive(Debug)]
 pub struct MariaDb {
     server: Server,
@@ -51,14 +55,21 @@ impl MariaDb {
     fn start_with(port: Port, settings: impl FnOnce(&Account, &Path) -> Vec<String>) -> Self {
         let account = Account::of("mysql");
         let folder = account.folder();
-        // Also part of the archive's name: the program's version, and all of this file.
-        let version = run(Command::new(find_program("mariadbd")).arg("--version"));
-        let recipe = version + include_str!("mariadb.rs");
-        template::unpack("mariadb", &recipe, &account, folder.path(), |data| {
-            make_data(&account, data);
-        });
+        unpack_data(&account, folder.path());
+        let settings = settings(&account, folder.path());
+        let mut server = Self::prepare_in(&account, folder, port, &settings);
+        server.restart();
+        server
+    }
 
-        let mut command = mariadbd(&account, folder.path());
+    /// A server that is not started yet, on the data that are in this folder.
+    pub(super) fn prepare_in(
+        account: &Account,
+        folder: TempDir,
+        port: Port,
+        settings: &[String],
+    ) -> Self {
+        let mut command = mariadbd(account, folder.path());
         command.arg(format!("--port={}", port.number()));
         command.arg(format!("--socket={}", folder.path().join("socket").display()));
         command.arg(format!("--pid-file={}", folder.path().join("pid").display()));
@@ -69,10 +80,10 @@ impl MariaDb {
             // A port check that hangs up without logging in counts as an error.
             "--max-connect-errors=1000000",
         ]);
-        command.args(settings(&account, folder.path()));
+        command.args(settings);
         let ready = |server: &Server| greets(server.port(), Duration::from_secs(1));
         let signals = Signals { stop: "TERM", kill: "KILL" };
-        Self { server: Server::start(folder, port, command, signals, ready) }
+        Self { server: Server::prepare(folder, port, command, signals, ready) }
     }
 
     /// Where the application finds its database.
@@ -91,11 +102,22 @@ impl MariaDb {
     /// Has the server run statements as its administrator, and returns its answer.
     #[track_caller]
     pub fn sql(&self, statements: &str) -> String {
+        run(&mut self.client(statements))
+    }
+
+    /// As [`sql`](Self::sql), of a server that may be down or refuse.
+    pub fn try_sql(&self, statements: &str) -> Option<String> {
+        let output = self.client(statements).output().expect("it was found, so it starts");
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn client(&self, statements: &str) -> Command {
         let mut client = Command::new(find_program("mariadb"));
         client.arg("--no-defaults");
         client.arg(format!("--socket={}", self.folder().join("socket").display()));
         client.args(["--user=root", "--connect-timeout=10", "--batch", "--skip-column-names"]);
-        run(client.arg("--execute").arg(statements))
+        client.arg("--execute").arg(statements);
+        client
     }
 }
 
@@ -133,11 +155,32 @@ pub fn greets(port: u16, patience: Duration) -> bool {
     stream.read_exact(&mut greeting).is_ok() && greeting[4] == 10
 }
 
+/// Fills an empty folder with the data of a new server.
+pub(super) fn unpack_data(account: &Account, folder: &Path) {
+    template::unpack("mariadb", &recipe(), account, folder, |data| make_data(account, data));
+}
+
+/// Also part of the archive's name: the program's version, and all of this file.
+pub(super) fn recipe() -> String {
+    run(Command::new(find_program("mariadbd")).arg("--version")) + include_str!("mariadb.rs")
+}
+
+/// The configuration file of a server in this folder.
+pub(super) fn configuration(folder: &Path) -> PathBuf {
+    folder.join("server.cnf")
+}
+
 /// The server program with what shapes its data and what makes it quick. The data need to outlive
 /// the server's death, but not the machine's.
-fn mariadbd(account: &Account, data: &Path) -> Command {
+pub(super) fn mariadbd(account: &Account, data: &Path) -> Command {
+    let file = configuration(data);
+    if !file.exists() {
+        File::create(&file).expect("our own folder");
+        account.take(&file);
+    }
     let mut command = account.command("mariadbd");
-    command.arg("--no-defaults").arg(format!("--datadir={}", data.display()));
+    command.arg(format!("--defaults-file={}", file.display()));
+    command.arg(format!("--datadir={}", data.display()));
     command.args([
         "--innodb-log-file-size=4M",
         "--innodb-buffer-pool-size=16M",

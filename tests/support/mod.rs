@@ -9,6 +9,8 @@
 pub mod account;
 #[cfg(all(target_os = "linux", feature = "rocket"))]
 pub mod browser;
+#[cfg(target_os = "linux")]
+pub mod galera;
 #[cfg(all(target_os = "linux", feature = "rocket"))]
 pub mod guestbook;
 #[cfg(target_os = "linux")]
@@ -61,6 +63,14 @@ const POLL: Duration = Duration::from_millis(5);
 #[track_caller]
 pub fn wait_until(what: &str, deadline: Duration, condition: impl FnMut() -> bool) {
     assert!(within(deadline, condition), "waited {deadline:?} in vain for: {what}");
+}
+
+/// As [`wait_until`], and tells how long it took.
+#[track_caller]
+pub fn how_long(what: &str, deadline: Duration, condition: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    wait_until(what, deadline, condition);
+    start.elapsed()
 }
 
 /// Whether `condition` comes to hold before the deadline. It is tried at least once.

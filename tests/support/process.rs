@@ -48,6 +48,19 @@ impl Server {
     pub fn start(
         folder: TempDir,
         port: Port,
+        command: Command,
+        signals: Signals,
+        ready: fn(&Server) -> bool,
+    ) -> Self {
+        let mut server = Self::prepare(folder, port, command, signals, ready);
+        server.restart();
+        server
+    }
+
+    /// As [`start`](Self::start), of one that is not started yet.
+    pub fn prepare(
+        folder: TempDir,
+        port: Port,
         mut command: Command,
         signals: Signals,
         ready: fn(&Server) -> bool,
@@ -55,9 +68,7 @@ impl Server {
         let log = File::create(folder.path().join("log")).expect("a file in our folder");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
         command.current_dir(folder.path());
-        let mut server = Self { command, child: None, signals, ready, port, folder };
-        server.launch();
-        server
+        Self { command, child: None, signals, ready, port, folder }
     }
 
     /// The port it listens on, and keeps for restarts.
@@ -116,13 +127,18 @@ impl Server {
 
     /// Starts it again, on the same port and data. If it still runs, it is killed first.
     pub fn restart(&mut self) {
-        self.kill();
-        self.launch();
+        self.begin_restart();
+        self.await_ready();
     }
 
-    fn launch(&mut self) {
-        let child = self.command.spawn();
-        self.child = Some(child.expect("`setpriv` starts"));
+    /// As [`restart`](Self::restart), and does not wait until it is ready.
+    pub fn begin_restart(&mut self) {
+        self.kill();
+        self.child = Some(self.command.spawn().expect("`setpriv` starts"));
+    }
+
+    /// Waits until it is ready.
+    pub fn await_ready(&mut self) {
         let mut ended = None;
         let settled = within(START, || {
             let child = self.child.as_mut().expect("it was spawned");
@@ -152,15 +168,15 @@ impl Server {
     /// Stops the process and its children, and returns these.
     ///
     /// A stopped parent neither forks nor reaps: the list is complete, and the ids in it are its
-    /// children's for as long as the parent stands still.
+    /// children's (and theirs) for as long as the parent stands still.
     fn stop_processes(&self) -> Vec<u32> {
-        let Some(pid) = self.pid() else { return Vec::new() };
-        if !stop_all(&[pid]) {
-            return Vec::new();
+        let mut stopped = Vec::new();
+        let mut parents: Vec<u32> = self.pid().into_iter().collect();
+        while !parents.is_empty() && stop_all(&parents) {
+            parents = parents.into_iter().flat_map(children_of).collect();
+            stopped.extend(&parents);
         }
-        let children = children_of(pid);
-        stop_all(&children);
-        children
+        stopped
     }
 }
 
@@ -187,11 +203,13 @@ fn signal(name: &str, pids: &[u32]) {
     }
 }
 
-/// The processes that `pid` has forked (`PostgreSQL` has one for each session).
+/// The processes that `pid` has forked, from any of its threads (`PostgreSQL` has one for each
+/// session, and a Galera node one for a state transfer).
 fn children_of(pid: u32) -> Vec<u32> {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let children = children.unwrap_or_default();
-    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children = threads.map(|thread| fs::read_to_string(thread.path().join("children")));
+    let children: Vec<String> = children.map(Result::unwrap_or_default).collect();
+    children.iter().flat_map(|pids| pids.split_whitespace()).flat_map(str::parse).collect()
 }
 
 /// Whether all threads of a process are in one of the `states`, or have gone.
@@ -236,12 +254,16 @@ pub fn find_program(name: &str) -> PathBuf {
         .chain(postgres_folders())
         .map(|folder| folder.join(name))
         .find(|program| program.is_file());
-    found.unwrap_or_else(|| {
-        panic!(
-            "`{name}` is not installed; run: apt-get install -y mariadb-server galera-4 \
-             libmariadb-dev postgresql libpq-dev haproxy openssl chromium chromium-driver"
-        )
-    })
+    found.unwrap_or_else(|| is_missing(name))
+}
+
+/// Says what to install.
+#[track_caller]
+pub fn is_missing(name: &str) -> ! {
+    panic!(
+        "`{name}` is not installed; run: apt-get install -y mariadb-server galera-4 \
+         libmariadb-dev postgresql libpq-dev haproxy openssl chromium chromium-driver"
+    )
 }
 
 /// Where Debian puts the programs of `PostgreSQL`, the newest version first.
