@@ -137,7 +137,7 @@ const POOLS: [&str; 8] = [
 ];
 
 /// What only code can say.
-const CLOSURES: [&str; 2] = ["on_connect", "credentials"];
+const CLOSURES: [&str; 4] = ["on_connect", "credentials", "probe", "classify"];
 
 const STRATEGIES: [(&str, Strategy); 4] = [
     ("least_connections", Strategy::LeastConnections),
