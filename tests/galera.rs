@@ -23,14 +23,8 @@ use support::backend::{PATIENCE, SOON, fill, links, manager_of, pool_of, state};
 use support::galera::{Cluster, Node};
 use support::load::{Load, Seen};
 use support::network::connect;
+use support::story::{PEERS, SHARES, THREADS, comes_back, full_pool, leaves, wait_for_more};
 use support::{how_long, wait_until};
-
-const PEERS: [&str; 3] = ["peer0", "peer1", "peer2"];
-
-/// Busy threads, and a connection more, so that each peer has three.
-const THREADS: usize = 8;
-const CONNECTIONS: u32 = 9;
-const SHARES: [usize; 3] = [3, 3, 3];
 
 /// Longer than a test: no check is due in it.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -49,38 +43,8 @@ const VALUE: &str = "SELECT v FROM t";
 type MysqlPool = Pool<PeerManager<MysqlConnection>>;
 type PooledMysql = PooledConnection<PeerManager<MysqlConnection>>;
 
-/// A cluster with a table of one row.
-fn cluster() -> Cluster {
-    let cluster = Cluster::start();
-    cluster.nodes[0].sql(
-        "CREATE TABLE app.t (id INT PRIMARY KEY, v BIGINT NOT NULL);
-         INSERT INTO app.t VALUES (1, 0)",
-    );
-    let arrived = |node: &Node| node.try_sql("SELECT * FROM app.t").is_some_and(|t| t == "1\t0\n");
-    wait_until("the row is everywhere", PATIENCE, || cluster.nodes.iter().all(arrived));
-    cluster
-}
-
 fn manager(cluster: &Cluster) -> PeerManagerBuilder<MysqlConnection> {
     manager_of(cluster.urls()).check_interval(SOON)
-}
-
-/// A full pool over all nodes.
-fn full_pool(builder: PeerManagerBuilder<MysqlConnection>) -> (MysqlPool, Peers) {
-    let (pool, peers) = pool_of(builder, CONNECTIONS);
-    fill(&pool, &peers, &SHARES);
-    (pool, peers)
-}
-
-/// Waits until the node has left service, and tells how long it took.
-fn leaves(peers: &Peers, name: &str) -> Duration {
-    let noticed = || state(peers, name) == PeerState::Down;
-    let idle = || peers.snapshot().peer(name).is_some_and(|peer| peer.in_use == 0);
-    how_long("it is noticed", PATIENCE, noticed)
-        + how_long("nobody is there any more", PATIENCE, idle)
-        + how_long("its connections are gone", PATIENCE, || {
-            peers.snapshot().peer(name).is_some_and(|peer| peer.links == 0)
-        })
 }
 
 /// Restarts a node, and tells how long it took until it lets clients in.
@@ -89,28 +53,6 @@ fn restart(node: &mut Node) -> Duration {
         node.restart();
         true
     })
-}
-
-/// Waits until the node is up, has its connections and serves its third of the work, and tells how
-/// long it took until it had the connections.
-fn comes_back(peers: &Peers, name: &str, load: &Load) -> Duration {
-    let took = how_long("it is up again", PATIENCE, || state(peers, name) == PeerState::Up)
-        + how_long("it has its share again", PATIENCE, || links(peers) == SHARES);
-    wait_until("it serves its share of some thousand queries", PATIENCE, || {
-        let (all, own) = (load.served(), load.served_by(name));
-        wait_until("a thousand more are served", PATIENCE, || load.served() >= all + 1000);
-        let share = 100 * (load.served_by(name) - own) / (load.served() - all);
-        (23..=43).contains(&share)
-    });
-    took
-}
-
-#[track_caller]
-fn wait_for_more(load: &Load, peers: &[&str]) {
-    let before: Vec<_> = peers.iter().map(|peer| load.served_by(peer)).collect();
-    wait_until("these serve", PATIENCE, || {
-        peers.iter().zip(&before).all(|(peer, before)| load.served_by(peer) > before + 100)
-    });
 }
 
 /// Errors only of this peer's: of what was in flight, one for each thread at most, and of what each of
@@ -137,7 +79,7 @@ fn assert_no_error(seen: &Seen) {
 /// One fault after the other, on one cluster.
 #[test]
 fn nodes_fail_under_load() {
-    let mut cluster = cluster();
+    let mut cluster = Cluster::with_table();
     let (pool, peers) = full_pool(manager(&cluster));
     killed(&mut cluster, &pool, &peers);
     cut_off(&cluster, &pool, &peers);
@@ -296,7 +238,7 @@ fn a_refused_query_is_word_enough(cluster: &Cluster) {
 /// Every node is stopped and started in turn while all threads write. What was acknowledged is there.
 #[test]
 fn nodes_are_restarted_in_turn_under_writes() {
-    let mut cluster = cluster();
+    let mut cluster = Cluster::with_table();
     // A mark that was written twice would be two rows: the key is the server's.
     cluster.nodes[0].sql(
         "CREATE TABLE app.marks (id CHAR(36) PRIMARY KEY DEFAULT UUID(), mark VARCHAR(20) NOT NULL)",
@@ -380,7 +322,7 @@ impl Drop for Stop<'_> {
 /// What two nodes do to each other's writes, and how late one may be.
 #[test]
 fn nodes_that_work_at_once() {
-    let cluster = cluster();
+    let cluster = Cluster::with_table();
     conflicts(&cluster);
     a_read_elsewhere_may_miss_a_write(&cluster);
 }

@@ -73,6 +73,20 @@ impl Cluster {
         cluster
     }
 
+    /// As [`start`](Self::start), with a table `t` of one row on all nodes.
+    pub fn with_table() -> Self {
+        let cluster = Self::start();
+        cluster.nodes[0].sql(
+            "CREATE TABLE app.t (id INT PRIMARY KEY, v BIGINT NOT NULL);
+             INSERT INTO app.t VALUES (1, 0)",
+        );
+        let arrived =
+            |node: &Node| node.try_sql("SELECT * FROM app.t").is_some_and(|row| row == "1\t0\n");
+        let everywhere = within(PATIENCE, || cluster.nodes.iter().all(arrived));
+        assert!(everywhere, "the row is not everywhere");
+        cluster
+    }
+
     /// Where the application finds each node.
     pub fn urls(&self) -> impl Iterator<Item = String> {
         self.nodes.iter().map(|node| node.url())

@@ -31,6 +31,9 @@ pub struct Seen {
     pub failed: Vec<(String, String)>,
     /// Errors of `pool.get()`.
     pub refused: Vec<String>,
+    /// When the last query began that each peer was given, and when the first failed.
+    pub last_begun: BTreeMap<String, Instant>,
+    pub first_failed: Option<Instant>,
     /// The longest time that a `pool.get()` took, and a query.
     pub longest_get: Duration,
     pub longest_query: Duration,
@@ -102,6 +105,16 @@ impl Load {
         self.seen().failed.len()
     }
 
+    /// When the last query began that this peer was given.
+    pub fn last_begun(&self, peer: &str) -> Option<Instant> {
+        self.seen().last_begun.get(peer).copied()
+    }
+
+    /// When the first query failed.
+    pub fn first_failed(&self) -> Option<Instant> {
+        self.seen().first_failed
+    }
+
     /// How many times each thread has come back from its `pool.get()` and its query.
     pub fn rounds(&self) -> Vec<usize> {
         self.rounds.iter().map(|rounds| rounds.load(Ordering::Relaxed)).collect()
@@ -126,16 +139,20 @@ impl Load {
                 return;
             }
         };
+        let peer = conn.peer().to_owned();
         let start = Instant::now();
+        self.seen().last_begun.insert(peer.clone(), start);
         let outcome = conn.batch_execute(query);
         let took = start.elapsed();
-        let peer = conn.peer().to_owned();
         let mut seen = self.seen();
         seen.longest_get = seen.longest_get.max(got);
         seen.longest_query = seen.longest_query.max(took);
         match outcome {
             Ok(()) => *seen.served.entry(peer).or_default() += 1,
-            Err(error) => seen.failed.push((peer, error.to_string())),
+            Err(error) => {
+                seen.first_failed.get_or_insert_with(Instant::now);
+                seen.failed.push((peer, error.to_string()));
+            }
         }
     }
 

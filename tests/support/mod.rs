@@ -35,6 +35,7 @@ pub mod tls;
 pub mod backend;
 pub mod load;
 pub mod scripted;
+pub mod story;
 
 use std::env;
 use std::path::PathBuf;
