@@ -187,8 +187,11 @@ const QUERIES: &[(Text, Fault)] = &[
     (Is("Server has gone away"), Fault::ConnectionLost),
     (Is("MySQL server has gone away"), Fault::ConnectionLost),
     (Begins("Lost connection to "), Fault::ConnectionLost),
-    // The server's, and only ever an additional hint.
+    // The server's, and only ever an additional hint: 1927 of MariaDB, 3169 and 4031 of MySQL, which says
+    // the last one to a session that has rested for longer than its `wait_timeout`.
     (Is("Connection was killed"), Fault::ConnectionLost),
+    (Is("Session was killed"), Fault::ConnectionLost),
+    (Begins("The client was disconnected by the server because of "), Fault::ConnectionLost),
     // 1047 of a Galera node, which accepts logins and answers pings all the same. Never translated.
     (Begins("WSREP has not yet prepared node"), Fault::PeerNotReady),
     // 1180, when the quorum is lost during a COMMIT, the outcome of which is unknown.
@@ -223,9 +226,22 @@ const LOGINS: &[(Text, Fault)] = &[
     (Holds(" is not allowed to connect to "), Fault::Misconfigured),
     (Holds("flush-hosts"), Fault::Misconfigured),
     (Holds("FLUSH HOSTS"), Fault::Misconfigured),
-    // 1820.
+    // 1820 and 1862.
     (Holds(" SET PASSWORD "), Fault::Misconfigured),
-    // 2026 of either library.
+    (Begins("Your password has expired"), Fault::Misconfigured),
+    // 3159.
+    (Holds("--require_secure_transport"), Fault::Misconfigured),
+    // 1251 and 1524, and 2059 and 2061 of either library: the ways to log in that it knows are others than
+    // the server asks for, or it wants TLS for them.
+    (Begins("Client does not support authentication protocol"), Fault::Misconfigured),
+    (Begins("Plugin "), Fault::Misconfigured),
+    (Begins("Authentication plugin '"), Fault::Misconfigured),
+    // 2026 of either library; first, where the server went away while TLS was agreed on. (With MySQL's
+    // an error that is none of OpenSSL's is the socket's.)
+    (Begins("SSL connection error: error:00000000:"), Fault::PeerDown),
+    (Begins("TLS/SSL error: Connection reset by peer"), Fault::PeerDown),
+    (Begins("TLS/SSL error: Broken pipe"), Fault::PeerDown),
+    (Holds("unexpected eof while reading"), Fault::PeerDown),
     (Begins("SSL connection error"), Fault::Misconfigured),
     (Begins("TLS/SSL error"), Fault::Misconfigured),
     // 1040, 1203 and 1226.
@@ -233,6 +249,8 @@ const LOGINS: &[(Text, Fault)] = &[
     (Holds("'max_user_connections'"), Fault::PeerFull),
     (Begins("WSREP has not yet prepared node"), Fault::PeerNotReady),
     (Begins("Server shutdown in progress"), Fault::PeerNotReady),
+    // 3032 of MySQL.
+    (Is("The server is currently in offline mode"), Fault::PeerNotReady),
     // 53300, and PgBouncer's own.
     (Postgres("sorry, too many clients already"), Fault::PeerFull),
     (Postgres("remaining connection slots are reserved"), Fault::PeerFull),
@@ -286,6 +304,12 @@ mod tests {
             (Unknown, "MySQL server has gone away", ConnectionLost),
             (Unknown, "Lost connection to server during query", ConnectionLost),
             (Unknown, "Lost connection to MySQL server during query", ConnectionLost),
+            (
+                Unknown,
+                "The client was disconnected by the server because of inactivity. See wait_timeout and \
+                 interactive_timeout for configuring this behavior.",
+                ConnectionLost,
+            ),
             (ClosedConnection, "server closed the connection unexpectedly", ConnectionLost),
             (
                 ClosedConnection,
@@ -339,6 +363,14 @@ mod tests {
             (of_mysql, "Can't connect to server on '127.0.0.1' (115)", PeerDown),
             (of_mysql, "Lost connection to server at 'handshake: reading initial", PeerDown),
             (of_mysql, "Unknown server host 'db0' (-2)", PeerDown),
+            (of_mysql, "Can't connect to MySQL server on '127.0.0.1:3306' (111)", PeerDown),
+            (
+                of_mysql,
+                "Lost connection to MySQL server at 'reading initial communication",
+                PeerDown,
+            ),
+            (of_mysql, "Unknown MySQL server host 'db0' (-2)", PeerDown),
+            (of_mysql, "The server is currently in offline mode", PeerNotReady),
             (of_mysql, "Too many connections", PeerFull),
             (of_mysql, "User app already has more than 'max_user_connections' active", PeerFull),
             (of_mysql, "User 'a' has exceeded the 'max_user_connections' resource", PeerFull),
@@ -351,7 +383,40 @@ mod tests {
             (of_mysql, "Access denied for user 'Too many connections'@'x'", Misconfigured),
             (of_mysql, "Unknown database 'shop'", Misconfigured),
             (of_mysql, "Host 'a' is not allowed to connect to this MariaDB server", Misconfigured),
+            (
+                of_mysql,
+                "Connections using insecure transport are prohibited while \
+                 --require_secure_transport=ON.",
+                Misconfigured,
+            ),
+            (of_mysql, "Your password has expired. To log in you must change it", Misconfigured),
+            (
+                of_mysql,
+                "Authentication plugin 'client_ed25519' cannot be loaded: /usr",
+                Misconfigured,
+            ),
+            (of_mysql, "Plugin client_ed25519 could not be loaded: not found", Misconfigured),
+            (
+                of_mysql,
+                "Authentication plugin 'caching_sha2_password' reported error: Authentication \
+                 requires secure connection.",
+                Misconfigured,
+            ),
             (of_mysql, "SSL connection error: SSL is required but", Misconfigured),
+            (
+                of_mysql,
+                "SSL connection error: error:0A000086:SSL routines::certificate verify failed",
+                Misconfigured,
+            ),
+            (of_mysql, "SSL connection error: error:00000000:lib(0)::reason(0)", PeerDown),
+            (
+                of_mysql,
+                "SSL connection error: error:0A000126:SSL routines::unexpected eof while reading",
+                PeerDown,
+            ),
+            (of_mysql, "TLS/SSL error: Connection reset by peer (104)", PeerDown),
+            (of_mysql, "TLS/SSL error: unexpected eof while reading", PeerDown),
+            (of_mysql, "TLS/SSL error: self-signed certificate", Misconfigured),
             (of_libpq, "sorry, too many clients already\n", PeerFull),
             (of_libpq, "remaining connection slots are reserved for non-replication", PeerFull),
             (of_libpq, "too many connections for role \"app\"", PeerFull),

@@ -11,6 +11,7 @@ use diesel::r2d2::{ManageConnection, R2D2Connection};
 use diesel::sql_types::Bool;
 use diesel::{MysqlConnection, PgConnection};
 use diesel_peers::{Fault, PeerConnection, PeerManager};
+use mysqlclient_sys::SUPPORTS_MYSQL_SSL_MODE;
 use support::mariadb::MariaDb;
 use support::postgres::Postgres;
 
@@ -48,13 +49,54 @@ fn mysql() {
     assert!(is_encrypted(&format!("{}?ssl_mode=required&ssl_ca={ca}", with.url())));
     assert!(!is_encrypted(&without.url()), "nobody asked for it");
     assert!(!is_encrypted(&format!("{}?ssl_mode=preferred", without.url())), "nor insisted on it");
+    let mistake = Some(Fault::Misconfigured);
+    for url in [with.url(), format!("{}?ssl_mode=required", with.url())] {
+        if SUPPORTS_MYSQL_SSL_MODE {
+            assert!(is_encrypted(&url), "where it can be had it is preferred");
+        } else {
+            refused::<MysqlConnection>(&url, "db0: ", mistake);
+        }
+    }
 
     let url = format!("{}?ssl_mode=required", without.url());
-    refused::<MysqlConnection>(&url, "encrypted", Some(Fault::Misconfigured));
+    let why = if SUPPORTS_MYSQL_SSL_MODE { "SSL is required" } else { "is not encrypted" };
+    refused::<MysqlConnection>(&url, why, mistake);
     let url = format!("{}?ssl_mode=disabled", with.url());
-    refused::<MysqlConnection>(&url, "db0: ", Some(Fault::Misconfigured));
+    refused::<MysqlConnection>(&url, "db0: ", mistake);
     let url = format!("{}?ssl_mode=always", with.url());
     refused::<MysqlConnection>(&url, "`ssl_mode` that is none of", None);
+}
+
+/// By MySQL's own library, that is.
+#[test]
+fn mysql_verifies() {
+    if !SUPPORTS_MYSQL_SSL_MODE {
+        eprintln!("skipped: MariaDB's client library does not verify");
+        return;
+    }
+    let [with, stranger] = [(); 2].map(|()| MariaDb::start_with_tls());
+    let without = MariaDb::start();
+    let ca = with.folder().join("certificate.pem");
+    let ca = ca.display();
+    let mistake = Some(Fault::Misconfigured);
+    for mode in ["verify_ca", "verify_identity"] {
+        let verified = format!("ssl_mode={mode}&ssl_ca={ca}");
+        login::<MysqlConnection>(&format!("{}?{verified}", with.url()))
+            .unwrap_or_else(|(told, _)| panic!("{mode}: {told}"));
+        let refused = |server: &MariaDb, parameters: &str, why: &str| {
+            let url = format!("{}?{parameters}", server.url());
+            refused::<MysqlConnection>(&url, why, mistake);
+        };
+        refused(&stranger, &verified, "certificate verify failed");
+        refused(&without, &verified, "SSL is required");
+        refused(&with, &format!("ssl_mode={mode}"), "CA certificate is required");
+        refused(&with, &format!("ssl_mode={mode}&ssl_ca=/nowhere.pem"), "SSL connection error");
+    }
+    // The same address, by a name for which the certificate does not vouch.
+    let elsewhere = with.url().replace("127.0.0.1", "127.1");
+    let url = |mode: &str| format!("{elsewhere}?ssl_mode={mode}&ssl_ca={ca}");
+    login::<MysqlConnection>(&url("verify_ca")).unwrap_or_else(|(told, _)| panic!("{told}"));
+    refused::<MysqlConnection>(&url("verify_identity"), "SSL connection error", mistake);
 }
 
 /// After the login is too late: the password has been sent by then.
@@ -64,7 +106,7 @@ fn what_the_library_does_not_verify_is_refused_before_anything_connects() {
         let url = format!("mysql://app@127.0.0.1:1/app?ssl_mode={mode}&ssl_ca=/nowhere.pem");
         let manager = PeerManager::<MysqlConnection>::builder().peer("db0", url).build();
         let refused = manager.map(|_| ()).map_err(|error| error.to_string());
-        if mysqlclient_sys::SUPPORTS_MYSQL_SSL_MODE {
+        if SUPPORTS_MYSQL_SSL_MODE {
             assert_eq!(refused, Ok(()), "the library verifies it");
         } else {
             let told = refused.expect_err(mode);
