@@ -412,7 +412,8 @@ impl<C> PeerManagerBuilder<C> {
 
     /// What a failure means, where this crate does not know, or is wrong. It is asked first, about each
     /// failed login and each error of a query, in the thread in which it happened; `None` leaves it to
-    /// [`Fault::of_login`] and [`Fault::of`]. One that panics is not heard.
+    /// [`Fault::of_login`] and [`Fault::of`]. One that panics is not heard. It is given the error as the
+    /// client library made it, which may quote a URL or a password: it is not to be logged.
     ///
     /// A query's fault decides what happens to its connection ([`Fault::ConnectionLost`]), whether its
     /// peer is marked down until a check that follows at once ([`Fault::PeerNotReady`]), or only checked

@@ -166,6 +166,7 @@ mod tests {
         let (_wake, woken) = bounded(1);
         let (stop, stopped) = bounded(0);
         let (ticker, ticks) = bounded::<Instant>(0);
+        let (set_timer, timers) = unbounded();
         let (tell, told) = unbounded();
         let due = Duration::from_secs(1);
         thread::scope(|scope| {
@@ -176,11 +177,16 @@ mod tests {
                     late,
                     &woken,
                     &stopped,
-                    |_| ticks.clone(),
+                    |due| {
+                        set_timer.send(due).expect("the test listens");
+                        ticks.clone()
+                    },
                     || clock.now(),
                 );
             });
             let tick_after = |passed| {
+                // By then it has looked at the clock for the last time.
+                timers.recv().expect("a timer is set");
                 let now = clock.now() + passed;
                 clock.set(now);
                 ticker.send(now).expect("the checker waits");

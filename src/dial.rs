@@ -214,12 +214,10 @@ fn story(peers: &[Peer], attempts: &[Attempt], now: Instant) -> String {
     let chapter = |(peer, attempt): (&Peer, &Attempt)| {
         let next = in_words(peer.due(all_down).saturating_duration_since(now));
         match (attempt, &peer.health) {
-            (Attempt::Failed(why), Health::Up { .. }) => {
+            (Attempt::Failed(why), Health::Up { .. }) if !peer.is_full => {
                 format!("{}: {why} (up again since)", peer.name)
             }
-            (Attempt::Failed(why), Health::Down { .. }) => {
-                format!("{}: {why} ({next})", peer.name)
-            }
+            (Attempt::Failed(why), _) => format!("{}: {why} ({next})", peer.name),
             (Attempt::NotMade(why), _) => format!("{}: {why}", peer.name),
             (Attempt::UnderWay, _) => format!("{}: no answer yet", peer.name),
             (Attempt::None, Health::Down { refusal, .. }) => {

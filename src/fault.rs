@@ -175,7 +175,8 @@ enum Text {
     Begins(&'static str),
     /// The name of a setting, or a constant of the client library's.
     Holds(&'static str),
-    /// What PostgreSQL says, after libpq's introduction: the severity is in the server's language.
+    /// What PostgreSQL says, after libpq's introduction: the severity is in the server's language. A
+    /// detail may follow on another line, and what another address of the host says.
     Postgres(&'static str),
 }
 
@@ -195,7 +196,10 @@ const QUERIES: &[(Text, Fault)] = &[
     // 1047 of a Galera node, which accepts logins and answers pings all the same. Never translated.
     (Begins("WSREP has not yet prepared node"), Fault::PeerNotReady),
     // 1180, when the quorum is lost during a COMMIT, the outcome of which is unknown.
-    (Holds("provider status: "), Fault::PeerNotReady),
+    (
+        Begins("Error while appending streaming replication fragment(provider status: "),
+        Fault::PeerNotReady,
+    ),
     // 1053.
     (Begins("Server shutdown in progress"), Fault::PeerNotReady),
     // ProxySQL's own, when no server behind it answers.
@@ -220,6 +224,7 @@ const QUERIES: &[(Text, Fault)] = &[
 const LOGINS: &[(Text, Fault)] = &[
     // 1045, 1044, 4151; first, as these quote a name.
     (Begins("Access denied"), Fault::Misconfigured),
+    (Begins("ProxySQL Error: Access denied"), Fault::Misconfigured),
     // 1049.
     (Begins("Unknown database"), Fault::Misconfigured),
     // 1130 and 1129.
@@ -247,6 +252,7 @@ const LOGINS: &[(Text, Fault)] = &[
     // 1040, 1203 and 1226.
     (Is("Too many connections"), Fault::PeerFull),
     (Holds("'max_user_connections'"), Fault::PeerFull),
+    (Holds("'max_connections_per_hour'"), Fault::PeerFull),
     (Begins("WSREP has not yet prepared node"), Fault::PeerNotReady),
     (Begins("Server shutdown in progress"), Fault::PeerNotReady),
     // 3032 of MySQL.
@@ -258,8 +264,16 @@ const LOGINS: &[(Text, Fault)] = &[
     (Postgres("no more connections allowed"), Fault::PeerFull),
     // 57P03.
     (Postgres("the database system is "), Fault::PeerNotReady),
-    // 28P01, 28000 and 3D000.
+    // 28P01, 28000, 42501 and 3D000.
     (Postgres("password authentication failed for "), Fault::Misconfigured),
+    (Postgres("Peer authentication failed for "), Fault::Misconfigured),
+    (Postgres("Ident authentication failed for "), Fault::Misconfigured),
+    (Postgres("LDAP authentication failed for "), Fault::Misconfigured),
+    (Postgres("PAM authentication failed for "), Fault::Misconfigured),
+    (Postgres("GSSAPI authentication failed for "), Fault::Misconfigured),
+    (Postgres("certificate authentication failed for "), Fault::Misconfigured),
+    (Postgres("connection requires a valid client certificate"), Fault::Misconfigured),
+    (Postgres("permission denied for database "), Fault::Misconfigured),
     (Postgres("no pg_hba.conf entry for "), Fault::Misconfigured),
     (Postgres("pg_hba.conf rejects "), Fault::Misconfigured),
     (Postgres("role \""), Fault::Misconfigured),
@@ -274,12 +288,15 @@ const LOGINS: &[(Text, Fault)] = &[
 
 fn look_up(table: &[(Text, Fault)], message: &str, otherwise: Fault) -> Fault {
     let message = message.trim_end();
-    let of_postgres = message.rsplit_once(":  ").map(|(_, message)| message);
+    let of_postgres = |text: &str| {
+        let mut said = message.lines().filter_map(|line| line.split_once(":  "));
+        said.any(|(_, said)| said.starts_with(text))
+    };
     let is_known = |text: &Text| match text {
         Is(text) => message == *text,
         Begins(text) => message.starts_with(text),
         Holds(text) => message.contains(text),
-        Postgres(text) => of_postgres.is_some_and(|message| message.starts_with(text)),
+        Postgres(text) => of_postgres(text),
     };
     table.iter().find(|(text, _)| is_known(text)).map_or(otherwise, |(_, fault)| *fault)
 }
@@ -345,6 +362,8 @@ mod tests {
             (Unknown, "You have an error in your SQL syntax", Query),
             (Unknown, "Incorrect integer value: 'Server has gone away' for column 'n'", Query),
             (Unknown, "near 'Lost connection to server during query'", Query),
+            (Unknown, "Incorrect integer value: 'provider status: x' for column 'n'", Query),
+            (Unknown, "invalid input syntax for type integer: \"provider status: x\"", Query),
             (Unknown, "Query execution was interrupted", Query),
             (UniqueViolation, "Duplicate entry 'gone away' for key 'title'", Query),
         ];
@@ -381,6 +400,8 @@ mod tests {
                 Misconfigured,
             ),
             (of_mysql, "Access denied for user 'Too many connections'@'x'", Misconfigured),
+            (of_mysql, "ProxySQL Error: Access denied for user 'app'@'10.0.0.1'", Misconfigured),
+            (of_mysql, "User 'a' has exceeded the 'max_connections_per_hour' resource", PeerFull),
             (of_mysql, "Unknown database 'shop'", Misconfigured),
             (of_mysql, "Host 'a' is not allowed to connect to this MariaDB server", Misconfigured),
             (
@@ -425,6 +446,20 @@ mod tests {
             (of_libpq, "password authentication failed for user \"app\"", Misconfigured),
             (of_libpq, "database \"shop\" does not exist", Misconfigured),
             (of_libpq, "role \"too many connections for\" does not exist", Misconfigured),
+            (of_libpq, "role \"a:  the database system is\" does not exist", Misconfigured),
+            (
+                of_libpq,
+                "permission denied for database \"shop\"\nDETAIL:  User does not have CONNECT \
+                 privilege.\n",
+                Misconfigured,
+            ),
+            (
+                of_libpq,
+                "the database system is not accepting connections\nDETAIL:  Hot standby mode is \
+                 disabled.\n",
+                PeerNotReady,
+            ),
+            (of_libpq, "Peer authentication failed for user \"app\"", Misconfigured),
             ("", "connection to server at \"db0\" failed: Connection refused", PeerDown),
             ("", "unable to open database file", PeerDown),
         ];

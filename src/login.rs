@@ -114,13 +114,13 @@ impl<C: R2D2Connection + 'static> Login<C> {
             let socket = find_socket(&before, &mut conn, &mut self.rng);
             let encrypted = url.requires_encryption();
             readiness::check(&mut conn, Wanted { encrypted, ..rules.wanted })?;
-            (self.hooks.probe)(&mut conn)?;
-            watch.hush(is_probe);
             progress.logged_in(socket.clone());
             if let Some(socket) = socket {
                 socket.tune(rules.tuning);
                 watch.vitals().set_socket(socket);
             }
+            (self.hooks.probe)(&mut conn)?;
+            watch.hush(is_probe);
             (self.hooks.on_connect)(&mut conn)?;
             if !Observer::is_on(&mut conn) {
                 watch.install(&mut conn);

@@ -13,6 +13,10 @@ use crate::url::PeerUrl;
 /// The least time between the starts of two probes of one peer, however many links it loses.
 const SUSPICION_GAP: Duration = Duration::from_millis(100);
 
+/// For how long a query's word that a peer takes no work has it checked, and no longer marked: it was
+/// marked for one already, and a check has found it fine since.
+const CONTRADICTED: Duration = Duration::from_secs(10);
+
 /// When a peer is asked again that had no connection to give: soon, as connections come and go.
 const FULL_AGAIN: Duration = Duration::from_secs(1);
 
@@ -71,6 +75,8 @@ pub(crate) struct Peer {
     decided_by: Option<Instant>,
     /// When a link to this peer was last lost, until a probe that began later has succeeded.
     suspected: Option<Instant>,
+    /// When it was last marked down because it refused a query.
+    accused: Option<Instant>,
     /// When the last probe began, and whether it is still running.
     probe_began: Option<Instant>,
     probing: bool,
@@ -156,6 +162,7 @@ impl Peer {
             check_soon: now,
             decided_by: None,
             suspected: None,
+            accused: None,
             probe_began: None,
             probing: false,
             probing_stall: false,
@@ -276,22 +283,32 @@ impl Peer {
         if self.probing {
             return None;
         }
-        let suspicion = self
-            .suspected
-            .filter(|_| self.is_up())
-            .map(|at| self.probe_began.map_or(at, |began| at.max(began + SUSPICION_GAP)));
         let next = self.due(all_down);
+        let suspicion = self.suspicion_due().filter(|_| self.is_up());
         Some(suspicion.map_or(next, |at| at.min(next)))
+    }
+
+    /// When it is checked because of a suspicion.
+    fn suspicion_due(&self) -> Option<Instant> {
+        let gap = |at: Instant| self.probe_began.map_or(at, |began| at.max(began + SUSPICION_GAP));
+        self.suspected.map(gap)
     }
 
     /// When it is checked next if nothing happens.
     pub(crate) fn due(&self, all_down: bool) -> Instant {
         // One that keeps a login hanging is left alone for the whole interval.
-        if all_down && self.counts.stuck == 0 {
+        let next = if all_down && self.counts.stuck == 0 {
             self.next_check.min(self.check_soon)
         } else {
             self.next_check
-        }
+        };
+        let trial = self.suspicion_due().filter(|_| self.is_only_accused());
+        trial.map_or(next, |at| at.min(next))
+    }
+
+    /// Whether it is down, and a refused query is all that there is against it.
+    fn is_only_accused(&self) -> bool {
+        matches!(&self.health, Health::Down { refusal, .. } if &*refusal.why == NO_WORK)
     }
 
     /// A probe of this peer begins. Not if one of its kind is running.
@@ -336,11 +353,11 @@ impl Peer {
                 self.set_up(began, now).or(room)
             }
             Answer::Refused(refusal) => {
-                self.suspected = None;
+                self.suspected = self.suspected.filter(|at| *at > began);
                 self.refused((began, now), refusal, due)
             }
             Answer::None(why) if kind == ProbeKind::Regular => {
-                self.suspected = None;
+                self.suspected = self.suspected.filter(|at| *at > began);
                 self.silent((began, now), why, due)
             }
             Answer::None(_) => {
@@ -349,7 +366,13 @@ impl Peer {
                 }
                 None
             }
-            Answer::NotAsked => None,
+            Answer::NotAsked => {
+                // What keeps us from asking is not over in a moment.
+                if kind == ProbeKind::Regular {
+                    self.suspected = None;
+                }
+                None
+            }
         }
     }
 
@@ -360,13 +383,19 @@ impl Peer {
     }
 
     /// It has refused a query because it takes no work, which is word enough: refusing costs it next to
-    /// nothing, so that it would soon get all the work. A check follows at once, and decides.
+    /// nothing, so that it would soon get all the work. A check follows at once, and decides. Of one
+    /// that is down it is no news, and must not outdate the check that is under way.
     pub(crate) fn takes_no_work(&mut self, now: Instant, due: Due) -> Option<Transition> {
-        let down = self.set_down(now, now, Refusal::new(Fault::PeerNotReady, NO_WORK), due);
-        if down.is_some() {
-            self.next_check = self.probe_began.map_or(now, |began| now.max(began + SUSPICION_GAP));
+        if !self.is_up() {
+            return None;
         }
-        down
+        self.suspect(now);
+        if self.accused.is_some_and(|at| now < at + CONTRADICTED) {
+            return None;
+        }
+        let down = self.set_down(now, now, Refusal::new(Fault::PeerNotReady, NO_WORK), due)?;
+        self.accused = Some(now);
+        Some(down)
     }
 
     /// The mark has run out and is cleared unasked (`Recheck::Clear`); a peer that is up is not
@@ -611,6 +640,39 @@ mod tests {
         story.probe_begins(1_100);
         assert!(story.probe_ends(1_100, 1_101, Ok(())), "and brings it back");
         assert_eq!(story.peer.probe_due(false), Some(story.at(1_101) + INTERVAL), "as ever");
+    }
+
+    #[test]
+    fn what_is_down_is_not_accused_again_and_again() {
+        let mut story = Story::begin();
+        let due = due(story.at(1_000));
+        assert!(story.peer.takes_no_work(story.at(1_000), due).is_some());
+        story.probe_begins(1_000);
+        assert!(story.peer.takes_no_work(story.at(1_005), due).is_none(), "that is known");
+        assert!(story.probe_ends(1_000, 1_010, Ok(())), "the check that was under way counts");
+        let interval = Some(story.at(1_010) + INTERVAL);
+        assert_eq!(story.peer.probe_due(false), interval, "and settles it");
+        assert!(story.peer.takes_no_work(story.at(1_020), due).is_none(), "a check knows better");
+        let again = story.at(1_000) + SUSPICION_GAP;
+        assert_eq!((story.why(), story.peer.probe_due(false)), (None, Some(again)), "ask again");
+        story.probe_begins(1_100);
+        story.probe_ends(1_100, 1_101, Err("refused"));
+        assert_eq!(story.why(), Some("refused"), "which decides");
+        assert_eq!(story.peer.probe_due(false), Some(story.at(1_101) + INTERVAL), "as ever");
+        story.probe_begins(40_000);
+        story.probe_ends(40_000, 40_001, Ok(()));
+        assert!(story.peer.takes_no_work(story.at(40_002), due).is_some(), "later it is news");
+    }
+
+    #[test]
+    fn a_suspicion_that_nobody_can_be_asked_about_waits() {
+        let mut story = Story::begin();
+        story.peer.suspect(story.at(1_000));
+        story.probe_begins(1_000);
+        let times = (story.at(1_000), story.at(1_001));
+        let due = due(times.1);
+        story.peer.probe_ended(ProbeKind::Regular, times, Answer::NotAsked, due);
+        assert_eq!(story.peer.probe_due(false), Some(due.next), "not ten times a second");
     }
 
     #[test]

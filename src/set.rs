@@ -485,6 +485,17 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn one_that_refuses_work_is_checked_at_once_and_not_cleared_unasked() {
+        for recheck in [Recheck::Probe, Recheck::Clear] {
+            let (set, _woken, now) = set_of(2, recheck);
+            set.update(0, now, |peer, due| peer.takes_no_work(now, due));
+            let (probes, _) = set.take_due(now);
+            assert_eq!(probes.len(), 1, "{recheck:?}: it is checked");
+            assert!(!is_up(&set, 0), "{recheck:?}: and down meanwhile");
+        }
+    }
+
+    #[test]
     fn what_is_bounded_is_given_the_time_by_which_the_process_stood_still() {
         let (set, _woken, now) = set_of(1, Recheck::Probe);
         let second = Duration::from_secs(1);

@@ -159,8 +159,11 @@ impl PeerUrl {
 }
 
 fn encryption(uri: &Uri) -> Result<Encryption, Flaw> {
-    let ssl_mode = uri.parameter("ssl_mode").and_then(|parameter| parameter.value.as_deref());
-    ssl_mode.map_or(Ok(Encryption::AsItComes), Encryption::of)
+    // Of several diesel takes the last.
+    let ssl_mode = uri.parameters.iter().rfind(|parameter| parameter.key == "ssl_mode");
+    ssl_mode.map_or(Ok(Encryption::AsItComes), |Parameter { value, .. }| {
+        Encryption::of(value.as_deref().unwrap_or_default())
+    })
 }
 
 /// Whether it is of libpq's other form, `host=db0 dbname=shop`. A value in it may hold `://`.
@@ -211,6 +214,7 @@ mod tests {
             (Dialect::MySql, "mysql://db0,db1/shop", "names several hosts"),
             (Dialect::MySql, "mysql://db0/shop/2", "has a path with several `/`"),
             (Dialect::MySql, "mysql://db0/shop?sslmode=require", "has the parameter `sslmode`"),
+            (Dialect::MySql, "mysql://db0/shop?ssl_mode", "has an `ssl_mode` that is none"),
             (Dialect::MySql, "mysql://db0/shop?check_interval=5", "has the parameter `check_i"),
             (Dialect::MySql, "mysql://db0/shop?s3~cret=5", "has the parameter `***`"),
             (Dialect::Postgres, "shop", "is no URL"),
@@ -222,6 +226,20 @@ mod tests {
         for (dialect, text, expected) in cases {
             let flaw = url(text).check(dialect).expect_err(text);
             assert!(flaw.starts_with(expected), "{dialect:?} {text}: {flaw}");
+        }
+    }
+
+    #[test]
+    fn of_several_modes_of_encryption_the_last_counts() {
+        let cases = [
+            ("", false),
+            ("?ssl_mode=REQUIRED", true),
+            ("?ssl_mode=preferred&ssl_mode=required", true),
+            ("?ssl_mode=required&ssl_mode=disabled", false),
+        ];
+        for (parameters, expected) in cases {
+            let url = url(&format!("mysql://db0/shop{parameters}"));
+            assert_eq!(url.requires_encryption(), expected, "{parameters}");
         }
     }
 

@@ -4,7 +4,7 @@ mod support;
 
 use diesel::connection::{Connection, SimpleConnection};
 use diesel::r2d2::{ManageConnection, Pool};
-use diesel_peers::{AllDown, Fault, PeerManager, PeerState, Recheck};
+use diesel_peers::{AllDown, Failed, Fault, PeerManager, PeerState, Recheck};
 use std::time::Duration;
 use support::backend::{Backend, PATIENCE, SOON, fill, links, manager_over, pool_of, state};
 use support::scripted::{ScriptedConnection, Server};
@@ -197,4 +197,39 @@ fn when_all_are_down_nothing_is_dialled_if_so_told() {
         assert_eq!(server.logins() > logins, dialled, "{all_down:?}: whether it is tried");
         assert!(story.contains("only: ") && story.contains("refused by"), "{all_down:?}: {story}");
     }
+}
+
+/// Its own word on a query is worth a mark and a check, also where marks are cleared unasked: or it would
+/// soon get all the work again.
+#[test]
+fn a_node_that_refuses_work_is_not_cleared_unasked_at_once() {
+    let servers = [Server::start(), Server::start()];
+    let builder =
+        support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
+    let (pool, peers) = pool_of(builder.recheck(Recheck::Clear), 4);
+    fill(&pool, &peers, &[2, 2]);
+    servers[0].work(false);
+    let refused = || {
+        let mut conn = pool.get().expect("pings are answered");
+        conn.transaction(|_| Ok::<_, diesel::result::Error>(())).is_err()
+    };
+    wait_until("a transaction there is refused", PATIENCE, refused);
+    let failures = || peers.snapshot().peers[0].failures;
+    wait_until("it is checked", PATIENCE, || failures() > 0);
+    assert_eq!(state(&peers, "peer0"), PeerState::Down, "and stays down");
+    assert_eq!((0..100).filter(|_| refused()).count(), 0, "nobody meets it");
+}
+
+/// One that is full is up, and has not been down.
+#[test]
+fn who_finds_all_peers_full_is_told_so() {
+    let server = Server::start();
+    server.accept(false);
+    let manager = PeerManager::<ScriptedConnection>::builder()
+        .peer("only", server.url())
+        .classify(|failed| matches!(failed, Failed::Login(_)).then_some(Fault::PeerFull))
+        .build()
+        .expect("the settings are right");
+    let story = ManageConnection::connect(&manager).expect_err("it is full").to_string();
+    assert!(story.contains("only: refused by") && story.contains("(next check in "), "{story}");
 }

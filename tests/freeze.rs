@@ -5,7 +5,15 @@
 
 mod support;
 
+#[cfg(feature = "mysql")]
+use std::io::Read;
+#[cfg(feature = "mysql")]
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::ops::DerefMut;
+#[cfg(feature = "mysql")]
+use std::sync::Arc;
+#[cfg(feature = "mysql")]
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -102,6 +110,43 @@ where
     let mut all: Vec<_> = (0..connections).map(|_| pool.get().expect("both live")).collect();
     all.retain(|conn| conn.peer() == "peer0");
     all
+}
+
+/// The application's own test of a peer may wait for somebody else, whose silence is not the peer's.
+#[cfg(feature = "mysql")]
+#[test]
+fn nothing_is_cut_off_because_a_test_waits_for_somebody_else() {
+    let servers = <support::mariadb::MariaDb as Backend>::start(2);
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = silent.local_addr().expect("it listens");
+    let waits = Arc::new(AtomicBool::new(false));
+    let asked = waits.clone();
+    let builder = manager_over(&servers)
+        .stall_after(STALL_AFTER)
+        .probe_timeout(PROBE_TIMEOUT)
+        .probe(move |_| {
+            if asked.load(Ordering::SeqCst) {
+                let mut other = TcpStream::connect(address).expect("it listens");
+                let _ = other.read(&mut [0]);
+            }
+            Ok(())
+        });
+    let (pool, peers) = pool_of(builder, 2);
+    fill(&pool, &peers, &[1, 1]);
+    waits.store(true, Ordering::SeqCst);
+    let [mut long, mut short] = [(); 2].map(|()| pool.get().expect("both live"));
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::SeqCst) {
+                let _ = short.batch_execute("DO SLEEP(0.02)");
+            }
+        });
+        let outcome = long.batch_execute("DO SLEEP(3)");
+        ended.store(true, Ordering::SeqCst);
+        outcome.expect("its peer has answered each check");
+    });
+    drop(silent);
 }
 
 /// A connection that was checked out before, and is used only later.
