@@ -2,10 +2,13 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use diesel::connection::{Connection, SimpleConnection};
 use diesel::r2d2::{ManageConnection, Pool};
 use diesel_peers::{AllDown, Failed, Fault, PeerManager, PeerState, Recheck};
-use std::time::Duration;
 use support::backend::{Backend, PATIENCE, SOON, fill, links, manager_over, pool_of, state};
 use support::scripted::{ScriptedConnection, Server};
 use support::wait_until;
@@ -218,6 +221,30 @@ fn a_node_that_refuses_work_is_not_cleared_unasked_at_once() {
     wait_until("it is checked", PATIENCE, || failures() > 0);
     assert_eq!(state(&peers, "peer0"), PeerState::Down, "and stays down");
     assert_eq!((0..100).filter(|_| refused()).count(), 0, "nobody meets it");
+}
+
+/// The application has a test of its own, which each login and each check has to pass.
+#[test]
+fn a_peer_that_fails_the_application_s_test_is_down() {
+    let servers = [Server::start(), Server::start()];
+    let unfit = Arc::new(AtomicBool::new(true));
+    let (asked, first) = (unfit.clone(), servers[0].url().to_owned());
+    let builder =
+        support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
+    let builder = builder.check_interval(SOON).probe(move |conn| {
+        if conn.url() == first && asked.load(Ordering::SeqCst) {
+            return Err(diesel::result::Error::NotFound);
+        }
+        Ok(())
+    });
+    let (pool, peers) = pool_of(builder, 2);
+    fill(&pool, &peers, &[0, 2]);
+    assert_eq!(state(&peers, "peer0"), PeerState::Down, "it has not passed");
+    unfit.store(false, Ordering::SeqCst);
+    wait_until("it passes, and is used", PATIENCE, || {
+        drop(pool.try_get());
+        links(&peers) == [1, 1]
+    });
 }
 
 /// One that is full is up, and has not been down.
