@@ -239,10 +239,10 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// What the pool is given as its `connection_timeout`, which a manager is not told. With it
-    /// a longer `connect_timeout`, `connect_deadline` or `ping_timeout` is an error, and what is left at its default
-    /// fits in: `connect_deadline` becomes no more than 80 % of it and `connect_timeout` 40 %, so that
-    /// a pool that cannot be built says why, and `all_down_wait` no less than 60 %.
+    /// What the pool is given as its `connection_timeout`, which a manager is not told. With it a longer
+    /// `connect_timeout`, `connect_deadline` or `ping_timeout` is an error, and what is left at its
+    /// default fits in: `connect_deadline` becomes no more than 80 % of it and `connect_timeout` 40 %,
+    /// so that a pool that cannot be built says why, and `all_down_wait` no less than 60 %.
     ///
     /// Defaults to not being known.
     #[must_use]
@@ -418,7 +418,8 @@ impl<C> PeerManagerBuilder<C> {
     /// A query's fault decides what happens to its connection ([`Fault::ConnectionLost`]), whether its
     /// peer is marked down until a check that follows at once ([`Fault::PeerNotReady`]), or only checked
     /// at once ([`Fault::PeerDown`], [`Fault::Misconfigured`], and [`Fault::WrongRole`] under
-    /// [`Role::ReadWrite`]); a login's, whether the peer is marked down. What the application gets is the error as it is.
+    /// [`Role::ReadWrite`]); a login's, whether the peer is marked down. What the application gets is the
+    /// error as it is.
     ///
     /// Defaults to nothing. The last call counts.
     #[must_use]

@@ -202,9 +202,6 @@ fn apply<C: 'static>(
     place: Place<'_>,
     mut settings: Settings,
 ) -> PeerManagerBuilder<C> {
-    if builder.is_mistaken() {
-        return builder;
-    }
     // What stands beside a URL or a peer counts, not what stands in it.
     settings.sort_by_key(|(key, _)| !SOURCES.contains(&&**key));
     for (index, (key, value)) in settings.iter().enumerate() {
@@ -360,7 +357,7 @@ fn unknown(key: &str, place: Place<'_>) -> Wrong {
     if place == Place::Rocket {
         let rockets = match key {
             "max_size" => Some("pool_size"),
-            "pool_timeout" | "connection_timeout" => Some("timeout"),
+            "connection_timeout" => Some("timeout"),
             _ => similar_in(key, ["pool_size", "timeout"]),
         };
         if let Some(rockets) = rockets {

@@ -349,15 +349,15 @@ impl Peer {
         match answer {
             Answer::Works => {
                 let room = self.succeeded(began, now);
-                self.suspected = self.suspected.filter(|at| *at > began);
+                self.settle(began);
                 self.set_up(began, now).or(room)
             }
             Answer::Refused(refusal) => {
-                self.suspected = self.suspected.filter(|at| *at > began);
+                self.settle(began);
                 self.refused((began, now), refusal, due)
             }
             Answer::None(why) if kind == ProbeKind::Regular => {
-                self.suspected = self.suspected.filter(|at| *at > began);
+                self.settle(began);
                 self.silent((began, now), why, due)
             }
             Answer::None(_) => {
@@ -374,6 +374,11 @@ impl Peer {
                 None
             }
         }
+    }
+
+    /// A check that began at `began` has settled what was suspected before.
+    fn settle(&mut self, began: Instant) {
+        self.suspected = self.suspected.filter(|at| *at > began);
     }
 
     /// It has stopped, as a round of checks has shown that began at `began`.

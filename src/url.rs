@@ -12,9 +12,7 @@ use crate::error::Flaw;
 pub(crate) use credentials::AskCredentials;
 pub use credentials::Credentials;
 use redaction::{REDACTED, Secrets};
-pub(crate) use uri::{
-    Parameter, Uri, parameters, percent_decoded, percent_encoded, write_parameters,
-};
+pub(crate) use uri::{Parameter, Query, Uri, parameters, percent_decoded, percent_encoded};
 
 /// A peer's URL. `Debug` does not show it, and there is no `Display`.
 pub(crate) struct PeerUrl {

@@ -13,20 +13,7 @@ packages=(
 )
 # A browser, and what drives it. Ubuntu has no such packages; there it has to be installed already.
 command -v chromedriver >/dev/null || packages+=(chromium chromium-driver)
-missing=()
-for package in "${packages[@]}"; do
-    dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null \
-        | grep -qx installed || missing+=("$package")
-done
-if ((${#missing[@]})); then
-    echo "installing: ${missing[*]}"
-    as_root=(env DEBIAN_FRONTEND=noninteractive)
-    if ((EUID != 0)); then as_root=(sudo "${as_root[@]}"); fi
-    # The packages' own servers are not wanted: each test starts its own.
-    as_root+=(RUNLEVEL=1)
-    "${as_root[@]}" apt-get update -qq
-    "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}"
-fi
+tests/install.sh "${packages[@]}"
 
 step() {
     echo

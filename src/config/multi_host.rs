@@ -5,7 +5,7 @@ use super::{POOLS, Place, SETTINGS, Settings, apply, similar, unknown};
 use crate::builder::{PeerConfig, PeerManagerBuilder};
 use crate::dialect::Dialect;
 use crate::error::{Flaw, Kind};
-use crate::url::{Parameter, Uri, parameters, percent_decoded, write_parameters};
+use crate::url::{Parameter, Query, Uri, parameters, percent_decoded};
 
 /// What stands before a setting that each peer has of its own: `weight.db0=2`.
 const PER_PEER: [&str; 2] = ["weight.", "tier."];
@@ -15,8 +15,7 @@ const PLACES: [&str; 4] = ["host", "hostaddr", "unix_socket", "service"];
 
 const RIGHT: &str = "give `scheme://user:password@host0:1,host1:2/database?key=value`";
 
-/// Gives the peers and the settings of a URL to the builder.
-/// `key` is what the URL is called where it stands.
+/// Gives the peers and the settings of a URL to the builder. `key` is what it is called where it stands.
 pub(super) fn url<C: 'static>(
     builder: PeerManagerBuilder<C>,
     key: &str,
@@ -103,8 +102,7 @@ fn split_paths(text: &str) -> Result<(Vec<PeerConfig>, Settings), Kind> {
         return Err(Kind::Setting { key, flaw, right: "write `file:PATH?mode=rw`".into() });
     }
     let peer = |(index, path): (usize, &str)| {
-        let mut url = format!("{scheme}{path}");
-        write_parameters(&mut url, &parameters).expect("a text takes all");
+        let url = format!("{scheme}{path}{}", Query(&parameters));
         let name = name_of_path(paths).map_or_else(|| format!("peer{index}"), |_| path.to_owned());
         PeerConfig { name, url, weight: None, tier: None }
     };

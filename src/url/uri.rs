@@ -92,8 +92,7 @@ impl fmt::Display for Uri {
         if let Some(userinfo) = userinfo {
             write!(f, "{userinfo}@")?;
         }
-        write!(f, "{}{path}", hosts.join(","))?;
-        write_parameters(f, parameters)
+        write!(f, "{}{path}{}", hosts.join(","), Query(parameters))
     }
 }
 
@@ -117,14 +116,18 @@ pub(crate) fn parameters(query: &str) -> Vec<Parameter> {
 }
 
 /// `?key=value&key`, or nothing.
-pub(crate) fn write_parameters(f: &mut impl fmt::Write, parameters: &[Parameter]) -> fmt::Result {
-    for (index, Parameter { key, value }) in parameters.iter().enumerate() {
-        write!(f, "{}{key}", if index == 0 { '?' } else { '&' })?;
-        if let Some(value) = value {
-            write!(f, "={value}")?;
+pub(crate) struct Query<'a>(pub(crate) &'a [Parameter]);
+
+impl fmt::Display for Query<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, Parameter { key, value }) in self.0.iter().enumerate() {
+            write!(f, "{}{key}", if index == 0 { '?' } else { '&' })?;
+            if let Some(value) = value {
+                write!(f, "={value}")?;
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// A host name, an IPv4 address or an IPv6 address in brackets, and its port.
