@@ -14,17 +14,17 @@ use rand::SeedableRng;
 use rand::rngs::{SmallRng, SysRng};
 
 use crate::checker;
-use crate::connection::Links;
 use crate::dialect::Dialect;
 use crate::error::{BuildError, Flaw, Kind, shown_name};
-use crate::exchange::Exchange;
 use crate::fault::{Failed, Fault, Judge};
-use crate::login::{Hooks, OnConnect};
+use crate::login::session::{Hooks, OnConnect};
 use crate::manager::PeerManager;
-use crate::peer::Peer;
+use crate::peers::peer::Peer;
+use crate::peers::set::PeerSet;
 use crate::policy::{AllDown, Balance, Donors, Recheck, Role, Strategy};
+use crate::pool::connection::Links;
+use crate::pool::exchange::Exchange;
 use crate::rules::{Asked, Rules};
-use crate::set::PeerSet;
 use crate::url::{AskCredentials, Credentials, PeerUrl};
 
 /// Builds a [`PeerManager`].

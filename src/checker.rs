@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, after, at, bounded, never, select};
 use diesel::r2d2::R2D2Connection;
 
-use crate::connection::Links;
-use crate::dial;
-use crate::login::Hooks;
-use crate::set::PeerSet;
+use crate::login::dial;
+use crate::login::session::Hooks;
+use crate::peers::set::PeerSet;
+use crate::pool::connection::Links;
 
 /// The name of the checker's thread. Linux shows the first 15 characters of a thread's name.
 const CHECKER: &str = "peers-checker";
@@ -90,11 +90,11 @@ mod tests {
     use crossbeam_channel::unbounded;
 
     use super::*;
-    use crate::duties::Probe;
-    use crate::peer::{Answer, ProbeKind};
+    use crate::peers::duties::Probe;
+    use crate::peers::peer::{Answer, ProbeKind};
+    use crate::peers::set::tests::set_of;
     use crate::policy::Recheck;
     use crate::rules::tests::INTERVAL;
-    use crate::set::tests::set_of;
 
     /// A clock that only moves when it is told to.
     struct Clock(Mutex<Instant>);

@@ -11,10 +11,10 @@ use diesel::ConnectionError;
 use diesel::r2d2::{Error, ManageConnection, R2D2Connection};
 
 use crate::builder::PeerManagerBuilder;
-use crate::connection::{Links, PeerConnection};
-use crate::dial;
-use crate::login::Hooks;
-use crate::peers::Peers;
+use crate::login::dial;
+use crate::login::session::Hooks;
+use crate::peers::handle::Peers;
+use crate::pool::connection::{Links, PeerConnection};
 
 /// Makes and checks the connections of one `r2d2::Pool` over several equivalent peers.
 ///

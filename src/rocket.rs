@@ -56,10 +56,10 @@ pub use registry::Registry;
 
 use crate::builder::PeerManagerBuilder;
 use crate::config::Config;
-use crate::connection::PeerConnection;
 use crate::dialect::Dialect;
 use crate::manager::PeerManager;
-use crate::prime::prime;
+use crate::pool::connection::PeerConnection;
+use crate::pool::prime::prime;
 use registry::PEERS;
 
 /// Rocket's settings beside `url`.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::error::BuildError;
-use crate::peers::{PeerState, PeerStatus, Peers};
+use crate::peers::handle::{PeerState, PeerStatus, Peers};
 
 /// Why a database's pool was not built. Rocket shows it by `Debug`, which tells the story.
 pub struct LaunchError {

@@ -8,7 +8,7 @@ use rocket::figment::Figment;
 use rocket::figment::value::Value;
 
 use crate::caught::lock;
-use crate::peers::Peers;
+use crate::peers::handle::Peers;
 
 /// Stands for the `url` that Rocket insists on where a table of peers takes its place.
 pub(super) const PEERS: &str = "see peers";

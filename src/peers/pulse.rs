@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::caught::lock;
-use crate::socket::Socket;
+use crate::login::socket::Socket;
 
 /// A peer is hesitant when a query has been running there for this long and it has not answered
 /// anything since: many times what most queries take, and little for a thread to lose.

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use crate::pulse::{Pulse, Vitals};
-use crate::set::{PeerSet, Picked};
+use crate::peers::pulse::{Pulse, Vitals};
+use crate::peers::set::{PeerSet, Picked};
 
 /// A place on one peer: a login in flight, then a link. Dropping it gives the place back.
 #[derive(Debug)]

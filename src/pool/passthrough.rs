@@ -19,8 +19,8 @@ use diesel::r2d2::R2D2Connection;
 use diesel::result::{ConnectionError, ConnectionResult, QueryResult};
 use diesel::sql_types::TypeMetadata;
 
-use crate::connection::PeerConnection;
-use crate::observer::Observer;
+use crate::login::observer::Observer;
+use crate::pool::connection::PeerConnection;
 
 impl<C: ConnectionSealed> ConnectionSealed for PeerConnection<C> {}
 

@@ -12,10 +12,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::caught::{Panicked, caught, lock};
-use crate::deadline::Late;
 use crate::fault::{Fault, Refusal, is_timeout};
-use crate::set::PeerSet;
-use crate::socket::{self, Socket, Sockets, Thread};
+use crate::login::socket::{self, Socket, Sockets, Thread};
+use crate::peers::deadline::Late;
+use crate::peers::set::PeerSet;
 
 /// The name of a thread that makes one login. Linux shows the first 15 characters.
 const DIALER: &str = "peers-dial";

@@ -8,16 +8,16 @@ use diesel::r2d2::R2D2Connection;
 use log::warn;
 
 use crate::caught::caught;
-use crate::duties::Probe;
-use crate::helper::{self, Failure, Patience};
-use crate::lease::Lease;
-use crate::link::Link;
-use crate::login::{Hooks, Login};
-use crate::outage::Word;
-use crate::peer::{Answer, Health, Peer, ProbeKind};
+use crate::login::helper::{self, Failure, Patience};
+use crate::login::session::{Hooks, Login};
+use crate::peers::duties::Probe;
+use crate::peers::lease::Lease;
+use crate::peers::outage::Word;
+use crate::peers::peer::{Answer, Health, Peer, ProbeKind};
+use crate::peers::set::{PeerSet, Picked, in_words};
+use crate::peers::share::nobody_takes_work;
 use crate::policy::AllDown;
-use crate::set::{PeerSet, Picked, in_words};
-use crate::share::nobody_takes_work;
+use crate::pool::link::Link;
 
 /// Makes a connection to one of the peers. While all are down, who asks first is told the story at
 /// once; after that, one waits for the end of it.

@@ -4,8 +4,8 @@
 
 use rand::{Rng, RngExt};
 
+use crate::peers::share::{Candidate, by_chance};
 use crate::policy::Strategy;
-use crate::share::{Candidate, by_chance};
 
 /// A strategy, and what it remembers between two choices.
 #[derive(Debug)]

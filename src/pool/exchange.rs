@@ -28,10 +28,10 @@ use std::time::{Duration, Instant};
 use rand::rngs::SmallRng;
 
 use crate::caught::lock;
+use crate::peers::pulse::Pulse;
+use crate::peers::share::Candidate;
 use crate::policy::Strategy;
-use crate::pulse::Pulse;
-use crate::share::Candidate;
-use crate::strategy::Chooser;
+use crate::pool::strategy::Chooser;
 
 /// How long the newest link of a thread stays reserved for its slot once it is known that the pool's
 /// customizer leaves links alone. r2d2 runs the customizer right after `connect()` has returned, so

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::peer::{Peer, ProbeKind, Transition};
+use crate::peers::peer::{Peer, ProbeKind, Transition};
+use crate::peers::pulse::{Pulse, Vitals};
+use crate::peers::share::nobody_takes_work;
+use crate::peers::stall::{Round, Signs, Verdict, judge};
 use crate::policy::Recheck;
-use crate::pulse::{Pulse, Vitals};
 use crate::rules::{Due, Rules};
-use crate::share::nobody_takes_work;
-use crate::stall::{Round, Signs, Verdict, judge};
 use crate::url::PeerUrl;
 
 /// A probe that the checker is to make.
@@ -166,10 +166,10 @@ fn brief(peer: &Peer, rules: &Rules) -> Duration {
 mod tests {
     use super::*;
     use crate::fault::{Fault, Refusal};
-    use crate::peer::Answer;
-    use crate::rules::tests::rules;
     #[cfg(all(feature = "socket", target_os = "linux"))]
-    use crate::socket::Socket;
+    use crate::login::socket::Socket;
+    use crate::peers::peer::Answer;
+    use crate::rules::tests::rules;
 
     /// Peers on which queries run, and a clock that only moves when it is told to.
     struct Story {

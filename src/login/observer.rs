@@ -10,9 +10,9 @@ use diesel::connection::{DynInstrumentation, Instrumentation, InstrumentationEve
 use diesel::result::Error;
 
 use crate::fault::Fault;
+use crate::peers::pulse::{Pulse, Vitals};
+use crate::peers::set::PeerSet;
 use crate::policy::Role;
-use crate::pulse::{Pulse, Vitals};
-use crate::set::PeerSet;
 
 /// Where what is seen of one link goes.
 #[derive(Debug, Clone)]

@@ -3,7 +3,7 @@
 
 use rand::{Rng, RngExt};
 
-use crate::peer::Peer;
+use crate::peers::peer::Peer;
 use crate::policy::{AllDown, Strategy};
 
 /// The proportion of the work that each peer is to have now: its weight, or nothing while it is
@@ -142,7 +142,7 @@ mod tests {
 
     use super::*;
     use crate::fault::{Fault, Refusal};
-    use crate::peer::Answer;
+    use crate::peers::peer::Answer;
     use crate::rules::Due;
     use crate::url::PeerUrl;
 

@@ -11,14 +11,14 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use crate::caught::{caught, lock};
-use crate::deadline::{Deadlines, Late, Ticket};
-use crate::duties::{self, Probe, Stalled, Work};
-use crate::exchange::Standing;
-use crate::outage::Outage;
-use crate::peer::{Counts, Peer, Transition};
-use crate::pulse::Pulse;
+use crate::peers::deadline::{Deadlines, Late, Ticket};
+use crate::peers::duties::{self, Probe, Stalled, Work};
+use crate::peers::outage::Outage;
+use crate::peers::peer::{Counts, Peer, Transition};
+use crate::peers::pulse::Pulse;
+use crate::peers::share::{nobody_takes_work, pick, shares, surplus};
+use crate::pool::exchange::Standing;
 use crate::rules::{Due, Rules};
-use crate::share::{nobody_takes_work, pick, shares, surplus};
 use crate::url::PeerUrl;
 
 /// How often the checker looks at the queries that are running, while there are any.
@@ -386,7 +386,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::fault::{Fault, Refusal};
-    use crate::peer::Answer;
+    use crate::peers::peer::Answer;
     use crate::policy::Recheck;
     use crate::rules::tests::{INTERVAL, PACE, rules};
 

@@ -6,10 +6,10 @@ use diesel::connection::{DynInstrumentation, TransactionManager};
 use diesel::r2d2::R2D2Connection;
 
 use crate::caught::caught;
-use crate::exchange::Shelved;
-use crate::lease::Lease;
-use crate::login::Session;
-use crate::observer::{Observer, Watch};
+use crate::login::observer::{Observer, Watch};
+use crate::login::session::Session;
+use crate::peers::lease::Lease;
+use crate::pool::exchange::Shelved;
 
 /// A diesel connection, and what is known about it.
 #[derive(Debug)]

@@ -9,11 +9,11 @@ use std::time::Instant;
 
 use diesel::r2d2::{Error, R2D2Connection};
 
-use crate::exchange::{Exchange, Reservation};
-use crate::link::Link;
+use crate::peers::set::PeerSet;
 use crate::policy::Balance;
-use crate::set::PeerSet;
-use crate::sound::{Sounding, refused};
+use crate::pool::exchange::{Exchange, Reservation};
+use crate::pool::link::Link;
+use crate::pool::sound::{Sounding, refused};
 
 /// A connection to one of the peers.
 ///

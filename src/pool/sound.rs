@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use diesel::ConnectionError;
 use diesel::r2d2::{Error, R2D2Connection};
 
-use crate::link::{Link, Unanswered};
-use crate::set::PeerSet;
+use crate::peers::set::PeerSet;
+use crate::pool::link::{Link, Unanswered};
 
 /// When a check-out has failed r2d2 tries the next slot at once, in the same thread. Such check-outs
 /// are one to whoever waits for them, and share one deadline; this is how soon "at once" is.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::fault::{Fault, Refusal};
-use crate::pulse::Pulse;
+use crate::peers::pulse::Pulse;
+use crate::peers::stall::Round;
 use crate::rules::Due;
-use crate::stall::Round;
 use crate::url::PeerUrl;
 
 /// The least time between the starts of two probes of one peer, however many links it loses.
