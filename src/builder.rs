@@ -1,6 +1,5 @@
 //! Every setting, and what it does.
 
-use std::env;
 use std::error::Error;
 use std::fmt;
 use std::io;
@@ -15,17 +14,21 @@ use rand::rngs::{SmallRng, SysRng};
 
 use crate::checker;
 use crate::dialect::Dialect;
-use crate::error::{BuildError, Flaw, Kind, shown_name};
+use crate::error::{BuildError, Kind, shown_name};
+use crate::event::EventHandler;
 use crate::fault::{Failed, Fault, Judge};
+use crate::herald;
 use crate::login::session::{Hooks, OnConnect};
 use crate::manager::PeerManager;
+use crate::peers::admission::{Admission, PeerConfig, check_names};
+use crate::peers::journal::Journal;
 use crate::peers::peer::Peer;
 use crate::peers::set::PeerSet;
 use crate::policy::{AllDown, Balance, Donors, Recheck, Role, Strategy};
 use crate::pool::connection::Links;
 use crate::pool::exchange::Exchange;
 use crate::rules::{Asked, Rules};
-use crate::url::{AskCredentials, Credentials, PeerUrl};
+use crate::url::{AskCredentials, Credentials};
 
 /// Builds a [`PeerManager`].
 ///
@@ -44,20 +47,12 @@ pub struct PeerManagerBuilder<C> {
     /// Who logs in to every peer, in place of what its URL says.
     login: Credentials,
     credentials: Option<Box<AskCredentials>>,
+    event_handler: Option<Box<dyn EventHandler>>,
     rng_seed: Option<u64>,
     /// The beginnings of the environment variables that were asked for.
     prefixes: Vec<String>,
     /// The first thing that was wrong with a setting in text.
     mistake: Option<Kind>,
-}
-
-/// A peer as it was given.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct PeerConfig {
-    pub(crate) name: String,
-    pub(crate) url: String,
-    pub(crate) weight: Option<u32>,
-    pub(crate) tier: Option<u32>,
 }
 
 // Not derived: the URLs are secrets, and `C` need not be `Debug`.
@@ -92,6 +87,7 @@ impl<C> PeerManagerBuilder<C> {
             on_connect: Box::new(|_| Ok(())),
             login: Credentials::default(),
             credentials: None,
+            event_handler: None,
             rng_seed: None,
             prefixes: Vec::new(),
             mistake: None,
@@ -104,8 +100,27 @@ impl<C> PeerManagerBuilder<C> {
     /// At least one peer is needed.
     #[must_use]
     pub fn peer(mut self, name: impl Into<String>, url: impl Into<String>) -> Self {
-        let (name, url) = (name.into(), url.into());
-        self.peers.push(PeerConfig { name, url, weight: None, tier: None });
+        self.peers.push(PeerConfig::new(name, url));
+        self
+    }
+
+    /// What the pool is called on status pages and in metrics, where there may be several. It is shown
+    /// as it is.
+    ///
+    /// Defaults to `default`; in a Rocket application to the database's name.
+    #[must_use]
+    pub fn pool_name(mut self, pool_name: impl Into<String>) -> Self {
+        self.rules.pool_name = pool_name.into();
+        self.asked.insert("pool_name");
+        self
+    }
+
+    /// Who is told of what happens to the peers, on a thread of their own.
+    ///
+    /// Defaults to nobody. The last call counts.
+    #[must_use]
+    pub fn event_handler(mut self, handler: impl EventHandler) -> Self {
+        self.event_handler = Some(Box::new(handler));
         self
     }
 
@@ -558,87 +573,64 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         if peers.is_empty() {
             return Err(Kind::NoPeers { prefixes: self.prefixes }.into());
         }
+        check_pool_name(&rules.pool_name)?;
         check_names(&peers)?;
         let weight_of = by_name("weight", &peers, &weights)?;
         let tier_of = by_name("tier", &peers, &tiers)?;
         let rules = rules.check(&asked)?;
-        let dialect = Dialect::of::<C>();
+        let admission = Admission {
+            dialect: Dialect::of::<C>(),
+            login,
+            asked_at_login: self.credentials.is_some(),
+            connect_timeout: rules.connect_timeout,
+        };
+        let urls = admission.urls(&peers)?;
+        #[expect(clippy::disallowed_methods, reason = "the manager's story starts here")]
+        let now = Instant::now();
+        let peer = |(PeerConfig { name, weight, tier, .. }, url)| {
+            let weight = weight_of(&name).or(weight).unwrap_or(1);
+            let tier = tier_of(&name).or(tier).unwrap_or(0);
+            Peer::new(Arc::from(name), url, weight, tier, now)
+        };
+        let peers: Vec<Peer> = peers.into_iter().zip(urls).map(peer).collect();
+        if peers.iter().all(|peer| peer.weight == 0) {
+            return Err(Kind::NoWeight.into());
+        }
         let mut rng = match self.rng_seed {
             Some(seed) => SmallRng::seed_from_u64(seed),
             None => SmallRng::try_from_rng(&mut SysRng)
                 .map_err(|error| Kind::System(io::Error::other(error)))?,
         };
-        #[expect(clippy::disallowed_methods, reason = "the manager's story starts here")]
-        let now = Instant::now();
-        let peer = |PeerConfig { name, url, weight, tier }| {
-            let url = peer_url(url, dialect, &login, self.credentials.is_some(), &rules);
-            let url = url.map_err(|flaw| Kind::Url { name: name.clone(), flaw })?;
-            let weight = weight_of(&name).or(weight).unwrap_or(1);
-            let tier = tier_of(&name).or(tier).unwrap_or(0);
-            Ok(Peer::new(Arc::from(name), url, weight, tier, now))
-        };
-        let peers: Vec<Peer> = peers.into_iter().map(peer).collect::<Result<_, Kind>>()?;
-        if peers.iter().all(|peer| peer.weight == 0) {
-            return Err(Kind::NoWeight.into());
-        }
         let hooks = Arc::new(Hooks { probe, on_connect, credentials: self.credentials });
-        let pulses: Vec<_> = peers.iter().map(|peer| peer.pulse.clone()).collect();
         // Each its own generator, so that the choices of one do not depend on the other's number.
-        let exchange = Exchange::new(rules.strategy, pulses, rng.fork());
+        let exchange = Exchange::new(rules.strategy, rng.fork());
+        let (stop, stopped) = bounded(0);
+        let journal = match self.event_handler {
+            Some(handler) => {
+                let (journal, events) = Journal::with_reader();
+                herald::start(handler, events, stopped.clone()).map_err(Kind::System)?;
+                journal
+            }
+            None => Journal::default(),
+        };
         let (wake, woken) = bounded(1);
-        let set = Arc::new(PeerSet::new(peers, rules, rng, wake, now));
+        let set = Arc::new(PeerSet::new(peers, rules, (admission, journal), rng, wake, now));
         let links = Arc::new(Links { set: set.clone(), exchange, balance });
-        let checker = checker::start(set, Arc::downgrade(&links), hooks.clone(), woken)
+        checker::start(set, Arc::downgrade(&links), hooks.clone(), woken, stopped)
             .map_err(Kind::System)?;
-        Ok(PeerManager::new(links, hooks, checker))
+        Ok(PeerManager::new(links, hooks, stop))
     }
 }
 
-/// How much later than this crate libpq ends a login by itself. It counts whole seconds of the clock.
-const LIBPQ_LATER: Duration = Duration::from_secs(2);
-
-/// Where libpq finds the time-out of a login that no URL sets.
-const LIBPQ_TIMEOUT: &str = "PGCONNECT_TIMEOUT";
-
-/// The URL to log in with, once it is seen that it can be one.
-fn peer_url(
-    url: String,
-    dialect: Dialect,
-    login: &Credentials,
-    asked_at_login: bool,
-    rules: &Rules,
-) -> Result<PeerUrl, Flaw> {
-    let mut url = PeerUrl::new(url);
-    url.check(dialect)?;
-    if *login != Credentials::default() {
-        url = url.with_credentials(login)?;
-    }
-    if asked_at_login {
-        url.with_credentials(&Credentials::new("", ""))?;
-    }
-    if dialect == Dialect::Postgres && env::var_os(LIBPQ_TIMEOUT).is_none() {
-        // After ours: libpq's reads like an answer.
-        url = url.with_libpq_timeout(rules.connect_timeout.saturating_add(LIBPQ_LATER));
-    }
-    Ok(url)
-}
-
-fn check_names(peers: &[PeerConfig]) -> Result<(), Kind> {
-    for (index, PeerConfig { name, .. }) in peers.iter().enumerate() {
-        if name.trim().is_empty() {
-            return Err(Kind::EmptyName { position: index + 1 });
-        }
-        if name.contains("://") {
-            return Err(Kind::UrlAsName { position: index + 1 });
-        }
-        if name.chars().any(char::is_control) {
-            return Err(Kind::UnprintableName { name: name.clone() });
-        }
-        if peers[..index].iter().any(|earlier| earlier.name == *name) {
-            return Err(Kind::DuplicateName { name: name.clone() });
-        }
-    }
-    Ok(())
+fn check_pool_name(name: &str) -> Result<(), Kind> {
+    let flaw = match name {
+        _ if name.trim().is_empty() => "is empty",
+        _ if name.contains("://") => "is a URL",
+        _ if name.chars().any(char::is_control) => "holds a control character",
+        _ => return Ok(()),
+    };
+    let right = "it is shown on pages and in metrics";
+    Err(Kind::Setting { key: "`pool_name`".to_owned(), flaw: flaw.into(), right: right.into() })
 }
 
 /// Looks a setting up by the name of its peer; the last one that was given counts.

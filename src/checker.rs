@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, after, at, bounded, never, select};
+use crossbeam_channel::{Receiver, after, at, never, select};
 use diesel::r2d2::R2D2Connection;
 
 use crate::login::dial;
@@ -27,15 +27,15 @@ const FAREWELLS: usize = 50;
 /// stood still.
 const LATE: Duration = Duration::from_millis(100);
 
-/// Starts the checker. It ends when the sender that this returns is dropped.
+/// Starts the checker. It ends when the other end of `stopped` is dropped.
 #[expect(clippy::disallowed_methods, reason = "the checker's clock")]
 pub(crate) fn start<C: R2D2Connection + Send + 'static>(
     set: Arc<PeerSet>,
     links: Weak<Links<C>>,
     hooks: Arc<Hooks<C>>,
     wake: Receiver<()>,
-) -> io::Result<Sender<Infallible>> {
-    let (stop, stopped) = bounded(0);
+    stopped: Receiver<Infallible>,
+) -> io::Result<()> {
     thread::Builder::new().name(CHECKER.to_owned()).spawn(move || {
         let duties = |now| {
             let (probes, next) = set.take_due(now);
@@ -56,7 +56,7 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
         }
         set.deadlines().close();
     })?;
-    Ok(stop)
+    Ok(())
 }
 
 /// The loop: does what is due, learns when something is due again, and waits for that.
@@ -87,7 +87,7 @@ fn run(
 mod tests {
     use std::sync::{Mutex, PoisonError};
 
-    use crossbeam_channel::unbounded;
+    use crossbeam_channel::{bounded, unbounded};
 
     use super::*;
     use crate::peers::duties::Probe;

@@ -14,8 +14,9 @@ pub use deserialize::Config;
 
 use std::env;
 
-use crate::builder::{PeerConfig, PeerManagerBuilder};
+use crate::builder::PeerManagerBuilder;
 use crate::error::{Kind, shown_name};
+use crate::peers::admission::PeerConfig;
 use crate::policy::{AllDown, Balance, Donors, Recheck, Role, Strategy};
 use environment::environment;
 use multi_host::name_of;
@@ -96,7 +97,8 @@ impl<C: 'static> PeerManagerBuilder<C> {
 const SOURCES: [&str; 2] = ["url", "peers"];
 
 /// Every other setting that can be given in text.
-const SETTINGS: [&str; 25] = [
+const SETTINGS: [&str; 26] = [
+    "pool_name",
     "weight",
     "tier",
     "strategy",
@@ -137,7 +139,7 @@ const POOLS: [&str; 8] = [
 ];
 
 /// What only code can say.
-const CLOSURES: [&str; 4] = ["on_connect", "credentials", "probe", "classify"];
+const CLOSURES: [&str; 5] = ["on_connect", "credentials", "probe", "classify", "event_handler"];
 
 const STRATEGIES: [(&str, Strategy); 4] = [
     ("least_connections", Strategy::LeastConnections),
@@ -236,16 +238,17 @@ fn set<C: 'static>(
         "url" if matches!(value, Value::List(_) | Value::Table(_)) => {
             return Err(Wrong::new("is no text", "several URLs stand in `peers`"));
         }
-        "url" => multi_host::url(builder, &place.names(key), value.secret()?),
+        "url" => multi_host::url(builder, &place.names(key), value.text()?),
         "peers" => builder.peers(peers(value, place)?),
         "weight" => per_peer(value)?.into_iter().fold(builder, |b, (name, n)| b.weight(name, n)),
         "tier" => per_peer(value)?.into_iter().fold(builder, |b, (name, n)| b.tier(name, n)),
+        "pool_name" => builder.pool_name(value.text()?),
         "strategy" => builder.strategy(value.choice(&STRATEGIES)?),
         "balance" => builder.balance(value.choice(&BALANCES)?),
         "rebalance_pace" => builder.rebalance_pace(value.duration()?),
         "link_max_age" => builder.link_max_age(value.duration()?),
-        "user" => builder.user(value.secret()?),
-        "password" => builder.password(value.secret()?),
+        "user" => builder.user(value.text()?),
+        "password" => builder.password(value.text()?),
         "pool_timeout" => builder.pool_timeout(value.duration()?),
         "check_interval" => builder.check_interval(value.duration()?),
         "connect_timeout" => builder.connect_timeout(value.duration()?),

@@ -1,4 +1,4 @@
-//! Why a manager was not built: every wrong setting, and what to change.
+//! Why a manager was not built, or its peers not changed: what is wrong, and what would be right.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -64,6 +64,14 @@ pub(crate) enum Kind {
         names: Vec<String>,
     },
     NoWeight,
+    UnknownPeer {
+        /// As it may be shown.
+        name: Flaw,
+        names: Vec<String>,
+    },
+    LastPeer {
+        name: String,
+    },
     System(io::Error),
 }
 
@@ -84,8 +92,14 @@ impl From<Kind> for BuildError {
 
 impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.kind {
-            Kind::NoPeers { prefixes } => {
+        fmt::Display::fmt(&self.kind, f)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPeers { prefixes } => {
                 f.write_str(
                     "there is no peer: give at least one, with `peer(name, url)`, `url` or `peers`",
                 )?;
@@ -93,46 +107,53 @@ impl fmt::Display for BuildError {
                     write!(f, " (the environment variable `{prefix}URL` is not set)")
                 })
             }
-            Kind::EmptyName { position } => write!(
+            Self::EmptyName { position } => write!(
                 f,
                 "the name of peer number {position} is empty: give it a name to be known by in logs",
             ),
             // The name is not shown: it holds the password.
-            Kind::UrlAsName { position } => write!(
+            Self::UrlAsName { position } => write!(
                 f,
                 "the name of peer number {position} is a URL: it is `peer(name, url)`, and names are \
                  printed in logs",
             ),
-            Kind::UnprintableName { name } => write!(
+            Self::UnprintableName { name } => write!(
                 f,
                 "the peer name {name:?} holds a control character: names are printed in logs",
             ),
-            Kind::DuplicateName { name } => {
+            Self::DuplicateName { name } => {
                 write!(f, "two peers have the name {name:?}: each peer needs a name of its own")
             }
-            Kind::Url { name, flaw } => write!(
+            Self::Url { name, flaw } => write!(
                 f,
                 "the URL of peer {name:?} {flaw}: give what diesel's `establish` takes, as \
                  `mysql://user:password@host/database`",
             ),
-            Kind::Setting { key, flaw, right } => write!(f, "{key} {flaw}: {right}"),
-            Kind::TooShort { setting, duration, least } => {
+            Self::Setting { key, flaw, right } => write!(f, "{key} {flaw}: {right}"),
+            Self::TooShort { setting, duration, least } => {
                 write!(f, "`{setting}` is {duration:?}: give at least {least:?}")
             }
-            Kind::Contradiction { shorter, longer } => write!(
+            Self::Contradiction { shorter, longer } => write!(
                 f,
                 "`{}` is {:?}, and `{}` only {:?}: make the first no longer than the second",
                 shorter.0, shorter.1, longer.0, longer.1,
             ),
-            Kind::NoSuchPeer { setting, name, names } => write!(
+            Self::NoSuchPeer { setting, name, names } => write!(
                 f,
                 "there is no peer {name} to give a {setting} to: the peers are {}",
                 names.join(", "),
             ),
-            Kind::NoWeight => f.write_str(
+            Self::NoWeight => f.write_str(
                 "every peer has weight 0: no peer would get any work, give one a weight",
             ),
-            Kind::System(error) => {
+            Self::UnknownPeer { name, names } => {
+                write!(f, "there is no peer {name}: the peers are {}", names.join(", "))
+            }
+            Self::LastPeer { name } => write!(
+                f,
+                "peer {name:?} cannot be removed: no other has a weight, so nobody would serve",
+            ),
+            Self::System(error) => {
                 write!(f, "the operating system did not give what the checker needs: {error}")
             }
         }
@@ -147,3 +168,28 @@ impl std::error::Error for BuildError {
         }
     }
 }
+
+/// Why the peers were not changed, from a method of [`Peers`](crate::Peers). Nothing was changed.
+pub struct ChangeError {
+    kind: Kind,
+}
+
+impl From<Kind> for ChangeError {
+    fn from(kind: Kind) -> Self {
+        Self { kind }
+    }
+}
+
+impl fmt::Debug for ChangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.kind, f)
+    }
+}
+
+impl fmt::Display for ChangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.kind, f)
+    }
+}
+
+impl std::error::Error for ChangeError {}

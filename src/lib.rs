@@ -10,7 +10,9 @@ mod checker;
 mod config;
 mod dialect;
 mod error;
+mod event;
 mod fault;
+mod herald;
 mod login;
 mod manager;
 mod peers;
@@ -24,10 +26,14 @@ mod url;
 pub use crate::builder::PeerManagerBuilder;
 #[cfg(feature = "serde")]
 pub use crate::config::Config;
-pub use crate::error::BuildError;
+pub use crate::error::{BuildError, ChangeError};
+pub use crate::event::{Event, EventHandler, EventKind, Retired};
 pub use crate::fault::{Failed, Fault};
 pub use crate::manager::PeerManager;
-pub use crate::peers::handle::{PeerState, PeerStatus, Peers, Snapshot};
+pub use crate::peers::admission::PeerConfig;
+pub use crate::peers::handle::Peers;
+pub use crate::peers::set::Drain;
+pub use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot};
 pub use crate::policy::{AllDown, Balance, Donors, Recheck, Role, Strategy};
 pub use crate::pool::connection::PeerConnection;
 #[doc(hidden)]

@@ -23,9 +23,9 @@ use crate::pool::connection::{Links, PeerConnection};
 pub struct PeerManager<C> {
     links: Arc<Links<C>>,
     hooks: Arc<Hooks<C>>,
-    /// Dropping it ends the checker. Nothing is joined: the last owner of a pool may be one of
+    /// Dropping it ends the checker, and who tells of events. Nothing is joined: the last owner of a pool may be one of
     /// r2d2's own workers.
-    _checker: Sender<Infallible>,
+    _stop: Sender<Infallible>,
 }
 
 impl<C> PeerManager<C> {
@@ -38,9 +38,9 @@ impl<C> PeerManager<C> {
     pub(crate) fn new(
         links: Arc<Links<C>>,
         hooks: Arc<Hooks<C>>,
-        checker: Sender<Infallible>,
+        stop: Sender<Infallible>,
     ) -> Self {
-        Self { links, hooks, _checker: checker }
+        Self { links, hooks, _stop: stop }
     }
 
     /// A handle to the state of the peers. Take it before the manager goes into its pool.

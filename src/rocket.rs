@@ -90,7 +90,7 @@ impl<C: R2D2Connection + Send + 'static> Poolable for PeerConnection<C> {
         let settings = figment.extract::<Config>()?.without(&[SIZE, TIMEOUT]);
         let settings = if url == PEERS { settings.without(&["url"]) } else { settings };
 
-        let mut builder = PeerManager::builder();
+        let mut builder = PeerManager::builder().pool_name(database);
         if Dialect::of::<C>() == Dialect::Sqlite {
             builder = builder.on_connect(|conn: &mut C| {
                 conn.batch_execute(SQLITE)?;

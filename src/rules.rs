@@ -80,9 +80,14 @@ const DEFAULT_REBALANCE_PACE: Duration = Duration::from_millis(200);
 /// How old a connection gets. As r2d2's `max_lifetime`, which counts for its slots.
 const DEFAULT_LINK_MAX_AGE: Duration = Duration::from_secs(30 * 60);
 
+/// What a pool is called that is the only one.
+const DEFAULT_NAME: &str = "default";
+
 /// The settings; each is explained where it is set, in the builder.
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
+    /// What the pool is called.
+    pub(crate) pool_name: String,
     pub(crate) check_interval: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) connect_deadline: Duration,
@@ -109,6 +114,7 @@ pub(crate) struct Rules {
 impl Default for Rules {
     fn default() -> Self {
         Self {
+            pool_name: DEFAULT_NAME.to_owned(),
             check_interval: DEFAULT_CHECK_INTERVAL,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             connect_deadline: DEFAULT_CONNECT_DEADLINE,
@@ -281,6 +287,7 @@ pub(crate) mod tests {
     /// Rules to test with.
     pub(crate) fn rules() -> Rules {
         Rules {
+            pool_name: DEFAULT_NAME.to_owned(),
             check_interval: INTERVAL,
             connect_timeout: Duration::from_secs(5),
             connect_deadline: Duration::from_secs(10),

@@ -139,6 +139,19 @@ impl PeerUrl {
         Ok(Self { secrets: Secrets::of(&url, password.as_deref()), url })
     }
 
+    /// Whether both lead to the same database, whoever logs in.
+    pub(crate) fn leads_to_the_same(&self, other: &Self) -> bool {
+        let place = |url: &str| match Uri::parse(url) {
+            Ok(mut uri) => {
+                uri.userinfo = None;
+                uri.parameters.retain(|it| !["user", "password"].contains(&&*it.key));
+                uri.to_string()
+            }
+            Err(_) => url.to_owned(),
+        };
+        place(&self.url) == place(&other.url)
+    }
+
     /// Whether a MySQL connection that is not encrypted is none.
     pub(crate) fn requires_encryption(&self) -> bool {
         let asked = Uri::parse(&self.url).and_then(|uri| encryption(&uri));

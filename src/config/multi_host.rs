@@ -2,9 +2,10 @@
 
 use super::value::{Value, Wrong};
 use super::{POOLS, Place, SETTINGS, Settings, apply, similar, unknown};
-use crate::builder::{PeerConfig, PeerManagerBuilder};
+use crate::builder::PeerManagerBuilder;
 use crate::dialect::Dialect;
 use crate::error::{Flaw, Kind};
+use crate::peers::admission::PeerConfig;
 use crate::url::{Parameter, Query, Uri, parameters, percent_decoded};
 
 /// What stands before a setting that each peer has of its own: `weight.db0=2`.

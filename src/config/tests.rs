@@ -166,39 +166,46 @@ fn a_later_source_counts() {
 /// Each key sets what it is named for, in its unit.
 #[test]
 fn every_setting_does_what_it_says() {
-    let (ms, s) = (Duration::from_millis, Duration::from_secs);
-    let b = builder;
-    for (text, by_hand) in [
-        ("weight.a=2", b().weight("a", 2)),
-        ("tier.a=2", b().tier("a", 2)),
-        ("weight.%61=2", b().weight("a", 2)),
-        ("strategy=least_connections", b().strategy(crate::Strategy::LeastConnections)),
-        ("strategy=random", b().strategy(crate::Strategy::Random)),
-        ("strategy=round_robin", b().strategy(crate::Strategy::RoundRobin)),
-        ("strategy=ordered", b().strategy(crate::Strategy::Ordered)),
-        ("balance=per_connection", b().balance(Balance::PerConnection)),
-        ("rebalance_pace=7", b().rebalance_pace(s(7))),
-        ("link_max_age=7h", b().link_max_age(s(7 * 3_600))),
-        ("user=x", b().user("x")),
-        ("password=x", b().password("x")),
-        ("pool_timeout=7m", b().pool_timeout(s(7 * 60))),
-        ("check_interval=7min", b().check_interval(s(7 * 60))),
-        ("connect_timeout=7", b().connect_timeout(s(7))),
-        ("connect_deadline=7s", b().connect_deadline(s(7))),
-        ("ping_timeout=7ms", b().ping_timeout(ms(7))),
-        ("ping_idle=0.5", b().ping_idle(ms(500))),
-        ("stall_after=1.5m", b().stall_after(s(90))),
-        ("probe_timeout=7", b().probe_timeout(s(7))),
-        ("tcp_keepalive=7", b().tcp_keepalive(s(7))),
-        ("tcp_user_timeout=7ms", b().tcp_user_timeout(ms(7))),
-        ("recheck=clear", b().recheck(Recheck::Clear)),
-        ("all_down=fail", b().all_down(AllDown::Fail)),
-        ("all_down_interval=7", b().all_down_interval(s(7))),
-        ("all_down_wait=7", b().all_down_wait(s(7))),
-        ("rng_seed=7", b().rng_seed(7)),
-    ] {
-        let by_hand = by_hand.peer("a", "mysql://a");
-        assert_eq!(b().url(&format!("mysql://a?{text}")).given(), by_hand.given(), "{text}");
+    type Set = fn(PeerManagerBuilder<NoConnection>) -> PeerManagerBuilder<NoConnection>;
+    const fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+    const fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+    let cases: [(&str, Set); 28] = [
+        ("weight.a=2", |b| b.weight("a", 2)),
+        ("tier.a=2", |b| b.tier("a", 2)),
+        ("weight.%61=2", |b| b.weight("a", 2)),
+        ("strategy=least_connections", |b| b.strategy(crate::Strategy::LeastConnections)),
+        ("pool_name=shop", |b| b.pool_name("shop")),
+        ("strategy=random", |b| b.strategy(crate::Strategy::Random)),
+        ("strategy=round_robin", |b| b.strategy(crate::Strategy::RoundRobin)),
+        ("strategy=ordered", |b| b.strategy(crate::Strategy::Ordered)),
+        ("balance=per_connection", |b| b.balance(Balance::PerConnection)),
+        ("rebalance_pace=7", |b| b.rebalance_pace(s(7))),
+        ("link_max_age=7h", |b| b.link_max_age(s(7 * 3_600))),
+        ("user=x", |b| b.user("x")),
+        ("password=x", |b| b.password("x")),
+        ("pool_timeout=7m", |b| b.pool_timeout(s(7 * 60))),
+        ("check_interval=7min", |b| b.check_interval(s(7 * 60))),
+        ("connect_timeout=7", |b| b.connect_timeout(s(7))),
+        ("connect_deadline=7s", |b| b.connect_deadline(s(7))),
+        ("ping_timeout=7ms", |b| b.ping_timeout(ms(7))),
+        ("ping_idle=0.5", |b| b.ping_idle(ms(500))),
+        ("stall_after=1.5m", |b| b.stall_after(s(90))),
+        ("probe_timeout=7", |b| b.probe_timeout(s(7))),
+        ("tcp_keepalive=7", |b| b.tcp_keepalive(s(7))),
+        ("tcp_user_timeout=7ms", |b| b.tcp_user_timeout(ms(7))),
+        ("recheck=clear", |b| b.recheck(Recheck::Clear)),
+        ("all_down=fail", |b| b.all_down(AllDown::Fail)),
+        ("all_down_interval=7", |b| b.all_down_interval(s(7))),
+        ("all_down_wait=7", |b| b.all_down_wait(s(7))),
+        ("rng_seed=7", |b| b.rng_seed(7)),
+    ];
+    for (text, set) in cases {
+        let by_hand = set(builder()).peer("a", "mysql://a");
+        assert_eq!(builder().url(&format!("mysql://a?{text}")).given(), by_hand.given(), "{text}");
     }
 }
 
@@ -274,6 +281,7 @@ fn files() {
         ("check_interval = nan", "`check_interval` is NaN: give a time"),
         ("check_interval = [1]", "`check_interval` is a list: give a time"),
         ("check_interval = true", "`check_interval` is true: give a time"),
+        ("pool_name = 3", "`pool_name` is no text: put it in quotes"),
         ("strategy = 3", "`strategy` is 3: give one of"),
         ("url = ['mysql://db0']", "`url` is no text: several URLs stand in `peers`"),
         ("max_size = 3", "`max_size` is no setting: it is the pool's"),
@@ -310,6 +318,7 @@ fn settings() -> impl Strategy<Value = (&'static str, String)> {
         (Just("tcp_user_timeout"), prop_oneof![clear, Just("none".to_owned())]),
         (Just("rng_seed"), any::<u64>().prop_map(|seed| seed.to_string())),
         (select(&["user", "password"][..]), "[a-z@:/?#%&= é]{0,9}"),
+        (Just("pool_name"), names(&["shop"])),
         (Just("strategy"), names(&["least_connections", "random", "round_robin", "ordered"])),
         (Just("balance"), names(&["per_checkout", "per_connection"])),
         (Just("require"), names(&["any", "read_write", "read_only"])),

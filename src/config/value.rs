@@ -83,8 +83,8 @@ impl Value {
         chosen.map(|(_, choice)| *choice).ok_or_else(|| self.wrong(one_of(choices)))
     }
 
-    /// A text that may be a secret, and is not shown when it is none.
-    pub(crate) fn secret(&self) -> Result<&str, Wrong> {
+    /// A text. It may be a secret: what is there instead is not shown.
+    pub(crate) fn text(&self) -> Result<&str, Wrong> {
         match self {
             Self::Text(text) => Ok(text),
             _ => Err(Wrong::new("is no text", "put it in quotes")),

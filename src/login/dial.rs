@@ -1,5 +1,6 @@
 //! Which peers are logged in to: for the pool, and for a check.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,13 +9,15 @@ use diesel::r2d2::R2D2Connection;
 use log::warn;
 
 use crate::caught::caught;
+use crate::event::{EventKind, in_words};
+use crate::fault::Fault;
 use crate::login::helper::{self, Failure, Patience};
 use crate::login::session::{Hooks, Login};
 use crate::peers::duties::Probe;
 use crate::peers::lease::Lease;
 use crate::peers::outage::Word;
 use crate::peers::peer::{Answer, Health, Peer, ProbeKind};
-use crate::peers::set::{PeerSet, Picked, in_words};
+use crate::peers::set::{PeerSet, Picked};
 use crate::peers::share::nobody_takes_work;
 use crate::policy::AllDown;
 use crate::pool::link::Link;
@@ -50,7 +53,7 @@ pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
 
 /// What became of one login.
 struct Outcome<C> {
-    peer: usize,
+    peer: Arc<str>,
     result: Result<Link<C>, Attempt>,
 }
 
@@ -62,7 +65,7 @@ fn dial_around<C: R2D2Connection + Send + 'static>(
     hooks: &Arc<Hooks<C>>,
 ) -> Result<Link<C>, String> {
     let (done, outcomes) = unbounded();
-    let mut attempts: Vec<Attempt> = vec![Attempt::None; set.read(<[_]>::len)];
+    let mut attempts = Attempts::new();
     let mut under_way = 0;
     let mut now = Instant::now();
     let end = now + set.rules().connect_deadline;
@@ -70,8 +73,8 @@ fn dial_around<C: R2D2Connection + Send + 'static>(
     loop {
         if next <= now {
             next = end;
-            if let Some(picked) = set.pick(|index| attempts[index] != Attempt::None) {
-                attempts[picked.peer] = Attempt::UnderWay;
+            if let Some(picked) = set.pick(|peer| attempts.contains_key(&peer.name)) {
+                attempts.insert(picked.name.clone(), Attempt::UnderWay);
                 under_way += 1;
                 next = now + set.hedge(picked.peer);
                 dial(set, picked, now, hooks.clone(), done.clone());
@@ -88,7 +91,7 @@ fn dial_around<C: R2D2Connection + Send + 'static>(
             }
             Ok(Outcome { peer, result: Err(attempt) }) => {
                 under_way -= 1;
-                attempts[peer] = attempt;
+                attempts.insert(peer, attempt);
                 next = Instant::now();
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
@@ -110,7 +113,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
     done: Sender<Outcome<C>>,
 ) {
     let lease = Lease::of_dial(set.clone(), &picked);
-    let Picked { peer, url, pulse, .. } = picked;
+    let Picked { peer, name, url, pulse } = picked;
     let rng = set.rng();
     let login = Login { set: set.clone(), peer, pulse, url, hooks, rng };
     let patience = set.rules().connect_timeout.min(set.rules().connect_deadline);
@@ -128,9 +131,13 @@ fn dial<C: R2D2Connection + Send + 'static>(
                     Ok(Link::new(session, lease, now, judged.expiry(now)))
                 }
                 Err(failure) => {
-                    drop(lease);
                     let why: Arc<str> = failure.to_string().into();
                     let (answer, now) = (Answer::of(failure), stamp());
+                    let failed = answer.fault().map(|fault| EventKind::ConnectFailed {
+                        why: why.to_string(),
+                        fault,
+                        took: now.saturating_duration_since(began),
+                    });
                     let attempt = if answer == Answer::NotAsked {
                         Attempt::NotMade(why)
                     } else {
@@ -139,11 +146,16 @@ fn dial<C: R2D2Connection + Send + 'static>(
                     judged.update(peer, now, |peer, due| {
                         peer.connect_failed((began, now), answer, due)
                     });
+                    if let Some(failed) = failed {
+                        judged.tell(peer, failed);
+                    }
+                    // Until now it keeps the peer's place.
+                    drop(lease);
                     Err(attempt)
                 }
             };
             // When nobody waits for it any more a connection is closed here.
-            drop(done.send(Outcome { peer, result }));
+            drop(done.send(Outcome { peer: name, result }));
         },
     );
 }
@@ -183,6 +195,15 @@ pub(crate) fn probe<C: R2D2Connection + Send + 'static>(
 }
 
 impl Answer {
+    /// What it says of the peer, if it says anything against it.
+    fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.fault),
+            Self::None(_) => Some(Fault::PeerDown),
+            Self::Works | Self::NotAsked => None,
+        }
+    }
+
     fn of(failure: Failure) -> Self {
         match failure {
             Failure::Peer(refusal) => Self::Refused(refusal),
@@ -198,10 +219,12 @@ fn stamp() -> Instant {
     Instant::now()
 }
 
+/// What was done about each peer, by name.
+type Attempts = BTreeMap<Arc<str>, Attempt>;
+
 /// What was done about one peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Attempt {
-    None,
     UnderWay,
     /// Because of this process.
     NotMade(Arc<str>),
@@ -209,23 +232,25 @@ enum Attempt {
 }
 
 /// What happened at each peer in this call, or made it be left out, and when it is checked next.
-fn story(peers: &[Peer], attempts: &[Attempt], now: Instant) -> String {
+fn story(peers: &[Peer], attempts: &Attempts, now: Instant) -> String {
     let all_down = nobody_takes_work(peers);
-    let chapter = |(peer, attempt): (&Peer, &Attempt)| {
+    let chapter = |peer: &Peer| {
         let next = in_words(peer.due(all_down).saturating_duration_since(now));
-        match (attempt, &peer.health) {
-            (Attempt::Failed(why), Health::Up { .. }) if !peer.is_full => {
-                format!("{}: {why} (up again since)", peer.name)
+        let name = &peer.name;
+        match (attempts.get(name), &peer.health) {
+            (Some(Attempt::Failed(why)), Health::Up { .. }) if !peer.is_full => {
+                format!("{name}: {why} (up again since)")
             }
-            (Attempt::Failed(why), _) => format!("{}: {why} ({next})", peer.name),
-            (Attempt::NotMade(why), _) => format!("{}: {why}", peer.name),
-            (Attempt::UnderWay, _) => format!("{}: no answer yet", peer.name),
-            (Attempt::None, Health::Down { refusal, .. }) => {
-                format!("{}: not tried, down since: {} ({next})", peer.name, refusal.why)
+            (Some(Attempt::Failed(why)), _) => format!("{name}: {why} ({next})"),
+            (Some(Attempt::NotMade(why)), _) => format!("{name}: {why}"),
+            (Some(Attempt::UnderWay), _) => format!("{name}: no answer yet"),
+            (None, _) if !peer.is_in_service() => format!("{name}: not tried, as it is drained"),
+            (None, Health::Down { refusal, .. }) => {
+                format!("{name}: not tried, down since: {} ({next})", refusal.why)
             }
-            (Attempt::None, Health::Up { .. }) => format!("{}: up again since", peer.name),
+            (None, Health::Up { .. }) => format!("{name}: up again since"),
         }
     };
-    let chapters: Vec<String> = peers.iter().zip(attempts).map(chapter).collect();
+    let chapters: Vec<String> = peers.iter().filter(|peer| peer.is_member()).map(chapter).collect();
     format!("no peer took the connection: {}", chapters.join("; "))
 }

@@ -60,12 +60,14 @@ impl Watch {
 
     #[expect(clippy::disallowed_methods, reason = "a query is stamped when it ends")]
     fn query_ended(&self, error: Option<&Error>) {
-        self.vitals.rest();
         let now = Instant::now();
+        let tally = &self.pulse.tally;
+        tally.queries.add(self.vitals.query_ends(now));
         let rules = self.set.rules();
         let (fault, is_lost) =
             error.map_or((Fault::Query, false), |error| rules.judge.of_query(error));
         if is_lost {
+            tally.lost.add_one();
             if !self.vitals.is_lost() {
                 self.vitals.lose();
                 self.set.suspect(self.peer, now);

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::peers::peer::{Peer, ProbeKind, Transition};
+use crate::peers::journal::News;
+use crate::peers::peer::{Peer, ProbeKind, Service};
 use crate::peers::pulse::{Pulse, Vitals};
 use crate::peers::share::nobody_takes_work;
 use crate::peers::stall::{Round, Signs, Verdict, judge};
@@ -27,15 +28,15 @@ pub(crate) struct Probe {
 #[derive(Debug, Default)]
 pub(crate) struct Work {
     pub(crate) probes: Vec<Probe>,
-    /// To be logged.
-    pub(crate) transitions: Vec<Transition>,
+    /// To be told.
+    pub(crate) news: Vec<News>,
     pub(crate) stalled: Vec<Stalled>,
 }
 
 /// A peer that has stopped, and the links to it that are to be cut off.
 #[derive(Debug)]
 pub(crate) struct Stalled {
-    pub(crate) name: Arc<str>,
+    pub(crate) peer: usize,
     pub(crate) links: Vec<Arc<Vitals>>,
     /// Whether it was up until now.
     pub(crate) is_news: bool,
@@ -72,9 +73,11 @@ pub(crate) fn regular(
     let mut next: Option<Instant> = None;
     for (index, peer) in peers.iter_mut().enumerate() {
         // A peer that keeps a login hanging is the checker's to try, and so comes back by a probe.
-        let is_cleared = rules.recheck == Recheck::Clear && peer.counts.stuck == 0;
+        let is_cleared =
+            rules.recheck == Recheck::Clear && peer.counts.stuck == 0 && !peer.is_gone();
         if is_cleared && peer.next_check <= now {
-            work.transitions.extend(peer.clear(now, due()));
+            let up = peer.clear(now, due());
+            work.news.extend(up.map(|up| peer.news(up)));
         }
         if peer.probe_due(all_down).is_some_and(|due| due <= now) {
             let patience = if all_down { brief(peer, rules) } else { rules.connect_timeout };
@@ -132,16 +135,18 @@ pub(crate) fn stalls(
             Verdict::Stopped => {
                 let began = peer.round.take().map_or(now, |round| round.began);
                 let is_news = peer.is_up();
-                work.transitions.extend(peer.stopped(began, now, due()));
+                let down = peer.stopped(began, now, due());
+                work.news.extend(down.map(|down| peer.news(down)));
                 let long_ago = now.checked_sub(stall_after).unwrap_or(now);
                 let links = peer.pulse.running_since(long_ago);
-                work.stalled.push(Stalled { name: peer.name.clone(), links, is_news });
+                work.stalled.push(Stalled { peer: index, links, is_news });
             }
         }
     }
     if witnesses_are_needed {
         // The one that answered last, and, as that may have stopped as well, the others by turns.
-        let others = || peers.iter().enumerate().filter(|(_, peer)| peer.round.is_none());
+        let is_there = |peer: &Peer| peer.round.is_none() && !peer.is_gone();
+        let others = || peers.iter().enumerate().filter(|(_, peer)| is_there(peer));
         let liveliest = others().max_by_key(|(_, peer)| peer.answered()).map(|(index, _)| index);
         let next = others()
             .filter(|(index, _)| Some(*index) != liveliest)
@@ -153,6 +158,17 @@ pub(crate) fn stalls(
         }
     }
     is_any_running
+}
+
+/// Looks whether peers that are being drained are empty. Says whether to look again.
+pub(crate) fn drained(peers: &mut [Peer], now: Instant, work: &mut Work) -> bool {
+    let mut is_any_draining = false;
+    for peer in peers {
+        let happened = peer.end_draining(now).into_iter().flatten().flatten();
+        work.news.extend(happened.map(|kind| peer.news(kind)));
+        is_any_draining |= matches!(peer.service, Service::Draining { .. });
+    }
+    is_any_draining
 }
 
 /// For how long an answer is waited for that is needed soon: `probe_timeout`, or what logging in there
@@ -221,7 +237,7 @@ mod tests {
             let mut probed: Vec<usize> = work.probes.iter().map(|probe| probe.peer).collect();
             probed.sort_unstable();
             let stalled = work.stalled.iter().map(|stalled| stalled.links.len()).sum();
-            (probed, work.transitions.len(), stalled)
+            (probed, work.news.len(), stalled)
         }
 
         /// A probe ends: one without an answer has taken as long as it may.

@@ -1,18 +1,35 @@
-//! What an operator sees: a handle, and the snapshot it takes.
+//! What an operator holds: a handle that tells of the peers, and changes them.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::fault::Fault;
-use crate::peers::peer::{Counts, Health, Peer};
-use crate::peers::set::PeerSet;
-use crate::peers::share::nobody_takes_work;
+use crate::error::ChangeError;
+use crate::peers::admission::PeerConfig;
+use crate::peers::set::{Drain, PeerSet};
+use crate::peers::snapshot::Snapshot;
 
 /// A cheap handle to the peers of one manager, from [`PeerManager::peers`].
 ///
 /// It keeps neither a connection nor a thread alive: once the pool is gone it says
 /// [`closed`](Snapshot::closed), and shows what was last known.
+///
+/// Its methods change the peers of this one pool, in this one process, for as long as that lives. What
+/// was set here is not undone by any check or timer. An unknown name is an error, and a call that
+/// changes nothing (a drained peer is drained again) is none. None of them waits for a server.
+///
+/// ```no_run
+/// # use std::time::Duration;
+/// # fn maintain(peers: &diesel_peers::Peers) -> Result<(), diesel_peers::ChangeError> {
+/// let drain = peers.drain("db1")?;
+/// if drain.wait(Duration::from_secs(60)) {
+///     println!("db1 may be stopped");
+/// }
+/// // ... and when it runs again:
+/// peers.resume("db1")?;
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// [`PeerManager::peers`]: crate::PeerManager::peers
 #[derive(Clone)]
@@ -25,104 +42,104 @@ impl Peers {
         Self { set }
     }
 
-    /// The state of every peer, in the order in which they were given to the builder.
+    /// The state of every peer, in the order in which they were given, and what has happened last.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let peers = self.set.read(|peers| {
-            let all_down = nobody_takes_work(peers);
-            peers.iter().map(|peer| PeerStatus::of(peer, all_down)).collect()
-        });
-        Snapshot { closed: self.set.is_closed(), peers }
+        Snapshot::of(&self.set)
     }
+
+    /// Takes a peer out of service: it gets no new work, its idle connections end at once, and those in
+    /// use when they come back, so that nothing fails. The pool opens others to the other peers in their
+    /// place. It stays a peer, and is checked as before, until [`resume`](Self::resume).
+    ///
+    /// Its state is [`Draining`](crate::PeerState::Draining) until the pool has no session there any
+    /// more, then [`Drained`](crate::PeerState::Drained); [`Drain::wait`] waits for that. A connection
+    /// that is never given back keeps it draining.
+    ///
+    /// When no other peer is up nobody serves: `pool.get()` fails after its time-out.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such peer.
+    pub fn drain(&self, name: &str) -> Result<Drain, ChangeError> {
+        Ok(self.set.drain(name, now())?)
+    }
+
+    /// Puts a peer into service again that is drained or being drained. It serves at once if the last
+    /// check found it up, and gets its share of the connections at the pace of
+    /// [`rebalance_pace`](crate::PeerManagerBuilder::rebalance_pace).
+    ///
+    /// # Errors
+    ///
+    /// When there is no such peer, or it is being removed.
+    pub fn resume(&self, name: &str) -> Result<(), ChangeError> {
+        Ok(self.set.resume(name)?)
+    }
+
+    /// Adds a peer. It is assumed to be up, and gets its share of the connections at the pace of
+    /// [`rebalance_pace`](crate::PeerManagerBuilder::rebalance_pace).
+    ///
+    /// # Errors
+    ///
+    /// When there is a peer of this name, or the name or the URL is none, as in
+    /// [`build`](crate::PeerManagerBuilder::build).
+    pub fn add(&self, peer: PeerConfig) -> Result<(), ChangeError> {
+        Ok(self.set.add(peer, now())?)
+    }
+
+    /// Removes a peer. It is drained first, and shown as [`Draining`](crate::PeerState::Draining) until
+    /// it is gone. Another one may have its name at once.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such peer, or no other one with a weight.
+    pub fn remove(&self, name: &str) -> Result<Drain, ChangeError> {
+        Ok(self.set.remove(name, now())?)
+    }
+
+    /// Makes these the peers, for settings that were read anew. One that was there by the same name, and
+    /// whose URL leads to the same place, stays with its state and its connections, drained if it was;
+    /// another user or password counts from its next login. All others are removed, as
+    /// [`remove`](Self::remove) does, and added.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, no weight is more than 0, a name is given twice, or a name or a URL is none.
+    /// Then nothing is changed.
+    pub fn replace(&self, peers: impl IntoIterator<Item = PeerConfig>) -> Result<(), ChangeError> {
+        let peers: Vec<_> = peers.into_iter().collect();
+        Ok(self.set.replace(&peers, now())?)
+    }
+
+    /// Changes a peer's proportion of the work, as
+    /// [`weight`](crate::PeerManagerBuilder::weight) sets it at the start. Connections follow at the pace
+    /// of [`rebalance_pace`](crate::PeerManagerBuilder::rebalance_pace).
+    ///
+    /// # Errors
+    ///
+    /// When there is no such peer, or every weight would be 0.
+    pub fn set_weight(&self, name: &str, weight: u32) -> Result<(), ChangeError> {
+        Ok(self.set.set_weight(name, weight)?)
+    }
+
+    /// Has a peer checked now, in service or not, and not when it is due. What comes of it is shown by
+    /// the next snapshots.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such peer.
+    pub fn probe_now(&self, name: &str) -> Result<(), ChangeError> {
+        Ok(self.set.probe_now(name, now())?)
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "an operator's word counts from when it is given")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 impl fmt::Debug for Peers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.snapshot(), f)
-    }
-}
-
-/// The state of the peers at one moment.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Snapshot {
-    /// Whether the pool is gone.
-    pub closed: bool,
-    /// Every peer, in the order in which they were given to the builder.
-    pub peers: Vec<PeerStatus>,
-}
-
-impl Snapshot {
-    /// The peer of this name.
-    #[must_use]
-    pub fn peer(&self, name: &str) -> Option<&PeerStatus> {
-        self.peers.iter().find(|peer| peer.name == name)
-    }
-}
-
-/// Whether a peer is given new work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum PeerState {
-    /// It is. A peer that nothing is known about yet counts as up.
-    Up,
-    /// It failed, and is left alone until a check succeeds.
-    Down,
-}
-
-/// The state of one peer at one moment.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct PeerStatus {
-    /// The name that was given to the builder.
-    pub name: String,
-    /// Its weight.
-    pub weight: u32,
-    /// Whether it is given new work.
-    pub state: PeerState,
-    /// Since when it has been in this state.
-    pub since: Instant,
-    /// Why it is down; `None` while it is up. Client libraries' messages, without URL or password.
-    pub why: Option<String>,
-    /// What that says of the peer; `None` while it is up.
-    pub fault: Option<Fault>,
-    /// Whether it had no connection to give when it was last asked for one. It is up all the same:
-    /// those that it has given go on being used, and other peers get the new ones.
-    pub is_full: bool,
-    /// When it is checked next.
-    pub next_check: Instant,
-    /// Connections of the pool that are open, in use or idle.
-    pub links: usize,
-    /// Connections of the pool that are in use. In a pool built with `test_on_check_out(false)` one
-    /// counts from the first time that it is used in its check-out; with `Balance::PerConnection` as
-    /// well, not at all.
-    pub in_use: usize,
-    /// Connections that were made for the pool since the manager was built.
-    pub connects: u64,
-    /// Failed logins, for the pool and of checks, since the manager was built.
-    pub failures: u64,
-}
-
-impl PeerStatus {
-    fn of(peer: &Peer, all_down: bool) -> Self {
-        let (state, since, refusal) = match &peer.health {
-            Health::Up { since } => (PeerState::Up, *since, None),
-            Health::Down { since, refusal } => (PeerState::Down, *since, Some(refusal)),
-        };
-        let Counts { dialing: _, stuck: _, links, connects, failures } = peer.counts;
-        Self {
-            name: peer.name.to_string(),
-            weight: peer.weight,
-            state,
-            since,
-            why: refusal.map(|refusal| refusal.why.to_string()),
-            fault: refusal.map(|refusal| refusal.fault),
-            is_full: peer.is_full,
-            next_check: peer.due(all_down),
-            links,
-            in_use: peer.pulse.in_use(),
-            connects,
-            failures,
-        }
     }
 }

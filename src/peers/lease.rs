@@ -2,7 +2,9 @@
 //! its connection is closed.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use crate::event::{EventKind, Retired};
 use crate::peers::pulse::{Pulse, Vitals};
 use crate::peers::set::{PeerSet, Picked};
 
@@ -14,9 +16,11 @@ pub(crate) struct Lease {
     name: Arc<str>,
     is_link: bool,
     pulse: Arc<Pulse>,
-    /// Of the link.
-    vitals: Option<Arc<Vitals>>,
+    /// Of the link, and when it was made.
+    vitals: Option<(Arc<Vitals>, Instant)>,
     in_use: bool,
+    /// Why it ends, where that is known.
+    retired: Option<Retired>,
 }
 
 impl Lease {
@@ -30,6 +34,7 @@ impl Lease {
             pulse: picked.pulse.clone(),
             vitals: None,
             in_use: false,
+            retired: None,
         }
     }
 
@@ -46,7 +51,7 @@ impl Lease {
     }
 
     /// The login has succeeded, and its connection is used.
-    pub(crate) fn becomes_link(&mut self, vitals: Arc<Vitals>) {
+    pub(crate) fn becomes_link(&mut self, vitals: Arc<Vitals>, born: Instant) {
         self.is_link = true;
         self.set.count(self.peer, |counts| {
             counts.dialing -= 1;
@@ -54,7 +59,25 @@ impl Lease {
             counts.connects += 1;
         });
         self.pulse.add(vitals.clone());
-        self.vitals = Some(vitals);
+        self.vitals = Some((vitals, born));
+    }
+
+    /// The link is about to be closed. The first reason counts.
+    pub(crate) fn retire(&mut self, why: Retired) {
+        self.retired.get_or_insert(why);
+    }
+
+    /// Why the link ends: because of its peer, if that is so.
+    fn why_retired(&self) -> Retired {
+        let of_peer = self.set.read(|peers| {
+            let peer = &peers[self.peer];
+            match (peer.is_in_service(), peer.is_up()) {
+                (false, _) => Some(Retired::Drained),
+                (true, false) => Some(Retired::PeerDown),
+                (true, true) => None,
+            }
+        });
+        of_peer.or(self.retired).unwrap_or(Retired::ByPool)
     }
 
     /// The link is checked out, or is no more.
@@ -69,9 +92,13 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.set_in_use(false);
-        if let Some(vitals) = &self.vitals {
+        if let Some((vitals, born)) = &self.vitals {
             self.pulse.remove(vitals);
+            let why = self.why_retired();
+            self.pulse.tally.retired(why).add_one();
+            self.set.tell(self.peer, EventKind::LinkRetired { why, age: born.elapsed() });
         }
+        // From now on it does not keep the peer's place.
         self.set.count(self.peer, |counts| {
             if self.is_link {
                 counts.links -= 1;

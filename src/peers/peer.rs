@@ -4,7 +4,9 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::event::EventKind;
 use crate::fault::{Fault, Refusal};
+use crate::peers::journal::News;
 use crate::peers::pulse::Pulse;
 use crate::peers::stall::Round;
 use crate::rules::Due;
@@ -58,6 +60,8 @@ pub(crate) enum Answer {
 /// A peer's state, its schedule, and what is counted about it.
 #[derive(Debug)]
 pub(crate) struct Peer {
+    /// Peers are numbered in the order in which they came.
+    pub(crate) number: u64,
     pub(crate) name: Arc<str>,
     pub(crate) url: Arc<PeerUrl>,
     /// Its proportion of the work; 0 is no new work.
@@ -65,6 +69,7 @@ pub(crate) struct Peer {
     /// Under `Strategy::Ordered` the first tier with a live peer serves.
     pub(crate) tier: u32,
     pub(crate) health: Health,
+    pub(crate) service: Service,
     /// Whether it had no connection to give when it was last asked for one. Those that it has given go
     /// on being used.
     pub(crate) is_full: bool,
@@ -120,43 +125,34 @@ impl Counts {
     }
 }
 
-/// A change of state, to be logged by whoever caused it, outside the lock.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Transition {
-    Down {
-        name: Arc<str>,
-        why: Arc<str>,
-        next_check: Duration,
+/// Whether an operator lets a peer serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Service {
+    On,
+    /// It gets no new work, and its links end as they come back. One that `leaves` is removed then.
+    Draining {
+        since: Instant,
+        leaves: bool,
     },
-    Up {
-        name: Arc<str>,
-        was_down: Duration,
+    /// The pool has no session there.
+    Drained {
+        since: Instant,
     },
-    /// It has no connection to give, and is no worse for that.
-    Full {
-        name: Arc<str>,
-        why: Arc<str>,
-    },
-    /// It had none, and has again.
-    Room {
-        name: Arc<str>,
-    },
-    /// It does not let us in, which nobody but an operator can mend.
-    Mistake {
-        name: Arc<str>,
-        why: Arc<str>,
-    },
+    /// It is no peer any more. Its place is kept until nothing leads there, and then may be another's.
+    Gone,
 }
 
 impl Peer {
     /// A peer nothing is known about yet: assumed to be up, and due to be checked.
     pub(crate) fn new(name: Arc<str>, url: PeerUrl, weight: u32, tier: u32, now: Instant) -> Self {
         Self {
+            number: 0,
             name,
             url: Arc::new(url),
             weight,
             tier,
             health: Health::Up { since: now },
+            service: Service::On,
             is_full: false,
             next_check: now,
             check_soon: now,
@@ -179,9 +175,88 @@ impl Peer {
         matches!(self.health, Health::Up { .. })
     }
 
+    /// Whether an operator lets it serve.
+    pub(crate) fn is_in_service(&self) -> bool {
+        self.service == Service::On
+    }
+
+    /// Whether it may be given new work.
+    pub(crate) fn serves(&self) -> bool {
+        self.is_up() && self.is_in_service()
+    }
+
+    /// Whether it is one of the peers, and not about to leave.
+    pub(crate) fn is_member(&self) -> bool {
+        !matches!(self.service, Service::Gone | Service::Draining { leaves: true, .. })
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.service == Service::Gone
+    }
+
+    /// Whether it is gone, and nothing leads to its place any more.
+    pub(crate) fn is_vacant(&self) -> bool {
+        let Counts { dialing, stuck, links, .. } = self.counts;
+        let is_probed = self.probing || self.probing_stall;
+        self.is_gone() && !is_probed && dialing + stuck + links == 0
+    }
+
+    /// What has happened to it, to be told outside the lock.
+    pub(crate) fn news(&self, kind: EventKind) -> News {
+        News { peer: self.name.clone(), in_service: self.is_in_service(), kind }
+    }
+
+    /// It gets no new work from now on, and is removed once it is drained if it `leaves`.
+    pub(crate) fn drain(&mut self, leaves: bool, now: Instant) -> Option<EventKind> {
+        match self.service {
+            Service::On => {
+                self.service = Service::Draining { since: now, leaves };
+                Some(EventKind::Draining)
+            }
+            Service::Draining { since, leaves: false } => {
+                self.service = Service::Draining { since, leaves };
+                None
+            }
+            Service::Drained { .. } if leaves => {
+                self.service = Service::Gone;
+                Some(EventKind::Removed)
+            }
+            Service::Draining { .. } | Service::Drained { .. } | Service::Gone => None,
+        }
+    }
+
+    /// It serves again. What has been found out about it meanwhile holds.
+    pub(crate) fn resume(&mut self) -> Option<EventKind> {
+        let was_on = mem::replace(&mut self.service, Service::On) == Service::On;
+        (!was_on).then_some(EventKind::Resumed)
+    }
+
+    pub(crate) fn set_weight(&mut self, weight: u32) -> Option<EventKind> {
+        let from = mem::replace(&mut self.weight, weight);
+        (from != weight).then_some(EventKind::Weighted { from, to: weight })
+    }
+
+    /// Whether it is being drained and the pool has no session there any more: what follows.
+    pub(crate) fn end_draining(&mut self, now: Instant) -> Option<[Option<EventKind>; 2]> {
+        let Service::Draining { since, leaves } = self.service else { return None };
+        if self.counts.dialing > 0 || self.pulse.open() > 0 {
+            return None;
+        }
+        self.service = if leaves { Service::Gone } else { Service::Drained { since: now } };
+        let took = now.saturating_duration_since(since);
+        Some([Some(EventKind::Drained { took }), leaves.then_some(EventKind::Removed)])
+    }
+
+    /// It is to be checked now, whatever is known.
+    pub(crate) fn probe_now(&mut self, now: Instant) {
+        self.suspect(now);
+        self.next_check = self.next_check.min(now);
+    }
+
     /// A connection for the pool was made by a login that began at `began`, and was put to a check's
     /// test.
-    pub(crate) fn connected(&mut self, began: Instant, now: Instant) -> Option<Transition> {
+    pub(crate) fn connected(&mut self, began: Instant, now: Instant) -> Option<EventKind> {
+        self.pulse.tally.logins.add(now.saturating_duration_since(began));
         let room = self.succeeded(began, now);
         self.set_up(began, now).or(room)
     }
@@ -194,7 +269,7 @@ impl Peer {
         (began, now): (Instant, Instant),
         answer: Answer,
         due: Due,
-    ) -> Option<Transition> {
+    ) -> Option<EventKind> {
         match answer {
             Answer::Refused(refusal) => self.refused((began, now), refusal, due),
             Answer::None(why) => self.silent((began, now), why, due),
@@ -208,15 +283,14 @@ impl Peer {
         (began, now): (Instant, Instant),
         refusal: Refusal,
         due: Due,
-    ) -> Option<Transition> {
+    ) -> Option<EventKind> {
         self.counts.failures += 1;
         self.answered = self.answered.max(Some(began));
         match refusal.fault {
             Fault::PeerFull if self.is_up() => {
                 self.next_check = self.next_check.min(now + FULL_AGAIN);
                 let was_full = mem::replace(&mut self.is_full, true);
-                let (name, why) = (self.name.clone(), refusal.why);
-                (!was_full).then_some(Transition::Full { name, why })
+                (!was_full).then(|| EventKind::Full { why: refusal.why.to_string() })
             }
             Fault::PeerFull => {
                 let down = self.set_down(began, now, refusal, due);
@@ -238,18 +312,18 @@ impl Peer {
         (began, now): (Instant, Instant),
         why: Arc<str>,
         due: Due,
-    ) -> Option<Transition> {
+    ) -> Option<EventKind> {
         self.counts.failures += 1;
         self.set_down(began, now, Refusal::new(Fault::PeerDown, why), due)
     }
 
-    fn succeeded(&mut self, began: Instant, now: Instant) -> Option<Transition> {
+    fn succeeded(&mut self, began: Instant, now: Instant) -> Option<EventKind> {
         let was_full = mem::replace(&mut self.is_full, false);
         self.answered = self.answered.max(Some(began));
         let took = now.saturating_duration_since(began);
         let usual = self.usual_login.unwrap_or(took);
         self.usual_login = Some((usual * (NEWEST - 1) + took) / NEWEST);
-        was_full.then(|| Transition::Room { name: self.name.clone() })
+        was_full.then_some(EventKind::HasRoom)
     }
 
     /// How long a login may take without being slow. `None` before there was one.
@@ -280,7 +354,7 @@ impl Peer {
 
     /// When this peer wants to be probed next; `None` while a probe is running.
     pub(crate) fn probe_due(&self, all_down: bool) -> Option<Instant> {
-        if self.probing {
+        if self.probing || self.is_gone() {
             return None;
         }
         let next = self.due(all_down);
@@ -296,8 +370,9 @@ impl Peer {
 
     /// When it is checked next if nothing happens.
     pub(crate) fn due(&self, all_down: bool) -> Instant {
-        // One that keeps a login hanging is left alone for the whole interval.
-        let next = if all_down && self.counts.stuck == 0 {
+        // One that keeps a login hanging is left alone for the whole interval, and of one that is not in
+        // service nobody waits to hear.
+        let next = if all_down && self.counts.stuck == 0 && self.is_in_service() {
             self.next_check.min(self.check_soon)
         } else {
             self.next_check
@@ -335,7 +410,7 @@ impl Peer {
         (began, now): (Instant, Instant),
         answer: Answer,
         due: Due,
-    ) -> Option<Transition> {
+    ) -> Option<EventKind> {
         match kind {
             ProbeKind::Regular => {
                 self.probing = false;
@@ -382,7 +457,7 @@ impl Peer {
     }
 
     /// It has stopped, as a round of checks has shown that began at `began`.
-    pub(crate) fn stopped(&mut self, began: Instant, now: Instant, due: Due) -> Option<Transition> {
+    pub(crate) fn stopped(&mut self, began: Instant, now: Instant, due: Due) -> Option<EventKind> {
         self.round = None;
         self.set_down(began, now, Refusal::new(Fault::PeerDown, STOPPED), due)
     }
@@ -390,7 +465,7 @@ impl Peer {
     /// It has refused a query because it takes no work, which is word enough: refusing costs it next to
     /// nothing, so that it would soon get all the work. A check follows at once, and decides. Of one
     /// that is down it is no news, and must not outdate the check that is under way.
-    pub(crate) fn takes_no_work(&mut self, now: Instant, due: Due) -> Option<Transition> {
+    pub(crate) fn takes_no_work(&mut self, now: Instant, due: Due) -> Option<EventKind> {
         if !self.is_up() {
             return None;
         }
@@ -405,7 +480,7 @@ impl Peer {
 
     /// The mark has run out and is cleared unasked (`Recheck::Clear`); a peer that is up is not
     /// touched.
-    pub(crate) fn clear(&mut self, now: Instant, due: Due) -> Option<Transition> {
+    pub(crate) fn clear(&mut self, now: Instant, due: Due) -> Option<EventKind> {
         if self.is_up() {
             return None;
         }
@@ -414,7 +489,7 @@ impl Peer {
         self.set_up(now, now)
     }
 
-    fn set_up(&mut self, began: Instant, now: Instant) -> Option<Transition> {
+    fn set_up(&mut self, began: Instant, now: Instant) -> Option<EventKind> {
         if self.is_older(began) {
             return None;
         }
@@ -423,10 +498,7 @@ impl Peer {
             return None;
         };
         self.health = Health::Up { since: now };
-        Some(Transition::Up {
-            name: self.name.clone(),
-            was_down: now.saturating_duration_since(since),
-        })
+        Some(EventKind::Up { was_down: now.saturating_duration_since(since) })
     }
 
     fn set_down(
@@ -435,25 +507,22 @@ impl Peer {
         now: Instant,
         refusal: Refusal,
         due: Due,
-    ) -> Option<Transition> {
+    ) -> Option<EventKind> {
         if self.is_older(began) {
             return None;
         }
         self.decided_by = Some(began);
         self.is_full = false;
-        let (name, why) = (self.name.clone(), refusal.why.clone());
-        let is_mistake = refusal.fault == Fault::Misconfigured;
+        let (fault, why) = (refusal.fault, refusal.why.to_string());
+        let is_mistake = fault == Fault::Misconfigured;
         if let Health::Down { refusal: last, .. } = &mut self.health {
             let was_mistake = mem::replace(last, refusal).fault == Fault::Misconfigured;
-            return (is_mistake && !was_mistake).then_some(Transition::Mistake { name, why });
+            return (is_mistake && !was_mistake).then_some(EventKind::Misconfigured { why });
         }
         self.health = Health::Down { since: now, refusal };
         self.next_check = due.next;
-        if is_mistake {
-            return Some(Transition::Mistake { name, why });
-        }
         let next_check = due.next.saturating_duration_since(now);
-        Some(Transition::Down { name, why, next_check })
+        Some(EventKind::Down { why, fault, next_check })
     }
 
     /// Whether an attempt that began at `began` is older than the one that decided the state.

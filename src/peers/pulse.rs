@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::caught::lock;
 use crate::login::socket::Socket;
+use crate::peers::tally::Tally;
 
 /// A peer is hesitant when a query has been running there for this long and it has not answered
 /// anything since: many times what most queries take, and little for a thread to lose.
@@ -20,6 +21,7 @@ pub(crate) struct Pulse {
     /// When a query ended last.
     ended: Moment,
     hesitant: AtomicBool,
+    pub(crate) tally: Tally,
     links: Mutex<Vec<Arc<Vitals>>>,
 }
 
@@ -42,6 +44,7 @@ impl Pulse {
     pub(crate) fn count_in_use(&self, in_use: bool) {
         if in_use {
             self.in_use.fetch_add(1, Ordering::Relaxed);
+            self.tally.check_outs.add_one();
         } else {
             self.in_use.fetch_sub(1, Ordering::Relaxed);
         }
@@ -55,6 +58,11 @@ impl Pulse {
     pub(crate) fn remove(&self, link: &Arc<Vitals>) {
         let mut links = lock(&self.links);
         links.retain(|other| !Arc::ptr_eq(other, link));
+    }
+
+    /// How many links have a session with the server, as far as is known.
+    pub(crate) fn open(&self) -> usize {
+        lock(&self.links).iter().filter(|link| !link.is_lost()).count()
     }
 
     /// A query has ended with the server's answer.
@@ -113,6 +121,13 @@ impl Vitals {
     /// No query is running.
     pub(crate) fn rest(&self) {
         self.running.clear();
+    }
+
+    /// The query that was running has ended: how long it took.
+    pub(crate) fn query_ends(&self, now: Instant) -> Duration {
+        let began = self.running.get();
+        self.rest();
+        began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began))
     }
 
     /// Whether an error on this link said that it is gone.

@@ -1,20 +1,24 @@
 //! The peers of one manager behind one lock, which is never held across a server call, a
 //! destructor or a log line.
 
+mod roster;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use log::{error, info, warn};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use crate::caught::{caught, lock};
+use crate::event::EventKind;
+use crate::peers::admission::Admission;
 use crate::peers::deadline::{Deadlines, Late, Ticket};
 use crate::peers::duties::{self, Probe, Stalled, Work};
+use crate::peers::journal::{Journal, News};
 use crate::peers::outage::Outage;
-use crate::peers::peer::{Counts, Peer, Transition};
+use crate::peers::peer::{Counts, Peer};
 use crate::peers::pulse::Pulse;
 use crate::peers::share::{nobody_takes_work, pick, shares, surplus};
 use crate::pool::exchange::Standing;
@@ -24,6 +28,9 @@ use crate::url::PeerUrl;
 /// How often the checker looks at the queries that are running, while there are any.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// How often the checker looks whether a peer that is being drained is empty.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
+
 /// After how long without an answer the next peer is tried beside it: at least, and as long as it is
 /// not known how long a login takes there.
 const HEDGE: Duration = Duration::from_millis(250);
@@ -32,10 +39,14 @@ const FIRST_HEDGE: Duration = Duration::from_secs(1);
 /// No peer, where the index of one may stand.
 const NONE: usize = usize::MAX;
 
+pub use roster::Drain;
+
 /// The peers of one manager.
 #[derive(Debug)]
 pub(crate) struct PeerSet {
     rules: Rules,
+    admission: Admission,
+    journal: Journal,
     wake: Sender<()>,
     deadlines: Deadlines,
     outage: Outage,
@@ -48,11 +59,15 @@ pub(crate) struct PeerSet {
     surplus: AtomicUsize,
     closed: AtomicBool,
     inner: Mutex<Inner>,
+    /// Told whenever a peer's state is another.
+    changes: Condvar,
 }
 
 #[derive(Debug)]
 struct Inner {
     peers: Vec<Peer>,
+    /// The number of the newest one.
+    admitted: u64,
     rng: SmallRng,
     last_move: Option<Instant>,
     next_look: Option<Instant>,
@@ -72,15 +87,21 @@ impl PeerSet {
     pub(crate) fn new(
         mut peers: Vec<Peer>,
         rules: Rules,
+        (admission, journal): (Admission, Journal),
         mut rng: SmallRng,
         wake: Sender<()>,
         now: Instant,
     ) -> Self {
+        let mut admitted = 0;
         for peer in &mut peers {
+            admitted += 1;
+            peer.number = admitted;
             peer.next_check = rules.due(now, &mut rng).next;
         }
         Self {
             rules,
+            admission,
+            journal,
             wake,
             deadlines: Deadlines::default(),
             outage: Outage::default(),
@@ -88,7 +109,8 @@ impl PeerSet {
             epoch: AtomicU64::new(1),
             surplus: AtomicUsize::new(NONE),
             closed: AtomicBool::new(false),
-            inner: Mutex::new(Inner { peers, rng, last_move: None, next_look: None }),
+            inner: Mutex::new(Inner { peers, admitted, rng, last_move: None, next_look: None }),
+            changes: Condvar::new(),
         }
     }
 
@@ -101,31 +123,48 @@ impl PeerSet {
         read(&self.lock().peers)
     }
 
-    /// Changes one peer, then logs what came of it, and lets the checker look at its schedule.
+    /// Changes one peer, then tells what came of it, and lets the checker look at its schedule.
     pub(crate) fn update(
         &self,
         peer: usize,
         now: Instant,
-        change: impl FnOnce(&mut Peer, Due) -> Option<Transition>,
+        change: impl FnOnce(&mut Peer, Due) -> Option<EventKind>,
     ) {
-        let transition = {
-            let inner = &mut *self.lock();
-            let due = self.rules.due(now, &mut inner.rng);
-            let mut transition = change(&mut inner.peers[peer], due);
-            if transition.is_some() {
-                self.changed(&inner.peers);
-            }
-            if let Some(Transition::Down { next_check, .. }) = &mut transition {
+        self.change(|Inner { peers, rng, .. }, news| {
+            let mut event = change(&mut peers[peer], self.rules.due(now, rng));
+            if let Some(EventKind::Down { next_check, .. }) = &mut event {
                 // While all are down that is sooner.
-                let next = inner.peers[peer].due(nobody_takes_work(&inner.peers));
+                let next = peers[peer].due(nobody_takes_work(peers));
                 *next_check = next.saturating_duration_since(now);
             }
-            transition
+            news.extend(event.map(|event| peers[peer].news(event)));
+        });
+    }
+
+    /// Changes the peers. Where there are news their states are others, and they are told.
+    fn change<T>(&self, change: impl FnOnce(&mut Inner, &mut Vec<News>) -> T) -> T {
+        let mut news = Vec::new();
+        let outcome = {
+            let inner = &mut *self.lock();
+            let outcome = change(inner, &mut news);
+            if !news.is_empty() {
+                self.changed(&inner.peers);
+            }
+            outcome
         };
-        if let Some(transition) = transition {
-            log_transition(&transition);
-        }
+        self.journal.tell(news);
         self.wake();
+        outcome
+    }
+
+    /// Something has happened there that is no change of its state.
+    pub(crate) fn tell(&self, peer: usize, kind: EventKind) {
+        let news = self.read(|peers| peers[peer].news(kind));
+        self.journal.tell([news]);
+    }
+
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.journal
     }
 
     /// A link to this peer was lost, or says nothing: the checker looks at the peer now.
@@ -145,6 +184,7 @@ impl PeerSet {
     /// A peer's state is another: what was worked out from it is worked out anew.
     fn changed(&self, peers: &[Peer]) {
         self.epoch.fetch_add(1, Ordering::Release);
+        self.changes.notify_all();
         self.look_for_surplus(peers);
         if !nobody_takes_work(peers) {
             self.outage.end();
@@ -157,7 +197,7 @@ impl PeerSet {
     }
 
     /// Picks a peer for a new connection and counts the dial.
-    pub(crate) fn pick(&self, tried: impl Fn(usize) -> bool) -> Option<Picked> {
+    pub(crate) fn pick(&self, tried: impl Fn(&Peer) -> bool) -> Option<Picked> {
         let Inner { peers, rng, .. } = &mut *self.lock();
         let index = pick(peers, tried, self.rules.strategy, self.rules.all_down, rng)?;
         let peer = &mut peers[index];
@@ -243,8 +283,9 @@ impl PeerSet {
         let share = shares(peers, self.rules.strategy);
         let nobody = nobody_takes_work(peers);
         let standing = |peer: &Peer| Standing {
-            usable: peer.is_up() || nobody,
-            share: if nobody { peer.weight } else { share(peer) },
+            pulse: peer.pulse.clone(),
+            usable: peer.is_in_service() && (peer.is_up() || nobody),
+            share: if nobody && peer.is_in_service() { peer.weight } else { share(peer) },
             tier: peer.tier,
         };
         peers.iter().map(standing).collect()
@@ -253,7 +294,7 @@ impl PeerSet {
     /// Whether a link to this peer is not to be used again.
     pub(crate) fn is_retired(&self, peer: usize) -> bool {
         let peers = &self.lock().peers;
-        !peers[peer].is_up() && !nobody_takes_work(peers)
+        !peers[peer].is_in_service() || !peers[peer].is_up() && !nobody_takes_work(peers)
     }
 
     /// The peer that has a link too many, at most once each `rebalance_pace`: whoever asks retires
@@ -289,20 +330,19 @@ impl PeerSet {
             let mut due = || self.rules.due(now, rng);
             let next_check = duties::regular(peers, &self.rules, &mut due, now, &mut work);
             self.look(peers, next_look, &mut due, now, &mut work);
-            if !work.transitions.is_empty() {
+            let next_drained = duties::drained(peers, now, &mut work).then_some(now + DRAIN_LOOK);
+            if !work.news.is_empty() {
                 self.changed(peers);
             }
-            [next_check, *next_look, next_deadline].into_iter().flatten().min()
+            [next_check, *next_look, next_drained, next_deadline].into_iter().flatten().min()
         };
-        work.transitions.iter().for_each(log_transition);
-        for Stalled { name, links, is_news } in work.stalled {
-            let queries = links.len();
-            let cut = links.iter().filter(|link| link.shut_down()).count();
+        self.journal.tell(work.news);
+        for Stalled { peer, links, is_news } in work.stalled {
+            let hung = links.len();
+            let cut_off = links.iter().filter(|link| link.shut_down()).count();
             // What cannot be cut off hangs on, and is no news each time.
-            if is_news || cut > 0 {
-                let _ = caught(|| {
-                    warn!("peer {name}: {cut} of {queries} queries that hang were cut off");
-                });
+            if is_news || cut_off > 0 {
+                self.tell(peer, EventKind::LinksAborted { hung, cut_off });
             }
         }
         (work.probes, next)
@@ -337,6 +377,7 @@ impl PeerSet {
     /// The manager is gone: nothing is checked any more.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.changes.notify_all();
     }
 
     /// The checker ends: what is under way is cut off. Says whether there was anything.
@@ -352,32 +393,6 @@ impl PeerSet {
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
-}
-
-/// When something is checked next.
-pub(crate) fn in_words(next_check: Duration) -> String {
-    if next_check.is_zero() {
-        return "next check now".to_owned();
-    }
-    format!("next check in {next_check:.1?}")
-}
-
-/// A logger is user code, and this runs where a panic costs a slot or the checker.
-fn log_transition(transition: &Transition) {
-    let _ = caught(|| match transition {
-        Transition::Down { name, why, next_check } => {
-            warn!("peer {name} is down: {why}; {}", in_words(*next_check));
-        }
-        Transition::Up { name, was_down } => info!("peer {name} is up after {was_down:.1?}"),
-        Transition::Full { name, why } => {
-            warn!("peer {name} is full: {why}; other peers get the new connections meanwhile");
-        }
-        Transition::Room { name } => info!("peer {name} takes connections again"),
-        Transition::Mistake { name, why } => error!(
-            "peer {name} does not let us in: {why}; look at its user, password, database and TLS, \
-             here and there",
-        ),
-    });
 }
 
 #[cfg(test)]
@@ -404,6 +419,7 @@ pub(crate) mod tests {
         let set = PeerSet::new(
             (0..peers).map(peer).collect(),
             Rules { recheck, ..rules() },
+            (Admission::default(), Journal::default()),
             rng,
             wake,
             start,

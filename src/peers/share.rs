@@ -24,7 +24,7 @@ fn serving_tier<'a>(peers: impl Iterator<Item = &'a Peer>, strategy: Strategy) -
 }
 
 fn takes_work(peer: &Peer, serving: Option<u32>) -> bool {
-    peer.is_up() && peer.weight > 0 && serving.is_none_or(|tier| peer.tier == tier)
+    peer.serves() && peer.weight > 0 && serving.is_none_or(|tier| peer.tier == tier)
 }
 
 /// Whether no peer takes work at all.
@@ -38,12 +38,12 @@ pub(crate) fn nobody_takes_work(peers: &[Peer]) -> bool {
 /// due soonest.
 pub(crate) fn pick(
     peers: &[Peer],
-    tried: impl Fn(usize) -> bool,
+    tried: impl Fn(&Peer) -> bool,
     strategy: Strategy,
     all_down: AllDown,
     rng: &mut impl Rng,
 ) -> Option<usize> {
-    let untried = || peers.iter().enumerate().filter(|(index, _)| !tried(*index));
+    let untried = || peers.iter().enumerate().filter(|(_, peer)| !tried(peer));
     let serving = serving_tier(untried().map(|(_, peer)| peer), strategy);
     let candidates = |is_full| {
         untried()
@@ -61,7 +61,8 @@ pub(crate) fn pick(
     match all_down {
         AllDown::Try => untried()
             // One that keeps a login hanging is the checker's to try.
-            .filter(|(_, peer)| peer.weight > 0 && !peer.is_up() && peer.counts.stuck == 0)
+            .filter(|(_, peer)| peer.is_in_service() && !peer.is_up())
+            .filter(|(_, peer)| peer.weight > 0 && peer.counts.stuck == 0)
             .min_by_key(|(_, peer)| peer.next_check)
             .map(|(index, _)| index),
         AllDown::Fail => None,
@@ -86,7 +87,7 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
     let (index, fullest) = peers
         .iter()
         .enumerate()
-        .filter(|(_, peer)| peer.is_up() && peer.counts.links > 0)
+        .filter(|(_, peer)| peer.serves() && peer.counts.links > 0)
         .map(|(index, peer)| (index, (peer.counts.links, share(peer))))
         .max_by(|(_, one), (_, other)| ratio_cmp(*one, *other))?;
     ratio_cmp(fullest, lacking).is_gt().then_some(index)
@@ -191,7 +192,7 @@ mod tests {
                 let mut rng = SmallRng::seed_from_u64(seed);
                 pick(
                     &peers,
-                    |index| tried.contains(&index),
+                    |peer| tried.iter().any(|index| *peer.name == format!("peer{index}")),
                     Strategy::LeastConnections,
                     all_down,
                     &mut rng,
@@ -261,7 +262,8 @@ mod tests {
         let mut peers = up(&[(9, 1, 1), (0, 1, 2), (5, 1, 1)]);
         let mut rng = SmallRng::seed_from_u64(5);
         let mut picked = |peers: &[Peer], tried: &[usize]| {
-            let tried = |index| tried.contains(&index);
+            let tried =
+                |peer: &Peer| tried.iter().any(|index| *peer.name == format!("peer{index}"));
             pick(peers, tried, Strategy::Ordered, AllDown::Try, &mut rng)
         };
         assert_eq!(picked(&peers, &[]), Some(2), "of the first tier, the one with fewer links");

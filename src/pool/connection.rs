@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use diesel::r2d2::{Error, R2D2Connection};
 
+use crate::event::Retired;
 use crate::peers::set::PeerSet;
 use crate::policy::Balance;
 use crate::pool::exchange::{Exchange, Reservation};
@@ -57,7 +58,7 @@ impl<C> PeerConnection<C> {
     pub(crate) fn new(links: Arc<Links<C>>, link: Box<Link<C>>) -> Self {
         match links.balance {
             Balance::PerCheckout => {
-                let own = links.exchange.born(link, thread::current().id());
+                let own = links.exchange().born(link, thread::current().id());
                 Self { links, hand: OnceCell::new(), own: Cell::new(Some(own)) }
             }
             Balance::PerConnection => {
@@ -110,7 +111,8 @@ impl<C: R2D2Connection> PeerConnection<C> {
         };
         self.hand = OnceCell::from(link);
         while let Err(error) = sounding.of(self.link_mut()) {
-            let Some(dead) = self.hand.take() else { return Err(error) };
+            let Some(mut dead) = self.hand.take() else { return Err(error) };
+            dead.lease.retire(Retired::Broken);
             match self.links.exchange().swap_dead(dead) {
                 Ok(live) => self.hand = OnceCell::from(live),
                 Err(dead) => {
@@ -127,6 +129,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
     pub(crate) fn check_in(&mut self, now: Instant) -> bool {
         if let Some(link) = self.hand.get_mut() {
             if link.is_broken() {
+                link.lease.retire(Retired::Broken);
                 return true;
             }
             link.comes_to_rest(now);
@@ -135,6 +138,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 return false;
             }
             if link.is_too_old(now) {
+                link.lease.retire(Retired::TooOld);
                 return true;
             }
         }
@@ -144,15 +148,22 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 let surplus = |is_parked: &dyn Fn(usize) -> bool| set.take_surplus(is_parked, now);
                 let exchange = self.links.exchange();
                 let carried = exchange.check_in(self.hand.take(), self.own.take(), surplus);
-                let is_last = carried.is_some();
-                self.hand = carried.map(OnceCell::from).unwrap_or_default();
-                is_last
+                let Some(mut carried) = carried else { return false };
+                let why = if carried.is_broken() { Retired::Broken } else { Retired::Rebalanced };
+                carried.lease.retire(why);
+                self.hand = OnceCell::from(carried);
+                true
             }
             Balance::PerConnection => {
                 let lease = &mut self.link_mut().lease;
                 lease.set_in_use(false);
                 let (set, peer) = (lease.set(), lease.peer());
-                set.is_retired(peer) || set.take_surplus(|surplus| surplus == peer, now).is_some()
+                let is_last = set.is_retired(peer)
+                    || set.take_surplus(|surplus| surplus == peer, now).is_some();
+                if is_last {
+                    lease.retire(Retired::Rebalanced);
+                }
+                is_last
             }
         }
     }
@@ -171,9 +182,13 @@ impl<C: R2D2Connection> PeerConnection<C> {
         if self.links.set.is_retired(self.link().lease.peer()) {
             return Err(refused(&format!("peer {} is down", self.peer())));
         }
-        sounding.of(self.link_mut())?;
-        self.link_mut().lease.set_in_use(true);
-        Ok(())
+        let link = self.link_mut();
+        let sounded = sounding.of(link);
+        match sounded {
+            Ok(()) => link.lease.set_in_use(true),
+            Err(_) => link.lease.retire(Retired::Broken),
+        }
+        sounded
     }
 }
 

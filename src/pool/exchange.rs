@@ -54,6 +54,8 @@ pub(crate) trait Shelved {
 /// How a peer stands, as far as its links are concerned.
 #[derive(Debug, Clone)]
 pub(crate) struct Standing {
+    /// The peer's: another peer may have taken the place of one that is gone.
+    pub(crate) pulse: Arc<Pulse>,
     /// Whether its links may be used.
     pub(crate) usable: bool,
     /// Its share of the work.
@@ -122,39 +124,23 @@ impl<L: Shelved> Corpse<L> {
 struct Shelf<L> {
     links: VecDeque<L>,
     standing: Standing,
-    pulse: Arc<Pulse>,
     /// Where it is in `stocked`.
     stocked: Option<usize>,
 }
 
 impl<L: Shelved> Exchange<L> {
-    /// An empty exchange over peers with these pulses.
-    pub(crate) fn new(
-        strategy: Strategy,
-        pulses: impl IntoIterator<Item = Arc<Pulse>>,
-        rng: SmallRng,
-    ) -> Self {
-        let standing = Standing { usable: true, share: 1, tier: 0 };
-        let shelves: Vec<_> = pulses
-            .into_iter()
-            .map(|pulse| Shelf {
-                links: VecDeque::new(),
-                standing: standing.clone(),
-                pulse,
-                stocked: None,
-            })
-            .collect();
-        let chooser = Chooser::new(strategy, shelves.len());
+    /// An empty exchange, which knows no peers yet.
+    pub(crate) fn new(strategy: Strategy, rng: SmallRng) -> Self {
         Self {
             inner: Mutex::new(Inner {
-                shelves,
+                shelves: Vec::new(),
                 stocked: Vec::new(),
                 newborn: Vec::new(),
                 corpses: Vec::new(),
                 untouched: false,
                 born: 0,
                 empty_slots: 0,
-                chooser,
+                chooser: Chooser::new(strategy),
                 rng,
             }),
             epoch: AtomicU64::new(0),
@@ -226,7 +212,10 @@ impl<L: Shelved> Exchange<L> {
         let mut inner = self.lock();
         inner.let_go(in_hand, own);
         let carried = inner.corpse().or_else(|| {
-            let is_parked = |peer: usize| !inner.shelves[peer].links.is_empty();
+            let is_parked = |peer: usize| {
+                // It may be one that was added a moment ago.
+                inner.shelves.get(peer).is_some_and(|shelf| !shelf.links.is_empty())
+            };
             surplus(&is_parked).and_then(|peer| inner.take_from(peer))
         });
         if carried.is_some() {
@@ -250,7 +239,11 @@ impl<L: Shelved> Exchange<L> {
 }
 
 impl<L: Shelved> Inner<L> {
-    fn born(&mut self, link: L, maker: ThreadId) -> Reservation {
+    fn born(&mut self, mut link: L, maker: ThreadId) -> Reservation {
+        if !self.shelves[link.peer()].standing.usable {
+            // Since its login began. It is its slot's all the same, which finds it dead.
+            link.shut_down();
+        }
         // The customizer is done with the last one that this thread has made, and left it here.
         self.shelve_newborn(|newborn| newborn.maker == maker);
         self.born += 1;
@@ -334,10 +327,10 @@ impl<L: Shelved> Inner<L> {
     fn choose(&mut self, avoid: Option<usize>) -> Option<L> {
         let Self { shelves, stocked, chooser, rng, .. } = self;
         let others = stocked.iter().filter(|peer| Some(**peer) != avoid);
-        let swift = others.clone().filter(|peer| !shelves[**peer].pulse.is_hesitant());
+        let swift = others.clone().filter(|peer| !shelves[**peer].standing.pulse.is_hesitant());
         let candidate = |peer: &usize| {
-            let Shelf { pulse, standing, .. } = &shelves[*peer];
-            Candidate { index: *peer, load: pulse.in_use(), weight: standing.share }
+            let Standing { pulse, share, .. } = &shelves[*peer].standing;
+            Candidate { index: *peer, load: pulse.in_use(), weight: *share }
         };
         match chooser
             .choose(swift.map(candidate), rng)
@@ -397,8 +390,13 @@ impl<L: Shelved> Inner<L> {
     }
 
     fn learn(&mut self, standings: Vec<Standing>) {
+        self.chooser.learn(standings.len());
         for (peer, standing) in standings.into_iter().enumerate() {
-            self.shelves[peer].standing = standing;
+            if let Some(shelf) = self.shelves.get_mut(peer) {
+                shelf.standing = standing;
+            } else {
+                self.shelves.push(Shelf { links: VecDeque::new(), standing, stocked: None });
+            }
             if !self.shelves[peer].standing.usable {
                 let unusable = std::mem::take(&mut self.shelves[peer].links);
                 self.corpses.extend(unusable.into_iter().map(Corpse::of_unusable));

@@ -35,7 +35,7 @@ impl<C: R2D2Connection> Link<C> {
 
     /// The one who asked for it has it.
     pub(crate) fn is_used(&mut self) {
-        self.lease.becomes_link(self.watch.vitals().clone());
+        self.lease.becomes_link(self.watch.vitals().clone(), self.born);
     }
 
     pub(crate) fn set_user_instrumentation(&mut self, user: DynInstrumentation) {

@@ -42,10 +42,17 @@ const TIE: f64 = 0.49;
 const ALIKE: f64 = 1e-9;
 
 impl Chooser {
-    /// A chooser among so many peers.
-    pub(crate) fn new(strategy: Strategy, peers: usize) -> Self {
-        let account = Account { owed: vec![0.0; peers], candidates: Vec::with_capacity(peers) };
+    /// A chooser that knows no peers yet.
+    pub(crate) fn new(strategy: Strategy) -> Self {
+        let account = Account { owed: Vec::new(), candidates: Vec::new() };
         Self { strategy, turn: Turn::default(), account }
+    }
+
+    /// There are so many peers, from now on.
+    pub(crate) fn learn(&mut self, peers: usize) {
+        let Account { owed, candidates } = &mut self.account;
+        owed.resize(peers, 0.0);
+        candidates.reserve(peers);
     }
 
     /// The index of the candidate that serves.
@@ -147,7 +154,8 @@ mod tests {
 
     /// How often each peer is chosen, of so many times, from peers with these loads and weights.
     fn chosen(strategy: Strategy, given: &[(usize, u32)], times: usize) -> Vec<usize> {
-        let mut chooser = Chooser::new(strategy, given.len());
+        let mut chooser = Chooser::new(strategy);
+        chooser.learn(given.len());
         let mut rng = SmallRng::seed_from_u64(11);
         let mut counts = vec![0; given.len()];
         for _ in 0..times {
@@ -184,7 +192,8 @@ mod tests {
     #[test]
     fn one_that_has_far_more_than_its_share_in_use_is_passed_over() {
         for strategy in [Strategy::Random, Strategy::RoundRobin] {
-            let mut chooser = Chooser::new(strategy, 3);
+            let mut chooser = Chooser::new(strategy);
+            chooser.learn(3);
             let mut rng = SmallRng::seed_from_u64(11);
             // Peer 0 never gives one back; the others do at once.
             let mut stuck = 0;

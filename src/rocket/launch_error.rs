@@ -3,7 +3,8 @@
 use std::fmt;
 
 use crate::error::BuildError;
-use crate::peers::handle::{PeerState, PeerStatus, Peers};
+use crate::peers::handle::Peers;
+use crate::peers::snapshot::{PeerState, PeerStatus};
 
 /// Why a database's pool was not built. Rocket shows it by `Debug`, which tells the story.
 pub struct LaunchError {

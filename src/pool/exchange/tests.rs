@@ -45,8 +45,9 @@ fn link(number: usize) -> Number {
 }
 
 fn exchange() -> Exchange<Number> {
-    let pulses = (0..PEERS).map(|_| Arc::default());
-    Exchange::new(Strategy::Random, pulses, SmallRng::seed_from_u64(3))
+    let exchange = Exchange::new(Strategy::Random, SmallRng::seed_from_u64(3));
+    tell(&exchange, 1, [true; PEERS]);
+    exchange
 }
 
 fn born(exchange: &Exchange<Number>, number: usize) -> Reservation {
@@ -64,7 +65,9 @@ fn later() -> Instant {
 
 fn tell(exchange: &Exchange<Number>, epoch: u64, usable: [bool; PEERS]) {
     exchange.learn(epoch, || {
-        usable.map(|usable| Standing { usable, share: u32::from(usable), tier: 0 }).to_vec()
+        let standing =
+            |usable| Standing { pulse: Arc::default(), usable, share: u32::from(usable), tier: 0 };
+        usable.map(standing).to_vec()
     });
 }
 
@@ -111,7 +114,7 @@ fn stocked(links: usize) -> Exchange<Number> {
 #[test]
 fn links_of_a_peer_that_is_down_are_met_by_nobody() {
     let exchange = stocked(4);
-    tell(&exchange, 1, [false, true]);
+    tell(&exchange, 2, [false, true]);
     for _ in 0..2 {
         let taken = exchange.check_out(None, None, later).expect("two links live");
         assert_eq!(taken.peer, 1, "of the other peer");
@@ -123,10 +126,10 @@ fn links_of_a_peer_that_is_down_are_met_by_nobody() {
 #[test]
 fn links_of_a_peer_that_is_usable_again_are_taken_again_but_not_dead_ones() {
     let exchange = stocked(4);
-    tell(&exchange, 1, [false, true]);
+    tell(&exchange, 2, [false, true]);
     let dead = exchange.check_out(None, None, later).expect("two links live");
     exchange.swap_dead(dead).expect("one other is there");
-    tell(&exchange, 2, [true, true]);
+    tell(&exchange, 3, [true, true]);
     let taken = || exchange.check_out(None, None, later).map(|link| link.peer);
     assert_eq!([taken(), taken(), taken()], [Some(0), Some(0), None], "all but the dead one");
 }
@@ -152,7 +155,7 @@ fn each_link_gets_its_turn() {
 #[test]
 fn who_must_have_a_link_gets_a_live_one_if_there_is_one() {
     let exchange = stocked(4);
-    tell(&exchange, 1, [false, true]);
+    tell(&exchange, 2, [false, true]);
     let peers: Vec<_> = (0..4).map(|_| take(&exchange, None).peer).collect();
     assert_eq!(peers, [1, 1, 0, 0], "corpses last");
 }
@@ -160,8 +163,10 @@ fn who_must_have_a_link_gets_a_live_one_if_there_is_one() {
 #[test]
 fn of_peers_without_a_share_the_lowest_tier_serves() {
     let exchange = stocked(2);
-    exchange.learn(1, || {
-        [(0, 2), (0, 1)].map(|(share, tier)| Standing { usable: true, share, tier }).to_vec()
+    exchange.learn(2, || {
+        let standing =
+            |(share, tier)| Standing { pulse: Arc::default(), usable: true, share, tier };
+        [(0, 2), (0, 1)].map(standing).to_vec()
     });
     assert_eq!(exchange.check_out(None, None, later).map(|link| link.peer), Some(1));
 }
@@ -172,7 +177,7 @@ fn a_slot_that_comes_back_carries_a_corpse_out_else_what_is_too_many() {
     let taken = exchange.check_out(None, None, later).expect("four are there");
     let carried = exchange.check_in(Some(taken), None, |_| Some(1)).expect("peer 1 has too many");
     assert_eq!(carried.peer, 1, "one of its links");
-    tell(&exchange, 1, [false, true]);
+    tell(&exchange, 2, [false, true]);
     let taken = exchange.check_out(None, None, later).expect("one is left");
     let carried = exchange.check_in(Some(taken), None, |_| Some(1)).expect("two corpses wait");
     assert_eq!(carried.peer, 0, "a corpse goes first");
@@ -182,7 +187,7 @@ fn a_slot_that_comes_back_carries_a_corpse_out_else_what_is_too_many() {
 fn a_slot_that_ends_takes_a_corpse_else_the_oldest() {
     let exchange = stocked(5);
     assert_eq!(exchange.drop_slot(None).map(|link| link.is), Some(0), "the oldest");
-    tell(&exchange, 1, [true, false]);
+    tell(&exchange, 2, [true, false]);
     assert_eq!(exchange.drop_slot(None).map(|link| link.peer), Some(1), "a corpse");
 }
 
@@ -298,7 +303,7 @@ fn the_law_holds_in_every_order_of_events() {
         orders += 1;
         let exchange = exchange();
         let mut slots: [Option<Slot>; 3] = [const { None }; 3];
-        let (mut epoch, mut made, mut closed) = (0, 0, Vec::new());
+        let (mut epoch, mut made, mut closed) = (1, 0, Vec::new());
         for &(actor, step) in order {
             match step {
                 PeerDown | PeerUp => {
@@ -350,8 +355,8 @@ fn links_that_were_shut_down_with_their_peer_do_not_come_back() {
         exchange.born(link, thread::current().id())
     });
     // Two are on the shelf, and the newest is still reserved.
-    tell(&exchange, 1, [false, true]);
-    tell(&exchange, 2, [true, true]);
+    tell(&exchange, 2, [false, true]);
+    tell(&exchange, 3, [true, true]);
     let mut served = Vec::new();
     while let Some(link) = exchange.check_out(None, None, start) {
         served.push(link.is);

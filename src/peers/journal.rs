@@ -1,0 +1,122 @@
+//! What has happened to the peers: the log, the history that a snapshot shows, and the queue to the
+//! application's event handler.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use log::{Level, log};
+
+use crate::caught::{caught, lock};
+use crate::event::{Event, EventKind};
+use crate::fault::Fault;
+use crate::peers::tally::Count;
+
+/// How many changes of state a snapshot shows: of three peers that go down and come back, those of the
+/// last dozen outages.
+const HISTORY: usize = 100;
+
+/// How many events wait for a handler that takes its time: what a fault of a large pool causes at once.
+const QUEUE: usize = 4096;
+
+/// The log's target, wherever in the crate the line comes from.
+const TARGET: &str = "diesel_peers";
+
+/// Something that has happened to a peer just now.
+#[derive(Debug)]
+pub(crate) struct News {
+    pub(crate) peer: Arc<str>,
+    pub(crate) in_service: bool,
+    pub(crate) kind: EventKind,
+}
+
+/// Where news go.
+#[derive(Debug, Default)]
+pub(crate) struct Journal {
+    history: Mutex<VecDeque<Event>>,
+    queue: Option<Sender<Event>>,
+    dropped: Count,
+}
+
+impl Journal {
+    /// A journal that is read by somebody, and what they read.
+    pub(crate) fn with_reader() -> (Self, Receiver<Event>) {
+        let (queue, events) = bounded(QUEUE);
+        (Self { queue: Some(queue), ..Self::default() }, events)
+    }
+
+    /// Outside every lock: a logger is user code.
+    #[expect(clippy::disallowed_methods, reason = "the time of day is only shown")]
+    pub(crate) fn tell(&self, news: impl IntoIterator<Item = News>) {
+        for News { peer, in_service, kind } in news {
+            let is_transition = kind.is_transition();
+            if !is_transition && self.queue.is_none() {
+                continue;
+            }
+            let at = SystemTime::now();
+            let event = Event { at, peer: peer.to_string(), in_service, kind };
+            if is_transition {
+                let mut history = lock(&self.history);
+                if history.len() == HISTORY {
+                    history.pop_front();
+                }
+                history.push_back(event.clone());
+                drop(history);
+                // This runs where a panic costs a slot or the checker.
+                let _ = caught(|| write(&event));
+            }
+            if let Some(queue) = &self.queue {
+                if queue.try_send(event).is_err() {
+                    self.dropped.add_one();
+                }
+            }
+        }
+    }
+
+    /// The last changes of state, the newest last.
+    pub(crate) fn history(&self) -> Vec<Event> {
+        lock(&self.history).iter().cloned().collect()
+    }
+
+    /// How many events found the queue full.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.get()
+    }
+}
+
+/// One line for each change of state.
+fn write(event: &Event) {
+    let Event { peer, kind, .. } = event;
+    let (peer, what) = (&**peer, kind.as_str());
+    match (level(event), why(kind)) {
+        (level, Some(why)) => {
+            log!(target: TARGET, level, peer = peer, event = what, why = why; "{event}");
+        }
+        (level, None) => log!(target: TARGET, level, peer = peer, event = what; "{event}"),
+    }
+}
+
+fn level(event: &Event) -> Level {
+    match &event.kind {
+        EventKind::Down { fault: Fault::Misconfigured, .. } | EventKind::Misconfigured { .. } => {
+            Level::Error
+        }
+        // Somebody has taken it out of service because of that, or before they stop it.
+        EventKind::Down { .. } | EventKind::Full { .. } if !event.in_service => Level::Info,
+        EventKind::Down { .. } | EventKind::Full { .. } | EventKind::LinksAborted { .. } => {
+            Level::Warn
+        }
+        _ => Level::Info,
+    }
+}
+
+fn why(kind: &EventKind) -> Option<&str> {
+    match kind {
+        EventKind::Down { why, .. }
+        | EventKind::Full { why }
+        | EventKind::Misconfigured { why }
+        | EventKind::ConnectFailed { why, .. } => Some(why),
+        _ => None,
+    }
+}

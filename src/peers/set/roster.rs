@@ -1,0 +1,239 @@
+//! What an operator changes while the pool works: who is a peer, which of them serve, and how much.
+
+use std::fmt;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{Inner, PeerSet};
+use crate::error::{Kind, shown_name};
+use crate::event::EventKind;
+use crate::peers::admission::PeerConfig;
+use crate::peers::journal::News;
+use crate::peers::peer::{Peer, Service};
+use crate::peers::pulse::Pulse;
+use crate::url::PeerUrl;
+
+impl PeerSet {
+    /// A peer more.
+    pub(crate) fn add(&self, config: PeerConfig, now: Instant) -> Result<(), Kind> {
+        let urls = self.admission.check(std::slice::from_ref(&config))?;
+        self.change(|inner, news| {
+            if find(&inner.peers, &config.name).is_ok() {
+                return Err(Kind::DuplicateName { name: config.name });
+            }
+            for url in urls {
+                self.admit(inner, &config, url, now, news);
+            }
+            Ok(())
+        })
+    }
+
+    /// These peers, and no others. Those that stay keep their state and their connections.
+    pub(crate) fn replace(&self, configs: &[PeerConfig], now: Instant) -> Result<(), Kind> {
+        if configs.is_empty() {
+            return Err(Kind::NoPeers { prefixes: Vec::new() });
+        }
+        let urls = self.admission.check(configs)?;
+        self.change(|inner, news| {
+            let stays = |peer: &Peer| {
+                let mut given = configs.iter().zip(&urls);
+                peer.is_member()
+                    && given.any(|(config, url)| {
+                        config.name == *peer.name && url.leads_to_the_same(&peer.url)
+                    })
+            };
+            let weight = |config: &PeerConfig| {
+                let known =
+                    inner.peers.iter().find(|peer| stays(peer) && *peer.name == config.name);
+                config.weight.or(known.map(|peer| peer.weight)).unwrap_or(1)
+            };
+            if configs.iter().all(|config| weight(config) == 0) {
+                return Err(Kind::NoWeight);
+            }
+            let staying: Vec<bool> = inner.peers.iter().map(stays).collect();
+            for (peer, stays) in inner.peers.iter_mut().zip(staying) {
+                if !stays {
+                    leave(peer, now, news);
+                }
+            }
+            for (config, url) in configs.iter().zip(urls) {
+                match find(&inner.peers, &config.name) {
+                    Ok(at) => keep(&mut inner.peers[at], config, url, news),
+                    Err(_) => self.admit(inner, config, url, now, news),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// A peer less, once it is drained.
+    pub(crate) fn remove(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, Kind> {
+        self.change(|Inner { peers, .. }, news| {
+            let at = find(peers, name)?;
+            let mut others =
+                peers.iter().enumerate().filter(|(other, peer)| *other != at && peer.is_member());
+            if !others.any(|(_, peer)| peer.weight > 0) {
+                return Err(Kind::LastPeer { name: name.to_owned() });
+            }
+            leave(&mut peers[at], now, news);
+            Ok(Drain::of(self, &peers[at]))
+        })
+    }
+
+    /// No new work for a peer.
+    pub(crate) fn drain(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, Kind> {
+        self.change(|Inner { peers, .. }, news| {
+            let at = find(peers, name)?;
+            let peer = &mut peers[at];
+            let event = peer.drain(false, now);
+            news.extend(event.map(|event| peer.news(event)));
+            Ok(Drain::of(self, peer))
+        })
+    }
+
+    /// It serves again.
+    pub(crate) fn resume(&self, name: &str) -> Result<(), Kind> {
+        self.change(|Inner { peers, .. }, news| {
+            let at = find(peers, name)?;
+            let peer = &mut peers[at];
+            let event = peer.resume();
+            news.extend(event.map(|event| peer.news(event)));
+            Ok(())
+        })
+    }
+
+    /// Its proportion of the work.
+    pub(crate) fn set_weight(&self, name: &str, weight: u32) -> Result<(), Kind> {
+        self.change(|Inner { peers, .. }, news| {
+            let at = find(peers, name)?;
+            let mut members = peers.iter().enumerate().filter(|(_, peer)| peer.is_member());
+            if weight == 0 && members.all(|(other, peer)| other == at || peer.weight == 0) {
+                return Err(Kind::NoWeight);
+            }
+            let event = peers[at].set_weight(weight);
+            news.extend(event.map(|event| peers[at].news(event)));
+            Ok(())
+        })
+    }
+
+    /// It is checked now.
+    pub(crate) fn probe_now(&self, name: &str, now: Instant) -> Result<(), Kind> {
+        self.change(|Inner { peers, .. }, _| {
+            let at = find(peers, name)?;
+            peers[at].probe_now(now);
+            Ok(())
+        })
+    }
+
+    /// Gives a peer a place: of one that is gone, if there is one to which nothing leads any more.
+    fn admit(
+        &self,
+        inner: &mut Inner,
+        config: &PeerConfig,
+        url: PeerUrl,
+        now: Instant,
+        news: &mut Vec<News>,
+    ) {
+        let Inner { peers, rng, admitted, .. } = inner;
+        *admitted += 1;
+        let PeerConfig { name, url: _, weight, tier } = config;
+        let (weight, tier) = (weight.unwrap_or(1), tier.unwrap_or(0));
+        let mut peer = Peer::new(name.as_str().into(), url, weight, tier, now);
+        peer.number = *admitted;
+        peer.next_check = self.rules.due(now, rng).next;
+        news.push(peer.news(EventKind::Added));
+        match peers.iter_mut().find(|peer| peer.is_vacant()) {
+            Some(place) => *place = peer,
+            None => peers.push(peer),
+        }
+    }
+}
+
+/// Where the peer of this name is.
+fn find(peers: &[Peer], name: &str) -> Result<usize, Kind> {
+    let members = || peers.iter().enumerate().filter(|(_, peer)| peer.is_member());
+    let found = members().find(|(_, peer)| *peer.name == *name);
+    found.map(|(at, _)| at).ok_or_else(|| Kind::UnknownPeer {
+        name: shown_name(name),
+        names: members().map(|(_, peer)| peer.name.to_string()).collect(),
+    })
+}
+
+/// It is drained, and then removed.
+fn leave(peer: &mut Peer, now: Instant, news: &mut Vec<News>) {
+    let event = peer.drain(true, now);
+    news.extend(event.map(|event| peer.news(event)));
+}
+
+/// It stays, with what is given anew.
+fn keep(peer: &mut Peer, config: &PeerConfig, url: PeerUrl, news: &mut Vec<News>) {
+    peer.url = Arc::new(url);
+    peer.tier = config.tier.unwrap_or(peer.tier);
+    let event = config.weight.and_then(|weight| peer.set_weight(weight));
+    news.extend(event.map(|event| peer.news(event)));
+}
+
+/// A peer that is being drained, to be waited for: from [`Peers::drain`] and [`Peers::remove`].
+///
+/// Dropping it changes nothing.
+///
+/// [`Peers::drain`]: crate::Peers::drain
+/// [`Peers::remove`]: crate::Peers::remove
+pub struct Drain {
+    set: Arc<PeerSet>,
+    name: Arc<str>,
+    /// Which tells the peer from another one of its name.
+    pulse: Arc<Pulse>,
+}
+
+impl Drain {
+    fn of(set: &Arc<PeerSet>, peer: &Peer) -> Self {
+        Self { set: set.clone(), name: peer.name.clone(), pulse: peer.pulse.clone() }
+    }
+
+    /// Waits until the pool has no session with the peer any more, but no longer than `timeout`. Says
+    /// whether it has none; `false` at once if the peer serves again.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the wait is bounded")]
+    pub fn wait(&self, timeout: Duration) -> bool {
+        let end = Instant::now().checked_add(timeout);
+        let mut inner = self.set.lock();
+        loop {
+            if let Some(outcome) = self.outcome(&inner.peers) {
+                return outcome;
+            }
+            let left =
+                end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return false;
+            }
+            // A pool that is gone looks at its peers no more.
+            let (guard, _) = self
+                .set
+                .changes
+                .wait_timeout(inner, left.min(super::DRAIN_LOOK))
+                .unwrap_or_else(PoisonError::into_inner);
+            inner = guard;
+        }
+    }
+
+    fn outcome(&self, peers: &[Peer]) -> Option<bool> {
+        let Some(peer) = peers.iter().find(|peer| Arc::ptr_eq(&peer.pulse, &self.pulse)) else {
+            return Some(true);
+        };
+        match peer.service {
+            Service::Drained { .. } | Service::Gone => Some(true),
+            Service::On => Some(false),
+            Service::Draining { .. } if self.set.is_closed() && self.pulse.open() == 0 => {
+                Some(true)
+            }
+            Service::Draining { .. } => None,
+        }
+    }
+}
+
+impl fmt::Debug for Drain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Drain").field("peer", &self.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,176 @@
+//! The state of the peers at one moment, for programs and for people.
+
+mod table;
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::event::Event;
+use crate::fault::Fault;
+use crate::peers::peer::{Counts, Health, Peer, Service};
+use crate::peers::set::PeerSet;
+use crate::peers::share::nobody_takes_work;
+use crate::peers::tally::Tally;
+
+/// The state of the peers at one moment.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// Whether the pool is gone.
+    pub closed: bool,
+    /// What the pool is called ([`pool_name`](crate::PeerManagerBuilder::pool_name)).
+    pub pool: String,
+    /// Every peer, in the order in which they were given.
+    pub peers: Vec<PeerStatus>,
+    /// The last changes of state, up to 100 of them, the newest last.
+    pub events: Vec<Event>,
+    /// How many events were not told to the [`EventHandler`](crate::EventHandler), as it had not kept up.
+    pub events_dropped: u64,
+}
+
+impl Snapshot {
+    pub(crate) fn of(set: &PeerSet) -> Self {
+        let mut peers: Vec<(u64, PeerStatus)> = set.read(|peers| {
+            let all_down = nobody_takes_work(peers);
+            let there = peers.iter().filter(|peer| !peer.is_gone());
+            there.map(|peer| (peer.number, PeerStatus::of(peer, all_down))).collect()
+        });
+        peers.sort_unstable_by_key(|(number, _)| *number);
+        Self {
+            closed: set.is_closed(),
+            pool: set.rules().pool_name.clone(),
+            peers: peers.into_iter().map(|(_, status)| status).collect(),
+            events: set.journal().history(),
+            events_dropped: set.journal().dropped(),
+        }
+    }
+
+    /// The peer of this name.
+    #[must_use]
+    pub fn peer(&self, name: &str) -> Option<&PeerStatus> {
+        self.peers.iter().find(|peer| peer.name == name)
+    }
+}
+
+/// Whether a peer is given new work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PeerState {
+    /// It is. A peer that nothing is known about yet counts as up.
+    Up,
+    /// It failed, and is left alone until a check succeeds.
+    Down,
+    /// It is not, by an operator's word, and the pool still has sessions there.
+    Draining,
+    /// It is not, by an operator's word, and the pool has no session there, but for a check now and then.
+    Drained,
+}
+
+impl fmt::Display for PeerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+        })
+    }
+}
+
+/// The state of one peer at one moment.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PeerStatus {
+    /// Its name.
+    pub name: String,
+    /// Its weight.
+    pub weight: u32,
+    /// Its tier, which matters under [`Strategy::Ordered`](crate::Strategy::Ordered).
+    pub tier: u32,
+    /// Whether it is given new work.
+    pub state: PeerState,
+    /// Since when it has been in this state.
+    pub since: Instant,
+    /// Why it is down, or was found to be so by the last check if it is not in service; else `None`.
+    /// Client libraries' messages, without URL or password.
+    pub why: Option<String>,
+    /// What that says of the peer.
+    pub fault: Option<Fault>,
+    /// Whether it had no connection to give when it was last asked for one. It is up all the same:
+    /// those that it has given go on being used, and other peers get the new ones.
+    pub is_full: bool,
+    /// Whether a query has been running there for 100 milliseconds and nothing was heard from it since:
+    /// other peers are given the work meanwhile.
+    pub is_hesitant: bool,
+    /// When it is checked next.
+    pub next_check: Instant,
+    /// Connections of the pool that are open, in use or idle. (The idle ones of a peer that is down or
+    /// drained are counted until the pool has closed them, although their sessions have ended.)
+    pub links: usize,
+    /// Connections of the pool that are in use. In a pool built with `test_on_check_out(false)` one
+    /// counts from the first time that it is used in its check-out; with `Balance::PerConnection` as
+    /// well, not at all.
+    pub in_use: usize,
+    /// Logins for the pool that are under way.
+    pub dialing: usize,
+    /// Logins that were given up at their deadline, and could not be ended.
+    pub stuck: usize,
+    /// Connections that were made for the pool since it became a peer.
+    pub connects: u64,
+    /// Failed logins, for the pool and of checks, since it became a peer.
+    pub failures: u64,
+    /// Check-outs that it has served since it became a peer.
+    pub check_outs: u64,
+    /// Queries that have ended there since it became a peer, well or not.
+    pub queries: u64,
+    /// How long those took, all together.
+    pub query_time: Duration,
+    /// Queries that ended with a lost connection since it became a peer.
+    pub lost: u64,
+}
+
+impl fmt::Display for Snapshot {
+    /// A table for a terminal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        table::write(self, f)
+    }
+}
+
+impl PeerStatus {
+    fn of(peer: &Peer, all_down: bool) -> Self {
+        let (health, health_since, refusal) = match &peer.health {
+            Health::Up { since } => (PeerState::Up, *since, None),
+            Health::Down { since, refusal } => (PeerState::Down, *since, Some(refusal)),
+        };
+        let (state, since) = match peer.service {
+            Service::On => (health, health_since),
+            Service::Draining { since, .. } => (PeerState::Draining, since),
+            Service::Drained { since } => (PeerState::Drained, since),
+            Service::Gone => (PeerState::Drained, health_since),
+        };
+        let Counts { dialing, stuck, links, connects, failures } = peer.counts;
+        let Tally { check_outs, queries, lost, .. } = &peer.pulse.tally;
+        Self {
+            name: peer.name.to_string(),
+            weight: peer.weight,
+            tier: peer.tier,
+            state,
+            since,
+            why: refusal.map(|refusal| refusal.why.to_string()),
+            fault: refusal.map(|refusal| refusal.fault),
+            is_full: peer.is_full,
+            is_hesitant: peer.pulse.is_hesitant(),
+            next_check: peer.due(all_down),
+            links,
+            in_use: peer.pulse.in_use(),
+            dialing,
+            stuck,
+            connects,
+            failures,
+            check_outs: check_outs.get(),
+            queries: queries.count(),
+            query_time: queries.total(),
+            lost: lost.get(),
+        }
+    }
+}

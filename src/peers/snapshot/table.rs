@@ -1,0 +1,96 @@
+//! A snapshot as a table that a person reads in a terminal.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::{PeerState, PeerStatus, Snapshot};
+
+const HEADS: [&str; 7] = ["peer", "state", "for", "weight", "links", "in use", "next check"];
+
+/// Which of them are names, to the left; numbers stand to the right.
+const LEFT: [bool; 7] = [true, true, false, false, false, false, false];
+
+#[expect(clippy::disallowed_methods, reason = "times are shown as how long ago they were")]
+pub(super) fn write(snapshot: &Snapshot, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let now = Instant::now();
+    let rows: Vec<[String; 7]> = snapshot.peers.iter().map(|peer| row(peer, now)).collect();
+    let widths: Vec<usize> = (0..HEADS.len())
+        .map(|column| {
+            let cells = rows.iter().map(|row| row[column].chars().count());
+            cells.chain([HEADS[column].len()]).max().unwrap_or_default()
+        })
+        .collect();
+    let line = |f: &mut fmt::Formatter<'_>, cells: &[&str], after: &str| {
+        let cell = |(column, cell): (usize, &&str)| {
+            let width = widths[column];
+            if LEFT[column] { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+        };
+        let cells: Vec<String> =
+            cells.iter().enumerate().map(cell).chain([after.to_owned()]).collect();
+        writeln!(f, "{}", cells.join("  ").trim_end())
+    };
+    line(f, &HEADS, "")?;
+    for (row, peer) in rows.iter().zip(&snapshot.peers) {
+        let cells: Vec<&str> = row.iter().map(String::as_str).collect();
+        line(f, &cells, &remark(peer))?;
+    }
+    if snapshot.closed {
+        writeln!(f, "The pool is closed; this was last known.")?;
+    }
+    Ok(())
+}
+
+fn row(peer: &PeerStatus, now: Instant) -> [String; 7] {
+    let next_check = peer.next_check.saturating_duration_since(now);
+    [
+        peer.name.clone(),
+        peer.state.to_string(),
+        short(now.saturating_duration_since(peer.since)),
+        peer.weight.to_string(),
+        peer.links.to_string(),
+        peer.in_use.to_string(),
+        if next_check.is_zero() { "now".to_owned() } else { short(next_check) },
+    ]
+}
+
+/// What there is to say besides.
+fn remark(peer: &PeerStatus) -> String {
+    match (&peer.why, peer.state) {
+        (Some(why), PeerState::Down) => why.clone(),
+        (Some(why), _) => format!("the last check failed: {why}"),
+        (None, _) if peer.is_full => "full".to_owned(),
+        (None, _) if peer.is_hesitant => "hesitant".to_owned(),
+        (None, _) => String::new(),
+    }
+}
+
+/// In the two largest units that matter.
+fn short(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60) {
+        (0, 0, 0, 0..10) => format!("{:.1} s", time.as_secs_f64()),
+        (0, 0, 0, seconds) => format!("{seconds} s"),
+        (0, 0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (0, hours, minutes, _) => format!("{hours} h {minutes} min"),
+        (days, hours, ..) => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_short() {
+        for (seconds, expected) in [
+            (0.25, "0.2 s"),
+            (59.9, "59 s"),
+            (61.0, "1 min 1 s"),
+            (3_599.0, "59 min 59 s"),
+            (7_260.0, "2 h 1 min"),
+            (90_000.0, "1 d 1 h"),
+        ] {
+            assert_eq!(short(Duration::from_secs_f64(seconds)), expected);
+        }
+    }
+}
