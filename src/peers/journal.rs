@@ -46,9 +46,11 @@ impl Journal {
         (Self { queue: Some(queue), ..Self::default() }, events)
     }
 
-    /// Outside every lock: a logger is user code.
+    /// Keeps what has happened, and queues it for the reader: under the lock of the peers, so that the
+    /// order is theirs. What is returned is to be logged, outside.
     #[expect(clippy::disallowed_methods, reason = "the time of day is only shown")]
-    pub(crate) fn tell(&self, news: impl IntoIterator<Item = News>) {
+    pub(crate) fn keep(&self, news: impl IntoIterator<Item = News>) -> ToLog {
+        let mut to_log = Vec::new();
         for News { peer, in_service, kind } in news {
             let is_transition = kind.is_transition();
             if !is_transition && self.queue.is_none() {
@@ -62,16 +64,13 @@ impl Journal {
                     history.pop_front();
                 }
                 history.push_back(event.clone());
-                drop(history);
-                // This runs where a panic costs a slot or the checker.
-                let _ = caught(|| write(&event));
+                to_log.push(event.clone());
             }
-            if let Some(queue) = &self.queue {
-                if queue.try_send(event).is_err() {
-                    self.dropped.add_one();
-                }
+            if self.queue.as_ref().is_some_and(|queue| queue.try_send(event).is_err()) {
+                self.dropped.add_one();
             }
         }
+        ToLog(to_log)
     }
 
     /// The last changes of state, the newest last.
@@ -85,7 +84,20 @@ impl Journal {
     }
 }
 
-/// One line for each change of state.
+/// Changes of state that are not in the log yet.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct ToLog(Vec<Event>);
+
+impl ToLog {
+    /// One line for each. A logger is user code, and this runs where a panic costs a slot or the checker.
+    pub(crate) fn log(self) {
+        for event in &self.0 {
+            let _ = caught(|| write(event));
+        }
+    }
+}
+
 fn write(event: &Event) {
     let Event { peer, kind, .. } = event;
     let (peer, what) = (&**peer, kind.as_str());
