@@ -92,8 +92,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.set_in_use(false);
-        if let Some((vitals, born)) = &self.vitals {
-            self.pulse.remove(vitals);
+        if let Some((_, born)) = &self.vitals {
             let why = self.why_retired();
             self.pulse.tally.retired(why).add_one();
             self.set.tell(self.peer, EventKind::LinkRetired { why, age: born.elapsed() });
@@ -106,5 +105,9 @@ impl Drop for Lease {
                 counts.dialing -= 1;
             }
         });
+        // Last, so that a peer without one has none that is counted.
+        if let Some((vitals, _)) = &self.vitals {
+            self.pulse.remove(vitals);
+        }
     }
 }
