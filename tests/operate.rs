@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
-use diesel_peers::{EventKind, PeerConfig, PeerState, Peers};
+use diesel_peers::{ChangeError, EventKind, PeerConfig, PeerState, Peers};
 use support::backend::{
     Backend, PATIENCE, SOON, fill, links, manager_of, manager_over, pool_of, state,
 };
@@ -181,12 +181,14 @@ fn a_weight_moves_the_work() {
 
 #[test]
 fn what_cannot_be_done_is_an_error_and_changes_nothing() {
+    type Change = fn(&Peers, &str) -> Result<(), ChangeError>;
+
     let server = Server::start();
     let url = server.url();
     let builder = manager_of::<ScriptedConnection>([url, url]).weight("peer1", 0);
     let (_pool, peers) = pool_of(builder, 1);
     let before = names(&peers);
-    let cases: [(_, fn(&Peers, &str) -> Result<(), diesel_peers::ChangeError>, &str); 12] = [
+    let cases: [(_, Change, &str); 12] = [
         (
             "drain",
             |peers, _| peers.drain("db7").map(drop),
