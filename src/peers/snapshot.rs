@@ -131,8 +131,9 @@ pub struct PeerStatus {
 
 impl fmt::Display for Snapshot {
     /// A table for a terminal.
+    #[expect(clippy::disallowed_methods, reason = "times are shown as how long ago they were")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        table::write(self, f)
+        table::write(self, Instant::now(), f)
     }
 }
 

@@ -10,9 +10,8 @@ const HEADS: [&str; 7] = ["peer", "state", "for", "weight", "links", "in use", "
 /// Which of them are names, to the left; numbers stand to the right.
 const LEFT: [bool; 7] = [true, true, false, false, false, false, false];
 
-#[expect(clippy::disallowed_methods, reason = "times are shown as how long ago they were")]
-pub(super) fn write(snapshot: &Snapshot, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let now = Instant::now();
+/// The table at `now`.
+pub(super) fn write(snapshot: &Snapshot, now: Instant, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let rows: Vec<[String; 7]> = snapshot.peers.iter().map(|peer| row(peer, now)).collect();
     let widths: Vec<usize> = (0..HEADS.len())
         .map(|column| {
@@ -79,6 +78,69 @@ fn short(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn peer(name: &str, state: PeerState, (since, next_check): (Instant, Instant)) -> PeerStatus {
+        PeerStatus {
+            name: name.to_owned(),
+            weight: 1,
+            tier: 0,
+            state,
+            since,
+            why: None,
+            fault: None,
+            is_full: false,
+            is_hesitant: false,
+            next_check,
+            links: 4,
+            in_use: 2,
+            dialing: 0,
+            stuck: 0,
+            connects: 0,
+            failures: 0,
+            check_outs: 0,
+            queries: 0,
+            query_time: Duration::ZERO,
+            lost: 0,
+        }
+    }
+
+    struct At<'a>(&'a Snapshot, Instant);
+
+    impl fmt::Display for At<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write(self.0, self.1, f)
+        }
+    }
+
+    /// The README shows this one.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
+    fn columns_are_as_wide_as_they_must_be() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs_f64(seconds);
+        let now = at(20_000.0);
+        let times = |ago, next| (at(20_000.0 - ago), at(20_000.0 + next));
+        let why = "Can't connect to server on 'db1' (111)".to_owned();
+        let peers = vec![
+            peer("db0", PeerState::Up, times(11_520.0, 12.0)),
+            PeerStatus {
+                why: Some(why),
+                links: 0,
+                in_use: 0,
+                ..peer("db1", PeerState::Down, times(41.0, 5.3))
+            },
+            PeerStatus {
+                links: 1,
+                in_use: 1,
+                ..peer("db2", PeerState::Draining, times(2.1, 27.0))
+            },
+        ];
+        let events = Vec::new();
+        let pool = "shop".to_owned();
+        let snapshot = Snapshot { closed: false, pool, peers, events, events_dropped: 0 };
+        let shown = At(&snapshot, now).to_string();
+        assert!(include_str!("../../../README.md").contains(&shown), "in the README:\n{shown}");
+    }
 
     #[test]
     fn times_are_short() {
