@@ -66,17 +66,17 @@ impl Peers {
     }
 
     /// Puts a peer into service again that is drained or being drained. It serves at once if the last
-    /// check found it up, and gets its share of the connections at the pace of
+    /// check found it up, is checked anew, and gets its share of the connections at the pace of
     /// [`rebalance_pace`](crate::PeerManagerBuilder::rebalance_pace).
     ///
     /// # Errors
     ///
     /// When there is no such peer, or it is being removed.
     pub fn resume(&self, name: &str) -> Result<(), ChangeError> {
-        Ok(self.set.resume(name)?)
+        Ok(self.set.resume(name, now())?)
     }
 
-    /// Adds a peer. It is assumed to be up, and gets its share of the connections at the pace of
+    /// Adds a peer. It is assumed to be up, is checked at once, and gets its share of the connections at the pace of
     /// [`rebalance_pace`](crate::PeerManagerBuilder::rebalance_pace).
     ///
     /// # Errors

@@ -80,6 +80,8 @@ pub(crate) struct Peer {
     decided_by: Option<Instant>,
     /// When a link to this peer was last lost, until a probe that began later has succeeded.
     suspected: Option<Instant>,
+    /// When an operator has asked for a check that has not begun yet.
+    asked_for: Option<Instant>,
     /// When it was last marked down because it refused a query.
     accused: Option<Instant>,
     /// When the last probe began, and whether it is still running.
@@ -158,6 +160,7 @@ impl Peer {
             check_soon: now,
             decided_by: None,
             suspected: None,
+            asked_for: None,
             accused: None,
             probe_began: None,
             probing: false,
@@ -225,10 +228,13 @@ impl Peer {
         }
     }
 
-    /// It serves again. What has been found out about it meanwhile holds.
-    pub(crate) fn resume(&mut self) -> Option<EventKind> {
+    /// It serves again. What has been found out about it meanwhile holds, until it is checked now.
+    pub(crate) fn resume(&mut self, now: Instant) -> Option<EventKind> {
         let was_on = mem::replace(&mut self.service, Service::On) == Service::On;
-        (!was_on).then_some(EventKind::Resumed)
+        (!was_on).then(|| {
+            self.probe_now(now);
+            EventKind::Resumed
+        })
     }
 
     pub(crate) fn set_weight(&mut self, weight: u32) -> Option<EventKind> {
@@ -249,8 +255,7 @@ impl Peer {
 
     /// It is to be checked now, whatever is known.
     pub(crate) fn probe_now(&mut self, now: Instant) {
-        self.suspect(now);
-        self.next_check = self.next_check.min(now);
+        self.asked_for = Some(now);
     }
 
     /// A connection for the pool was made by a login that began at `began`, and was put to a check's
@@ -378,7 +383,7 @@ impl Peer {
             self.next_check
         };
         let trial = self.suspicion_due().filter(|_| self.is_only_accused());
-        trial.map_or(next, |at| at.min(next))
+        [trial, self.asked_for].into_iter().flatten().fold(next, Instant::min)
     }
 
     /// Whether it is down, and a refused query is all that there is against it.
@@ -391,6 +396,7 @@ impl Peer {
         match kind {
             ProbeKind::Regular => {
                 self.probe_began = Some(now);
+                self.asked_for = None;
                 !mem::replace(&mut self.probing, true)
             }
             ProbeKind::Stall => {
@@ -788,6 +794,64 @@ mod tests {
         story.probe_begins(6_000);
         story.probe_ends(6_000, 6_001, Ok(()));
         assert!(story.connect_fails(7_000, 7_001, "wrong password"), "and again after it was up");
+    }
+
+    #[test]
+    fn an_operator_s_word_is_a_state_of_its_own() {
+        let mut story = Story::begin();
+        let now = story.at(1);
+        assert_eq!(story.peer.drain(false, now), Some(EventKind::Draining));
+        assert_eq!(story.peer.drain(false, now), None, "that is known");
+        assert!(story.peer.is_up() && !story.peer.serves(), "it is fine, and gets no work");
+        assert!(story.connect_fails(2, 3, "refused"), "it is checked all the same");
+        assert_eq!(story.peer.due(true), story.at(3) + INTERVAL, "but nobody waits for it");
+        story.peer.counts.dialing = 1;
+        assert_eq!(story.peer.end_draining(story.at(4)), None, "a login is under way");
+        story.peer.counts.dialing = 0;
+        let drained = EventKind::Drained { took: Duration::from_millis(4) };
+        assert_eq!(story.peer.end_draining(story.at(5)), Some([Some(drained), None]));
+        assert_eq!(story.peer.end_draining(story.at(6)), None, "once");
+        story.probe_begins(30_003);
+        assert!(story.probe_ends(30_003, 30_004, Ok(())), "a check brings it up");
+        assert!(!story.peer.serves(), "and not back");
+        let resumed = story.at(30_010);
+        assert_eq!(story.peer.resume(resumed), Some(EventKind::Resumed));
+        assert!(story.peer.serves(), "an operator does");
+        assert_eq!(story.peer.probe_due(false), Some(resumed), "and it is checked at once");
+        assert_eq!(story.peer.resume(resumed), None, "that is known");
+    }
+
+    #[test]
+    fn one_that_leaves_is_gone_when_it_is_drained_and_vacant_when_nothing_leads_there() {
+        let mut story = Story::begin();
+        let at = [1, 2, 3, 4].map(|millis| story.at(millis));
+        assert_eq!(story.peer.drain(false, at[0]), Some(EventKind::Draining));
+        assert_eq!(story.peer.drain(true, at[1]), None, "it is being drained already");
+        assert!(!story.peer.is_member());
+        let drained = EventKind::Drained { took: Duration::from_millis(2) };
+        let both = Some([Some(drained), Some(EventKind::Removed)]);
+        story.probe_begins(2);
+        assert_eq!(story.peer.end_draining(at[2]), both);
+        assert!(story.peer.is_gone() && !story.peer.is_vacant(), "a check is under way");
+        story.probe_ends(2, 4, Ok(()));
+        assert!(story.peer.is_vacant());
+        assert_eq!(story.peer.probe_due(false), None, "nobody checks it any more");
+
+        let mut story = Story::begin();
+        story.peer.drain(false, at[0]);
+        story.peer.end_draining(at[1]);
+        assert_eq!(story.peer.drain(true, at[2]), Some(EventKind::Removed), "it was drained");
+    }
+
+    #[test]
+    fn a_check_that_is_asked_for_is_made_once() {
+        let mut story = Story::begin();
+        story.connect_fails(1, 2, "refused");
+        story.peer.probe_now(story.at(10));
+        assert_eq!(story.peer.probe_due(false), Some(story.at(10)), "also while it is down");
+        story.probe_begins(10);
+        story.probe_ends(10, 11, Err("refused"));
+        assert_eq!(story.peer.probe_due(false), Some(story.at(11) + INTERVAL), "as ever");
     }
 
     #[test]

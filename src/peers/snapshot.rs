@@ -102,6 +102,8 @@ pub struct PeerStatus {
     /// Whether a query has been running there for 100 milliseconds and nothing was heard from it since:
     /// other peers are given the work meanwhile.
     pub is_hesitant: bool,
+    /// Whether it is being removed: `Draining`, and cannot be resumed. Another peer may have its name.
+    pub is_leaving: bool,
     /// When it is checked next.
     pub next_check: Instant,
     /// Connections of the pool that are open, in use or idle. (The idle ones of a peer that is down or
@@ -161,6 +163,7 @@ impl PeerStatus {
             fault: refusal.map(|refusal| refusal.fault),
             is_full: peer.is_full,
             is_hesitant: peer.pulse.is_hesitant(),
+            is_leaving: !peer.is_member(),
             next_check: peer.due(all_down),
             links,
             in_use: peer.pulse.in_use(),

@@ -62,6 +62,8 @@ impl PeerSet {
                     Err(_) => self.admit(inner, config, url, now, news),
                 }
             }
+            // A tier that is another is no news.
+            self.changed(&inner.peers);
             Ok(())
         })
     }
@@ -92,11 +94,11 @@ impl PeerSet {
     }
 
     /// It serves again.
-    pub(crate) fn resume(&self, name: &str) -> Result<(), Kind> {
+    pub(crate) fn resume(&self, name: &str, now: Instant) -> Result<(), Kind> {
         self.change(|Inner { peers, .. }, news| {
             let at = find(peers, name)?;
             let peer = &mut peers[at];
-            let event = peer.resume();
+            let event = peer.resume(now);
             news.extend(event.map(|event| peer.news(event)));
             Ok(())
         })
@@ -141,6 +143,7 @@ impl PeerSet {
         let mut peer = Peer::new(name.as_str().into(), url, weight, tier, now);
         peer.number = *admitted;
         peer.next_check = self.rules.due(now, rng).next;
+        peer.probe_now(now);
         news.push(peer.news(EventKind::Added));
         match peers.iter_mut().find(|peer| peer.is_vacant()) {
             Some(place) => *place = peer,
@@ -235,5 +238,87 @@ impl Drain {
 impl fmt::Debug for Drain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Drain").field("peer", &self.name).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peers::peer::{Answer, ProbeKind};
+    use crate::peers::set::tests::set_of;
+    use crate::policy::Recheck;
+
+    #[test]
+    fn places_are_used_again_once_nothing_leads_there() {
+        let (set, _woken, now) = set_of(2, Recheck::Probe);
+        let set = Arc::new(set);
+        let places = || set.read(<[Peer]>::len);
+        let add = |name: &str| set.add(PeerConfig::new(name, "url"), now).expect("a new name");
+        add("db2");
+        assert_eq!(places(), 3);
+        set.remove("db2", now).expect("it is there");
+        let (probes, _) = set.take_due(now);
+        assert_eq!(probes.len(), 1, "it was added, so it is checked");
+        add("db3");
+        assert_eq!(places(), 4, "the check leads to the old one");
+        let ended = |peer: usize| {
+            set.update(peer, now, |peer, due| {
+                peer.probe_ended(ProbeKind::Regular, (now, now), Answer::NotAsked, due)
+            });
+        };
+        ended(2);
+        add("db4");
+        assert_eq!(places(), 4, "nothing leads there any more");
+        let names =
+            set.read(|peers| peers.iter().map(|peer| peer.name.clone()).collect::<Vec<_>>());
+        assert_eq!(*names[2], *"db4");
+        for round in 0..1000 {
+            let name = format!("round{round}");
+            add(&name);
+            set.remove(&name, now).expect("it is there");
+            let (probes, _) = set.take_due(now);
+            for probe in probes {
+                ended(probe.peer);
+            }
+        }
+        assert_eq!(places(), 5, "a set that changes for long does not grow");
+    }
+
+    #[test]
+    fn one_that_leads_elsewhere_is_another() {
+        let (set, _woken, now) = set_of(2, Recheck::Probe);
+        let places = || {
+            set.read(|peers| {
+                let members = peers.iter().filter(|peer| peer.is_member());
+                members.map(|peer| peer.number).collect::<Vec<_>>()
+            })
+        };
+        let peers = |urls: [&str; 2]| {
+            let config = |(at, url): (usize, &str)| PeerConfig::new(format!("peer{at}"), url);
+            urls.into_iter().enumerate().map(config).collect::<Vec<_>>()
+        };
+        set.replace(&peers(["url0", "url1"]), now).expect("these are right");
+        assert_eq!(places(), [1, 2], "both stay");
+        set.replace(&peers(["url0", "url7"]), now).expect("these are right");
+        assert_eq!(places(), [1, 3], "one is another");
+        let epoch = set.epoch();
+        let tiered = peers(["url0", "url7"]).into_iter().map(|config| config.tier(2));
+        set.replace(&tiered.collect::<Vec<_>>(), now).expect("these are right");
+        assert_eq!(places(), [1, 3], "both stay");
+        assert!(set.epoch() > epoch, "and their tiers are known");
+    }
+
+    #[test]
+    fn a_check_that_is_asked_for_is_made_where_marks_are_cleared_unasked_too() {
+        let (set, _woken, now) = set_of(2, Recheck::Clear);
+        set.update(0, now, |peer, due| peer.takes_no_work(now, due));
+        set.take_due(now);
+        set.update(0, now, |peer, due| {
+            peer.probe_ended(ProbeKind::Regular, (now, now), Answer::NotAsked, due)
+        });
+        set.probe_now("peer0", now).expect("it is there");
+        let (probes, _) = set.take_due(now);
+        assert_eq!(probes.len(), 1, "it is asked");
+        assert!(!set.read(|peers| peers[0].is_up()), "before it is believed");
     }
 }

@@ -57,6 +57,7 @@ fn remark(peer: &PeerStatus) -> String {
     match (&peer.why, peer.state) {
         (Some(why), PeerState::Down) => why.clone(),
         (Some(why), _) => format!("the last check failed: {why}"),
+        (None, _) if peer.is_leaving => "to be removed".to_owned(),
         (None, _) if peer.is_full => "full".to_owned(),
         (None, _) if peer.is_hesitant => "hesitant".to_owned(),
         (None, _) => String::new(),
@@ -90,6 +91,7 @@ mod tests {
             fault: None,
             is_full: false,
             is_hesitant: false,
+            is_leaving: false,
             next_check,
             links: 4,
             in_use: 2,
