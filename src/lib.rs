@@ -15,6 +15,13 @@ mod fault;
 mod herald;
 mod login;
 mod manager;
+/// The guide for whoever runs an application that uses this crate.
+#[cfg(doc)]
+#[cfg_attr(
+    any(not(doctest), feature = "mysql"),
+    doc = include_str!("../OPERATIONS.md")
+)]
+pub mod operations {}
 mod peers;
 mod policy;
 mod pool;

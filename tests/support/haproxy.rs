@@ -93,15 +93,21 @@ impl HaProxy {
     pub fn sessions(&self) -> usize {
         // Of all frontends (type 1): a line of names, then one of values. Statistics begin with
         // proxy, server, current and highest queue, current sessions.
-        let statistics = ask(self.folder(), "show stat -1 1 -1").expect("it runs");
+        let statistics = self.ask("show stat -1 1 -1");
         let front = statistics.lines().nth(1).expect("there is one frontend");
         front.split(',').nth(4).and_then(|count| count.parse().ok()).expect("a count")
+    }
+
+    /// What its administrator gets for an answer.
+    #[track_caller]
+    pub fn ask(&self, question: &str) -> String {
+        ask(self.folder(), question).expect("it runs")
     }
 
     /// Gives an order, which is obeyed without a word.
     #[track_caller]
     fn order(&self, order: &str) {
-        let answer = ask(self.folder(), order).expect("it runs");
+        let answer = self.ask(order);
         assert!(answer.trim().is_empty(), "{order}: {answer}");
     }
 }

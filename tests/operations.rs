@@ -1,0 +1,169 @@
+//! The commands of the guide for operators, each run as it stands there.
+
+#![cfg(all(target_os = "linux", feature = "mysql"))]
+
+mod support;
+
+use std::fs;
+use std::process::{Command, Output};
+
+use diesel::MysqlConnection;
+use diesel_peers::PeerState;
+use support::backend::{PATIENCE, SOON, manager_of, pool_of, state};
+use support::galera::Cluster;
+use support::haproxy::HaProxy;
+use support::load::Load;
+use support::mariadb::MariaDb;
+use support::story::{PEERS, THREADS, full_pool};
+use support::wait_until;
+
+const GUIDE: &str = include_str!("../OPERATIONS.md");
+
+/// The blocks of code in this language under this heading.
+#[track_caller]
+fn blocks(heading: &str, language: &str) -> Vec<String> {
+    let (_, section) =
+        GUIDE.split_once(&format!("\n{heading}\n")).expect("there is such a heading");
+    let section = section.split("\n## ").next().and_then(|section| section.split("\n### ").next());
+    let mut blocks = Vec::new();
+    let mut rest = section.expect("it has a beginning");
+    while let Some((_, after)) = rest.split_once(&format!("```{language}\n")) {
+        let (block, after) = after.split_once("```").expect("it has an end");
+        blocks.push(block.lines().map(str::trim).collect::<Vec<_>>().join("\n"));
+        rest = after;
+    }
+    assert!(!blocks.is_empty(), "there is such a block under {heading:?}");
+    blocks
+}
+
+/// Runs the commands of a block in a shell that stops at the first that fails.
+#[track_caller]
+fn shell(commands: &str) -> Output {
+    let output = Command::new("sh").arg("-ec").arg(commands).output().expect("there is a shell");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{commands}: {said}");
+    output
+}
+
+/// `peer1` leaves and comes back, under load, without an error.
+fn without_an_error(
+    urls: &[String],
+    leaves: impl FnOnce(),
+    has_sessions: impl Fn() -> bool,
+    comes_back: impl FnOnce(),
+) {
+    let (pool, peers) = full_pool(manager_of::<MysqlConnection>(urls).check_interval(SOON));
+    let seen = Load::run(&pool, THREADS, "SELECT SLEEP(0.005)", |load| {
+        leaves();
+        wait_until("it is noticed", PATIENCE, || state(&peers, PEERS[1]) == PeerState::Down);
+        wait_until("it is empty", PATIENCE, || !has_sessions());
+        let before = load.served();
+        wait_until("the others serve", PATIENCE, || load.served() > before + 100);
+        comes_back();
+        wait_until("it is up", PATIENCE, || state(&peers, PEERS[1]) == PeerState::Up);
+        wait_until("it serves", PATIENCE, || {
+            peers.snapshot().peer(PEERS[1]).is_some_and(|peer| peer.links == 3)
+        });
+    });
+    assert_eq!(seen.refused, [""; 0], "no `pool.get()` failed");
+    assert!(seen.failed.is_empty(), "no query failed: {:?}", seen.failed);
+}
+
+#[test]
+fn a_paused_proxy() {
+    let server = MariaDb::start();
+    let proxies: Vec<_> = (0..3).map(|_| HaProxy::in_front_of(server.port())).collect();
+    let urls: Vec<_> = proxies.iter().map(HaProxy::mysql_url).collect();
+    let block = &blocks("### By the proxy's pause", "haproxy")[0];
+    let commands: Vec<_> = block.lines().map(|line| line.replace(" db", " front")).collect();
+    let [pause, look, resume] = &commands[..] else { panic!("three commands: {commands:?}") };
+    let order = |command: &str| assert_eq!(proxies[1].ask(command).trim(), "", "{command}");
+    let sessions = || {
+        let answer = proxies[1].ask(look);
+        let current = answer.lines().nth(1).and_then(|line| line.split(',').nth(4));
+        current.expect("the fifth figure is that of current sessions") != "0"
+    };
+    without_an_error(&urls, || order(pause), sessions, || order(resume));
+}
+
+#[test]
+fn a_closed_port() {
+    /// The rules end with the test, however it ends.
+    struct Rules(String);
+    impl Drop for Rules {
+        fn drop(&mut self) {
+            let _ = Command::new("nft").args(["delete", "table", "inet", &self.0]).output();
+        }
+    }
+
+    let servers: Vec<_> = (0..3).map(|_| MariaDb::start()).collect();
+    let urls: Vec<_> = servers.iter().map(MariaDb::url).collect();
+    let port = servers[1].port().to_string();
+    let rules = Rules(format!("drain{port}"));
+    let heading = "### By its port";
+    let [close, open] = &blocks(heading, "sh")[..] else { panic!("to close and to open") };
+    let run = |commands: &str| {
+        shell(&commands.replace("3306", &port).replace("inet drain", &format!("inet {}", rules.0)));
+    };
+    let count = &blocks(heading, "sql")[0];
+    let has_sessions = || servers[1].sql(count).trim() != "0";
+    without_an_error(&urls, || run(close), has_sessions, || run(open));
+}
+
+#[test]
+fn a_galera_node_tells_its_state() {
+    let cluster = Cluster::start();
+    let answers = cluster.nodes[0].sql(&blocks("### A Galera cluster, node by node", "sql")[0]);
+    assert!(answers.contains("wsrep_local_state_comment\tSynced"), "{answers}");
+    assert!(answers.contains("wsrep_cluster_size\t3"), "{answers}");
+}
+
+#[test]
+fn a_user_needs_no_more_rights_than_these() {
+    let server = MariaDb::start();
+    let create = &blocks("## Adding and replacing a peer", "sql")[0];
+    let create = create.replace("'app'@'%'", "'shop'@'%'");
+    server.sql(&format!("CREATE DATABASE shop; CREATE TABLE shop.orders (id INT); {create}"));
+    let url = format!("mysql://shop:secret@127.0.0.1:{}/shop", server.port());
+    let (pool, peers) = pool_of(manager_of::<MysqlConnection>([url]).check_interval(SOON), 2);
+    let seen = Load::run(&pool, 2, "INSERT INTO orders VALUES (1)", |load| {
+        wait_until("it works", PATIENCE, || load.served() > 100);
+        let checked = peers.snapshot().peers[0].next_check;
+        wait_until("it is checked twice", PATIENCE, || {
+            peers.snapshot().peers[0].next_check > checked + SOON
+        });
+    });
+    assert!(seen.failed.is_empty() && seen.refused.is_empty(), "{seen:?}");
+    assert_eq!(peers.snapshot().peers[0].failures, 0, "no check has failed");
+}
+
+/// What the log says is written somewhere in the code.
+#[test]
+fn lines_of_the_log_are_as_they_are() {
+    fn sources(folder: &str, all: &mut String) {
+        for entry in fs::read_dir(folder).expect("our own folder").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                sources(path.to_str().expect("our own names"), all);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                *all += &fs::read_to_string(path).expect("our own file");
+            }
+        }
+    }
+    let mut code = String::new();
+    sources(concat!(env!("CARGO_MANIFEST_DIR"), "/src"), &mut code);
+    let (_, section) = GUIDE.split_once("\n## Reading the log\n").expect("there is such a heading");
+    let lines = section.lines().skip_while(|line| !line.starts_with("|---")).skip(1);
+    let lines: Vec<_> = lines.take_while(|line| line.starts_with('|')).collect();
+    assert!(lines.len() > 5, "there is a table");
+    for line in lines {
+        let line = line.split('`').nth(1).expect("it is code");
+        // What is written in the code: between the peer's name, figures and the client library's words.
+        let own = line.trim_start_matches("peer db1 is down: ").trim_start_matches("peer db1 ");
+        let own =
+            own.trim_start_matches("3 of 3 ").split([':', '(']).next().expect("its beginning");
+        let own = own.trim_end_matches("...").trim().trim_end_matches(" 5s");
+        let is_library_s = own.starts_with("Can't connect");
+        assert!(is_library_s || code.contains(own), "{own:?} of {line:?}");
+    }
+}
