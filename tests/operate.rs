@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
-use diesel_peers::{ChangeError, EventKind, PeerConfig, PeerState, Peers};
+use diesel_peers::{Balance, ChangeError, EventKind, PeerConfig, PeerState, Peers};
 use support::backend::{
     Backend, PATIENCE, SOON, fill, links, manager_of, manager_over, pool_of, state,
 };
@@ -162,6 +162,42 @@ fn replacing_the_peers_keeps_those_that_stay() {
         peers.probe_now("peer1").expect("there is such a peer");
         peers.snapshot().peer("peer1").is_some_and(|peer| peer.failures == 0 && peer.why.is_none())
     });
+}
+
+/// Connections that stay with their slots leave when they come back, or are to be used again.
+#[test]
+fn a_peer_is_drained_where_connections_stay_with_their_slots_too() {
+    let servers = [Server::start(), Server::start()];
+    let builder = manager_of::<ScriptedConnection>(servers.iter().map(|server| server.url()));
+    let (pool, peers) = pool_of(builder.balance(Balance::PerConnection), 4);
+    fill(&pool, &peers, &[2, 2]);
+    let seen = Load::run(&pool, 4, "SELECT 1", |load| {
+        let drain = peers.drain("peer0").expect("there is such a peer");
+        assert!(drain.wait(PATIENCE), "all its connections come by");
+        wait_until("its server has no session", PATIENCE, || servers[0].open() == 0);
+        let served = load.served_by("peer0");
+        wait_until("the other serves", PATIENCE, || load.served_by("peer1") > 1000);
+        assert_eq!(load.served_by("peer0"), served);
+    });
+    assert!(seen.failed.is_empty() && seen.refused.is_empty(), "nothing failed: {seen:?}");
+}
+
+/// A login that is under way when its peer is drained is not used.
+#[test]
+fn a_login_that_comes_too_late_ends() {
+    let servers = [Server::start(), Server::start()];
+    let builder = manager_of::<ScriptedConnection>(servers.iter().map(|server| server.url()));
+    servers[0].hold_logins(true);
+    let (pool, peers) = pool_of(builder, 2);
+    wait_until("it is dialled", PATIENCE, || servers[0].logins() > 0);
+    let drain = peers.drain("peer0").expect("there is such a peer");
+    assert!(!drain.wait(SOON), "a login is under way");
+    servers[0].hold_logins(false);
+    wait_until("it is drained", PATIENCE, || {
+        drop(pool.get().expect("the other lives"));
+        drain.wait(NO_TIME)
+    });
+    wait_until("its server has no session", PATIENCE, || servers[0].open() == 0);
 }
 
 #[test]

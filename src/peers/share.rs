@@ -233,6 +233,22 @@ mod tests {
         assert_eq!(surplus(&peers(&[crowded(), full]), Strategy::Random), None);
     }
 
+    #[test]
+    fn an_operator_s_word_counts_whatever_there_is_else() {
+        let mut rng = SmallRng::seed_from_u64(5);
+        let mut peers =
+            peers(&[Down { due_in: 1 }, Up { links: 9, dialing: 0 }, Down { due_in: 2 }]);
+        for peer in &mut peers[..2] {
+            peer.drain(false, peer.next_check);
+        }
+        for (all_down, expected) in [(AllDown::Try, Some(2)), (AllDown::Fail, None)] {
+            let picked = pick(&peers, |_| false, Strategy::Random, all_down, &mut rng);
+            assert_eq!(picked, expected, "{all_down:?}: no one that is drained, up or down");
+        }
+        assert!(nobody_takes_work(&peers));
+        assert_eq!(surplus(&peers, Strategy::Random), None, "what is drained is not moved");
+    }
+
     /// Peers that are up, each with so many links, this weight and this tier.
     fn up(given: &[(usize, u32, u32)]) -> Vec<Peer> {
         let states: Vec<_> =

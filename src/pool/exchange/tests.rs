@@ -367,3 +367,38 @@ fn links_that_were_shut_down_with_their_peer_do_not_come_back() {
     let carried = exchange.drop_slot(None).expect("one is left");
     assert_eq!(carried.is, 2, "and the other one is carried out");
 }
+
+/// An operator may have had its peer drained while its login was under way.
+#[test]
+fn a_link_that_is_born_to_a_peer_that_is_not_usable_ends_where_it_is() {
+    thread_local! {
+        static ENDED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    }
+    struct Told(Number);
+    impl Shelved for Told {
+        fn peer(&self) -> usize {
+            self.0.peer()
+        }
+
+        fn born(&self) -> Instant {
+            self.0.born()
+        }
+
+        fn set_in_use(&mut self, _: bool) {}
+
+        fn shut_down(&mut self) -> bool {
+            ENDED.set(ENDED.get() + 1);
+            true
+        }
+    }
+
+    let exchange = Exchange::new(Strategy::Random, SmallRng::seed_from_u64(3));
+    let standing = |usable| Standing { pulse: Arc::default(), usable, share: 1, tier: 0 };
+    exchange.learn(1, || vec![standing(true), standing(false)]);
+    let maker = thread::current().id();
+    exchange.born(Told(link(0)), maker);
+    assert_eq!(ENDED.get(), 0, "its peer is fine");
+    let own = exchange.born(Told(link(1)), maker);
+    assert_eq!(ENDED.get(), 1, "its session is not wanted");
+    assert_eq!(exchange.take(Some(own), maker).0.is, 1, "but its slot has it");
+}
