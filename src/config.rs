@@ -171,7 +171,7 @@ type Settings = Vec<(String, Value)>;
 enum Place<'a> {
     File,
     /// Where Rocket's own settings stand as well.
-    #[cfg(feature = "rocket")]
+    #[cfg(any(feature = "rocket", feature = "cli"))]
     Rocket,
     Url,
     Environment {
@@ -184,7 +184,7 @@ impl Place<'_> {
         match self {
             Self::File if key.contains("://") => "a key that is a URL".to_owned(),
             Self::File => format!("`{key}`"),
-            #[cfg(feature = "rocket")]
+            #[cfg(any(feature = "rocket", feature = "cli"))]
             Self::Rocket => Self::File.names(key),
             Self::Url => format!("`{key}` in the URL"),
             Self::Environment { prefix } => {
@@ -356,7 +356,7 @@ fn unknown(key: &str, place: Place<'_>) -> Wrong {
     if CLOSURES.contains(&key) {
         return Wrong::new(flaw, "it is a closure: set it in code");
     }
-    #[cfg(feature = "rocket")]
+    #[cfg(any(feature = "rocket", feature = "cli"))]
     if place == Place::Rocket {
         let rockets = match key {
             "max_size" => Some("pool_size"),

@@ -9,6 +9,8 @@ mod caught;
 mod checker;
 mod config;
 mod dialect;
+#[cfg(feature = "cli")]
+pub mod doctor;
 mod error;
 mod event;
 mod fault;

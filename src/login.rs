@@ -1,9 +1,9 @@
 //! Logging in to a peer, under a deadline, and what a new connection is put to.
 
 pub(crate) mod dial;
-mod helper;
+pub(crate) mod helper;
 pub(crate) mod observer;
-mod readiness;
+pub(crate) mod readiness;
 pub(crate) mod session;
 #[cfg_attr(not(all(feature = "socket", target_os = "linux")), path = "login/no_socket.rs")]
 pub(crate) mod socket;

@@ -14,6 +14,8 @@ use crate::builder::PeerManagerBuilder;
 use crate::login::dial;
 use crate::login::session::Hooks;
 use crate::peers::handle::Peers;
+#[cfg(feature = "cli")]
+use crate::peers::set::PeerSet;
 use crate::pool::connection::{Links, PeerConnection};
 
 /// Makes and checks the connections of one `r2d2::Pool` over several equivalent peers.
@@ -41,6 +43,12 @@ impl<C> PeerManager<C> {
         stop: Sender<Infallible>,
     ) -> Self {
         Self { links, hooks, _stop: stop }
+    }
+
+    /// What a login is made with.
+    #[cfg(feature = "cli")]
+    pub(crate) fn parts(&self) -> (&Arc<PeerSet>, &Arc<Hooks<C>>) {
+        (&self.links.set, &self.hooks)
     }
 
     /// A handle to the state of the peers. Take it before the manager goes into its pool.

@@ -256,6 +256,12 @@ impl Rules {
         self
     }
 
+    /// Nobody looks at the peers unasked.
+    #[cfg(feature = "cli")]
+    pub(crate) fn without_checks(self) -> Self {
+        Self { check_interval: FOREVER, all_down_interval: FOREVER, stall_after: None, ..self }
+    }
+
     /// When a link that is born at `now` is too old.
     pub(crate) fn expiry(&self, now: Instant, rng: &mut SmallRng) -> Instant {
         now + self.link_max_age.mul_f64(1.0 - JITTER * rng.random::<f64>())

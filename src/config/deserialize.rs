@@ -49,7 +49,7 @@ impl Config {
     }
 
     /// As [`give_to`](Self::give_to), of settings beside Rocket's own.
-    #[cfg(feature = "rocket")]
+    #[cfg(any(feature = "rocket", feature = "cli"))]
     pub(crate) fn give_to_of_rocket<C: 'static>(
         self,
         builder: PeerManagerBuilder<C>,

@@ -92,7 +92,7 @@ fn unless_unknown<T>(answer: QueryResult<T>) -> Result<Option<T>, Unready> {
 }
 
 #[cfg(feature = "mysql")]
-mod mysql {
+pub(crate) mod mysql {
     use std::collections::HashMap;
 
     use diesel::MysqlConnection;
@@ -129,9 +129,9 @@ mod mysql {
     }
 
     /// Variables by their names, in small letters.
-    pub(super) type Variables = HashMap<String, String>;
+    pub(crate) type Variables = HashMap<String, String>;
 
-    fn load(conn: &mut MysqlConnection, query: &str) -> QueryResult<Variables> {
+    pub(crate) fn load(conn: &mut MysqlConnection, query: &str) -> QueryResult<Variables> {
         let variables: Vec<Variable> = diesel::sql_query(query).load(conn)?;
         let pair = |Variable { name, value }| (name.to_ascii_lowercase(), value);
         Ok(variables.into_iter().map(pair).collect())

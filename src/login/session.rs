@@ -42,6 +42,30 @@ pub(crate) struct Login<C> {
     pub(crate) rng: SmallRng,
 }
 
+/// A login that came to nothing, with its connection where it got that far.
+struct Unfit<C> {
+    conn: Option<C>,
+    why: Failure,
+}
+
+impl<C> Unfit<C> {
+    fn close(self) -> Failure {
+        // A destructor is user code, where the connection's type is.
+        let _ = caught(|| drop(self.conn));
+        self.why
+    }
+}
+
+/// A peer that lets us in, whether or not it is to be used.
+#[cfg(feature = "cli")]
+pub(crate) struct Look<C> {
+    pub(crate) url: Arc<PeerUrl>,
+    /// None of its queries are the application's.
+    pub(crate) conn: C,
+    /// Why it is not to be used.
+    pub(crate) unfit: Option<Failure>,
+}
+
 /// A connection that was just made, and is observed.
 #[derive(Debug)]
 pub(crate) struct Session<C> {
@@ -57,13 +81,24 @@ impl<C: R2D2Connection + 'static> Login<C> {
     /// Why the peer is not to be used, without its URL or password.
     pub(crate) fn make(self, progress: &Progress) -> Result<Session<C>, Failure> {
         let url = self.url()?;
-        self.prepare(&url, progress, false)
+        self.prepare(&url, progress, false).map_err(Unfit::close)
+    }
+
+    /// As [`probe`](Self::probe), and keeps the connection, also of a peer that is not to be used.
+    #[cfg(feature = "cli")]
+    pub(crate) fn look(self, progress: &Progress) -> Result<Look<C>, Failure> {
+        let url = self.url()?;
+        match self.prepare(&url, progress, true) {
+            Ok(Session { conn, .. }) => Ok(Look { url, conn, unfit: None }),
+            Err(Unfit { conn: Some(conn), why }) => Ok(Look { url, conn, unfit: Some(why) }),
+            Err(Unfit { conn: None, why }) => Err(why),
+        }
     }
 
     /// As [`make`](Self::make), and closes the connection.
     pub(crate) fn probe(self, progress: &Progress) -> Result<(), Failure> {
         let url = self.url()?;
-        let session = self.prepare(&url, progress, true)?;
+        let session = self.prepare(&url, progress, true).map_err(Unfit::close)?;
         reasoned(
             &url,
             |_: &Error| Fault::PeerDown,
@@ -94,11 +129,12 @@ impl<C: R2D2Connection + 'static> Login<C> {
         url: &PeerUrl,
         progress: &Progress,
         is_probe: bool,
-    ) -> Result<Session<C>, Failure> {
+    ) -> Result<Session<C>, Unfit<C>> {
         let before = progress.logs_in();
         let rules = self.set.rules();
         let judge = &rules.judge;
-        let mut conn = reasoned(url, |error| judge.of_login(error), || C::establish(url.expose()))?;
+        let mut conn = reasoned(url, |error| judge.of_login(error), || C::establish(url.expose()))
+            .map_err(|why| Unfit { conn: None, why })?;
         let watch = Watch::new(self.set.clone(), self.peer, self.pulse);
         let of_first_queries = |unready: &Unready| match unready {
             Unready::Says(fault, _) => *fault,
@@ -129,11 +165,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
         });
         match prepared {
             Ok(()) => Ok(Session { conn, watch }),
-            Err(why) => {
-                // A destructor is user code, where the connection's type is.
-                let _ = caught(|| drop(conn));
-                Err(why)
-            }
+            Err(why) => Err(Unfit { conn: Some(conn), why }),
         }
     }
 }

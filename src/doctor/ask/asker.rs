@@ -1,0 +1,63 @@
+//! Asking one peer, and writing down what it says.
+
+use diesel::result::{Error, QueryResult};
+
+use crate::doctor::chart::Chart;
+use crate::doctor::fact::{Aspect, Value};
+use crate::fault::{Fault, Refusal};
+use crate::login::helper::Failure;
+use crate::url::PeerUrl;
+
+/// Asks one peer, and writes down what it says.
+pub(in crate::doctor) struct Asker<'a> {
+    pub(in crate::doctor) chart: &'a Chart,
+    pub(in crate::doctor) url: &'a PeerUrl,
+}
+
+impl Asker<'_> {
+    /// What cannot be asked is not known. That the connection is lost ends the examination.
+    pub(in crate::doctor) fn put(
+        &self,
+        aspect: Aspect,
+        answer: QueryResult<Option<Value>>,
+    ) -> Result<(), Failure> {
+        match answer {
+            Ok(Some(value)) => self.chart.put(aspect, value),
+            Ok(None) => {}
+            Err(error) => self.chart.put(aspect, Value::Unknown(self.said(&error)?)),
+        }
+        Ok(())
+    }
+
+    /// As [`put`](Self::put), of what is asked for together.
+    pub(in crate::doctor) fn put_all<T>(
+        &self,
+        aspects: &[Aspect],
+        answer: QueryResult<T>,
+        told: impl FnOnce(T) -> Vec<(Aspect, Value)>,
+    ) -> Result<(), Failure> {
+        match answer {
+            Ok(answer) => {
+                for (aspect, value) in told(answer) {
+                    self.chart.put(aspect, value);
+                }
+            }
+            Err(error) => {
+                let why = self.said(&error)?;
+                for aspect in aspects {
+                    self.chart.put(*aspect, Value::Unknown(why.clone()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An error as it can be shown, if it is only the query's.
+    fn said(&self, error: &Error) -> Result<String, Failure> {
+        let text = self.url.redact(&error.to_string());
+        match Fault::of(error) {
+            Fault::ConnectionLost => Err(Failure::said(Refusal::new(Fault::ConnectionLost, text))),
+            _ => Ok(text),
+        }
+    }
+}

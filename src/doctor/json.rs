@@ -1,0 +1,73 @@
+//! A report for machines. Its keys are told where [`Report::to_json`] is.
+
+use serde_json::{Map, Value as Json, json};
+
+use super::Report;
+use super::compare::{Difference, Group};
+use super::fact::Value;
+use super::finding::Finding;
+use super::words::milliseconds;
+use crate::fault::Fault;
+
+pub(super) fn of(report: &Report) -> String {
+    let peers: Vec<Json> = report.peers.iter().map(peer).collect();
+    let differences: Vec<Json> = report.differences.iter().map(difference).collect();
+    let json = json!({
+        "is_well": report.is_well(),
+        "peers": peers,
+        "differences": differences,
+        "same_server": report.same_server,
+        "troubles": report.troubles(),
+        "notes": report.notes(),
+    });
+    format!("{json:#}")
+}
+
+fn peer(peer: &Finding) -> Json {
+    let Finding { name, condition, fault: of_it, why, login, round_trip, facts } = peer;
+    let facts: Map<String, Json> =
+        facts.iter().map(|(aspect, told)| (aspect.key().to_owned(), value(told))).collect();
+    json!({
+        "name": name,
+        "condition": condition.key(),
+        "fault": of_it.map(fault),
+        "why": why,
+        "login_ms": login.map(milliseconds),
+        "round_trip_ms": round_trip.map(milliseconds),
+        "facts": facts,
+    })
+}
+
+fn difference(difference: &Difference) -> Json {
+    let group =
+        |Group { value: told, peers }: &Group| json!({ "value": value(told), "peers": peers });
+    let groups: Vec<Json> = difference.groups.iter().map(group).collect();
+    json!({
+        "aspect": difference.aspect.key(),
+        "severity": difference.severity.key(),
+        "groups": groups,
+        "odd": difference.odd(),
+    })
+}
+
+fn value(value: &Value) -> Json {
+    match value {
+        Value::None => Json::Null,
+        Value::Text(text) => json!(text),
+        Value::List(values) => json!(values),
+        Value::Unknown(why) => json!({ "unknown": why }),
+    }
+}
+
+fn fault(fault: Fault) -> &'static str {
+    match fault {
+        Fault::ConnectionLost => "connection_lost",
+        Fault::PeerDown => "peer_down",
+        Fault::PeerNotReady => "peer_not_ready",
+        Fault::PeerFull => "peer_full",
+        Fault::WrongRole => "wrong_role",
+        Fault::Misconfigured => "misconfigured",
+        Fault::Retryable => "retryable",
+        Fault::Query => "query",
+    }
+}

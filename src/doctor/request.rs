@@ -1,0 +1,498 @@
+//! Where the configuration stands that is to be examined, and which database it is of.
+
+use std::env;
+use std::error::Error;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use diesel::r2d2::R2D2Connection;
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use super::{Report, examine_and_tell};
+use crate::builder::PeerManagerBuilder;
+use crate::config::Config;
+use crate::error::BuildError;
+use crate::manager::PeerManager;
+
+/// The key in a TOML file, and the environment variable's after its prefix, of one URL with several hosts.
+const URL: &str = "url";
+const URL_VARIABLE: &str = "URL";
+
+/// What names the peers in a file.
+const SOURCES: [&str; 2] = [URL, "peers"];
+
+/// The table that holds the databases' in a Rocket application's configuration, its keys besides ours,
+/// and the `timeout` that it has by default, in seconds.
+const ROCKETS: &str = "databases";
+const ROCKETS_SIZE: &str = "pool_size";
+const ROCKETS_TIMEOUT: &str = "timeout";
+const ROCKETS_DEFAULT_TIMEOUT: i64 = 5;
+
+/// Where a configuration stands: in a TOML file, a URL, the environment, or several of them, of which
+/// the later counts in this order. The scheme of the URL tells which database it is.
+#[derive(Clone, Default)]
+pub struct Request {
+    file: Option<PathBuf>,
+    table: Option<String>,
+    url: Option<String>,
+    prefix: Option<String>,
+}
+
+/// The URL is a secret.
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, table, url: _, prefix } = self;
+        f.debug_struct("Request")
+            .field("file", file)
+            .field("table", table)
+            .field("prefix", prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Request {
+    /// What stands nowhere yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A TOML file. It is read when it is examined, each time anew.
+    #[must_use]
+    pub fn file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.file = Some(path.into());
+        self
+    }
+
+    /// The table of the file in which the settings stand, as `default.databases.shop`. One that is in a
+    /// table `databases` is a Rocket application's, which may have Rocket's `pool_size` and `timeout` as
+    /// well.
+    ///
+    /// Defaults to the whole file.
+    #[must_use]
+    pub fn table(mut self, path: impl Into<String>) -> Self {
+        self.table = Some(path.into());
+        self
+    }
+
+    /// As [`PeerManagerBuilder::url`].
+    #[must_use]
+    pub fn url(mut self, url: impl Into<String>) -> Self {
+        self.url = Some(url.into());
+        self
+    }
+
+    /// As [`PeerManagerBuilder::env`].
+    #[must_use]
+    pub fn env(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = Some(prefix.into());
+        self
+    }
+
+    /// Reads it, and [examines](super::examine_and_tell) the peers.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, is no TOML or has no such table, when this crate was built without the
+    /// database's feature, and as [`build`](PeerManagerBuilder::build).
+    pub fn examine(&self, tell: impl FnMut(&[String])) -> Result<Report, RequestError> {
+        let settings = self.read()?;
+        match Database::of(self.first_url(settings.as_ref()).as_deref())? {
+            #[cfg(feature = "mysql")]
+            Database::MySql => self.examine_of::<diesel::MysqlConnection>(settings, tell),
+            #[cfg(feature = "postgres")]
+            Database::Postgres => self.examine_of::<diesel::PgConnection>(settings, tell),
+            #[cfg(feature = "sqlite")]
+            Database::Sqlite => self.examine_of::<diesel::SqliteConnection>(settings, tell),
+            #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
+            database => {
+                let _ = (settings, tell);
+                Err(Kind::NoFeature(database.feature()).into())
+            }
+        }
+    }
+
+    #[cfg_attr(
+        not(any(feature = "mysql", feature = "postgres", feature = "sqlite")),
+        expect(dead_code, reason = "there is no database to examine")
+    )]
+    fn examine_of<C: R2D2Connection + Send + 'static>(
+        &self,
+        settings: Option<Table>,
+        tell: impl FnMut(&[String]),
+    ) -> Result<Report, RequestError> {
+        let mut builder = PeerManager::<C>::builder();
+        if let Some(settings) = settings {
+            builder = self.give(settings, builder)?;
+        }
+        if let Some(url) = &self.url {
+            builder = builder.url(url);
+        }
+        if let Some(prefix) = &self.prefix {
+            builder = builder.env(prefix);
+        }
+        examine_and_tell(builder, tell).map_err(|error| {
+            let hint = self.tables_with_peers();
+            Kind::Settings(error, hint).into()
+        })
+    }
+
+    /// Gives a file's settings to the builder, as the application does.
+    fn give<C: 'static>(
+        &self,
+        mut settings: Table,
+        builder: PeerManagerBuilder<C>,
+    ) -> Result<PeerManagerBuilder<C>, RequestError> {
+        if !self.is_rockets() {
+            return Ok(builder.config(config(settings)?));
+        }
+        let timeout = take_whole(&mut settings, ROCKETS_TIMEOUT)?;
+        let _ = take_whole(&mut settings, ROCKETS_SIZE)?;
+        let timeout =
+            Duration::from_secs(timeout.unwrap_or(ROCKETS_DEFAULT_TIMEOUT).unsigned_abs());
+        let builder = config(settings)?.give_to_of_rocket(builder);
+        if builder.is_asked("pool_timeout") {
+            let flaw = "`pool_timeout` is no setting there: give `timeout`";
+            return Err(Kind::Rockets(flaw.to_owned()).into());
+        }
+        Ok(builder.pool_timeout_as(ROCKETS_TIMEOUT, timeout))
+    }
+
+    fn is_rockets(&self) -> bool {
+        let path = self.table.as_deref().and_then(keys_of).unwrap_or_default();
+        path.iter().rev().nth(1).is_some_and(|key| key == ROCKETS)
+    }
+
+    /// The settings of the file, if there is one.
+    fn read(&self) -> Result<Option<Table>, RequestError> {
+        let Some(path) = &self.file else {
+            return match &self.table {
+                Some(_) => Err(Kind::TableOfNothing.into()),
+                None => Ok(None),
+            };
+        };
+        let file = parse(path)?;
+        let Some(table) = &self.table else { return Ok(Some(file)) };
+        find(&file, table).map(|table| Some(table.clone()))
+    }
+
+    /// The URL that counts: it tells which database it is.
+    fn first_url(&self, settings: Option<&Table>) -> Option<String> {
+        let of_environment = self
+            .prefix
+            .as_ref()
+            .and_then(|prefix| env::var(format!("{prefix}{URL_VARIABLE}")).ok());
+        let of_file = || {
+            let settings = settings?;
+            let one = settings.get(URL).and_then(Value::as_str);
+            one.or_else(|| settings.get("peers").and_then(first_peer)).map(str::to_owned)
+        };
+        of_environment.or_else(|| self.url.clone()).or_else(of_file)
+    }
+
+    /// The tables that hold peers, if the one that was read holds none.
+    fn tables_with_peers(&self) -> Vec<String> {
+        let file = self.file.as_ref().filter(|_| self.table.is_none());
+        let Some(file) = file.and_then(|path| parse(path).ok()).filter(|file| !has_peers(file))
+        else {
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        look_for_peers(&file, "", &mut found);
+        found
+    }
+}
+
+fn parse(path: &Path) -> Result<Table, RequestError> {
+    let text =
+        fs::read_to_string(path).map_err(|error| Kind::Unreadable(path.to_owned(), error))?;
+    text.parse().map_err(|error: toml::de::Error| {
+        // Its own text quotes the line, which may hold a password.
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        Kind::NoToml { path: path.to_owned(), line, what: error.message().to_owned() }.into()
+    })
+}
+
+/// The keys of a path, each of which may be quoted as in a file.
+fn keys_of(path: &str) -> Option<Vec<String>> {
+    let mut table: Table = format!("{path} = 0").parse().ok()?;
+    let mut keys = Vec::new();
+    loop {
+        let (key, value) = std::mem::take(&mut table).into_iter().next()?;
+        keys.push(key);
+        match value {
+            Value::Table(inner) => table = inner,
+            Value::Integer(0) => return Some(keys),
+            _ => return None,
+        }
+    }
+}
+
+/// The table of this path.
+fn find<'a>(file: &'a Table, path: &str) -> Result<&'a Table, RequestError> {
+    let keys = keys_of(path).ok_or_else(|| Kind::NoPath(path.to_owned()))?;
+    let mut table = file;
+    for key in keys {
+        table = table.get(&key).and_then(Value::as_table).ok_or_else(|| {
+            let tables = table.iter().filter(|(_, value)| value.is_table());
+            let names = tables.map(|(name, _)| name).filter(|name| !name.contains("://"));
+            Kind::NoTable { path: path.to_owned(), key, others: names.cloned().collect() }
+        })?;
+    }
+    Ok(table)
+}
+
+fn has_peers(table: &Table) -> bool {
+    SOURCES.iter().any(|key| table.contains_key(*key))
+}
+
+fn look_for_peers(table: &Table, path: &str, found: &mut Vec<String>) {
+    for (key, value) in table {
+        let Some(inner) = value.as_table().filter(|_| !key.contains("://")) else { continue };
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        if has_peers(inner) {
+            found.push(path);
+        } else {
+            look_for_peers(inner, &path, found);
+        }
+    }
+}
+
+/// The URL of the first of some peers, in each form that they may have.
+fn first_peer(peers: &Value) -> Option<&str> {
+    let first = match peers {
+        Value::Array(peers) => peers.first(),
+        Value::Table(peers) => peers.values().next(),
+        _ => None,
+    }?;
+    first.as_str().or_else(|| first.get(URL).and_then(Value::as_str))
+}
+
+fn config(settings: Table) -> Result<Config, RequestError> {
+    let config = Config::deserialize(Value::Table(settings));
+    config.map_err(|error| Kind::Rockets(error.message().to_owned()).into())
+}
+
+/// One of Rocket's own settings: a whole number, at least 1.
+fn take_whole(settings: &mut Table, key: &str) -> Result<Option<i64>, RequestError> {
+    match settings.remove(key) {
+        None => Ok(None),
+        Some(Value::Integer(number @ 1..)) => Ok(Some(number)),
+        Some(_) => {
+            Err(Kind::Rockets(format!("`{key}` is no whole number, 1 or more: it is Rocket's"))
+                .into())
+        }
+    }
+}
+
+/// The databases that there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Database {
+    MySql,
+    Postgres,
+    Sqlite,
+}
+
+impl Database {
+    /// Told by the scheme. A slip in the rest of the URL is the builder's to tell. Where there is no URL,
+    /// too: any database will do.
+    fn of(url: Option<&str>) -> Result<Self, RequestError> {
+        let Some(url) = url.map(str::trim) else { return Ok(Self::any()) };
+        let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme).to_ascii_lowercase();
+        match &*scheme {
+            "mysql" => return Ok(Self::MySql),
+            "postgres" | "postgresql" => return Ok(Self::Postgres),
+            "sqlite" | "file" => return Ok(Self::Sqlite),
+            _ => {}
+        }
+        if url.contains("://") {
+            return Err(Kind::UnknownScheme.into());
+        }
+        let first_key = url.split_once('=').map_or("", |(key, _)| key.trim());
+        let is_keywords = !first_key.is_empty()
+            && first_key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        Ok(if is_keywords { Self::Postgres } else { Self::Sqlite })
+    }
+
+    fn any() -> Self {
+        if cfg!(feature = "mysql") {
+            Self::MySql
+        } else if cfg!(feature = "postgres") {
+            Self::Postgres
+        } else {
+            Self::Sqlite
+        }
+    }
+
+    #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
+    fn feature(self) -> &'static str {
+        match self {
+            Self::MySql => "mysql",
+            Self::Postgres => "postgres",
+            Self::Sqlite => "sqlite",
+        }
+    }
+}
+
+/// Why there was nothing to examine. Neither `Debug` nor `Display` shows any part of a URL.
+pub struct RequestError(Kind);
+
+enum Kind {
+    Unreadable(PathBuf, io::Error),
+    NoToml {
+        path: PathBuf,
+        line: usize,
+        what: String,
+    },
+    TableOfNothing,
+    NoPath(String),
+    NoTable {
+        path: String,
+        key: String,
+        others: Vec<String>,
+    },
+    Rockets(String),
+    UnknownScheme,
+    #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
+    NoFeature(&'static str),
+    Settings(BuildError, Vec<String>),
+}
+
+impl From<Kind> for RequestError {
+    fn from(kind: Kind) -> Self {
+        Self(kind)
+    }
+}
+
+impl fmt::Debug for RequestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for RequestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Unreadable(path, error) => write!(f, "{} cannot be read: {error}", path.display()),
+            Kind::NoToml { path, line, what } => {
+                write!(f, "{}, line {line}, is no TOML: {what}", path.display())
+            }
+            Kind::TableOfNothing => f.write_str("a table was named, and no file that could have it"),
+            Kind::NoPath(path) => {
+                write!(f, "`{path}` is no path of a table: give it as `default.databases.shop`")
+            }
+            Kind::NoTable { path, key, others } => {
+                write!(f, "the file has no table `{path}`: there is no `{key}`")?;
+                if others.is_empty() { Ok(()) } else { write!(f, " beside {}", others.join(", ")) }
+            }
+            Kind::Rockets(flaw) => f.write_str(flaw),
+            Kind::UnknownScheme => f.write_str(
+                "the URL begins with none of `mysql://`, `postgres://`, `postgresql://`, `sqlite://` \
+                 and `file:`, which tell the database; a path is SQLite's",
+            ),
+            #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
+            Kind::NoFeature(feature) => write!(
+                f,
+                "the URL is of a database whose feature this was built without: build it with \
+                 `--features cli,{feature}`",
+            ),
+            Kind::Settings(error, tables) => {
+                fmt::Display::fmt(error, f)?;
+                match &tables[..] {
+                    [] => Ok(()),
+                    tables => write!(
+                        f,
+                        " (there are peers in the table {}, which has to be named)",
+                        tables.join(", and in "),
+                    ),
+                }
+            }
+        }
+    }
+}
+
+impl Error for RequestError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.0 {
+            Kind::Unreadable(_, error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_url_tells_the_database() {
+        use Database::{MySql, Postgres, Sqlite};
+        for (url, expected) in [
+            (Some("mysql://app@db0,db1/shop"), Some(MySql)),
+            (Some(" MYSQL://db0/shop\n"), Some(MySql)),
+            (Some("mysql:/app:s3cret@db0/shop"), Some(MySql)),
+            (Some("postgres://db0/shop"), Some(Postgres)),
+            (Some("postgresql://db0/shop"), Some(Postgres)),
+            (Some("host=db0 dbname=shop"), Some(Postgres)),
+            (Some("sqlite://shop.db"), Some(Sqlite)),
+            (Some("file:a/shop.db,b/shop.db?mode=rw"), Some(Sqlite)),
+            (Some("a/shop.db"), Some(Sqlite)),
+            (Some("mariadb://app:s3cret@db0/shop"), None),
+            (None, Some(Database::any())),
+        ] {
+            let found = Database::of(url);
+            let told = found.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            assert!(!told.contains("s3cret"), "{told}");
+            assert_eq!(found.ok(), expected, "{url:?}");
+        }
+    }
+
+    #[test]
+    fn paths_of_tables() {
+        let keys = |path| keys_of(path).map(|keys| keys.join("|"));
+        for (path, expected) in [
+            ("shop", Some("shop")),
+            ("default.databases.shop", Some("default|databases|shop")),
+            (r#"a."b.c""#, Some("a|b.c")),
+            ("", None),
+            ("a..b", None),
+            ("a = 1\nb", None),
+            ("[a]", None),
+        ] {
+            assert_eq!(keys(path).as_deref(), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn tables_that_are_not_there() {
+        let file: Table = "[default.databases.shop]\nurl = 'x'\n[debug]\n".parse().expect("TOML");
+        assert!(find(&file, "default.databases.shop").is_ok_and(has_peers));
+        let error = find(&file, "default.databases.shopp").expect_err("it is not there");
+        let told =
+            "the file has no table `default.databases.shopp`: there is no `shopp` beside shop";
+        assert_eq!(error.to_string(), told);
+        let mut found = Vec::new();
+        look_for_peers(&file, "", &mut found);
+        assert_eq!(found, ["default.databases.shop"]);
+    }
+
+    #[test]
+    fn the_first_of_several_peers() {
+        for (peers, expected) in [
+            (r#"peers = ["a", "b"]"#, Some("a")),
+            (r#"peers = [{ url = "a", name = "x" }]"#, Some("a")),
+            (r#"peers = { db0 = "a", db1 = "b" }"#, Some("a")),
+            (r#"peers = { db0 = { url = "a" } }"#, Some("a")),
+            ("peers = 1", None),
+            ("peers = []", None),
+        ] {
+            let file: Table = peers.parse().expect("TOML");
+            assert_eq!(first_peer(&file["peers"]), expected, "{peers}");
+        }
+    }
+}
