@@ -161,6 +161,7 @@ fn cargo_test(example: &str) -> Command {
         ("sqlite", cfg!(feature = "sqlite")),
         ("serde", cfg!(feature = "serde")),
         ("rocket", cfg!(feature = "rocket")),
+        ("cli", cfg!(feature = "cli")),
     ];
     let features: Vec<_> = features.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
     let profile = support::profile_folder();

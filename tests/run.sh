@@ -25,6 +25,7 @@ export RUSTFLAGS="${RUSTFLAGS-} -Dwarnings" RUSTDOCFLAGS="${RUSTDOCFLAGS-} -Dwar
 step cargo fmt --all --check
 step cargo clippy --locked --all-features --all-targets
 step cargo clippy --locked --all-targets
+step cargo clippy --locked --no-default-features --features cli
 step cargo doc --locked --all-features --no-deps
 step cargo test --locked --all-features
 step cargo run --locked --all-features --example quickstart
