@@ -13,7 +13,7 @@ use support::backend::{
 };
 use support::load::Load;
 use support::scripted::{ScriptedConnection, Server};
-use support::story::{CONNECTIONS, PEERS, SHARES, THREADS, full_pool, serves_its_share};
+use support::story::{PEERS, SHARES, THREADS, full_pool, serves_its_share};
 use support::{wait_until, within};
 
 const NO_TIME: Duration = Duration::ZERO;
@@ -130,7 +130,7 @@ fn replacing_the_peers_keeps_those_that_stay() {
     use support::mariadb::MariaDb;
 
     let servers = <MariaDb as Backend>::start(4);
-    let (pool, peers) = pool_of(manager_over(&servers[..3]), CONNECTIONS);
+    let (pool, peers) = pool_of(manager_over(&servers[..3]), support::story::CONNECTIONS);
     fill(&pool, &peers, &SHARES);
     let sessions = |server: &MariaDb| {
         server.sql("SELECT id FROM information_schema.processlist WHERE user = 'app' ORDER BY id")
