@@ -137,6 +137,24 @@ fn a_user_needs_no_more_rights_than_these() {
     assert_eq!(peers.snapshot().peers[0].failures, 0, "no check has failed");
 }
 
+#[cfg(feature = "cli")]
+#[test]
+fn a_new_peer_is_compared_with_the_others() {
+    let servers: Vec<_> = (0..3).map(|_| MariaDb::start()).collect();
+    let url = servers.iter().skip(1).fold(servers[0].url(), |url, server| {
+        let (before, database) = url.rsplit_once('/').expect("a path");
+        format!("{before},127.0.0.1:{}/{database}", server.port())
+    });
+    let command = &blocks("## Adding and replacing a peer", "sh")[0];
+    let command = command.replace("mysql://app:secret@db0,db1,db3/shop", &url);
+    assert!(command.contains(&url), "{command}");
+    let folder = support::profile_folder();
+    let path = format!("PATH={}:$PATH; ", folder.display());
+    let output = shell(&(path + &command));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("All is well"), "{said}");
+}
+
 /// What the log says is written somewhere in the code.
 #[test]
 fn lines_of_the_log_are_as_they_are() {
