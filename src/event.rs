@@ -233,6 +233,9 @@ pub(crate) fn in_words(next_check: Duration) -> String {
 /// ([`events_dropped`](crate::Snapshot::events_dropped)). Events that are under way when the pool ends
 /// may not be told.
 ///
+/// They may use the [`Peers`](crate::Peers) and the pool. The handler must not own the pool, which
+/// would never end: it lives as long as that.
+///
 /// ```
 /// use diesel_peers::{Event, EventHandler};
 ///

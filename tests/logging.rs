@@ -1,20 +1,49 @@
-//! One line for each change of state, outside every lock; and a logger that panics breaks nothing.
-//! In a file of its own, as the logger is the whole process's.
+//! One line for each change of state, outside every lock and in order; and a logger that panics or takes
+//! its time breaks nothing. In a file of its own, as the logger is the whole process's.
 
 mod support;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, Mutex, Once};
+use std::thread;
 
-use diesel_peers::{PeerState, Peers};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use diesel_peers::{PeerManager, PeerState, Peers};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use support::backend::{PATIENCE, SOON, manager_of, pool_of, state};
 use support::scripted::{ScriptedConnection, Server};
 use support::wait_until;
 
-static LINES: Mutex<Vec<(Level, String)>> = Mutex::new(Vec::new());
+static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
+/// Where the logger waits at the lines of the peer `slow`, and what lets it go on.
+static GATE: LazyLock<(Sender<()>, Receiver<()>)> = LazyLock::new(|| bounded(0));
 static PEERS: Mutex<Option<Peers>> = Mutex::new(None);
 static PANICS: AtomicBool = AtomicBool::new(false);
+
+/// What was logged, and under which keys.
+#[derive(Debug, Clone)]
+struct Line {
+    level: Level,
+    target: String,
+    text: String,
+    peer: Option<String>,
+    event: Option<String>,
+    why: Option<String>,
+}
+
+/// The lines about this peer.
+fn lines(peer: &str) -> Vec<Line> {
+    let lines = LINES.lock().unwrap();
+    lines.iter().filter(|line| line.peer.as_deref() == Some(peer)).cloned().collect()
+}
+
+fn set_logger() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        log::set_logger(&Curious).expect("this process has no other");
+        log::set_max_level(LevelFilter::Trace);
+    });
+}
 
 /// A logger as an application might have one: it looks at the peers while it is at it.
 struct Curious;
@@ -28,8 +57,24 @@ impl Log for Curious {
         if self.enabled(record.metadata()) {
             let peers = PEERS.lock().unwrap().clone();
             drop(peers.map(|peers| peers.snapshot()));
-            LINES.lock().unwrap().push((record.level(), record.args().to_string()));
-            assert!(!PANICS.load(Ordering::SeqCst), "this logger panics");
+            let value = |key| {
+                record.key_values().get(log::kv::Key::from_str(key)).map(|value| value.to_string())
+            };
+            let line = Line {
+                level: record.level(),
+                target: record.target().to_owned(),
+                text: record.args().to_string(),
+                peer: value("peer"),
+                event: value("event"),
+                why: value("why"),
+            };
+            let is_slow = line.peer.as_deref() == Some("slow");
+            LINES.lock().unwrap().push(line);
+            if is_slow {
+                let _ = GATE.1.recv_timeout(PATIENCE);
+            } else {
+                assert!(!PANICS.load(Ordering::SeqCst), "this logger panics");
+            }
         }
     }
 
@@ -38,8 +83,7 @@ impl Log for Curious {
 
 #[test]
 fn a_line_for_each_change() {
-    log::set_logger(&Curious).expect("this process has no other");
-    log::set_max_level(LevelFilter::Trace);
+    set_logger();
     let server = Server::start();
     let builder = manager_of::<ScriptedConnection>([server.url()]).check_interval(SOON);
     let (pool, peers) = pool_of(builder, 2);
@@ -48,7 +92,7 @@ fn a_line_for_each_change() {
 
     for panics in [false, true] {
         PANICS.store(panics, Ordering::SeqCst);
-        LINES.lock().unwrap().clear();
+        LINES.lock().unwrap().retain(|line| line.peer.as_deref() != Some("peer0"));
         server.crash();
         wait_until("it is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
         let failures = || peers.snapshot().peers[0].failures;
@@ -59,12 +103,47 @@ fn a_line_for_each_change() {
         wait_until("it serves", PATIENCE, || pool.get().is_ok());
         wait_until("no slot was lost", PATIENCE, || pool.state().connections == 2);
 
-        let lines = LINES.lock().unwrap().clone();
-        let [(down_level, down), (up_level, up)] = &lines[..] else {
+        let lines = lines("peer0");
+        let [down, up] = &lines[..] else {
             panic!("one line down, one up: {lines:?}");
         };
-        assert_eq!((*down_level, *up_level), (Level::Warn, Level::Info));
-        assert!(down.starts_with("peer peer0 is down: refused by "), "{down}");
-        assert!(up.starts_with("peer peer0 is up after "), "{up}");
+        assert_eq!((down.level, up.level), (Level::Warn, Level::Info));
+        assert_eq!((&*down.target, &*up.target), ("diesel_peers", "diesel_peers"));
+        assert!(down.text.starts_with("peer peer0 is down: refused by "), "{down:?}");
+        assert!(up.text.starts_with("peer peer0 is up after "), "{up:?}");
+        assert_eq!((down.event.as_deref(), up.event.as_deref()), (Some("down"), Some("up")));
+        let why = down.why.as_deref().expect("there is a reason");
+        assert!(why.starts_with("refused by ") && !why.contains("s3cret"), "{why}");
+        assert_eq!(up.why, None);
     }
+}
+
+#[test]
+fn a_slow_logger_keeps_nobody_else_and_its_lines_are_in_order() {
+    set_logger();
+    let server = Server::start();
+    let manager = PeerManager::<ScriptedConnection>::builder().peer("slow", server.url()).build();
+    let manager = manager.expect("the settings are right");
+    let peers = manager.peers();
+    let weights = || {
+        let lines = lines("slow");
+        lines.into_iter().map(|line| line.text).collect::<Vec<_>>()
+    };
+    let expected = [(2, 1), (3, 2), (4, 3)];
+    let expected =
+        expected.map(|(to, from)| format!("the weight of peer slow is {to}, and was {from}"));
+    thread::scope(|scope| {
+        scope.spawn(|| peers.set_weight("slow", 2).expect("there is one"));
+        wait_until("the logger is at it", PATIENCE, || weights().len() == 1);
+        for weight in [3, 4] {
+            peers.set_weight("slow", weight).expect("which does not wait for the logger");
+        }
+        let kept = peers.snapshot().events;
+        let kept: Vec<_> = kept.iter().map(ToString::to_string).collect();
+        assert_eq!(kept, expected, "all is known already");
+        for _ in &expected {
+            GATE.0.send_timeout((), PATIENCE).expect("the logger waits");
+        }
+    });
+    assert_eq!(weights(), expected);
 }

@@ -2,6 +2,7 @@
 //! application's event handler.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -17,7 +18,8 @@ use crate::peers::tally::Count;
 /// last dozen outages.
 const HISTORY: usize = 100;
 
-/// How many events wait for a handler that takes its time: what a fault of a large pool causes at once.
+/// How many events wait for a handler that takes its time, or a logger: what a fault of a large pool
+/// causes at once.
 const QUEUE: usize = 4096;
 
 /// The log's target, wherever in the crate the line comes from.
@@ -37,6 +39,14 @@ pub(crate) struct Journal {
     history: Mutex<VecDeque<Event>>,
     queue: Option<Sender<Event>>,
     dropped: Count,
+    unwritten: Mutex<Unwritten>,
+}
+
+/// Changes of state that are not in the log yet, and whether somebody is at it.
+#[derive(Debug, Default)]
+struct Unwritten {
+    events: VecDeque<Event>,
+    is_being_written: bool,
 }
 
 impl Journal {
@@ -46,11 +56,10 @@ impl Journal {
         (Self { queue: Some(queue), ..Self::default() }, events)
     }
 
-    /// Keeps what has happened, and queues it for the reader: under the lock of the peers, so that the
-    /// order is theirs. What is returned is to be logged, outside.
+    /// Keeps what has happened, and queues it for the reader and the log: under the lock of the peers, so
+    /// that the order is theirs.
     #[expect(clippy::disallowed_methods, reason = "the time of day is only shown")]
-    pub(crate) fn keep(&self, news: impl IntoIterator<Item = News>) -> ToLog {
-        let mut to_log = Vec::new();
+    pub(crate) fn keep(&self, news: impl IntoIterator<Item = News>) {
         for News { peer, in_service, kind } in news {
             let is_transition = kind.is_transition();
             if !is_transition && self.queue.is_none() {
@@ -59,18 +68,29 @@ impl Journal {
             let at = SystemTime::now();
             let event = Event { at, peer: peer.to_string(), in_service, kind };
             if is_transition {
-                let mut history = lock(&self.history);
-                if history.len() == HISTORY {
-                    history.pop_front();
-                }
-                history.push_back(event.clone());
-                to_log.push(event.clone());
+                push(&mut lock(&self.history), HISTORY, event.clone());
+                push(&mut lock(&self.unwritten).events, QUEUE, event.clone());
             }
             if self.queue.as_ref().is_some_and(|queue| queue.try_send(event).is_err()) {
                 self.dropped.add_one();
             }
         }
-        ToLog(to_log)
+    }
+
+    /// Logs what was kept, outside every lock: a logger is user code. While one thread is at it the others
+    /// leave theirs to it, so that the lines are in order, and a logger may come by here itself.
+    pub(crate) fn log(&self) {
+        let mut unwritten = lock(&self.unwritten);
+        if mem::replace(&mut unwritten.is_being_written, true) {
+            return;
+        }
+        while let Some(event) = unwritten.events.pop_front() {
+            drop(unwritten);
+            // This runs where a panic costs a slot or the checker.
+            let _ = caught(|| write(&event));
+            unwritten = lock(&self.unwritten);
+        }
+        unwritten.is_being_written = false;
     }
 
     /// The last changes of state, the newest last.
@@ -84,20 +104,15 @@ impl Journal {
     }
 }
 
-/// Changes of state that are not in the log yet.
-#[derive(Debug)]
-#[must_use]
-pub(crate) struct ToLog(Vec<Event>);
-
-impl ToLog {
-    /// One line for each. A logger is user code, and this runs where a panic costs a slot or the checker.
-    pub(crate) fn log(self) {
-        for event in &self.0 {
-            let _ = caught(|| write(event));
-        }
+/// The oldest one goes when there are too many.
+fn push(events: &mut VecDeque<Event>, most: usize, event: Event) {
+    if events.len() == most {
+        events.pop_front();
     }
+    events.push_back(event);
 }
 
+/// One line for each change of state.
 fn write(event: &Event) {
     let Event { peer, kind, .. } = event;
     let (peer, what) = (&**peer, kind.as_str());

@@ -16,7 +16,7 @@ use crate::event::EventKind;
 use crate::peers::admission::Admission;
 use crate::peers::deadline::{Deadlines, Late, Ticket};
 use crate::peers::duties::{self, Probe, Stalled, Work};
-use crate::peers::journal::{Journal, News, ToLog};
+use crate::peers::journal::{Journal, News};
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
 use crate::peers::pulse::Pulse;
@@ -146,27 +146,29 @@ impl PeerSet {
     /// Changes the peers. Where there are news their states are others, and they are told.
     fn change<T>(&self, change: impl FnOnce(&mut Inner, &mut Vec<News>) -> T) -> T {
         let mut news = Vec::new();
-        let (outcome, to_log) = {
+        let outcome = {
             let inner = &mut *self.lock();
             let outcome = change(inner, &mut news);
-            (outcome, self.tell_all(&inner.peers, news))
+            self.keep(&inner.peers, news);
+            outcome
         };
-        to_log.log();
+        self.journal.log();
         self.wake();
         outcome
     }
 
-    /// The peers' states are others. What is returned is to be logged outside the lock.
-    fn tell_all(&self, peers: &[Peer], news: Vec<News>) -> ToLog {
+    /// Where there are news, the peers' states are others. They are logged outside the lock.
+    fn keep(&self, peers: &[Peer], news: Vec<News>) {
         if !news.is_empty() {
             self.changed(peers);
         }
-        self.journal.keep(news)
+        self.journal.keep(news);
     }
 
     /// Something has happened there that is no change of its state.
     pub(crate) fn tell(&self, peer: usize, kind: EventKind) {
-        self.read(|peers| self.journal.keep([peers[peer].news(kind)])).log();
+        self.read(|peers| self.journal.keep([peers[peer].news(kind)]));
+        self.journal.log();
     }
 
     pub(crate) fn journal(&self) -> &Journal {
@@ -331,16 +333,16 @@ impl PeerSet {
             let _ = caught(|| cut(Late::At(now)));
         }
         let mut work = Work::default();
-        let (next, to_log) = {
+        let next = {
             let Inner { peers, rng, next_look, .. } = &mut *self.lock();
             let mut due = || self.rules.due(now, rng);
             let next_check = duties::regular(peers, &self.rules, &mut due, now, &mut work);
             self.look(peers, next_look, &mut due, now, &mut work);
             let next_drained = duties::drained(peers, now, &mut work).then_some(now + DRAIN_LOOK);
-            let next = [next_check, *next_look, next_drained, next_deadline];
-            (next.into_iter().flatten().min(), self.tell_all(peers, work.news))
+            self.keep(peers, work.news);
+            [next_check, *next_look, next_drained, next_deadline].into_iter().flatten().min()
         };
-        to_log.log();
+        self.journal.log();
         for Stalled { peer, links, is_news } in work.stalled {
             let hung = links.len();
             let cut_off = links.iter().filter(|link| link.shut_down()).count();
