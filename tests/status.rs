@@ -63,6 +63,21 @@ fn connections_in_use_are_counted() {
 }
 
 #[test]
+fn a_ping_is_no_query() {
+    let server = Server::start();
+    // Without a socket to look at each check-out pings.
+    let (pool, peers) = pool_of(manager_of::<ScriptedConnection>([server.url()]), 1);
+    let mut conn = pool.get().expect("the peer lives");
+    conn.batch_execute("SELECT 1").expect("it serves");
+    drop(conn);
+    server.cut_off();
+    drop(pool.get().expect("another connection is made"));
+    let status = peers.snapshot().peers.swap_remove(0);
+    assert_eq!(status.connects, 2, "the ping found it out");
+    assert_eq!((status.queries, status.lost), (1, 0), "and is none of the application's");
+}
+
+#[test]
 fn a_test_transaction_at_rest_is_not_in_use() {
     let server = Server::start();
     let (pool, peers) = pool_of(manager_of::<ScriptedConnection>([server.url()]), 1);

@@ -61,13 +61,19 @@ impl Watch {
     #[expect(clippy::disallowed_methods, reason = "a query is stamped when it ends")]
     fn query_ended(&self, error: Option<&Error>) {
         let now = Instant::now();
-        let tally = &self.pulse.tally;
-        tally.queries.add(self.vitals.query_ends(now));
+        let took = self.vitals.query_ends(now);
+        // Pings are no queries of the application's, although its instrumentation sees them.
+        let tally = (!self.vitals.is_pinging()).then_some(&self.pulse.tally);
+        if let Some(tally) = tally {
+            tally.queries.add(took);
+        }
         let rules = self.set.rules();
         let (fault, is_lost) =
             error.map_or((Fault::Query, false), |error| rules.judge.of_query(error));
         if is_lost {
-            tally.lost.add_one();
+            if let Some(tally) = tally {
+                tally.lost.add_one();
+            }
             if !self.vitals.is_lost() {
                 self.vitals.lose();
                 self.set.suspect(self.peer, now);

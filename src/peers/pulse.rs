@@ -30,6 +30,8 @@ pub(crate) struct Pulse {
 pub(crate) struct Vitals {
     /// Since when the query has been running that is running now.
     running: Moment,
+    /// Whether that is a ping of ours.
+    pinging: AtomicBool,
     lost: AtomicBool,
     socket: OnceLock<Arc<Socket>>,
 }
@@ -128,6 +130,16 @@ impl Vitals {
         let began = self.running.get();
         self.rest();
         began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began))
+    }
+
+    /// What is run next is a ping of ours, or the application's queries again.
+    pub(crate) fn set_pinging(&self, pinging: bool) {
+        // Only read by who runs it, in this thread.
+        self.pinging.store(pinging, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_pinging(&self) -> bool {
+        self.pinging.load(Ordering::Relaxed)
     }
 
     /// Whether an error on this link said that it is gone.

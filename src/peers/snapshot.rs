@@ -123,7 +123,8 @@ pub struct PeerStatus {
     pub failures: u64,
     /// Check-outs that it has served since it became a peer.
     pub check_outs: u64,
-    /// Queries that have ended there since it became a peer, well or not.
+    /// Queries that have ended there since it became a peer, well or not: the application's, `BEGIN` and
+    /// `COMMIT` among them, and not the pings of this crate.
     pub queries: u64,
     /// How long those took, all together.
     pub query_time: Duration,

@@ -94,7 +94,9 @@ impl<C: R2D2Connection> Link<C> {
                 vitals.shut_down();
             })
         });
+        self.watch.vitals().set_pinging(true);
         let answer = caught(|| self.conn.ping());
+        self.watch.vitals().set_pinging(false);
         if ticket.is_some_and(|ticket| !set.deadlines().end(ticket)) {
             return Err(Unanswered::Late);
         }
