@@ -629,6 +629,8 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         };
         let (wake, woken) = bounded(1);
         let set = Arc::new(PeerSet::new(peers, rules, (admission, journal), rng, wake, now));
+        #[cfg(feature = "metrics")]
+        crate::metrics::start(set.clone(), stopped.clone()).map_err(Kind::System)?;
         let links = Arc::new(Links { set: set.clone(), exchange, balance });
         checker::start(set, Arc::downgrade(&links), hooks.clone(), woken, stopped)
             .map_err(Kind::System)?;

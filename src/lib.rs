@@ -1,6 +1,9 @@
 // Its code is compiled as doctests with the features that it uses.
 #![cfg_attr(
-    any(not(doctest), all(feature = "mysql", feature = "postgres", feature = "rocket")),
+    any(
+        not(doctest),
+        all(feature = "mysql", feature = "postgres", feature = "rocket", feature = "metrics"),
+    ),
     doc = include_str!("../README.md")
 )]
 
@@ -17,6 +20,8 @@ mod fault;
 mod herald;
 mod login;
 mod manager;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 /// The guide for whoever runs an application that uses this crate.
 #[cfg(doc)]
 #[cfg_attr(

@@ -526,6 +526,7 @@ impl Peer {
             return (is_mistake && !was_mistake).then_some(EventKind::Misconfigured { why });
         }
         self.health = Health::Down { since: now, refusal };
+        self.pulse.tally.downs.add_one();
         self.next_check = due.next;
         let next_check = due.next.saturating_duration_since(now);
         Some(EventKind::Down { why, fault, next_check })

@@ -346,6 +346,7 @@ impl PeerSet {
         for Stalled { peer, links, is_news } in work.stalled {
             let hung = links.len();
             let cut_off = links.iter().filter(|link| link.shut_down()).count();
+            self.read(|peers| peers[peer].pulse.tally.cut_off.add(cut_off as u64));
             // What cannot be cut off hangs on, and is no news each time.
             if is_news || cut_off > 0 {
                 self.tell(peer, EventKind::LinksAborted { hung, cut_off });

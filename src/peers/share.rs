@@ -32,6 +32,12 @@ pub(crate) fn nobody_takes_work(peers: &[Peer]) -> bool {
     !peers.iter().any(|peer| takes_work(peer, None))
 }
 
+/// How many peers would take work.
+#[cfg(feature = "metrics")]
+pub(crate) fn how_many_take_work(peers: &[Peer]) -> usize {
+    peers.iter().filter(|peer| takes_work(peer, None)).count()
+}
+
 /// Where the next connection goes: among the peers that take work and were not tried yet, a random
 /// one of those with the fewest links for their share (dials in flight counted); one that is full only
 /// when no other is left. When none is left at all, under [`AllDown::Try`], the peer that is down and

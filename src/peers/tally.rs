@@ -7,7 +7,7 @@ use crate::event::Retired;
 
 /// The upper ends of the classes into which times are sorted; what takes longer is in the last one,
 /// which has none. From a query over the loopback interface to one that should have been cut off.
-const CLASSES: [Duration; 15] = [
+pub(crate) const CLASSES: [Duration; 15] = [
     Duration::from_micros(100),
     Duration::from_micros(250),
     Duration::from_micros(500),
@@ -34,8 +34,12 @@ pub(crate) struct Tally {
     pub(crate) queries: Times,
     /// Queries that have ended with a lost connection.
     pub(crate) lost: Count,
+    /// Queries that hung and were cut off.
+    pub(crate) cut_off: Count,
     /// Logins for the pool that have succeeded.
     pub(crate) logins: Times,
+    /// How often it was marked down.
+    pub(crate) downs: Count,
     retired: [Count; RETIRED.len()],
 }
 
@@ -62,7 +66,11 @@ pub(crate) struct Count(AtomicU64);
 
 impl Count {
     pub(crate) fn add_one(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.add(1);
+    }
+
+    pub(crate) fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {
@@ -72,27 +80,38 @@ impl Count {
 
 /// How long something took, each time.
 #[derive(Debug, Default)]
-pub(crate) struct Times {
-    classes: [AtomicU64; CLASSES.len() + 1],
-    nanos: AtomicU64,
+pub(crate) struct Times([Class; CLASSES.len() + 1]);
+
+/// What took about as long. The two are written together, so they share a processor's cache line.
+#[derive(Debug, Default)]
+#[repr(align(16))]
+struct Class {
+    count: Count,
+    nanos: Count,
 }
 
 impl Times {
     pub(crate) fn add(&self, took: Duration) {
         let class = CLASSES.iter().position(|end| took <= *end).unwrap_or(CLASSES.len());
-        self.classes[class].fetch_add(1, Ordering::Relaxed);
-        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.nanos.fetch_add(nanos, Ordering::Relaxed);
+        let Class { count, nanos } = &self.0[class];
+        count.add_one();
+        nanos.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
     }
 
     /// How often.
     pub(crate) fn count(&self) -> u64 {
-        self.classes.iter().map(|class| class.load(Ordering::Relaxed)).sum()
+        self.0.iter().map(|class| class.count.get()).sum()
     }
 
     /// All together.
     pub(crate) fn total(&self) -> Duration {
-        Duration::from_nanos(self.nanos.load(Ordering::Relaxed))
+        Duration::from_nanos(self.0.iter().map(|class| class.nanos.get()).sum())
+    }
+
+    /// Of each class, how often and how many nanoseconds all together.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn classes(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.0.iter().map(|Class { count, nanos }| (count.get(), nanos.get()))
     }
 }
 

@@ -15,7 +15,7 @@ pub mod galera;
 pub mod guestbook;
 #[cfg(target_os = "linux")]
 pub mod haproxy;
-#[cfg(feature = "rocket")]
+#[cfg(any(feature = "rocket", feature = "metrics"))]
 pub mod http;
 #[cfg(target_os = "linux")]
 pub mod mariadb;
