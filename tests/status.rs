@@ -116,3 +116,25 @@ fn a_transaction_that_was_left_open_does_not_go_back() {
     assert_eq!(peers.snapshot().peers[0].connects, 2, "as with diesel's own manager");
     assert_eq!(state(&peers, "peer0"), PeerState::Up, "which is no fault of the peer's");
 }
+
+#[test]
+fn check_outs_are_counted_where_they_were_served() {
+    for is_tested in [true, false] {
+        let server = Server::start();
+        let manager = manager_of::<ScriptedConnection>([server.url()]).ping_idle(Duration::ZERO);
+        let manager = manager.build().expect("the settings are right");
+        let peers = manager.peers();
+        let pool = Pool::builder().max_size(2).test_on_check_out(is_tested);
+        let pool = pool.build(manager).expect("the peer lives");
+        for _ in 0..3 {
+            pool.get().expect("it serves").batch_execute("SELECT 1").expect("it serves");
+        }
+        if is_tested {
+            // Both are found dead by their pings, and another one is made.
+            server.cut_off();
+            drop(pool.get().expect("it serves"));
+        }
+        let expected = if is_tested { 4 } else { 3 };
+        assert_eq!(peers.snapshot().peers[0].check_outs, expected, "tested: {is_tested}");
+    }
+}

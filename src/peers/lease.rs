@@ -62,6 +62,15 @@ impl Lease {
         self.vitals = Some((vitals, born));
     }
 
+    /// It is checked out, and was found fine if it was looked at.
+    pub(crate) fn serves(&self) {
+        self.pulse.tally.check_outs.add_one();
+    }
+
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.in_use
+    }
+
     /// The link is about to be closed. The first reason counts.
     pub(crate) fn retire(&mut self, why: Retired) {
         self.retired.get_or_insert(why);

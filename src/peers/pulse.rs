@@ -46,7 +46,6 @@ impl Pulse {
     pub(crate) fn count_in_use(&self, in_use: bool) {
         if in_use {
             self.in_use.fetch_add(1, Ordering::Relaxed);
-            self.tally.check_outs.add_one();
         } else {
             self.in_use.fetch_sub(1, Ordering::Relaxed);
         }

@@ -74,8 +74,14 @@ impl<C> PeerConnection<C> {
     }
 
     fn link(&self) -> &Link<C> {
-        self.hand
-            .get_or_init(|| self.links.exchange().take(self.own.take(), thread::current().id()))
+        self.hand.get_or_init(|| {
+            let link = self.links.exchange().take(self.own.take(), thread::current().id());
+            // Not by the pool's customizer, and in a pool that does not look at what it hands out.
+            if link.lease.is_in_use() {
+                link.lease.serves();
+            }
+            link
+        })
     }
 
     pub(crate) fn link_mut(&mut self) -> &mut Link<C> {
@@ -94,8 +100,9 @@ impl<C: R2D2Connection> PeerConnection<C> {
         } else {
             self.check_out_balanced(&mut sounding)
         };
-        if outcome.is_err() {
-            sounding.fails(&self.links.set);
+        match &outcome {
+            Ok(()) => self.link().lease.serves(),
+            Err(_) => sounding.fails(&self.links.set),
         }
         outcome
     }
