@@ -73,6 +73,21 @@ impl Fault {
         }
     }
 
+    /// In one word, or two, as it is called in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ConnectionLost => "connection_lost",
+            Self::PeerDown => "peer_down",
+            Self::PeerNotReady => "peer_not_ready",
+            Self::PeerFull => "peer_full",
+            Self::WrongRole => "wrong_role",
+            Self::Misconfigured => "misconfigured",
+            Self::Retryable => "retryable",
+            Self::Query => "query",
+        }
+    }
+
     fn of_kind(
         kind: DatabaseErrorKind,
         information: &(dyn DatabaseErrorInformation + Send + Sync),

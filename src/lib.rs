@@ -2,7 +2,13 @@
 #![cfg_attr(
     any(
         not(doctest),
-        all(feature = "mysql", feature = "postgres", feature = "rocket", feature = "metrics"),
+        all(
+            feature = "mysql",
+            feature = "postgres",
+            feature = "rocket",
+            feature = "metrics",
+            feature = "status-page"
+        )
     ),
     doc = include_str!("../README.md")
 )]
@@ -35,6 +41,8 @@ mod pool;
 #[cfg(feature = "rocket")]
 pub mod rocket;
 mod rules;
+#[cfg(feature = "status-page")]
+pub mod status_page;
 mod url;
 
 pub use crate::builder::PeerManagerBuilder;

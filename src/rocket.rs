@@ -39,9 +39,14 @@
 //!
 //! Rocket insists on a `url`. With the [`Registry`]'s fairing attached first, the table `peers` takes
 //! its place: `peers = { db0 = "...", db1 = { url = "...", weight = 2 } }`.
+//!
+//! With the feature `status-page`, `.mount("/peers", StatusPage::new())` shows the peers of every
+//! database in the registry to an operator.
 
 mod launch_error;
 mod registry;
+#[cfg(feature = "status-page")]
+mod status_page;
 
 use std::fmt;
 use std::time::Duration;

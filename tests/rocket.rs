@@ -228,3 +228,38 @@ fn peers_that_do_not_answer_at_launch_are_named() {
     assert!(told.contains("db1 is down: "), "{told}");
     assert!(!told.contains("s3cret"), "{told}");
 }
+
+#[cfg(feature = "status-page")]
+#[test]
+fn a_status_page_of_every_database() {
+    use diesel_peers::status_page::StatusPage;
+
+    let files = SqlitePath::start(2);
+    let settings = format!(
+        "[default.databases.shop]\npeers = {{ db0 = '{}', db1 = '{}' }}",
+        files[0].url(),
+        files[1].url(),
+    );
+    let application = application(&settings).mount("/peers", StatusPage::new());
+    let client = Client::untracked(application).expect("it launches");
+    let page = body(&client, "/peers");
+    assert!(page.contains("<section data-pool=\"shop\""), "it has the database's name: {page}");
+    assert!(!page.contains("<button name=\"action\""), "it is only to be looked at");
+    for (path, expected) in [("/peers", "text/html"), ("/peers?json", "application/json")] {
+        let response = client.get(path).dispatch();
+        let header = |name: &str| response.headers().get(name).collect::<Vec<_>>().join(", ");
+        assert!(header("Content-Type").starts_with(expected), "{path}");
+        assert_eq!(header("X-Content-Type-Options"), "nosniff", "from Rocket's Shield, once");
+        assert_eq!(header("Cache-Control"), "no-store");
+        assert!(header("Content-Security-Policy").contains("frame-ancestors 'none'"));
+        assert!(client.head(path).dispatch().into_string().is_none_or(|body| body.is_empty()));
+    }
+    let json = body(&client, "/peers?json");
+    assert!(json.contains("\"actions\":false") && json.contains("\"name\":\"db1\""), "{json}");
+    let form = "pool=shop&peer=db0&action=drain";
+    let refused = client.post("/peers").body(form).dispatch();
+    assert!([404, 405].contains(&refused.status().code), "there are no buttons");
+    let registry = client.rocket().state::<Registry>().expect("it was attached");
+    let peers = registry.peers("shop").expect("it is registered").snapshot().peers;
+    assert!(peers.iter().all(|peer| peer.state == PeerState::Up), "nothing was drained");
+}

@@ -58,6 +58,13 @@ where
     shown.push(format!("{pool:#?}"));
     shown.push(format!("{:#?}", peers.snapshot()));
     shown.extend(peers.snapshot().peers[0].why.clone());
+    #[cfg(feature = "status-page")]
+    {
+        let page = diesel_peers::status_page::StatusPage::new().pool(peers).with_actions();
+        for query in [None, Some("json")] {
+            shown.push(page.respond("GET", query, |_| None, b"").body);
+        }
+    }
     shown
 }
 

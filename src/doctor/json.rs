@@ -30,7 +30,7 @@ fn peer(peer: &Finding) -> Json {
     json!({
         "name": name,
         "condition": condition.key(),
-        "fault": of_it.map(fault),
+        "fault": of_it.map(Fault::as_str),
         "why": why,
         "login_ms": login.map(milliseconds),
         "round_trip_ms": round_trip.map(milliseconds),
@@ -56,18 +56,5 @@ fn value(value: &Value) -> Json {
         Value::Text(text) => json!(text),
         Value::List(values) => json!(values),
         Value::Unknown(why) => json!({ "unknown": why }),
-    }
-}
-
-fn fault(fault: Fault) -> &'static str {
-    match fault {
-        Fault::ConnectionLost => "connection_lost",
-        Fault::PeerDown => "peer_down",
-        Fault::PeerNotReady => "peer_not_ready",
-        Fault::PeerFull => "peer_full",
-        Fault::WrongRole => "wrong_role",
-        Fault::Misconfigured => "misconfigured",
-        Fault::Retryable => "retryable",
-        Fault::Query => "query",
     }
 }

@@ -1,6 +1,6 @@
 //! The state of the peers at one moment, for programs and for people.
 
-mod table;
+pub(crate) mod table;
 
 use std::fmt;
 use std::time::{Duration, Instant};

@@ -65,7 +65,7 @@ fn remark(peer: &PeerStatus) -> String {
 }
 
 /// In the two largest units that matter.
-fn short(time: Duration) -> String {
+pub(crate) fn short(time: Duration) -> String {
     let seconds = time.as_secs();
     match (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60) {
         (0, 0, 0, 0..10) => format!("{:.1} s", time.as_secs_f64()),

@@ -1,0 +1,113 @@
+//! What a button does, and why it may not.
+
+use std::fmt;
+
+use super::forgery::Form;
+use crate::peers::handle::Peers;
+use crate::peers::snapshot::{PeerState, Snapshot};
+
+/// What came of a button.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Done,
+    /// It is asked first.
+    Asks(Question),
+}
+
+/// Whether a peer is to be drained although nobody serves then.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Question {
+    pub(super) pool: String,
+    pub(super) peer: String,
+}
+
+impl Question {
+    pub(super) fn text(&self) -> String {
+        let Self { pool, peer } = self;
+        format!(
+            "No other peer of {pool} is up. When {peer} is drained, every request that needs this \
+             database fails until a peer serves again.",
+        )
+    }
+}
+
+/// Why a request did nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    Method,
+    /// Another site has had the browser send it.
+    OtherSite,
+    /// It has not the token of this page.
+    OtherPage,
+    NoForm,
+    NoPool(String),
+    Closed(String),
+    Peers(String),
+}
+
+impl Refusal {
+    pub(super) fn status(&self) -> u16 {
+        match self {
+            Self::Method => 405,
+            Self::OtherSite | Self::OtherPage => 403,
+            Self::NoForm => 400,
+            Self::NoPool(_) | Self::Closed(_) | Self::Peers(_) => 409,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Method => f.write_str("This page is only to be looked at: it has no buttons."),
+            Self::OtherSite => f.write_str(
+                "Nothing was done: this was not sent from this page, or a proxy in between has not \
+                 passed on the Host header.",
+            ),
+            Self::OtherPage => f.write_str(
+                "Nothing was done: the page is not of the process that answers now. The application \
+                 was restarted, or several processes share this address. Reload the page.",
+            ),
+            Self::NoForm => f.write_str("Nothing was done: this is no form of this page."),
+            Self::NoPool(pool) => write!(f, "Nothing was done: there is no pool {pool}."),
+            Self::Closed(pool) => write!(f, "Nothing was done: the pool {pool} is closed."),
+            Self::Peers(error) => write!(f, "Nothing was done: {error}."),
+        }
+    }
+}
+
+/// Does what the form says.
+pub(super) fn act(pools: &[(String, Peers)], form: &Form) -> Result<Outcome, Refusal> {
+    let [pool, peer, action] = ["pool", "peer", "action"].map(|name| form.get(name));
+    let (Some(pool), Some(peer), Some(action)) = (pool, peer, action) else {
+        return Err(Refusal::NoForm);
+    };
+    let Some((_, peers)) = pools.iter().find(|(name, _)| name == pool) else {
+        return Err(Refusal::NoPool(pool.clone()));
+    };
+    let snapshot = peers.snapshot();
+    if snapshot.closed {
+        return Err(Refusal::Closed(pool.clone()));
+    }
+    let is_confirmed = form.get("confirm").is_some_and(|answer| answer == "yes");
+    let done = match action.as_str() {
+        "drain" if leaves_nobody(&snapshot, peer) && !is_confirmed => {
+            let question = Question { pool: pool.clone(), peer: peer.clone() };
+            return Ok(Outcome::Asks(question));
+        }
+        "drain" => peers.drain(peer).map(drop),
+        "resume" => peers.resume(peer),
+        _ => return Err(Refusal::NoForm),
+    };
+    done.map_err(|error| Refusal::Peers(error.to_string()))?;
+    Ok(Outcome::Done)
+}
+
+/// Whether nobody serves when this peer does not.
+fn leaves_nobody(snapshot: &Snapshot, drained: &str) -> bool {
+    let serves_else = snapshot
+        .peers
+        .iter()
+        .any(|peer| peer.name != drained && peer.state == PeerState::Up && peer.weight > 0);
+    snapshot.peer(drained).is_some() && !serves_else
+}
