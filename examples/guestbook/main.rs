@@ -14,6 +14,8 @@
 //! ```sh
 //! ROCKET_DATABASES='{guestbook={url="mysql://app:secret@db0,db1,db2/guestbook"}}'
 //! ```
+//!
+//! With `--features rocket,status-page` there is a page for its operator, at `/operator`.
 
 #![allow(
     missing_debug_implementations,
@@ -32,6 +34,8 @@ use std::error::Error;
 
 use diesel::QueryResult;
 use diesel_peers::rocket::Registry;
+#[cfg(feature = "status-page")]
+use diesel_peers::status_page::StatusPage;
 use rocket::fairing::AdHoc;
 use rocket::form::{Contextual, Form};
 use rocket::http::Status;
@@ -47,16 +51,19 @@ use page::Page;
 
 #[rocket::main]
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    rocket::custom(database::configuration()?)
+    let rocket = rocket::custom(database::configuration()?)
         // First: the pool enters its peers there.
         .attach(Registry::fairing())
         .manage(database::customize())
         .attach(GuestBook::fairing())
         .attach(AdHoc::try_on_ignite("Migrations", database::migrate))
         .mount("/", routes![list, write, peers, style])
-        .register("/", catchers![failed])
-        .launch()
-        .await?;
+        .register("/", catchers![failed]);
+    // For who runs this, with buttons that drain a peer: whoever reaches it can press them, and is told
+    // what visitors are not. So `/operator` has to lie behind a login, which this example has not.
+    #[cfg(feature = "status-page")]
+    let rocket = rocket.mount("/operator", StatusPage::new().with_actions());
+    rocket.launch().await?;
     Ok(())
 }
 

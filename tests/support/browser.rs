@@ -14,6 +14,11 @@ use super::wait_until;
 /// Under this name the protocol hands out an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
+/// Keys that are no letters.
+pub const TAB: &str = "\u{E004}";
+pub const ENTER: &str = "\u{E007}";
+pub const ESCAPE: &str = "\u{E00C}";
+
 /// `Chromium` and its driver, which keeps it in a temporary folder.
 #[derive(Debug)]
 pub struct Browser {
@@ -25,15 +30,21 @@ impl Browser {
     /// One that shows pages as a phone does, so many points wide and high.
     pub fn phone(width: u32, height: u32) -> Self {
         let screen = json!({"width": width, "height": height, "pixelRatio": 1.5, "mobile": true});
-        Self::start(&[], json!({"deviceMetrics": screen}))
+        Self::start(&[], json!({"mobileEmulation": {"deviceMetrics": screen}}))
+    }
+
+    /// One with a small window that runs no scripts of pages.
+    pub fn without_scripts() -> Self {
+        let blocked = json!({"profile.default_content_setting_values.javascript": 2});
+        Self::start(&["--window-size=500,844".to_owned()], json!({"prefs": blocked}))
     }
 
     /// One with a window of so many points.
     pub fn desktop(width: u32, height: u32) -> Self {
-        Self::start(&[format!("--window-size={width},{height}")], Value::Null)
+        Self::start(&[format!("--window-size={width},{height}")], json!({}))
     }
 
-    fn start(arguments: &[String], mobile: Value) -> Self {
+    fn start(arguments: &[String], mut options: Value) -> Self {
         let account = Account::ourselves();
         let folder = account.folder();
         let port = free_port();
@@ -47,10 +58,7 @@ impl Browser {
         // Root, and containers, have no sandbox and little shared memory. The pages are our own.
         let mut all = vec!["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"];
         all.extend(arguments.iter().map(String::as_str));
-        let mut options = json!({"args": all});
-        if !mobile.is_null() {
-            options["mobileEmulation"] = mobile;
-        }
+        options["args"] = json!(all);
         let wanted = json!({"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}});
         let mut browser = Self { driver, session: String::new() };
         let session = browser.order("POST", "", &wanted);
@@ -95,15 +103,32 @@ impl Browser {
         self.order("POST", "/execute/sync", &json!({"script": script, "args": []}))
     }
 
+    /// Presses a key, by its name in the protocol or its letter, where the focus is.
+    #[track_caller]
+    pub fn press(&self, key: &str) {
+        let strokes = ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key}));
+        let keyboard = json!({"type": "key", "id": "keyboard", "actions": strokes});
+        self.order("POST", "/actions", &json!({"actions": [keyboard]}));
+    }
+
+    /// Shows pages as to somebody who likes them dark, or light.
+    #[track_caller]
+    pub fn prefer(&self, scheme: &str) {
+        let scheme = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+        self.tell("Emulation.setEmulatedMedia", &json!({"features": scheme}));
+    }
+
     /// The whole page, as a PNG file.
     #[track_caller]
     pub fn screenshot(&self) -> Vec<u8> {
-        let order = json!({
-            "cmd": "Page.captureScreenshot",
-            "params": {"captureBeyondViewport": true},
-        });
-        let picture = self.order("POST", "/goog/cdp/execute", &order);
+        let picture = self.tell("Page.captureScreenshot", &json!({"captureBeyondViewport": true}));
         base64(picture["data"].as_str().expect("text"))
+    }
+
+    /// Orders something that the protocol does not know, and this browser does.
+    #[track_caller]
+    fn tell(&self, command: &str, parameters: &Value) -> Value {
+        self.order("POST", "/goog/cdp/execute", &json!({"cmd": command, "params": parameters}))
     }
 
     #[track_caller]

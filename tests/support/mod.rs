@@ -27,6 +27,8 @@ pub mod port;
 pub mod postgres;
 #[cfg(target_os = "linux")]
 pub mod process;
+#[cfg(feature = "status-page")]
+pub mod site;
 #[cfg(target_os = "linux")]
 pub mod template;
 #[cfg(target_os = "linux")]
