@@ -71,6 +71,7 @@
 //! | `….fault` | What that says: `peer_down`, `peer_not_ready`, `peer_full`, `wrong_role`, `misconfigured`, `connection_lost`, `retryable` or `query`. |
 //! | `….is_full` | Whether it had no connection to give. |
 //! | `….is_hesitant` | Whether a query waits there and nothing is heard. |
+//! | `….is_leaving` | Whether it is being removed: it cannot be resumed, and another one may have its name. |
 //! | `….remarks[]` | The same in words, which may change. |
 //! | `….next_check_seconds` | In how many seconds it is checked; 0 is now. |
 //! | `….weight`, `….tier` | As they are set. |

@@ -181,9 +181,10 @@ fn row(report: &Report<'_>, peer: Option<(&PeerStatus, u64)>, pool: &str, token:
         let action = action(state);
         format!(
             "<td role=\"cell\" class=\"action\"><form method=\"post\">{}<button name=\"action\" \
-             value=\"{action}\" aria-label=\"{word} {name}\">{word}</button></form>",
+             value=\"{action}\" aria-label=\"{word} {name}\"{gone}>{word}</button></form>",
             fields(token, pool, name),
             word = if action == "drain" { "Drain" } else { "Resume" },
+            gone = hidden(peer.is_some_and(|(peer, _)| peer.is_leaving)),
             name = Text(name),
         )
     } else {

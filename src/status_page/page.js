@@ -152,6 +152,7 @@
         const button = row.querySelector("button");
         if (button) {
             const drains = peer.state === "up" || peer.state === "down";
+            button.hidden = peer.is_leaving;
             button.value = drains ? "drain" : "resume";
             say(button, drains ? "Drain" : "Resume");
             button.setAttribute("aria-label", `${button.textContent} ${peer.name}`);

@@ -81,6 +81,7 @@ impl Report<'_> {
             "fault": peer.fault.map(Fault::as_str),
             "is_full": peer.is_full,
             "is_hesitant": peer.is_hesitant,
+            "is_leaving": peer.is_leaving,
             "remarks": remarks(peer),
             "next_check_seconds": self.until(peer.next_check).as_secs_f64(),
             "weight": peer.weight,
@@ -131,6 +132,7 @@ pub(super) fn remarks(peer: &PeerStatus) -> Vec<String> {
     let stuck = format!("Stuck: {} logins hang there, and cannot be ended.", peer.stuck);
     let weight = "Its weight is 0: it gets no work.";
     let rest = [
+        (peer.is_leaving, "It is being removed."),
         (peer.is_full, full),
         (peer.is_hesitant, hesitant),
         (peer.stuck > 0, stuck.as_str()),

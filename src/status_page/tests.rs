@@ -85,6 +85,7 @@ fn the_json_has_these_keys() {
         "in_use",
         "is_full",
         "is_hesitant",
+        "is_leaving",
         "links",
         "lost",
         "name",
@@ -272,4 +273,23 @@ fn a_page_of_no_pool_says_so() {
     let page = StatusPage::default().respond("HEAD", None, |_| None, b"");
     assert_eq!(page.status, 200);
     assert!(page.body.contains("There is no pool."));
+}
+
+/// It cannot be resumed, and another one may have its name.
+#[test]
+fn a_peer_that_is_being_removed_has_no_button() {
+    let story = Story::of(2);
+    // A login is under way there.
+    story.set.count(0, |counts| counts.dialing = 1);
+    story.peers.remove("peer0").expect("another one is there");
+    story.is(&[PeerState::Draining, PeerState::Up]);
+    assert_eq!(story.json()["pools"][0]["peers"][0]["is_leaving"], true);
+    let page = story.get(None).body;
+    let button = |peer: &str, word: &str| {
+        let (_, rest) =
+            page.split_once(&format!("aria-label=\"{word} {peer}\"")).expect("a button");
+        rest.split_once('>').expect("it ends").0
+    };
+    assert_eq!((button("peer0", "Resume"), button("peer1", "Drain")), (" hidden", ""));
+    assert!(page.contains("It is being removed."), "and it is said why");
 }
