@@ -73,22 +73,23 @@ impl MariaDb {
         command.arg(format!("--port={}", port.number()));
         command.arg(format!("--socket={}", folder.path().join("socket").display()));
         command.arg(format!("--pid-file={}", folder.path().join("pid").display()));
+        command.arg(format!("--bind-address={}", port.address()));
         command.args([
-            "--bind-address=127.0.0.1",
             "--skip-name-resolve",
             "--max-connections=200",
             // A port check that hangs up without logging in counts as an error.
             "--max-connect-errors=1000000",
         ]);
         command.args(settings);
-        let ready = |server: &Server| greets(server.port(), Duration::from_secs(1));
+        let ready =
+            |server: &Server| greets_at(server.address(), server.port(), Duration::from_secs(1));
         let signals = Signals { stop: "TERM", kill: "KILL" };
         Self { server: Server::prepare(folder, port, command, signals, ready) }
     }
 
     /// Where the application finds its database.
     pub fn url(&self) -> String {
-        url(self.port())
+        url_at(&self.address().to_string(), self.port())
     }
 
     /// How many sessions of the application the server has.
@@ -148,7 +149,11 @@ pub fn url_at(host: &str, port: u16) -> String {
 
 /// Whether a server on `port` says hello: it speaks first, before any login.
 pub fn greets(port: u16, patience: Duration) -> bool {
-    let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return false };
+    greets_at(Ipv4Addr::LOCALHOST, port, patience)
+}
+
+fn greets_at(address: Ipv4Addr, port: u16, patience: Duration) -> bool {
+    let Ok(mut stream) = TcpStream::connect((address, port)) else { return false };
     stream.set_read_timeout(Some(patience)).expect("longer than nothing");
     // Four bytes of length and sequence, then the protocol's version; an error has 255 there.
     let mut greeting = [0; 5];

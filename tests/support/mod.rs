@@ -36,6 +36,7 @@ pub mod tls;
 
 pub mod backend;
 pub mod load;
+pub mod resolver;
 pub mod scripted;
 pub mod story;
 

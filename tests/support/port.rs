@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The first port handed out.
@@ -19,11 +20,12 @@ const COUNT: u32 = 10_000;
 /// A port on which nobody else listens, from now on until this is dropped.
 #[derive(Debug)]
 pub struct Port {
+    address: Ipv4Addr,
     number: u16,
     /// A name that only one process of the machine can hold, and that the kernel frees when we
     /// die. It keeps other test processes away where listening on the port cannot: a server that
     /// is down must refuse connections.
-    _claim: UnixListener,
+    claim: Arc<UnixListener>,
 }
 
 impl Port {
@@ -31,6 +33,17 @@ impl Port {
     pub fn number(&self) -> u16 {
         self.number
     }
+
+    /// The address that its server listens on.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+}
+
+/// The same free port at each of these addresses.
+pub fn free_port_at<const N: usize>(addresses: [Ipv4Addr; N]) -> [Port; N] {
+    let Port { number, claim, .. } = free_port();
+    addresses.map(|address| Port { address, number, claim: claim.clone() })
 }
 
 /// Claims a free port.
@@ -53,5 +66,5 @@ fn claim(number: u32) -> Option<Port> {
     let claim = UnixListener::bind_addr(&name).ok()?;
     let number = u16::try_from(number).ok()?;
     TcpListener::bind((Ipv4Addr::LOCALHOST, number)).ok()?;
-    Some(Port { number, _claim: claim })
+    Some(Port { address: Ipv4Addr::LOCALHOST, number, claim: Arc::new(claim) })
 }

@@ -67,9 +67,9 @@ impl Postgres {
         let mut command = account.command("postgres");
         command.arg("-D").arg(folder.path()).arg("-k").arg(folder.path());
         command.arg("-p").arg(port.number().to_string());
+        command.arg("-c").arg(format!("listen_addresses={}", port.address()));
         // The data need to outlive the server's death, but not the machine's.
         for setting in [
-            "listen_addresses=127.0.0.1",
             "max_connections=200",
             "shared_buffers=16MB",
             "dynamic_shared_memory_type=mmap",
@@ -81,7 +81,8 @@ impl Postgres {
         for setting in settings(&account, folder.path()) {
             command.arg("-c").arg(setting);
         }
-        let ready = |server: &Server| greets(server.port(), Duration::from_secs(1));
+        let ready =
+            |server: &Server| greets_at(server.address(), server.port(), Duration::from_secs(1));
         // Killed outright, it would leave shared memory and unreaped sessions behind. With this
         // signal it only tidies up these; the data are left as by a crash.
         let signals = Signals { stop: "INT", kill: "QUIT" };
@@ -90,7 +91,7 @@ impl Postgres {
 
     /// Where the application finds its database.
     pub fn url(&self) -> String {
-        url(self.port())
+        url_at(&self.address().to_string(), self.port())
     }
 
     /// How many sessions of the application the server has.
@@ -141,7 +142,11 @@ pub fn url_at(host: &str, port: u16) -> String {
 /// The client speaks first in this protocol. A server that is still starting up answers as well,
 /// with an error.
 pub fn greets(port: u16, patience: Duration) -> bool {
-    let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return false };
+    greets_at(Ipv4Addr::LOCALHOST, port, patience)
+}
+
+fn greets_at(address: Ipv4Addr, port: u16, patience: Duration) -> bool {
+    let Ok(mut stream) = TcpStream::connect((address, port)) else { return false };
     stream.set_read_timeout(Some(patience)).expect("longer than nothing");
     // Protocol 3.0, then names and values, each ended by a zero; all after their length.
     let hello = format!("\0\x03\0\0user\0{APP}\0database\0{APP}\0\0");

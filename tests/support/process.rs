@@ -3,6 +3,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::io::{Seek, Write};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -74,6 +75,11 @@ impl Server {
     /// The port it listens on, and keeps for restarts.
     pub fn port(&self) -> u16 {
         self.port.number()
+    }
+
+    /// The address that it listens on.
+    pub fn address(&self) -> Ipv4Addr {
+        self.port.address()
     }
 
     /// Where it keeps its files.

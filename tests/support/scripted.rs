@@ -23,18 +23,18 @@ fn servers() -> MutexGuard<'static, Option<HashMap<String, Arc<Server>>>> {
 
 /// What waits at it waits while it is closed.
 #[derive(Debug, Default)]
-struct Gate {
+pub(super) struct Gate {
     closed: Mutex<bool>,
     changed: Condvar,
 }
 
 impl Gate {
-    fn close(&self, close: bool) {
+    pub(super) fn close(&self, close: bool) {
         *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = close;
         self.changed.notify_all();
     }
 
-    fn pass(&self) {
+    pub(super) fn pass(&self) {
         let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.changed.wait_while(closed, |closed| *closed));
     }
@@ -63,8 +63,13 @@ impl Server {
     /// A new server with a URL, and a password in it, of its own.
     pub fn start() -> Arc<Self> {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self::start_at(format!("scripted://app:s3cret-{number}@server{number}"))
+    }
+
+    /// A new server with this URL.
+    pub fn start_at(url: String) -> Arc<Self> {
         let server = Arc::new(Self {
-            url: format!("scripted://app:s3cret-{number}@server{number}"),
+            url,
             accepts: AtomicBool::new(true),
             works: AtomicBool::new(true),
             panics: AtomicBool::new(false),

@@ -20,7 +20,12 @@ impl Certificate {
         // Nobody else can read the key: it is made so.
         let mut openssl = Command::new(find_program("openssl"));
         openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]);
-        openssl.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]);
+        openssl.args([
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1,DNS:db.example",
+        ]);
         run(openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate));
         for file in [&certificate, &key] {
             account.take(file);
