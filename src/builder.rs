@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use crate::peers::set::PeerSet;
 use crate::policy::{AllDown, Balance, Donors, Recheck, Role, Strategy};
 use crate::pool::connection::Links;
 use crate::pool::exchange::Exchange;
+use crate::resolver::{self, Resolve};
 use crate::rules::{Asked, Rules};
 use crate::url::{AskCredentials, Credentials};
 
@@ -48,6 +50,7 @@ pub struct PeerManagerBuilder<C> {
     login: Credentials,
     credentials: Option<Box<AskCredentials>>,
     event_handler: Option<Box<dyn EventHandler>>,
+    resolver: Box<Resolve>,
     rng_seed: Option<u64>,
     /// The beginnings of the environment variables that were asked for.
     prefixes: Vec<String>,
@@ -91,6 +94,7 @@ impl<C> PeerManagerBuilder<C> {
             login: Credentials::default(),
             credentials: None,
             event_handler: None,
+            resolver: Box::new(resolver::system),
             rng_seed: None,
             prefixes: Vec::new(),
             mistake: None,
@@ -227,7 +231,8 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Who logs in to the peer of this name. It is asked at each login, those of checks included, so
+    /// Who logs in to the peer of this name (`db/10.0.0.1` of a name that is
+    /// [resolved](Self::resolve_interval)). It is asked at each login, those of checks included, so
     /// that passwords can be changed, and tokens can run out, while the application runs. What it gives
     /// takes the place of what the URL, [`user`](Self::user) and [`password`](Self::password) say. An
     /// error, or a panic, is told by the `connect()` that fails, or logged for a check; no peer is
@@ -485,6 +490,54 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
+    /// How often the names of hosts are resolved, and up to 10 % later by chance. Each peer whose URL
+    /// leads to a name is replaced by one for each of its addresses, `db/10.0.0.1` and so on of a peer
+    /// `db`, with its weight and its tier; and these are added and removed (drained first) as the
+    /// answers change. Peers whose URL holds an address or a socket stay as they are.
+    ///
+    /// As long as a name was never resolved, it is a peer itself. [`build`](Self::build) waits for the
+    /// first answers for up to a second. An answer that is an error or holds no address changes nothing,
+    /// and an address is gone when it is missing from two answers in a row. What is done by
+    /// [`Peers`](crate::Peers) is not undone: a peer that was removed comes back only when its address
+    /// was gone meanwhile, and one that was added is left alone.
+    ///
+    /// `PgConnection` is told name and address, and verifies a certificate by the name.
+    /// `MysqlConnection` only knows the address: `ssl_mode=verify_identity` is an error then.
+    ///
+    /// Defaults to `None`: the client library resolves each name at each login, and uses one of the
+    /// addresses. At least 10 milliseconds.
+    #[must_use]
+    pub fn resolve_interval(mut self, resolve_interval: impl Into<Option<Duration>>) -> Self {
+        self.rules.resolve_interval = resolve_interval.into();
+        self
+    }
+
+    /// Who resolves the names of hosts, with [`resolve_interval`](Self::resolve_interval). It is given
+    /// one name after the other, on a thread of its own, which it may block; one that panics gives no
+    /// answer.
+    ///
+    /// ```
+    /// # use std::net::{IpAddr, ToSocketAddrs};
+    /// # use diesel_peers::PeerManagerBuilder;
+    /// # fn with_resolver<C>(builder: PeerManagerBuilder<C>) -> PeerManagerBuilder<C> {
+    /// // Servers that have an address of each kind count once.
+    /// builder.resolver(|host| {
+    ///     let addresses = (host, 0).to_socket_addrs()?.map(|address| address.ip());
+    ///     Ok(addresses.filter(IpAddr::is_ipv4).collect())
+    /// })
+    /// # }
+    /// ```
+    ///
+    /// Defaults to the system's own. The last call counts.
+    #[must_use]
+    pub fn resolver(
+        mut self,
+        resolver: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + 'static,
+    ) -> Self {
+        self.resolver = Box::new(resolver);
+        self
+    }
+
     /// Makes the choices by chance repeatable, as far as they are asked for in the same order.
     ///
     /// Defaults to a seed from the operating system.
@@ -568,7 +621,8 @@ impl<C> PeerManagerBuilder<C> {
 
 impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
     /// Builds the manager and starts its checker thread. Nothing is connected to, so peers may be
-    /// down at this time.
+    /// down at this time. (With [`resolve_interval`](Self::resolve_interval) it waits for up to a second for
+    /// the addresses of the peers.)
     ///
     /// # Errors
     ///
@@ -597,8 +651,10 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
             login,
             asked_at_login: self.credentials.is_some(),
             connect_timeout: rules.connect_timeout,
+            resolves: rules.resolve_interval.is_some(),
         };
         let urls = admission.urls(&peers)?;
+        admission.check_hosts(&peers, &urls)?;
         #[expect(clippy::disallowed_methods, reason = "the manager's story starts here")]
         let now = Instant::now();
         let peer = |(PeerConfig { name, weight, tier, .. }, url)| {
@@ -632,8 +688,12 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         #[cfg(feature = "metrics")]
         crate::metrics::start(set.clone(), stopped.clone()).map_err(Kind::System)?;
         let links = Arc::new(Links { set: set.clone(), exchange, balance });
-        checker::start(set, Arc::downgrade(&links), hooks.clone(), woken, stopped)
+        let checker_stopped = stopped.clone();
+        checker::start(set.clone(), Arc::downgrade(&links), hooks.clone(), woken, checker_stopped)
             .map_err(Kind::System)?;
+        if set.rules().resolve_interval.is_some() {
+            resolver::start(self.resolver, set, stopped).map_err(Kind::System)?;
+        }
         Ok(PeerManager::new(links, hooks, stop))
     }
 }

@@ -97,7 +97,7 @@ impl<C: 'static> PeerManagerBuilder<C> {
 const SOURCES: [&str; 2] = ["url", "peers"];
 
 /// Every other setting that can be given in text.
-const SETTINGS: [&str; 26] = [
+const SETTINGS: [&str; 27] = [
     "pool_name",
     "weight",
     "tier",
@@ -123,6 +123,7 @@ const SETTINGS: [&str; 26] = [
     "all_down",
     "all_down_interval",
     "all_down_wait",
+    "resolve_interval",
     "rng_seed",
 ];
 
@@ -139,7 +140,8 @@ const POOLS: [&str; 8] = [
 ];
 
 /// What only code can say.
-const CLOSURES: [&str; 5] = ["on_connect", "credentials", "probe", "classify", "event_handler"];
+const CLOSURES: [&str; 6] =
+    ["on_connect", "credentials", "probe", "classify", "event_handler", "resolver"];
 
 const STRATEGIES: [(&str, Strategy); 4] = [
     ("least_connections", Strategy::LeastConnections),
@@ -265,6 +267,7 @@ fn set<C: 'static>(
         "all_down" => builder.all_down(value.choice(&ALL_DOWNS)?),
         "all_down_interval" => builder.all_down_interval(value.duration()?),
         "all_down_wait" => builder.all_down_wait(value.duration()?),
+        "resolve_interval" => builder.resolve_interval(value.duration_or_none()?),
         "rng_seed" => builder.rng_seed(value.whole(WHOLE)?),
         _ => return Err(unknown(key, place)),
     })

@@ -37,6 +37,17 @@ impl Dialect {
         Self::Other
     }
 
+    /// The one of a URL with this scheme, which tells where the connection does not.
+    pub(crate) fn of_scheme(self, scheme: &str) -> Self {
+        match scheme {
+            _ if self != Self::Other => self,
+            "mysql" => Self::MySql,
+            "postgres" | "postgresql" => Self::Postgres,
+            "sqlite" | "file" => Self::Sqlite,
+            _ => Self::Other,
+        }
+    }
+
     /// Whether diesel would know the URL for one of this database.
     pub(crate) fn check_scheme(self, scheme: &str) -> Result<(), Flaw> {
         let known: &[&str] = match self {

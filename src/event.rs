@@ -56,7 +56,8 @@ pub enum EventKind {
         /// In the words of the client library.
         why: String,
     },
-    /// An operator has it drained: it gets no new work.
+    /// An operator has it drained, or its name does not lead there any more
+    /// ([`resolve_interval`](crate::PeerManagerBuilder::resolve_interval)): it gets no new work.
     Draining,
     /// It is drained: the pool has no session there any more.
     #[non_exhaustive]

@@ -38,6 +38,7 @@ pub mod operations {}
 mod peers;
 mod policy;
 mod pool;
+mod resolver;
 #[cfg(feature = "rocket")]
 pub mod rocket;
 mod rules;

@@ -6,6 +6,7 @@ pub(crate) mod duties;
 pub(crate) mod handle;
 pub(crate) mod journal;
 pub(crate) mod lease;
+pub(crate) mod name;
 pub(crate) mod outage;
 pub(crate) mod peer;
 pub(crate) mod pulse;

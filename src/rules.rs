@@ -80,6 +80,9 @@ const DEFAULT_REBALANCE_PACE: Duration = Duration::from_millis(200);
 /// How old a connection gets. As r2d2's `max_lifetime`, which counts for its slots.
 const DEFAULT_LINK_MAX_AGE: Duration = Duration::from_secs(30 * 60);
 
+/// The least time between two lookups of a name.
+const LEAST_RESOLVE_INTERVAL: Duration = Duration::from_millis(10);
+
 /// What a pool is called that is the only one.
 const DEFAULT_NAME: &str = "default";
 
@@ -105,6 +108,8 @@ pub(crate) struct Rules {
     pub(crate) strategy: Strategy,
     pub(crate) rebalance_pace: Duration,
     pub(crate) link_max_age: Duration,
+    /// How often the names of hosts are resolved.
+    pub(crate) resolve_interval: Option<Duration>,
     /// What the pool was given, as far as that was told.
     pub(crate) pool_timeout: Option<Duration>,
     /// How that is called where it was told.
@@ -135,6 +140,7 @@ impl Default for Rules {
             strategy: Strategy::default(),
             rebalance_pace: DEFAULT_REBALANCE_PACE,
             link_max_age: DEFAULT_LINK_MAX_AGE,
+            resolve_interval: None,
             pool_timeout: None,
             pool_timeout_name: "pool_timeout",
         }
@@ -225,6 +231,7 @@ impl Rules {
             ("ping_timeout", Some(self.ping_timeout), millisecond),
             ("stall_after", self.stall_after, LEAST_STALL),
             ("link_max_age", Some(self.link_max_age), millisecond),
+            ("resolve_interval", self.resolve_interval, LEAST_RESOLVE_INTERVAL),
             ("pool_timeout", self.pool_timeout, millisecond),
             ("tcp_keepalive", keepalive, Duration::from_secs(3)),
             ("tcp_user_timeout", user_timeout, millisecond),
@@ -250,6 +257,7 @@ impl Rules {
         ]
         .into_iter()
         .chain(&mut self.pool_timeout)
+        .chain(&mut self.resolve_interval)
         {
             *duration = FOREVER.min(*duration);
         }
@@ -259,7 +267,13 @@ impl Rules {
     /// Nobody looks at the peers unasked.
     #[cfg(feature = "cli")]
     pub(crate) fn without_checks(self) -> Self {
-        Self { check_interval: FOREVER, all_down_interval: FOREVER, stall_after: None, ..self }
+        Self {
+            check_interval: FOREVER,
+            all_down_interval: FOREVER,
+            stall_after: None,
+            resolve_interval: self.resolve_interval.map(|_| FOREVER),
+            ..self
+        }
     }
 
     /// When a link that is born at `now` is too old.
@@ -273,6 +287,11 @@ impl Rules {
             next: jittered(now, self.check_interval, rng),
             soon: jittered(now, self.all_down_interval, rng),
         }
+    }
+
+    /// When names are resolved next.
+    pub(crate) fn next_resolve(&self, now: Instant, rng: &mut SmallRng) -> Option<Instant> {
+        self.resolve_interval.map(|interval| jittered(now, interval, rng))
     }
 }
 
@@ -311,6 +330,7 @@ pub(crate) mod tests {
             strategy: Strategy::LeastConnections,
             rebalance_pace: PACE,
             link_max_age: INTERVAL,
+            resolve_interval: None,
             pool_timeout: None,
             pool_timeout_name: "pool_timeout",
         }
@@ -361,5 +381,18 @@ pub(crate) mod tests {
         let (least, most) = (delays.iter().min(), delays.iter().max());
         assert!(least < Some(&INTERVAL.mul_f64(1.01)), "the least of many is near the interval");
         assert!(most > Some(&INTERVAL.mul_f64(1.09)), "the most of many is near its end");
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
+    fn so_are_lookups() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let start = Instant::now();
+        assert_eq!(rules().next_resolve(start, &mut rng), None, "by default there are none");
+        let rules = Rules { resolve_interval: Some(INTERVAL), ..rules() };
+        for _ in 0..1000 {
+            let next = rules.next_resolve(start, &mut rng).expect("they are asked for") - start;
+            assert!((INTERVAL..INTERVAL.mul_f64(1.1)).contains(&next), "{next:?}");
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! A peer's database URL: a secret that can be used, checked and struck out of texts, never shown.
 
 mod credentials;
+mod host;
 mod redaction;
 mod uri;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::dialect::{Dialect, Encryption};
@@ -15,6 +17,7 @@ use redaction::{REDACTED, Secrets};
 pub(crate) use uri::{Parameter, Query, Uri, parameters, percent_decoded, percent_encoded};
 
 /// A peer's URL. `Debug` does not show it, and there is no `Display`.
+#[derive(Clone)]
 pub(crate) struct PeerUrl {
     url: String,
     secrets: Secrets,
@@ -94,10 +97,10 @@ impl PeerUrl {
             Ok(uri) if uri.parameter(KEY).is_some() => self,
             Ok(mut uri) => {
                 uri.parameters.push(Parameter { key: KEY.to_owned(), value: Some(seconds) });
-                Self::new(uri.to_string())
+                self.leading_to(uri.to_string())
             }
             Err(_) if self.url.contains(KEY) => self,
-            Err(_) => Self::new(format!("{} {KEY}={seconds}", self.url)),
+            Err(_) => self.leading_to(format!("{} {KEY}={seconds}", self.url)),
         }
     }
 
@@ -139,6 +142,32 @@ impl PeerUrl {
         Ok(Self { secrets: Secrets::of(&url, password.as_deref()), url })
     }
 
+    /// The name of its host, where that is one that can be resolved.
+    pub(crate) fn host_name(&self, dialect: Dialect) -> Option<String> {
+        host::host_name(&self.url, dialect)
+    }
+
+    /// The same URL at this address of its host.
+    pub(crate) fn at(&self, dialect: Dialect, address: IpAddr) -> Self {
+        self.leading_to(host::at_address(&self.url, dialect, address))
+    }
+
+    /// Whether an address may stand for the name of its host.
+    pub(crate) fn check_at_address(&self, dialect: Dialect) -> Result<(), Flaw> {
+        let Ok(uri) = Uri::parse(&self.url) else { return Ok(()) };
+        let is_mysql = dialect.of_scheme(&uri.scheme) == Dialect::MySql;
+        let ssl_mode = uri.parameters.iter().rfind(|it| it.key == "ssl_mode");
+        let ssl_mode = ssl_mode.and_then(|it| it.value.as_deref()).unwrap_or_default();
+        if is_mysql && ssl_mode.eq_ignore_ascii_case("verify_identity") {
+            return Err(
+                "asks with `ssl_mode=verify_identity` for a certificate of its host's name, and \
+                 `resolve_interval` puts an address in the place of that: leave one of them out"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
     /// Whether both lead to the same database, whoever logs in.
     pub(crate) fn leads_to_the_same(&self, other: &Self) -> bool {
         let place = |url: &str| match Uri::parse(url) {
@@ -156,6 +185,11 @@ impl PeerUrl {
     pub(crate) fn requires_encryption(&self) -> bool {
         let asked = Uri::parse(&self.url).and_then(|uri| encryption(&uri));
         asked.is_ok_and(|asked| asked != Encryption::AsItComes)
+    }
+
+    /// Another text for this URL. What was a secret stays one.
+    fn leading_to(&self, url: String) -> Self {
+        Self { secrets: self.secrets.and(Secrets::of(&url, None)), url }
     }
 
     /// The URL itself, for diesel.
@@ -252,6 +286,33 @@ mod tests {
             let url = url(&format!("mysql://db0/shop{parameters}"));
             assert_eq!(url.requires_encryption(), expected, "{parameters}");
         }
+    }
+
+    #[test]
+    fn an_address_has_no_certificate_of_a_name() {
+        let cases = [
+            (Dialect::MySql, "mysql://db/shop?ssl_mode=VERIFY_IDENTITY", false),
+            (Dialect::Other, "mysql://db/shop?ssl_mode=verify_identity", false),
+            (Dialect::MySql, "mysql://db/shop?ssl_mode=verify_identity&ssl_mode=required", true),
+            (Dialect::MySql, "mysql://db/shop?ssl_mode=verify_ca", true),
+            (Dialect::Postgres, "postgres://db/shop?sslmode=verify-full", true),
+            (Dialect::Postgres, "host=db sslmode=verify-full", true),
+        ];
+        for (dialect, text, expected) in cases {
+            let checked = url(text).check_at_address(dialect);
+            assert_eq!(checked.is_ok(), expected, "{dialect:?} {text}: {checked:?}");
+        }
+    }
+
+    #[test]
+    fn secrets_stay_secrets_at_another_address() {
+        let password = "it's s3cret";
+        let url =
+            url("host=db").with_credentials(&Credentials::password(password)).expect("a place");
+        let url = url.with_libpq_timeout(Duration::from_secs(5));
+        let url = url.at(Dialect::Postgres, [10, 0, 0, 1].into());
+        assert_eq!(url.redact(password), REDACTED);
+        assert_eq!(url.redact(url.expose()), REDACTED);
     }
 
     #[test]

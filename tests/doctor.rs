@@ -150,6 +150,19 @@ fn equal_servers_are_well() {
 }
 
 #[test]
+fn the_addresses_of_a_name_are_peers() {
+    let (servers, _, _) = three();
+    let port = servers[0].port();
+    // The system's resolver knows the short form of an address.
+    let url = format!("mysql://{APP}:{APP_PASSWORD}@127.1:{port}/{APP}?resolve_interval=1s");
+    let (code, json) = json(&[&url]);
+    assert_eq!(code, WELL, "{json}");
+    let names: Vec<_> = json["peers"].as_array().into_iter().flatten().collect();
+    let names: Vec<_> = names.iter().map(|peer| peer["name"].as_str()).collect();
+    assert_eq!(names, [Some(&*format!("127.1:{port}/127.0.0.1"))]);
+}
+
+#[test]
 fn a_server_that_is_gone_is_named() {
     let (mut servers, url, names) = three();
     servers[1].kill();

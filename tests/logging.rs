@@ -6,11 +6,13 @@ mod support;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex, Once};
 use std::thread;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use diesel_peers::{PeerManager, PeerState, Peers};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use support::backend::{PATIENCE, SOON, manager_of, pool_of, state};
+use support::resolver::{Answer, Script};
 use support::scripted::{ScriptedConnection, Server};
 use support::wait_until;
 
@@ -116,6 +118,48 @@ fn a_line_for_each_change() {
         assert!(why.starts_with("refused by ") && !why.contains("s3cret"), "{why}");
         assert_eq!(up.why, None);
     }
+}
+
+/// A resolver's own words may hold anything.
+#[test]
+fn a_line_when_a_name_is_not_resolved_and_when_it_is_again() {
+    set_logger();
+    let url = |host: &str| format!("scripted://app:s3cret@{host}");
+    for host in ["10.0.0.1", "10.0.0.2"] {
+        Server::start_at(url(host));
+    }
+    let script = Script::of(&["10.0.0.1"]);
+    let builder = PeerManager::<ScriptedConnection>::builder()
+        .peer("named", url("db"))
+        .resolve_interval(Duration::from_millis(20))
+        .resolver(script.resolver());
+    let manager = builder.build().expect("the settings are right");
+    LINES.lock().unwrap().retain(|line| line.peer.as_deref() != Some("named"));
+    for answer in [Answer::Error("no answer to s3cret"), Answer::of(&[]), Answer::Panic] {
+        script.say(answer);
+        script.wait_for_answers(3);
+    }
+    script.say(Answer::of(&["10.0.0.1"]));
+    script.wait_for_answers(3);
+    let said = lines("named");
+    let [unknown, known] = &said[..] else { panic!("one line each: {said:?}") };
+    assert_eq!((unknown.level, known.level), (Level::Warn, Level::Info));
+    assert_eq!((&*unknown.target, &*known.target), ("diesel_peers", "diesel_peers"));
+    let texts = (&*unknown.text, &*known.text);
+    let expected = (
+        "the host of peer named is not resolved: no answer to ***; what is known stays",
+        "the host of peer named is resolved again",
+    );
+    assert_eq!(texts, expected);
+    assert_eq!(unknown.why.as_deref(), Some("no answer to ***"));
+    let events = (unknown.event.as_deref(), known.event.as_deref());
+    assert_eq!(events, (Some("unresolved"), Some("resolved")));
+
+    script.say(Answer::of(&["10.0.0.1", "10.0.0.2"]));
+    script.wait_for_answers(2);
+    drop(manager);
+    let said = lines("named/10.0.0.2");
+    assert_eq!(said.first().map(|line| &*line.text), Some("peer named/10.0.0.2 was added"));
 }
 
 #[test]

@@ -52,6 +52,10 @@ fn wrong_settings_are_refused() {
         (a().tcp_user_timeout(Duration::ZERO), "`tcp_user_timeout` is 0ns"),
         (a().all_down_interval(Duration::ZERO), "`all_down_interval` is 0ns"),
         (a().link_max_age(Duration::ZERO), "`link_max_age` is 0ns"),
+        (
+            a().resolve_interval(Duration::from_millis(9)),
+            "`resolve_interval` is 9ms: give at least 10ms",
+        ),
         (a().connect_timeout(MINUTE).connect_deadline(SECOND), "`connect_timeout` is 60s, and"),
         (a().probe_timeout(MINUTE).connect_timeout(SECOND), "`probe_timeout` is 60s, and"),
         (a().probe_timeout(MINUTE).check_interval(SECOND), "`probe_timeout` is 60s, and"),
@@ -96,6 +100,8 @@ fn extreme_settings_are_no_panic() {
             .all_down_interval(duration)
             .all_down_wait(duration)
             .link_max_age(duration)
+            .resolve_interval(duration)
+            .resolver(|_| Ok(Vec::new()))
             .rebalance_pace(duration)
             .build()
             .expect("as short, or as long, as one likes");

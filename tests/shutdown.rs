@@ -12,6 +12,7 @@ use std::{thread, time::Duration};
 use diesel_peers::Peers;
 use support::backend::{Backend, PATIENCE, SOON, fill, links, manager_of, manager_over, pool_of};
 use support::process::our_threads;
+use support::resolver::Script;
 use support::scripted::{ScriptedConnection, Server};
 use support::wait_until;
 
@@ -96,8 +97,28 @@ fn the_pool_lives_as_long_as_its_last_connection() {
     is_gone(&peers);
 }
 
+/// Whatever it is doing just then: waiting until it is time, or for an answer.
+fn a_manager_is_dropped_that_resolves() {
+    for hangs in [false, true] {
+        let script = Script::of(&["127.0.0.1"]);
+        script.hold(hangs);
+        let builder = manager_of::<ScriptedConnection>(["scripted://db"]);
+        let builder = builder.resolve_interval(PATIENCE).resolver(script.resolver());
+        let manager = builder.build().expect("the settings are right");
+        let peers = manager.peers();
+        drop(manager);
+        wait_until("the handle says closed", PATIENCE, || peers.snapshot().closed);
+        wait_until("only a lookup is left", PATIENCE, || our_threads().len() == usize::from(hangs));
+        script.hold(false);
+        is_gone(&peers);
+        let name = if hangs { "peer0" } else { "peer0/127.0.0.1" };
+        assert_eq!(peers.snapshot().peers[0].name, name, "what comes too late is not heard");
+    }
+}
+
 #[test]
 fn nothing_of_ours_is_left() {
+    a_manager_is_dropped_that_resolves();
     a_manager_is_dropped_without_a_pool();
     the_pool_lives_as_long_as_its_last_connection();
     a_pool_is_dropped_during_a_connect();

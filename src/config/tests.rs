@@ -99,6 +99,7 @@ fn mistakes_name_the_key_the_value_and_what_would_be_right() {
             "variable `SHOP_CHECKINTERVAL` is no setting: did you mean",
         ),
         (env("SHOP_MAX_SIZE", "1"), "`SHOP_MAX_SIZE` is no setting: it is the pool's"),
+        (env("SHOP_RESOLVER", "8.8.8.8"), "`SHOP_RESOLVER` is no setting: it is a closure"),
         (
             env("SHOP_COLOUR", "red"),
             "`SHOP_COLOUR` is no setting: those that there are: url, peers,",
@@ -173,7 +174,7 @@ fn every_setting_does_what_it_says() {
     const fn ms(millis: u64) -> Duration {
         Duration::from_millis(millis)
     }
-    let cases: [(&str, Set); 28] = [
+    let cases: [(&str, Set); 30] = [
         ("weight.a=2", |b| b.weight("a", 2)),
         ("tier.a=2", |b| b.tier("a", 2)),
         ("weight.%61=2", |b| b.weight("a", 2)),
@@ -201,6 +202,8 @@ fn every_setting_does_what_it_says() {
         ("all_down=fail", |b| b.all_down(AllDown::Fail)),
         ("all_down_interval=7", |b| b.all_down_interval(s(7))),
         ("all_down_wait=7", |b| b.all_down_wait(s(7))),
+        ("resolve_interval=7", |b| b.resolve_interval(s(7))),
+        ("resolve_interval=none", |b| b.resolve_interval(None)),
         ("rng_seed=7", |b| b.rng_seed(7)),
     ];
     for (text, set) in cases {
@@ -312,7 +315,7 @@ fn settings() -> impl Strategy<Value = (&'static str, String)> {
         ),
         (select(&["probe_timeout", "all_down_interval", "all_down_wait"][..]), times()),
         (
-            select(&["stall_after", "tcp_keepalive"][..]),
+            select(&["stall_after", "tcp_keepalive", "resolve_interval"][..]),
             prop_oneof![times(), Just("none".to_owned())]
         ),
         (Just("tcp_user_timeout"), prop_oneof![clear, Just("none".to_owned())]),

@@ -53,12 +53,16 @@ where
     // It keeps the deadlines, and ends what is under way when it is dropped.
     let manager = builder.unchecked().build()?;
     let (set, hooks) = manager.parts();
-    let names: Vec<String> =
-        set.read(|peers| peers.iter().map(|peer| peer.name.to_string()).collect());
+    // A name that was resolved has left a place where there is no peer.
+    let peers: Vec<(usize, String)> = set.read(|peers| {
+        let members = peers.iter().enumerate().filter(|(_, peer)| peer.is_member());
+        members.map(|(place, peer)| (place, peer.name.to_string())).collect()
+    });
     let (done, findings) = unbounded();
-    for (peer, name) in names.iter().enumerate() {
-        start(set, hooks, (peer, name.clone()), done.clone());
+    for (number, (place, name)) in peers.iter().enumerate() {
+        start(set, hooks, (number, *place, name.clone()), done.clone());
     }
+    let names: Vec<String> = peers.into_iter().map(|(_, name)| name).collect();
     // So that the wait ends also when one ends without a word.
     drop(done);
     let mut found: Vec<Option<Finding>> = names.iter().map(|_| None).collect();
@@ -89,12 +93,12 @@ where
 fn start<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
     hooks: &Arc<Hooks<C>>,
-    (peer, name): (usize, String),
+    (number, peer, name): (usize, usize, String),
     done: Sender<(usize, Finding)>,
 ) {
     let (url, pulse) = set.read(|peers| (peers[peer].url.clone(), peers[peer].pulse.clone()));
     if let Some(finding) = without_a_file::<C>(&name, &url) {
-        drop(done.send((peer, finding)));
+        drop(done.send((number, finding)));
         return;
     }
     let login = Login { set: set.clone(), peer, pulse, url, hooks: hooks.clone(), rng: set.rng() };
@@ -108,7 +112,7 @@ fn start<C: R2D2Connection + Send + 'static>(
         (began, Patience::of(patience)),
         move |progress| look(login, progress, began, &chart),
         // Nobody may be there to hear it.
-        move |outcome| drop(done.send((peer, known.finding(name, outcome)))),
+        move |outcome| drop(done.send((number, known.finding(name, outcome)))),
     );
 }
 

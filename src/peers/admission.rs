@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use crate::dialect::Dialect;
 use crate::error::{Flaw, Kind};
+use crate::peers::name::Name;
+use crate::peers::peer::Peer;
 use crate::url::{Credentials, PeerUrl};
 
 /// How much later than this crate libpq ends a login by itself. It counts whole seconds of the clock.
@@ -76,6 +78,8 @@ pub(crate) struct Admission {
     /// Whether that is asked for at each login.
     pub(crate) asked_at_login: bool,
     pub(crate) connect_timeout: Duration,
+    /// Whether the names of hosts are resolved.
+    pub(crate) resolves: bool,
 }
 
 impl Admission {
@@ -91,6 +95,25 @@ impl Admission {
             self.url(url.clone()).map_err(|flaw| Kind::Url { name: name.clone(), flaw })
         };
         peers.iter().map(url).collect()
+    }
+
+    /// Sees that the addresses of these peers' hosts may stand for them, where they are resolved.
+    pub(crate) fn check_hosts(&self, peers: &[PeerConfig], urls: &[PeerUrl]) -> Result<(), Kind> {
+        let resolved = peers.iter().zip(urls).filter(|(_, url)| self.host_name(url).is_some());
+        for (PeerConfig { name, .. }, url) in resolved {
+            let wrong = |flaw| Kind::Url { name: name.clone(), flaw };
+            url.check_at_address(self.dialect).map_err(wrong)?;
+        }
+        Ok(())
+    }
+
+    /// The name of this peer's host, if it is one that is resolved.
+    pub(crate) fn name(&self, peer: &Peer) -> Option<Name> {
+        self.host_name(&peer.url).map(|host| Name::of(peer, host))
+    }
+
+    fn host_name(&self, url: &PeerUrl) -> Option<String> {
+        self.resolves.then(|| url.host_name(self.dialect)).flatten()
     }
 
     fn url(&self, url: String) -> Result<PeerUrl, Flaw> {
@@ -137,6 +160,7 @@ impl Default for Admission {
             login: Credentials::default(),
             asked_at_login: false,
             connect_timeout: Duration::from_secs(5),
+            resolves: false,
         }
     }
 }

@@ -76,8 +76,9 @@ impl Peers {
         Ok(self.set.resume(name, now())?)
     }
 
-    /// Adds a peer. It is assumed to be up, is checked at once, and gets its share of the connections at the pace of
-    /// [`rebalance_pace`](crate::PeerManagerBuilder::rebalance_pace).
+    /// Adds a peer. It is assumed to be up, is checked at once, and gets its share of the connections at the
+    /// pace of [`rebalance_pace`](crate::PeerManagerBuilder::rebalance_pace). The name of its host is left to
+    /// the client library, also with [`resolve_interval`](crate::PeerManagerBuilder::resolve_interval).
     ///
     /// # Errors
     ///
@@ -100,7 +101,9 @@ impl Peers {
     /// Makes these the peers, for settings that were read anew. One that was there by the same name, and
     /// whose URL leads to the same place, stays with its state and its connections, drained if it was;
     /// another user or password counts from its next login. All others are removed, as
-    /// [`remove`](Self::remove) does, and added.
+    /// [`remove`](Self::remove) does, and added. With
+    /// [`resolve_interval`](crate::PeerManagerBuilder::resolve_interval) names of hosts are resolved: what
+    /// was known of one stays, and only those of its peers that were removed by hand are added again.
     ///
     /// # Errors
     ///

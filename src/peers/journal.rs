@@ -23,7 +23,7 @@ const HISTORY: usize = 100;
 const QUEUE: usize = 4096;
 
 /// The log's target, wherever in the crate the line comes from.
-const TARGET: &str = "diesel_peers";
+pub(crate) const TARGET: &str = "diesel_peers";
 
 /// Something that has happened to a peer just now.
 #[derive(Debug)]

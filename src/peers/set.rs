@@ -1,13 +1,14 @@
 //! The peers of one manager behind one lock, which is never held across a server call, a
 //! destructor or a log line.
 
+mod names;
 mod roster;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
@@ -17,6 +18,7 @@ use crate::peers::admission::Admission;
 use crate::peers::deadline::{Deadlines, Late, Ticket};
 use crate::peers::duties::{self, Probe, Stalled, Work};
 use crate::peers::journal::{Journal, News};
+use crate::peers::name::Name;
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
 use crate::peers::pulse::Pulse;
@@ -48,6 +50,8 @@ pub(crate) struct PeerSet {
     admission: Admission,
     journal: Journal,
     wake: Sender<()>,
+    /// Has names resolved that are new.
+    names_given: (Sender<()>, Receiver<()>),
     deadlines: Deadlines,
     outage: Outage,
     /// Whether the checker looks at the queries that are running.
@@ -66,6 +70,8 @@ pub(crate) struct PeerSet {
 #[derive(Debug)]
 struct Inner {
     peers: Vec<Peer>,
+    /// Those of hosts that are resolved.
+    names: Vec<Name>,
     /// The number of the newest one.
     admitted: u64,
     rng: SmallRng,
@@ -98,18 +104,27 @@ impl PeerSet {
             peer.number = admitted;
             peer.next_check = rules.due(now, &mut rng).next;
         }
+        let names = peers.iter().filter_map(|peer| admission.name(peer)).collect();
         Self {
             rules,
             admission,
             journal,
             wake,
+            names_given: bounded(1),
             deadlines: Deadlines::default(),
             outage: Outage::default(),
             looking: AtomicBool::new(false),
             epoch: AtomicU64::new(1),
             surplus: AtomicUsize::new(NONE),
             closed: AtomicBool::new(false),
-            inner: Mutex::new(Inner { peers, admitted, rng, last_move: None, next_look: None }),
+            inner: Mutex::new(Inner {
+                peers,
+                names,
+                admitted,
+                rng,
+                last_move: None,
+                next_look: None,
+            }),
             changes: Condvar::new(),
         }
     }
@@ -404,8 +419,6 @@ impl PeerSet {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use crossbeam_channel::{Receiver, bounded};
-
     use super::*;
     use crate::fault::{Fault, Refusal};
     use crate::peers::peer::Answer;

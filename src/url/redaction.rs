@@ -11,6 +11,7 @@ const SHORT: usize = 4;
 
 /// What must not be shown. Longest first, so that a part of a secret is not all that is struck out of
 /// it.
+#[derive(Clone)]
 pub(super) struct Secrets(Vec<String>);
 
 impl Secrets {
@@ -26,6 +27,17 @@ impl Secrets {
             secrets.extend([password, decoded]);
         }
         secrets.retain(|secret| !secret.is_empty());
+        Self::sorted(secrets)
+    }
+
+    /// These and others.
+    pub(super) fn and(&self, others: Self) -> Self {
+        let mut secrets = others.0;
+        secrets.extend(self.0.iter().cloned());
+        Self::sorted(secrets)
+    }
+
+    fn sorted(mut secrets: Vec<String>) -> Self {
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         secrets.dedup();
         Self(secrets)

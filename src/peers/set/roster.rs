@@ -22,7 +22,8 @@ impl PeerSet {
                 return Err(Kind::DuplicateName { name: config.name });
             }
             for url in urls {
-                self.admit(inner, &config, url, now, news);
+                let at = self.admit(inner, &config, url, now, news);
+                inner.peers[at].probe_now(now);
             }
             Ok(())
         })
@@ -34,11 +35,12 @@ impl PeerSet {
             return Err(Kind::NoPeers { prefixes: Vec::new() });
         }
         let urls = self.admission.check(configs)?;
+        self.admission.check_hosts(configs, &urls)?;
         self.change(|inner, news| {
+            let given = self.by_address(inner, configs, &urls);
             let stays = |peer: &Peer| {
-                let mut given = configs.iter().zip(&urls);
                 peer.is_member()
-                    && given.any(|(config, url)| {
+                    && given.iter().any(|(config, url)| {
                         config.name == *peer.name && url.leads_to_the_same(&peer.url)
                     })
             };
@@ -47,7 +49,7 @@ impl PeerSet {
                     inner.peers.iter().find(|peer| stays(peer) && *peer.name == config.name);
                 config.weight.or(known.map(|peer| peer.weight)).unwrap_or(1)
             };
-            if configs.iter().all(|config| weight(config) == 0) {
+            if given.iter().all(|(config, _)| weight(config) == 0) {
                 return Err(Kind::NoWeight);
             }
             let staying: Vec<bool> = inner.peers.iter().map(stays).collect();
@@ -56,14 +58,17 @@ impl PeerSet {
                     leave(peer, now, news);
                 }
             }
-            for (config, url) in configs.iter().zip(urls) {
-                match find(&inner.peers, &config.name) {
-                    Ok(at) => keep(&mut inner.peers[at], config, url, news),
-                    Err(_) => self.admit(inner, config, url, now, news),
+            for (config, url) in given {
+                if let Ok(at) = find(&inner.peers, &config.name) {
+                    keep(&mut inner.peers[at], &config, url, news);
+                } else {
+                    let at = self.admit(inner, &config, url, now, news);
+                    inner.peers[at].probe_now(now);
                 }
             }
             // A tier that is another is no news.
             self.changed(&inner.peers);
+            self.name_anew(inner, configs, urls);
             Ok(())
         })
     }
@@ -72,9 +77,7 @@ impl PeerSet {
     pub(crate) fn remove(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, Kind> {
         self.change(|Inner { peers, .. }, news| {
             let at = find(peers, name)?;
-            let mut others =
-                peers.iter().enumerate().filter(|(other, peer)| *other != at && peer.is_member());
-            if !others.any(|(_, peer)| peer.weight > 0) {
+            if !others_have_weight(peers, at) {
                 return Err(Kind::LastPeer { name: name.to_owned() });
             }
             leave(&mut peers[at], now, news);
@@ -108,8 +111,7 @@ impl PeerSet {
     pub(crate) fn set_weight(&self, name: &str, weight: u32) -> Result<(), Kind> {
         self.change(|Inner { peers, .. }, news| {
             let at = find(peers, name)?;
-            let mut members = peers.iter().enumerate().filter(|(_, peer)| peer.is_member());
-            if weight == 0 && members.all(|(other, peer)| other == at || peer.weight == 0) {
+            if weight == 0 && !others_have_weight(peers, at) {
                 return Err(Kind::NoWeight);
             }
             let event = peers[at].set_weight(weight);
@@ -127,15 +129,16 @@ impl PeerSet {
         })
     }
 
-    /// Gives a peer a place: of one that is gone, if there is one to which nothing leads any more.
-    fn admit(
+    /// Gives a peer a place: of one that is gone, if there is one to which nothing leads any more. Says
+    /// which.
+    pub(super) fn admit(
         &self,
         inner: &mut Inner,
         config: &PeerConfig,
         url: PeerUrl,
         now: Instant,
         news: &mut Vec<News>,
-    ) {
+    ) -> usize {
         let Inner { peers, rng, admitted, .. } = inner;
         *admitted += 1;
         let PeerConfig { name, url: _, weight, tier } = config;
@@ -143,17 +146,24 @@ impl PeerSet {
         let mut peer = Peer::new(name.as_str().into(), url, weight, tier, now);
         peer.number = *admitted;
         peer.next_check = self.rules.due(now, rng).next;
-        peer.probe_now(now);
         news.push(peer.news(EventKind::Added));
-        match peers.iter_mut().find(|peer| peer.is_vacant()) {
-            Some(place) => *place = peer,
+        let place = peers.iter().position(Peer::is_vacant).unwrap_or(peers.len());
+        match peers.get_mut(place) {
+            Some(vacant) => *vacant = peer,
             None => peers.push(peer),
         }
+        place
     }
 }
 
+/// Whether the work has somewhere to go without this peer.
+pub(super) fn others_have_weight(peers: &[Peer], at: usize) -> bool {
+    let mut others = peers.iter().enumerate().filter(|(other, _)| *other != at);
+    others.any(|(_, peer)| peer.is_member() && peer.weight > 0)
+}
+
 /// Where the peer of this name is.
-fn find(peers: &[Peer], name: &str) -> Result<usize, Kind> {
+pub(super) fn find(peers: &[Peer], name: &str) -> Result<usize, Kind> {
     let members = || peers.iter().enumerate().filter(|(_, peer)| peer.is_member());
     let found = members().find(|(_, peer)| *peer.name == *name);
     found.map(|(at, _)| at).ok_or_else(|| Kind::UnknownPeer {
@@ -163,7 +173,7 @@ fn find(peers: &[Peer], name: &str) -> Result<usize, Kind> {
 }
 
 /// It is drained, and then removed.
-fn leave(peer: &mut Peer, now: Instant, news: &mut Vec<News>) {
+pub(super) fn leave(peer: &mut Peer, now: Instant, news: &mut Vec<News>) {
     let event = peer.drain(true, now);
     news.extend(event.map(|event| peer.news(event)));
 }

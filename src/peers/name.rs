@@ -1,0 +1,160 @@
+//! The name of a host, and what is known of the addresses that it leads to. Pure: every answer is an
+//! argument.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::peers::admission::PeerConfig;
+use crate::peers::peer::Peer;
+use crate::url::PeerUrl;
+
+/// In how many answers in a row an address is missing that is gone. A server that knows many gives
+/// some of them at a time.
+const GONE_AFTER: u32 = 2;
+
+/// A peer that was given by the name of its host, for which its addresses stand as soon as they are
+/// known.
+#[derive(Debug)]
+pub(crate) struct Name {
+    /// That of the peer, which stands for itself until then.
+    pub(crate) number: u64,
+    pub(crate) peer: Arc<str>,
+    pub(crate) host: Arc<str>,
+    pub(crate) url: Arc<PeerUrl>,
+    /// Those of each of its addresses.
+    pub(crate) weight: u32,
+    pub(crate) tier: u32,
+    /// Whether its addresses stand for it.
+    pub(crate) is_resolved: bool,
+    /// Whether the last answer was of no use.
+    is_unknown: bool,
+    pub(crate) known: Known,
+}
+
+/// The addresses that a name leads to.
+pub(crate) type Known = BTreeMap<IpAddr, Address>;
+
+/// What is known of an address.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Address {
+    /// The number of its peer. None where an operator's own peer has its name.
+    pub(crate) peer: Option<u64>,
+    /// How many answers in a row it was missing from.
+    missed: u32,
+}
+
+impl Address {
+    pub(crate) fn of(peer: Option<u64>) -> Self {
+        Self { peer, missed: 0 }
+    }
+}
+
+/// What is to be logged of an answer.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    Unresolved { peer: Arc<str>, why: String },
+    Resolved { peer: Arc<str> },
+}
+
+/// What follows from an answer.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    pub(crate) add: Vec<IpAddr>,
+    pub(crate) remove: Vec<IpAddr>,
+}
+
+impl Name {
+    pub(crate) fn of(peer: &Peer, host: String) -> Self {
+        Self {
+            number: peer.number,
+            peer: peer.name.clone(),
+            host: host.into(),
+            url: peer.url.clone(),
+            weight: peer.weight,
+            tier: peer.tier,
+            is_resolved: false,
+            is_unknown: false,
+            known: Known::new(),
+        }
+    }
+
+    /// The peer that stands for it at this address. Its URL is told otherwise.
+    pub(crate) fn peer_at(&self, address: IpAddr) -> PeerConfig {
+        let name = format!("{}/{address}", self.peer);
+        PeerConfig::new(name, "").weight(self.weight).tier(self.tier)
+    }
+
+    /// Whether an answer is of use, where that has changed.
+    pub(crate) fn heard(&mut self, answer: &Result<Vec<IpAddr>, String>) -> Option<Heard> {
+        let flaw = match answer {
+            Ok(addresses) if addresses.is_empty() => Some("it has no address".to_owned()),
+            Ok(_) => None,
+            Err(why) => Some(self.url.redact(why)),
+        };
+        let was_unknown = mem::replace(&mut self.is_unknown, flaw.is_some());
+        match flaw {
+            Some(why) if !was_unknown => Some(Heard::Unresolved { peer: self.peer.clone(), why }),
+            None if was_unknown => Some(Heard::Resolved { peer: self.peer.clone() }),
+            _ => None,
+        }
+    }
+}
+
+/// What follows from an answer that is of use.
+pub(crate) fn learn(known: &mut Known, answer: &[IpAddr]) -> Changes {
+    // In an order of its own, as servers deal them out in any.
+    let answer: BTreeSet<IpAddr> = answer.iter().copied().collect();
+    let add = answer.iter().filter(|address| !known.contains_key(*address)).copied().collect();
+    let mut remove = Vec::new();
+    for (address, Address { missed, .. }) in known {
+        *missed = if answer.contains(address) { 0 } else { missed.saturating_add(1) };
+        if *missed >= GONE_AFTER {
+            remove.push(*address);
+        }
+    }
+    Changes { add, remove }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, last])
+    }
+
+    #[test]
+    fn what_follows_from_an_answer() {
+        // What is known, each with how many answers it was missing from; the answer; what is added and
+        // removed; and from how many each is missing then that was known.
+        type Case<'a> = (&'a [(u8, u32)], &'a [u8], &'a [u8], &'a [u8], &'a [u32]);
+        let cases: [Case<'_>; 11] = [
+            (&[], &[1], &[1], &[], &[]),
+            (&[], &[2, 1, 2], &[1, 2], &[], &[]),
+            (&[(1, 0)], &[1], &[], &[], &[0]),
+            (&[(1, 0)], &[1, 2], &[2], &[], &[0]),
+            (&[(1, 0), (2, 0)], &[2], &[], &[], &[1, 0]),
+            (&[(1, 1), (2, 0)], &[2], &[], &[1], &[2, 0]),
+            (&[(1, 1), (2, 0)], &[1, 2], &[], &[], &[0, 0]),
+            (&[(1, 1), (2, 0)], &[1], &[], &[], &[0, 1]),
+            (&[(1, 1), (2, 1)], &[3], &[3], &[1, 2], &[2, 2]),
+            // It could not be removed then.
+            (&[(1, 2), (2, 0)], &[2], &[], &[1], &[3, 0]),
+            (&[(1, u32::MAX)], &[1], &[], &[], &[0]),
+        ];
+        for (before, answer, add, remove, missed) in cases {
+            let entry = |(last, missed): &(u8, u32)| {
+                (address(*last), Address { peer: None, missed: *missed })
+            };
+            let all = |lasts: &[u8]| lasts.iter().copied().map(address).collect::<Vec<_>>();
+            let mut known: Known = before.iter().map(entry).collect();
+            let changes = learn(&mut known, &all(answer));
+            let expected = Changes { add: all(add), remove: all(remove) };
+            assert_eq!(changes, expected, "{before:?} {answer:?}");
+            let left: Vec<u32> = known.values().map(|address| address.missed).collect();
+            assert_eq!(left, missed, "{before:?} {answer:?}");
+        }
+    }
+}
