@@ -132,7 +132,10 @@ fn look<C: R2D2Connection + 'static>(
     let asker = Asker { chart, url: &url };
     let any: &mut dyn Any = &mut conn;
     let asked = ask::ask(any, &asker);
-    chart.asks(None);
+    if asked.is_ok() {
+        // Else it was cut off, as it had fallen silent: that is to be told of what it was asked last.
+        chart.asks(None);
+    }
     // A destructor is user code, where the connection's type is.
     let _ = caught(|| drop(conn));
     asked
