@@ -44,14 +44,14 @@ pub(crate) fn start(
     let mut rng = set.rng();
     let names_given = set.names_given();
     thread::Builder::new().name(RESOLVER.to_owned()).spawn(move || {
-        let look_up = || {
+        let look_up = |is_due| {
             let hosts = set.hosts();
             for (number, host) in &hosts {
                 let answer = ask(&*resolve, host);
                 if set.is_closed() {
                     break;
                 }
-                if let Some(heard) = set.follow(*number, &answer, Instant::now()) {
+                if let Some(heard) = set.follow(*number, &answer, is_due, Instant::now()) {
                     let _ = caught(|| write(&heard));
                 }
             }
@@ -69,7 +69,12 @@ pub(crate) fn start(
 
 fn ask(resolve: &Resolve, host: &str) -> Result<Vec<IpAddr>, String> {
     match caught(|| resolve(host)) {
-        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Ok(Ok(mut addresses)) => {
+            // Some name servers say "nobody" so.
+            addresses.retain(|address| !address.is_unspecified() && !address.is_multicast());
+            Ok(addresses)
+        }
+        Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("the resolver panicked".to_owned()),
     }
 }
@@ -88,20 +93,21 @@ fn write(heard: &Heard) {
 }
 
 /// The loop: looks everything up, learns when that is due again, and waits for that, or for names that
-/// are new.
+/// are new. `look_up` is told whether it is its time.
 fn run(
-    mut look_up: impl FnMut() -> Option<Instant>,
+    mut look_up: impl FnMut(bool) -> Option<Instant>,
     names_given: &Receiver<()>,
     stopped: &Receiver<Infallible>,
     timer: impl Fn(Instant) -> Receiver<Instant>,
 ) {
+    let mut is_due = true;
     loop {
-        let due = look_up().map_or_else(never, &timer);
-        select! {
+        let due = look_up(is_due).map_or_else(never, &timer);
+        is_due = select! {
             recv(stopped) -> _ => return,
-            recv(names_given) -> _ => {}
-            recv(due) -> _ => {}
-        }
+            recv(names_given) -> _ => false,
+            recv(due) -> _ => true,
+        };
     }
 }
 
@@ -122,8 +128,8 @@ mod tests {
         let (stop, stopped) = bounded(0);
         thread::scope(|scope| {
             scope.spawn(|| {
-                let look_up = || {
-                    looked.send(()).expect("the test listens");
+                let look_up = |is_due| {
+                    looked.send(is_due).expect("the test listens");
                     Some(start)
                 };
                 let timer = |due| {
@@ -132,12 +138,12 @@ mod tests {
                 };
                 run(look_up, &given, &stopped, timer);
             });
-            looks.recv().expect("at once");
+            assert_eq!(looks.recv(), Ok(true), "at once");
             assert_eq!(timers.recv(), Ok(start), "then it waits for so long");
             ticker.send(start).expect("it waits");
-            looks.recv().expect("again");
+            assert_eq!(looks.recv(), Ok(true), "again");
             give.send(()).expect("it listens");
-            looks.recv().expect("and before it is time");
+            assert_eq!(looks.recv(), Ok(false), "and before it is time");
             drop(stop);
         });
     }
@@ -147,6 +153,12 @@ mod tests {
         let addresses = system("localhost").expect("every system knows it");
         assert!(addresses.iter().any(IpAddr::is_loopback), "{addresses:?}");
         system("host.invalid").expect_err("nobody has this name");
+    }
+
+    #[test]
+    fn nobody_is_no_peer() {
+        let nobody = |_: &str| Ok(vec![[0, 0, 0, 0].into(), [224, 0, 0, 1].into()]);
+        assert_eq!(ask(&nobody, "db"), Ok(vec![]));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! # use std::sync::Arc;
 //! use axum::body::Bytes;
 //! use axum::extract::{RawQuery, State};
-//! use axum::http::{HeaderMap, Method, StatusCode};
+//! use axum::http::{HeaderMap, Method, StatusCode, Uri};
 //! use axum::response::{AppendHeaders, IntoResponse};
 //! use axum::routing::any;
 //! use diesel_peers::status_page::StatusPage;
@@ -16,11 +16,14 @@
 //! async fn peers(
 //!     State(page): State<Arc<StatusPage>>,
 //!     method: Method,
+//!     uri: Uri,
 //!     RawQuery(query): RawQuery,
 //!     headers: HeaderMap,
 //!     body: Bytes,
 //! ) -> impl IntoResponse {
-//!     let header = |name: &str| headers.get(name)?.to_str().ok();
+//!     // Under HTTP/2 the host is a part of the address.
+//!     let host = |name: &str| uri.authority().filter(|_| name == "Host").map(|it| it.as_str());
+//!     let header = |name: &str| headers.get(name).and_then(|it| it.to_str().ok()).or(host(name));
 //!     let answer = page.respond(method.as_str(), query.as_deref(), header, &body);
 //!     let status = StatusCode::from_u16(answer.status).expect("a status of HTTP");
 //!     (status, AppendHeaders(answer.headers), answer.body)
@@ -64,7 +67,8 @@
 //! | `pools[].name` | What the pool is called. Of two that are called the same the second one is `… (2)`. |
 //! | `pools[].closed` | Whether it is gone; all else is what was last known. |
 //! | `pools[].events_dropped` | How many events the application's handler was not told, as it had not kept up. |
-//! | `pools[].peers[].name` | The peer's name. |
+//! | `pools[].peers[].id` | A number that tells the peer from another one of its name, in this process. |
+//! | `….name` | The peer's name. |
 //! | `….state` | `up`, `down`, `draining` or `drained`. |
 //! | `….since`, `….for_seconds` | Since when, and for how long. |
 //! | `….why` | Why it is down, or the last check failed: a client library's words. |
@@ -207,7 +211,8 @@ impl StatusPage {
         body: &[u8],
     ) -> Response {
         let pools = told_apart(pools);
-        let wants_json = query == Some(JSON);
+        let is_json = |part: &str| part.split('=').next() == Some(JSON);
+        let wants_json = query.is_some_and(|query| query.split('&').any(is_json));
         let outcome = match method {
             "GET" | "HEAD" => return self.show(&pools, wants_json),
             "POST" if self.has_actions => {

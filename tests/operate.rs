@@ -200,6 +200,23 @@ fn a_login_that_comes_too_late_ends() {
     wait_until("its server has no session", PATIENCE, || servers[0].open() == 0);
 }
 
+/// A login hangs at the old one; the new one is tried beside it all the same.
+#[test]
+fn another_peer_may_have_the_name_of_one_that_hangs() {
+    let servers = [Server::start(), Server::start()];
+    servers[0].hold_logins(true);
+    let builder = manager_of::<ScriptedConnection>([servers[0].url()]);
+    let builder = builder.connect_timeout(2 * PATIENCE).connect_deadline(2 * PATIENCE);
+    let (pool, peers) = pool_of(builder, 1);
+    wait_until("it is dialled", PATIENCE, || servers[0].logins() > 0);
+    peers.replace([PeerConfig::new("peer0", servers[1].url())]).expect("it is right");
+    drop(pool.get_timeout(PATIENCE).expect("the new one lives"));
+    let ids: Vec<u64> = peers.snapshot().peers.iter().map(|peer| peer.id).collect();
+    assert_eq!(names(&peers), ["peer0", "peer0"], "the old one has a login under way");
+    assert_ne!(ids[0], ids[1], "they can be told apart");
+    servers[0].hold_logins(false);
+}
+
 #[test]
 fn a_weight_moves_the_work() {
     let servers = [Server::start(), Server::start()];

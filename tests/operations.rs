@@ -180,6 +180,7 @@ fn lines_of_the_log_are_as_they_are() {
         let own = line.trim_start_matches("peer db1 is down: ").trim_start_matches("peer db1 ");
         let own =
             own.trim_start_matches("3 of 3 ").split([':', '(']).next().expect("its beginning");
+        let own = own.rsplit("peer db ").next().expect("its end");
         let own = own.trim_end_matches("...").trim().trim_end_matches(" 5s");
         let is_library_s = own.starts_with("Can't connect");
         assert!(is_library_s || code.contains(own), "{own:?} of {line:?}");

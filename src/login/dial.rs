@@ -53,7 +53,7 @@ pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
 
 /// What became of one login.
 struct Outcome<C> {
-    peer: Arc<str>,
+    number: u64,
     result: Result<Link<C>, Attempt>,
 }
 
@@ -73,8 +73,8 @@ fn dial_around<C: R2D2Connection + Send + 'static>(
     loop {
         if next <= now {
             next = end;
-            if let Some(picked) = set.pick(|peer| attempts.contains_key(&peer.name)) {
-                attempts.insert(picked.name.clone(), Attempt::UnderWay);
+            if let Some(picked) = set.pick(|peer| attempts.contains_key(&peer.number)) {
+                attempts.insert(picked.number, Attempt::UnderWay);
                 under_way += 1;
                 next = now + set.hedge(picked.peer);
                 dial(set, picked, now, hooks.clone(), done.clone());
@@ -89,9 +89,9 @@ fn dial_around<C: R2D2Connection + Send + 'static>(
                 link.is_used();
                 return Ok(link);
             }
-            Ok(Outcome { peer, result: Err(attempt) }) => {
+            Ok(Outcome { number, result: Err(attempt) }) => {
                 under_way -= 1;
-                attempts.insert(peer, attempt);
+                attempts.insert(number, attempt);
                 next = Instant::now();
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
@@ -113,7 +113,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
     done: Sender<Outcome<C>>,
 ) {
     let lease = Lease::of_dial(set.clone(), &picked);
-    let Picked { peer, name, url, pulse } = picked;
+    let Picked { peer, number, url, pulse, .. } = picked;
     let rng = set.rng();
     let login = Login { set: set.clone(), peer, pulse, url, hooks, rng };
     let patience = set.rules().connect_timeout.min(set.rules().connect_deadline);
@@ -155,7 +155,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
                 }
             };
             // When nobody waits for it any more a connection is closed here.
-            drop(done.send(Outcome { peer: name, result }));
+            drop(done.send(Outcome { number, result }));
         },
     );
 }
@@ -219,8 +219,8 @@ fn stamp() -> Instant {
     Instant::now()
 }
 
-/// What was done about each peer, by name.
-type Attempts = BTreeMap<Arc<str>, Attempt>;
+/// What was done about each peer, by its number: another one may have its name meanwhile.
+type Attempts = BTreeMap<u64, Attempt>;
 
 /// What was done about one peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -237,7 +237,7 @@ fn story(peers: &[Peer], attempts: &Attempts, now: Instant) -> String {
     let chapter = |peer: &Peer| {
         let next = in_words(peer.due(all_down).saturating_duration_since(now));
         let name = &peer.name;
-        match (attempts.get(name), &peer.health) {
+        match (attempts.get(&peer.number), &peer.health) {
             (Some(Attempt::Failed(why)), Health::Up { .. }) if !peer.is_full => {
                 format!("{name}: {why} (up again since)")
             }

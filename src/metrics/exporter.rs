@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{io, mem, ptr, thread};
+use std::{io, ptr, thread};
 
 use crossbeam_channel::{Receiver, after, select, tick};
 use metrics::{Recorder, with_recorder};
@@ -95,17 +95,22 @@ impl Exporter {
 
     fn tell(&mut self, recorder: &dyn Recorder) {
         let address = ptr::from_ref(recorder).addr();
-        if mem::replace(&mut self.described, address) != address {
+        if self.described != address {
             catalog::describe(recorder);
+            self.described = address;
         }
         let Look { peers, serving, gauges, numbers } = self.look();
-        let Self { set, counters, events_dropped, .. } = self;
+        let Self { set, counters, events_dropped, shown, .. } = self;
         let pool = Labelled::new(recorder).with("pool", set.rules().pool_name.clone());
         pool.gauge(&catalog::PEERS, peers);
         pool.gauge(&catalog::SERVING, serving);
         pool.counter(&catalog::EVENTS_DROPPED, set.journal().dropped(), events_dropped);
         for (name, gauges) in gauges {
-            gauges.tell(&pool.with("peer", name));
+            gauges.tell(&pool.with("peer", name.clone()));
+            if gauges.is_nothing() {
+                // It has been told, so that it need not be again.
+                shown.remove(&name);
+            }
         }
         // Once more also of those that are gone.
         for counters in counters.values_mut() {
@@ -120,7 +125,7 @@ impl Exporter {
         let is_open = !set.is_closed();
         let nothing = |name| (name, Gauges::default());
         let mut look =
-            Look { gauges: mem::take(shown).into_iter().map(nothing).collect(), ..Look::default() };
+            Look { gauges: shown.iter().cloned().map(nothing).collect(), ..Look::default() };
         set.read(|peers| {
             for peer in peers {
                 look.numbers.insert(peer.number);
@@ -145,7 +150,9 @@ impl Exporter {
 
 #[cfg(test)]
 mod tests {
-    use metrics::with_local_recorder;
+    use metrics::{
+        Counter, Gauge, Histogram, Key, KeyName, Metadata, SharedString, Unit, with_local_recorder,
+    };
     use metrics_exporter_prometheus::PrometheusBuilder;
 
     use super::*;
@@ -163,6 +170,48 @@ mod tests {
         with_local_recorder(&recorder, || exporter.export());
         let scrape = recorder.handle().render();
         assert!(scrape.contains("# HELP diesel_peers_up 1 if it works"), "{scrape}");
+    }
+
+    /// It may be replaced, or mended.
+    struct Panics;
+
+    impl Recorder for Panics {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {
+            panic!("on purpose")
+        }
+
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+            panic!("on purpose")
+        }
+
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+            panic!("on purpose")
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            panic!("on purpose")
+        }
+    }
+
+    #[test]
+    fn a_peer_that_was_removed_while_the_recorder_panicked_is_shown_as_gone() {
+        let (set, _woken, now) = set_of(2, Recheck::Probe);
+        let set = Arc::new(set);
+        let mut exporter = Exporter::of(set.clone());
+        let recorder = PrometheusBuilder::new().build_recorder();
+        with_local_recorder(&recorder, || exporter.export());
+        let _ = set.remove("peer1", now).expect("there is one");
+        set.take_due(now);
+        with_local_recorder(&Panics, || exporter.export());
+        with_local_recorder(&recorder, || exporter.export());
+        let scrape = recorder.handle().render();
+        let line = r#"diesel_peers_up{pool="default",peer="peer1"} 0"#;
+        assert!(scrape.lines().any(|other| other == line), "{scrape}");
+        assert_eq!(exporter.shown.len(), 1, "and told no more");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::labelled::Labelled;
 use crate::peers::peer::{Counts, Peer};
 
 /// What the gauges of one name show: of a peer that is gone, 0.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Gauges {
     up: usize,
     in_service: usize,
@@ -33,6 +33,11 @@ impl Gauges {
             dialing: self.dialing + dialing,
             stuck: self.stuck + stuck,
         }
+    }
+
+    /// Whether all of them are 0.
+    pub(super) fn is_nothing(self) -> bool {
+        self == Self::default()
     }
 
     pub(super) fn tell(self, to: &Labelled<'_>) {

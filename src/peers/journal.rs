@@ -147,3 +147,33 @@ fn why(kind: &EventKind) -> Option<&str> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn levels_are_by_what_is_to_be_done() {
+        let down =
+            |fault| EventKind::Down { why: String::new(), fault, next_check: Duration::ZERO };
+        let full = EventKind::Full { why: String::new() };
+        for (kind, in_service, expected) in [
+            (down(Fault::PeerDown), true, Level::Warn),
+            (down(Fault::PeerDown), false, Level::Info),
+            (down(Fault::Misconfigured), true, Level::Error),
+            (down(Fault::Misconfigured), false, Level::Error),
+            (full.clone(), true, Level::Warn),
+            (full, false, Level::Info),
+            (EventKind::LinksAborted { hung: 1, cut_off: 1 }, true, Level::Warn),
+            (EventKind::Draining, false, Level::Info),
+            (EventKind::HasRoom, true, Level::Info),
+        ] {
+            let what = format!("{kind:?}, in service: {in_service}");
+            let at = SystemTime::UNIX_EPOCH;
+            let event = Event { at, peer: "db0".to_owned(), in_service, kind };
+            assert_eq!(level(&event), expected, "{what}");
+        }
+    }
+}

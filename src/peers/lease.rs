@@ -53,12 +53,13 @@ impl Lease {
     /// The login has succeeded, and its connection is used.
     pub(crate) fn becomes_link(&mut self, vitals: Arc<Vitals>, born: Instant) {
         self.is_link = true;
+        // First, so that there is no moment at which its peer has neither.
+        self.pulse.add(vitals.clone());
         self.set.count(self.peer, |counts| {
             counts.dialing -= 1;
             counts.links += 1;
             counts.connects += 1;
         });
-        self.pulse.add(vitals.clone());
         self.vitals = Some((vitals, born));
     }
 

@@ -10,8 +10,7 @@ use crate::peers::admission::PeerConfig;
 use crate::peers::peer::Peer;
 use crate::url::PeerUrl;
 
-/// In how many answers in a row an address is missing that is gone. A server that knows many gives
-/// some of them at a time.
+/// In how many answers in a row an address is missing that is gone: one may be a server's slip.
 const GONE_AFTER: u32 = 2;
 
 /// A peer that was given by the name of its host, for which its addresses stand as soon as they are
@@ -102,14 +101,15 @@ impl Name {
     }
 }
 
-/// What follows from an answer that is of use.
-pub(crate) fn learn(known: &mut Known, answer: &[IpAddr]) -> Changes {
-    // In an order of its own, as servers deal them out in any.
-    let answer: BTreeSet<IpAddr> = answer.iter().copied().collect();
+/// What follows from an answer that is of use. One that was asked for out of turn only adds.
+pub(crate) fn learn(known: &mut Known, answer: &[IpAddr], is_due: bool) -> Changes {
+    // In an order of its own, as servers deal them out in any; each once, however it is written.
+    let answer: BTreeSet<IpAddr> = answer.iter().map(IpAddr::to_canonical).collect();
     let add = answer.iter().filter(|address| !known.contains_key(*address)).copied().collect();
     let mut remove = Vec::new();
     for (address, Address { missed, .. }) in known {
-        *missed = if answer.contains(address) { 0 } else { missed.saturating_add(1) };
+        let now_missing = missed.saturating_add(is_due.into());
+        *missed = if answer.contains(address) { 0 } else { now_missing };
         if *missed >= GONE_AFTER {
             remove.push(*address);
         }
@@ -123,6 +123,25 @@ mod tests {
 
     fn address(last: u8) -> IpAddr {
         IpAddr::from([10, 0, 0, last])
+    }
+
+    #[test]
+    fn an_answer_out_of_turn_is_no_reason_against_an_address() {
+        let mut known =
+            Known::from([(address(1), Address::of(None)), (address(2), Address::of(None))]);
+        for _ in 0..5 {
+            assert_eq!(learn(&mut known, &[address(2)], false), Changes::default());
+        }
+        assert_eq!(learn(&mut known, &[address(2)], true), Changes::default(), "once");
+        let gone = Changes { add: vec![], remove: vec![address(1)] };
+        assert_eq!(learn(&mut known, &[address(2)], true), gone, "twice");
+    }
+
+    #[test]
+    fn an_address_is_the_same_however_it_is_written() {
+        let mapped = IpAddr::from([0, 0, 0, 0, 0, 0xffff, 0x0a00, 1]);
+        let changes = learn(&mut Known::new(), &[mapped, address(1)], true);
+        assert_eq!(changes.add, [address(1)]);
     }
 
     #[test]
@@ -150,8 +169,10 @@ mod tests {
             };
             let all = |lasts: &[u8]| lasts.iter().copied().map(address).collect::<Vec<_>>();
             let mut known: Known = before.iter().map(entry).collect();
-            let changes = learn(&mut known, &all(answer));
+            let unasked = learn(&mut known.clone(), &all(answer), false);
+            let changes = learn(&mut known, &all(answer), true);
             let expected = Changes { add: all(add), remove: all(remove) };
+            assert_eq!(unasked.add, expected.add, "{before:?} {answer:?}, out of turn");
             assert_eq!(changes, expected, "{before:?} {answer:?}");
             let left: Vec<u32> = known.values().map(|address| address.missed).collect();
             assert_eq!(left, missed, "{before:?} {answer:?}");

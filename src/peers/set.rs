@@ -83,6 +83,7 @@ struct Inner {
 #[derive(Debug)]
 pub(crate) struct Picked {
     pub(crate) peer: usize,
+    pub(crate) number: u64,
     pub(crate) name: Arc<str>,
     pub(crate) url: Arc<PeerUrl>,
     pub(crate) pulse: Arc<Pulse>,
@@ -227,6 +228,7 @@ impl PeerSet {
         peer.counts.dialing += 1;
         let picked = Picked {
             peer: index,
+            number: peer.number,
             name: peer.name.clone(),
             url: peer.url.clone(),
             pulse: peer.pulse.clone(),

@@ -30,16 +30,16 @@ pub struct Snapshot {
 
 impl Snapshot {
     pub(crate) fn of(set: &PeerSet) -> Self {
-        let mut peers: Vec<(u64, PeerStatus)> = set.read(|peers| {
+        let mut peers: Vec<PeerStatus> = set.read(|peers| {
             let all_down = nobody_takes_work(peers);
             let there = peers.iter().filter(|peer| !peer.is_gone());
-            there.map(|peer| (peer.number, PeerStatus::of(peer, all_down))).collect()
+            there.map(|peer| PeerStatus::of(peer, all_down)).collect()
         });
-        peers.sort_unstable_by_key(|(number, _)| *number);
+        peers.sort_unstable_by_key(|peer| peer.id);
         Self {
             closed: set.is_closed(),
             pool: set.rules().pool_name.clone(),
-            peers: peers.into_iter().map(|(_, status)| status).collect(),
+            peers,
             events: set.journal().history(),
             events_dropped: set.journal().dropped(),
         }
@@ -81,6 +81,8 @@ impl fmt::Display for PeerState {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PeerStatus {
+    /// Tells it from another peer of its name, which there may be while it is removed.
+    pub id: u64,
     /// Its name.
     pub name: String,
     /// Its weight.
@@ -155,6 +157,7 @@ impl PeerStatus {
         let Counts { dialing, stuck, links, connects, failures } = peer.counts;
         let Tally { check_outs, queries, lost, .. } = &peer.pulse.tally;
         Self {
+            id: peer.number,
             name: peer.name.to_string(),
             weight: peer.weight,
             tier: peer.tier,

@@ -10,7 +10,7 @@ use crate::url::percent_decoded;
 pub(super) type Form = BTreeMap<String, String>;
 
 /// Longer than a form of ours with a long name.
-pub(crate) const LONGEST: usize = 8192;
+pub(crate) const LONGEST: usize = 65_536;
 
 /// Reads the form if nothing speaks against it.
 pub(super) fn check<'h>(

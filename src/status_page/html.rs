@@ -191,7 +191,7 @@ fn row(report: &Report<'_>, peer: Option<(&PeerStatus, u64)>, pool: &str, token:
         String::new()
     };
     format!(
-        r#"<tbody role="rowgroup" data-peer="{name}" data-state="{state}">
+        r#"<tbody role="rowgroup" data-peer="{name}" data-id="{id}" data-state="{state}">
 <tr role="row"><th role="rowheader" scope="row" data-is="name">{name}</th>
 <td role="cell" class="state"><span class="sign" aria-hidden="true" data-is="sign">{sign}</span> <b data-is="state">{state}</b> <span class="for">for <span data-is="for">{lasts}</span></span></td>
 <td role="cell" class="number" data-head="Next check" data-is="next">{next}</td>
@@ -205,6 +205,7 @@ fn row(report: &Report<'_>, peer: Option<(&PeerStatus, u64)>, pool: &str, token:
 </tbody>
 "#,
         name = Text(name),
+        id = tell(&|peer| peer.id.to_string()),
         sign = sign(state),
         lasts = tell(&|peer| short(report.since(peer.since))),
         next = tell(&|peer| match report.until(peer.next_check) {

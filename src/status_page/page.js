@@ -50,12 +50,13 @@
     const process = report.process;
     let lastAnswer = performance.now();
 
-    const peerOf = (report, pool, peer) =>
-        report.pools.find((it) => it.name === pool)?.peers.find((it) => it.name === peer);
+    // By its id: another one may have its name.
+    const peerOf = (report, pool, id) =>
+        report.pools.find((it) => it.name === pool)?.peers.find((it) => it.id === id);
 
     // What a peer did between two reports; nothing if it was no peer all the time.
-    const work = (before, after, pool, name) => {
-        const [one, other] = [before, after].map((report) => peerOf(report, pool, name));
+    const work = (before, after, pool, id) => {
+        const [one, other] = [before, after].map((report) => peerOf(report, pool, id));
         if (!one || !other || other.check_outs < one.check_outs || other.queries < one.queries) {
             return null;
         }
@@ -67,12 +68,12 @@
     };
 
     // Share, queries a second and time a query between two reports: `null` is not known.
-    const figures = (before, after, pool, name) => {
-        const done = work(before, after, pool.name, name);
+    const figures = (before, after, pool, id) => {
+        const done = work(before, after, pool.name, id);
         const seconds = after.process.uptime_seconds - before.process.uptime_seconds;
         if (!done || seconds <= 0) return NOTHING;
         const all = pool.peers
-            .map((peer) => work(before, after, pool.name, peer.name)?.checkOuts ?? 0)
+            .map((peer) => work(before, after, pool.name, peer.id)?.checkOuts ?? 0)
             .reduce((sum, count) => sum + count, 0);
         return {
             share: all ? done.checkOuts / all : null,
@@ -81,10 +82,10 @@
         };
     };
 
-    const keyOf = (pool, peer) => JSON.stringify([pool, peer]);
+    const keyOf = (pool, id) => JSON.stringify([pool, id]);
 
     const figuresOfAll = (before, after) => new Map(after.pools.flatMap((pool) => pool.peers.map(
-        (peer) => [keyOf(pool.name, peer.name), figures(before, after, pool, peer.name)],
+        (peer) => [keyOf(pool.name, peer.id), figures(before, after, pool, peer.id)],
     )));
 
     const recent = () => {
@@ -112,10 +113,10 @@
         svg.setAttribute("aria-label", label);
     };
 
-    const drawRow = (row, pool, name, now, series, highest) => {
+    const drawRow = (row, pool, id, now, series, highest) => {
         const off = [];
         for (let at = 1; at < reports.length; at++) {
-            const state = peerOf(reports[at], pool.name, name)?.state;
+            const state = peerOf(reports[at], pool.name, id)?.state;
             const [from, to] = [reports[at - 1], reports[at]].map((it) => it.process.uptime_seconds);
             if (state && state !== "up" && to - from <= GAP) off.push({ from, to });
         }
@@ -164,11 +165,11 @@
         const table = section.querySelector("table");
         const left = [...table.tBodies];
         return pool.peers.map((peer, at) => {
-            const found = left.findIndex((row) => row.dataset.peer === peer.name);
+            const found = left.findIndex((row) => row.dataset.id === `${peer.id}`);
             let [row] = found < 0 ? [] : left.splice(found, 1);
             if (!row) {
                 row = by("peer").content.firstElementChild.cloneNode(true);
-                row.dataset.peer = peer.name;
+                [row.dataset.peer, row.dataset.id] = [peer.name, peer.id];
                 const fields = row.querySelector("form")?.elements;
                 if (fields) [fields.pool.value, fields.peer.value] = [pool.name, peer.name];
             }
@@ -203,7 +204,7 @@
         const series = pool.peers.map((peer) => reports.slice(1).map((after, at) => ({
             from: reports[at].process.uptime_seconds,
             to: after.process.uptime_seconds,
-            figures: after.figures.get(keyOf(pool.name, peer.name)) ?? NOTHING,
+            figures: after.figures.get(keyOf(pool.name, peer.id)) ?? NOTHING,
         })));
         const all = series.flat().map((point) => point.figures);
         const highest = {
@@ -212,12 +213,12 @@
         };
         rowsOf(section, pool).forEach((row, at) => {
             showPeer(row, pool.peers[at]);
-            const name = pool.peers[at].name;
-            drawRow(row, pool, name, now.get(keyOf(pool.name, name)), series[at], highest);
+            const { id } = pool.peers[at];
+            drawRow(row, pool, id, now.get(keyOf(pool.name, id)), series[at], highest);
         });
 
         const sum = (count) => pool.peers.map(count).reduce((sum, count) => sum + count, 0);
-        const rate = sum((peer) => now.get(keyOf(pool.name, peer.name)).rate ?? 0);
+        const rate = sum((peer) => now.get(keyOf(pool.name, peer.id)).rate ?? 0);
         const [used, open] = [sum((peer) => peer.in_use), sum((peer) => peer.links)];
         say(
             within(section, "work"),

@@ -73,6 +73,7 @@ impl Report<'_> {
     fn peer(&self, peer: &PeerStatus) -> Value {
         let lasts = self.since(peer.since);
         json!({
+            "id": peer.id,
             "name": peer.name,
             "state": peer.state.to_string(),
             "since": Utc(self.at.checked_sub(lasts).unwrap_or(self.at)).to_string(),

@@ -82,6 +82,7 @@ fn the_json_has_these_keys() {
         "failures",
         "fault",
         "for_seconds",
+        "id",
         "in_use",
         "is_full",
         "is_hesitant",

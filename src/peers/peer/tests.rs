@@ -284,6 +284,11 @@ fn one_that_leaves_is_gone_when_it_is_drained_and_vacant_when_nothing_leads_ther
     assert!(story.peer.is_gone() && !story.peer.is_vacant(), "a check is under way");
     story.probe_ends(2, 4, Ok(()));
     assert!(story.peer.is_vacant());
+    story.peer.counts.stuck = 1;
+    assert!(!story.peer.is_vacant(), "a login that cannot be ended leads there");
+    story.peer.counts.stuck = 0;
+    assert!(story.peer.probe_begins(ProbeKind::Stall, at[3]));
+    assert!(!story.peer.is_vacant(), "a check because of a stall does as well");
     assert_eq!(story.peer.probe_due(false), None, "nobody checks it any more");
 
     let mut story = Story::begin();

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 
-use super::roster::{find, leave, others_have_weight};
+use super::roster::{leave, others_have_weight, place_of};
 use super::{Inner, PeerSet};
 use crate::peers::admission::PeerConfig;
 use crate::peers::journal::News;
@@ -31,12 +31,13 @@ impl PeerSet {
         self.lock().names.iter().map(|name| (name.number, name.host.clone())).collect()
     }
 
-    /// The name of this number leads there, or it is not known why not. What is returned is to be
-    /// logged.
+    /// The name of this number leads there, or it is not known why not. Only what is missing in an answer
+    /// that was due is missed. What is returned is to be logged.
     pub(crate) fn follow(
         &self,
         number: u64,
         answer: &Result<Vec<IpAddr>, String>,
+        is_due: bool,
         now: Instant,
     ) -> Option<Heard> {
         self.change(|inner, news| {
@@ -44,7 +45,7 @@ impl PeerSet {
             let mut name = inner.names.swap_remove(at);
             let to_log = name.heard(answer);
             let addresses = answer.as_deref().unwrap_or_default();
-            if addresses.is_empty() || self.lead(inner, &mut name, addresses, now, news) {
+            if addresses.is_empty() || self.lead(inner, &mut name, (addresses, is_due), now, news) {
                 inner.names.push(name);
             }
             to_log
@@ -85,7 +86,7 @@ impl PeerSet {
         let Inner { peers, names, .. } = inner;
         let mut earlier = mem::take(names);
         for (config, url) in configs.iter().zip(urls) {
-            if let Ok(at) = find(peers, &config.name) {
+            if let Some(at) = place_of(peers, &config.name) {
                 names.extend(self.admission.name(&peers[at]));
             } else if let Some(at) = earlier.iter().position(|name| *name.peer == config.name) {
                 let mut name = earlier.swap_remove(at);
@@ -107,7 +108,7 @@ impl PeerSet {
         &self,
         inner: &mut Inner,
         name: &mut Name,
-        addresses: &[IpAddr],
+        (addresses, is_due): (&[IpAddr], bool),
         now: Instant,
         news: &mut Vec<News>,
     ) -> bool {
@@ -119,10 +120,10 @@ impl PeerSet {
             (name.weight, name.tier) = (weight, tier);
             serves = inner.peers[at].is_in_service();
         }
-        let Changes { add, remove } = learn(&mut name.known, addresses);
+        let Changes { add, remove } = learn(&mut name.known, addresses, is_due);
         for address in add {
             let config = name.peer_at(address);
-            let is_taken = find(&inner.peers, &config.name).is_ok();
+            let is_taken = place_of(&inner.peers, &config.name).is_some();
             let peer = (!is_taken).then(|| {
                 let url = name.url.at(self.admission.dialect, address);
                 let at = self.admit(inner, &config, url, now, news);

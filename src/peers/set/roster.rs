@@ -18,7 +18,7 @@ impl PeerSet {
     pub(crate) fn add(&self, config: PeerConfig, now: Instant) -> Result<(), Kind> {
         let urls = self.admission.check(std::slice::from_ref(&config))?;
         self.change(|inner, news| {
-            if find(&inner.peers, &config.name).is_ok() {
+            if place_of(&inner.peers, &config.name).is_some() {
                 return Err(Kind::DuplicateName { name: config.name });
             }
             for url in urls {
@@ -59,7 +59,7 @@ impl PeerSet {
                 }
             }
             for (config, url) in given {
-                if let Ok(at) = find(&inner.peers, &config.name) {
+                if let Some(at) = place_of(&inner.peers, &config.name) {
                     keep(&mut inner.peers[at], &config, url, news);
                 } else {
                     let at = self.admit(inner, &config, url, now, news);
@@ -162,13 +162,17 @@ pub(super) fn others_have_weight(peers: &[Peer], at: usize) -> bool {
     others.any(|(_, peer)| peer.is_member() && peer.weight > 0)
 }
 
-/// Where the peer of this name is.
-pub(super) fn find(peers: &[Peer], name: &str) -> Result<usize, Kind> {
-    let members = || peers.iter().enumerate().filter(|(_, peer)| peer.is_member());
-    let found = members().find(|(_, peer)| *peer.name == *name);
-    found.map(|(at, _)| at).ok_or_else(|| Kind::UnknownPeer {
-        name: shown_name(name),
-        names: members().map(|(_, peer)| peer.name.to_string()).collect(),
+/// Where the peer of this name is, if it is there.
+pub(super) fn place_of(peers: &[Peer], name: &str) -> Option<usize> {
+    peers.iter().position(|peer| peer.is_member() && *peer.name == *name)
+}
+
+/// As [`place_of`], of one that an operator has named.
+fn find(peers: &[Peer], name: &str) -> Result<usize, Kind> {
+    place_of(peers, name).ok_or_else(|| {
+        let members = peers.iter().filter(|peer| peer.is_member());
+        let names = members.map(|peer| peer.name.to_string()).collect();
+        Kind::UnknownPeer { name: shown_name(name), names }
     })
 }
 
@@ -254,9 +258,11 @@ impl fmt::Debug for Drain {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::{Fault, Refusal};
     use crate::peers::peer::{Answer, ProbeKind};
     use crate::peers::set::tests::set_of;
     use crate::policy::Recheck;
+    use crate::rules::tests::INTERVAL;
 
     #[test]
     fn places_are_used_again_once_nothing_leads_there() {
@@ -292,6 +298,27 @@ mod tests {
             }
         }
         assert_eq!(places(), 5, "a set that changes for long does not grow");
+    }
+
+    #[test]
+    fn nobody_hears_of_one_that_is_gone_nor_asks_it() {
+        for recheck in [Recheck::Probe, Recheck::Clear] {
+            let (set, _woken, now) = set_of(2, recheck);
+            let set = Arc::new(set);
+            set.remove("peer1", now).expect("it is there");
+            set.take_due(now);
+            let told = || set.journal().history().len();
+            let before = told();
+            set.update(1, now, |peer, due| {
+                let refusal = Refusal::new(Fault::PeerDown, "refused");
+                peer.connect_failed((now, now), Answer::Refused(refusal), due)
+            });
+            let later = now + 10 * INTERVAL;
+            let (probes, _) = set.take_due(later);
+            assert!(probes.iter().all(|probe| probe.peer == 0), "{recheck:?}: it is not checked");
+            assert!(!set.read(|peers| peers[1].is_up()), "{recheck:?}: nor cleared unasked");
+            assert_eq!(told(), before, "{recheck:?}: nothing is told");
+        }
     }
 
     #[test]

@@ -82,6 +82,7 @@ mod tests {
 
     fn peer(name: &str, state: PeerState, (since, next_check): (Instant, Instant)) -> PeerStatus {
         PeerStatus {
+            id: 0,
             name: name.to_owned(),
             weight: 1,
             tier: 0,
