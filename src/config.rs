@@ -15,7 +15,7 @@ pub use deserialize::Config;
 use std::env;
 
 use crate::builder::PeerManagerBuilder;
-use crate::error::{Kind, shown_name};
+use crate::error::{Kind, may_be_shown, shown_name};
 use crate::peers::admission::PeerConfig;
 use crate::policy::{AllDown, Balance, Donors, Recheck, Role, Strategy};
 use environment::environment;
@@ -184,7 +184,10 @@ enum Place<'a> {
 impl Place<'_> {
     fn names(self, key: &str) -> String {
         match self {
-            Self::File if key.contains("://") => "a key that is a URL".to_owned(),
+            Self::Environment { prefix } if !(may_be_shown(prefix) && may_be_shown(key)) => {
+                "an environment variable whose name may be a secret".to_owned()
+            }
+            _ if !may_be_shown(key) => "a key that may be a secret".to_owned(),
             Self::File => format!("`{key}`"),
             #[cfg(any(feature = "rocket", feature = "cli"))]
             Self::Rocket => Self::File.names(key),
@@ -285,7 +288,7 @@ fn peers(value: &Value, place: Place<'_>) -> Result<Vec<PeerConfig>, Wrong> {
         }
         _ => {
             let right = match place {
-                Place::Environment { prefix } => format!(
+                Place::Environment { prefix } if may_be_shown(prefix) => format!(
                     "only files have them; give `{prefix}URL`, as mysql://user:password@db0,db1/shop",
                 ),
                 _ => "give a list of URLs, or each peer's URL by its name, as `{ db0 = \
@@ -320,7 +323,10 @@ fn peer(name: Option<&String>, value: &Value, index: usize) -> Result<PeerConfig
                     ("name", Value::Text(text)) if name.is_none() => peer.name.clone_from(text),
                     ("weight", value) => peer.weight = Some(value.whole(WHOLE)?),
                     ("tier", value) => peer.tier = Some(value.whole(WHOLE)?),
-                    _ => return Err(wrong(&format!("`{key}`, which is nothing of a peer's,"))),
+                    (key, _) => {
+                        let key = if may_be_shown(key) { key } else { "***" };
+                        return Err(wrong(&format!("`{key}`, which is nothing of a peer's,")));
+                    }
                 }
             }
         }
@@ -343,6 +349,8 @@ fn per_peer(value: &Value) -> Result<Vec<(String, u32)>, Wrong> {
         Value::Table(numbers) => {
             numbers.iter().map(|(name, number)| pair((name, number))).collect()
         }
+        // What is no number in it might be a part of a URL.
+        Value::Text(text) if !may_be_shown(&text.replace('=', " ")) => Err(wrong()),
         Value::Text(text) => text
             .split(',')
             .map(|text| {

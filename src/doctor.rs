@@ -18,7 +18,8 @@
 //! ```
 //!
 //! Each peer is logged in to once, as the pool does it, tests and all; so *ready* means what it means to
-//! the pool. Nothing is written.
+//! the pool. Nothing is written, and a missing SQLite file is not created. (But SQLite itself, when the
+//! last connection to a file closes, folds the write-ahead log into it that a dead process left.)
 
 #[cfg_attr(
     not(all(feature = "mysql", feature = "postgres", feature = "sqlite")),

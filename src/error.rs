@@ -75,12 +75,21 @@ pub(crate) enum Kind {
     System(io::Error),
 }
 
-/// What was given as a name, unless it is a URL.
+/// Whether a text may be shown as it was given. Who mistakes one place for another gives a URL, or
+/// libpq's keywords, where a name, a path or a number should stand; and they may hold a password.
+pub(crate) fn may_be_shown(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    // The setting's own name tells nothing.
+    let is_plain = text == "password" || !text.contains("password");
+    is_plain && !text.contains("://") && !text.contains(['@', '='])
+}
+
+/// What was given as a name, if it may be shown.
 pub(crate) fn shown_name(name: &str) -> Flaw {
-    if name.contains("://") {
-        "that has a URL for its name".into()
-    } else {
+    if may_be_shown(name) {
         format!("{name:?}").into()
+    } else {
+        "whose name may be a secret".into()
     }
 }
 
@@ -103,7 +112,7 @@ impl fmt::Display for Kind {
                 f.write_str(
                     "there is no peer: give at least one, with `peer(name, url)`, `url` or `peers`",
                 )?;
-                prefixes.iter().try_for_each(|prefix| {
+                prefixes.iter().filter(|prefix| may_be_shown(prefix)).try_for_each(|prefix| {
                     write!(f, " (the environment variable `{prefix}URL` is not set)")
                 })
             }
@@ -193,3 +202,33 @@ impl fmt::Display for ChangeError {
 }
 
 impl std::error::Error for ChangeError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_shown() {
+        for text in
+            ["", "db0", "30 parsecs", "[::1]:5432", "/srv/shop.toml", "default.databases.shop"]
+        {
+            assert!(may_be_shown(text), "{text}");
+        }
+        for text in [
+            "mysql://db0/shop",
+            "mysql:/app:s3cret@db0/shop",
+            "app:s3cret@db0",
+            "host=h user=app",
+            "my Password s3cret",
+        ] {
+            assert!(!may_be_shown(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_that_is_a_url() {
+        let prefixes = vec!["mysql://app:s3cret@db0/".to_owned(), "SHOP_".to_owned()];
+        let told = Kind::NoPeers { prefixes }.to_string();
+        assert!(told.contains("`SHOP_URL`") && !told.contains("s3cret"), "{told}");
+    }
+}

@@ -212,7 +212,7 @@ fn encryption(uri: &Uri) -> Result<Encryption, Flaw> {
 }
 
 /// Whether it is of libpq's other form, `host=db0 dbname=shop`. A value in it may hold `://`.
-fn is_keywords(url: &str) -> bool {
+pub(crate) fn is_keywords(url: &str) -> bool {
     let (before, rest) = url.split_once('=').unwrap_or(("", ""));
     let key = before.trim();
     let is_key =

@@ -439,6 +439,21 @@ fn sqlite() {
     paths[1].kill();
     check(&["--config", settings]).is(TROUBLE, &["! db1 is unreachable: unable to open"]);
 
+    // Whatever SQLite makes of the rest: to look changes nothing.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for url in [
+        "file:nope.db#?mode=rw",
+        "sqlite://nope.db#?mode=rw",
+        "file:nope.db?x=1#mode=rw&mode=rw",
+        "file:nope.db?vfs=unix&mode=rw%63",
+    ] {
+        let told = outcome(command().current_dir(&folder).arg(url));
+        let files = fs::read_dir(&folder).expect("our own folder").count();
+        assert_eq!((told.code, files), (TROUBLE, 0), "{url}: {told:?}");
+    }
+    fs::write(folder.path().join("real.db"), "").expect("our own folder");
+    outcome(command().current_dir(&folder).arg("file:real.db#part")).is(WELL, &["All is well."]);
+
     // Another file is another database.
     let other = tempfile::tempdir().expect("a temporary folder");
     let other = other.path().join("app.db");
@@ -475,12 +490,57 @@ fn wrong_configurations_are_refused() {
         check(&["--config", path.to_str().expect("text")]).is_refused(&[why]);
     }
     check(&["--config", "/nowhere.toml"]).is_refused(&["/nowhere.toml cannot be read: "]);
+    check(&["host=db0 dbname=shop"]).is_refused(&["`url` is no URL, but libpq's keywords: "]);
     check(&["mysql://app:s3cret@db0,s3cret@db1/app"]).is_refused(&["`url`", "several `@`"]);
     check(&[]).is_refused(&["--config <FILE>", "--env <PREFIX>"]);
     check(&[url, "mysql://app:s3cret@127.0.0.1:2/app"]).is_refused(&["unexpected argument '***'"]);
     check(&[url, "--watch=s3cret@db0"]).is_refused(&["give a number of seconds"]);
     check(&[url, "--watch", "--json"]).is_refused(&["cannot be used with"]);
     check(&["--json", "--table", "a", url]).is_refused(&["--config <FILE>"]);
+}
+
+/// Where a secret stands in the wrong place.
+#[test]
+fn no_secret_is_shown_wherever_it_stands() {
+    for secret in ["mysql://app:s3cret@127.0.0.1:1/shop", "host=h password=s3cret"] {
+        check(&["--config", secret]).is_refused(&["the file, whose name may be a secret, cannot"]);
+        let (_folder, path) = file(&format!("[a.\"{secret}\"]\n[a.b]\n['{secret}'.c]\nurl = 'x'"));
+        let path = path.to_str().expect("text");
+        let of = |table: &str| check(&["--config", path, "--table", table]);
+        of(secret).is_refused(&["is no path of a table"]);
+        of(&format!("\"{secret}\".d")).is_refused(&["no table of that name"]);
+        of(&format!("b.\"{secret}\".b")).is_refused(&["no table of that name"]);
+        of("a.c").is_refused(&["there is no `c` beside b\n"]);
+        check(&["--config", path]).is_refused(&["is no setting"]);
+        check(&["--env", secret]).is_refused(&["'***'", "give letters, digits and `_`"]);
+
+        let url = "mysql://db0/shop";
+        let value = format!("url = \"{url}\"\ncheck_interval = \"{secret}\"");
+        let weight = format!("[peers.db0]\nurl = \"{url}\"\nweight = \"{secret}\"");
+        for content in [value, weight] {
+            let (_folder, path) = file(&content);
+            let told = check(&["--config", path.to_str().expect("text")]);
+            told.is_refused(&["is a text that may be a secret: give a "]);
+        }
+        let mut with = command();
+        with.env("SHOP_CHECK_INTERVAL", secret).args([url, "--env", "SHOP_"]);
+        outcome(&mut with).is_refused(&["`SHOP_CHECK_INTERVAL` is a text that may be a secret"]);
+    }
+    check(&["--env", "s3cret-"]).is_refused(&["'***'", "give letters, digits and `_`"]);
+}
+
+#[test]
+fn a_report_that_cannot_be_written() {
+    let database = tempfile::NamedTempFile::new().expect("a temporary file");
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+    for more in [&[][..], &["--json"], &["--watch"]] {
+        let mut command = command();
+        command.arg(database.path()).args(more).stdin(Stdio::null()).stdout(full());
+        let output = command.stderr(Stdio::piped()).output().expect("it was built");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(WRONG), "{stderr}");
+        assert!(stderr.contains("the report cannot be written: No space left"), "{stderr}");
+    }
 }
 
 #[test]
@@ -550,6 +610,47 @@ fn watching() {
     server.kill();
     until("is unreachable: ");
     server.restart();
+    until("All is well.");
+}
+
+/// A file that is half-written is told, and looked at again.
+#[test]
+fn watching_a_file_that_is_written() {
+    let (folder, path) = file("url = ");
+    let watch = || {
+        let mut command = command();
+        command.arg("--config").arg(&path).args(["--watch", "0.2"]).stdin(Stdio::null());
+        command
+    };
+    outcome(&mut watch()).is_refused(&["line 1, is no TOML"]);
+
+    let database = folder.path().join("shop.db");
+    fs::write(&database, "").expect("our own folder");
+    let good = format!("url = \"{}\"", database.display());
+    fs::write(&path, &good).expect("our own folder");
+    let mut running = watch();
+    running.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = Running(running.spawn().expect("it was built"));
+    let (tell, lines) = mpsc::channel();
+    let outputs: [Box<dyn Read + Send>; 2] = [
+        Box::new(running.0.stdout.take().expect("it is piped")),
+        Box::new(running.0.stderr.take().expect("it is piped")),
+    ];
+    for output in outputs {
+        let tell = tell.clone();
+        let told = BufReader::new(output);
+        let read = move || told.lines().map_while(Result::ok).try_for_each(|line| tell.send(line));
+        thread::Builder::new().spawn(read).expect("a thread");
+    }
+    drop(tell);
+    let until = |expected: &str| {
+        let told = || lines.recv_timeout(PATIENCE).expect("it goes on");
+        wait_until(expected, PATIENCE, || told().contains(expected));
+    };
+    until("All is well.");
+    fs::write(&path, &good[..good.len() - 1]).expect("our own folder");
+    until("is no TOML");
+    fs::write(&path, &good).expect("our own folder");
     until("All is well.");
 }
 

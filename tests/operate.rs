@@ -250,7 +250,7 @@ fn what_cannot_be_done_is_an_error_and_changes_nothing() {
         ("resume", |peers, _| peers.resume("db7"), "no peer \"db7\""),
         ("remove", |peers, _| peers.remove("db7").map(drop), "no peer \"db7\""),
         ("set_weight", |peers, _| peers.set_weight("db7", 1), "no peer \"db7\""),
-        ("probe_now", |peers, url| peers.probe_now(url), "no peer that has a URL for its name"),
+        ("probe_now", |peers, url| peers.probe_now(url), "no peer whose name may be a secret"),
         ("the last", |peers, _| peers.remove("peer0").map(drop), "cannot be removed"),
         ("no weight", |peers, _| peers.set_weight("peer0", 0), "every peer has weight 0"),
         (

@@ -2,21 +2,22 @@
 //! `diesel_peers::doctor`'s; here are its arguments, colours and exit codes.
 
 use std::env;
+use std::error::Error;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use crossbeam_channel::after;
-use diesel_peers::doctor::{Report, Request, RequestError};
+use diesel_peers::doctor::{Report, Request};
 
 /// All is well.
 const WELL: u8 = 0;
 /// A peer is not ready, or differs from the others where it should not.
 const TROUBLE: u8 = 1;
-/// The arguments or the configuration are wrong. (It is clap's own code as well.)
+/// The arguments or the configuration are wrong, or nothing can be told. (It is clap's own code as well.)
 const WRONG: u8 = 2;
 
 /// How often `--watch` looks where it is not said, in seconds.
@@ -43,7 +44,7 @@ enum Command {
 /// Logs in to every peer at once, as the pool does, and shows where they differ.
 ///
 /// Exit codes: 0 all is well; 1 a peer is not ready, or they differ in what matters; 2 the arguments or
-/// the configuration are wrong.
+/// the configuration are wrong, or the report cannot be written.
 #[derive(Args)]
 #[command(group(ArgGroup::new("where").args(["url", "config", "env"]).required(true).multiple(true)))]
 struct Check {
@@ -60,7 +61,7 @@ struct Check {
     table: Option<String>,
 
     /// Settings in environment variables that begin with this, as `SHOP_DB_URL` with `SHOP_DB_`.
-    #[arg(long, value_name = "PREFIX")]
+    #[arg(long, value_name = "PREFIX", value_parser = prefix)]
     env: Option<String>,
 
     /// Prints JSON, for machines.
@@ -82,7 +83,7 @@ fn main() -> ExitCode {
         Ok(true) => WELL.into(),
         Ok(false) => TROUBLE.into(),
         Err(error) => {
-            drop(writeln!(io::stderr(), "peers: {error}"));
+            complain(&*error);
             WRONG.into()
         }
     }
@@ -102,8 +103,22 @@ fn refuse(error: &clap::Error) -> ExitCode {
     };
     let secrets = given.map(value).filter(|value| value.contains(['@', ':', '/', '=', ' ']));
     let text = secrets.fold(text, |text, secret| text.replace(&secret, "***"));
+    let text = match error.get(ContextKind::InvalidValue) {
+        Some(ContextValue::String(value)) => text.replace(&format!("'{value}'"), "'***'"),
+        _ => text,
+    };
     drop(io::stderr().write_all(text.as_bytes()));
     WRONG.into()
+}
+
+/// Says why something went wrong.
+fn complain(error: &dyn Error) {
+    drop(writeln!(io::stderr(), "peers: {error}"));
+}
+
+fn prefix(text: &str) -> Result<String, &'static str> {
+    let is_prefix = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    is_prefix.then(|| text.to_owned()).ok_or("give letters, digits and `_`, as `SHOP_DB_`")
 }
 
 fn seconds(text: &str) -> Result<Duration, &'static str> {
@@ -115,7 +130,7 @@ fn seconds(text: &str) -> Result<Duration, &'static str> {
 
 impl Check {
     /// Whether all is well.
-    fn run(self) -> Result<bool, RequestError> {
+    fn run(self) -> Result<bool, Box<dyn Error>> {
         let mut request = Request::new();
         if let Some(file) = self.config {
             request = request.file(file);
@@ -132,14 +147,22 @@ impl Check {
         let Some(interval) = self.watch else {
             let report = request.examine(tell)?;
             let text = if self.json { report.to_json() + "\n" } else { shown(&report) };
-            print(&text);
+            print(&text)?;
             return Ok(report.is_well());
         };
+        let mut was_read = false;
         loop {
-            let report = request.examine(tell)?;
-            let clear = if io::stdout().is_terminal() { CLEAR } else { "" };
-            if !print(&format!("{clear}{}\n", shown(&report))) {
-                return Ok(report.is_well());
+            match request.examine(tell) {
+                Ok(report) => {
+                    was_read = true;
+                    let clear = if io::stdout().is_terminal() { CLEAR } else { "" };
+                    if !print(&format!("{clear}{}\n", shown(&report)))? {
+                        return Ok(report.is_well());
+                    }
+                }
+                // Somebody may be writing the file.
+                Err(error) if was_read => complain(&error),
+                Err(error) => return Err(error.into()),
             }
             // It only comes when the time is over.
             let _ = after(interval).recv();
@@ -173,7 +196,11 @@ fn tell(waiting: &[String]) {
 }
 
 /// Whether anybody is there to read it.
-fn print(text: &str) -> bool {
+fn print(text: &str) -> Result<bool, String> {
     let mut stdout = io::stdout();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_ok()
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(format!("the report cannot be written: {error}")),
+    }
 }

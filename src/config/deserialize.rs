@@ -7,6 +7,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use super::value::Value;
 use super::{Place, Settings, apply};
 use crate::builder::PeerManagerBuilder;
+use crate::error::may_be_shown;
 
 /// Settings that were read with serde, from TOML, figment or anything else, for
 /// [`PeerManagerBuilder::config`](crate::PeerManagerBuilder::config).
@@ -65,11 +66,13 @@ impl Config {
     }
 }
 
-/// The names of the settings: values may be secrets.
+/// The names of the settings: values may be secrets, and so may be what is no name of a setting.
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Config ")?;
-        f.debug_set().entries(self.settings.iter().map(|(key, _)| key)).finish()
+        let shown = |key: &str| may_be_shown(key).then(|| key.to_owned());
+        let keys = self.settings.iter().map(|(key, _)| shown(key).unwrap_or("***".to_owned()));
+        f.debug_set().entries(keys).finish()
     }
 }
 

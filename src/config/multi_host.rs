@@ -6,7 +6,7 @@ use crate::builder::PeerManagerBuilder;
 use crate::dialect::Dialect;
 use crate::error::{Flaw, Kind};
 use crate::peers::admission::PeerConfig;
-use crate::url::{Parameter, Query, Uri, parameters, percent_decoded};
+use crate::url::{Parameter, Query, Uri, is_keywords, parameters, percent_decoded};
 
 /// What stands before a setting that each peer has of its own: `weight.db0=2`.
 const PER_PEER: [&str; 2] = ["weight.", "tier."];
@@ -15,6 +15,9 @@ const PER_PEER: [&str; 2] = ["weight.", "tier."];
 const PLACES: [&str; 4] = ["host", "hostaddr", "unix_socket", "service"];
 
 const RIGHT: &str = "give `scheme://user:password@host0:1,host1:2/database?key=value`";
+
+const KEYWORDS: &str = "a URL begins with `postgres://`, and keywords stand in a file's `peers`, as \
+                        `peers = { db0 = \"host=db0 dbname=shop\" }`";
 
 /// Gives the peers and the settings of a URL to the builder. `key` is what it is called where it stands.
 pub(super) fn url<C: 'static>(
@@ -62,6 +65,10 @@ fn split(key: &str, text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, Se
             return Err(malformed(
                 "is no path: SQLite would take it for the name of a file".into(),
             ));
+        }
+        Dialect::Postgres if is_keywords(text) => {
+            let flaw = "is no URL, but libpq's keywords".into();
+            return Err(Kind::Setting { key: key.to_owned(), flaw, right: KEYWORDS.into() });
         }
         Dialect::Sqlite | Dialect::Other if is_path(text) => return split_paths(text),
         _ => {}

@@ -164,6 +164,38 @@ fn a_later_source_counts() {
     assert_eq!(given.given(), by_hand.given());
 }
 
+/// Where a URL, or libpq's keywords, stand in the wrong place.
+#[test]
+fn what_may_be_a_secret_is_not_shown() {
+    let env = |prefix: &str, key: &str, value: &str| {
+        environment(builder(), prefix, [(OsString::from(format!("{prefix}{key}")), value.into())])
+    };
+    for secret in ["mysql://app:s3cret@db0/shop", "host=h password=s3cret", "app:s3cret@db0"] {
+        let encoded = crate::url::percent_encoded(secret);
+        for (builder, expected) in [
+            (
+                env("SHOP_", "CHECK_INTERVAL", secret),
+                "variable `SHOP_CHECK_INTERVAL` is a text that may be a secret: give a time",
+            ),
+            (env("SHOP_", "STRATEGY", secret), "is a text that may be a secret: give one of"),
+            (env("SHOP_", "WEIGHT", secret), "`SHOP_WEIGHT` is no such list"),
+            (env("SHOP_", secret, "1"), "an environment variable whose name may be a secret is no"),
+            (env(secret, "CHECK_INTERVAL", "x"), "variable whose name may be a secret is \"x\""),
+            (env(secret, "PEERS", "x"), "whose name may be a secret is neither a list nor a table"),
+            (
+                builder().url(&format!("mysql://db0?check_interval={encoded}")),
+                "`check_interval` in the URL is a text that may be a secret: give a time",
+            ),
+        ] {
+            let told = builder.into_mistake().expect(expected);
+            assert!(told.contains(expected), "{secret}: {told}");
+            assert!(!told.to_ascii_lowercase().contains("s3cret"), "{told}");
+        }
+    }
+    let told = env("SHOP_", "WEIGHT", "mysql://app:x=s3cret,y=1@db0").into_mistake();
+    assert!(told.is_some_and(|told| told.contains("is no such list") && !told.contains("s3cret")));
+}
+
 /// Each key sets what it is named for, in its unit.
 #[test]
 fn every_setting_does_what_it_says() {
@@ -268,9 +300,9 @@ fn files() {
         ("peers = [3]", "`peers` has no text and no table for peer number 1"),
         (
             "peers = { 'mysql://app:s3cret@db0' = { weight = 1 } }",
-            "`peers` has no `url` for peer that has a URL for its name",
+            "`peers` has no `url` for peer whose name may be a secret",
         ),
-        ("'mysql://app:s3cret@db0' = 1", "a key that is a URL is no setting"),
+        ("'mysql://app:s3cret@db0' = 1", "a key that may be a secret is no setting"),
         ("weight = 'mysql://app:s3cret@db0'", "`weight` is no such list"),
         ("peers = { db0 = { weight = 1 } }", "`peers` has no `url` for peer \"db0\""),
         (
@@ -287,10 +319,21 @@ fn files() {
         ("pool_name = 3", "`pool_name` is no text: put it in quotes"),
         ("strategy = 3", "`strategy` is 3: give one of"),
         ("url = ['mysql://db0']", "`url` is no text: several URLs stand in `peers`"),
+        (
+            "peers = { db0 = { url = 'x', weight = 'mysql://app:s3cret@db0' } }",
+            "`peers` is a text that may be a secret: give a whole number",
+        ),
+        (
+            "peers = { db0 = { 'mysql://app:s3cret@db0' = 'x' } }",
+            "`peers` has `***`, which is nothing of a peer's, for peer \"db0\"",
+        ),
+        ("'host=h password=s3cret' = 1", "a key that may be a secret is no setting"),
         ("max_size = 3", "`max_size` is no setting: it is the pool's"),
     ] {
         let told = read(text).into_mistake().expect(expected);
         assert!(told.starts_with(expected), "{text}: {told}");
+        let config: Config = toml::from_str(text).expect("it is TOML");
+        assert!(!told.contains("s3cret") && !format!("{config:?}").contains("s3cret"), "{told}");
     }
 }
 

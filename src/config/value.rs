@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::error::Flaw;
+use crate::error::{Flaw, may_be_shown};
 
 /// A value of whatever it was read from. In URLs and in the environment each is a text.
 #[derive(Clone, PartialEq)]
@@ -140,7 +140,7 @@ fn one_of<T>(choices: &[(&str, T)]) -> String {
     format!("give one of {}", names.join(", "))
 }
 
-/// As it may be shown: lists and tables may hold URLs.
+/// As it may be shown: lists and tables may hold URLs, and a text may be one.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -148,7 +148,8 @@ impl fmt::Display for Value {
             Self::Bool(value) => write!(f, "{value}"),
             Self::Whole(value) => write!(f, "{value}"),
             Self::Number(value) => write!(f, "{value}"),
-            Self::Text(value) => write!(f, "{value:?}"),
+            Self::Text(value) if may_be_shown(value) => write!(f, "{value:?}"),
+            Self::Text(_) => f.write_str("a text that may be a secret"),
             Self::List(_) => f.write_str("a list"),
             Self::Table(_) => f.write_str("a table"),
         }

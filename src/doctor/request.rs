@@ -15,7 +15,7 @@ use toml::{Table, Value};
 use super::{Report, examine_and_tell};
 use crate::builder::PeerManagerBuilder;
 use crate::config::Config;
-use crate::error::BuildError;
+use crate::error::{BuildError, may_be_shown};
 use crate::manager::PeerManager;
 
 /// The key in a TOML file, and the environment variable's after its prefix, of one URL with several hosts.
@@ -42,14 +42,18 @@ pub struct Request {
     prefix: Option<String>,
 }
 
-/// The URL is a secret.
+/// The URL is a secret, also where it was given for something else.
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, table, url: _, prefix } = self;
+        let shown =
+            |text: &String| if may_be_shown(text) { text.clone() } else { "***".to_owned() };
+        let file = file.as_ref().map(|path| shown(&path.display().to_string()));
+        let (table, prefix) = (table.as_ref().map(shown), prefix.as_ref().map(shown));
         f.debug_struct("Request")
-            .field("file", file)
-            .field("table", table)
-            .field("prefix", prefix)
+            .field("file", &file)
+            .field("table", &table)
+            .field("prefix", &prefix)
             .finish_non_exhaustive()
     }
 }
@@ -240,11 +244,23 @@ fn find<'a>(file: &'a Table, path: &str) -> Result<&'a Table, RequestError> {
     for key in keys {
         table = table.get(&key).and_then(Value::as_table).ok_or_else(|| {
             let tables = table.iter().filter(|(_, value)| value.is_table());
-            let names = tables.map(|(name, _)| name).filter(|name| !name.contains("://"));
-            Kind::NoTable { path: path.to_owned(), key, others: names.cloned().collect() }
+            let others = tables.filter_map(|(name, _)| written(name)).collect();
+            Kind::NoTable { path: path.to_owned(), key, others }
         })?;
     }
     Ok(table)
+}
+
+/// A key as it stands in a path, if it may be shown.
+fn written(key: &str) -> Option<String> {
+    if !may_be_shown(key) || key.chars().any(char::is_control) {
+        return None;
+    }
+    let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    if !key.is_empty() && key.bytes().all(is_bare) {
+        return Some(key.to_owned());
+    }
+    Some(format!("\"{}\"", key.replace('\\', r"\\").replace('"', r#"\""#)))
 }
 
 fn has_peers(table: &Table) -> bool {
@@ -253,8 +269,8 @@ fn has_peers(table: &Table) -> bool {
 
 fn look_for_peers(table: &Table, path: &str, found: &mut Vec<String>) {
     for (key, value) in table {
-        let Some(inner) = value.as_table().filter(|_| !key.contains("://")) else { continue };
-        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let Some((inner, key)) = value.as_table().zip(written(key)) else { continue };
+        let path = if path.is_empty() { key } else { format!("{path}.{key}") };
         if has_peers(inner) {
             found.push(path);
         } else {
@@ -375,19 +391,34 @@ impl fmt::Debug for RequestError {
     }
 }
 
+/// A file's path, if it may be shown.
+fn shown(path: &Path) -> String {
+    let path = path.display().to_string();
+    if may_be_shown(&path) { path } else { "the file, whose name may be a secret,".to_owned() }
+}
+
 impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::Unreadable(path, error) => write!(f, "{} cannot be read: {error}", path.display()),
+            Kind::Unreadable(path, error) => write!(f, "{} cannot be read: {error}", shown(path)),
             Kind::NoToml { path, line, what } => {
-                write!(f, "{}, line {line}, is no TOML: {what}", path.display())
+                write!(f, "{}, line {line}, is no TOML: {what}", shown(path))
             }
             Kind::TableOfNothing => f.write_str("a table was named, and no file that could have it"),
             Kind::NoPath(path) => {
-                write!(f, "`{path}` is no path of a table: give it as `default.databases.shop`")
+                if may_be_shown(path) {
+                    write!(f, "`{path}`")?;
+                } else {
+                    f.write_str("what was named, which may be a secret,")?;
+                }
+                f.write_str(" is no path of a table: give it as `default.databases.shop`")
             }
             Kind::NoTable { path, key, others } => {
-                write!(f, "the file has no table `{path}`: there is no `{key}`")?;
+                if may_be_shown(path) && may_be_shown(key) {
+                    write!(f, "the file has no table `{path}`: there is no `{key}`")?;
+                } else {
+                    f.write_str("the file has no table of that name, which may be a secret")?;
+                }
                 if others.is_empty() { Ok(()) } else { write!(f, " beside {}", others.join(", ")) }
             }
             Kind::Rockets(flaw) => f.write_str(flaw),
@@ -479,6 +510,40 @@ mod tests {
         let mut found = Vec::new();
         look_for_peers(&file, "", &mut found);
         assert_eq!(found, ["default.databases.shop"]);
+    }
+
+    /// What is told can be given.
+    #[test]
+    fn keys_that_need_quotes() {
+        for key in ["shop.eu", "", "a b", r#"a"b\c"#, "é"] {
+            let inner = Value::Table([("url".to_owned(), Value::from("x"))].into_iter().collect());
+            let tables = Value::Table([(key.to_owned(), inner)].into_iter().collect());
+            let file: Table = [("databases".to_owned(), tables)].into_iter().collect();
+            let mut found = Vec::new();
+            look_for_peers(&file, "", &mut found);
+            assert_eq!(found.len(), 1, "{key}");
+            assert!(find(&file, &found[0]).is_ok_and(has_peers), "{found:?}");
+            let error = find(&file, "databases.none").expect_err("it is not there").to_string();
+            assert!(error.ends_with(found[0].trim_start_matches("databases.")), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_a_secret_is_not_shown() {
+        for secret in ["mysql://app:s3cret@db0/shop", "host=h password=s3cret"] {
+            let file: Table =
+                format!("['{secret}'.b]\nurl = 'x'\n[a.'{secret}']\n").parse().expect("TOML");
+            let mut found = Vec::new();
+            look_for_peers(&file, "", &mut found);
+            assert!(found.is_empty(), "{found:?}");
+            for path in [secret, &format!("'{secret}'.c"), "b", "a.b", &format!("a.'{secret}'.b")] {
+                let told = find(&file, path).expect_err("it is not there").to_string();
+                assert!(!told.contains("s3cret"), "{told}");
+            }
+            let request = Request::new().file(secret).table(secret).url(secret).env(secret);
+            let told = format!("{request:?} {:?}", request.examine(|_| {}).expect_err("no file"));
+            assert!(!told.contains("s3cret"), "{told}");
+        }
     }
 
     #[test]

@@ -10,10 +10,12 @@ pub(super) fn created_by(url: &str) -> Option<PathBuf> {
     let path = match uri {
         None => url.to_owned(),
         Some(uri) => {
+            // A fragment is left out, parameters and all.
+            let uri = uri.split('#').next().unwrap_or_default();
             let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
-            let mut parameters = query.split('&');
-            let mode = parameters.rfind(|it| it.starts_with("mode="));
-            if mode.is_some_and(|mode| mode != "mode=rwc") {
+            let mut parameters = query.split('&').map(|it| it.split_once('=').unwrap_or((it, "")));
+            let mode = parameters.rfind(|(key, _)| decoded(key) == "mode");
+            if mode.is_some_and(|(_, mode)| decoded(mode) != "rwc") {
                 return None;
             }
             // An empty host, or `localhost`, may stand before the path.
@@ -21,10 +23,17 @@ pub(super) fn created_by(url: &str) -> Option<PathBuf> {
                 Some(rest) => &rest[rest.find('/').unwrap_or(rest.len())..],
                 None => path,
             };
-            percent_decoded(path)
+            decoded(path)
         }
     };
     (!path.is_empty() && path != ":memory:").then(|| path.into())
+}
+
+/// As SQLite does it, for which a NUL ends it.
+fn decoded(text: &str) -> String {
+    let mut text = percent_decoded(text);
+    text.truncate(text.find('\0').unwrap_or(text.len()));
+    text
 }
 
 #[cfg(test)]
@@ -45,6 +54,16 @@ mod tests {
             ("file:shop.db?mode=rw", None),
             ("file:shop.db?cache=private&mode=ro", None),
             ("file:shop.db?mode=memory", None),
+            ("file:shop.db#?mode=rw", Some("shop.db")),
+            ("sqlite://shop.db#?mode=rw", Some("shop.db")),
+            ("file:shop.db#part", Some("shop.db")),
+            ("file:a%23b.db?mode=rw#c", None),
+            ("file:a%23b%3Fc.db", Some("a#b?c.db")),
+            ("file:shop.db?x=1#mode=rw&mode=rw", Some("shop.db")),
+            ("file:shop.db?vfs=unix&mode=rw%63", Some("shop.db")),
+            ("file:shop.db?m%6Fde=r%77", None),
+            ("file:shop.db?mode=rwc%00x", Some("shop.db")),
+            ("file:shop.db%00.old", Some("shop.db")),
             ("file::memory:", None),
             (":memory:", None),
             ("", None),
