@@ -718,7 +718,7 @@ fn by_name<'a>(
     let stray = values.iter().find(|(name, _)| peers.iter().all(|peer| peer.name != *name));
     if let Some((name, _)) = stray {
         let names = peers.iter().map(|peer| peer.name.clone()).collect();
-        return Err(Kind::NoSuchPeer { setting, name: shown_name(name), names });
+        return Err(Kind::NoSuchPeer { setting: Some(setting), name: shown_name(name), names });
     }
     Ok(|wanted: &str| values.iter().rev().find(|(name, _)| name == wanted).map(|(_, value)| *value))
 }

@@ -15,7 +15,7 @@ pub use deserialize::Config;
 use std::env;
 
 use crate::builder::PeerManagerBuilder;
-use crate::error::{Kind, may_be_shown, shown_name};
+use crate::error::{Kind, may_be_shown, shown_name, shown_or_struck};
 use crate::peers::admission::PeerConfig;
 use crate::policy::{AllDown, Balance, Donors, Recheck, Role, Strategy};
 use environment::environment;
@@ -138,6 +138,12 @@ const POOLS: [&str; 8] = [
     "pool_size",
     "timeout",
 ];
+
+/// Rocket's own beside `url`.
+#[cfg(any(feature = "rocket", feature = "cli"))]
+pub(crate) const ROCKETS_SIZE: &str = "pool_size";
+#[cfg(any(feature = "rocket", feature = "cli"))]
+pub(crate) const ROCKETS_TIMEOUT: &str = "timeout";
 
 /// What only code can say.
 const CLOSURES: [&str; 6] =
@@ -324,7 +330,7 @@ fn peer(name: Option<&String>, value: &Value, index: usize) -> Result<PeerConfig
                     ("weight", value) => peer.weight = Some(value.whole(WHOLE)?),
                     ("tier", value) => peer.tier = Some(value.whole(WHOLE)?),
                     (key, _) => {
-                        let key = if may_be_shown(key) { key } else { "***" };
+                        let key = shown_or_struck(key);
                         return Err(wrong(&format!("`{key}`, which is nothing of a peer's,")));
                     }
                 }
@@ -370,9 +376,9 @@ fn unknown(key: &str, place: Place<'_>) -> Wrong {
     #[cfg(any(feature = "rocket", feature = "cli"))]
     if place == Place::Rocket {
         let rockets = match key {
-            "max_size" => Some("pool_size"),
-            "connection_timeout" => Some("timeout"),
-            _ => similar_in(key, ["pool_size", "timeout"]),
+            "max_size" => Some(ROCKETS_SIZE),
+            "connection_timeout" => Some(ROCKETS_TIMEOUT),
+            _ => similar_in(key, [ROCKETS_SIZE, ROCKETS_TIMEOUT]),
         };
         if let Some(rockets) = rockets {
             return Wrong::new(flaw, format!("Rocket's own is `{rockets}`"));

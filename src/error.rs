@@ -58,22 +58,21 @@ pub(crate) enum Kind {
         longer: (&'static str, Duration),
     },
     NoSuchPeer {
-        setting: &'static str,
+        /// What it was to be given, at the start.
+        setting: Option<&'static str>,
         /// As it may be shown.
         name: Flaw,
         names: Vec<String>,
     },
     NoWeight,
-    UnknownPeer {
-        /// As it may be shown.
-        name: Flaw,
-        names: Vec<String>,
-    },
     LastPeer {
         name: String,
     },
     System(io::Error),
 }
+
+/// What stands where a secret was.
+pub(crate) const REDACTED: &str = "***";
 
 /// Whether a text may be shown as it was given. Who mistakes one place for another gives a URL, or
 /// libpq's keywords, where a name, a path or a number should stand; and they may hold a password.
@@ -82,6 +81,11 @@ pub(crate) fn may_be_shown(text: &str) -> bool {
     // The setting's own name tells nothing.
     let is_plain = text == "password" || !text.contains("password");
     is_plain && !text.contains("://") && !text.contains(['@', '='])
+}
+
+/// A text, struck out if it may not be shown.
+pub(crate) fn shown_or_struck(text: &str) -> &str {
+    if may_be_shown(text) { text } else { REDACTED }
 }
 
 /// What was given as a name, if it may be shown.
@@ -147,17 +151,16 @@ impl fmt::Display for Kind {
                 "`{}` is {:?}, and `{}` only {:?}: make the first no longer than the second",
                 shorter.0, shorter.1, longer.0, longer.1,
             ),
-            Self::NoSuchPeer { setting, name, names } => write!(
-                f,
-                "there is no peer {name} to give a {setting} to: the peers are {}",
-                names.join(", "),
-            ),
+            Self::NoSuchPeer { setting, name, names } => {
+                write!(f, "there is no peer {name}")?;
+                if let Some(setting) = setting {
+                    write!(f, " to give a {setting} to")?;
+                }
+                write!(f, ": the peers are {}", names.join(", "))
+            }
             Self::NoWeight => f.write_str(
                 "every peer has weight 0: no peer would get any work, give one a weight",
             ),
-            Self::UnknownPeer { name, names } => {
-                write!(f, "there is no peer {name}: the peers are {}", names.join(", "))
-            }
             Self::LastPeer { name } => write!(
                 f,
                 "peer {name:?} cannot be removed: no other has a weight, so nobody would serve",

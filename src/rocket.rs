@@ -60,16 +60,12 @@ pub use launch_error::LaunchError;
 pub use registry::Registry;
 
 use crate::builder::PeerManagerBuilder;
-use crate::config::Config;
+use crate::config::{Config, ROCKETS_SIZE as SIZE, ROCKETS_TIMEOUT as TIMEOUT};
 use crate::dialect::Dialect;
 use crate::manager::PeerManager;
 use crate::pool::connection::PeerConnection;
 use crate::pool::prime::prime;
 use registry::PEERS;
-
-/// Rocket's settings beside `url`.
-const SIZE: &str = "pool_size";
-const TIMEOUT: &str = "timeout";
 
 /// What Rocket's own databases do with each SQLite connection.
 const SQLITE: &str = "PRAGMA busy_timeout = 1000; PRAGMA foreign_keys = ON;";
@@ -104,13 +100,11 @@ impl<C: R2D2Connection + Send + 'static> Poolable for PeerConnection<C> {
                 Ok(())
             });
         }
-        builder = settings.give_to_of_rocket(builder);
-        if builder.is_asked("pool_timeout") {
+        builder = settings.give_to_of_rocket(builder, timeout).ok_or_else(|| {
             let error =
                 format!("`pool_timeout` of database `{database}` is no setting: give `{TIMEOUT}`");
-            return Err(FigmentError::from(error).into());
-        }
-        builder = builder.pool_timeout_as(TIMEOUT, timeout);
+            FigmentError::from(error)
+        })?;
         if let Some(Customize(customize)) = rocket.state::<Customize<C>>() {
             builder = customize(database, builder);
         }

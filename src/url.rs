@@ -10,10 +10,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::dialect::{Dialect, Encryption};
-use crate::error::Flaw;
+use crate::error::{Flaw, REDACTED};
 pub(crate) use credentials::AskCredentials;
 pub use credentials::Credentials;
-use redaction::{REDACTED, Secrets};
+use redaction::Secrets;
 pub(crate) use uri::{Parameter, Query, Uri, parameters, percent_decoded, percent_encoded};
 
 /// A peer's URL. `Debug` does not show it, and there is no `Display`.

@@ -26,7 +26,7 @@ use support::backend::{Backend, PATIENCE, SOON, fill, links, manager_over, pool_
 use support::load::Load;
 use support::mariadb::MariaDb;
 use support::process::our_threads;
-use support::wait_until;
+use support::{EndsThreads, wait_until};
 
 const SERVERS: usize = 4;
 const OPERATORS: u64 = 3;
@@ -135,14 +135,7 @@ fn nothing_fails_while_a_peer_lives_and_nothing_is_left_behind() {
     let (spared, ended) = (Spared::new(0), AtomicBool::new(false));
     let seen = Load::run(&pool, THREADS, "DO SLEEP(0.001)", |load| {
         thread::scope(|scope| {
-            /// The operators also end when the story panics, or the scope would wait for ever.
-            struct End<'a>(&'a AtomicBool);
-            impl Drop for End<'_> {
-                fn drop(&mut self) {
-                    self.0.store(true, Ordering::Relaxed);
-                }
-            }
-            let _end = End(&ended);
+            let _end = EndsThreads(&ended);
             for operator in 0..OPERATORS {
                 let (peers, urls, spared, ended) = (&peers, &urls, &spared, &ended);
                 scope.spawn(move || {

@@ -17,7 +17,7 @@ use support::browser::Browser;
 use support::guestbook::GuestBook;
 use support::http::{Answer, Client};
 use support::mariadb::MariaDb;
-use support::wait_until;
+use support::{EndsThreads, wait_until};
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/guestbook/migrations");
 
@@ -277,14 +277,6 @@ struct Seen {
 impl Visitors {
     /// Has so many of them visit while `story` goes on, and tells what they saw until its end.
     fn visit(app: &GuestBook, number: usize, story: impl FnOnce(&Self)) -> Seen {
-        /// They also leave when the story panics, or the scope would wait for ever.
-        struct Stop<'a>(&'a AtomicBool);
-        impl Drop for Stop<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-
         let visitors = Self::default();
         thread::scope(|scope| {
             for number in 0..number {
@@ -299,7 +291,7 @@ impl Visitors {
                     }
                 });
             }
-            let _stop = Stop(&visitors.stopped);
+            let _stop = EndsThreads(&visitors.stopped);
             story(&visitors);
         });
         visitors.seen.into_inner().unwrap_or_else(PoisonError::into_inner)

@@ -25,7 +25,7 @@ use support::load::Load;
 use support::mariadb::MariaDb;
 use support::scripted::{ScriptedConnection, Server};
 use support::site::Site;
-use support::wait_until;
+use support::{EndsThreads, wait_until};
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("examples/guestbook/migrations");
 
@@ -99,14 +99,6 @@ struct Visitors {
 impl Visitors {
     /// Has so many of them visit while `story` goes on.
     fn visit(app: &GuestBook, number: usize, story: impl FnOnce(&Self)) {
-        /// They also leave when the story panics, or the scope would wait for ever.
-        struct Stop<'a>(&'a AtomicBool);
-        impl Drop for Stop<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-
         let visitors = Self::default();
         thread::scope(|scope| {
             for _ in 0..number {
@@ -124,7 +116,7 @@ impl Visitors {
                     }
                 });
             }
-            let _stop = Stop(&visitors.stopped);
+            let _stop = EndsThreads(&visitors.stopped);
             story(&visitors);
         });
     }

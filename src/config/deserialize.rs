@@ -1,13 +1,17 @@
 //! Settings from whatever serde reads.
 
 use std::fmt;
+#[cfg(any(feature = "rocket", feature = "cli"))]
+use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
+#[cfg(any(feature = "rocket", feature = "cli"))]
+use super::ROCKETS_TIMEOUT;
 use super::value::Value;
 use super::{Place, Settings, apply};
 use crate::builder::PeerManagerBuilder;
-use crate::error::may_be_shown;
+use crate::error::shown_or_struck;
 
 /// Settings that were read with serde, from TOML, figment or anything else, for
 /// [`PeerManagerBuilder::config`](crate::PeerManagerBuilder::config).
@@ -49,13 +53,17 @@ impl Config {
         apply(builder, Place::File, self.settings)
     }
 
-    /// As [`give_to`](Self::give_to), of settings beside Rocket's own.
+    /// As [`give_to`](Self::give_to), of settings beside Rocket's own, among which is the pool's time-out.
+    /// None if that is given once more, by our name.
     #[cfg(any(feature = "rocket", feature = "cli"))]
     pub(crate) fn give_to_of_rocket<C: 'static>(
         self,
         builder: PeerManagerBuilder<C>,
-    ) -> PeerManagerBuilder<C> {
-        apply(builder, Place::Rocket, self.settings)
+        timeout: Duration,
+    ) -> Option<PeerManagerBuilder<C>> {
+        let builder = apply(builder, Place::Rocket, self.settings);
+        (!builder.is_asked("pool_timeout"))
+            .then(|| builder.pool_timeout_as(ROCKETS_TIMEOUT, timeout))
     }
 
     /// The settings besides these.
@@ -70,9 +78,7 @@ impl Config {
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Config ")?;
-        let shown = |key: &str| may_be_shown(key).then(|| key.to_owned());
-        let keys = self.settings.iter().map(|(key, _)| shown(key).unwrap_or("***".to_owned()));
-        f.debug_set().entries(keys).finish()
+        f.debug_set().entries(self.settings.iter().map(|(key, _)| shown_or_struck(key))).finish()
     }
 }
 

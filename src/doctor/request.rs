@@ -14,9 +14,10 @@ use toml::{Table, Value};
 
 use super::{Report, examine_and_tell};
 use crate::builder::PeerManagerBuilder;
-use crate::config::Config;
-use crate::error::{BuildError, may_be_shown};
+use crate::config::{Config, ROCKETS_SIZE, ROCKETS_TIMEOUT};
+use crate::error::{BuildError, may_be_shown, shown_or_struck};
 use crate::manager::PeerManager;
+use crate::url::is_keywords;
 
 /// The key in a TOML file, and the environment variable's after its prefix, of one URL with several hosts.
 const URL: &str = "url";
@@ -25,11 +26,9 @@ const URL_VARIABLE: &str = "URL";
 /// What names the peers in a file.
 const SOURCES: [&str; 2] = [URL, "peers"];
 
-/// The table that holds the databases' in a Rocket application's configuration, its keys besides ours,
-/// and the `timeout` that it has by default, in seconds.
+/// The table that holds the databases' in a Rocket application's configuration, and the `timeout` that
+/// it has by default, in seconds.
 const ROCKETS: &str = "databases";
-const ROCKETS_SIZE: &str = "pool_size";
-const ROCKETS_TIMEOUT: &str = "timeout";
 const ROCKETS_DEFAULT_TIMEOUT: i64 = 5;
 
 /// Where a configuration stands: in a TOML file, a URL, the environment, or several of them, of which
@@ -46,14 +45,13 @@ pub struct Request {
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, table, url: _, prefix } = self;
+        let file = file.as_ref().map(|path| path.display().to_string());
         let shown =
-            |text: &String| if may_be_shown(text) { text.clone() } else { "***".to_owned() };
-        let file = file.as_ref().map(|path| shown(&path.display().to_string()));
-        let (table, prefix) = (table.as_ref().map(shown), prefix.as_ref().map(shown));
+            |text: &Option<String>| text.as_deref().map(|it| shown_or_struck(it).to_owned());
         f.debug_struct("Request")
-            .field("file", &file)
-            .field("table", &table)
-            .field("prefix", &prefix)
+            .field("file", &shown(&file))
+            .field("table", &shown(table))
+            .field("prefix", &shown(prefix))
             .finish_non_exhaustive()
     }
 }
@@ -158,12 +156,10 @@ impl Request {
         let _ = take_whole(&mut settings, ROCKETS_SIZE)?;
         let timeout =
             Duration::from_secs(timeout.unwrap_or(ROCKETS_DEFAULT_TIMEOUT).unsigned_abs());
-        let builder = config(settings)?.give_to_of_rocket(builder);
-        if builder.is_asked("pool_timeout") {
+        config(settings)?.give_to_of_rocket(builder, timeout).ok_or_else(|| {
             let flaw = "`pool_timeout` is no setting there: give `timeout`";
-            return Err(Kind::Rockets(flaw.to_owned()).into());
-        }
-        Ok(builder.pool_timeout_as(ROCKETS_TIMEOUT, timeout))
+            Kind::Rockets(flaw.to_owned()).into()
+        })
     }
 
     fn is_rockets(&self) -> bool {
@@ -329,10 +325,7 @@ impl Database {
         if url.contains("://") {
             return Err(Kind::UnknownScheme.into());
         }
-        let first_key = url.split_once('=').map_or("", |(key, _)| key.trim());
-        let is_keywords = !first_key.is_empty()
-            && first_key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        Ok(if is_keywords { Self::Postgres } else { Self::Sqlite })
+        Ok(if is_keywords(url) { Self::Postgres } else { Self::Sqlite })
     }
 
     fn any() -> Self {

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
-use super::redaction::REDACTED;
+use crate::error::REDACTED;
 
 /// A user and a password to log in with, from
 /// [`credentials`](crate::PeerManagerBuilder::credentials). `Debug` does not show the password.

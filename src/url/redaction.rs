@@ -1,9 +1,7 @@
 //! Striking a URL and its passwords out of texts: client libraries quote them in their messages.
 
 use super::uri::percent_decoded;
-
-/// What stands where a secret was.
-pub(crate) const REDACTED: &str = "***";
+use crate::error::REDACTED;
 
 /// Below this length a part of a password is only struck out where it stands as a word of its own:
 /// a password `e` would otherwise make every message unreadable.

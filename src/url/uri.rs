@@ -5,8 +5,7 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use super::redaction::REDACTED;
-use crate::error::Flaw;
+use crate::error::{Flaw, REDACTED};
 
 /// How the parts of a URL that would be mistaken for something else are written.
 const ESCAPES: &str = "percent-encode what is special in a user, a password or a name (`@` is %40, \

@@ -11,6 +11,7 @@ use diesel::connection::SimpleConnection;
 use diesel::r2d2::{Pool, R2D2Connection};
 use diesel_peers::PeerManager;
 
+use super::EndsThreads;
 use super::backend::PATIENCE;
 
 /// What the threads have seen so far.
@@ -64,14 +65,6 @@ impl Load {
     where
         C: R2D2Connection + Send + 'static,
     {
-        /// The threads also end when the story panics, or the scope would wait for ever.
-        struct Stop<'a>(&'a AtomicBool);
-        impl Drop for Stop<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-
         let rounds = queries.iter().map(|_| AtomicUsize::new(0)).collect();
         let load = Self { rounds, ..Self::default() };
         thread::scope(|scope| {
@@ -84,7 +77,7 @@ impl Load {
                     }
                 });
             }
-            let _stop = Stop(&load.stopped);
+            let _stop = EndsThreads(&load.stopped);
             story(&load);
         });
         load.seen.into_inner().unwrap_or_else(PoisonError::into_inner)

@@ -42,6 +42,7 @@ pub mod story;
 
 use std::env;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,16 @@ pub const APP_PASSWORD: &str = "s3cret-app";
 
 /// How long a wait sleeps before it looks again.
 const POLL: Duration = Duration::from_millis(5);
+
+/// Tells threads to end when it is dropped: also when the story that they go on beside panics, or their
+/// scope would wait for them for ever.
+pub struct EndsThreads<'a>(pub &'a AtomicBool);
+
+impl Drop for EndsThreads<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// Waits until `condition` holds.
 ///

@@ -172,7 +172,7 @@ fn find(peers: &[Peer], name: &str) -> Result<usize, Kind> {
     place_of(peers, name).ok_or_else(|| {
         let members = peers.iter().filter(|peer| peer.is_member());
         let names = members.map(|peer| peer.name.to_string()).collect();
-        Kind::UnknownPeer { name: shown_name(name), names }
+        Kind::NoSuchPeer { setting: None, name: shown_name(name), names }
     })
 }
 
