@@ -2,36 +2,13 @@
 //!
 //! It needs no framework: [`StatusPage::respond`] makes an answer of a request's parts, and whatever
 //! serves the application hands both on. In a Rocket application it is a route, with one line
-//! ([`diesel_peers::rocket`](crate::rocket)). In axum it is this:
+//! ([`diesel_peers::rocket`](crate::rocket)). In axum it is this, of the example `axum`:
 //!
 //! ```no_run
-//! # use std::sync::Arc;
-//! use axum::body::Bytes;
-//! use axum::extract::{RawQuery, State};
-//! use axum::http::{HeaderMap, Method, StatusCode, Uri};
-//! use axum::response::{AppendHeaders, IntoResponse};
-//! use axum::routing::any;
-//! use diesel_peers::status_page::StatusPage;
-//!
-//! async fn peers(
-//!     State(page): State<Arc<StatusPage>>,
-//!     method: Method,
-//!     uri: Uri,
-//!     RawQuery(query): RawQuery,
-//!     headers: HeaderMap,
-//!     body: Bytes,
-//! ) -> impl IntoResponse {
-//!     // Under HTTP/2 the host is a part of the address.
-//!     let host = |name: &str| uri.authority().filter(|_| name == "Host").map(|it| it.as_str());
-//!     let header = |name: &str| headers.get(name).and_then(|it| it.to_str().ok()).or(host(name));
-//!     let answer = page.respond(method.as_str(), query.as_deref(), header, &body);
-//!     let status = StatusCode::from_u16(answer.status).expect("a status of HTTP");
-//!     (status, AppendHeaders(answer.headers), answer.body)
-//! }
-//!
-//! # fn application(peers_of_shop: diesel_peers::Peers) -> axum::Router {
-//! let page = Arc::new(StatusPage::new().pool(peers_of_shop).with_actions());
-//! axum::Router::new().route("/peers", any(peers)).with_state(page)
+#![doc = include_str!("../examples/axum/operator.rs")]
+//! # fn application(peers_of_shop: diesel_peers::Peers) -> Router {
+//! // And in the application, where `/` is what it serves:
+//! Router::new().merge(route("/peers", StatusPage::new().pool(peers_of_shop).with_actions()))
 //! # }
 //! ```
 //!
@@ -43,8 +20,8 @@
 //! [`with_actions`](StatusPage::with_actions) adds buttons that drain a peer and have it serve again.
 //! Requests that other sites have an operator's browser send are refused: a form has to bring the token
 //! that stands in the page, and the headers by which browsers tell where it comes from (`Origin`,
-//! `Sec-Fetch-Site`) have to say that it comes from there. (A proxy in front has to pass on the `Host`
-//! that the browser sent.) That is no login: whoever can open the page can press its buttons. It has
+//! `Sec-Fetch-Site`) must not say that it comes from elsewhere. (All browsers send one of them; who is
+//! none need not. A proxy in front has to pass on the `Host` that the browser sent.) That is no login: whoever can open the page can press its buttons. It has
 //! to lie behind the application's own, or behind that of a proxy. A network of one's own keeps
 //! strangers out, but not the site in a colleague's browser whose name is made to lead to this address
 //! (DNS rebinding); a login does.
@@ -70,6 +47,7 @@
 //! | `pools[].peers[].id` | A number that tells the peer from another one of its name, in this process. |
 //! | `….name` | The peer's name. |
 //! | `….state` | `up`, `down`, `draining` or `drained`. |
+//! | `….takes_work` | Whether it is up, in service and of a weight above 0. |
 //! | `….since`, `….for_seconds` | Since when, and for how long. |
 //! | `….why` | Why it is down, or the last check failed: a client library's words. |
 //! | `….fault` | What that says: `peer_down`, `peer_not_ready`, `peer_full`, `wrong_role`, `misconfigured`, `connection_lost`, `retryable` or `query`. |

@@ -7,6 +7,7 @@ use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -107,16 +108,22 @@ fn post(address: &str, path: &str) -> (u16, String) {
     status.zip(text).unwrap_or_else(|| panic!("HTTP: {answer}"))
 }
 
-#[test]
-fn axum() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+/// The example of this name, with its files in this folder, and the address at which it listens.
+fn axum_in(folder: &Path) -> (Running, String) {
     let mut example = example("axum");
-    let example = example.env("TMPDIR", folder.path()).stdout(Stdio::piped());
+    let example = example.env("TMPDIR", folder).stdout(Stdio::piped());
     let mut running = Running(example.spawn().expect("it starts"));
     let mut line = String::new();
     let told = running.0.stdout.take().expect("it is piped");
     BufReader::new(told).read_line(&mut line).expect("text");
     let address = line.trim().strip_prefix("listening on ").expect("it says where").to_owned();
+    (running, address)
+}
+
+#[test]
+fn axum() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (mut running, address) = axum_in(folder.path());
 
     for visit in 1..=10 {
         let (status, text) = post(&address, "/visits");
@@ -150,6 +157,31 @@ fn axum() {
     assert_eq!(fs::read_dir(folder.path()).expect("our own folder").count(), 0, "it cleans up");
 }
 
+#[cfg(feature = "status-page")]
+#[test]
+fn axum_serves_the_status_page() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (_running, address) = axum_in(folder.path());
+    let browser = support::browser::Browser::desktop(1280, 720);
+    browser.open(&format!("http://{address}/operator"));
+    browser.wait_for(".live");
+    browser.click("tbody[data-peer='db1'] button");
+    support::wait_until("the page follows", support::backend::PATIENCE, || {
+        // Connections to SQLite end as the pool is used.
+        post(&address, "/visits");
+        let state = "return document.querySelector('[data-peer=db1] [data-is=state]').innerText";
+        browser.run(state) == "drained"
+    });
+    assert_eq!(browser.text("#notice"), "", "it has nothing to complain of");
+
+    let site = support::http::Client::of(&format!("http://{address}"));
+    for (path, content_type) in [("", "text/html"), ("?json", "application/json")] {
+        let answer = site.get(&format!("/operator{path}"));
+        assert_eq!(answer.content_types, [format!("{content_type}; charset=utf-8")]);
+    }
+    assert_eq!(site.get("/nowhere").status, 404);
+}
+
 /// As this test was built, so that only the example is built anew.
 #[cfg(feature = "mysql")]
 fn cargo_test(example: &str) -> Command {
@@ -162,6 +194,8 @@ fn cargo_test(example: &str) -> Command {
         ("serde", cfg!(feature = "serde")),
         ("rocket", cfg!(feature = "rocket")),
         ("cli", cfg!(feature = "cli")),
+        ("metrics", cfg!(feature = "metrics")),
+        ("status-page", cfg!(feature = "status-page")),
     ];
     let features: Vec<_> = features.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
     let profile = support::profile_folder();

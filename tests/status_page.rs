@@ -181,7 +181,7 @@ fn an_operator_sees_a_peer_die_and_drains_another() {
                          .every((path) => (path.getAttribute('d') ?? '').length > 10)";
             browser.run(lines) == true
         });
-        assert_eq!(browser.run("return document.title"), "guestbook 2/3 up");
+        assert_eq!(browser.run("return document.title"), "guestbook 2/3 serve");
         servers[0].restart();
         wait_for_state(&browser, "db0", "up");
         wait_until("it has its share", PATIENCE, || cell(&browser, "db0", "links").ends_with(" 3"));
@@ -251,7 +251,7 @@ fn a_keyboard_is_enough() {
         browser.run(&format!("document.querySelector(\"{}\").focus()", button(peer)));
         browser.press(ENTER);
         browser.wait_for("dialog[open]");
-        assert!(browser.text("#asked").contains("No other peer of guestbook is up"));
+        assert!(browser.text("#asked").contains("No other peer of guestbook takes work"));
         assert_eq!(focus(), "Leave it in service", "the harmless answer comes first");
     };
     let is_answered = || {
@@ -271,7 +271,7 @@ fn a_keyboard_is_enough() {
     browser.press(ENTER);
     is_answered();
     wait_until("it is drained", PATIENCE, || cell(&browser, "db0", "state").starts_with("drain"));
-    assert_eq!(browser.run("return document.title"), "guestbook 0/3 up");
+    assert_eq!(browser.run("return document.title"), "guestbook 0/3 serve");
 }
 
 #[test]
@@ -291,7 +291,7 @@ fn without_scripts_it_is_a_table_with_forms() {
     fits(&browser);
     browser.click(&button("db2"));
     browser.wait_for("a[href='?']");
-    assert!(browser.text(".notice").contains("No other peer of guestbook is up"));
+    assert!(browser.text(".notice").contains("No other peer of guestbook takes work"));
     fits(&browser);
     browser.click("a[href='?']");
     browser.wait_for("tbody");
@@ -401,7 +401,7 @@ fn a_page_of_two_pools() {
     });
     let texts = "return [...document.querySelectorAll('h2, [data-is=summary]')]\
                  .map((element) => element.textContent).join('; ')";
-    assert_eq!(browser.run(texts), "shop; 2 of 3 peers up; users; 2 of 3 peers up");
+    assert_eq!(browser.run(texts), "shop; 2 of 3 peers serve; users; 2 of 3 peers serve");
     let remarks = cell(&browser, "db0", "remarks");
     assert!(remarks.contains("connect to server"), "it says why: {remarks}");
     assert_eq!(cell(&browser, "users2", "remarks"), "Its weight is 0: it gets no work.");

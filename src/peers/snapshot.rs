@@ -143,6 +143,12 @@ impl fmt::Display for Snapshot {
 }
 
 impl PeerStatus {
+    /// Whether it takes new work: it is up, nobody has drained it, and its weight is not 0.
+    #[must_use]
+    pub fn takes_work(&self) -> bool {
+        self.state == PeerState::Up && self.weight > 0
+    }
+
     fn of(peer: &Peer, all_down: bool) -> Self {
         let (health, health_since, refusal) = match &peer.health {
             Health::Up { since } => (PeerState::Up, *since, None),

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::forgery::Form;
 use crate::peers::handle::Peers;
-use crate::peers::snapshot::{PeerState, Snapshot};
+use crate::peers::snapshot::Snapshot;
 
 /// What came of a button.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ impl Question {
     pub(super) fn text(&self) -> String {
         let Self { pool, peer } = self;
         format!(
-            "No other peer of {pool} is up. When {peer} is drained, every request that needs this \
+            "No other peer of {pool} takes work. When {peer} is drained, every request that needs this \
              database fails until a peer serves again.",
         )
     }
@@ -105,9 +105,6 @@ pub(super) fn act(pools: &[(String, Peers)], form: &Form) -> Result<Outcome, Ref
 
 /// Whether nobody serves when this peer does not.
 fn leaves_nobody(snapshot: &Snapshot, drained: &str) -> bool {
-    let serves_else = snapshot
-        .peers
-        .iter()
-        .any(|peer| peer.name != drained && peer.state == PeerState::Up && peer.weight > 0);
+    let serves_else = snapshot.peers.iter().any(|peer| peer.name != drained && peer.takes_work());
     snapshot.peer(drained).is_some() && !serves_else
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::act::{Question, Refusal};
 use super::escape::{ScriptData, Text};
-use super::report::{Process, Report, remarks, up};
+use super::report::{Process, Report, remarks, serving};
 use super::time::Utc;
 use crate::event::Event;
 use crate::peers::snapshot::table::short;
@@ -129,7 +129,7 @@ fn title(report: &Report<'_>) -> String {
         if pool.closed {
             return format!("{name} closed");
         }
-        format!("{name} {}/{} up", up(pool), pool.peers.len())
+        format!("{name} {}/{} serve", serving(pool), pool.peers.len())
     };
     let pools: Vec<String> = report.pools.iter().map(pool).collect();
     if pools.is_empty() { "Database peers".to_owned() } else { pools.join(", ") }
@@ -150,7 +150,7 @@ fn section(
     format!(
         r#"<section data-pool="{name}" aria-labelledby="pool{number}">
 <h2 id="pool{number}">{name}</h2>
-<p class="summary"><span data-is="summary">{up} of {all} peers up</span><span data-is="work"></span></p>
+<p class="summary"><span data-is="summary">{serving} of {all} peers serve</span><span data-is="work"></span></p>
 <p class="notice" data-is="closed"{open}>This pool is closed: what is shown was last known.</p>
 <table role="table" aria-labelledby="pool{number}">
 <thead role="rowgroup"><tr role="row">{heads}</thead>
@@ -161,7 +161,7 @@ fn section(
 </section>
 "#,
         name = Text(name),
-        up = up(pool),
+        serving = serving(pool),
         all = pool.peers.len(),
         open = hidden(!pool.closed),
         calm = hidden(!pool.events.is_empty()),

@@ -24,6 +24,8 @@
         if (element.textContent !== text) element.textContent = text;
     };
 
+    const serving = (pool) => pool.peers.filter((peer) => peer.takes_work).length;
+
     // As the server says it.
     const short = (seconds) => {
         const whole = Math.floor(seconds);
@@ -197,8 +199,7 @@
     };
 
     const showPool = (section, pool, now) => {
-        const up = pool.peers.filter((peer) => peer.state === "up").length;
-        say(within(section, "summary"), `${up} of ${pool.peers.length} peers up`);
+        say(within(section, "summary"), `${serving(pool)} of ${pool.peers.length} peers serve`);
         within(section, "closed").hidden = !pool.closed;
 
         const series = pool.peers.map((peer) => reports.slice(1).map((after, at) => ({
@@ -228,8 +229,8 @@
     };
 
     const titleOf = (pool) => {
-        const up = pool.peers.filter((peer) => peer.state === "up").length;
-        return pool.closed ? `${pool.name} closed` : `${pool.name} ${up}/${pool.peers.length} up`;
+        if (pool.closed) return `${pool.name} closed`;
+        return `${pool.name} ${serving(pool)}/${pool.peers.length} serve`;
     };
 
     // What has happened since the last report, for those who do not see it.
@@ -297,8 +298,12 @@
             signal: AbortSignal.timeout(PATIENCE),
             ...options,
         });
-        const isReport = response.headers.get("Content-Type")?.startsWith("application/json");
-        if (!isReport) throw new Error(`the answer is no report, and has status ${response.status}`);
+        const type = response.headers.get("Content-Type");
+        if (!type?.includes("application/json")) {
+            throw new Error(
+                `the answer is no report, but of status ${response.status} and type ${type}`,
+            );
+        }
         return response.json();
     };
 

@@ -76,6 +76,7 @@ impl Report<'_> {
             "id": peer.id,
             "name": peer.name,
             "state": peer.state.to_string(),
+            "takes_work": peer.takes_work(),
             "since": Utc(self.at.checked_sub(lasts).unwrap_or(self.at)).to_string(),
             "for_seconds": lasts.as_secs_f64(),
             "why": peer.why,
@@ -123,19 +124,19 @@ fn event(event: &Event) -> Value {
 pub(super) fn remarks(peer: &PeerStatus) -> Vec<String> {
     let why = peer.why.as_ref().map(|why| match (peer.state, peer.fault) {
         (PeerState::Down, Some(Fault::Misconfigured)) => {
-            format!("It does not let the application in: {why}")
+            sentence(&format!("It does not let the application in: {why}"))
         }
-        (PeerState::Down, _) => why.clone(),
-        _ => format!("The last check failed: {why}"),
+        (PeerState::Down, _) => sentence(why),
+        _ => sentence(&format!("The last check failed: {why}")),
     });
     let full = "Full: it had no connection to give, and others get the new ones.";
-    let hesitant = "Hesitant: a query waits, and nothing was heard since; others get the work.";
+    let hesitant = "Hesitant: a query waits, and nothing was heard since; others are preferred.";
     let stuck = format!("Stuck: {} logins hang there, and cannot be ended.", peer.stuck);
     let weight = "Its weight is 0: it gets no work.";
     let rest = [
         (peer.is_leaving, "It is being removed."),
         (peer.is_full, full),
-        (peer.is_hesitant, hesitant),
+        (peer.is_hesitant && peer.state == PeerState::Up, hesitant),
         (peer.stuck > 0, stuck.as_str()),
         (peer.weight == 0, weight),
     ];
@@ -143,7 +144,13 @@ pub(super) fn remarks(peer: &PeerStatus) -> Vec<String> {
     why.into_iter().chain(rest.map(|(_, remark)| remark.to_owned())).collect()
 }
 
-/// How many peers of a pool are up.
-pub(super) fn up(pool: &Snapshot) -> usize {
-    pool.peers.iter().filter(|peer| peer.state == PeerState::Up).count()
+/// With a full stop at its end: others' words come without or with one.
+fn sentence(words: &str) -> String {
+    let words = words.trim_end();
+    if words.ends_with(['.', '!', '?']) { words.to_owned() } else { format!("{words}.") }
+}
+
+/// How many peers of a pool take work.
+pub(super) fn serving(pool: &Snapshot) -> usize {
+    pool.peers.iter().filter(|peer| peer.takes_work()).count()
 }

@@ -97,6 +97,7 @@ fn the_json_has_these_keys() {
         "since",
         "state",
         "stuck",
+        "takes_work",
         "tier",
         "weight",
         "why",
@@ -114,7 +115,7 @@ fn the_json_has_these_keys() {
     assert_eq!(peer["state"], "down");
     assert_eq!(peer["why"], "refused");
     assert_eq!(peer["fault"], "peer_down");
-    assert_eq!(peer["remarks"], serde_json::json!(["refused"]));
+    assert_eq!(peer["remarks"], serde_json::json!(["refused."]));
     assert_eq!(pool["events"][0]["event"], "down");
     assert_eq!(pool["peers"][0]["why"], Value::Null);
 }
@@ -173,7 +174,7 @@ fn nobody_is_left_only_on_purpose() {
     story.peers.set_weight("peer2", 0).expect("there is such a peer");
     let asked = story.press(None, "peer=peer0&action=drain");
     assert_eq!(asked.status, 409);
-    assert!(asked.body.contains("No other peer of default is up."), "{}", asked.body);
+    assert!(asked.body.contains("No other peer of default takes work."), "{}", asked.body);
     assert!(asked.body.contains("name=\"confirm\" value=\"yes\""), "{}", asked.body);
     let asked = story.press(Some("json"), "peer=peer0&action=drain");
     assert!(asked.body.starts_with("{\"confirm\":\"No other peer"), "{}", asked.body);
@@ -253,6 +254,19 @@ fn others_words_are_text() {
     let data: Value = serde_json::from_str(data.expect("it is there")).expect("it is whole");
     let why = &data["pools"][0]["peers"][0]["why"];
     assert_eq!(why, "</script><script>alert(1)</script>\"'\u{2028}");
+}
+
+#[test]
+fn remarks_are_sentences_and_say_nothing_that_is_not_so() {
+    let mut status = Story::of(1).peers.snapshot().peers.remove(0);
+    status.is_hesitant = true;
+    assert!(report::remarks(&status)[0].starts_with("Hesitant: "));
+    status.why = Some("(111) refused \n".to_owned());
+    assert_eq!(report::remarks(&status)[0], "The last check failed: (111) refused.");
+    status.state = PeerState::Down;
+    assert_eq!(report::remarks(&status), ["(111) refused."], "it is down, and not hesitant");
+    status.why = Some("Why?".to_owned());
+    assert_eq!(report::remarks(&status), ["Why?"]);
 }
 
 #[test]

@@ -19,6 +19,8 @@ pub struct Answer {
     pub status: u16,
     /// Where a redirect leads.
     pub location: Option<String>,
+    /// One, if it is as it should be.
+    pub content_types: Vec<String>,
     pub body: String,
 }
 
@@ -65,10 +67,14 @@ impl Client {
 
 impl Answer {
     fn from(mut response: Response<ureq::Body>) -> Self {
-        let location = response.headers().get("location");
+        let values = |name| {
+            let values = response.headers().get_all(name).iter();
+            values.filter_map(|value| value.to_str().ok()).map(str::to_owned).collect::<Vec<_>>()
+        };
         Self {
             status: response.status().as_u16(),
-            location: location.and_then(|value| value.to_str().ok()).map(str::to_owned),
+            location: values("location").pop(),
+            content_types: values("content-type"),
             body: response.body_mut().read_to_string().expect("text"),
         }
     }

@@ -6,7 +6,12 @@
 //! cargo run --example axum -- 127.0.0.1:3000
 //! curl -X POST http://127.0.0.1:3000/visits
 //! ```
+//!
+//! With `--features status-page` there is a page for its operator, at `/operator`.
 
+#[cfg(feature = "status-page")]
+mod operator;
+#[path = "../stand_in/mod.rs"]
 mod stand_in;
 
 use std::env;
@@ -21,6 +26,8 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::r2d2::{Pool, PooledConnection};
 use diesel_peers::PeerManager;
+#[cfg(feature = "status-page")]
+use diesel_peers::status_page::StatusPage;
 use schema::visits;
 use tokio::net::TcpListener;
 use tokio::{signal, task};
@@ -46,6 +53,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         // SQLite has one writer at a time: each waits for its turn.
         .on_connect(|conn| conn.batch_execute("PRAGMA busy_timeout = 30000"))
         .build()?;
+    #[cfg(feature = "status-page")]
+    let peers = manager.peers();
     // These wait as well, but nobody is served yet who could be kept from it.
     let pool = Pool::builder().max_size(4).build(manager)?;
     pool.get()?.batch_execute(TABLE)?;
@@ -54,6 +63,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(address).await?;
     println!("listening on {}", listener.local_addr()?);
     let app = Router::new().route("/visits", post(visit)).with_state(pool);
+    // Whoever reaches it can press its buttons: it has to lie behind a login, which this example has not.
+    #[cfg(feature = "status-page")]
+    let app = app.merge(operator::route("/operator", StatusPage::new().pool(peers).with_actions()));
     let interrupted = async { signal::ctrl_c().await.expect("signals can be waited for") };
     axum::serve(listener, app).with_graceful_shutdown(interrupted).await?;
     Ok(())
