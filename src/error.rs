@@ -37,9 +37,18 @@ pub(crate) enum Kind {
     DuplicateName {
         name: String,
     },
+    /// One is to be added, and there is one by this name.
+    NameTaken {
+        name: String,
+    },
     Url {
         name: String,
         flaw: Flaw,
+    },
+    /// Its URL says who logs in, and the setting says something else.
+    Overruled {
+        name: String,
+        setting: &'static str,
     },
     /// A setting in text: its key where it stands, what is wrong, and what would be right.
     Setting {
@@ -137,6 +146,17 @@ impl fmt::Display for Kind {
             Self::DuplicateName { name } => {
                 write!(f, "two peers have the name {name:?}: each peer needs a name of its own")
             }
+            Self::NameTaken { name } => write!(
+                f,
+                "there is a peer {name:?} already: give this one another name, or change that one with \
+                 `replace`, which is given all peers",
+            ),
+            Self::Overruled { name, setting } => write!(
+                f,
+                "the URL of peer {name:?} names another {setting} than the setting `{setting}`, which \
+                 is every peer's: leave it out of the URL, or give `credentials` in place of the \
+                 setting, which is asked at each login",
+            ),
             Self::Url { name, flaw } => write!(
                 f,
                 "the URL of peer {name:?} {flaw}: give what diesel's `establish` takes, as \

@@ -190,6 +190,8 @@ impl fmt::Display for Event {
             }
             EventKind::HasRoom => write!(f, "peer {peer} takes connections again"),
             EventKind::Draining => write!(f, "peer {peer} is being drained"),
+            // Nobody was there.
+            EventKind::Drained { took: Duration::ZERO } => write!(f, "peer {peer} is drained"),
             EventKind::Drained { took } => write!(f, "peer {peer} is drained, after {took:.1?}"),
             EventKind::Resumed => write!(f, "peer {peer} serves again"),
             EventKind::Weighted { from, to } => {

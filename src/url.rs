@@ -2,6 +2,7 @@
 
 mod credentials;
 mod host;
+mod keywords;
 mod redaction;
 mod uri;
 
@@ -13,8 +14,11 @@ use crate::dialect::{Dialect, Encryption};
 use crate::error::{Flaw, REDACTED};
 pub(crate) use credentials::AskCredentials;
 pub use credentials::Credentials;
+pub(crate) use keywords::is_keywords;
 use redaction::Secrets;
-pub(crate) use uri::{Parameter, Query, Uri, parameters, percent_decoded, percent_encoded};
+#[cfg(test)]
+pub(crate) use uri::percent_encoded;
+pub(crate) use uri::{Parameter, Query, Uri, parameters, percent_decoded};
 
 /// A peer's URL. `Debug` does not show it, and there is no `Display`.
 #[derive(Clone)]
@@ -75,6 +79,12 @@ impl PeerUrl {
         }
         if dialect == Dialect::MySql {
             encryption(&uri)?;
+            if host::forgets_its_port(&uri) {
+                return Err("names a port at `localhost`, which MySQL's client libraries take for \
+                            their one Unix socket: write 127.0.0.1 for the port, or name the socket \
+                            with `unix_socket`"
+                    .into());
+            }
         }
         let unknown = uri.parameters.iter().find(|parameter| !dialect.knows(&parameter.key));
         // Of a password that is not escaped the key is the first that is unknown.
@@ -102,44 +112,6 @@ impl PeerUrl {
             Err(_) if self.url.contains(KEY) => self,
             Err(_) => self.leading_to(format!("{} {KEY}={seconds}", self.url)),
         }
-    }
-
-    /// This URL with another user and password.
-    pub(crate) fn with_credentials(&self, credentials: &Credentials) -> Result<Self, Flaw> {
-        let Credentials { user, password } = credentials;
-        if let Some(mut uri) =
-            Uri::parse(&self.url).ok().filter(|uri| !["sqlite", "file"].contains(&&*uri.scheme))
-        {
-            // libpq prefers these to what stands before the host.
-            uri.parameters.retain(|Parameter { key, .. }| {
-                !(key == "user" && user.is_some() || key == "password" && password.is_some())
-            });
-            let given = uri.userinfo.unwrap_or_default();
-            let (given_user, given_password) = match given.split_once(':') {
-                Some((user, password)) => (user, Some(password)),
-                None => (&*given, None),
-            };
-            let user = user.as_deref().map_or_else(|| given_user.to_owned(), percent_encoded);
-            let password = password.as_deref().map(percent_encoded);
-            uri.userinfo = Some(match password.as_deref().or(given_password) {
-                Some(password) => format!("{user}:{password}"),
-                None => user,
-            });
-            return Ok(Self::new(uri.to_string()));
-        }
-        if !is_keywords(&self.url) {
-            return Err("has no place for a user or a password".into());
-        }
-        // Of several libpq takes the last.
-        let mut url = self.url.clone();
-        for (key, value) in [("user", user), ("password", password)] {
-            if let Some(value) = value {
-                let quoted = value.replace('\\', r"\\").replace('\'', r"\'");
-                url = format!("{url} {key}='{quoted}'");
-            }
-        }
-        // Quoted as it is there, it is another text than a message would quote.
-        Ok(Self { secrets: Secrets::of(&url, password.as_deref()), url })
     }
 
     /// The name of its host, where that is one that can be resolved.
@@ -211,19 +183,8 @@ fn encryption(uri: &Uri) -> Result<Encryption, Flaw> {
     })
 }
 
-/// Whether it is of libpq's other form, `host=db0 dbname=shop`. A value in it may hold `://`.
-pub(crate) fn is_keywords(url: &str) -> bool {
-    let (before, rest) = url.split_once('=').unwrap_or(("", ""));
-    let key = before.trim();
-    let is_key =
-        !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    is_key && !rest.is_empty()
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn url(text: &str) -> PeerUrl {
@@ -257,6 +218,7 @@ mod tests {
             (Dialect::MySql, "db0", "is no URL"),
             (Dialect::MySql, "postgres://db0/shop", "does not begin with `mysql://`"),
             (Dialect::MySql, "mysql://db0,db1/shop", "names several hosts"),
+            (Dialect::MySql, "mysql://localhost:3307/shop", "names a port at `localhost`"),
             (Dialect::MySql, "mysql://db0/shop/2", "has a path with several `/`"),
             (Dialect::MySql, "mysql://db0/shop?sslmode=require", "has the parameter `sslmode`"),
             (Dialect::MySql, "mysql://db0/shop?ssl_mode", "has an `ssl_mode` that is none"),
@@ -323,6 +285,10 @@ mod tests {
             (Dialect::MySql, "mysql://app:a@b@db0/shop"),
             (Dialect::MySql, "mysql://app:p%40ss%2Fw@[::1]:3306/shop"),
             (Dialect::MySql, "mysql://app@localhost/shop?unix_socket=/run/mysqld/mysqld.sock"),
+            (Dialect::MySql, "mysql://app@localhost:3307/shop?unix_socket=/run/mysqld/mysqld.sock"),
+            (Dialect::MySql, "mysql://localhost/shop"),
+            (Dialect::MySql, "mysql://localhost:3306/shop"),
+            (Dialect::Postgres, "postgres://localhost:5433/shop"),
             (Dialect::MySql, "mysql://db0"),
             (
                 Dialect::Postgres,
@@ -345,51 +311,8 @@ mod tests {
     }
 
     #[test]
-    fn credentials_take_their_place() {
-        let both = Credentials::new("shop", "p@ss/w:rd");
-        let password = Credentials::password("it's \\ new");
-        let cases = [
-            ("mysql://db0/shop", &both, "mysql://shop:p%40ss%2Fw%3Ard@db0/shop"),
-            ("mysql://app:old@db0/shop", &both, "mysql://shop:p%40ss%2Fw%3Ard@db0/shop"),
-            ("mysql://app:old@db0/shop", &password, "mysql://app:it%27s%20%5C%20new@db0/shop"),
-            ("mysql://app@db0/shop", &password, "mysql://app:it%27s%20%5C%20new@db0/shop"),
-            (
-                "postgres://db0?user=a&password=b&x=1",
-                &both,
-                "postgres://shop:p%40ss%2Fw%3Ard@db0?x=1",
-            ),
-            ("host=db0", &both, "host=db0 user='shop' password='p@ss/w:rd'"),
-            ("host=db0 a=b://c", &both, "host=db0 a=b://c user='shop' password='p@ss/w:rd'"),
-            ("host=db0 user=app", &password, r"host=db0 user=app password='it\'s \\ new'"),
-        ];
-        for (given, credentials, expected) in cases {
-            let url = url(given).with_credentials(credentials).expect(given);
-            assert_eq!(url.expose(), expected, "from {given}");
-            let secret = credentials.password.as_deref().expect("it has one");
-            assert_eq!(url.redact(secret), REDACTED, "they are secrets as well");
-        }
-        for path in ["shop.db", "file:shop.db?mode=rw", "file:///srv/shop.db", "sqlite://shop.db"] {
-            url(path).with_credentials(&both).expect_err("a file asks nobody who they are");
-        }
-    }
-
-    #[test]
     fn debug_does_not_show_it() {
         let url = url("mysql://app:s3cret@db/shop");
         assert_eq!(format!("{url:?}"), "***", "a URL is a secret");
-    }
-
-    proptest! {
-        #[test]
-        fn credentials_come_through(user in "\\PC+", password in "\\PC*") {
-            let given = Credentials::new(&*user, &*password);
-            let url = url("mysql://db0/shop").with_credentials(&given).expect("it has a place");
-            prop_assert_eq!(url.check(Dialect::MySql), Ok(()));
-            let uri = Uri::parse(url.expose()).expect("it is one");
-            let (read_user, read_password) =
-                uri.userinfo.as_deref().and_then(|userinfo| userinfo.split_once(':')).expect("both");
-            prop_assert_eq!(percent_decoded(read_user), user);
-            prop_assert_eq!(percent_decoded(read_password), password);
-        }
     }
 }

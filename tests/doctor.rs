@@ -482,7 +482,7 @@ fn wrong_configurations_are_refused() {
         ("check_interval = 1".to_owned(), "there is no peer"),
         (
             format!("[default.databases.shop]\nurl = \"{url}\""),
-            "(there are peers in the table default.databases.shop, which has to be named)",
+            "peers: there are peers in the table `default.databases.shop`: name it, with `--table`. ",
         ),
         (format!("[peers]\na = \"{url}\"\nb = \"postgres://b/app\""), "`mysql://`"),
     ] {
@@ -493,7 +493,13 @@ fn wrong_configurations_are_refused() {
     check(&["host=db0 dbname=shop"]).is_refused(&["`url` is no URL, but libpq's keywords: "]);
     check(&["mysql://app:s3cret@db0,s3cret@db1/app"]).is_refused(&["`url`", "several `@`"]);
     check(&[]).is_refused(&["--config <FILE>", "--env <PREFIX>"]);
-    check(&[url, "mysql://app:s3cret@127.0.0.1:2/app"]).is_refused(&["unexpected argument '***'"]);
+    check(&[url, "mysql://app:s3cret@127.0.0.1:2/app"]).is_refused(&[
+        "unexpected argument '***'",
+        "Several hosts stand in one URL, as mysql://app@db0,db1/shop.",
+    ]);
+    for slip in ["shop", ""] {
+        check(&[slip]).is_refused(&["the URL begins with none of"]);
+    }
     check(&[url, "--watch=s3cret@db0"]).is_refused(&["give a number of seconds"]);
     check(&[url, "--watch", "--json"]).is_refused(&["cannot be used with"]);
     check(&["--json", "--table", "a", url]).is_refused(&["--config <FILE>"]);
@@ -558,6 +564,10 @@ fn tables_of_a_file() {
     of("default.databases.shop").is(WELL, &["All is well."]);
     of("default.databases.none").is_refused(&["`pool_size` is no whole number, 1 or more"]);
     of("default.databases.sop").is_refused(&["there is no `sop` beside ", "shop"]);
+    let clue = "there are peers in the table `default.databases.shop`, and in ";
+    for table in ["shop", "databases.shop", "default", "default.databases"] {
+        of(table).is_refused(&[clue]);
+    }
     // What contradicts Rocket's own is an error, as it is when the application starts.
     let content = content.replace("connect_timeout = 6", "connect_timeout = 60\ntimeout = 10");
     let (_folder, path) = file(&content);
@@ -579,6 +589,10 @@ fn the_environment() {
     with.env("SHOP_DB_PASSWORD", APP_PASSWORD).arg("--config").arg(path);
     outcome(with.args(["--env", "SHOP_DB_"])).is(WELL, &["All is well."]);
     outcome(command().args(["--env", "SHOP_DB_"])).is_refused(&["there is no peer", "SHOP_DB_URL"]);
+    // A URL that was typed is meant.
+    let mut with = command();
+    with.env("SHOP_DB_URL", "mysql://app@127.0.0.1:1/app").env("SHOP_DB_PASSWORD", APP_PASSWORD);
+    outcome(with.args([&url, "--env", "SHOP_DB_"])).is(WELL, &["All is well."]);
 }
 
 /// A process that does not outlive its test.

@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
-use diesel_peers::{Balance, ChangeError, EventKind, PeerConfig, PeerState, Peers};
+use diesel_peers::{Balance, ChangeError, EventKind, PeerConfig, PeerManager, PeerState, Peers};
 use support::backend::{
     Backend, PATIENCE, SOON, fill, links, manager_of, manager_over, pool_of, state,
 };
@@ -256,7 +256,7 @@ fn what_cannot_be_done_is_an_error_and_changes_nothing() {
         (
             "twice",
             |peers, url| peers.add(PeerConfig::new("peer1", url)),
-            "two peers have the name \"peer1\"",
+            "there is a peer \"peer1\" already",
         ),
         ("a name", |peers, url| peers.add(PeerConfig::new(url, "db")), "is a URL"),
         (
@@ -282,6 +282,32 @@ fn what_cannot_be_done_is_an_error_and_changes_nothing() {
         assert_eq!(names(&peers), before, "{what}: nothing has changed");
     }
     assert_eq!(events(&peers), [], "and nothing is told");
+}
+
+/// It would count for nothing.
+#[test]
+fn a_password_that_a_setting_overrules_is_refused() {
+    let builder = PeerManager::<ScriptedConnection>::builder()
+        .peer("peer0", "x://app:old@db0")
+        .user("app")
+        .password("s3cret");
+    let manager = builder.build().expect("a setting takes the place of what a URL says");
+    let peers = manager.peers();
+    let replace = |url: &str| peers.replace([PeerConfig::new("peer0", url)]);
+    for (url, setting) in [("x://app:s3cret2@db0", "password"), ("x://other@db0", "user")] {
+        let errors = [
+            replace(url).expect_err("another one is meant"),
+            peers.add(PeerConfig::new("peer1", url)).expect_err("another one is meant"),
+        ];
+        for error in errors.map(|error| error.to_string()) {
+            assert!(error.contains(&format!("another {setting} than the setting")), "{error}");
+            assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
+    for url in ["x://db0", "x://app@db0", "x://app:s3cret@db0"] {
+        replace(url).expect("it says nothing else");
+    }
+    assert_eq!(names(&peers), ["peer0"]);
 }
 
 #[test]

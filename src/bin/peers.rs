@@ -43,13 +43,20 @@ enum Command {
 
 /// Logs in to every peer at once, as the pool does, and shows where they differ.
 ///
+/// The peers stand in a URL, a file or the environment, or in several of these.
+///
 /// Exit codes: 0 all is well; 1 a peer is not ready, or they differ in what matters; 2 the arguments or
 /// the configuration are wrong, or the report cannot be written.
 #[derive(Args)]
+#[command(
+    override_usage = "peers check [URL] [--config <FILE> [--table <PATH>]] [--env <PREFIX>] \
+                            [--json | --watch [<SECONDS>]]"
+)]
 #[command(group(ArgGroup::new("where").args(["url", "config", "env"]).required(true).multiple(true)))]
 struct Check {
-    /// One URL with several hosts: `mysql://app@db0,db1/shop`. (Others on this machine can see it while
-    /// this runs: a password is better in a file or the environment.)
+    /// One URL with several hosts: `mysql://app@db0,db1/shop`. It counts more than a file and the
+    /// environment. (Others on this machine can see it while this runs: a password is better in a file or
+    /// the environment, where it counts more than the URL's.)
     url: Option<String>,
 
     /// A TOML file with `url` or `peers`, and any settings.
@@ -60,7 +67,8 @@ struct Check {
     #[arg(long, value_name = "PATH", requires = "config")]
     table: Option<String>,
 
-    /// Settings in environment variables that begin with this, as `SHOP_DB_URL` with `SHOP_DB_`.
+    /// Settings in environment variables that begin with this, as `SHOP_DB_URL` with `SHOP_DB_`. They count
+    /// more than a file's.
     #[arg(long, value_name = "PREFIX", value_parser = prefix)]
     env: Option<String>,
 
@@ -108,6 +116,16 @@ fn refuse(error: &clap::Error) -> ExitCode {
         _ => text,
     };
     drop(io::stderr().write_all(text.as_bytes()));
+    let is_second_url = matches!(
+        error.get(ContextKind::InvalidArg),
+        Some(ContextValue::String(given)) if !given.starts_with('-')
+    );
+    if error.kind() == ErrorKind::UnknownArgument && is_second_url {
+        drop(writeln!(
+            io::stderr(),
+            "\nSeveral hosts stand in one URL, as mysql://app@db0,db1/shop."
+        ));
+    }
     WRONG.into()
 }
 

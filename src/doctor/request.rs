@@ -81,14 +81,15 @@ impl Request {
         self
     }
 
-    /// As [`PeerManagerBuilder::url`].
+    /// As [`PeerManagerBuilder::url`]. It counts more than what stands in the environment or in a file; but
+    /// who logs in is said by their `user` and `password`, if they say it.
     #[must_use]
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
         self
     }
 
-    /// As [`PeerManagerBuilder::env`].
+    /// As [`PeerManagerBuilder::env`]. It counts more than what stands in a file.
     #[must_use]
     pub fn env(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = Some(prefix.into());
@@ -131,16 +132,14 @@ impl Request {
         if let Some(settings) = settings {
             builder = self.give(settings, builder)?;
         }
-        if let Some(url) = &self.url {
-            builder = builder.url(url);
-        }
         if let Some(prefix) = &self.prefix {
             builder = builder.env(prefix);
         }
-        examine_and_tell(builder, tell).map_err(|error| {
-            let hint = self.tables_with_peers();
-            Kind::Settings(error, hint).into()
-        })
+        if let Some(url) = &self.url {
+            builder = builder.url(url);
+        }
+        examine_and_tell(builder, tell)
+            .map_err(|error| Kind::Settings { error, tables: self.tables_with_peers() }.into())
     }
 
     /// Gives a file's settings to the builder, as the application does.
@@ -191,19 +190,15 @@ impl Request {
             let one = settings.get(URL).and_then(Value::as_str);
             one.or_else(|| settings.get("peers").and_then(first_peer)).map(str::to_owned)
         };
-        of_environment.or_else(|| self.url.clone()).or_else(of_file)
+        self.url.clone().or(of_environment).or_else(of_file)
     }
 
     /// The tables that hold peers, if the one that was read holds none.
     fn tables_with_peers(&self) -> Vec<String> {
-        let file = self.file.as_ref().filter(|_| self.table.is_none());
-        let Some(file) = file.and_then(|path| parse(path).ok()).filter(|file| !has_peers(file))
-        else {
-            return Vec::new();
-        };
-        let mut found = Vec::new();
-        look_for_peers(&file, "", &mut found);
-        found
+        let read = self.read().ok().flatten();
+        let file = self.file.as_ref().filter(|_| read.is_some_and(|table| !has_peers(&table)));
+        let file = file.and_then(|path| parse(path).ok());
+        file.map(|file| those_with_peers(&file)).unwrap_or_default()
     }
 }
 
@@ -241,7 +236,7 @@ fn find<'a>(file: &'a Table, path: &str) -> Result<&'a Table, RequestError> {
         table = table.get(&key).and_then(Value::as_table).ok_or_else(|| {
             let tables = table.iter().filter(|(_, value)| value.is_table());
             let others = tables.filter_map(|(name, _)| written(name)).collect();
-            Kind::NoTable { path: path.to_owned(), key, others }
+            Kind::NoTable { path: path.to_owned(), key, others, tables: those_with_peers(file) }
         })?;
     }
     Ok(table)
@@ -261,6 +256,13 @@ fn written(key: &str) -> Option<String> {
 
 fn has_peers(table: &Table) -> bool {
     SOURCES.iter().any(|key| table.contains_key(*key))
+}
+
+/// The tables of a file that hold peers.
+fn those_with_peers(file: &Table) -> Vec<String> {
+    let mut found = Vec::new();
+    look_for_peers(file, "", &mut found);
+    found
 }
 
 fn look_for_peers(table: &Table, path: &str, found: &mut Vec<String>) {
@@ -322,10 +324,12 @@ impl Database {
             "sqlite" | "file" => return Ok(Self::Sqlite),
             _ => {}
         }
-        if url.contains("://") {
-            return Err(Kind::UnknownScheme.into());
+        if is_keywords(url) {
+            return Ok(Self::Postgres);
         }
-        Ok(if is_keywords(url) { Self::Postgres } else { Self::Sqlite })
+        // A word alone is more likely a slip than a file of that name.
+        let is_path = !url.contains("://") && url.contains(['/', '.']);
+        if is_path { Ok(Self::Sqlite) } else { Err(Kind::UnknownScheme.into()) }
     }
 
     fn any() -> Self {
@@ -364,12 +368,18 @@ enum Kind {
         path: String,
         key: String,
         others: Vec<String>,
+        /// Those that hold peers.
+        tables: Vec<String>,
     },
     Rockets(String),
     UnknownScheme,
     #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
     NoFeature(&'static str),
-    Settings(BuildError, Vec<String>),
+    Settings {
+        error: BuildError,
+        /// Those that hold peers, while the one that was read has none.
+        tables: Vec<String>,
+    },
 }
 
 impl From<Kind> for RequestError {
@@ -381,6 +391,16 @@ impl From<Kind> for RequestError {
 impl fmt::Debug for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// Which tables would be right.
+struct Named<'a>(&'a [String]);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = self.0.join("`, and in `");
+        write!(f, "there are peers in the table `{all}`: name it, with `--table`")
     }
 }
 
@@ -406,18 +426,22 @@ impl fmt::Display for RequestError {
                 }
                 f.write_str(" is no path of a table: give it as `default.databases.shop`")
             }
-            Kind::NoTable { path, key, others } => {
+            Kind::NoTable { path, key, others, tables } => {
                 if may_be_shown(path) && may_be_shown(key) {
                     write!(f, "the file has no table `{path}`: there is no `{key}`")?;
                 } else {
                     f.write_str("the file has no table of that name, which may be a secret")?;
                 }
-                if others.is_empty() { Ok(()) } else { write!(f, " beside {}", others.join(", ")) }
+                if !others.is_empty() {
+                    write!(f, " beside {}", others.join(", "))?;
+                }
+                if tables.is_empty() { Ok(()) } else { write!(f, "; {}", Named(tables)) }
             }
             Kind::Rockets(flaw) => f.write_str(flaw),
             Kind::UnknownScheme => f.write_str(
                 "the URL begins with none of `mysql://`, `postgres://`, `postgresql://`, `sqlite://` \
-                 and `file:`, which tell the database; a path is SQLite's",
+                 and `file:`, which tell the database (a path is SQLite's, if there is a `/` or a `.` in \
+                 it)",
             ),
             #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
             Kind::NoFeature(feature) => write!(
@@ -425,17 +449,8 @@ impl fmt::Display for RequestError {
                 "the URL is of a database whose feature this was built without: build it with \
                  `--features cli,{feature}`",
             ),
-            Kind::Settings(error, tables) => {
-                fmt::Display::fmt(error, f)?;
-                match &tables[..] {
-                    [] => Ok(()),
-                    tables => write!(
-                        f,
-                        " (there are peers in the table {}, which has to be named)",
-                        tables.join(", and in "),
-                    ),
-                }
-            }
+            Kind::Settings { error, tables } if tables.is_empty() => fmt::Display::fmt(error, f),
+            Kind::Settings { error, tables } => write!(f, "{}. Without it {error}", Named(tables)),
         }
     }
 }
@@ -467,6 +482,9 @@ mod tests {
             (Some("file:a/shop.db,b/shop.db?mode=rw"), Some(Sqlite)),
             (Some("a/shop.db"), Some(Sqlite)),
             (Some("mariadb://app:s3cret@db0/shop"), None),
+            (Some("./shop"), Some(Sqlite)),
+            (Some("shop"), None),
+            (Some(""), None),
             (None, Some(Database::any())),
         ] {
             let found = Database::of(url);
@@ -497,12 +515,10 @@ mod tests {
         let file: Table = "[default.databases.shop]\nurl = 'x'\n[debug]\n".parse().expect("TOML");
         assert!(find(&file, "default.databases.shop").is_ok_and(has_peers));
         let error = find(&file, "default.databases.shopp").expect_err("it is not there");
-        let told =
-            "the file has no table `default.databases.shopp`: there is no `shopp` beside shop";
+        let told = "the file has no table `default.databases.shopp`: there is no `shopp` beside shop; \
+                    there are peers in the table `default.databases.shop`: name it, with `--table`";
         assert_eq!(error.to_string(), told);
-        let mut found = Vec::new();
-        look_for_peers(&file, "", &mut found);
-        assert_eq!(found, ["default.databases.shop"]);
+        assert_eq!(those_with_peers(&file), ["default.databases.shop"]);
     }
 
     /// What is told can be given.
@@ -512,12 +528,12 @@ mod tests {
             let inner = Value::Table([("url".to_owned(), Value::from("x"))].into_iter().collect());
             let tables = Value::Table([(key.to_owned(), inner)].into_iter().collect());
             let file: Table = [("databases".to_owned(), tables)].into_iter().collect();
-            let mut found = Vec::new();
-            look_for_peers(&file, "", &mut found);
+            let found = those_with_peers(&file);
             assert_eq!(found.len(), 1, "{key}");
             assert!(find(&file, &found[0]).is_ok_and(has_peers), "{found:?}");
             let error = find(&file, "databases.none").expect_err("it is not there").to_string();
-            assert!(error.ends_with(found[0].trim_start_matches("databases.")), "{error}");
+            let key = found[0].trim_start_matches("databases.");
+            assert!(error.contains(&format!("beside {key}; ")), "{error}");
         }
     }
 
@@ -526,8 +542,7 @@ mod tests {
         for secret in ["mysql://app:s3cret@db0/shop", "host=h password=s3cret"] {
             let file: Table =
                 format!("['{secret}'.b]\nurl = 'x'\n[a.'{secret}']\n").parse().expect("TOML");
-            let mut found = Vec::new();
-            look_for_peers(&file, "", &mut found);
+            let found = those_with_peers(&file);
             assert!(found.is_empty(), "{found:?}");
             for path in [secret, &format!("'{secret}'.c"), "b", "a.b", &format!("a.'{secret}'.b")] {
                 let told = find(&file, path).expect_err("it is not there").to_string();

@@ -83,10 +83,18 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    /// Sees that the names and URLs of these peers can be such, and returns the URLs to log in with.
+    /// Sees that the names and URLs of these newcomers can be such, and returns the URLs to log in with.
     pub(crate) fn check(&self, peers: &[PeerConfig]) -> Result<Vec<PeerUrl>, Kind> {
         check_names(peers)?;
-        self.urls(peers)
+        let urls = self.urls(peers)?;
+        // At the start a setting is known to take the place of what a URL says. Here it was given long
+        // ago, and who gives another password now wants that one to count.
+        for PeerConfig { name, url, .. } in peers {
+            if let Some(setting) = PeerUrl::new(url.clone()).contradicts(&self.login) {
+                return Err(Kind::Overruled { name: name.clone(), setting });
+            }
+        }
+        Ok(urls)
     }
 
     /// The URLs to log in with, once it is seen that they can be such.

@@ -82,8 +82,10 @@ impl Peers {
     ///
     /// # Errors
     ///
-    /// When there is a peer of this name, or the name or the URL is none, as in
-    /// [`build`](crate::PeerManagerBuilder::build).
+    /// When there is a peer of this name; when the name or the URL is none, as in
+    /// [`build`](crate::PeerManagerBuilder::build); or when the URL names another user or password than the
+    /// settings [`user`](crate::PeerManagerBuilder::user) and
+    /// [`password`](crate::PeerManagerBuilder::password), which take the place of what URLs say.
     pub fn add(&self, peer: PeerConfig) -> Result<(), ChangeError> {
         Ok(self.set.add(peer, now())?)
     }
@@ -100,15 +102,16 @@ impl Peers {
 
     /// Makes these the peers, for settings that were read anew. One that was there by the same name, and
     /// whose URL leads to the same place, stays with its state and its connections, drained if it was;
-    /// another user or password counts from its next login. All others are removed, as
+    /// another user or password in its URL counts from its next login. All others are removed, as
     /// [`remove`](Self::remove) does, and added. With
     /// [`resolve_interval`](crate::PeerManagerBuilder::resolve_interval) names of hosts are resolved: what
     /// was known of one stays, and only those of its peers that were removed by hand are added again.
     ///
     /// # Errors
     ///
-    /// When there is none, no weight is more than 0, a name is given twice, or a name or a URL is none.
-    /// Then nothing is changed.
+    /// When there is none, no weight is more than 0, a name is given twice, a name or a URL is none, or a
+    /// URL names another user or password than the settings, as in [`add`](Self::add). Then nothing is
+    /// changed.
     pub fn replace(&self, peers: impl IntoIterator<Item = PeerConfig>) -> Result<(), ChangeError> {
         let peers: Vec<_> = peers.into_iter().collect();
         Ok(self.set.replace(&peers, now())?)

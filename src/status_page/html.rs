@@ -8,7 +8,7 @@ use super::escape::{ScriptData, Text};
 use super::report::{Process, Report, remarks, serving};
 use super::time::Utc;
 use crate::event::Event;
-use crate::peers::snapshot::table::short;
+use crate::peers::snapshot::table::{short, until};
 use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot};
 
 const STYLE: &str = include_str!("page.css");
@@ -208,9 +208,9 @@ fn row(report: &Report<'_>, peer: Option<(&PeerStatus, u64)>, pool: &str, token:
         id = tell(&|peer| peer.id.to_string()),
         sign = sign(state),
         lasts = tell(&|peer| short(report.since(peer.since))),
-        next = tell(&|peer| match report.until(peer.next_check) {
-            Duration::ZERO => "now".to_owned(),
-            left => format!("in {}", short(left)),
+        next = tell(&|peer| match until(report.until(peer.next_check)) {
+            Some(left) => format!("in {left}"),
+            None => "now".to_owned(),
         }),
         links = tell(&|peer| format!("{} / {}", peer.in_use, peer.links)),
         weight = tell(&|peer| match peer.tier {

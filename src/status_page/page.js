@@ -146,7 +146,8 @@
         set("sign", SIGNS[peer.state] ?? "?");
         set("state", peer.state);
         set("for", short(peer.for_seconds));
-        set("next", peer.next_check_seconds > 0 ? `in ${short(peer.next_check_seconds)}` : "now");
+        const next = peer.next_check_seconds;
+        set("next", next >= 0.1 ? `in ${short(next)}` : "now");
         set("links", `${peer.in_use} / ${peer.links}`);
         set("weight", peer.tier ? `${peer.weight}, tier ${peer.tier}` : `${peer.weight}`);
         const remarks = peer.remarks.join(" ");

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use super::is_keywords;
+use super::keywords::{is_keywords, keywords};
 use super::uri::{Parameter, Uri, percent_decoded};
 use crate::dialect::Dialect;
 
@@ -15,6 +15,9 @@ const ELSEWHERE: [&str; 2] = [ADDRESS, "service"];
 
 /// With this name MySQL's client libraries mean their Unix socket.
 const SOCKET: &str = "localhost";
+
+/// The port of the server that is behind it, if nobody has said otherwise.
+const ITS_PORT: &str = ":3306";
 
 /// The name of the host. None where there is an address, a path, several hosts, or nothing at all.
 pub(super) fn host_name(url: &str, dialect: Dialect) -> Option<String> {
@@ -48,6 +51,16 @@ pub(super) fn host_name(url: &str, dialect: Dialect) -> Option<String> {
     (is_name && host.parse::<IpAddr>().is_err()).then_some(host)
 }
 
+/// Whether a MySQL URL leads to the Unix socket, and so not to the port that it names.
+pub(super) fn forgets_its_port(uri: &Uri) -> bool {
+    cfg!(unix)
+        && uri.parameter("unix_socket").is_none()
+        && uri.hosts.iter().any(|host| {
+            let name = without_port(host);
+            percent_decoded(name) == SOCKET && !["", ITS_PORT].contains(&&host[name.len()..])
+        })
+}
+
 /// The same URL with this address of its host, which has a name.
 pub(super) fn at_address(url: &str, dialect: Dialect, address: IpAddr) -> String {
     if is_of_keywords(url, dialect) {
@@ -76,39 +89,6 @@ fn is_of_keywords(url: &str, dialect: Dialect) -> bool {
 fn without_port(host: &str) -> &str {
     let end = if host.starts_with('[') { host.find("]:").map(|at| at + 1) } else { host.find(':') };
     &host[..end.unwrap_or(host.len())]
-}
-
-/// `host=db0 password='a b'` taken apart as libpq does. None where it would find a mistake.
-fn keywords(text: &str) -> Option<Vec<(String, String)>> {
-    let mut settings = Vec::new();
-    let mut rest = text.trim_start();
-    while !rest.is_empty() {
-        let (key, after) = rest.split_once('=')?;
-        let (value, after) = value(after.trim_start())?;
-        settings.push((key.trim_end().to_owned(), value));
-        rest = after.trim_start();
-    }
-    Some(settings)
-}
-
-/// The first value of a text, without its quotes and backslashes, and what follows it.
-fn value(text: &str) -> Option<(String, &str)> {
-    let quoted = text.strip_prefix('\'');
-    let mut letters = quoted.unwrap_or(text).chars();
-    let mut value = String::new();
-    loop {
-        let before = letters.as_str();
-        match letters.next() {
-            Some('\\') => value.extend(letters.next()),
-            Some('\'') if quoted.is_some() => return Some((value, letters.as_str())),
-            Some(letter) if quoted.is_none() && letter.is_whitespace() => {
-                return Some((value, before));
-            }
-            Some(letter) => value.push(letter),
-            None if quoted.is_some() => return None,
-            None => return Some((value, "")),
-        }
-    }
 }
 
 #[cfg(test)]

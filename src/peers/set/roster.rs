@@ -19,7 +19,7 @@ impl PeerSet {
         let urls = self.admission.check(std::slice::from_ref(&config))?;
         self.change(|inner, news| {
             if place_of(&inner.peers, &config.name).is_some() {
-                return Err(Kind::DuplicateName { name: config.name });
+                return Err(Kind::NameTaken { name: config.name });
             }
             for url in urls {
                 let at = self.admit(inner, &config, url, now, news);

@@ -10,6 +10,9 @@ const HEADS: [&str; 7] = ["peer", "state", "for", "weight", "links", "in use", "
 /// Which of them are names, to the left; numbers stand to the right.
 const LEFT: [bool; 7] = [true, true, false, false, false, false, false];
 
+/// What is not shown as nothing.
+const LEAST: Duration = Duration::from_millis(50);
+
 /// The table at `now`.
 pub(super) fn write(snapshot: &Snapshot, now: Instant, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let rows: Vec<[String; 7]> = snapshot.peers.iter().map(|peer| row(peer, now)).collect();
@@ -48,7 +51,7 @@ fn row(peer: &PeerStatus, now: Instant) -> [String; 7] {
         peer.weight.to_string(),
         peer.links.to_string(),
         peer.in_use.to_string(),
-        if next_check.is_zero() { "now".to_owned() } else { short(next_check) },
+        until(next_check).unwrap_or_else(|| "now".to_owned()),
     ]
 }
 
@@ -62,6 +65,11 @@ fn remark(peer: &PeerStatus) -> String {
         (None, _) if peer.is_hesitant => "hesitant".to_owned(),
         (None, _) => String::new(),
     }
+}
+
+/// How long it is until then; none if it is now, as far as is shown.
+pub(crate) fn until(left: Duration) -> Option<String> {
+    (left >= LEAST).then(|| short(left))
 }
 
 /// In the two largest units that matter.
@@ -157,5 +165,7 @@ mod tests {
         ] {
             assert_eq!(short(Duration::from_secs_f64(seconds)), expected);
         }
+        let until = |ms| until(Duration::from_millis(ms));
+        assert_eq!((until(49), until(50).as_deref()), (None, Some("0.1 s")));
     }
 }
