@@ -1,3 +1,13 @@
+// What links in the README, and in the guide below, lead to here: a definition that comes first counts.
+//! [alerts]: operations#what-to-be-told-of
+//! [apache]: https://docs.rs/crate/diesel-peers/latest/source/LICENSE-APACHE
+//! [by drain]: operations#by-drain
+//! [changelog]: https://docs.rs/crate/diesel-peers/latest/source/CHANGELOG.md
+//! [contributing]: https://docs.rs/crate/diesel-peers/latest/source/CONTRIBUTING.md
+//! [design]: https://docs.rs/crate/diesel-peers/latest/source/DESIGN.md
+//! [mit]: https://docs.rs/crate/diesel-peers/latest/source/LICENSE-MIT
+//! [operations]: operations
+//!
 // Its code is compiled as doctests with the features that it uses.
 #![cfg_attr(
     any(
@@ -29,6 +39,14 @@ mod manager;
 #[cfg(feature = "metrics")]
 pub mod metrics;
 /// The guide for whoever runs an application that uses this crate.
+///
+/// [check]: crate#check-it-the-peers-command
+/// [errors]: crate#what-an-error-means
+/// [metrics]: crate#metrics
+/// [names]: crate#one-name-many-addresses
+/// [page]: crate#a-page-to-look-at
+/// [settings]: crate#configure-it
+///
 #[cfg(doc)]
 #[cfg_attr(
     any(not(doctest), feature = "mysql"),

@@ -1,0 +1,88 @@
+//! Links between the documents lead somewhere, in the repository and in the crate's documentation.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+const FILES: [&str; 5] =
+    ["README.md", "OPERATIONS.md", "DESIGN.md", "CONTRIBUTING.md", "CHANGELOG.md"];
+
+/// Those that are also in the crate's documentation.
+const IN_RUSTDOC: [&str; 2] = ["README.md", "OPERATIONS.md"];
+
+fn read(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+/// The text without its blocks of code.
+fn prose(text: &str) -> String {
+    text.split("```").step_by(2).collect()
+}
+
+/// What the links lead to that say so themselves.
+fn inline(prose: &str) -> impl Iterator<Item = (bool, &str)> {
+    prose.match_indices("](").map(|(at, _)| {
+        let target = prose[at + 2..].split([')', ' ']).next().expect("it has an end");
+        let start = prose[..at].rfind('[').expect("a link begins");
+        (prose[..start].ends_with('!'), target)
+    })
+}
+
+/// What links lead to by a name: `[name]: target`.
+fn definitions(text: &str) -> BTreeMap<&str, &str> {
+    let line = |line: &str| line.trim_start_matches(['/', '!', ' ']).len();
+    let lines = text.lines().map(|it| &it[it.len() - line(it)..]);
+    lines.filter_map(|line| line.strip_prefix('[')?.split_once("]: ")).collect()
+}
+
+/// The names that links use.
+fn labels(prose: &str) -> impl Iterator<Item = &str> {
+    prose.match_indices("][").map(|(at, _)| prose[at + 2..].split(']').next().expect("it ends"))
+}
+
+fn anchors(text: &str) -> Vec<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    let slug = |heading: &str| {
+        let words = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+        words.chars().filter(|letter| letter.is_alphanumeric() || "-_".contains(*letter)).collect()
+    };
+    headings.map(slug).collect()
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for file in FILES {
+        let text = read(file);
+        let prose = prose(&text);
+        let definitions = definitions(&text);
+        for label in labels(&prose) {
+            assert!(definitions.contains_key(label), "{file}: [{label}] is defined");
+        }
+        let targets = inline(&prose).map(|(_, target)| target).chain(definitions.into_values());
+        for target in targets.filter(|target| !target.starts_with("http")) {
+            let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let path = if path.is_empty() { file } else { path };
+            assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(path).exists(), "{file}: {target}");
+            let is_there = || anchors(&read(path)).iter().any(|it| it == anchor);
+            assert!(anchor.is_empty() || is_there(), "{file}: {target}");
+        }
+    }
+}
+
+/// Files do not lie beside the crate's documentation. Its own definitions come first, and so count.
+#[test]
+fn the_crates_documentation_has_its_own_links() {
+    let lib = read("src/lib.rs");
+    let own = definitions(&lib);
+    for file in IN_RUSTDOC {
+        let text = read(file);
+        let prose = prose(&text);
+        let to_files = inline(&prose)
+            .filter(|(is_image, target)| !is_image && !target.starts_with(['#', 'h']));
+        assert_eq!(to_files.collect::<Vec<_>>(), [], "{file}: these are given by name");
+        for label in labels(&prose) {
+            assert!(own.contains_key(label), "{file}: [{label}] leads somewhere in src/lib.rs");
+        }
+    }
+}
