@@ -10,6 +10,7 @@ pub(crate) mod name;
 pub(crate) mod outage;
 pub(crate) mod peer;
 pub(crate) mod pulse;
+pub(crate) mod service;
 pub(crate) mod set;
 pub(crate) mod share;
 pub(crate) mod snapshot;

@@ -86,3 +86,35 @@ fn the_crates_documentation_has_its_own_links() {
         }
     }
 }
+
+/// The files of code in a folder, as `peers/set`.
+fn code(folder: &Path, within: &str, all: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).expect("our own folder").flatten() {
+        let name = entry.file_name().into_string().expect("our own names");
+        if entry.path().is_dir() {
+            code(&entry.path(), &format!("{within}{name}/"), all);
+        } else if let Some(name) = name.strip_suffix(".rs").filter(|name| *name != "tests") {
+            all.push(format!("{within}{name}"));
+        }
+    }
+}
+
+#[test]
+fn the_house_in_the_design_is_complete() {
+    let design = read("DESIGN.md");
+    let (_, house) = design.split_once("\n## The house\n").expect("there is such a heading");
+    let house = house.split("```").nth(1).expect("it is a block");
+    let first_words = house.lines().filter_map(|line| line.split_whitespace().next());
+    let rooms: Vec<_> = first_words
+        .map(|word| word.trim_start_matches("src/").trim_end_matches(".rs").trim_end_matches('/'))
+        .collect();
+    let mut files = Vec::new();
+    code(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut files);
+    let is_of = |file: &str, room: &str| file == room || file.ends_with(&format!("/{room}"));
+    for file in &files {
+        assert!(rooms.iter().any(|room| is_of(file, room)), "{file} is in the house");
+    }
+    for room in rooms {
+        assert!(files.iter().any(|file| is_of(file, room)), "{room} is in src");
+    }
+}

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::peers::journal::News;
-use crate::peers::peer::{Peer, ProbeKind, Service};
+use crate::peers::peer::{Peer, ProbeKind};
 use crate::peers::pulse::{Pulse, Vitals};
+use crate::peers::service::Service;
 use crate::peers::share::nobody_takes_work;
 use crate::peers::stall::{Round, Signs, Verdict, judge};
 use crate::policy::Recheck;
@@ -150,7 +151,7 @@ pub(crate) fn stalls(
         let liveliest = others().max_by_key(|(_, peer)| peer.answered()).map(|(index, _)| index);
         let next = others()
             .filter(|(index, _)| Some(*index) != liveliest)
-            .min_by_key(|(_, peer)| peer.asked())
+            .min_by_key(|(_, peer)| peer.stall_probe_began())
             .map(|(index, _)| index);
         for index in [liveliest, next].into_iter().flatten() {
             let peer = &mut peers[index];

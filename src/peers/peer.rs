@@ -8,6 +8,7 @@ use crate::event::EventKind;
 use crate::fault::{Fault, Refusal};
 use crate::peers::journal::News;
 use crate::peers::pulse::Pulse;
+use crate::peers::service::Service;
 use crate::peers::stall::Round;
 use crate::rules::Due;
 use crate::url::PeerUrl;
@@ -78,22 +79,15 @@ pub(crate) struct Peer {
     check_soon: Instant,
     /// When the attempt began whose outcome decided `health`; an older one decides nothing.
     decided_by: Option<Instant>,
-    /// When a link to this peer was last lost, until a probe that began later has succeeded.
-    suspected: Option<Instant>,
-    /// When an operator has asked for a check that has not begun yet.
-    asked_for: Option<Instant>,
-    /// When it was last marked down because it refused a query.
-    accused: Option<Instant>,
-    /// When the last probe began, and whether it is still running.
-    probe_began: Option<Instant>,
-    probing: bool,
-    /// Whether a check is running because of a stall, and the round of those.
-    probing_stall: bool,
-    pub(crate) round: Option<Round>,
+    /// When a link was last lost, until a probe that began later has settled what that means.
+    link_lost: Option<Instant>,
+    /// When it was last marked down on a query's word alone.
+    refused_query: Option<Instant>,
     /// When the newest attempt began that was answered, by a refusal at least.
     answered: Option<Instant>,
-    /// When it was last asked because of a stall.
-    asked: Option<Instant>,
+    probes: Probes,
+    /// The round of probes that is to show whether it has stopped.
+    pub(crate) round: Option<Round>,
     /// How long a login takes.
     usual_login: Option<Duration>,
     pub(crate) counts: Counts,
@@ -101,7 +95,19 @@ pub(crate) struct Peer {
     pub(crate) pulse: Arc<Pulse>,
 }
 
-/// Whether a peer is given new work.
+/// Which probes of a peer are under way, and when the newest began.
+#[derive(Debug, Default)]
+struct Probes {
+    began: Option<Instant>,
+    is_running: bool,
+    /// Because of a stall, beside the regular one.
+    stall_began: Option<Instant>,
+    stall_is_running: bool,
+    /// When an operator has asked for one that has not begun yet.
+    wanted: Option<Instant>,
+}
+
+/// What is known of a peer: what the newest login or check has found out.
 #[derive(Debug, Clone)]
 pub(crate) enum Health {
     Up { since: Instant },
@@ -127,23 +133,6 @@ impl Counts {
     }
 }
 
-/// Whether an operator lets a peer serve.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Service {
-    On,
-    /// It gets no new work, and its links end as they come back. One that `leaves` is removed then.
-    Draining {
-        since: Instant,
-        leaves: bool,
-    },
-    /// The pool has no session there.
-    Drained {
-        since: Instant,
-    },
-    /// It is no peer any more. Its place is kept until nothing leads there, and then may be another's.
-    Gone,
-}
-
 impl Peer {
     /// A peer nothing is known about yet: assumed to be up, and due to be checked.
     pub(crate) fn new(name: Arc<str>, url: PeerUrl, weight: u32, tier: u32, now: Instant) -> Self {
@@ -159,15 +148,11 @@ impl Peer {
             next_check: now,
             check_soon: now,
             decided_by: None,
-            suspected: None,
-            asked_for: None,
-            accused: None,
-            probe_began: None,
-            probing: false,
-            probing_stall: false,
-            round: None,
+            link_lost: None,
+            refused_query: None,
             answered: None,
-            asked: None,
+            probes: Probes::default(),
+            round: None,
             usual_login: None,
             counts: Counts::default(),
             pulse: Arc::default(),
@@ -200,7 +185,7 @@ impl Peer {
     /// Whether it is gone, and nothing leads to its place any more.
     pub(crate) fn is_vacant(&self) -> bool {
         let Counts { dialing, stuck, links, .. } = self.counts;
-        let is_probed = self.probing || self.probing_stall;
+        let is_probed = self.probes.is_running || self.probes.stall_is_running;
         self.is_gone() && !is_probed && dialing + stuck + links == 0
     }
 
@@ -211,30 +196,14 @@ impl Peer {
 
     /// It gets no new work from now on, and is removed once it is drained if it `leaves`.
     pub(crate) fn drain(&mut self, leaves: bool, now: Instant) -> Option<EventKind> {
-        match self.service {
-            Service::On => {
-                self.service = Service::Draining { since: now, leaves };
-                Some(EventKind::Draining)
-            }
-            Service::Draining { since, leaves: false } => {
-                self.service = Service::Draining { since, leaves };
-                None
-            }
-            Service::Drained { .. } if leaves => {
-                self.service = Service::Gone;
-                Some(EventKind::Removed)
-            }
-            Service::Draining { .. } | Service::Drained { .. } | Service::Gone => None,
-        }
+        self.service.drain(leaves, now)
     }
 
     /// It serves again. What has been found out about it meanwhile holds, until it is checked now.
     pub(crate) fn resume(&mut self, now: Instant) -> Option<EventKind> {
-        let was_on = mem::replace(&mut self.service, Service::On) == Service::On;
-        (!was_on).then(|| {
-            self.probe_now(now);
-            EventKind::Resumed
-        })
+        let resumed = self.service.resume()?;
+        self.probe_now(now);
+        Some(resumed)
     }
 
     pub(crate) fn set_weight(&mut self, weight: u32) -> Option<EventKind> {
@@ -242,20 +211,15 @@ impl Peer {
         (from != weight).then_some(EventKind::Weighted { from, to: weight })
     }
 
-    /// Whether it is being drained and the pool has no session there any more: what follows.
+    /// What follows if the pool has no session there any more.
     pub(crate) fn end_draining(&mut self, now: Instant) -> Option<[Option<EventKind>; 2]> {
-        let Service::Draining { since, leaves } = self.service else { return None };
-        if self.counts.dialing > 0 || self.pulse.open() > 0 {
-            return None;
-        }
-        self.service = if leaves { Service::Gone } else { Service::Drained { since: now } };
-        let took = now.saturating_duration_since(since);
-        Some([Some(EventKind::Drained { took }), leaves.then_some(EventKind::Removed)])
+        let is_empty = self.counts.dialing == 0 && self.pulse.open() == 0;
+        is_empty.then(|| self.service.has_emptied(now)).flatten()
     }
 
     /// It is to be checked now, whatever is known.
     pub(crate) fn probe_now(&mut self, now: Instant) {
-        self.asked_for = Some(now);
+        self.probes.wanted = Some(now);
     }
 
     /// A connection for the pool was made by a login that began at `began`, and was put to a check's
@@ -341,9 +305,9 @@ impl Peer {
         self.answered.max(self.pulse.ended())
     }
 
-    /// When it was last asked because of a stall.
-    pub(crate) fn asked(&self) -> Option<Instant> {
-        self.asked
+    /// When it was last probed because of a stall.
+    pub(crate) fn stall_probe_began(&self) -> Option<Instant> {
+        self.probes.stall_began
     }
 
     /// Since when the query has been running that has been running longest, and might be cut off if it
@@ -354,12 +318,12 @@ impl Peer {
 
     /// A link to this peer was lost: a reason to look at the peer, not a proof against it.
     pub(crate) fn suspect(&mut self, now: Instant) {
-        self.suspected = Some(now);
+        self.link_lost = Some(now);
     }
 
     /// When this peer wants to be probed next; `None` while a probe is running.
     pub(crate) fn probe_due(&self, all_down: bool) -> Option<Instant> {
-        if self.probing || self.is_gone() {
+        if self.probes.is_running || self.is_gone() {
             return None;
         }
         let next = self.due(all_down);
@@ -369,8 +333,8 @@ impl Peer {
 
     /// When it is checked because of a suspicion.
     fn suspicion_due(&self) -> Option<Instant> {
-        let gap = |at: Instant| self.probe_began.map_or(at, |began| at.max(began + SUSPICION_GAP));
-        self.suspected.map(gap)
+        let gap = |at: Instant| self.probes.began.map_or(at, |began| at.max(began + SUSPICION_GAP));
+        self.link_lost.map(gap)
     }
 
     /// When it is checked next if nothing happens.
@@ -382,12 +346,12 @@ impl Peer {
         } else {
             self.next_check
         };
-        let trial = self.suspicion_due().filter(|_| self.is_only_accused());
-        [trial, self.asked_for].into_iter().flatten().fold(next, Instant::min)
+        let trial = self.suspicion_due().filter(|_| self.is_on_trial());
+        [trial, self.probes.wanted].into_iter().flatten().fold(next, Instant::min)
     }
 
     /// Whether it is down, and a refused query is all that there is against it.
-    fn is_only_accused(&self) -> bool {
+    fn is_on_trial(&self) -> bool {
         matches!(&self.health, Health::Down { refusal, .. } if &*refusal.why == NO_WORK)
     }
 
@@ -395,14 +359,14 @@ impl Peer {
     pub(crate) fn probe_begins(&mut self, kind: ProbeKind, now: Instant) -> bool {
         match kind {
             ProbeKind::Regular => {
-                self.probe_began = Some(now);
-                self.asked_for = None;
-                !mem::replace(&mut self.probing, true)
+                self.probes.began = Some(now);
+                self.probes.wanted = None;
+                !mem::replace(&mut self.probes.is_running, true)
             }
             ProbeKind::Stall => {
-                let begins = !mem::replace(&mut self.probing_stall, true);
+                let begins = !mem::replace(&mut self.probes.stall_is_running, true);
                 if begins {
-                    self.asked = Some(now);
+                    self.probes.stall_began = Some(now);
                 }
                 begins
             }
@@ -419,13 +383,13 @@ impl Peer {
     ) -> Option<EventKind> {
         match kind {
             ProbeKind::Regular => {
-                self.probing = false;
+                self.probes.is_running = false;
                 // Word about a mark that was set after this probe began does not move its due time.
                 if answer == Answer::NotAsked || self.is_up() || !self.is_older(began) {
                     (self.next_check, self.check_soon) = (due.next, due.soon);
                 }
             }
-            ProbeKind::Stall => self.probing_stall = false,
+            ProbeKind::Stall => self.probes.stall_is_running = false,
         }
         match answer {
             Answer::Works => {
@@ -450,7 +414,7 @@ impl Peer {
             Answer::NotAsked => {
                 // What keeps us from asking is not over in a moment.
                 if kind == ProbeKind::Regular {
-                    self.suspected = None;
+                    self.link_lost = None;
                 }
                 None
             }
@@ -459,7 +423,7 @@ impl Peer {
 
     /// A check that began at `began` has settled what was suspected before.
     fn settle(&mut self, began: Instant) {
-        self.suspected = self.suspected.filter(|at| *at > began);
+        self.link_lost = self.link_lost.filter(|at| *at > began);
     }
 
     /// It has stopped, as a round of checks has shown that began at `began`.
@@ -476,11 +440,11 @@ impl Peer {
             return None;
         }
         self.suspect(now);
-        if self.accused.is_some_and(|at| now < at + CONTRADICTED) {
+        if self.refused_query.is_some_and(|at| now < at + CONTRADICTED) {
             return None;
         }
         let down = self.set_down(now, now, Refusal::new(Fault::PeerNotReady, NO_WORK), due)?;
-        self.accused = Some(now);
+        self.refused_query = Some(now);
         Some(down)
     }
 
@@ -491,7 +455,7 @@ impl Peer {
             return None;
         }
         self.next_check = due.next;
-        self.suspected = None;
+        self.link_lost = None;
         self.set_up(now, now)
     }
 

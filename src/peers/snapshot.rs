@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::event::Event;
 use crate::fault::Fault;
-use crate::peers::peer::{Counts, Health, Peer, Service};
+use crate::peers::peer::{Counts, Health, Peer};
+use crate::peers::service::Service;
 use crate::peers::set::PeerSet;
 use crate::peers::share::nobody_takes_work;
 use crate::peers::tally::Tally;

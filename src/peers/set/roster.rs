@@ -9,8 +9,9 @@ use crate::error::{Kind, shown_name};
 use crate::event::EventKind;
 use crate::peers::admission::PeerConfig;
 use crate::peers::journal::News;
-use crate::peers::peer::{Peer, Service};
+use crate::peers::peer::Peer;
 use crate::peers::pulse::Pulse;
+use crate::peers::service::Service;
 use crate::url::PeerUrl;
 
 impl PeerSet {
