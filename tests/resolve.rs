@@ -298,12 +298,18 @@ fn peers_that_are_replaced_are_resolved_as_well() {
     becomes(&peers, &[a, b, "v4", "db/10.0.0.3"]);
     assert_eq!(peers.snapshot().peer("db/10.0.0.3").expect("it is there").weight, 3);
 
-    peers.replace([config("v4", C), config("other", "other"), config(a, A)]).expect("right");
-    becomes(&peers, &[a, "v4", "other/10.0.0.1", "other/10.0.0.2", "other/10.0.0.3"]);
-    script.say(Answer::of(&[C]));
-    becomes(&peers, &[a, "v4", "other/10.0.0.3"]);
+    assert!(peers.remove(a).expect("there is such a peer").wait(PATIENCE));
     script.wait_for_answers(MANY);
-    assert_eq!(names(&peers), [a, "v4", "other/10.0.0.3"], "{a} is the operator's own now");
+    assert_eq!(names(&peers), [b, "v4", "db/10.0.0.3"], "not by an answer");
+    peers.replace([config("db", "db"), config("v4", C)]).expect("they are right");
+    becomes(&peers, &[b, "v4", "db/10.0.0.3", a]);
+
+    peers.replace([config("v4", C), config("other", "other"), config(a, A)]).expect("right");
+    becomes(&peers, &["v4", a, "other/10.0.0.1", "other/10.0.0.2", "other/10.0.0.3"]);
+    script.say(Answer::of(&[C]));
+    becomes(&peers, &["v4", a, "other/10.0.0.3"]);
+    script.wait_for_answers(MANY);
+    assert_eq!(names(&peers), ["v4", a, "other/10.0.0.3"], "{a} is the operator's own now");
 
     peers.replace([config("v4", C)]).expect("it is right");
     becomes(&peers, &["v4"]);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::catalog;
 use super::labelled::{Labelled, ToldTimes};
-use crate::peers::peer::{Counts, Peer};
+use crate::peers::peer::Peer;
 use crate::peers::pulse::Pulse;
 use crate::peers::tally::{RETIRED, Tally};
 
@@ -13,7 +13,6 @@ use crate::peers::tally::{RETIRED, Tally};
 pub(super) struct Counters {
     name: Arc<str>,
     pulse: Arc<Pulse>,
-    counts: Counts,
     told: Told,
 }
 
@@ -33,22 +32,13 @@ struct Told {
 
 impl Counters {
     pub(super) fn of(peer: &Peer) -> Self {
-        Self {
-            name: peer.name.clone(),
-            pulse: peer.pulse.clone(),
-            counts: peer.counts,
-            told: Told::default(),
-        }
-    }
-
-    /// What the peer does not count by itself.
-    pub(super) fn see(&mut self, peer: &Peer) {
-        self.counts = peer.counts;
+        Self { name: peer.name.clone(), pulse: peer.pulse.clone(), told: Told::default() }
     }
 
     pub(super) fn tell(&mut self, pool: &Labelled<'_>) {
-        let Self { name, pulse, counts, told } = self;
-        let Tally { check_outs, queries, lost, cut_off, logins, downs, .. } = &pulse.tally;
+        let Self { name, pulse, told } = self;
+        let Tally { check_outs, queries, lost, cut_off, logins, connects, failures, downs, .. } =
+            &pulse.tally;
         let to = pool.with("peer", name.clone());
         to.counter(&catalog::DOWNS, downs.get(), &mut told.downs);
         to.counter(&catalog::CHECK_OUTS, check_outs.get(), &mut told.check_outs);
@@ -56,8 +46,8 @@ impl Counters {
         to.counter(&catalog::QUERIES_LOST, lost.get(), &mut told.lost);
         to.counter(&catalog::QUERIES_CUT_OFF, cut_off.get(), &mut told.cut_off);
         to.histogram(&catalog::QUERY_DURATION, queries, &mut told.query_times);
-        to.counter(&catalog::CONNECTS, counts.connects, &mut told.connects);
-        to.counter(&catalog::CONNECT_FAILURES, counts.failures, &mut told.failures);
+        to.counter(&catalog::CONNECTS, connects.get(), &mut told.connects);
+        to.counter(&catalog::CONNECT_FAILURES, failures.get(), &mut told.failures);
         to.histogram(&catalog::CONNECT_DURATION, logins, &mut told.logins);
         for (why, told) in RETIRED.into_iter().zip(&mut told.retired) {
             let to = to.with("reason", why.as_str());

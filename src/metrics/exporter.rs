@@ -129,7 +129,7 @@ impl Exporter {
         set.read(|peers| {
             for peer in peers {
                 look.numbers.insert(peer.number);
-                counters.entry(peer.number).or_insert_with(|| Counters::of(peer)).see(peer);
+                counters.entry(peer.number).or_insert_with(|| Counters::of(peer));
             }
             let mut there: Vec<&Peer> =
                 peers.iter().filter(|peer| is_open && !peer.is_gone()).collect();
@@ -225,15 +225,23 @@ mod tests {
         let _ = set.remove("peer1", now).expect("there is one");
         set.take_due(now);
         pulse.tally.retired(Retired::Drained).add_one();
+        pulse.tally.connects.add_one();
+        pulse.tally.failures.add_one();
         set.add(PeerConfig::new("peer1", "sqlite"), now).expect("there is none");
         assert_eq!(set.read(<[Peer]>::len), 2, "it has the other one's place");
         for _ in 0..2 {
             with_local_recorder(&recorder, || exporter.export());
         }
         let scrape = recorder.handle().render();
-        let labels = r#"{pool="default",peer="peer1",reason="drained"}"#;
-        let line = format!("diesel_peers_links_retired_total{labels} 1");
-        assert!(scrape.lines().any(|other| other == line), "{line}: {scrape}");
+        let labels = r#"{pool="default",peer="peer1""#;
+        for (name, labels) in [
+            ("links_retired", format!(r#"{labels},reason="drained"}}"#)),
+            ("connects", format!("{labels}}}")),
+            ("connect_failures", format!("{labels}}}")),
+        ] {
+            let line = format!("diesel_peers_{name}_total{labels} 1");
+            assert!(scrape.lines().any(|other| other == line), "{line}: {scrape}");
+        }
         assert_eq!(exporter.counters.len(), 2, "and then forgotten");
     }
 }

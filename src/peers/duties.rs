@@ -278,6 +278,19 @@ mod tests {
         assert!(!story.peers[0].is_up() && story.peers[1].is_up(), "the others are not");
     }
 
+    /// Nobody answers there, and its URL may not be used any more.
+    #[test]
+    fn one_that_is_gone_is_no_witness() {
+        let mut story = Story::begin(3);
+        story.peers[2].service = Service::Gone;
+        story.query_begins(0);
+        story.at(2_000);
+        assert_eq!(story.look(), (vec![0], 0, 0));
+        story.at(3_000);
+        story.answers(0, none());
+        assert_eq!(story.look(), (vec![0, 1], 0, 0), "the one that is left");
+    }
+
     #[cfg(all(feature = "socket", target_os = "linux"))]
     #[test]
     fn a_query_that_begins_later_has_as_long_as_any() {

@@ -53,12 +53,12 @@ impl Lease {
     /// The login has succeeded, and its connection is used.
     pub(crate) fn becomes_link(&mut self, vitals: Arc<Vitals>, born: Instant) {
         self.is_link = true;
+        self.pulse.tally.connects.add_one();
         // First, so that there is no moment at which its peer has neither.
         self.pulse.add(vitals.clone());
         self.set.count(self.peer, |counts| {
             counts.dialing -= 1;
             counts.links += 1;
-            counts.connects += 1;
         });
         self.vitals = Some((vitals, born));
     }

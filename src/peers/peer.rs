@@ -114,7 +114,7 @@ pub(crate) enum Health {
     Down { since: Instant, refusal: Refusal },
 }
 
-/// What is counted about a peer.
+/// What leads to a peer at the moment.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Counts {
     /// Logins in flight.
@@ -122,8 +122,6 @@ pub(crate) struct Counts {
     /// Logins that were left behind at their deadline and have not ended yet.
     pub(crate) stuck: usize,
     pub(crate) links: usize,
-    pub(crate) connects: u64,
-    pub(crate) failures: u64,
 }
 
 impl Counts {
@@ -253,7 +251,7 @@ impl Peer {
         refusal: Refusal,
         due: Due,
     ) -> Option<EventKind> {
-        self.counts.failures += 1;
+        self.pulse.tally.failures.add_one();
         self.answered = self.answered.max(Some(began));
         match refusal.fault {
             Fault::PeerFull if self.is_up() => {
@@ -282,7 +280,7 @@ impl Peer {
         why: Arc<str>,
         due: Due,
     ) -> Option<EventKind> {
-        self.counts.failures += 1;
+        self.pulse.tally.failures.add_one();
         self.set_down(began, now, Refusal::new(Fault::PeerDown, why), due)
     }
 

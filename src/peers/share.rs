@@ -328,6 +328,17 @@ mod tests {
         );
     }
 
+    /// They end by themselves, as they come back.
+    #[test]
+    fn links_to_a_peer_that_is_drained_are_not_moved() {
+        let mut peers = up(&[(2, 1, 0), (4, 1, 0), (2, 1, 0)]);
+        let strategy = Strategy::LeastConnections;
+        assert_eq!(surplus(&peers, strategy), Some(1), "it has too many");
+        let now = peers[1].next_check;
+        peers[1].drain(false, now);
+        assert_eq!(surplus(&peers, strategy), None, "none is to be made up for");
+    }
+
     #[test]
     fn moving_what_is_too_many_ends() {
         for seed in 0..200 {

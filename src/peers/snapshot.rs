@@ -161,8 +161,8 @@ impl PeerStatus {
             Service::Drained { since } => (PeerState::Drained, since),
             Service::Gone => (PeerState::Drained, health_since),
         };
-        let Counts { dialing, stuck, links, connects, failures } = peer.counts;
-        let Tally { check_outs, queries, lost, .. } = &peer.pulse.tally;
+        let Counts { dialing, stuck, links } = peer.counts;
+        let Tally { check_outs, queries, lost, connects, failures, .. } = &peer.pulse.tally;
         Self {
             id: peer.number,
             name: peer.name.to_string(),
@@ -180,8 +180,8 @@ impl PeerStatus {
             in_use: peer.pulse.in_use(),
             dialing,
             stuck,
-            connects,
-            failures,
+            connects: connects.get(),
+            failures: failures.get(),
             check_outs: check_outs.get(),
             queries: queries.count(),
             query_time: queries.total(),

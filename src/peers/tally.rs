@@ -38,6 +38,10 @@ pub(crate) struct Tally {
     pub(crate) cut_off: Count,
     /// Logins for the pool that have succeeded.
     pub(crate) logins: Times,
+    /// Those of them that became connections of the pool.
+    pub(crate) connects: Count,
+    /// Logins that have failed, for the pool and of checks.
+    pub(crate) failures: Count,
     /// How often it was marked down.
     pub(crate) downs: Count,
     retired: [Count; RETIRED.len()],

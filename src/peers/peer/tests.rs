@@ -76,7 +76,7 @@ fn a_failed_connect_marks_it_down_for_one_interval_and_says_so_once() {
         story.at(2) + INTERVAL,
         "a failed try on a peer that is down already does not move its due time"
     );
-    assert_eq!(story.peer.counts.failures, 2, "both are counted");
+    assert_eq!(story.peer.pulse.tally.failures.get(), 2, "both are counted");
 }
 
 #[test]
