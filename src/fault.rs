@@ -225,6 +225,9 @@ const QUERIES: &[(Text, Fault)] = &[
     // 1836, and 1792, which has a kind of its own only if it was prepared.
     (Begins("Running in read-only mode"), Fault::WrongRole),
     (Begins("Cannot execute statement in a READ ONLY transaction"), Fault::WrongRole),
+    // 1820: who logs in with a password that has expired is let in, and then refused everything.
+    (Begins("You must SET PASSWORD before executing "), Fault::Misconfigured),
+    (Begins("You must reset your password using ALTER USER "), Fault::Misconfigured),
     // 1213, which has a kind of its own only if it was prepared, and 1205.
     (Begins("Deadlock found when trying to get lock"), Fault::Retryable),
     (Begins("Lock wait timeout exceeded"), Fault::Retryable),
@@ -246,8 +249,7 @@ const LOGINS: &[(Text, Fault)] = &[
     (Holds(" is not allowed to connect to "), Fault::Misconfigured),
     (Holds("flush-hosts"), Fault::Misconfigured),
     (Holds("FLUSH HOSTS"), Fault::Misconfigured),
-    // 1820 and 1862.
-    (Holds(" SET PASSWORD "), Fault::Misconfigured),
+    // 1862.
     (Begins("Your password has expired"), Fault::Misconfigured),
     // 3159.
     (Holds("--require_secure_transport"), Fault::Misconfigured),

@@ -86,6 +86,7 @@ fn logins_that_are_refused() {
     server.sql(&format!("ALTER USER {APP} ACCOUNT LOCK"));
     login_fails(&url, "locked", Fault::Misconfigured);
     server.sql(&format!("ALTER USER {APP} ACCOUNT UNLOCK PASSWORD EXPIRE"));
+    fails(simple(&mut log_in(&server), "SELECT 1"), "password expired", Fault::Misconfigured);
     server.sql("SET GLOBAL disconnect_on_expired_password = 1");
     login_fails(&url, "password expired", Fault::Misconfigured);
     server.sql(&format!("ALTER USER {APP} PASSWORD EXPIRE NEVER"));
