@@ -76,6 +76,7 @@ mod act;
 mod escape;
 mod forgery;
 mod html;
+mod refusal;
 mod report;
 mod time;
 
@@ -87,9 +88,10 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 
 use crate::peers::handle::Peers;
-use act::{Outcome, Refusal};
+use act::Outcome;
 #[cfg(feature = "rocket")]
 pub(crate) use forgery::LONGEST;
+use refusal::Refusal;
 use report::{Process, Report};
 
 /// The query under which the page is JSON.

@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use crate::dialect::Dialect;
 use crate::error::{Flaw, Kind};
-use crate::peers::name::Name;
-use crate::peers::peer::Peer;
 use crate::url::{Credentials, PeerUrl};
 
 /// How much later than this crate libpq ends a login by itself. It counts whole seconds of the clock.
@@ -115,12 +113,8 @@ impl Admission {
         Ok(())
     }
 
-    /// The name of this peer's host, if it is one that is resolved.
-    pub(crate) fn name(&self, peer: &Peer) -> Option<Name> {
-        self.host_name(&peer.url).map(|host| Name::of(peer, host))
-    }
-
-    fn host_name(&self, url: &PeerUrl) -> Option<String> {
+    /// The name of a peer's host, if it is one that is resolved.
+    pub(crate) fn host_name(&self, url: &PeerUrl) -> Option<String> {
         self.resolves.then(|| url.host_name(self.dialect)).flatten()
     }
 

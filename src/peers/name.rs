@@ -6,7 +6,7 @@ use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::peers::admission::PeerConfig;
+use crate::peers::admission::{Admission, PeerConfig};
 use crate::peers::peer::Peer;
 use crate::url::PeerUrl;
 
@@ -65,8 +65,10 @@ pub(crate) struct Changes {
 }
 
 impl Name {
-    pub(crate) fn of(peer: &Peer, host: String) -> Self {
-        Self {
+    /// The name of this peer's host, if it is one that is resolved.
+    pub(crate) fn of(peer: &Peer, admission: &Admission) -> Option<Self> {
+        let host = admission.host_name(&peer.url)?;
+        Some(Self {
             number: peer.number,
             peer: peer.name.clone(),
             host: host.into(),
@@ -76,7 +78,7 @@ impl Name {
             is_resolved: false,
             is_unknown: false,
             known: Known::new(),
-        }
+        })
     }
 
     /// The peer that stands for it at this address. Its URL is told otherwise.

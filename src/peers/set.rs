@@ -22,8 +22,7 @@ use crate::peers::name::Name;
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
 use crate::peers::pulse::Pulse;
-use crate::peers::share::{nobody_takes_work, pick, shares, surplus};
-use crate::pool::exchange::Standing;
+use crate::peers::share::{Standing, nobody_takes_work, pick, shares, surplus};
 use crate::rules::{Due, Rules};
 use crate::url::PeerUrl;
 
@@ -105,7 +104,7 @@ impl PeerSet {
             peer.number = admitted;
             peer.next_check = rules.due(now, &mut rng).next;
         }
-        let names = peers.iter().filter_map(|peer| admission.name(peer)).collect();
+        let names = peers.iter().filter_map(|peer| Name::of(peer, &admission)).collect();
         Self {
             rules,
             admission,

@@ -1,10 +1,26 @@
 //! Which peers take work, in which proportion, and so where the next connection goes and which one
 //! is too many: pure functions of the peers.
 
+use std::sync::Arc;
+
 use rand::{Rng, RngExt};
 
 use crate::peers::peer::Peer;
+use crate::peers::pulse::Pulse;
 use crate::policy::{AllDown, Strategy};
+
+/// How a peer stands, as far as its links are concerned.
+#[derive(Debug, Clone)]
+pub(crate) struct Standing {
+    /// The peer's: another peer may have taken the place of one that is gone.
+    pub(crate) pulse: Arc<Pulse>,
+    /// Whether its links may be used.
+    pub(crate) usable: bool,
+    /// Its share of the work.
+    pub(crate) share: u32,
+    /// Which it is when none has a share: the lowest first.
+    pub(crate) tier: u32,
+}
 
 /// The proportion of the work that each peer is to have now: its weight, or nothing while it is
 /// down or a better tier serves.

@@ -21,15 +21,14 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 
 use crate::caught::lock;
-use crate::peers::pulse::Pulse;
-use crate::peers::share::Candidate;
+use crate::peers::share::{Candidate, Standing};
 use crate::policy::Strategy;
 use crate::pool::strategy::Chooser;
 
@@ -49,19 +48,6 @@ pub(crate) trait Shelved {
     /// Ends its session with the server at once, without waiting for anything. Says whether it could:
     /// not if its socket is not known.
     fn shut_down(&mut self) -> bool;
-}
-
-/// How a peer stands, as far as its links are concerned.
-#[derive(Debug, Clone)]
-pub(crate) struct Standing {
-    /// The peer's: another peer may have taken the place of one that is gone.
-    pub(crate) pulse: Arc<Pulse>,
-    /// Whether its links may be used.
-    pub(crate) usable: bool,
-    /// Its share of the work.
-    pub(crate) share: u32,
-    /// Which it is when none has a share: the lowest first.
-    pub(crate) tier: u32,
 }
 
 /// A new slot's claim to the link that was made for it.

@@ -1,8 +1,7 @@
 //! What a button does, and why it may not.
 
-use std::fmt;
-
 use super::forgery::Form;
+use super::refusal::Refusal;
 use crate::peers::handle::Peers;
 use crate::peers::snapshot::Snapshot;
 
@@ -28,51 +27,6 @@ impl Question {
             "No other peer of {pool} takes work. When {peer} is drained, every request that needs this \
              database fails until a peer serves again.",
         )
-    }
-}
-
-/// Why a request did nothing.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
-    Method,
-    /// Another site has had the browser send it.
-    OtherSite,
-    /// It has not the token of this page.
-    OtherPage,
-    NoForm,
-    NoPool(String),
-    Closed(String),
-    Peers(String),
-}
-
-impl Refusal {
-    pub(super) fn status(&self) -> u16 {
-        match self {
-            Self::Method => 405,
-            Self::OtherSite | Self::OtherPage => 403,
-            Self::NoForm => 400,
-            Self::NoPool(_) | Self::Closed(_) | Self::Peers(_) => 409,
-        }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Method => f.write_str("This page is only to be looked at: it has no buttons."),
-            Self::OtherSite => f.write_str(
-                "Nothing was done: this was not sent from this page, or a proxy in between has not \
-                 passed on the Host header.",
-            ),
-            Self::OtherPage => f.write_str(
-                "Nothing was done: the page is not of the process that answers now. The application \
-                 was restarted, or several processes share this address. Reload the page.",
-            ),
-            Self::NoForm => f.write_str("Nothing was done: this is no form of this page."),
-            Self::NoPool(pool) => write!(f, "Nothing was done: there is no pool {pool}."),
-            Self::Closed(pool) => write!(f, "Nothing was done: the pool {pool} is closed."),
-            Self::Peers(error) => write!(f, "Nothing was done: {error}."),
-        }
     }
 }
 

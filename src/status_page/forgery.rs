@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::hint::black_box;
 
-use super::act::Refusal;
+use super::refusal::Refusal;
 use crate::url::percent_decoded;
 
 /// The fields of a form.

@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use super::act::{Question, Refusal};
+use super::act::Question;
 use super::escape::{ScriptData, Text};
+use super::refusal::Refusal;
 use super::report::{Process, Report, remarks, serving};
 use super::time::Utc;
 use crate::event::Event;

@@ -87,7 +87,7 @@ impl PeerSet {
         let mut earlier = mem::take(names);
         for (config, url) in configs.iter().zip(urls) {
             if let Some(at) = place_of(peers, &config.name) {
-                names.extend(self.admission.name(&peers[at]));
+                names.extend(Name::of(&peers[at], &self.admission));
             } else if let Some(at) = earlier.iter().position(|name| *name.peer == config.name) {
                 let mut name = earlier.swap_remove(at);
                 name.url = Arc::new(url);

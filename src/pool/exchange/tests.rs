@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::thread;
 
 use rand::SeedableRng;
