@@ -6,6 +6,7 @@ mod keywords;
 mod redaction;
 mod uri;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use crate::error::{Flaw, REDACTED};
 pub(crate) use credentials::AskCredentials;
 pub use credentials::Credentials;
 pub(crate) use keywords::is_keywords;
+use keywords::keywords;
 use redaction::Secrets;
 #[cfg(test)]
 pub(crate) use uri::percent_encoded;
@@ -70,6 +72,13 @@ impl PeerUrl {
         if dialect == Dialect::MySql && uri.path.matches('/').count() > 1 {
             return Err(
                 "has a path with several `/`: only the name of the database stands there".into()
+            );
+        }
+        if uri.path.contains('&') {
+            return Err(
+                "has a `&` and no `?` before it: parameters begin with `?`, and a `&` in a name \
+                        is %26"
+                    .into(),
             );
         }
         // Where there are several, libpq takes another one than diesel's parser for MySQL does.
@@ -142,13 +151,22 @@ impl PeerUrl {
 
     /// Whether both lead to the same database, whoever logs in.
     pub(crate) fn leads_to_the_same(&self, other: &Self) -> bool {
+        let is_login = |key: &str| ["user", "password"].contains(&key);
         let place = |url: &str| match Uri::parse(url) {
             Ok(mut uri) => {
                 uri.userinfo = None;
-                uri.parameters.retain(|it| !["user", "password"].contains(&&*it.key));
+                uri.parameters.retain(|it| !is_login(&it.key));
                 uri.to_string()
             }
-            Err(_) => url.to_owned(),
+            Err(_) => match keywords(url) {
+                Some(settings) => {
+                    // Of several libpq takes the last.
+                    let settings: BTreeMap<_, _> = settings.into_iter().collect();
+                    let settings = settings.iter().filter(|(key, _)| !is_login(key));
+                    format!("{:?}", settings.collect::<Vec<_>>())
+                }
+                None => url.to_owned(),
+            },
         };
         place(&self.url) == place(&other.url)
     }
@@ -219,6 +237,14 @@ mod tests {
             (Dialect::MySql, "postgres://db0/shop", "does not begin with `mysql://`"),
             (Dialect::MySql, "mysql://db0,db1/shop", "names several hosts"),
             (Dialect::MySql, "mysql://localhost:3307/shop", "names a port at `localhost`"),
+            (Dialect::MySql, "mysql://%6cocalhost:3307/shop", "names a port at `localhost`"),
+            (Dialect::MySql, "mysql://localhost:3307/shop?unix_socket=", "names a port at"),
+            (Dialect::MySql, "mysql://db0/shop&ssl_mode=required", "has a `&` and no `?` before"),
+            (
+                Dialect::Postgres,
+                "postgres://db0/shop&sslmode=require",
+                "has a `&` and no `?` before",
+            ),
             (Dialect::MySql, "mysql://db0/shop/2", "has a path with several `/`"),
             (Dialect::MySql, "mysql://db0/shop?sslmode=require", "has the parameter `sslmode`"),
             (Dialect::MySql, "mysql://db0/shop?ssl_mode", "has an `ssl_mode` that is none"),
@@ -288,6 +314,7 @@ mod tests {
             (Dialect::MySql, "mysql://app@localhost:3307/shop?unix_socket=/run/mysqld/mysqld.sock"),
             (Dialect::MySql, "mysql://localhost/shop"),
             (Dialect::MySql, "mysql://localhost:3306/shop"),
+            (Dialect::MySql, "mysql://localhost:03306/shop"),
             (Dialect::Postgres, "postgres://localhost:5433/shop"),
             (Dialect::MySql, "mysql://db0"),
             (
@@ -307,6 +334,31 @@ mod tests {
         ];
         for (dialect, text) in cases {
             assert_eq!(url(text).check(dialect), Ok(()), "{dialect:?} {text}");
+        }
+    }
+
+    #[test]
+    fn who_logs_in_does_not_matter_to_where_it_leads() {
+        let same = [
+            ("mysql://app:old@db/shop", "mysql://other:new@db/shop"),
+            ("mysql://app:old@db/shop", "mysql://db/shop"),
+            ("postgres://app@db?user=a&password=b&x=1", "postgres://db?x=1&user=c"),
+            ("host=db user=app password=old", "host=db  password='n e w' user=other"),
+            ("host=other host=db", "host=db password=x"),
+            ("shop.db", "shop.db"),
+        ];
+        for (one, other) in same {
+            assert!(url(one).leads_to_the_same(&url(other)), "{one} and {other}");
+        }
+        let others = [
+            ("mysql://app@db/shop", "mysql://app@db/other"),
+            ("postgres://db?x=1", "postgres://db?x=2"),
+            ("host=db user=app", "host=other user=app"),
+            ("host=db host=other", "host=other host=db"),
+            ("shop.db", "other.db"),
+        ];
+        for (one, other) in others {
+            assert!(!url(one).leads_to_the_same(&url(other)), "{one} and {other}");
         }
     }
 

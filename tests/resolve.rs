@@ -318,6 +318,18 @@ fn peers_that_are_replaced_are_resolved_as_well() {
     becomes(&peers, &["db/10.0.0.3"]);
 }
 
+/// As at the start.
+#[test]
+fn a_certificate_of_a_name_is_not_verified_at_an_address() {
+    let test = "verify";
+    servers(test, [A]);
+    let script = Script::of(&[A]);
+    let manager = resolved(test, &script).build().expect("the settings are right");
+    let url = "mysql://app@db/shop?ssl_mode=verify_identity";
+    let error = manager.peers().replace([PeerConfig::new("db", url)]).expect_err("it cannot be");
+    assert!(error.to_string().contains("`resolve_interval` puts an address"), "{error}");
+}
+
 /// `add` gives the peer that was asked for.
 #[test]
 fn a_name_that_is_added_by_hand_is_left_alone() {

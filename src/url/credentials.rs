@@ -95,6 +95,14 @@ impl PeerUrl {
 
     /// Who logs in by the URL alone.
     fn credentials(&self) -> Credentials {
+        let Credentials { user, password } = self.written_credentials();
+        let is_libpqs = is_keywords(&self.url) || self.url.starts_with("postgres");
+        // For libpq what is empty is as if it was not there.
+        let given = |text: &String| !(is_libpqs && text.is_empty());
+        Credentials { user: user.filter(given), password: password.filter(given) }
+    }
+
+    fn written_credentials(&self) -> Credentials {
         let Ok(uri) = Uri::parse(&self.url) else {
             let settings = keywords(&self.url).unwrap_or_default();
             // Of several libpq takes the last.
@@ -163,7 +171,11 @@ mod tests {
         let cases = [
             ("mysql://db0/shop", None, None),
             ("mysql://app@db0/shop", Some("app"), None),
+            ("mysql://@db0/shop", None, None),
             ("mysql://app:@db0/shop", Some("app"), Some("")),
+            ("postgres://app:@db0/shop", Some("app"), None),
+            ("postgres://:p@db0/shop?user=", None, Some("p")),
+            ("host=db0 user=app password=''", Some("app"), None),
             ("mysql://a%70p:p%40ss%3A:x@db0/shop", Some("app"), Some("p@ss::x")),
             ("postgres://a:b@db0?user=app&password=p%20w", Some("app"), Some("p w")),
             ("postgres://a:b@db0?password=w", Some("a"), Some("w")),

@@ -17,7 +17,7 @@ const ELSEWHERE: [&str; 2] = [ADDRESS, "service"];
 const SOCKET: &str = "localhost";
 
 /// The port of the server that is behind it, if nobody has said otherwise.
-const ITS_PORT: &str = ":3306";
+const ITS_PORT: u16 = 3306;
 
 /// The name of the host. None where there is an address, a path, several hosts, or nothing at all.
 pub(super) fn host_name(url: &str, dialect: Dialect) -> Option<String> {
@@ -54,10 +54,12 @@ pub(super) fn host_name(url: &str, dialect: Dialect) -> Option<String> {
 /// Whether a MySQL URL leads to the Unix socket, and so not to the port that it names.
 pub(super) fn forgets_its_port(uri: &Uri) -> bool {
     cfg!(unix)
-        && uri.parameter("unix_socket").is_none()
+        && uri.parameter("unix_socket").and_then(|it| it.value.as_deref()).is_none_or(str::is_empty)
         && uri.hosts.iter().any(|host| {
             let name = without_port(host);
-            percent_decoded(name) == SOCKET && !["", ITS_PORT].contains(&&host[name.len()..])
+            let port =
+                host[name.len()..].strip_prefix(':').and_then(|port| port.parse::<u16>().ok());
+            percent_decoded(name) == SOCKET && port.is_some_and(|port| port != ITS_PORT)
         })
 }
 

@@ -308,6 +308,24 @@ fn a_check_that_is_asked_for_is_made_once() {
     assert_eq!(story.peer.probe_due(false), Some(story.at(11) + INTERVAL), "as ever");
 }
 
+/// Or what comes back there would be taken for the newcomer's.
+#[test]
+fn a_place_is_kept_as_long_as_anything_leads_there() {
+    let mut peer = Story::begin().peer;
+    assert!(!peer.is_vacant(), "it is a peer");
+    peer.service = Service::Gone;
+    assert!(peer.is_vacant());
+    for lead in [
+        |counts: &mut Counts| counts.dialing = 1,
+        |counts: &mut Counts| counts.stuck = 1,
+        |counts: &mut Counts| counts.links = 1,
+    ] {
+        peer.counts = Counts::default();
+        lead(&mut peer.counts);
+        assert!(!peer.is_vacant(), "{:?}", peer.counts);
+    }
+}
+
 #[test]
 fn a_mark_can_be_cleared_unasked() {
     let mut story = Story::begin();

@@ -261,6 +261,7 @@ mod tests {
     use super::*;
     use crate::fault::{Fault, Refusal};
     use crate::peers::peer::{Answer, ProbeKind};
+    use crate::peers::set::DRAIN_LOOK;
     use crate::peers::set::tests::set_of;
     use crate::policy::Recheck;
     use crate::rules::tests::INTERVAL;
@@ -323,6 +324,54 @@ mod tests {
     }
 
     #[test]
+    fn newcomers_are_checked_at_once() {
+        let (set, _woken, now) = set_of(1, Recheck::Probe);
+        set.take_due(now);
+        let probed = || {
+            let (probes, _) = set.take_due(now);
+            probes.iter().map(|probe| probe.peer).collect::<Vec<_>>()
+        };
+        assert_eq!(probed(), [0; 0]);
+        set.add(PeerConfig::new("peer1", "url1"), now).expect("a new name");
+        assert_eq!(probed(), [1]);
+        let all = ["peer0", "peer1", "peer2"]
+            .map(|name| PeerConfig::new(name, name.replace("peer", "url")));
+        set.replace(&all, now).expect("these are right");
+        assert_eq!(probed(), [2]);
+    }
+
+    #[test]
+    fn a_drained_peer_has_been_so_since_it_was_empty() {
+        let (set, _woken, now) = set_of(2, Recheck::Probe);
+        let set = Arc::new(set);
+        let later = now + INTERVAL / 10;
+        set.take_due(now);
+        set.count(0, |counts| counts.dialing = 1);
+        let drain = set.drain("peer0", now).expect("it is there");
+        let (_, next) = set.take_due(now);
+        assert!(next <= Some(now + DRAIN_LOOK), "it is looked at again soon");
+        set.count(0, |counts| counts.dialing = 0);
+        assert!(!drain.wait(Duration::ZERO), "nobody has looked");
+        set.take_due(later);
+        assert!(drain.wait(Duration::ZERO));
+        assert_eq!(set.read(|peers| peers[0].service), Service::Drained { since: later });
+    }
+
+    /// Nobody looks any more.
+    #[test]
+    fn a_pool_that_is_gone_is_drained_when_its_last_session_has_ended() {
+        let (set, _woken, now) = set_of(2, Recheck::Probe);
+        let set = Arc::new(set);
+        let session = Arc::default();
+        set.read(|peers| peers[0].pulse.add(Arc::clone(&session)));
+        let drain = set.drain("peer0", now).expect("it is there");
+        set.close();
+        assert!(!drain.wait(Duration::ZERO), "a session is open");
+        set.read(|peers| peers[0].pulse.remove(&session));
+        assert!(drain.wait(Duration::ZERO));
+    }
+
+    #[test]
     fn one_that_leads_elsewhere_is_another() {
         let (set, _woken, now) = set_of(2, Recheck::Probe);
         let places = || {
@@ -344,6 +393,8 @@ mod tests {
         set.replace(&tiered.collect::<Vec<_>>(), now).expect("these are right");
         assert_eq!(places(), [1, 3], "both stay");
         assert!(set.epoch() > epoch, "and their tiers are known");
+        set.replace(&peers(["url0", "url7"]), now).expect("these are right");
+        assert_eq!(set.read(|peers| peers[0].tier), 2, "what is not said stays");
     }
 
     #[test]
