@@ -3,6 +3,7 @@
 #[cfg(feature = "serde")]
 mod deserialize;
 mod environment;
+mod hint;
 mod multi_host;
 mod value;
 
@@ -19,6 +20,7 @@ use crate::error::{Kind, may_be_shown, shown_name, shown_or_struck};
 use crate::peers::admission::PeerConfig;
 use crate::policy::{AllDown, Balance, Donors, Recheck, Role, Strategy};
 use environment::environment;
+use hint::unknown;
 use multi_host::name_of;
 use value::{Value, Wrong};
 
@@ -80,6 +82,14 @@ impl<C: 'static> PeerManagerBuilder<C> {
     #[must_use]
     pub fn env(self, prefix: &str) -> Self {
         environment(self.looked_in_environment(prefix), prefix, env::vars_os())
+    }
+
+    /// As [`env`](Self::env), of settings for peers that are given otherwise.
+    #[cfg(feature = "cli")]
+    pub(crate) fn env_without_url(self, prefix: &str) -> Self {
+        let url = format!("{prefix}URL");
+        let others = env::vars_os().filter(|(name, _)| *name != *url);
+        environment(self.looked_in_environment(prefix), prefix, others)
     }
 
     /// Settings that were read with serde, from TOML, figment or anything else.
@@ -366,62 +376,4 @@ fn per_peer(value: &Value) -> Result<Vec<(String, u32)>, Wrong> {
             .collect(),
         _ => Err(wrong()),
     }
-}
-
-fn unknown(key: &str, place: Place<'_>) -> Wrong {
-    let flaw = "is no setting";
-    if CLOSURES.contains(&key) {
-        return Wrong::new(flaw, "it is a closure: set it in code");
-    }
-    #[cfg(any(feature = "rocket", feature = "cli"))]
-    if place == Place::Rocket {
-        let rockets = match key {
-            "max_size" => Some(ROCKETS_SIZE),
-            "connection_timeout" => Some(ROCKETS_TIMEOUT),
-            _ => similar_in(key, [ROCKETS_SIZE, ROCKETS_TIMEOUT]),
-        };
-        if let Some(rockets) = rockets {
-            return Wrong::new(flaw, format!("Rocket's own is `{rockets}`"));
-        }
-    }
-    if POOLS.contains(&key) {
-        return Wrong::new(flaw, "it is the pool's; give it to `Pool::builder()`");
-    }
-    if let Some(setting) = similar(key) {
-        return Wrong::new(flaw, format!("did you mean `{setting}`?"));
-    }
-    let _ = place;
-    let (sources, settings) = (SOURCES.join(", "), SETTINGS.join(", "));
-    Wrong::new(flaw, format!("those that there are: {sources}, {settings}"))
-}
-
-/// The setting that was probably meant by a key that is none.
-fn similar(key: &str) -> Option<&'static str> {
-    similar_in(key, SOURCES.into_iter().chain(SETTINGS))
-}
-
-fn similar_in(key: &str, names: impl IntoIterator<Item = &'static str>) -> Option<&'static str> {
-    const SHORTEST: usize = 6;
-    let plain = |text: &str| text.replace(['_', '-'], "").to_ascii_lowercase();
-    let key = plain(key);
-    names.into_iter().find(|name| {
-        let name = plain(name);
-        name == key || name.len() >= SHORTEST && distance(&name, &key) <= 2
-    })
-}
-
-/// How many letters have to be changed, left out or put in to make one text of the other.
-fn distance(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (index, letter) in one.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = index + 1;
-        for (column, candidate) in other.iter().enumerate() {
-            let replaced = diagonal + usize::from(letter != *candidate);
-            diagonal = row[column + 1];
-            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
-        }
-    }
-    row[other.len()]
 }

@@ -87,8 +87,9 @@ pub(crate) const REDACTED: &str = "***";
 /// libpq's keywords, where a name, a path or a number should stand; and they may hold a password.
 pub(crate) fn may_be_shown(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
-    // The setting's own name tells nothing.
-    let is_plain = text == "password" || !text.contains("password");
+    // A name tells nothing: `SHOP_DB_PASSWORD`.
+    let is_name = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let is_plain = is_name || !text.contains("password");
     is_plain && !text.contains("://") && !text.contains(['@', '='])
 }
 
@@ -159,8 +160,13 @@ impl fmt::Display for Kind {
             ),
             Self::Url { name, flaw } => write!(
                 f,
-                "the URL of peer {name:?} {flaw}: give what diesel's `establish` takes, as \
-                 `mysql://user:password@host/database`",
+                "the URL of peer {name:?} {flaw}{}",
+                // What is said already how to mend needs no more.
+                if flaw.contains(": ") {
+                    ""
+                } else {
+                    ": give what diesel's `establish` takes, as `mysql://user:password@host/database`"
+                },
             ),
             Self::Setting { key, flaw, right } => write!(f, "{key} {flaw}: {right}"),
             Self::TooShort { setting, duration, least } => {
@@ -232,9 +238,15 @@ mod tests {
 
     #[test]
     fn what_may_be_shown() {
-        for text in
-            ["", "db0", "30 parsecs", "[::1]:5432", "/srv/shop.toml", "default.databases.shop"]
-        {
+        for text in [
+            "",
+            "db0",
+            "30 parsecs",
+            "[::1]:5432",
+            "/srv/shop.toml",
+            "default.databases.shop",
+            "DB_PASSWORD",
+        ] {
             assert!(may_be_shown(text), "{text}");
         }
         for text in [

@@ -482,7 +482,7 @@ fn wrong_configurations_are_refused() {
         ("check_interval = 1".to_owned(), "there is no peer"),
         (
             format!("[default.databases.shop]\nurl = \"{url}\""),
-            "peers: there are peers in the table `default.databases.shop`: name it, with `--table`. ",
+            "peers: there are peers in the table `default.databases.shop`: name it, with `--table`\n",
         ),
         (format!("[peers]\na = \"{url}\"\nb = \"postgres://b/app\""), "`mysql://`"),
     ] {
@@ -495,10 +495,17 @@ fn wrong_configurations_are_refused() {
     check(&[]).is_refused(&["--config <FILE>", "--env <PREFIX>"]);
     check(&[url, "mysql://app:s3cret@127.0.0.1:2/app"]).is_refused(&[
         "unexpected argument '***'",
-        "Several hosts stand in one URL, as mysql://app@db0,db1/shop.",
+        "Several hosts stand in one URL: mysql://app@db0,db1/shop",
     ]);
-    for slip in ["shop", ""] {
-        check(&[slip]).is_refused(&["the URL begins with none of"]);
+    check(&[url, "s3cret"]).is_refused(&["unexpected argument '***'"]);
+    for (slip, told) in [
+        ("shop", "the URL begins with none of"),
+        ("", "the URL begins with none of"),
+        ("Rocket.toml", "give it with `--config`"),
+        ("$DATABASE_URL", "the shell has put no value"),
+        ("mysql//app:s3cret@db0/shop", "is no URL"),
+    ] {
+        check(&[slip]).is_refused(&[told]);
     }
     check(&[url, "--watch=s3cret@db0"]).is_refused(&["give a number of seconds"]);
     check(&[url, "--watch", "--json"]).is_refused(&["cannot be used with"]);
@@ -591,8 +598,23 @@ fn the_environment() {
     outcome(command().args(["--env", "SHOP_DB_"])).is_refused(&["there is no peer", "SHOP_DB_URL"]);
     // A URL that was typed is meant.
     let mut with = command();
-    with.env("SHOP_DB_URL", "mysql://app@127.0.0.1:1/app").env("SHOP_DB_PASSWORD", APP_PASSWORD);
-    outcome(with.args([&url, "--env", "SHOP_DB_"])).is(WELL, &["All is well."]);
+    with.env("SHOP_DB_URL", "postgres://app@db0/app?x=y").env("SHOP_DB_PASSWORD", APP_PASSWORD);
+    let (_folder, path) = file("url = 'shop.db'\ncheck_interval = 30");
+    let path = path.to_str().expect("text");
+    let with = with.args([&url, "--env", "SHOP_DB_", "--config", path]);
+    outcome(with).is(WELL, &["All is well."]);
+    let mut with = command();
+    with.env("SHOP_DB_URL", &url).env("SHOP_DB_PASSWORD", APP_PASSWORD);
+    outcome(with.args(["--env", "SHOP_DB_", "--config", path])).is(WELL, &["All is well."]);
+    // And what is not, is told.
+    for (prefix, told) in [
+        ("SHOP_DB", "`SHOP_DB_PASSWORD` is no setting: give the prefix `SHOP_DB_`"),
+        ("SHOP_", "`SHOP_DB_PASSWORD` is no setting: give the prefix `SHOP_DB_`"),
+    ] {
+        let mut with = command();
+        with.env("SHOP_DB_PASSWORD", APP_PASSWORD).args([&url, "--env", prefix]);
+        outcome(&mut with).is_refused(&[told]);
+    }
 }
 
 /// A process that does not outlive its test.

@@ -104,17 +104,24 @@ fn the_house_in_the_design_is_complete() {
     let design = read("DESIGN.md");
     let (_, house) = design.split_once("\n## The house\n").expect("there is such a heading");
     let house = house.split("```").nth(1).expect("it is a block");
-    let first_words = house.lines().filter_map(|line| line.split_whitespace().next());
-    let rooms: Vec<_> = first_words
-        .map(|word| word.trim_start_matches("src/").trim_end_matches(".rs").trim_end_matches('/'))
-        .collect();
+    let mut floor = "";
+    let mut rooms = Vec::new();
+    for line in house.lines().filter(|line| !line.is_empty()) {
+        let word = line.split_whitespace().next().expect("it is not empty");
+        let name = word.trim_end_matches(".rs").trim_end_matches('/');
+        if let Some(name) = name.strip_prefix("src/") {
+            floor = name;
+            rooms.push(floor.to_owned());
+        } else {
+            rooms.push(format!("{floor}/{name}"));
+        }
+    }
     let mut files = Vec::new();
     code(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut files);
-    let is_of = |file: &str, room: &str| file == room || file.ends_with(&format!("/{room}"));
     for file in &files {
-        assert!(rooms.iter().any(|room| is_of(file, room)), "{file} is in the house");
+        assert!(rooms.contains(file), "{file} is in the house");
     }
     for room in rooms {
-        assert!(files.iter().any(|file| is_of(file, room)), "{room} is in src");
+        assert!(files.contains(&room), "{room} is in src");
     }
 }

@@ -115,16 +115,18 @@ fn refuse(error: &clap::Error) -> ExitCode {
         Some(ContextValue::String(value)) => text.replace(&format!("'{value}'"), "'***'"),
         _ => text,
     };
+    // A word that stands alone may be the end of a password.
+    let stray = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(stray)) if error.kind() == ErrorKind::UnknownArgument => {
+            Some(stray).filter(|stray| !stray.starts_with('-'))
+        }
+        _ => None,
+    };
+    let struck = |stray: &String| text.replace(&format!("'{stray}'"), "'***'");
+    let text = stray.map_or_else(|| text.clone(), struck);
     drop(io::stderr().write_all(text.as_bytes()));
-    let is_second_url = matches!(
-        error.get(ContextKind::InvalidArg),
-        Some(ContextValue::String(given)) if !given.starts_with('-')
-    );
-    if error.kind() == ErrorKind::UnknownArgument && is_second_url {
-        drop(writeln!(
-            io::stderr(),
-            "\nSeveral hosts stand in one URL, as mysql://app@db0,db1/shop."
-        ));
+    if stray.is_some_and(|stray| stray.contains(['/', ':', ','])) {
+        drop(writeln!(io::stderr(), "\nSeveral hosts stand in one URL: mysql://app@db0,db1/shop"));
     }
     WRONG.into()
 }

@@ -1,7 +1,8 @@
 //! The peers, and any settings, in one URL with several hosts.
 
+use super::hint::{similar, unknown};
 use super::value::{Value, Wrong};
-use super::{POOLS, Place, SETTINGS, Settings, apply, similar, unknown};
+use super::{POOLS, Place, SETTINGS, Settings, apply};
 use crate::builder::PeerManagerBuilder;
 use crate::dialect::Dialect;
 use crate::error::{Flaw, Kind};

@@ -118,6 +118,24 @@ fn mistakes_name_the_key_the_value_and_what_would_be_right() {
 }
 
 #[test]
+fn what_is_nearly_right_is_told_what_is() {
+    for (name, expected) in [
+        ("SHOP_DB_URL", "give the prefix `SHOP_DB_`"),
+        ("SHOP_DB_PASSWORD", "give the prefix `SHOP_DB_`"),
+        ("SHOP__CHECK_INTERVAL", "give the prefix `SHOP__`"),
+        ("SHOP_PASSWORD_FILE", "what stands in a file is read in code: see `credentials`"),
+        ("SHOP_PASS", "did you mean `password`?"),
+        ("SHOP_HOSTS", "did you mean `url`?"),
+    ] {
+        let told = environment(builder(), "SHOP_", [(name.into(), "x".into())]).into_mistake();
+        let expected = format!("the environment variable `{name}` is no setting: {expected}");
+        assert_eq!(told, Some(expected));
+    }
+    let hosts = "postgres://db0/shop?hostaddr=10.0.0.1&dbname=shop";
+    assert_eq!(builder().url(hosts).into_mistake(), None, "these are libpq's");
+}
+
+#[test]
 fn the_first_mistake_is_told() {
     let variables = [("SHOP_STRATEGY".into(), "fastest".into())];
     let builder = builder().url("mysql://db0?chek_interval=1").url("mysql://db0,,db1");

@@ -129,13 +129,19 @@ impl Request {
         tell: impl FnMut(&[String]),
     ) -> Result<Report, RequestError> {
         let mut builder = PeerManager::<C>::builder();
-        if let Some(settings) = settings {
+        // Peers that do not count may be of another database.
+        if let Some(mut settings) = settings {
+            if self.url.is_some() || self.url_of_environment().is_some() {
+                settings.retain(|key, _| !SOURCES.contains(&key));
+            }
             builder = self.give(settings, builder)?;
         }
         if let Some(prefix) = &self.prefix {
-            builder = builder.env(prefix);
-        }
-        if let Some(url) = &self.url {
+            builder = match &self.url {
+                Some(url) => builder.env_without_url(prefix).url(url),
+                None => builder.env(prefix),
+            };
+        } else if let Some(url) = &self.url {
             builder = builder.url(url);
         }
         examine_and_tell(builder, tell)
@@ -181,16 +187,16 @@ impl Request {
 
     /// The URL that counts: it tells which database it is.
     fn first_url(&self, settings: Option<&Table>) -> Option<String> {
-        let of_environment = self
-            .prefix
-            .as_ref()
-            .and_then(|prefix| env::var(format!("{prefix}{URL_VARIABLE}")).ok());
         let of_file = || {
             let settings = settings?;
             let one = settings.get(URL).and_then(Value::as_str);
             one.or_else(|| settings.get("peers").and_then(first_peer)).map(str::to_owned)
         };
-        self.url.clone().or(of_environment).or_else(of_file)
+        self.url.clone().or_else(|| self.url_of_environment()).or_else(of_file)
+    }
+
+    fn url_of_environment(&self) -> Option<String> {
+        env::var(format!("{}{URL_VARIABLE}", self.prefix.as_ref()?)).ok()
     }
 
     /// The tables that hold peers, if the one that was read holds none.
@@ -327,6 +333,18 @@ impl Database {
         if is_keywords(url) {
             return Ok(Self::Postgres);
         }
+        if Path::new(url).extension().is_some_and(|it| it == "toml") {
+            return Err(Kind::FileAsUrl.into());
+        }
+        if url.starts_with('$') {
+            return Err(Kind::NoValue.into());
+        }
+        // The builder tells what is missing.
+        let is_slip_of =
+            |scheme: &str| url.strip_prefix(scheme).is_some_and(|rest| rest.starts_with("//"));
+        if ["mysql", "postgres", "postgresql"].into_iter().any(is_slip_of) {
+            return Ok(if url.starts_with("mysql") { Self::MySql } else { Self::Postgres });
+        }
         // A word alone is more likely a slip than a file of that name.
         let is_path = !url.contains("://") && url.contains(['/', '.']);
         if is_path { Ok(Self::Sqlite) } else { Err(Kind::UnknownScheme.into()) }
@@ -373,6 +391,8 @@ enum Kind {
     },
     Rockets(String),
     UnknownScheme,
+    FileAsUrl,
+    NoValue,
     #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
     NoFeature(&'static str),
     Settings {
@@ -438,10 +458,16 @@ impl fmt::Display for RequestError {
                 if tables.is_empty() { Ok(()) } else { write!(f, "; {}", Named(tables)) }
             }
             Kind::Rockets(flaw) => f.write_str(flaw),
+            Kind::FileAsUrl => f.write_str(
+                "a TOML file stands where a URL is expected: give it with `--config`",
+            ),
+            Kind::NoValue => f.write_str(
+                "the URL begins with `$`: the shell has put no value in the variable's place",
+            ),
             Kind::UnknownScheme => f.write_str(
                 "the URL begins with none of `mysql://`, `postgres://`, `postgresql://`, `sqlite://` \
-                 and `file:`, which tell the database (a path is SQLite's, if there is a `/` or a `.` in \
-                 it)",
+                 and `file:`, which tell the database (MariaDB's is `mysql://`; a path is SQLite's, if there is a \
+                 `/` or a `.` in it)",
             ),
             #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
             Kind::NoFeature(feature) => write!(
@@ -450,7 +476,8 @@ impl fmt::Display for RequestError {
                  `--features cli,{feature}`",
             ),
             Kind::Settings { error, tables } if tables.is_empty() => fmt::Display::fmt(error, f),
-            Kind::Settings { error, tables } => write!(f, "{}. Without it {error}", Named(tables)),
+            // Whatever the error says, it is of that.
+            Kind::Settings { tables, .. } => Named(tables).fmt(f),
         }
     }
 }
@@ -482,6 +509,10 @@ mod tests {
             (Some("file:a/shop.db,b/shop.db?mode=rw"), Some(Sqlite)),
             (Some("a/shop.db"), Some(Sqlite)),
             (Some("mariadb://app:s3cret@db0/shop"), None),
+            (Some("mysql//app:s3cret@db0/shop"), Some(MySql)),
+            (Some("postgresql//app:s3cret@db0/shop"), Some(Postgres)),
+            (Some("shop.toml"), None),
+            (Some("$DATABASE_URL"), None),
             (Some("./shop"), Some(Sqlite)),
             (Some("shop"), None),
             (Some(""), None),
