@@ -198,7 +198,7 @@ impl StatusPage {
             "POST" if self.has_actions => {
                 forgery::check(header, body, &self.token).and_then(|form| act::act(&pools, &form))
             }
-            _ => Err(Refusal::Method),
+            _ => Err(Refusal::Method { has_actions: self.has_actions }),
         };
         match outcome {
             Ok(Outcome::Done) if wants_json => self.show(&pools, true),
@@ -223,7 +223,7 @@ impl StatusPage {
                 };
                 let allowed = if self.has_actions { "GET, HEAD, POST" } else { "GET, HEAD" };
                 match refusal {
-                    Refusal::Method => response.with("Allow", allowed.to_owned()),
+                    Refusal::Method { .. } => response.with("Allow", allowed.to_owned()),
                     _ => response,
                 }
             }

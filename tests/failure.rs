@@ -191,6 +191,8 @@ fn when_all_are_down_nothing_is_dialled_if_so_told() {
             .peer("only", server.url())
             .all_down(all_down)
             .all_down_wait(Duration::ZERO)
+            // No check is counted.
+            .all_down_interval(Duration::from_secs(30))
             .build()
             .expect("the settings are right");
         let connect = || ManageConnection::connect(&manager).expect_err("it is down");

@@ -7,6 +7,7 @@ mod support;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
+use diesel::r2d2::ManageConnection;
 use diesel_peers::{Balance, ChangeError, EventKind, PeerConfig, PeerManager, PeerState, Peers};
 use support::backend::{
     Backend, PATIENCE, SOON, fill, links, manager_of, manager_over, pool_of, state,
@@ -372,6 +373,22 @@ fn a_check_can_be_asked_for() {
     wait_until("it is found down long before it is due", PATIENCE, || {
         state(&peers, "peer0") == PeerState::Down
     });
+}
+
+/// Each has been told not to serve, and neither was ever down.
+#[test]
+fn who_is_not_to_serve_is_not_said_to_have_been_down() {
+    let servers = [Server::start(), Server::start()];
+    let manager = manager_of::<ScriptedConnection>(servers.iter().map(|it| it.url()))
+        .all_down_wait(Duration::ZERO)
+        .build()
+        .expect("the settings are right");
+    let peers = manager.peers();
+    peers.set_weight("peer0", 0).expect("the other has one");
+    drop(peers.drain("peer1").expect("there is such a peer"));
+    let told = manager.connect().map(drop).expect_err("nobody is left").to_string();
+    assert!(told.contains("peer0: not tried, as its weight is 0"), "{told}");
+    assert!(told.contains("peer1: not tried, as it is drained"), "{told}");
 }
 
 /// With every peer drained nobody serves, and that is what the error says.

@@ -6,6 +6,10 @@ mod support;
 
 use std::fs;
 use std::process::{Command, Output};
+#[cfg(all(feature = "rocket", feature = "status-page"))]
+use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(all(feature = "rocket", feature = "status-page"))]
+use std::thread;
 
 use diesel::MysqlConnection;
 use diesel_peers::{PeerConfig, PeerState};
@@ -159,67 +163,103 @@ fn a_new_peer_is_compared_with_the_others() {
 #[cfg(all(feature = "rocket", feature = "status-page"))]
 #[test]
 fn a_button_is_pressed_by_a_script() {
+    use support::EndsThreads;
     use support::guestbook::GuestBook;
 
     let app = GuestBook::start();
-    let press = &blocks("### By drain", "sh")[0];
+    let [press, wait] = &blocks("### By drain", "sh")[..] else { panic!("to press and to wait") };
     let press = press.replace("http://localhost:8000", &app.site());
     assert!(press.contains(&app.site()), "{press}");
-    let answer = |commands: &str| {
-        let answer = String::from_utf8(shell(commands).stdout).expect("text");
-        serde_json::from_str::<serde_json::Value>(&answer).expect("JSON")
+    let json = |answer: &[u8]| serde_json::from_slice::<serde_json::Value>(answer).expect("JSON");
+    let done = |commands: &str| json(&shell(commands).stdout);
+    let refused = |commands: &str| {
+        let output = Command::new("sh").arg("-ec").arg(commands).output().expect("a shell");
+        assert!(!output.status.success(), "what follows is not begun");
+        json(&output.stdout)
     };
     let state = |answer: &serde_json::Value, peer: usize| {
         answer["pools"][0]["peers"][peer]["state"].as_str().expect("a peer").to_owned()
     };
-    assert!(state(&answer(&press), 1).starts_with("drain"));
+    // SQLite's connections end as the pool is used.
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _ends = EndsThreads(&ended);
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                app.visitor().get("/");
+            }
+        });
+        shell(&format!("{press}\n{wait}"));
+    });
     let of = |peer: &str| press.replace("peer=db1", &format!("peer={peer}"));
-    let asked = answer(&of("db0").replace("action=drain", "action=resume"));
-    assert_eq!(state(&asked, 0), "up", "nothing changes: {asked}");
-    answer(&of("db0"));
-    assert!(answer(&of("db2"))["confirm"].is_string(), "it asks: nobody would be left");
-    let done = answer(&format!("{} -d confirm=yes", of("db2").trim_end()));
-    assert!(state(&done, 2).starts_with("drain"), "{done}");
-    assert_eq!(state(&answer(&press.replace("drain", "resume")), 1), "up");
-    assert!(answer(&of("db7"))["error"].is_string(), "there is no such peer");
+    let resumed = done(&of("db0").replace("action=drain", "action=resume"));
+    assert_eq!((state(&resumed, 0), state(&resumed, 1)), ("up".into(), "drained".into()));
+    done(&of("db0"));
+    assert!(refused(&of("db2"))["confirm"].is_string(), "it asks: nobody would be left");
+    let confirmed = of("db2").replace("action=drain", "action=drain -d confirm=yes");
+    assert!(state(&done(&confirmed), 2).starts_with("drain"));
+    assert_eq!(state(&done(&press.replace("drain", "resume")), 1), "up");
+    let error = refused(&of("db7"))["error"].to_string();
+    assert!(error.contains("there is no peer \\\"db7\\\""), "{error}");
+    let error = refused(&press.replace("pool=guestbook", "pool='a+b&c'"))["error"].to_string();
+    assert!(error.contains("there is no pool a+b&c: the pools are guestbook."), "{error}");
 }
 
-#[test]
-fn a_password_is_changed_under_load() {
+/// Has an application change who it is, at three servers and under load, without an error: `before` is
+/// done on each server, then the peers' URLs are replaced, and `after` is done when `is_done`.
+fn who_logs_in_changes(
+    before: &str,
+    (user, password): (&str, &str),
+    is_done: impl Fn(&MariaDb) -> bool,
+    after: &str,
+) {
     let servers: Vec<_> = (0..3).map(|_| MariaDb::start()).collect();
-    let old = support::APP_PASSWORD;
-    let urls = |password: &str| {
-        let urls = servers.iter().map(|server| server.url().replace(old, password));
-        urls.collect::<Vec<_>>()
-    };
-    let [both, new] = &blocks("## Changing a password", "sql")[..] else {
-        panic!("the server learns the new one, and forgets the old one")
-    };
+    let urls: Vec<_> = servers.iter().map(MariaDb::url).collect();
+    let login = format!("{}:{}@", support::APP, support::APP_PASSWORD);
     let run = |commands: &str| {
         for server in &servers {
-            server.sql(&commands.replace("'secret'", &format!("'{old}'")));
+            server.sql(&commands.replace("'secret'", &format!("'{}'", support::APP_PASSWORD)));
         }
     };
-    let builder = manager_of::<MysqlConnection>(urls(old));
+    let builder = manager_of::<MysqlConnection>(&urls);
     let (pool, peers) = full_pool(builder.check_interval(SOON).link_max_age(10 * SOON));
-    let seen = Load::run(&pool, THREADS, "SELECT SLEEP(0.005)", |load| {
+    let seen = Load::run(&pool, THREADS, "SELECT SLEEP(0.005)", |_| {
         let wait = |what: &str| {
             let connects = || peers.snapshot().peers.iter().map(|peer| peer.connects).sum::<u64>();
             let before = connects();
             wait_until(what, PATIENCE, || connects() > before + 10);
         };
-        run(both);
-        wait("the old one is used");
-        let configs = PEERS.into_iter().zip(urls("new"));
-        peers.replace(configs.map(|(name, url)| PeerConfig::new(name, url))).expect("they stay");
-        wait("the new one is used");
-        run(new);
-        wait("it is the only one");
-        assert!(load.served() > 0, "it was under load");
+        run(before);
+        wait("it logs in as before");
+        let new = urls.iter().map(|url| url.replace(&login, &format!("{user}:{password}@")));
+        let configs = PEERS.into_iter().zip(new).map(|(name, url)| PeerConfig::new(name, url));
+        peers.replace(configs).expect("they stay");
+        wait("it logs in anew");
+        wait_until("nobody logs in as before", PATIENCE, || servers.iter().all(&is_done));
+        run(after);
+        wait("it goes on");
     });
     assert_eq!(seen.refused, [""; 0], "no `pool.get()` failed");
     assert!(seen.failed.is_empty(), "no query failed: {:?}", seen.failed);
     assert!(peers.snapshot().peers.iter().all(|peer| peer.failures == 0), "nor a login");
+}
+
+#[test]
+fn a_user_is_changed_under_load() {
+    let [create, count, end, ..] = &blocks("## Changing a password", "sql")[..] else {
+        panic!("a user comes, is used, and the other goes")
+    };
+    let create = create.replace("shop.*", "app.*");
+    let is_done = |server: &MariaDb| server.sql(count).trim() == "0";
+    who_logs_in_changes(&create, ("app2", "new"), is_done, end);
+}
+
+#[test]
+fn a_password_is_changed_under_load() {
+    let [.., both, new] = &blocks("## Changing a password", "sql")[..] else {
+        panic!("the server learns the new one, and forgets the old one")
+    };
+    who_logs_in_changes(both, (support::APP, "new"), |_| true, new);
 }
 
 /// What the log says is written somewhere in the code.

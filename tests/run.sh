@@ -9,7 +9,8 @@ packages=(
     mariadb-server galera-4 libmariadb-dev          # MariaDB, and diesel's client library for it
     postgresql libpq-dev                            # PostgreSQL, and diesel's client library for it
     haproxy nftables                                # a proxy to pause, and packets to drop
-    openssl curl                                    # certificates for servers, a script's requests
+    openssl                                         # certificates for servers
+    curl jq                                         # what operators' scripts use
 )
 # A browser, and what drives it. Ubuntu has no such packages; there it has to be installed already.
 command -v chromedriver >/dev/null || packages+=(chromium chromium-driver)

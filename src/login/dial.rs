@@ -248,6 +248,9 @@ fn story(peers: &[Peer], attempts: &Attempts, now: Instant) -> String {
             (None, Health::Down { refusal, .. }) => {
                 format!("{name}: not tried, down since: {} ({next})", refusal.why)
             }
+            (None, Health::Up { .. }) if peer.weight == 0 => {
+                format!("{name}: not tried, as its weight is 0")
+            }
             (None, Health::Up { .. }) => format!("{name}: up again since"),
         }
     };

@@ -37,7 +37,8 @@ pub(super) fn act(pools: &[(String, Peers)], form: &Form) -> Result<Outcome, Ref
         return Err(Refusal::NoForm);
     };
     let Some((_, peers)) = pools.iter().find(|(name, _)| name == pool) else {
-        return Err(Refusal::NoPool(pool.clone()));
+        let names = pools.iter().map(|(name, _)| name.clone()).collect();
+        return Err(Refusal::NoPool(pool.clone(), names));
     };
     let snapshot = peers.snapshot();
     if snapshot.closed {

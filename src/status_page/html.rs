@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::act::Question;
 use super::escape::{ScriptData, Text};
 use super::refusal::Refusal;
-use super::report::{Process, Report, remarks, serving};
+use super::report::{Process, Report, is_served, remarks, serving};
 use super::time::Utc;
 use crate::event::Event;
 use crate::peers::snapshot::table::{short, until};
@@ -144,9 +144,8 @@ fn section(
     let head = |head: &&str| format!("<th role=\"columnheader\" scope=\"col\">{head}");
     let shown = HEADS.iter().filter(|head| report.has_actions || **head != "Action");
     let heads: String = shown.map(head).collect();
-    let served: u64 = pool.peers.iter().map(|peer| peer.check_outs).sum();
     let rows: String =
-        pool.peers.iter().map(|peer| row(report, Some((peer, served)), name, token)).collect();
+        pool.peers.iter().map(|peer| row(report, Some((peer, pool)), name, token)).collect();
     let events: String = pool.events.iter().rev().take(EVENTS).map(event).collect();
     format!(
         r#"<section data-pool="{name}" aria-labelledby="pool{number}">
@@ -170,13 +169,20 @@ fn section(
 }
 
 /// The row of a peer, and an empty one for those that come later.
-fn row(report: &Report<'_>, peer: Option<(&PeerStatus, u64)>, pool: &str, token: &str) -> String {
+fn row(
+    report: &Report<'_>,
+    peer: Option<(&PeerStatus, &Snapshot)>,
+    pool: &str,
+    token: &str,
+) -> String {
     let name = peer.map(|(peer, _)| peer.name.as_str()).unwrap_or_default();
     let state = peer.map_or(PeerState::Up, |(peer, _)| peer.state);
     let tell =
         |tell: &dyn Fn(&PeerStatus) -> String| peer.map(|(peer, _)| tell(peer)).unwrap_or_default();
-    let share = peer.and_then(|(peer, served)| percent(peer.check_outs, served));
-    let remarks = peer.map(|(peer, _)| remarks(peer)).unwrap_or_default().join(" ");
+    let served = |pool: &Snapshot| pool.peers.iter().map(|peer| peer.check_outs).sum();
+    let share = peer.and_then(|(peer, pool)| percent(peer.check_outs, served(pool)));
+    let remarks = peer.map(|(peer, pool)| remarks(peer, is_served(pool)));
+    let remarks = remarks.unwrap_or_default().join(" ");
     let span = if report.has_actions { HEADS.len() } else { HEADS.len() - 1 };
     let button = if report.has_actions {
         let action = action(state);

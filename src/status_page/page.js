@@ -34,7 +34,7 @@
         if (d) return `${d} d ${h} h`;
         if (h) return `${h} h ${m} min`;
         if (m) return `${m} min ${s} s`;
-        return s < 10 ? `${(Math.floor(seconds * 10) / 10).toFixed(1)} s` : `${s} s`;
+        return s < 10 ? `${seconds.toFixed(1)} s` : `${s} s`;
     };
     const clock = (at) => at.slice(0, 19).replace("T", " ");
     const milliseconds = (seconds) => {
@@ -147,7 +147,7 @@
         set("state", peer.state);
         set("for", short(peer.for_seconds));
         const next = peer.next_check_seconds;
-        set("next", next >= 0.1 ? `in ${short(next)}` : "now");
+        set("next", next >= 0.05 ? `in ${short(next)}` : "now");
         set("links", `${peer.in_use} / ${peer.links}`);
         set("weight", peer.tier ? `${peer.weight}, tier ${peer.tier}` : `${peer.weight}`);
         const remarks = peer.remarks.join(" ");

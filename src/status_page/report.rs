@@ -65,12 +65,12 @@ impl Report<'_> {
             "name": name,
             "closed": pool.closed,
             "events_dropped": pool.events_dropped,
-            "peers": pool.peers.iter().map(|peer| self.peer(peer)).collect::<Vec<_>>(),
+            "peers": pool.peers.iter().map(|it| self.peer(it, is_served(pool))).collect::<Vec<_>>(),
             "events": pool.events.iter().map(event).collect::<Vec<_>>(),
         })
     }
 
-    fn peer(&self, peer: &PeerStatus) -> Value {
+    fn peer(&self, peer: &PeerStatus, is_served: bool) -> Value {
         let lasts = self.since(peer.since);
         json!({
             "id": peer.id,
@@ -84,7 +84,7 @@ impl Report<'_> {
             "is_full": peer.is_full,
             "is_hesitant": peer.is_hesitant,
             "is_leaving": peer.is_leaving,
-            "remarks": remarks(peer),
+            "remarks": remarks(peer, is_served),
             "next_check_seconds": self.until(peer.next_check).as_secs_f64(),
             "weight": peer.weight,
             "tier": peer.tier,
@@ -120,8 +120,8 @@ fn event(event: &Event) -> Value {
     })
 }
 
-/// What there is to say of a peer besides its state.
-pub(super) fn remarks(peer: &PeerStatus) -> Vec<String> {
+/// What there is to say of a peer besides its state. It matters whether its pool has one that takes work.
+pub(super) fn remarks(peer: &PeerStatus, is_served: bool) -> Vec<String> {
     let why = peer.why.as_ref().map(|why| match (peer.state, peer.fault) {
         (PeerState::Down, Some(Fault::Misconfigured)) => {
             sentence(&format!("It does not let the application in: {why}"))
@@ -132,9 +132,12 @@ pub(super) fn remarks(peer: &PeerStatus) -> Vec<String> {
     let full = "Full: it had no connection to give, and others get the new ones.";
     let hesitant = "Hesitant: a query waits, and nothing was heard since; others are preferred.";
     let stuck = format!("Stuck: {} logins hang there, and cannot be ended.", peer.stuck);
+    let is_last_resort = !is_served && peer.state == PeerState::Down && peer.links > 0;
+    let last_resort = "No peer takes work, so its connections from before go on being used.";
     let weight = "Its weight is 0: it gets no work.";
     let rest = [
         (peer.is_leaving, "It is being removed."),
+        (is_last_resort, last_resort),
         (peer.is_full, full),
         (peer.is_hesitant && peer.state == PeerState::Up, hesitant),
         (peer.stuck > 0, stuck.as_str()),
@@ -142,6 +145,10 @@ pub(super) fn remarks(peer: &PeerStatus) -> Vec<String> {
     ];
     let rest = rest.into_iter().filter(|(is_so, _)| *is_so);
     why.into_iter().chain(rest.map(|(_, remark)| remark.to_owned())).collect()
+}
+
+pub(super) fn is_served(pool: &Snapshot) -> bool {
+    serving(pool) > 0
 }
 
 /// With a full stop at its end: others' words come without or with one.

@@ -201,10 +201,15 @@ fn what_cannot_be_done_is_told() {
     let body = format!("token={}&pool=<x>&peer=peer0&action=drain", story.page.token);
     let refused = story.page.respond("POST", None, |_| None, body.as_bytes());
     assert_eq!(refused.status, 409);
-    assert!(refused.body.contains("there is no pool &lt;x&gt;."), "{}", refused.body);
+    assert!(
+        refused.body.contains("there is no pool &lt;x&gt;: the pools are default."),
+        "{}",
+        refused.body
+    );
     for method in ["PUT", "DELETE", "post", ""] {
         let refused = story.page.respond(method, None, |_| None, b"");
         assert_eq!((refused.status, header(&refused, "Allow")), (405, "GET, HEAD, POST"));
+        assert!(refused.body.contains("asked by GET, HEAD or POST"), "{}", refused.body);
     }
     story.set.close();
     let refused = story.press(None, "peer=peer0&action=drain");
@@ -236,6 +241,7 @@ fn without_actions_there_are_no_buttons() {
     story.page.has_actions = false;
     let refused = story.press(None, "peer=peer0&action=drain");
     assert_eq!((refused.status, header(&refused, "Allow")), (405, "GET, HEAD"));
+    assert!(refused.body.contains("it has no buttons"), "{}", refused.body);
     let page = story.get(None).body;
     for part in ["method=\"post\"", &story.page.token, "Action"] {
         assert!(!page.contains(part), "{part} is there");
@@ -260,13 +266,19 @@ fn others_words_are_text() {
 fn remarks_are_sentences_and_say_nothing_that_is_not_so() {
     let mut status = Story::of(1).peers.snapshot().peers.remove(0);
     status.is_hesitant = true;
-    assert!(report::remarks(&status)[0].starts_with("Hesitant: "));
+    assert!(report::remarks(&status, true)[0].starts_with("Hesitant: "));
     status.why = Some("(111) refused \n".to_owned());
-    assert_eq!(report::remarks(&status)[0], "The last check failed: (111) refused.");
+    assert_eq!(report::remarks(&status, true)[0], "The last check failed: (111) refused.");
     status.state = PeerState::Down;
-    assert_eq!(report::remarks(&status), ["(111) refused."], "it is down, and not hesitant");
+    let told = report::remarks(&status, true);
+    assert_eq!(told, ["(111) refused."], "it is down, and not hesitant");
     status.why = Some("Why?".to_owned());
-    assert_eq!(report::remarks(&status), ["Why?"]);
+    status.links = 1;
+    assert_eq!(report::remarks(&status, true), ["Why?"]);
+    let [_, told] = &report::remarks(&status, false)[..] else { panic!("its links work") };
+    assert!(told.starts_with("No peer takes work, so its connections"), "{told}");
+    status.links = 0;
+    assert_eq!(report::remarks(&status, false), ["Why?"]);
 }
 
 #[test]
