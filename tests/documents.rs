@@ -1,4 +1,4 @@
-//! Links between the documents lead somewhere, in the repository and in the crate's documentation.
+//! What the documents say of each other and of the code is so: their links, and the house in the design.
 
 use std::collections::BTreeMap;
 use std::fs;
