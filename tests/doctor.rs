@@ -489,6 +489,10 @@ fn wrong_configurations_are_refused() {
         let (_folder, path) = file(&content);
         check(&["--config", path.to_str().expect("text")]).is_refused(&[why]);
     }
+    // Another table's `url` may be that of something else.
+    let (_folder, path) = file("check_interval = 'soon'\n[api]\nurl = 'https://api.example'");
+    let path = path.to_str().expect("text");
+    check(&[url, "--config", path]).is_refused(&["`check_interval` is \"soon\""]);
     check(&["--config", "/nowhere.toml"]).is_refused(&["/nowhere.toml cannot be read: "]);
     check(&["host=db0 dbname=shop"]).is_refused(&["`url` is no URL, but libpq's keywords: "]);
     check(&["mysql://app:s3cret@db0,s3cret@db1/app"]).is_refused(&["`url`", "several `@`"]);

@@ -50,7 +50,7 @@ pub(super) fn unknown(key: &str, place: Place<'_>) -> Wrong {
     if let Some(setting) = similar(key) {
         return Wrong::new(flaw, format!("did you mean `{setting}`?"));
     }
-    if key.strip_suffix("_file").is_some_and(|key| SETTINGS.contains(&key)) {
+    if ["user_file", "password_file"].contains(&key) {
         return Wrong::new(flaw, "what stands in a file is read in code: see `credentials`");
     }
     let (sources, settings) = (SOURCES.join(", "), SETTINGS.join(", "));

@@ -131,7 +131,7 @@ impl Request {
         let mut builder = PeerManager::<C>::builder();
         // Peers that do not count may be of another database.
         if let Some(mut settings) = settings {
-            if self.url.is_some() || self.url_of_environment().is_some() {
+            if self.url_beside_file().is_some() {
                 settings.retain(|key, _| !SOURCES.contains(&key));
             }
             builder = self.give(settings, builder)?;
@@ -192,15 +192,20 @@ impl Request {
             let one = settings.get(URL).and_then(Value::as_str);
             one.or_else(|| settings.get("peers").and_then(first_peer)).map(str::to_owned)
         };
-        self.url.clone().or_else(|| self.url_of_environment()).or_else(of_file)
+        self.url_beside_file().or_else(of_file)
     }
 
-    fn url_of_environment(&self) -> Option<String> {
-        env::var(format!("{}{URL_VARIABLE}", self.prefix.as_ref()?)).ok()
+    /// The one that counts, unless it is the file's.
+    fn url_beside_file(&self) -> Option<String> {
+        let of_environment = || env::var(format!("{}{URL_VARIABLE}", self.prefix.as_ref()?)).ok();
+        self.url.clone().or_else(of_environment)
     }
 
-    /// The tables that hold peers, if the one that was read holds none.
+    /// The tables that hold peers, if the one that was read holds none and should.
     fn tables_with_peers(&self) -> Vec<String> {
+        if self.url_beside_file().is_some() {
+            return Vec::new();
+        }
         let read = self.read().ok().flatten();
         let file = self.file.as_ref().filter(|_| read.is_some_and(|table| !has_peers(&table)));
         let file = file.and_then(|path| parse(path).ok());
