@@ -20,11 +20,11 @@
 //! [`with_actions`](StatusPage::with_actions) adds buttons that drain a peer and have it serve again.
 //! Requests that other sites have an operator's browser send are refused: a form has to bring the token
 //! that stands in the page, and the headers by which browsers tell where it comes from (`Origin`,
-//! `Sec-Fetch-Site`) must not say that it comes from elsewhere. (All browsers send one of them; who is
-//! none need not. A proxy in front has to pass on the `Host` that the browser sent.) That is no login: whoever can open the page can press its buttons. It has
-//! to lie behind the application's own, or behind that of a proxy. A network of one's own keeps
-//! strangers out, but not the site in a colleague's browser whose name is made to lead to this address
-//! (DNS rebinding); a login does.
+//! `Sec-Fetch-Site`) must not say that it comes from elsewhere. (Every browser sends one of them; a
+//! program that is none need not. A proxy in front has to pass on the `Host` that the browser sent.) That
+//! is no login: whoever can open the page can press its buttons. It has to lie behind the application's
+//! own, or behind that of a proxy. A network of one's own keeps strangers out, but not the site in a
+//! colleague's browser whose name is made to lead to this address (DNS rebinding); a login does.
 //!
 //! # The JSON
 //!
