@@ -40,10 +40,17 @@ fn blocks(heading: &str, language: &str) -> Vec<String> {
     blocks
 }
 
-/// Runs the commands of a block in a shell that stops at the first that fails.
+/// Runs commands in a shell that stops at the first that fails, and does not wait for ever.
+fn in_shell(commands: &str) -> Output {
+    let patience = PATIENCE.as_secs().to_string();
+    let mut shell = Command::new("timeout");
+    shell.args([&patience, "sh", "-ec", commands]).output().expect("there is a shell")
+}
+
+/// As [`in_shell`], of what succeeds.
 #[track_caller]
 fn shell(commands: &str) -> Output {
-    let output = Command::new("sh").arg("-ec").arg(commands).output().expect("there is a shell");
+    let output = in_shell(commands);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{commands}: {said}");
     output
@@ -173,7 +180,7 @@ fn a_button_is_pressed_by_a_script() {
     let json = |answer: &[u8]| serde_json::from_slice::<serde_json::Value>(answer).expect("JSON");
     let done = |commands: &str| json(&shell(commands).stdout);
     let refused = |commands: &str| {
-        let output = Command::new("sh").arg("-ec").arg(commands).output().expect("a shell");
+        let output = in_shell(commands);
         assert!(!output.status.success(), "what follows is not begun");
         json(&output.stdout)
     };
