@@ -325,7 +325,12 @@ fn the_counters_of_a_peer_that_comes_again_go_on() {
     let mut made = 0;
     for round in 1..=3 {
         fill(&pool, &peers, &[1, 1]);
-        made += queries(&pool, 10).remove("peer1").unwrap_or_default();
+        // A connection is counted a moment before it is used.
+        wait_until("it serves", PATIENCE, || {
+            let served = queries(&pool, 10).remove("peer1").unwrap_or_default();
+            made += served;
+            served > 0
+        });
         let scrape = scraped("all have ended", "again", |scrape| count(scrape) == made);
         assert_eq!(scrape.of_peer("up", "peer1"), 1, "round {round}");
         let drain = peers.remove("peer1").expect("there is one");
