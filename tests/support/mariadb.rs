@@ -186,6 +186,8 @@ pub(super) fn mariadbd(account: &Account, data: &Path) -> Command {
     let mut command = account.command("mariadbd");
     command.arg(format!("--defaults-file={}", file.display()));
     command.arg(format!("--datadir={}", data.display()));
+    // A server that starts removes the temporary tables that it finds there, also those of others.
+    command.arg(format!("--tmpdir={}", data.display()));
     command.args([
         "--innodb-log-file-size=4M",
         "--innodb-buffer-pool-size=16M",
