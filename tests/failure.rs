@@ -11,7 +11,7 @@ use diesel::r2d2::{ManageConnection, Pool};
 use diesel_peers::{AllDown, Failed, Fault, PeerManager, PeerState, Recheck};
 use support::backend::{Backend, PATIENCE, SOON, fill, links, manager_over, pool_of, state};
 use support::scripted::{ScriptedConnection, Server};
-use support::wait_until;
+use support::{wait_until, within};
 
 on_every_backend!(
     one_peer_down_at_the_start,
@@ -202,6 +202,36 @@ fn when_all_are_down_nothing_is_dialled_if_so_told() {
         assert_eq!(server.logins() > logins, dialled, "{all_down:?}: whether it is tried");
         assert!(story.contains("only: ") && story.contains("refused by"), "{all_down:?}: {story}");
     }
+}
+
+/// None could be opened in the place of one that is closed.
+#[test]
+fn old_connections_are_kept_while_no_peer_takes_work() {
+    let servers = [Server::start(), Server::start()];
+    let builder =
+        support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
+    let (pool, peers) = pool_of(builder.check_interval(SOON).link_max_age(5 * SOON), 4);
+    fill(&pool, &peers, &[2, 2]);
+    for server in &servers {
+        server.accept(false);
+    }
+    let all_are = |expected| ["peer0", "peer1"].iter().all(|name| state(&peers, name) == expected);
+    wait_until("all are down", PATIENCE, || all_are(PeerState::Down));
+    assert!(!within(6 * SOON, || false), "they grow old");
+    for _ in 0..20 {
+        let mut conn = pool.get_timeout(SOON).expect("those from before go on being used");
+        conn.batch_execute("SELECT 1").expect("sessions go on");
+    }
+    for server in &servers {
+        server.accept(true);
+    }
+    wait_until("all are up", PATIENCE, || all_are(PeerState::Up));
+    let connects = || peers.snapshot().peers.iter().map(|peer| peer.connects).sum::<u64>();
+    let before = connects();
+    wait_until("the old ones are replaced", PATIENCE, || {
+        drop(pool.get().expect("peers live"));
+        connects() >= before + 4
+    });
 }
 
 /// Its own word on a query is worth a mark and a check, also where marks are cleared unasked: or it would

@@ -144,7 +144,8 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 link.lease.set_in_use(false);
                 return false;
             }
-            if link.is_too_old(now) {
+            // While no peer takes work none could be opened in its place.
+            if link.is_too_old(now) && !link.lease.set().nobody_takes_work() {
                 link.lease.retire(Retired::TooOld);
                 return true;
             }
