@@ -184,7 +184,8 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// How old a connection gets: when it comes back to the pool after that it is closed. Up to
-    /// 10 % less, by chance, so that connections that were made together do not end together.
+    /// 10 % less, by chance, so that connections that were made together do not end together. Not while no
+    /// peer takes work: none could be opened in its place.
     ///
     /// r2d2's own `max_lifetime` and `idle_timeout` count for the pool's slots, between which
     /// connections change places.
