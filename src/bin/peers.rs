@@ -122,8 +122,10 @@ fn refuse(error: &clap::Error) -> ExitCode {
         }
         _ => None,
     };
-    let struck = |stray: &String| text.replace(&format!("'{stray}'"), "'***'");
-    let text = stray.map_or_else(|| text.clone(), struck);
+    let text = match stray {
+        Some(stray) => text.replace(&format!("'{stray}'"), "'***'"),
+        None => text,
+    };
     drop(io::stderr().write_all(text.as_bytes()));
     if stray.is_some_and(|stray| stray.contains(['/', ':', ','])) {
         drop(writeln!(io::stderr(), "\nSeveral hosts stand in one URL: mysql://app@db0,db1/shop"));

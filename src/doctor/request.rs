@@ -137,11 +137,10 @@ impl Request {
             builder = self.give(settings, builder)?;
         }
         if let Some(prefix) = &self.prefix {
-            builder = match &self.url {
-                Some(url) => builder.env_without_url(prefix).url(url),
-                None => builder.env(prefix),
-            };
-        } else if let Some(url) = &self.url {
+            let has_url = self.url.is_some();
+            builder = if has_url { builder.env_without_url(prefix) } else { builder.env(prefix) };
+        }
+        if let Some(url) = &self.url {
             builder = builder.url(url);
         }
         examine_and_tell(builder, tell)

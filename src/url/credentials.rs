@@ -53,10 +53,7 @@ impl PeerUrl {
                 !(key == "user" && user.is_some() || key == "password" && password.is_some())
             });
             let given = uri.userinfo.unwrap_or_default();
-            let (given_user, given_password) = match given.split_once(':') {
-                Some((user, password)) => (user, Some(password)),
-                None => (&*given, None),
-            };
+            let (given_user, given_password) = user_and_password(&given);
             let user = user.as_deref().map_or_else(|| given_user.to_owned(), percent_encoded);
             let password = password.as_deref().map(percent_encoded);
             uri.userinfo = Some(match password.as_deref().or(given_password) {
@@ -111,11 +108,8 @@ impl PeerUrl {
             return Credentials { user: last("user"), password: last("password") };
         };
         let given = uri.userinfo.as_deref().filter(|given| !given.is_empty());
-        let (user, password) = match given.map(|given| given.split_once(':').ok_or(given)) {
-            Some(Ok((user, password))) => (Some(user), Some(password)),
-            Some(Err(user)) => (Some(user), None),
-            None => (None, None),
-        };
+        let (user, password) = given.map(user_and_password).unzip();
+        let password = password.flatten();
         let last = |wanted: &str| uri.parameters.iter().rfind(|it| it.key == wanted);
         let last = |wanted: &str| last(wanted).and_then(|it| it.value.as_deref());
         // libpq prefers its parameters; other libraries know none of these.
@@ -123,6 +117,14 @@ impl PeerUrl {
             user: last("user").or(user).map(percent_decoded),
             password: last("password").or(password).map(percent_decoded),
         }
+    }
+}
+
+/// What stands before the host, taken apart.
+fn user_and_password(userinfo: &str) -> (&str, Option<&str>) {
+    match userinfo.split_once(':') {
+        Some((user, password)) => (user, Some(password)),
+        None => (userinfo, None),
     }
 }
 
