@@ -1,4 +1,4 @@
-//! What it costs to check a connection at check-out, on real connections to MariaDB: diesel's own
+//! What it costs to check a connection at checkout, on real connections to MariaDB: diesel's own
 //! manager without and with its test, which is a round trip to the server, and this crate's over
 //! three peers, which looks at the connection's socket.
 //!
@@ -31,7 +31,7 @@ fn main() {
     let manager = manager_over(&servers).build().expect("the settings are right");
     let balanced = rounds::pool(manager, CONNECTIONS, true);
 
-    println!("{CONNECTIONS} connections to MariaDB; median of {ROUNDS} rounds, time a check-out");
+    println!("{CONNECTIONS} connections to MariaDB; median of {ROUNDS} rounds, time a checkout");
     println!(
         "{:>7} | {:>12} {:>12} {:>12} | {:>14} {:>14}",
         "threads", "untested", "pinged", "PeerManager", "/ untested one", "under the ping"

@@ -1,11 +1,11 @@
-//! What a check-out and check-in costs, beside diesel's own manager, and how it grows with the peers.
+//! What a checkout and checkin costs, beside diesel's own manager, and how it grows with the peers.
 //!
 //! ```sh
 //! cargo bench --bench checkout
 //! ```
 //!
 //! The connection answers a ping at once, so that what is left is the pool and the manager. What the
-//! check at check-out costs on a connection with a socket is in `check.rs`.
+//! check at checkout costs on a connection with a socket is in `check.rs`.
 
 mod rounds;
 
@@ -26,7 +26,7 @@ const CONNECTIONS: u32 = 16;
 
 fn main() {
     println!(
-        "{CONNECTIONS} connections; median of {ROUNDS} rounds of {CHECKOUTS} check-outs a thread"
+        "{CONNECTIONS} connections; median of {ROUNDS} rounds of {CHECKOUTS} checkouts a thread"
     );
     println!(
         "{:>7} {:>5} | {:>12} {:>12} {:>12} | {:>14}",

@@ -169,7 +169,7 @@ fn sessions_killed(server: &mut MariaDb, scene: &Scene<'_>) -> Times {
     });
     serves_its_share(FAILING, scene.load);
     thread::sleep(A_CHECK);
-    assert_eq!(status().since, before.since, "it was marked down: {:?}", status().why);
+    assert_eq!(status().since, before.since, "it was marked down: {:?}", status().reason);
     Times { left: Vec::new(), back: vec![back] }
 }
 
@@ -182,7 +182,7 @@ fn limit(server: &MariaDb, sessions: u32) {
 fn has_room_again(server: &mut MariaDb, scene: &Scene<'_>) -> Times {
     thread::sleep(A_CHECK);
     let status = scene.peers.snapshot().peers.swap_remove(0);
-    assert!(status.is_full && status.links == 1, "it is full");
+    assert!(status.is_full && status.connections == 1, "it is full");
     assert_eq!(status.state, PeerState::Up, "and not down");
     wait_for_more(scene.load, &PEERS);
     limit(server, 0);
@@ -276,7 +276,7 @@ fn node_killed(cluster: &mut Cluster, scene: &Scene<'_>) -> Times {
     Times::of(left, back)
 }
 
-/// It takes work until it has noticed, which its own time-outs decide.
+/// It takes work until it has noticed, which its own timeouts decide.
 fn node_cut_off(cluster: &mut Cluster, scene: &Scene<'_>) -> Times {
     let node = &cluster.nodes[0];
     node.partition();

@@ -35,7 +35,7 @@ const WARM_UP: Duration = Duration::from_secs(2);
 const TWO_PEERS: Duration = Duration::from_secs(3);
 const FROZEN: Duration = Duration::from_secs(10);
 /// From when the thawed peer is up again until its share is measured: connections move to it one
-/// each `rebalance_pace`.
+/// each `rebalance_interval`.
 const SETTLE: Duration = Duration::from_secs(5);
 const SHARE: Duration = Duration::from_secs(2);
 /// How soon the thawed peer is checked; the other settings are what they are by default.
@@ -54,7 +54,7 @@ fn main() {
     ];
     println!(
         "{THREADS} threads, {connections} connections, queries of 10 ms; one of three frozen for 10 s\n\
-         bounds: an operation `stall_after` + 2 x `probe_timeout` + 0.5 s; 90 % of two peers; no gap of 1 s"
+         bounds: an operation `stall_after` + 2 x `check_timeout` + 0.5 s; 90 % of two peers; no gap of 1 s"
     );
     println!(
         "{:>8} {:>17} | {:>8} {:>10} {:>7} {:>8} {:>9} {:>6} {:>8} | {:>8} {:>6}",
@@ -74,17 +74,17 @@ fn main() {
         "{:>8} {:>17} | {:>8} {:>10} {:>7} {:>8} {:>9} {:>6} {:>8} | {:>8} {:>6}",
         "", "", "after", "operation", "", "gap", "1/s", "them", "", "its thaw", "then"
     );
-    for (name, stall_after, probe_timeout) in settings {
+    for (name, stall_after, check_timeout) in settings {
         for strategy in [Strategy::LeastConnections, Strategy::Random, Strategy::RoundRobin] {
             let mut servers = [MariaDb::start(), MariaDb::start(), MariaDb::start()];
             let tuned = |builder: PeerManagerBuilder<MysqlConnection>| {
-                let builder = builder.stall_after(stall_after).probe_timeout(probe_timeout);
+                let builder = builder.stall_after(stall_after).check_timeout(check_timeout);
                 builder.strategy(strategy).check_interval(CHECK_INTERVAL)
             };
             let before = two_peers(tuned(manager_over(&servers[1..])), connections);
             let seen = freeze(tuned(manager_over(&servers)), connections, &mut servers[0]);
             let after = two_peers(tuned(manager_over(&servers[1..])), connections);
-            let bound = stall_after + 2 * probe_timeout + LEEWAY;
+            let bound = stall_after + 2 * check_timeout + LEEWAY;
             seen.print(&format!("{name:>8} {strategy:>17?}"), bound, f64::midpoint(before, after));
         }
     }
@@ -129,7 +129,7 @@ fn freeze(
     let is = |state: PeerState| peers.snapshot().peers[0].state == state;
     let mut seen = None;
     let meter = Meter::run(&pool, |meter| {
-        let open = || peers.snapshot().peers.iter().map(|peer| peer.links).sum::<usize>();
+        let open = || peers.snapshot().peers.iter().map(|peer| peer.connections).sum::<usize>();
         wait_until("a full pool", PATIENCE, || open() == connections as usize);
         thread::sleep(WARM_UP);
         meter.forget_records();
@@ -228,7 +228,7 @@ impl Meter {
         meter
     }
 
-    /// A check-out, a query and a check-in.
+    /// A checkout, a query and a checkin.
     fn one_operation(&self, pool: &Pool<PeerManager<MysqlConnection>>) {
         let begin = self.now();
         let outcome = pool.get().ok().and_then(|mut conn| {

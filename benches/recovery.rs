@@ -137,7 +137,7 @@ fn drawing(charts: &[(&str, &Timeline)]) -> String {
     const HEIGHT: f64 = 150.0;
     const LEFT: f64 = 50.0;
     const TOP: f64 = 40.0;
-    const COLOURS: [&str; 3] = ["#e08214", "#5e9bd1", "#2c5f8a"];
+    const COLORS: [&str; 3] = ["#e08214", "#5e9bd1", "#2c5f8a"];
     const NAMES: [&str; 3] = ["db0, killed and restarted", "db1", "db2"];
 
     let full_height = (HEIGHT + 2.0 * TOP) * charts.len() as f64 + 20.0;
@@ -156,7 +156,7 @@ fn drawing(charts: &[(&str, &Timeline)]) -> String {
             top - 12.0
         );
         let mut below = vec![0.0; STEPS];
-        for (server, colour) in COLOURS.iter().enumerate() {
+        for (server, color) in COLORS.iter().enumerate() {
             let above: Vec<f64> = timeline
                 .served
                 .iter()
@@ -168,7 +168,7 @@ fn drawing(charts: &[(&str, &Timeline)]) -> String {
             let lower = below.iter().enumerate().map(|(step, share)| (middle(step), y(*share)));
             let points: Vec<String> =
                 upper.chain(lower.rev()).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-            let _ = writeln!(svg, "<polygon points=\"{}\" fill=\"{colour}\"/>", points.join(" "));
+            let _ = writeln!(svg, "<polygon points=\"{}\" fill=\"{color}\"/>", points.join(" "));
             below = above;
         }
         for (time, what) in [(KILLED, "killed"), (RESTARTED, "restarted")] {
@@ -207,7 +207,7 @@ fn drawing(charts: &[(&str, &Timeline)]) -> String {
             "<rect x=\"{left}\" y=\"{0}\" width=\"12\" height=\"12\" fill=\"{1}\"/>\n\
              <text x=\"{2}\" y=\"{3}\">{name}</text>",
             full_height - 26.0,
-            COLOURS[server],
+            COLORS[server],
             left + 18.0,
             full_height - 15.0
         );

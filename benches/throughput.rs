@@ -1,5 +1,5 @@
 //! Queries in a second, with eight threads: this crate over three MariaDB servers, beside diesel's own
-//! manager on one of them without its test at check-out, and beside diesel's own manager with the test
+//! manager on one of them without its test at checkout, and beside diesel's own manager with the test
 //! through HAProxy, which balances over the same three.
 //!
 //! ```sh

@@ -31,7 +31,7 @@ mod schema {
 }
 
 /// A job, and which try this is. It reads and then writes, and nobody may come in between: that takes
-/// a transaction, and so one check-out, since the next may lead to another peer.
+/// a transaction, and so one checkout, since the next may lead to another peer.
 fn claim(conn: &mut SqliteConnection) -> QueryResult<Option<(i32, i32)>> {
     // By the database's clock, as the workers' may differ. A claim outlasts a job: a second or two.
     let (now, later) = (sql::<BigInt>("unixepoch()"), sql::<BigInt>("unixepoch() + 2"));

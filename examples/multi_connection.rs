@@ -81,8 +81,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{peer}, and served {times} times");
     }
     let peers = peers.snapshot().peers;
-    match peers.iter().find_map(|peer| peer.why.as_ref().map(|why| (&peer.name, why))) {
-        Some((name, why)) => Err(format!("{name} is down: {why}").into()),
+    match peers.iter().find_map(|peer| peer.reason.as_ref().map(|reason| (&peer.name, reason))) {
+        Some((name, reason)) => Err(format!("{name} is down: {reason}").into()),
         None => Ok(()),
     }
 }

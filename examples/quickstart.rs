@@ -78,7 +78,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     wait_until("db1 has its share of the connections", &peers, |peers| {
         // A connection moves when it comes back to the pool.
         drop((0..CONNECTIONS).map_while(|_| pool.try_get()).collect::<Vec<_>>());
-        peers.snapshot().peers.iter().all(|peer| peer.links == 2)
+        peers.snapshot().peers.iter().all(|peer| peer.connections == 2)
     })?;
     let share = serve(&pool)?;
     require(share.values().all(|visits| *visits > 0), "every peer serves again")?;

@@ -78,7 +78,7 @@ mod tests {
         let pool = test_pool()?;
         assert!(!is_known(&pool, "Ada")?, "no other run left her behind");
         register(&pool, "Ada")?;
-        assert!(is_known(&pool, "Ada")?, "the next check-out is in the same transaction");
+        assert!(is_known(&pool, "Ada")?, "the next checkout is in the same transaction");
         Ok(())
     }
 

@@ -22,7 +22,7 @@ use diesel_peers::PeerManager;
 use schema::{orders, stock};
 
 type DbPool = Pool<PeerManager<SqliteConnection>>;
-type Failure = Box<dyn Error + Send + Sync>;
+type LoginFailure = Box<dyn Error + Send + Sync>;
 
 const THREADS: u32 = 6;
 const ORDERS_OF_EACH: u32 = 20;
@@ -36,7 +36,7 @@ const TABLES: &str = "CREATE TABLE stock (id INTEGER PRIMARY KEY, pieces INTEGER
     CREATE TABLE orders (id INTEGER PRIMARY KEY, peer TEXT NOT NULL);
     INSERT INTO stock VALUES (1, 120);";
 
-fn main() -> Result<(), Failure> {
+fn main() -> Result<(), LoginFailure> {
     let servers = stand_in::OneFile::new()?;
     let manager = PeerManager::<SqliteConnection>::builder()
         .peer("db0", servers.peer("db0")?)
@@ -74,7 +74,7 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-fn place_orders(pool: &DbPool) -> Result<(), Failure> {
+fn place_orders(pool: &DbPool) -> Result<(), LoginFailure> {
     for _ in 0..ORDERS_OF_EACH {
         // One session with one peer for as long as it is held; the next may be with another one.
         let mut conn = pool.get()?;

@@ -15,21 +15,21 @@ use rand::rngs::{SmallRng, SysRng};
 
 use crate::checker;
 use crate::dialect::Dialect;
+use crate::dispatcher;
 use crate::error::{BuildError, Kind, shown_name};
-use crate::event::EventHandler;
-use crate::fault::{Failed, Fault, Judge};
-use crate::herald;
+use crate::event::{Event, EventHandler};
+use crate::fault::{Failure, Fault, Judge};
 use crate::login::session::{Hooks, OnConnect};
 use crate::manager::PeerManager;
 use crate::peers::admission::{Admission, PeerConfig, check_names};
 use crate::peers::journal::Journal;
 use crate::peers::peer::Peer;
 use crate::peers::set::PeerSet;
-use crate::policy::{AllDown, Balance, Donors, Recheck, Role, Strategy};
+use crate::policy::{AllDown, Balance, Donors, Recovery, Role, Strategy};
 use crate::pool::connection::Links;
 use crate::pool::exchange::Exchange;
 use crate::resolver::{self, Resolve};
-use crate::rules::{Asked, Rules};
+use crate::settings::{Asked, Settings};
 use crate::url::{AskCredentials, Credentials};
 
 /// Builds a [`PeerManager`].
@@ -41,15 +41,15 @@ pub struct PeerManagerBuilder<C> {
     /// Weights and tiers of peers by name, which may be given before the peers themselves.
     weights: Vec<(String, u32)>,
     tiers: Vec<(String, u32)>,
-    rules: Rules,
+    settings: Settings,
     asked: Asked,
     balance: Balance,
-    probe: Box<OnConnect<C>>,
+    health_check: Box<OnConnect<C>>,
     on_connect: Box<OnConnect<C>>,
     /// Who logs in to every peer, in place of what its URL says.
     login: Credentials,
     credentials: Option<Box<AskCredentials>>,
-    event_handler: Option<Box<dyn EventHandler>>,
+    event_handler: Option<Box<EventHandler>>,
     resolver: Box<Resolve>,
     rng_seed: Option<u64>,
     /// The beginnings of the environment variables that were asked for.
@@ -64,7 +64,7 @@ pub struct PeerManagerBuilder<C> {
 // Not derived: the URLs are secrets, and `C` need not be `Debug`.
 impl<C> fmt::Debug for PeerManagerBuilder<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { peers, weights, tiers, rules, balance, login, rng_seed, .. } = self;
+        let Self { peers, weights, tiers, settings, balance, login, rng_seed, .. } = self;
         // What was given as a name is not known to be one before `build()`.
         let numbers = |given: &[(String, u32)]| given.iter().map(|(_, number)| *number).collect();
         let (weights, tiers): (Vec<u32>, Vec<u32>) = (numbers(weights), numbers(tiers));
@@ -72,7 +72,7 @@ impl<C> fmt::Debug for PeerManagerBuilder<C> {
             .field("peers", &peers.len())
             .field("weights", &weights)
             .field("tiers", &tiers)
-            .field("rules", rules)
+            .field("rules", settings)
             .field("balance", balance)
             .field("login", login)
             .field("rng_seed", rng_seed)
@@ -86,10 +86,10 @@ impl<C> PeerManagerBuilder<C> {
             peers: Vec::new(),
             weights: Vec::new(),
             tiers: Vec::new(),
-            rules: Rules::default(),
+            settings: Settings::default(),
             asked: Asked::default(),
             balance: Balance::default(),
-            probe: Box::new(|_| Ok(())),
+            health_check: Box::new(|_| Ok(())),
             on_connect: Box::new(|_| Ok(())),
             login: Credentials::default(),
             credentials: None,
@@ -119,16 +119,34 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to `default`; in a Rocket application to the database's name.
     #[must_use]
     pub fn pool_name(mut self, pool_name: impl Into<String>) -> Self {
-        self.rules.pool_name = pool_name.into();
+        self.settings.pool_name = pool_name.into();
         self.asked.insert("pool_name");
         self
     }
 
-    /// Who is told of what happens to the peers, on a thread of their own.
+    /// Calls `handler` for every [`Event`], one after the other, on a thread of its own.
     ///
-    /// Defaults to nobody. The last call counts.
+    /// The handler may block and may panic: the pool goes on meanwhile. While it blocks, events queue up;
+    /// events that find the queue full are dropped and counted in
+    /// [`Snapshot::events_dropped`](crate::Snapshot::events_dropped). Events of the pool's last moments may
+    /// be lost. The handler may use the [`Peers`](crate::Peers) and the pool, but must not own the pool,
+    /// which would never end.
+    ///
+    /// ```
+    /// # use diesel_peers::{EventKind, PeerManagerBuilder};
+    /// # fn with_handler<C>(builder: PeerManagerBuilder<C>) -> PeerManagerBuilder<C> {
+    /// builder.event_handler(|event| {
+    ///     // A peer that an operator has drained wakes nobody.
+    ///     if event.in_service && matches!(event.kind, EventKind::Down { .. }) {
+    ///         eprintln!("page the operator on duty: {event}");
+    ///     }
+    /// })
+    /// # }
+    /// ```
+    ///
+    /// No handler by default. The last call counts.
     #[must_use]
-    pub fn event_handler(mut self, handler: impl EventHandler) -> Self {
+    pub fn event_handler(mut self, handler: impl Fn(&Event) + Send + 'static) -> Self {
         self.event_handler = Some(Box::new(handler));
         self
     }
@@ -154,12 +172,12 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Which peer serves a check-out.
+    /// Which peer serves a checkout.
     ///
     /// Defaults to [`Strategy::LeastConnections`].
     #[must_use]
     pub fn strategy(mut self, strategy: Strategy) -> Self {
-        self.rules.strategy = strategy;
+        self.settings.strategy = strategy;
         self
     }
 
@@ -178,8 +196,8 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 200 milliseconds: 5 connections a second. With zero a few more may be closed than
     /// are needed.
     #[must_use]
-    pub fn rebalance_pace(mut self, rebalance_pace: Duration) -> Self {
-        self.rules.rebalance_pace = rebalance_pace;
+    pub fn rebalance_interval(mut self, rebalance_interval: Duration) -> Self {
+        self.settings.rebalance_interval = rebalance_interval;
         self
     }
 
@@ -192,8 +210,8 @@ impl<C> PeerManagerBuilder<C> {
     ///
     /// Defaults to 30 minutes, as r2d2's `max_lifetime`.
     #[must_use]
-    pub fn link_max_age(mut self, link_max_age: Duration) -> Self {
-        self.rules.link_max_age = link_max_age;
+    pub fn connection_max_age(mut self, connection_max_age: Duration) -> Self {
+        self.settings.connection_max_age = connection_max_age;
         self
     }
 
@@ -278,27 +296,27 @@ impl<C> PeerManagerBuilder<C> {
 
     /// It is called so where it was told.
     pub(crate) fn pool_timeout_as(mut self, name: &'static str, pool_timeout: Duration) -> Self {
-        self.rules.pool_timeout = Some(pool_timeout);
-        self.rules.pool_timeout_name = name;
+        self.settings.pool_timeout = Some(pool_timeout);
+        self.settings.pool_timeout_name = name;
         self.asked.insert(name);
         self
     }
 
     /// How long a peer that failed is left alone before it is checked, and how often a peer that
-    /// is up is probed. Each check comes up to 10 % later than that, by chance, so that many
+    /// is up is checked. Each check comes up to 10 % later than that, by chance, so that many
     /// processes do not check at once.
     ///
     /// Defaults to 30 seconds, as in django-proxysql. At least 10 milliseconds.
     #[must_use]
     pub fn check_interval(mut self, check_interval: Duration) -> Self {
-        self.rules.check_interval = check_interval;
+        self.settings.check_interval = check_interval;
         self.asked.insert("check_interval");
         self
     }
 
     /// How long one login may take, with `on_connect` and, for a check, `BEGIN; ROLLBACK`. A peer
     /// that has not answered by then is marked down, and the login is cut off. (diesel's
-    /// `MysqlConnection` sets no time-out; `PgConnection` gets libpq's own as well, in whole seconds,
+    /// `MysqlConnection` sets no timeout; `PgConnection` gets libpq's own as well, in whole seconds,
     /// unless its URL or the environment sets one.)
     ///
     /// A peer that takes longer than a quarter of a second, and twice what it usually takes, has the
@@ -307,7 +325,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 5 seconds.
     #[must_use]
     pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
-        self.rules.connect_timeout = connect_timeout;
+        self.settings.connect_timeout = connect_timeout;
         self.asked.insert("connect_timeout");
         self
     }
@@ -318,12 +336,12 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 10 seconds.
     #[must_use]
     pub fn connect_deadline(mut self, connect_deadline: Duration) -> Self {
-        self.rules.connect_deadline = connect_deadline;
+        self.settings.connect_deadline = connect_deadline;
         self.asked.insert("connect_deadline");
         self
     }
 
-    /// How long a ping at check-out may take. One check-out waits for no longer than that in all. A
+    /// How long a ping at checkout may take. One checkout waits for no longer than that in all. A
     /// connection is pinged only if it has rested for [`ping_idle`](Self::ping_idle), or if its socket
     /// has something to read or cannot be looked at.
     ///
@@ -332,7 +350,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 1 second.
     #[must_use]
     pub fn ping_timeout(mut self, ping_timeout: Duration) -> Self {
-        self.rules.ping_timeout = ping_timeout;
+        self.settings.ping_timeout = ping_timeout;
         self.asked.insert("ping_timeout");
         self
     }
@@ -340,15 +358,15 @@ impl<C> PeerManagerBuilder<C> {
     /// How long a connection may rest without being pinged when it is checked out. Whether it was
     /// closed meanwhile is seen without.
     ///
-    /// Defaults to 30 seconds. With zero each check-out pings.
+    /// Defaults to 30 seconds. With zero each checkout pings.
     #[must_use]
     pub fn ping_idle(mut self, ping_idle: Duration) -> Self {
-        self.rules.ping_idle = ping_idle;
+        self.settings.ping_idle = ping_idle;
         self
     }
 
     /// After how long a query that is still running makes its peer be checked. When two checks in a
-    /// row are not answered within [`probe_timeout`](Self::probe_timeout), nothing else is heard from
+    /// row are not answered within [`check_timeout`](Self::check_timeout), nothing else is heard from
     /// the peer, and another peer does answer, then the peer has stopped: it is marked down, and what
     /// has been running there for longer than this is cut off, and fails as if the connection was
     /// lost. A query on a peer that answers is left alone, however long it runs.
@@ -356,7 +374,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 2 seconds. `None` switches it off.
     #[must_use]
     pub fn stall_after(mut self, stall_after: impl Into<Option<Duration>>) -> Self {
-        self.rules.stall_after = stall_after.into();
+        self.settings.stall_after = stall_after.into();
         self
     }
 
@@ -367,9 +385,9 @@ impl<C> PeerManagerBuilder<C> {
     ///
     /// Defaults to 1 second.
     #[must_use]
-    pub fn probe_timeout(mut self, probe_timeout: Duration) -> Self {
-        self.rules.probe_timeout = probe_timeout;
-        self.asked.insert("probe_timeout");
+    pub fn check_timeout(mut self, check_timeout: Duration) -> Self {
+        self.settings.check_timeout = check_timeout;
+        self.asked.insert("check_timeout");
         self
     }
 
@@ -381,7 +399,7 @@ impl<C> PeerManagerBuilder<C> {
     /// client library's setting alone.
     #[must_use]
     pub fn tcp_keepalive(mut self, keepalive: impl Into<Option<Duration>>) -> Self {
-        self.rules.tuning.keepalive = keepalive.into();
+        self.settings.tuning.keepalive = keepalive.into();
         self
     }
 
@@ -391,16 +409,16 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 20 seconds. `None` leaves the client library's setting alone.
     #[must_use]
     pub fn tcp_user_timeout(mut self, user_timeout: impl Into<Option<Duration>>) -> Self {
-        self.rules.tuning.user_timeout = user_timeout.into();
+        self.settings.tuning.user_timeout = user_timeout.into();
         self
     }
 
     /// How a peer that is down comes back.
     ///
-    /// Defaults to [`Recheck::Probe`].
+    /// Defaults to [`Recovery::AfterCheck`].
     #[must_use]
-    pub fn recheck(mut self, recheck: Recheck) -> Self {
-        self.rules.recheck = recheck;
+    pub fn recovery(mut self, recovery: Recovery) -> Self {
+        self.settings.recovery = recovery;
         self
     }
 
@@ -409,7 +427,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to [`Role::Any`].
     #[must_use]
     pub fn require(mut self, role: Role) -> Self {
-        self.rules.wanted.role = role;
+        self.settings.requirements.role = role;
         self
     }
 
@@ -418,7 +436,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to [`Donors::ServeUnlessBlocked`].
     #[must_use]
     pub fn galera_donors(mut self, donors: Donors) -> Self {
-        self.rules.wanted.donors = donors;
+        self.settings.requirements.donors = donors;
         self
     }
 
@@ -428,11 +446,11 @@ impl<C> PeerManagerBuilder<C> {
     ///
     /// Defaults to nothing. The last call counts.
     #[must_use]
-    pub fn probe(
+    pub fn health_check(
         mut self,
-        probe: impl Fn(&mut C) -> QueryResult<()> + Send + Sync + 'static,
+        health_check: impl Fn(&mut C) -> QueryResult<()> + Send + Sync + 'static,
     ) -> Self {
-        self.probe = Box::new(probe);
+        self.health_check = Box::new(health_check);
         self
     }
 
@@ -451,9 +469,9 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn classify(
         mut self,
-        classify: impl Fn(Failed<'_>) -> Option<Fault> + Send + Sync + 'static,
+        classify: impl Fn(Failure<'_>) -> Option<Fault> + Send + Sync + 'static,
     ) -> Self {
-        self.rules.judge = Judge::asks(Arc::new(classify));
+        self.settings.judge = Judge::asks(Arc::new(classify));
         self
     }
 
@@ -462,7 +480,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to [`AllDown::Try`].
     #[must_use]
     pub fn all_down(mut self, all_down: AllDown) -> Self {
-        self.rules.all_down = all_down;
+        self.settings.all_down = all_down;
         self
     }
 
@@ -472,7 +490,7 @@ impl<C> PeerManagerBuilder<C> {
     /// least 10 milliseconds.
     #[must_use]
     pub fn all_down_interval(mut self, all_down_interval: Duration) -> Self {
-        self.rules.all_down_interval = all_down_interval;
+        self.settings.all_down_interval = all_down_interval;
         self
     }
 
@@ -486,7 +504,7 @@ impl<C> PeerManagerBuilder<C> {
     /// not to wait, as is [`AllDown::Fail`].
     #[must_use]
     pub fn all_down_wait(mut self, all_down_wait: Duration) -> Self {
-        self.rules.all_down_wait = all_down_wait;
+        self.settings.all_down_wait = all_down_wait;
         self.asked.insert("all_down_wait");
         self
     }
@@ -509,7 +527,7 @@ impl<C> PeerManagerBuilder<C> {
     /// addresses. At least 10 milliseconds.
     #[must_use]
     pub fn resolve_interval(mut self, resolve_interval: impl Into<Option<Duration>>) -> Self {
-        self.rules.resolve_interval = resolve_interval.into();
+        self.settings.resolve_interval = resolve_interval.into();
         self
     }
 
@@ -604,12 +622,12 @@ impl<C> PeerManagerBuilder<C> {
 
     /// All that can be given in text, secrets too.
     pub(crate) fn given(&self) -> String {
-        let Self { weights, tiers, rules, asked, balance, rng_seed, mistake, .. } = self;
+        let Self { weights, tiers, settings, asked, balance, rng_seed, mistake, .. } = self;
         let Credentials { user, password } = &self.login;
         let weights_and_tiers: Vec<_> =
             self.peers.iter().map(|peer| (peer.weight, peer.tier)).collect();
         format!(
-            "{:?} {weights_and_tiers:?} {weights:?} {tiers:?} {rules:?} {asked:?} {balance:?} {user:?} \
+            "{:?} {weights_and_tiers:?} {weights:?} {tiers:?} {settings:?} {asked:?} {balance:?} {user:?} \
              {password:?} {rng_seed:?} {mistake:?}",
             self.given_peers(),
         )
@@ -632,27 +650,37 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
     /// a weight or a tier is given to no peer, every weight is 0, or the operating system gives no
     /// thread or no randomness. Whether a well-formed URL leads anywhere is shown by the first login.
     pub fn build(self) -> Result<PeerManager<C>, BuildError> {
-        let Self { peers, weights, tiers, rules, asked, balance, probe, on_connect, login, .. } =
-            self;
+        let Self {
+            peers,
+            weights,
+            tiers,
+            settings,
+            asked,
+            balance,
+            health_check,
+            on_connect,
+            login,
+            ..
+        } = self;
         if let Some(mistake) = self.mistake {
             return Err(mistake.into());
         }
         if peers.is_empty() {
             return Err(Kind::NoPeers { prefixes: self.prefixes }.into());
         }
-        check_pool_name(&rules.pool_name)?;
+        check_pool_name(&settings.pool_name)?;
         check_names(&peers)?;
         let weight_of = by_name("weight", &peers, &weights)?;
         let tier_of = by_name("tier", &peers, &tiers)?;
-        let rules = rules.check(&asked)?;
+        let settings = settings.check(&asked)?;
         #[cfg(feature = "cli")]
-        let rules = if self.unchecked { rules.without_checks() } else { rules };
+        let settings = if self.unchecked { settings.without_checks() } else { settings };
         let admission = Admission {
             dialect: Dialect::of::<C>(),
             login,
             asked_at_login: self.credentials.is_some(),
-            connect_timeout: rules.connect_timeout,
-            resolves: rules.resolve_interval.is_some(),
+            connect_timeout: settings.connect_timeout,
+            resolves: settings.resolve_interval.is_some(),
         };
         let urls = admission.urls(&peers)?;
         admission.check_hosts(&peers, &urls)?;
@@ -672,27 +700,27 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
             None => SmallRng::try_from_rng(&mut SysRng)
                 .map_err(|error| Kind::System(io::Error::other(error)))?,
         };
-        let hooks = Arc::new(Hooks { probe, on_connect, credentials: self.credentials });
+        let hooks = Arc::new(Hooks { health_check, on_connect, credentials: self.credentials });
         // Each its own generator, so that the choices of one do not depend on the other's number.
-        let exchange = Exchange::new(rules.strategy, rng.fork());
+        let exchange = Exchange::new(settings.strategy, rng.fork());
         let (stop, stopped) = bounded(0);
         let journal = match self.event_handler {
             Some(handler) => {
                 let (journal, events) = Journal::with_reader();
-                herald::start(handler, events, stopped.clone()).map_err(Kind::System)?;
+                dispatcher::start(handler, events, stopped.clone()).map_err(Kind::System)?;
                 journal
             }
             None => Journal::default(),
         };
         let (wake, woken) = bounded(1);
-        let set = Arc::new(PeerSet::new(peers, rules, (admission, journal), rng, wake, now));
+        let set = Arc::new(PeerSet::new(peers, settings, (admission, journal), rng, wake, now));
         #[cfg(feature = "metrics")]
         crate::metrics::start(set.clone(), stopped.clone()).map_err(Kind::System)?;
         let links = Arc::new(Links { set: set.clone(), exchange, balance });
         let checker_stopped = stopped.clone();
         checker::start(set.clone(), Arc::downgrade(&links), hooks.clone(), woken, checker_stopped)
             .map_err(Kind::System)?;
-        if set.rules().resolve_interval.is_some() {
+        if set.settings().resolve_interval.is_some() {
             resolver::start(self.resolver, set, stopped).map_err(Kind::System)?;
         }
         Ok(PeerManager::new(links, hooks, stop))

@@ -37,10 +37,10 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
     stopped: Receiver<Infallible>,
 ) -> io::Result<()> {
     thread::Builder::new().name(CHECKER.to_owned()).spawn(move || {
-        let duties = |now| {
-            let (probes, next) = set.take_due(now);
-            for probe in probes {
-                dial::probe(&set, &hooks, probe);
+        let schedule = |now| {
+            let (checks, next) = set.take_due(now);
+            for check in checks {
+                dial::check(&set, &hooks, check);
             }
             // The links of a peer that has gone down end now, and not when the pool is used next.
             if let Some(links) = links.upgrade() {
@@ -48,7 +48,7 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
             }
             next
         };
-        run(duties, |late| set.stood_still(late), &wake, &stopped, at, Instant::now);
+        run(schedule, |late| set.stood_still(late), &wake, &stopped, at, Instant::now);
         // One that is not waiting just then is missed, and cut off next time.
         let farewells = (0..FAREWELLS).map_while(|_| set.cut_all_off().then(|| after(FAREWELL)));
         for wait in farewells {
@@ -61,7 +61,7 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
 
 /// The loop: does what is due, learns when something is due again, and waits for that.
 fn run(
-    duties: impl Fn(Instant) -> Option<Instant>,
+    schedule: impl Fn(Instant) -> Option<Instant>,
     stood_still: impl Fn(Duration),
     wake: &Receiver<()>,
     stopped: &Receiver<Infallible>,
@@ -69,7 +69,7 @@ fn run(
     clock: impl Fn() -> Instant,
 ) {
     loop {
-        let next = duties(clock());
+        let next = schedule(clock());
         let due = next.map_or_else(never, &timer);
         select! {
             recv(stopped) -> _ => return,
@@ -90,11 +90,11 @@ mod tests {
     use crossbeam_channel::{bounded, unbounded};
 
     use super::*;
-    use crate::peers::duties::Probe;
-    use crate::peers::peer::{Answer, ProbeKind};
+    use crate::peers::peer::{Answer, CheckKind};
+    use crate::peers::schedule::HealthCheck;
     use crate::peers::set::tests::set_of;
-    use crate::policy::Recheck;
-    use crate::rules::tests::INTERVAL;
+    use crate::policy::Recovery;
+    use crate::settings::tests::INTERVAL;
 
     /// A clock that only moves when it is told to.
     struct Clock(Mutex<Instant>);
@@ -110,11 +110,11 @@ mod tests {
     }
 
     #[test]
-    fn makes_the_probes_that_are_due_when_time_comes_in_and_ends_when_its_owner_is_gone() {
-        let (set, woken, start) = set_of(2, Recheck::Probe);
+    fn makes_the_checks_that_are_due_when_time_comes_in_and_ends_when_its_owner_is_gone() {
+        let (set, woken, start) = set_of(2, Recovery::AfterCheck);
         let (set_timer, timers) = unbounded();
         let (ticker, ticks) = bounded::<Instant>(0);
-        let (made, probes) = unbounded();
+        let (made, checks) = unbounded();
         let (stop, stopped) = bounded(0);
         let clock = Clock(Mutex::new(start));
         thread::scope(|scope| {
@@ -123,45 +123,45 @@ mod tests {
                     set_timer.send(due).expect("the test listens");
                     ticks.clone()
                 };
-                let duties = |now| {
-                    let (probes, next) = set.take_due(now);
-                    for probe in probes {
-                        made.send(probe).expect("the test listens");
+                let schedule = |now| {
+                    let (checks, next) = set.take_due(now);
+                    for check in checks {
+                        made.send(check).expect("the test listens");
                     }
                     next
                 };
                 let late = |late| panic!("{late:?} late");
-                run(duties, late, &woken, &stopped, timer, || clock.now());
+                run(schedule, late, &woken, &stopped, timer, || clock.now());
             });
             let first = timers.recv().expect("a timer is set for the first check");
             assert!(first >= start + INTERVAL, "which is not before the interval");
             clock.set(first);
             ticker.send(first).expect("the checker waits");
-            let probe: Probe = probes.recv().expect("one peer is due");
+            let check: HealthCheck = checks.recv().expect("one peer is due");
             let second = timers.recv().expect("a timer is set for the other peer");
-            assert!(second > first, "peers are not probed in step");
+            assert!(second > first, "peers are not checked in step");
 
             let later = first + (second - first) / 2;
             clock.set(later);
-            set.update(probe.peer, later, |peer, _| {
+            set.update(check.peer, later, |peer, _| {
                 peer.suspect(later);
                 None
             });
             assert_eq!(timers.recv(), Ok(second), "woken, it sets its timer anew");
-            assert!(probes.is_empty(), "a probe of the suspected peer is running already");
+            assert!(checks.is_empty(), "a check of the suspected peer is running already");
 
-            set.update(probe.peer, later, |peer, due| {
-                peer.probe_ended(ProbeKind::Regular, (probe.began, later), Answer::Works, due)
+            set.update(check.peer, later, |peer, due| {
+                peer.check_ended(CheckKind::Regular, (check.began, later), Answer::Works, due)
             });
-            let again = probes.recv().expect("the suspicion is newer than the probe");
-            assert_eq!(again.peer, probe.peer, "so the same peer is probed once more");
+            let again = checks.recv().expect("the suspicion is newer than the check");
+            assert_eq!(again.peer, check.peer, "so the same peer is checked once more");
             drop(stop);
         });
     }
 
     #[test]
     fn says_by_how_much_the_process_stood_still() {
-        let (_, _, start) = set_of(1, Recheck::Probe);
+        let (_, _, start) = set_of(1, Recovery::AfterCheck);
         let clock = Clock(Mutex::new(start));
         let (_wake, woken) = bounded(1);
         let (stop, stopped) = bounded(0);

@@ -18,7 +18,7 @@ use std::env;
 use crate::builder::PeerManagerBuilder;
 use crate::error::{Kind, may_be_shown, shown_name, shown_or_struck};
 use crate::peers::admission::PeerConfig;
-use crate::policy::{AllDown, Balance, Donors, Recheck, Role, Strategy};
+use crate::policy::{AllDown, Balance, Donors, Recovery, Role, Strategy};
 use environment::environment;
 use hint::unknown;
 use multi_host::name_of;
@@ -113,8 +113,8 @@ const SETTINGS: [&str; 27] = [
     "tier",
     "strategy",
     "balance",
-    "rebalance_pace",
-    "link_max_age",
+    "rebalance_interval",
+    "connection_max_age",
     "user",
     "password",
     "pool_timeout",
@@ -124,12 +124,12 @@ const SETTINGS: [&str; 27] = [
     "ping_timeout",
     "ping_idle",
     "stall_after",
-    "probe_timeout",
+    "check_timeout",
     "tcp_keepalive",
     "tcp_user_timeout",
     "require",
     "galera_donors",
-    "recheck",
+    "recovery",
     "all_down",
     "all_down_interval",
     "all_down_wait",
@@ -157,7 +157,7 @@ pub(crate) const ROCKETS_TIMEOUT: &str = "timeout";
 
 /// What only code can say.
 const CLOSURES: [&str; 6] =
-    ["on_connect", "credentials", "probe", "classify", "event_handler", "resolver"];
+    ["on_connect", "credentials", "health_check", "classify", "event_handler", "resolver"];
 
 const STRATEGIES: [(&str, Strategy); 4] = [
     ("least_connections", Strategy::LeastConnections),
@@ -174,7 +174,8 @@ const DONORS: [(&str, Donors); 3] = [
     ("serve", Donors::Serve),
     ("wait", Donors::Wait),
 ];
-const RECHECKS: [(&str, Recheck); 2] = [("probe", Recheck::Probe), ("clear", Recheck::Clear)];
+const RECOVERIES: [(&str, Recovery); 2] =
+    [("after_check", Recovery::AfterCheck), ("after_interval", Recovery::AfterInterval)];
 const ALL_DOWNS: [(&str, AllDown); 2] = [("try", AllDown::Try), ("fail", AllDown::Fail)];
 
 const WHOLE: &str = "give a whole number, 0 or more";
@@ -182,7 +183,7 @@ const EACH_PEER: &str = "give a number to each peer by its name, as `{ db0 = 2, 
                         \"db0=2,db1=1\"";
 
 /// Settings as they were read.
-type Settings = Vec<(String, Value)>;
+type Entries = Vec<(String, Value)>;
 
 /// Where settings stand, for who has to mend them.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -223,7 +224,7 @@ impl Place<'_> {
 fn apply<C: 'static>(
     mut builder: PeerManagerBuilder<C>,
     place: Place<'_>,
-    mut settings: Settings,
+    mut settings: Entries,
 ) -> PeerManagerBuilder<C> {
     // What stands beside a URL or a peer counts, not what stands in it.
     settings.sort_by_key(|(key, _)| !SOURCES.contains(&&**key));
@@ -266,8 +267,8 @@ fn set<C: 'static>(
         "pool_name" => builder.pool_name(value.text()?),
         "strategy" => builder.strategy(value.choice(&STRATEGIES)?),
         "balance" => builder.balance(value.choice(&BALANCES)?),
-        "rebalance_pace" => builder.rebalance_pace(value.duration()?),
-        "link_max_age" => builder.link_max_age(value.duration()?),
+        "rebalance_interval" => builder.rebalance_interval(value.duration()?),
+        "connection_max_age" => builder.connection_max_age(value.duration()?),
         "user" => builder.user(value.text()?),
         "password" => builder.password(value.text()?),
         "pool_timeout" => builder.pool_timeout(value.duration()?),
@@ -277,12 +278,12 @@ fn set<C: 'static>(
         "ping_timeout" => builder.ping_timeout(value.duration()?),
         "ping_idle" => builder.ping_idle(value.duration()?),
         "stall_after" => builder.stall_after(value.duration_or_none()?),
-        "probe_timeout" => builder.probe_timeout(value.duration()?),
+        "check_timeout" => builder.check_timeout(value.duration()?),
         "tcp_keepalive" => builder.tcp_keepalive(value.duration_or_none()?),
         "tcp_user_timeout" => builder.tcp_user_timeout(value.clear_duration_or_none()?),
         "require" => builder.require(value.choice(&ROLES)?),
         "galera_donors" => builder.galera_donors(value.choice(&DONORS)?),
-        "recheck" => builder.recheck(value.choice(&RECHECKS)?),
+        "recovery" => builder.recovery(value.choice(&RECOVERIES)?),
         "all_down" => builder.all_down(value.choice(&ALL_DOWNS)?),
         "all_down_interval" => builder.all_down_interval(value.duration()?),
         "all_down_wait" => builder.all_down_wait(value.duration()?),

@@ -10,7 +10,7 @@
 //! let url = "mysql://app:secret@db0,db1,db2/shop";
 //! let report = doctor::examine(PeerManager::<MysqlConnection>::builder().url(url))?;
 //! print!("{report}");
-//! assert!(report.is_well());
+//! assert!(report.is_ok());
 //! # Ok(())
 //! # }
 //! # #[cfg(not(feature = "mysql"))]
@@ -26,26 +26,26 @@
     allow(dead_code, reason = "each database is asked in its own way")
 )]
 mod ask;
-mod chart;
 mod compare;
 mod examination;
 mod fact;
 mod finding;
 mod json;
+mod progress;
 mod request;
 mod sqlite_file;
 mod table;
-mod words;
+mod text;
 
 use std::fmt;
 
 pub use compare::{Difference, Group, Severity};
-pub use examination::{examine, examine_and_tell};
+pub use examination::{examine, examine_with_progress};
 pub use fact::{Aspect, Value};
 pub use finding::{Condition, Finding};
 pub use request::{Request, RequestError};
 
-use words::listed;
+use text::listed;
 
 /// What was found out about the peers of one configuration. `Display` shows it as a table.
 #[derive(Debug, Clone)]
@@ -66,18 +66,18 @@ impl Report {
         Self { peers, differences, same_server }
     }
 
-    /// Whether every peer is ready, and no difference is [trouble](Severity::Trouble).
+    /// Whether every peer is ready, and no difference is [trouble](Severity::Problem).
     #[must_use]
-    pub fn is_well(&self) -> bool {
+    pub fn is_ok(&self) -> bool {
         self.peers.iter().all(|peer| peer.condition == Condition::Ready)
-            && self.differences.iter().all(|difference| difference.severity != Severity::Trouble)
+            && self.differences.iter().all(|difference| difference.severity != Severity::Problem)
     }
 
     /// What has to be mended, a sentence each: peers that are not ready, then differences.
     #[must_use]
-    pub fn troubles(&self) -> Vec<String> {
-        let unfit = self.peers.iter().filter_map(Finding::trouble);
-        unfit.chain(self.differences_of(Severity::Trouble)).collect()
+    pub fn problems(&self) -> Vec<String> {
+        let unfit = self.peers.iter().filter_map(Finding::problem);
+        unfit.chain(self.differences_of(Severity::Problem)).collect()
     }
 
     /// What is only good to know, a sentence each.
@@ -93,27 +93,27 @@ impl Report {
         of_it.map(Difference::to_string)
     }
 
-    /// The table in colours, for terminals.
+    /// The table in colors, for terminals.
     #[must_use]
-    pub fn in_colours(&self) -> impl fmt::Display + '_ {
-        table::InColours(self)
+    pub fn colored(&self) -> impl fmt::Display + '_ {
+        table::Colored(self)
     }
 
     /// All of it for machines: an object with these keys.
     ///
-    /// - `is_well`: as [`is_well`](Self::is_well).
+    /// - `is_ok`: as [`is_ok`](Self::is_ok).
     /// - `peers`: a list, in the order in which the peers were given, of objects with `name`;
     ///   `condition`, one of `ready`, `not_ready`, `wrong_role`, `full`, `misconfigured`, `unreachable`,
-    ///   `silent` and `not_asked`; `fault` and `why`, which are `null` where it is ready (`fault` also
+    ///   `silent` and `not_asked`; `fault` and `reason`, which are `null` where it is ready (`fault` also
     ///   where nothing was said); `login_ms` and `round_trip_ms`, numbers or `null`; and `facts`, an
     ///   object whose keys are [`Aspect::key`]s. A fact is a text, a list of texts (`sql_mode`,
-    ///   `migrations`), `null` where there is no such thing, or `{"unknown": why}`. What a server has
+    ///   `migrations`), `null` where there is no such thing, or `{"unknown": reason}`. What a server has
     ///   nothing to say of is left out.
-    /// - `differences`: a list of objects with `aspect`; `severity`, which is `trouble` or `note`;
+    /// - `differences`: a list of objects with `aspect`; `severity`, which is `problem` or `note`;
     ///   `groups`, a list of objects with a `value` and the `peers` that have it, the largest first; and
     ///   `odd`, the names of those that differ from the majority, empty where there is none.
     /// - `same_server`: lists of names.
-    /// - `troubles` and `notes`: the sentences.
+    /// - `problems` and `notes`: the sentences.
     ///
     /// Keys are added in later versions, and none is taken away within one major version.
     #[must_use]

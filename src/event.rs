@@ -1,9 +1,12 @@
-//! What happens to the peers, told to whoever wants to know.
+//! Events: what happens to the peers.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use crate::fault::Fault;
+
+/// The application's event handler.
+pub(crate) type EventHandler = dyn Fn(&Event) + Send;
 
 /// Something that has happened to a peer. [`Display`](fmt::Display) tells it in words, as the log does.
 #[derive(Debug, Clone)]
@@ -28,7 +31,7 @@ pub enum EventKind {
     #[non_exhaustive]
     Down {
         /// In the words of the client library, without URL or password.
-        why: String,
+        reason: String,
         /// What that says of it.
         fault: Fault,
         /// When it is checked next, from now.
@@ -44,7 +47,7 @@ pub enum EventKind {
     #[non_exhaustive]
     Full {
         /// In the words of the client library.
-        why: String,
+        reason: String,
     },
     /// It was full, and has connections to give again.
     HasRoom,
@@ -54,7 +57,7 @@ pub enum EventKind {
     #[non_exhaustive]
     Misconfigured {
         /// In the words of the client library.
-        why: String,
+        reason: String,
     },
     /// An operator has it drained, or its name does not lead there any more
     /// ([`resolve_interval`](crate::PeerManagerBuilder::resolve_interval)): it gets no new work.
@@ -69,7 +72,7 @@ pub enum EventKind {
     Resumed,
     /// An operator has changed its weight.
     #[non_exhaustive]
-    Weighted {
+    WeightChanged {
         /// What it was.
         from: u32,
         /// What it is.
@@ -83,7 +86,7 @@ pub enum EventKind {
     #[non_exhaustive]
     ConnectFailed {
         /// In the words of the client library, without URL or password.
-        why: String,
+        reason: String,
         /// What that says of the peer.
         fault: Fault,
         /// How long it took to fail.
@@ -91,33 +94,33 @@ pub enum EventKind {
     },
     /// A connection of the pool was closed. Not kept in the history.
     #[non_exhaustive]
-    LinkRetired {
+    ConnectionClosed {
         /// Why.
-        why: Retired,
+        reason: CloseReason,
         /// How old it was.
         age: Duration,
     },
     /// Queries that hung were cut off, as the peer has stopped.
     #[non_exhaustive]
-    LinksAborted {
+    QueriesAborted {
         /// Connections on which a query hung.
         hung: usize,
         /// How many of those could be cut off.
-        cut_off: usize,
+        aborted: usize,
     },
 }
 
 /// Why a connection of the pool was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Retired {
+pub enum CloseReason {
     /// It was found dead, or broken, or was left inside a transaction.
     Broken,
     /// Its peer is down.
     PeerDown,
     /// Its peer is drained.
     Drained,
-    /// It was as old as connections get (`link_max_age`).
+    /// It was as old as connections get (`connection_max_age`).
     TooOld,
     /// To make room for one to a peer that has fewer.
     Rebalanced,
@@ -125,7 +128,7 @@ pub enum Retired {
     ByPool,
 }
 
-impl Retired {
+impl CloseReason {
     /// As it is called in metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -143,7 +146,7 @@ impl Retired {
 impl EventKind {
     /// Whether it is a change of the peer's state, and not one of many things that happen there.
     pub(crate) fn is_transition(&self) -> bool {
-        !matches!(self, Self::ConnectFailed { .. } | Self::LinkRetired { .. })
+        !matches!(self, Self::ConnectFailed { .. } | Self::ConnectionClosed { .. })
     }
 
     /// In one word, or two.
@@ -158,12 +161,12 @@ impl EventKind {
             Self::Draining => "draining",
             Self::Drained { .. } => "drained",
             Self::Resumed => "resumed",
-            Self::Weighted { .. } => "weighted",
+            Self::WeightChanged { .. } => "weight_changed",
             Self::Added => "added",
             Self::Removed => "removed",
             Self::ConnectFailed { .. } => "connect_failed",
-            Self::LinkRetired { .. } => "link_retired",
-            Self::LinksAborted { .. } => "links_aborted",
+            Self::ConnectionClosed { .. } => "connection_closed",
+            Self::QueriesAborted { .. } => "queries_aborted",
         }
     }
 }
@@ -172,20 +175,20 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { peer, .. } = self;
         match &self.kind {
-            EventKind::Down { why, fault: Fault::Misconfigured, .. }
-            | EventKind::Misconfigured { why } => write!(
+            EventKind::Down { reason, fault: Fault::Misconfigured, .. }
+            | EventKind::Misconfigured { reason } => write!(
                 f,
-                "peer {peer} does not let us in: {why}; look at its user, password, database and TLS, \
+                "peer {peer} does not let us in: {reason}; look at its user, password, database and TLS, \
                  here and there",
             ),
-            EventKind::Down { why, next_check, .. } => {
-                write!(f, "peer {peer} is down: {why}; {}", in_words(*next_check))
+            EventKind::Down { reason, next_check, .. } => {
+                write!(f, "peer {peer} is down: {reason}; {}", in_words(*next_check))
             }
             EventKind::Up { was_down } => write!(f, "peer {peer} is up after {was_down:.1?}"),
-            EventKind::Full { why } => {
+            EventKind::Full { reason } => {
                 write!(
                     f,
-                    "peer {peer} is full: {why}; other peers get the new connections meanwhile"
+                    "peer {peer} is full: {reason}; other peers get the new connections meanwhile"
                 )
             }
             EventKind::HasRoom => write!(f, "peer {peer} takes connections again"),
@@ -194,27 +197,27 @@ impl fmt::Display for Event {
             EventKind::Drained { took: Duration::ZERO } => write!(f, "peer {peer} is drained"),
             EventKind::Drained { took } => write!(f, "peer {peer} is drained, after {took:.1?}"),
             EventKind::Resumed => write!(f, "peer {peer} serves again"),
-            EventKind::Weighted { from, to } => {
+            EventKind::WeightChanged { from, to } => {
                 write!(f, "the weight of peer {peer} is {to}, and was {from}")
             }
             EventKind::Added => write!(f, "peer {peer} was added"),
             EventKind::Removed => write!(f, "peer {peer} was removed"),
-            EventKind::ConnectFailed { why, took, .. } => {
-                write!(f, "a login to peer {peer} failed after {took:.1?}: {why}")
+            EventKind::ConnectFailed { reason, took, .. } => {
+                write!(f, "a login to peer {peer} failed after {took:.1?}: {reason}")
             }
-            EventKind::LinkRetired { why, age } => {
-                let why = match why {
-                    Retired::Broken => "it was broken",
-                    Retired::PeerDown => "the peer is down",
-                    Retired::Drained => "the peer is drained",
-                    Retired::TooOld => "it was too old",
-                    Retired::Rebalanced => "another peer has fewer",
-                    Retired::ByPool => "the pool did so",
+            EventKind::ConnectionClosed { reason, age } => {
+                let reason = match reason {
+                    CloseReason::Broken => "it was broken",
+                    CloseReason::PeerDown => "the peer is down",
+                    CloseReason::Drained => "the peer is drained",
+                    CloseReason::TooOld => "it was too old",
+                    CloseReason::Rebalanced => "another peer has fewer",
+                    CloseReason::ByPool => "the pool did so",
                 };
-                write!(f, "a connection to peer {peer} was closed after {age:.1?}: {why}")
+                write!(f, "a connection to peer {peer} was closed after {age:.1?}: {reason}")
             }
-            EventKind::LinksAborted { hung, cut_off } => {
-                write!(f, "peer {peer}: {cut_off} of {hung} queries that hang were cut off")
+            EventKind::QueriesAborted { hung, aborted } => {
+                write!(f, "peer {peer} is unresponsive: aborted {aborted} of {hung} hung queries")
             }
         }
     }
@@ -226,91 +229,4 @@ pub(crate) fn in_words(next_check: Duration) -> String {
         return "next check now".to_owned();
     }
     format!("next check in {next_check:.1?}")
-}
-
-/// Told of what happens to the peers: [`event_handler`](crate::PeerManagerBuilder::event_handler).
-///
-/// Every method does nothing by default. They are called one after the other on a thread of their own,
-/// so they may block, and what panics is caught: the pool goes on meanwhile. While one blocks, events
-/// queue up, and those that find the queue full are dropped
-/// ([`events_dropped`](crate::Snapshot::events_dropped)). Events that are under way when the pool ends
-/// may not be told.
-///
-/// They may use the [`Peers`](crate::Peers) and the pool. The handler must not own the pool, which
-/// would never end: it lives as long as that.
-///
-/// ```
-/// use diesel_peers::{Event, EventHandler};
-///
-/// struct Pager;
-///
-/// impl EventHandler for Pager {
-///     fn peer_down(&self, event: &Event) {
-///         eprintln!("wake somebody up: {event}");
-///     }
-/// }
-/// ```
-#[expect(unused_variables, reason = "they do nothing by default")]
-pub trait EventHandler: Send + 'static {
-    /// [`EventKind::Down`].
-    fn peer_down(&self, event: &Event) {}
-
-    /// [`EventKind::Up`].
-    fn peer_up(&self, event: &Event) {}
-
-    /// [`EventKind::Full`].
-    fn peer_full(&self, event: &Event) {}
-
-    /// [`EventKind::HasRoom`].
-    fn peer_has_room(&self, event: &Event) {}
-
-    /// [`EventKind::Misconfigured`].
-    fn peer_misconfigured(&self, event: &Event) {}
-
-    /// [`EventKind::Draining`].
-    fn peer_draining(&self, event: &Event) {}
-
-    /// [`EventKind::Drained`].
-    fn peer_drained(&self, event: &Event) {}
-
-    /// [`EventKind::Resumed`].
-    fn peer_resumed(&self, event: &Event) {}
-
-    /// [`EventKind::Weighted`].
-    fn peer_weighted(&self, event: &Event) {}
-
-    /// [`EventKind::Added`].
-    fn peer_added(&self, event: &Event) {}
-
-    /// [`EventKind::Removed`].
-    fn peer_removed(&self, event: &Event) {}
-
-    /// [`EventKind::ConnectFailed`].
-    fn connect_failed(&self, event: &Event) {}
-
-    /// [`EventKind::LinkRetired`].
-    fn link_retired(&self, event: &Event) {}
-
-    /// [`EventKind::LinksAborted`].
-    fn links_aborted(&self, event: &Event) {}
-}
-
-/// Calls the event's own method.
-pub(crate) fn tell(handler: &dyn EventHandler, event: &Event) {
-    match &event.kind {
-        EventKind::Down { .. } => handler.peer_down(event),
-        EventKind::Up { .. } => handler.peer_up(event),
-        EventKind::Full { .. } => handler.peer_full(event),
-        EventKind::HasRoom => handler.peer_has_room(event),
-        EventKind::Misconfigured { .. } => handler.peer_misconfigured(event),
-        EventKind::Draining => handler.peer_draining(event),
-        EventKind::Drained { .. } => handler.peer_drained(event),
-        EventKind::Resumed => handler.peer_resumed(event),
-        EventKind::Weighted { .. } => handler.peer_weighted(event),
-        EventKind::Added => handler.peer_added(event),
-        EventKind::Removed => handler.peer_removed(event),
-        EventKind::ConnectFailed { .. } => handler.connect_failed(event),
-        EventKind::LinkRetired { .. } => handler.link_retired(event),
-        EventKind::LinksAborted { .. } => handler.links_aborted(event),
-    }
 }

@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use diesel::result::{ConnectionError, DatabaseErrorInformation, DatabaseErrorKind, Error};
 
-use crate::caught::caught;
+use crate::panics::catch_panic;
 
 /// What an error says about the connection, the peer or the transaction that it came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The connection is gone. That says nothing about the peer: a `KILL`, an idle time-out, a proxy
+    /// The connection is gone. That says nothing about the peer: a `KILL`, an idle timeout, a proxy
     /// that recycles its sessions and a crash all read alike.
     ConnectionLost,
     /// The peer cannot be reached, or does not say why it refuses.
@@ -110,19 +110,19 @@ impl Fault {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) fault: Fault,
-    pub(crate) why: Arc<str>,
+    pub(crate) reason: Arc<str>,
 }
 
 impl Refusal {
-    pub(crate) fn new(fault: Fault, why: impl Into<Arc<str>>) -> Self {
-        Self { fault, why: why.into() }
+    pub(crate) fn new(fault: Fault, reason: impl Into<Arc<str>>) -> Self {
+        Self { fault, reason: reason.into() }
     }
 }
 
 /// A failure that is to be judged, for [`classify`](crate::PeerManagerBuilder::classify).
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
-pub enum Failed<'a> {
+pub enum Failure<'a> {
     /// A login, for the pool or of a check.
     Login(&'a ConnectionError),
     /// A query, the application's or of a check.
@@ -130,7 +130,7 @@ pub enum Failed<'a> {
 }
 
 /// The application's own word on a failure, which is asked for first.
-pub(crate) type Classify = dyn Fn(Failed<'_>) -> Option<Fault> + Send + Sync;
+pub(crate) type Classify = dyn Fn(Failure<'_>) -> Option<Fault> + Send + Sync;
 
 /// Who judges failures.
 #[derive(Clone, Default)]
@@ -148,21 +148,21 @@ impl Judge {
     }
 
     pub(crate) fn of_login(&self, error: &ConnectionError) -> Fault {
-        self.ask(Failed::Login(error)).unwrap_or_else(|| Fault::of_login(error))
+        self.ask(Failure::Login(error)).unwrap_or_else(|| Fault::of_login(error))
     }
 
     /// What a query's error says, and whether its connection is gone.
     pub(crate) fn of_query(&self, error: &Error) -> (Fault, bool) {
-        match self.ask(Failed::Query(error)) {
+        match self.ask(Failure::Query(error)) {
             Some(fault) => (fault, fault == Fault::ConnectionLost),
             None => (Fault::of(error), is_lost_connection(error)),
         }
     }
 
     /// One that panics has nothing to say.
-    fn ask(&self, failed: Failed<'_>) -> Option<Fault> {
+    fn ask(&self, failed: Failure<'_>) -> Option<Fault> {
         let classify = self.0.as_ref()?;
-        caught(|| classify(failed)).ok().flatten()
+        catch_panic(|| classify(failed)).ok().flatten()
     }
 }
 
@@ -177,10 +177,10 @@ fn is_lost_connection(error: &Error) -> bool {
     }
 }
 
-/// Whether the reason for which a login failed is that the client library's own time-out was over:
+/// Whether the reason for which a login failed is that the client library's own timeout was over:
 /// libpq has one (`connect_timeout`).
-pub(crate) fn is_timeout(why: &str) -> bool {
-    why.trim_end().ends_with("timeout expired")
+pub(crate) fn is_timeout(reason: &str) -> bool {
+    reason.trim_end().ends_with("timeout expired")
 }
 
 /// How a text is known. As whole as it can be: a server quotes data and names in its messages, which
@@ -521,10 +521,10 @@ mod tests {
 
     #[test]
     fn the_application_is_asked_first() {
-        let judge = Judge::asks(Arc::new(|failed: Failed<'_>| match failed {
-            Failed::Query(Error::NotFound) => Some(Fault::PeerNotReady),
-            Failed::Query(Error::RollbackTransaction) => panic!("on purpose"),
-            Failed::Login(ConnectionError::BadConnection(text)) if text == "ours" => {
+        let judge = Judge::asks(Arc::new(|failed: Failure<'_>| match failed {
+            Failure::Query(Error::NotFound) => Some(Fault::PeerNotReady),
+            Failure::Query(Error::RollbackTransaction) => panic!("on purpose"),
+            Failure::Login(ConnectionError::BadConnection(text)) if text == "ours" => {
                 Some(Fault::PeerFull)
             }
             _ => None,

@@ -24,20 +24,20 @@
 )]
 
 mod builder;
-mod caught;
 mod checker;
 mod config;
 mod dialect;
+mod dispatcher;
 #[cfg(feature = "cli")]
 pub mod doctor;
 mod error;
 mod event;
 mod fault;
-mod herald;
 mod login;
 mod manager;
 #[cfg(feature = "metrics")]
 pub mod metrics;
+mod panics;
 /// The guide for whoever runs an application that uses this crate.
 ///
 /// [check]: crate#check-it-the-peers-command
@@ -59,7 +59,7 @@ mod pool;
 mod resolver;
 #[cfg(feature = "rocket")]
 pub mod rocket;
-mod rules;
+mod settings;
 #[cfg(feature = "status-page")]
 pub mod status_page;
 mod url;
@@ -68,14 +68,14 @@ pub use crate::builder::PeerManagerBuilder;
 #[cfg(feature = "serde")]
 pub use crate::config::Config;
 pub use crate::error::{BuildError, ChangeError};
-pub use crate::event::{Event, EventHandler, EventKind, Retired};
-pub use crate::fault::{Failed, Fault};
+pub use crate::event::{CloseReason, Event, EventKind};
+pub use crate::fault::{Failure, Fault};
 pub use crate::manager::PeerManager;
 pub use crate::peers::admission::PeerConfig;
 pub use crate::peers::handle::Peers;
 pub use crate::peers::set::Drain;
 pub use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot};
-pub use crate::policy::{AllDown, Balance, Donors, Recheck, Role, Strategy};
+pub use crate::policy::{AllDown, Balance, Donors, Recovery, Role, Strategy};
 pub use crate::pool::connection::PeerConnection;
 #[doc(hidden)]
 pub use crate::pool::passthrough::PeerTransactionManager;

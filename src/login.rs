@@ -1,7 +1,7 @@
 //! Logging in to a peer, under a deadline, and what a new connection is put to.
 
+pub(crate) mod bounded;
 pub(crate) mod dial;
-pub(crate) mod helper;
 pub(crate) mod observer;
 pub(crate) mod readiness;
 pub(crate) mod session;

@@ -71,13 +71,13 @@ impl<C: R2D2Connection + Send + 'static> ManageConnection for PeerManager<C> {
     }
 
     /// Gives the slot the connection that should serve, and sees that it is fine.
-    #[expect(clippy::disallowed_methods, reason = "a check-out is stamped when it is made")]
+    #[expect(clippy::disallowed_methods, reason = "a checkout is stamped when it is made")]
     fn is_valid(&self, conn: &mut PeerConnection<C>) -> Result<(), Error> {
         conn.check_out(Instant::now)
     }
 
     /// Looks at what is known about the connection, without asking the server.
-    #[expect(clippy::disallowed_methods, reason = "a check-in is stamped when it is made")]
+    #[expect(clippy::disallowed_methods, reason = "a checkin is stamped when it is made")]
     fn has_broken(&self, conn: &mut PeerConnection<C>) -> bool {
         thread::panicking() || conn.check_in(Instant::now())
     }

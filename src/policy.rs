@@ -1,6 +1,6 @@
 //! The choices that an application can make.
 
-/// Which peer serves a check-out.
+/// Which peer serves a checkout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Strategy {
@@ -23,10 +23,10 @@ pub enum Strategy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Balance {
-    /// The work: each check-out gets a connection to the peer that should serve it.
+    /// The work: each checkout gets a connection to the peer that should serve it.
     #[default]
     PerCheckout,
-    /// The connections: each stays with the pool's slot that it was made for, and a check-out gets
+    /// The connections: each stays with the pool's slot that it was made for, and a checkout gets
     /// the one that came back last, as with diesel's own manager.
     PerConnection,
 }
@@ -62,7 +62,7 @@ pub enum Donors {
 /// What a peer is asked for.
 #[derive(Debug, Clone, Copy, Default)]
 #[cfg_attr(not(feature = "mysql"), allow(dead_code, reason = "each database reads its own"))]
-pub(crate) struct Wanted {
+pub(crate) struct Requirements {
     pub(crate) role: Role,
     pub(crate) donors: Donors,
     /// Whether the connection has to be encrypted, which MariaDB's client library does not see to.
@@ -72,14 +72,14 @@ pub(crate) struct Wanted {
 /// How a peer that is down comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub enum Recheck {
+pub enum Recovery {
     /// The manager logs in by itself and runs `BEGIN; ROLLBACK`. When that succeeds the mark is
     /// cleared, else it is renewed, so that no user's request is spent on finding out.
     #[default]
-    Probe,
+    AfterCheck,
     /// The mark is cleared without asking, as django-proxysql does, and the next connection that
-    /// goes there finds out. Peers that are up are probed all the same.
-    Clear,
+    /// goes there finds out. Peers that are up are checked all the same.
+    AfterInterval,
 }
 
 /// What a new connection does while every peer is down.

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, at, bounded, never, select};
 use log::{info, warn};
 
-use crate::caught::caught;
+use crate::panics::catch_panic;
 use crate::peers::journal::TARGET;
-use crate::peers::name::Heard;
+use crate::peers::resolved_host::Heard;
 use crate::peers::set::PeerSet;
 
 /// The name of the thread. Linux shows the first 15 characters of a thread's name.
@@ -52,23 +52,23 @@ pub(crate) fn start(
                     break;
                 }
                 if let Some(heard) = set.follow(*number, &answer, is_due, Instant::now()) {
-                    let _ = caught(|| write(&heard));
+                    let _ = catch_panic(|| write(&heard));
                 }
             }
             asking = None;
-            let next = set.rules().next_resolve(Instant::now(), &mut rng);
+            let next = set.settings().next_resolve(Instant::now(), &mut rng);
             next.filter(|_| !hosts.is_empty())
         };
         run(look_up, &names_given, &stopped, at);
         // Its destructor is the application's as well.
-        let _ = caught(|| drop(resolve));
+        let _ = catch_panic(|| drop(resolve));
     })?;
     let _ = all_were_asked.recv_timeout(FIRST_ANSWERS);
     Ok(())
 }
 
 fn ask(resolve: &Resolve, host: &str) -> Result<Vec<IpAddr>, String> {
-    match caught(|| resolve(host)) {
+    match catch_panic(|| resolve(host)) {
         Ok(Ok(mut addresses)) => {
             // Some name servers say "nobody" so.
             addresses.retain(|address| !address.is_unspecified() && !address.is_multicast());
@@ -81,9 +81,9 @@ fn ask(resolve: &Resolve, host: &str) -> Result<Vec<IpAddr>, String> {
 
 fn write(heard: &Heard) {
     match heard {
-        Heard::Unresolved { peer, why } => warn!(
-            target: TARGET, peer = &**peer, event = "unresolved", why = why.as_str();
-            "the host of peer {peer} is not resolved: {why}; what is known stays"
+        Heard::Unresolved { peer, reason } => warn!(
+            target: TARGET, peer = &**peer, event = "unresolved", reason = reason.as_str();
+            "the host of peer {peer} is not resolved: {reason}; what is known stays"
         ),
         Heard::Resolved { peer } => info!(
             target: TARGET, peer = &**peer, event = "resolved";

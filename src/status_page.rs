@@ -47,20 +47,20 @@
 //! | `pools[].peers[].id` | A number that tells the peer from another one of its name, in this process. |
 //! | `….name` | The peer's name. |
 //! | `….state` | `up`, `down`, `draining` or `drained`. |
-//! | `….takes_work` | Whether it is up, in service and of a weight above 0. |
+//! | `….is_available` | Whether it is up, in service and of a weight above 0. |
 //! | `….since`, `….for_seconds` | Since when, and for how long. |
-//! | `….why` | Why it is down, or the last check failed: a client library's words. |
+//! | `….reason` | Why it is down, or the last check failed: a client library's words. |
 //! | `….fault` | What that says: `peer_down`, `peer_not_ready`, `peer_full`, `wrong_role`, `misconfigured`, `connection_lost`, `retryable` or `query`. |
 //! | `….is_full` | Whether it had no connection to give. |
-//! | `….is_hesitant` | Whether a query waits there and nothing is heard. |
-//! | `….is_leaving` | Whether it is being removed: it cannot be resumed, and another one may have its name. |
+//! | `….is_unresponsive` | Whether a query waits there and nothing is heard. |
+//! | `….is_being_removed` | Whether it is being removed: it cannot be resumed, and another one may have its name. |
 //! | `….remarks[]` | The same in words, which may change. |
 //! | `….next_check_seconds` | In how many seconds it is checked; 0 is now. |
 //! | `….weight`, `….tier` | As they are set. |
-//! | `….links`, `….in_use` | Connections of the pool that are open, and those of them in use. |
-//! | `….dialing`, `….stuck` | Logins that are under way, and those that were given up and could not be ended. |
-//! | `….connects`, `….failures` | Counters: connections that were made, and logins that failed, those of checks too. |
-//! | `….check_outs`, `….queries`, `….lost` | Counters: check-outs served, queries ended, and queries that ended with a lost connection. |
+//! | `….connections`, `….in_use` | Connections of the pool that are open, and those of them in use. |
+//! | `….connecting`, `….stuck_logins` | Logins that are under way, and those that were given up and could not be ended. |
+//! | `….connects`, `….connect_failures` | Counters: connections that were made, and logins that failed, those of checks too. |
+//! | `….checkouts`, `….queries`, `….queries_lost` | Counters: checkouts served, queries ended, and queries that ended with a lost connection. |
 //! | `….query_seconds` | A counter: how long those queries took, all together. |
 //! | `pools[].events[]` | The last changes of state, up to 100, the newest last. |
 //! | `….at`, `….peer` | When, and whose. |
@@ -72,11 +72,11 @@
 //! `peer` and `action` (`drain` or `resume`). Where draining would leave no peer that serves, the
 //! answer is a question, and `confirm=yes` answers it.
 
-mod act;
+mod actions;
+mod csrf;
+mod error;
 mod escape;
-mod forgery;
 mod html;
-mod refusal;
 mod report;
 mod time;
 
@@ -88,10 +88,10 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 
 use crate::peers::handle::Peers;
-use act::Outcome;
+use actions::Outcome;
 #[cfg(feature = "rocket")]
-pub(crate) use forgery::LONGEST;
-use refusal::Refusal;
+pub(crate) use csrf::LONGEST;
+use error::PageError;
 use report::{Process, Report};
 
 /// The query under which the page is JSON.
@@ -177,7 +177,7 @@ impl StatusPage {
         header: impl Fn(&str) -> Option<&'h str>,
         body: &[u8],
     ) -> Response {
-        let pools = self.pools.iter().map(|peers| (peers.snapshot().pool, peers.clone()));
+        let pools = self.pools.iter().map(|peers| (peers.snapshot().pool_name, peers.clone()));
         self.respond_of(pools.collect(), method, query, header, body)
     }
 
@@ -196,9 +196,9 @@ impl StatusPage {
         let outcome = match method {
             "GET" | "HEAD" => return self.show(&pools, wants_json),
             "POST" if self.has_actions => {
-                forgery::check(header, body, &self.token).and_then(|form| act::act(&pools, &form))
+                csrf::check(header, body, &self.token).and_then(|form| actions::act(&pools, &form))
             }
-            _ => Err(Refusal::Method { has_actions: self.has_actions }),
+            _ => Err(PageError::Method { has_actions: self.has_actions }),
         };
         match outcome {
             Ok(Outcome::Done) if wants_json => self.show(&pools, true),
@@ -223,7 +223,7 @@ impl StatusPage {
                 };
                 let allowed = if self.has_actions { "GET, HEAD, POST" } else { "GET, HEAD" };
                 match refusal {
-                    Refusal::Method { .. } => response.with("Allow", allowed.to_owned()),
+                    PageError::Method { .. } => response.with("Allow", allowed.to_owned()),
                     _ => response,
                 }
             }

@@ -1,8 +1,8 @@
 //! A peer's database URL: a secret that can be used, checked and struck out of texts, never shown.
 
+mod conninfo;
 mod credentials;
 mod host;
-mod keywords;
 mod redaction;
 mod uri;
 
@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use crate::dialect::{Dialect, Encryption};
 use crate::error::{Flaw, REDACTED};
+use conninfo::conninfo;
+pub(crate) use conninfo::is_keywords;
 pub(crate) use credentials::AskCredentials;
 pub use credentials::Credentials;
-pub(crate) use keywords::is_keywords;
-use keywords::keywords;
 use redaction::Secrets;
 #[cfg(test)]
 pub(crate) use uri::percent_encoded;
@@ -158,7 +158,7 @@ impl PeerUrl {
                 uri.parameters.retain(|it| !is_login(&it.key));
                 uri.to_string()
             }
-            Err(_) => match keywords(url) {
+            Err(_) => match conninfo(url) {
                 Some(settings) => {
                     // Of several libpq takes the last.
                     let settings: BTreeMap<_, _> = settings.into_iter().collect();

@@ -1,4 +1,4 @@
-//! Every check-out is balanced: exact shares at any concurrency, on fresh pools without warm-up,
+//! Every checkout is balanced: exact shares at any concurrency, on fresh pools without warm-up,
 //! and with no more connections than the pool is large.
 
 #![allow(clippy::cast_precision_loss, reason = "shares of a few thousand queries")]
@@ -34,7 +34,7 @@ fn fresh_pool(builder: PeerManagerBuilder<ScriptedConnection>, max_size: u32) ->
     Pool::builder().max_size(max_size).build(manager).expect("all peers live")
 }
 
-/// The percentage of the queries that each server gets, of 9,000 with so many check-outs at once.
+/// The percentage of the queries that each server gets, of 9,000 with so many checkouts at once.
 fn shares(pool: &ScriptedPool, servers: &[Arc<Server>], concurrency: usize) -> Vec<f64> {
     const QUERIES: usize = 9000;
     let before: Vec<_> = servers.iter().map(|server| server.queries()).collect();
@@ -125,7 +125,7 @@ fn a_customizer_gets_each_new_connection_once() {
         .build(manager)
         .expect("all peers live");
     let in_use: usize = peers.snapshot().peers.iter().map(|peer| peer.in_use).sum();
-    assert_eq!(in_use, 0, "a customizer's use is no check-out");
+    assert_eq!(in_use, 0, "a customizer's use is no checkout");
     let customized: Vec<_> = servers.iter().map(|server| server.queries()).collect();
     assert_eq!(customized, [3, 3, 3], "its own, and not another one that is parked");
     drop(pool);
@@ -172,7 +172,7 @@ fn connections_alone_if_so_told() {
     let builder = builder_over(&servers)
         .balance(Balance::PerConnection)
         .check_interval(SOON)
-        .rebalance_pace(Duration::from_millis(20));
+        .rebalance_interval(Duration::from_millis(20));
     let (pool, peers) = pool_of(builder, 9);
     wait_until("the pool is full", PATIENCE, || links(&peers) == [3, 3, 3]);
     let check_out_all = || (0..9).map_while(|_| pool.try_get()).collect::<Vec<_>>();
@@ -204,7 +204,7 @@ fn a_peer_on_which_on_connect_fails_stays_down() {
     let builder = builder_over(&servers).on_connect(refusing).check_interval(SOON);
     let (pool, peers) = pool_of(builder, 6);
     wait_until("the pool is full", PATIENCE, || links(&peers) == [0, 3, 3]);
-    let failures = || peers.snapshot().peers[0].failures;
+    let failures = || peers.snapshot().peers[0].connect_failures;
     let (before, since) = (failures(), peers.snapshot().peers[0].since);
     wait_until("it is checked again and again", PATIENCE, || {
         drop(pool.get());
@@ -265,7 +265,7 @@ fn a_check_out_that_finds_its_link_dead_takes_another_in_the_same_call() {
 fn a_peer_that_comes_back_gets_its_share_at_the_pace() {
     const PACE: Duration = Duration::from_millis(100);
     let servers = three_servers();
-    let builder = builder_over(&servers).check_interval(SOON).rebalance_pace(PACE);
+    let builder = builder_over(&servers).check_interval(SOON).rebalance_interval(PACE);
     let (pool, peers) = pool_of(builder, 12);
     wait_until("the pool is full", PATIENCE, || links(&peers) == [4, 4, 4]);
     servers[0].crash();
@@ -287,9 +287,9 @@ fn a_peer_that_comes_back_gets_its_share_at_the_pace() {
     for _ in 0..2000 {
         drop(pool.get());
     }
-    let probes = usize::try_from(start.elapsed().as_millis() / SOON.as_millis()).unwrap() + 2;
+    let checks = usize::try_from(start.elapsed().as_millis() / SOON.as_millis()).unwrap() + 2;
     for (other, before) in [1, 2].into_iter().zip(before) {
-        assert!(logins(other) - before <= probes, "nothing oscillates: only probes log in there");
+        assert!(logins(other) - before <= checks, "nothing oscillates: only checks log in there");
     }
     assert_shares(&shares(&pool, &servers, 1), &THIRDS, "afterwards");
 }
@@ -346,7 +346,7 @@ mod real_servers {
 #[test]
 fn connections_that_are_too_old_are_closed_as_they_come_back() {
     let servers = three_servers();
-    let builder = builder_over(&servers).link_max_age(Duration::from_millis(200));
+    let builder = builder_over(&servers).connection_max_age(Duration::from_millis(200));
     let (pool, peers) = pool_of(builder, 9);
     wait_until("the pool is full", PATIENCE, || links(&peers) == [3, 3, 3]);
     let first: Vec<_> = servers.iter().map(|server| server.logins()).collect();
@@ -375,7 +375,7 @@ fn test_transactions_stay_with_their_slots() {
         count: i64,
     }
 
-    /// What each of twelve check-outs in turn sees, of rows that the first one wrote.
+    /// What each of twelve checkouts in turn sees, of rows that the first one wrote.
     fn seen<M>(manager: M) -> Vec<i64>
     where
         M: ManageConnection<Error = Error>,

@@ -63,7 +63,7 @@ fn operate(peers: &Peers, urls: &[String], spared: &Spared, rng: &mut SmallRng) 
         3 => peers.remove(&name).map(drop),
         4 => peers.add(config(server)),
         5 => peers.set_weight(&name, rng.random_range(0..4)),
-        6 => peers.probe_now(&name),
+        6 => peers.check_now(&name),
         _ => {
             let others: Vec<_> =
                 (0..SERVERS).filter(|one| one == &*spared || rng.random()).map(config).collect();
@@ -126,7 +126,7 @@ fn nothing_fails_while_a_peer_lives_and_nothing_is_left_behind() {
     let builder = manager_over(&servers)
         .check_interval(SOON)
         .connect_timeout(Duration::from_secs(1))
-        .rebalance_pace(Duration::from_millis(20))
+        .rebalance_interval(Duration::from_millis(20))
         .rng_seed(seed);
     let (pool, peers) = pool_of::<MysqlConnection>(builder, CONNECTIONS);
     fill(&pool, &peers, &[4; SERVERS]);

@@ -210,8 +210,8 @@ where
 
     server.set_password("another-s3cret");
     wait_until("a check is refused", PATIENCE, || state(&peers, "db0") == PeerState::Down);
-    let why = peers.snapshot().peers[0].why.clone().expect("it is down");
-    assert!(!why.contains(APP_PASSWORD), "{why}");
+    let reason = peers.snapshot().peers[0].reason.clone().expect("it is down");
+    assert!(!reason.contains(APP_PASSWORD), "{reason}");
     "another-s3cret".clone_into(&mut password.lock().unwrap());
     wait_until("the new one is used", PATIENCE, || state(&peers, "db0") == PeerState::Up);
     server.end_sessions();
@@ -316,7 +316,7 @@ fn the_environment_is_read() {
 #[test]
 fn settings_of_a_url_are_used() {
     let server = MariaDb::start();
-    let url = format!("{}?check_interval=200ms&stall_after=none&probe_timeout=100ms", server.url());
+    let url = format!("{}?check_interval=200ms&stall_after=none&check_timeout=100ms", server.url());
     let (pool, peers) = pool_of(builder::<MysqlConnection>().url(&url), 1);
     fill(&pool, &peers, &[1]);
     let due = peers.snapshot().peers[0].next_check;

@@ -1,5 +1,5 @@
 //! The process-wide default instrumentation goes on seeing the application's queries, and is spared
-//! the manager's own probes. In a file of its own, as it is the whole process's.
+//! the manager's own checks. In a file of its own, as it is the whole process's.
 
 mod support;
 
@@ -30,7 +30,7 @@ impl Instrumentation for Counting {
 }
 
 #[test]
-fn it_sees_queries_and_no_probes() {
+fn it_sees_queries_and_no_checks() {
     set_default_instrumentation(|| Some(Box::new(Counting))).expect("nothing else sets it");
     let server = Server::start();
     let builder = manager_of::<ScriptedConnection>([server.url()]).check_interval(SOON);
@@ -40,7 +40,7 @@ fn it_sees_queries_and_no_probes() {
     conn.batch_execute("SELECT 1").expect("the session lives");
     assert_eq!(QUERIES.load(Ordering::SeqCst), before + 1, "a query through the pool is seen");
     let begins = server.begins();
-    wait_until("the peer is probed twice", PATIENCE, || server.begins() >= begins + 2);
-    assert_eq!(QUERIES.load(Ordering::SeqCst), before + 1, "the probes' statements are not");
+    wait_until("the peer is checked twice", PATIENCE, || server.begins() >= begins + 2);
+    assert_eq!(QUERIES.load(Ordering::SeqCst), before + 1, "the checks' statements are not");
     assert_eq!(TRANSACTIONS.load(Ordering::SeqCst), 0, "nor their transactions");
 }

@@ -56,9 +56,9 @@ impl Outcome {
 
     /// It is refused, and says why.
     #[track_caller]
-    fn is_refused(&self, why: &[&str]) {
+    fn is_refused(&self, reason: &[&str]) {
         assert_eq!((self.code, &*self.stdout), (WRONG, ""), "{self:?}");
-        for expected in why {
+        for expected in reason {
             assert!(self.stderr.contains(expected), "it says `{expected}`: {}", self.stderr);
         }
     }
@@ -78,7 +78,7 @@ fn outcome(command: &mut Command) -> Outcome {
     let [stdout, stderr] = [text(&output.stdout), text(&output.stderr)];
     for told in [&stdout, &stderr] {
         assert!(!told.contains("s3cret"), "no secret is shown: {told}");
-        assert!(!told.contains('\x1b'), "no colours where nobody looks: {told:?}");
+        assert!(!told.contains('\x1b'), "no colors where nobody looks: {told:?}");
     }
     Outcome { code: output.status.code().expect("it ends by itself"), stdout, stderr }
 }
@@ -128,7 +128,7 @@ fn equal_servers_are_well() {
     assert_eq!(told.stderr, "", "it says who is waited for on a terminal alone");
 
     let (code, json) = json(&[&url]);
-    assert_eq!((code, &json["is_well"]), (WELL, &Json::Bool(true)));
+    assert_eq!((code, &json["is_ok"]), (WELL, &Json::Bool(true)));
     for (peer, name) in json["peers"].as_array().expect("a list").iter().zip(&names) {
         assert_eq!(peer["name"], **name, "in the order in which they were given");
         assert_eq!(peer["condition"], "ready");
@@ -144,7 +144,7 @@ fn equal_servers_are_well() {
         let place = facts["server"].as_str().expect("a text");
         assert!(name.ends_with(&place[place.find(':').expect("a port")..]), "{place} is {name}");
     }
-    for list in ["differences", "same_server", "troubles", "notes"] {
+    for list in ["differences", "same_server", "problems", "notes"] {
         assert_eq!(json[list], Json::Array(Vec::new()), "{list}");
     }
 }
@@ -173,7 +173,7 @@ fn a_server_that_is_gone_is_named() {
     let peer = &json["peers"][1];
     assert_eq!((&peer["condition"], &peer["fault"]), (&"unreachable".into(), &"peer_down".into()));
     assert_eq!((&peer["login_ms"], &peer["facts"]), (&Json::Null, &serde_json::json!({})));
-    assert_eq!(json["troubles"].as_array().map(Vec::len), Some(1));
+    assert_eq!(json["problems"].as_array().map(Vec::len), Some(1));
     servers[1].restart();
     check(&[&url]).is(WELL, &[]);
 }
@@ -470,7 +470,7 @@ fn sqlite() {
 #[test]
 fn wrong_configurations_are_refused() {
     let url = "mysql://app:s3cret@127.0.0.1:1/app";
-    for (content, why) in [
+    for (content, reason) in [
         (format!("url = \"{url}\"\ncheck_intervall = 1"), "`check_intervall` is no setting"),
         (format!("url = \"{url}\"\nrequire = \"x\""), "`require` is \"x\": give one of"),
         (format!("url = \"{url}\"\nconnect_timeout = 0"), "`connect_timeout` is 0ns"),
@@ -487,7 +487,7 @@ fn wrong_configurations_are_refused() {
         (format!("[peers]\na = \"{url}\"\nb = \"postgres://b/app\""), "`mysql://`"),
     ] {
         let (_folder, path) = file(&content);
-        check(&["--config", path.to_str().expect("text")]).is_refused(&[why]);
+        check(&["--config", path.to_str().expect("text")]).is_refused(&[reason]);
     }
     // Another table's `url` may be that of something else.
     let (_folder, path) = file("check_interval = 'soon'\n[api]\nurl = 'https://api.example'");
@@ -713,13 +713,13 @@ fn on_a_terminal(url: &str, no_color: &str) -> String {
 }
 
 #[test]
-fn colours_and_progress_on_a_terminal() {
+fn colors_and_progress_on_a_terminal() {
     let url = "mysql://app:s3cret@127.0.0.1:1,127.0.0.1:2/app";
     let told = on_a_terminal(url, "");
-    assert!(told.contains("\x1b[31m! 127.0.0.1:2 is unreachable"), "in colours: {told:?}");
+    assert!(told.contains("\x1b[31m! 127.0.0.1:2 is unreachable"), "in colors: {told:?}");
     assert!(told.contains("waiting for 127.0.0.1:1, 127.0.0.1:2"), "who is waited for: {told:?}");
     let told = on_a_terminal(url, "1");
-    assert!(!told.contains("\x1b[31m") && told.contains("unreachable"), "no colours: {told:?}");
+    assert!(!told.contains("\x1b[31m") && told.contains("unreachable"), "no colors: {told:?}");
 }
 
 /// As a function, for applications whose settings stand in code.
@@ -729,7 +729,7 @@ fn as_a_function() {
     let builder = manager_over(&servers)
         .on_connect(|conn| conn.batch_execute("SET SESSION tx_isolation = 'SERIALIZABLE'"));
     let report = doctor::examine(builder).expect("the settings are right");
-    assert!(report.is_well(), "{report}");
+    assert!(report.is_ok(), "{report}");
     let facts = &report.peers[0].facts;
     let isolation = Value::Text("SERIALIZABLE".to_owned());
     assert_eq!(facts[&Aspect::Isolation], isolation, "that of the application's sessions");
@@ -740,6 +740,6 @@ fn as_a_function() {
     });
     let report = doctor::examine(builder).expect("the settings are right");
     assert_eq!(report.peers[1].condition, Condition::NotAsked);
-    assert_eq!(report.troubles(), ["peer1 was not asked: no credentials: the vault is sealed"]);
+    assert_eq!(report.problems(), ["peer1 was not asked: no credentials: the vault is sealed"]);
     assert!(report.differences.iter().all(|it| it.severity == Severity::Note), "{report}");
 }

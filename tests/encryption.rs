@@ -59,8 +59,8 @@ fn mysql() {
     }
 
     let url = format!("{}?ssl_mode=required", without.url());
-    let why = if SUPPORTS_MYSQL_SSL_MODE { "SSL is required" } else { "is not encrypted" };
-    refused::<MysqlConnection>(&url, why, mistake);
+    let reason = if SUPPORTS_MYSQL_SSL_MODE { "SSL is required" } else { "is not encrypted" };
+    refused::<MysqlConnection>(&url, reason, mistake);
     let url = format!("{}?ssl_mode=disabled", with.url());
     refused::<MysqlConnection>(&url, "db0: ", mistake);
     let url = format!("{}?ssl_mode=always", with.url());
@@ -83,9 +83,9 @@ fn mysql_verifies() {
         let verified = format!("ssl_mode={mode}&ssl_ca={ca}");
         login::<MysqlConnection>(&format!("{}?{verified}", with.url()))
             .unwrap_or_else(|(told, _)| panic!("{mode}: {told}"));
-        let refused = |server: &MariaDb, parameters: &str, why: &str| {
+        let refused = |server: &MariaDb, parameters: &str, reason: &str| {
             let url = format!("{}?{parameters}", server.url());
-            refused::<MysqlConnection>(&url, why, mistake);
+            refused::<MysqlConnection>(&url, reason, mistake);
         };
         refused(&stranger, &verified, "certificate verify failed");
         refused(&without, &verified, "SSL is required");

@@ -14,82 +14,33 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::{CustomizeConnection, Error, Pool};
 use diesel_peers::{
-    Event, EventHandler, EventKind, Failed, Fault, PeerConfig, PeerConnection, PeerManager,
-    PeerManagerBuilder, PeerState, Peers, Retired,
+    CloseReason, Event, EventKind, Failure, Fault, PeerConfig, PeerConnection, PeerManager,
+    PeerManagerBuilder, PeerState, Peers,
 };
 use support::backend::{PATIENCE, SOON, fill, manager_of, pool_of, state};
 use support::scripted::{ScriptedConnection, Server};
 use support::wait_until;
 
-/// What a handler was told: by which of its methods, on which thread, and what.
+/// An event that a handler was called with, and the thread that called it.
 #[derive(Debug)]
 struct Told {
-    method: &'static str,
     thread: String,
     event: Event,
 }
 
-/// Sends on what it is told.
-struct Scribe(Sender<Told>);
-
-/// The methods of a handler, each of which calls `$told` with its name and the event.
-macro_rules! every_method {
-    ($told:ident: $($method:ident = $kind:literal),+ $(,)?) => {
-        $(fn $method(&self, event: &Event) { self.$told($kind, event); })+
-    };
-    ($told:ident) => {
-        every_method! {
-            $told:
-            peer_down = "down",
-            peer_up = "up",
-            peer_full = "full",
-            peer_has_room = "has_room",
-            peer_misconfigured = "misconfigured",
-            peer_draining = "draining",
-            peer_drained = "drained",
-            peer_resumed = "resumed",
-            peer_weighted = "weighted",
-            peer_added = "added",
-            peer_removed = "removed",
-            connect_failed = "connect_failed",
-            link_retired = "link_retired",
-            links_aborted = "links_aborted",
-        }
-    };
-}
-
-impl Scribe {
-    fn told(&self, method: &'static str, event: &Event) {
-        let thread = thread::current().name().unwrap_or_default().to_owned();
-        let _ = self.0.send(Told { method, thread, event: event.clone() });
-    }
-}
-
-impl EventHandler for Scribe {
-    every_method!(told);
-}
-
-/// A handler that does this at each event.
-struct Does<F>(F);
-
-impl<F: Fn(&Event)> Does<F> {
-    fn told(&self, _: &'static str, event: &Event) {
-        (self.0)(event);
-    }
-}
-
-impl<F: Fn(&Event) + Send + 'static> EventHandler for Does<F> {
-    every_method!(told);
-}
-
-/// What a [`Scribe`] was told.
+/// What a handler was called with.
 struct Story(Receiver<Told>);
 
 impl Story {
     /// A handler, and what it will have been told.
-    fn begin() -> (Scribe, Self) {
+    fn begin() -> (impl Fn(&Event) + Send + 'static, Self) {
         let (tell, told) = unbounded();
-        (Scribe(tell), Self(told))
+        let handler = move |event: &Event| {
+            let thread = thread::current().name().unwrap_or_default().to_owned();
+            // The test may have ended.
+            let _ = tell.send(Told { thread, event: event.clone() });
+        };
+        (handler, Self(told))
     }
 
     /// The next event of this peer that is like this. Those before it are passed over, but are what they
@@ -99,10 +50,9 @@ impl Story {
         let end = Instant::now() + PATIENCE;
         loop {
             let told = self.0.recv_deadline(end);
-            let Told { method, thread, event } =
+            let Told { thread, event } =
                 told.unwrap_or_else(|_| panic!("waited in vain to be told: {what}"));
-            assert_eq!(method, event.kind.as_str(), "each kind has its method");
-            assert_eq!(thread, "peers-herald", "{event}: neither the checker nor an application's");
+            assert_eq!(thread, "peers-events", "{event}: neither the checker nor an application's");
             let shown = format!("{event} {event:?}");
             assert!(!shown.contains("s3cret"), "a secret is shown: {shown}");
             if is_it(&event) {
@@ -115,7 +65,8 @@ impl Story {
     #[track_caller]
     fn goes_on(&self, peer: &str, kinds: &[&str]) -> Vec<Event> {
         let is_one = |event: &Event| {
-            event.peer == peer && !["connect_failed", "link_retired"].contains(&event.kind.as_str())
+            event.peer == peer
+                && !["connect_failed", "connection_closed"].contains(&event.kind.as_str())
         };
         let next = |kind: &&str| {
             let event = self.next(kind, is_one);
@@ -127,12 +78,12 @@ impl Story {
 
     /// A connection of this peer is closed next for this reason, whatever else is told before.
     #[track_caller]
-    fn retires(&self, peer: &str, reason: Retired) {
+    fn retires(&self, peer: &str, expected: CloseReason) {
         let is_it = |event: &Event| {
             event.peer == peer
-                && matches!(event.kind, EventKind::LinkRetired { why, .. } if why == reason)
+                && matches!(event.kind, EventKind::ConnectionClosed { reason, .. } if reason == expected)
         };
-        self.next(reason.as_str(), is_it);
+        self.next(expected.as_str(), is_it);
     }
 }
 
@@ -143,8 +94,8 @@ impl Meaning {
     fn of<C>(builder: PeerManagerBuilder<C>) -> (PeerManagerBuilder<C>, Self) {
         let fault = Arc::new(Mutex::new(None));
         let meaning = Self(fault.clone());
-        let classify = move |failed: Failed<'_>| match failed {
-            Failed::Login(_) => *fault.lock().unwrap(),
+        let classify = move |failed: Failure<'_>| match failed {
+            Failure::Login(_) => *fault.lock().unwrap(),
             _ => None,
         };
         (builder.classify(classify), meaning)
@@ -166,16 +117,18 @@ fn two_servers() -> [Arc<Server>; 2] {
 #[test]
 fn each_change_of_a_peer_is_told_in_order() {
     let servers = two_servers();
-    let (scribe, story) = Story::begin();
-    let (builder, meaning) = Meaning::of(manager_over(&servers).event_handler(scribe));
+    let (handler, story) = Story::begin();
+    let (builder, meaning) = Meaning::of(manager_over(&servers).event_handler(handler));
     let (pool, peers) = pool_of(builder, 2);
     fill(&pool, &peers, &[1, 1]);
 
     meaning.set(Fault::PeerDown);
     servers[0].accept(false);
     let told = story.goes_on("peer0", &["down"]);
-    let EventKind::Down { why, fault, next_check, .. } = &told[0].kind else { panic!("{told:?}") };
-    assert!(why.starts_with("refused by "), "the reason is told: {why}");
+    let EventKind::Down { reason, fault, next_check, .. } = &told[0].kind else {
+        panic!("{told:?}")
+    };
+    assert!(reason.starts_with("refused by "), "the reason is told: {reason}");
     assert_eq!(*fault, Fault::PeerDown);
     assert!(*next_check <= SOON * 2, "and when it is checked next: {next_check:?}");
     assert!(told[0].in_service, "nobody wanted that");
@@ -206,8 +159,8 @@ fn each_change_of_a_peer_is_told_in_order() {
     peers.resume("peer0").expect("there is one");
     peers.set_weight("peer0", 3).expect("there is one");
     peers.set_weight("peer0", 3).expect("which is no news");
-    let told = story.goes_on("peer0", &["resumed", "weighted"]);
-    assert!(matches!(told[1].kind, EventKind::Weighted { from: 1, to: 3, .. }), "{told:?}");
+    let told = story.goes_on("peer0", &["resumed", "weight_changed"]);
+    assert!(matches!(told[1].kind, EventKind::WeightChanged { from: 1, to: 3, .. }), "{told:?}");
 
     peers.add(PeerConfig::new("peer2", servers[1].url())).expect("there is none");
     let drain = peers.remove("peer2").expect("there is one");
@@ -221,9 +174,9 @@ fn each_change_of_a_peer_is_told_in_order() {
 #[test]
 fn what_happens_often_is_told_and_not_kept() {
     let servers = two_servers();
-    let (scribe, story) = Story::begin();
-    let builder = manager_over(&servers).event_handler(scribe).link_max_age(PATIENCE);
-    let (pool, peers) = pool_of(builder.rebalance_pace(Duration::ZERO), 2);
+    let (handler, story) = Story::begin();
+    let builder = manager_over(&servers).event_handler(handler).connection_max_age(PATIENCE);
+    let (pool, peers) = pool_of(builder.rebalance_interval(Duration::ZERO), 2);
     fill(&pool, &peers, &[1, 1]);
 
     // A connection is cut off, and its server lives.
@@ -233,7 +186,7 @@ fn what_happens_often_is_told_and_not_kept() {
         both.iter_mut().any(|conn| conn.batch_execute("SELECT 1").is_err())
             || peers.snapshot().peers[0].connects > 1
     });
-    story.retires("peer0", Retired::Broken);
+    story.retires("peer0", CloseReason::Broken);
     fill(&pool, &peers, &[1, 1]);
 
     // A peer that is paused: its sessions live, and are given up all the same.
@@ -241,19 +194,19 @@ fn what_happens_often_is_told_and_not_kept() {
     wait_until("it is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
     wait_until("the other has both", PATIENCE, || {
         drop(pool.try_get());
-        peers.snapshot().peers[1].links == 2
+        peers.snapshot().peers[1].connections == 2
     });
-    story.retires("peer0", Retired::PeerDown);
+    story.retires("peer0", CloseReason::PeerDown);
     servers[0].accept(true);
     fill(&pool, &peers, &[1, 1]);
-    story.retires("peer1", Retired::Rebalanced);
+    story.retires("peer1", CloseReason::Rebalanced);
 
     let drain = peers.drain("peer1").expect("there is one");
     wait_until("its connections come by", PATIENCE, || {
         drop(pool.try_get());
         drain.wait(Duration::ZERO)
     });
-    story.retires("peer1", Retired::Drained);
+    story.retires("peer1", CloseReason::Drained);
 
     // While all are down r2d2's tries are logins for the pool, and fail.
     servers[0].crash();
@@ -264,12 +217,12 @@ fn what_happens_often_is_told_and_not_kept() {
     let failed = story.next("a login fails", |event| {
         matches!(event.kind, EventKind::ConnectFailed { .. }) && event.peer == "peer0"
     });
-    let EventKind::ConnectFailed { why, fault, .. } = failed.kind else { panic!("{failed:?}") };
-    assert!(why.starts_with("refused by ") && fault == Fault::PeerDown, "{why}: {fault:?}");
+    let EventKind::ConnectFailed { reason, fault, .. } = failed.kind else { panic!("{failed:?}") };
+    assert!(reason.starts_with("refused by ") && fault == Fault::PeerDown, "{reason}: {fault:?}");
     let kept = peers.snapshot().events;
     assert!(kept.iter().all(|event| !matches!(
         event.kind,
-        EventKind::ConnectFailed { .. } | EventKind::LinkRetired { .. }
+        EventKind::ConnectFailed { .. } | EventKind::ConnectionClosed { .. }
     )));
 }
 
@@ -286,15 +239,15 @@ fn connections_that_are_too_old_and_those_that_the_pool_closes() {
         }
     }
 
-    let (scribe, story) = Story::begin();
-    let builder = manager_over(&[Server::start()]).event_handler(scribe);
-    let manager = builder.link_max_age(Duration::from_millis(1)).build();
+    let (handler, story) = Story::begin();
+    let builder = manager_over(&[Server::start()]).event_handler(handler);
+    let manager = builder.connection_max_age(Duration::from_millis(1)).build();
     let pool = Pool::builder().max_size(1).connection_customizer(Box::<Picky>::default());
     let pool = pool.build(manager.expect("the settings are right")).expect("the peer lives");
-    story.retires("peer0", Retired::ByPool);
+    story.retires("peer0", CloseReason::ByPool);
     thread::sleep(Duration::from_millis(2));
     drop(pool.get().expect("the peer lives"));
-    story.retires("peer0", Retired::TooOld);
+    story.retires("peer0", CloseReason::TooOld);
 }
 
 /// What the handler of a test looks at, which it must not keep alive.
@@ -318,19 +271,19 @@ fn a_handler_may_look_and_change_and_use_the_pool() {
             let _ = done.send((event.kind.as_str(), seen, served.ok()));
         }
     };
-    let (pool, peers) = pool_of(manager_over(&servers).event_handler(Does(handler)), 4);
+    let (pool, peers) = pool_of(manager_over(&servers).event_handler(handler), 4);
     fill(&pool, &peers, &[2, 2]);
     let _ = shared.set((pool.clone(), peers.clone()));
     servers[0].crash();
     let mut told = Vec::new();
     while !told.contains(&"drained") {
         let (kind, seen, served) = is_done.recv_timeout(PATIENCE).expect("no deadlock");
-        assert!(seen || kind == "connect_failed" || kind == "link_retired", "{kind} is kept");
+        assert!(seen || kind == "connect_failed" || kind == "connection_closed", "{kind} is kept");
         assert_eq!(served.as_deref(), Some("peer1"), "{kind}: the other one serves");
         told.push(kind);
     }
-    told.retain(|kind| !["connect_failed", "link_retired"].contains(kind));
-    assert_eq!(told, ["down", "draining", "weighted", "drained"]);
+    told.retain(|kind| !["connect_failed", "connection_closed"].contains(kind));
+    assert_eq!(told, ["down", "draining", "weight_changed", "drained"]);
     assert_eq!(state(&peers, "peer0"), PeerState::Drained);
 }
 
@@ -343,7 +296,7 @@ fn a_handler_that_never_returns_stops_nobody() {
         let _ = entered.try_send(());
         let _ = held.recv();
     };
-    let builder = manager_over(slice::from_ref(&server)).event_handler(Does(handler));
+    let builder = manager_over(slice::from_ref(&server)).event_handler(handler);
     let (pool, peers) = pool_of(builder, 1);
     drop(pool.get().expect("the peer lives"));
     let weigh = |times: u32| {
@@ -369,7 +322,7 @@ fn a_handler_that_never_returns_stops_nobody() {
     assert_eq!(last.kind.as_str(), "up");
     drop(pool);
     wait_until("the pool has ended", PATIENCE, || {
-        peers.snapshot().closed && server.open() == 0 && peers.snapshot().peers[0].links == 0
+        peers.snapshot().closed && server.open() == 0 && peers.snapshot().peers[0].connections == 0
     });
 }
 
@@ -381,7 +334,7 @@ fn a_handler_that_panics_is_told_the_next_event() {
         let _ = tell.send(event.kind.as_str());
         panic!("this handler panics");
     };
-    let builder = manager_over(slice::from_ref(&server)).event_handler(Does(handler));
+    let builder = manager_over(slice::from_ref(&server)).event_handler(handler);
     let (pool, _peers) = pool_of(builder, 1);
     drop(pool.get().expect("the peer lives"));
     server.accept(false);
@@ -393,14 +346,8 @@ fn a_handler_that_panics_is_told_the_next_event() {
 
 #[test]
 fn a_handler_is_dropped_when_the_pool_has_ended_and_was_told_what_came_before() {
-    struct Last(Sender<&'static str>, Receiver<()>);
-    impl EventHandler for Last {
-        fn peer_weighted(&self, _: &Event) {
-            let _ = self.0.send("weighted");
-            // At the first one it waits until the pool has ended.
-            let _ = self.1.recv();
-        }
-    }
+    /// Tells when it is dropped, as a part of the handler.
+    struct Last(Sender<&'static str>);
     impl Drop for Last {
         fn drop(&mut self) {
             let _ = self.0.send("dropped");
@@ -408,17 +355,23 @@ fn a_handler_is_dropped_when_the_pool_has_ended_and_was_told_what_came_before() 
     }
 
     let (tell, told) = unbounded();
-    let (hold, held) = bounded(0);
-    let manager = manager_over(&[Server::start()]).event_handler(Last(tell, held)).build();
+    let (hold, held) = bounded::<()>(0);
+    let last = Last(tell);
+    let handler = move |event: &Event| {
+        let _ = last.0.send(event.kind.as_str());
+        // At the first one it waits until the pool has ended.
+        let _ = held.recv();
+    };
+    let manager = manager_over(&[Server::start()]).event_handler(handler).build();
     let manager = manager.expect("the settings are right");
     for weight in 2..=9 {
         manager.peers().set_weight("peer0", weight).expect("there is one");
     }
-    assert_eq!(told.recv_timeout(PATIENCE), Ok("weighted"));
+    assert_eq!(told.recv_timeout(PATIENCE), Ok("weight_changed"));
     drop(manager);
     drop(hold);
     let rest: Vec<_> = (0..8).map(|_| told.recv_timeout(PATIENCE)).collect();
-    assert_eq!(rest[..7], [Ok("weighted"); 7], "all that had happened");
+    assert_eq!(rest[..7], [Ok("weight_changed"); 7], "all that had happened");
     assert_eq!(rest[7], Ok("dropped"));
     assert_eq!(told.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
 }
@@ -444,7 +397,7 @@ fn the_history_is_short_and_in_order() {
         let of_peer = events.iter().filter(|event| event.peer == peer);
         let weights: Vec<_> = of_peer
             .map(|event| match event.kind {
-                EventKind::Weighted { from, to, .. } => (from, to),
+                EventKind::WeightChanged { from, to, .. } => (from, to),
                 _ => panic!("{event}"),
             })
             .collect();
@@ -462,13 +415,13 @@ fn queries_that_are_cut_off_are_told() {
     use support::mariadb::MariaDb;
 
     let mut servers = [MariaDb::start(), MariaDb::start()];
-    let (scribe, story) = Story::begin();
+    let (handler, story) = Story::begin();
     let builder = support::backend::manager_over(&servers)
-        .event_handler(scribe)
+        .event_handler(handler)
         .check_interval(SOON)
         .connect_timeout(Duration::from_secs(2))
         .stall_after(Duration::from_millis(500))
-        .probe_timeout(Duration::from_millis(200));
+        .check_timeout(Duration::from_millis(200));
     let (pool, peers) = pool_of(builder, 2);
     fill(&pool, &peers, &[1, 1]);
     let mut both = [pool.get().expect("both live"), pool.get().expect("both live")];
@@ -478,9 +431,9 @@ fn queries_that_are_cut_off_are_told() {
         scope.spawn(|| {
             conn.batch_execute("SELECT 1").expect_err("it is cut off");
         });
-        let told = story.goes_on("peer0", &["down", "links_aborted"]);
-        assert_eq!(told[1].to_string(), "peer peer0: 1 of 1 queries that hang were cut off");
-        let is_all = matches!(told[1].kind, EventKind::LinksAborted { hung: 1, cut_off: 1, .. });
+        let told = story.goes_on("peer0", &["down", "queries_aborted"]);
+        assert_eq!(told[1].to_string(), "peer peer0 is unresponsive: aborted 1 of 1 hung queries");
+        let is_all = matches!(told[1].kind, EventKind::QueriesAborted { hung: 1, aborted: 1, .. });
         assert!(is_all, "{told:?}");
     });
     servers[0].thaw();

@@ -80,7 +80,7 @@ where
 {
     let builder = manager_of::<C>(urls).check_interval(SOON);
     let builder = if order.late {
-        builder.connect_timeout(Duration::from_millis(50)).probe_timeout(Duration::from_millis(50))
+        builder.connect_timeout(Duration::from_millis(50)).check_timeout(Duration::from_millis(50))
     } else {
         builder
     };
@@ -112,7 +112,7 @@ fn a_process_ends_while_logins_hang() {
             });
         }
     });
-    assert!(silent.accepted() >= EXITS, "each has dialled");
+    assert!(silent.accepted() >= EXITS, "each has dialed");
 }
 
 fn ends_well(order: Order) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use diesel::connection::{Connection, SimpleConnection};
 use diesel::r2d2::{ManageConnection, Pool};
-use diesel_peers::{AllDown, Failed, Fault, PeerManager, PeerState, Recheck};
+use diesel_peers::{AllDown, Failure, Fault, PeerManager, PeerState, Recovery};
 use support::backend::{Backend, PATIENCE, SOON, fill, links, manager_over, pool_of, state};
 use support::scripted::{ScriptedConnection, Server};
 use support::{wait_until, within};
@@ -27,8 +27,8 @@ fn one_peer_down_at_the_start<B: Backend>() {
     fill(&pool, &peers, &[3, 0, 3]);
     let dead = peers.snapshot().peers.swap_remove(1);
     assert_eq!(dead.state, PeerState::Down, "the dead one is marked");
-    assert!(dead.why.is_some_and(|why| !why.is_empty()), "with a reason");
-    assert!(dead.failures >= 1 && dead.connects == 0, "and its failures are counted");
+    assert!(dead.reason.is_some_and(|reason| !reason.is_empty()), "with a reason");
+    assert!(dead.connect_failures >= 1 && dead.connects == 0, "and its failures are counted");
     for _ in 0..20 {
         let mut conn = pool.get().expect("two peers live");
         conn.batch_execute("SELECT 1").expect("this one does");
@@ -98,12 +98,12 @@ fn some_peers_come_back<B: Backend>() {
 
 /// The mark is cleared unasked: the next connection finds out.
 #[test]
-fn marks_can_be_cleared_without_a_probe() {
+fn marks_can_be_cleared_without_a_check() {
     let servers = [Server::start(), Server::start()];
     servers[0].crash();
     let builder =
         support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
-    let (pool, peers) = pool_of(builder.recheck(Recheck::Clear).check_interval(SOON), 4);
+    let (pool, peers) = pool_of(builder.recovery(Recovery::AfterInterval).check_interval(SOON), 4);
     fill(&pool, &peers, &[0, 4]);
     wait_until("the mark is set", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
     let logins = servers[0].logins();
@@ -122,7 +122,7 @@ fn a_login_alone_does_not_bring_a_peer_back() {
     server.work(false);
     server.accept(true);
     let begins = server.begins();
-    wait_until("it is tried and probed", PATIENCE, || server.begins() >= begins + 3);
+    wait_until("it is tried and checked", PATIENCE, || server.begins() >= begins + 3);
     assert_eq!(state(&peers, "peer0"), PeerState::Down, "it refuses all work");
     assert!(pool.try_get().is_none(), "so no connection to it is handed out");
     server.work(true);
@@ -142,7 +142,7 @@ fn a_connection_that_brought_its_peer_back_is_in_no_transaction() {
     let manager = builder.all_down_interval(PATIENCE).build().expect("the settings are right");
     ManageConnection::connect(&manager).expect_err("it is down");
     // The checker looks once, at once, and not again for long.
-    let failures = || manager.peers().snapshot().peers[0].failures;
+    let failures = || manager.peers().snapshot().peers[0].connect_failures;
     wait_until("it is checked", PATIENCE, || failures() == 2);
     server.accept(true);
     let conn = ManageConnection::connect(&manager).expect("it is tried");
@@ -165,9 +165,9 @@ fn a_node_that_refuses_work_gets_no_connection() {
     assert_eq!(servers[0].open(), 0, "nothing is left there");
 }
 
-/// A node that stops taking work is probed at once, and not only when its next check is due.
+/// A node that stops taking work is checked at once, and not only when its next check is due.
 #[test]
-fn a_node_that_refuses_work_is_probed_at_once() {
+fn a_node_that_refuses_work_is_checked_at_once() {
     let servers = [Server::start(), Server::start()];
     let builder =
         support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
@@ -183,8 +183,8 @@ fn a_node_that_refuses_work_is_probed_at_once() {
 }
 
 #[test]
-fn when_all_are_down_nothing_is_dialled_if_so_told() {
-    for (all_down, dialled) in [(AllDown::Try, true), (AllDown::Fail, false)] {
+fn when_all_are_down_nothing_is_dialed_if_so_told() {
+    for (all_down, dialed) in [(AllDown::Try, true), (AllDown::Fail, false)] {
         let server = Server::start();
         server.crash();
         let manager = PeerManager::<ScriptedConnection>::builder()
@@ -199,7 +199,7 @@ fn when_all_are_down_nothing_is_dialled_if_so_told() {
         connect();
         let logins = server.logins();
         let story = connect().to_string();
-        assert_eq!(server.logins() > logins, dialled, "{all_down:?}: whether it is tried");
+        assert_eq!(server.logins() > logins, dialed, "{all_down:?}: whether it is tried");
         assert!(story.contains("only: ") && story.contains("refused by"), "{all_down:?}: {story}");
     }
 }
@@ -210,7 +210,7 @@ fn old_connections_are_kept_while_no_peer_takes_work() {
     let servers = [Server::start(), Server::start()];
     let builder =
         support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
-    let (pool, peers) = pool_of(builder.check_interval(SOON).link_max_age(5 * SOON), 4);
+    let (pool, peers) = pool_of(builder.check_interval(SOON).connection_max_age(5 * SOON), 4);
     fill(&pool, &peers, &[2, 2]);
     for server in &servers {
         server.accept(false);
@@ -241,7 +241,7 @@ fn a_node_that_refuses_work_is_not_cleared_unasked_at_once() {
     let servers = [Server::start(), Server::start()];
     let builder =
         support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
-    let (pool, peers) = pool_of(builder.recheck(Recheck::Clear), 4);
+    let (pool, peers) = pool_of(builder.recovery(Recovery::AfterInterval), 4);
     fill(&pool, &peers, &[2, 2]);
     servers[0].work(false);
     let refused = || {
@@ -249,7 +249,7 @@ fn a_node_that_refuses_work_is_not_cleared_unasked_at_once() {
         conn.transaction(|_| Ok::<_, diesel::result::Error>(())).is_err()
     };
     wait_until("a transaction there is refused", PATIENCE, refused);
-    let failures = || peers.snapshot().peers[0].failures;
+    let failures = || peers.snapshot().peers[0].connect_failures;
     wait_until("it is checked", PATIENCE, || failures() > 0);
     assert_eq!(state(&peers, "peer0"), PeerState::Down, "and stays down");
     assert_eq!((0..100).filter(|_| refused()).count(), 0, "nobody meets it");
@@ -263,7 +263,7 @@ fn a_peer_that_fails_the_application_s_test_is_down() {
     let (asked, first) = (unfit.clone(), servers[0].url().to_owned());
     let builder =
         support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
-    let builder = builder.check_interval(SOON).probe(move |conn| {
+    let builder = builder.check_interval(SOON).health_check(move |conn| {
         if conn.url() == first && asked.load(Ordering::SeqCst) {
             return Err(diesel::result::Error::NotFound);
         }
@@ -286,7 +286,7 @@ fn who_finds_all_peers_full_is_told_so() {
     server.accept(false);
     let manager = PeerManager::<ScriptedConnection>::builder()
         .peer("only", server.url())
-        .classify(|failed| matches!(failed, Failed::Login(_)).then_some(Fault::PeerFull))
+        .classify(|failed| matches!(failed, Failure::Login(_)).then_some(Fault::PeerFull))
         .build()
         .expect("the settings are right");
     let story = ManageConnection::connect(&manager).expect_err("it is full").to_string();

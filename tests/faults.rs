@@ -86,9 +86,9 @@ fn hurried<C>(builder: PeerManagerBuilder<C>) -> PeerManagerBuilder<C> {
         .check_interval(SOON)
         .connect_timeout(Duration::from_secs(1))
         .stall_after(Duration::from_millis(300))
-        .probe_timeout(Duration::from_millis(200))
+        .check_timeout(Duration::from_millis(200))
         .ping_timeout(Duration::from_millis(500))
-        .rebalance_pace(Duration::from_millis(50))
+        .rebalance_interval(Duration::from_millis(50))
 }
 
 fn is_full(peers: &Peers) -> bool {
@@ -277,7 +277,7 @@ fn an_impostor_is_followed_by_a_server<B: RealServer, I: Impostor>(fault: &str) 
     let seen = Load::run(&pool, THREADS, &B::rest(QUERY), |load| {
         wait_until("it is marked", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
         everybody_comes_back(load);
-        let failures = || peers.snapshot().peers.swap_remove(0).failures;
+        let failures = || peers.snapshot().peers.swap_remove(0).connect_failures;
         let before = failures();
         wait_until("it is tried again", PATIENCE, || failures() >= before + 3);
         // Beside the checker there is one that hangs, and maybe a check of another peer.
@@ -348,7 +348,7 @@ fn goes_and_so_do_the_others<B: RealServer>() {
     nothing_is_left(before);
 }
 
-/// Every connection needs a ping, and no peer answers one: they share one time-out.
+/// Every connection needs a ping, and no peer answers one: they share one timeout.
 fn hangs_and_so_do_the_others<B: RealServer>() {
     const PING: Duration = Duration::from_secs(2);
     const PATIENT: Duration = Duration::from_millis(500);

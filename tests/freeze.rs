@@ -26,7 +26,7 @@ use support::process::Server;
 use support::wait_until;
 
 const STALL_AFTER: Duration = Duration::from_millis(500);
-const PROBE_TIMEOUT: Duration = Duration::from_millis(200);
+const CHECK_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// More threads than a peer has connections, and as many connections as threads.
 const THREADS: u32 = 12;
@@ -42,7 +42,7 @@ where
         .check_interval(SOON)
         .connect_timeout(Duration::from_secs(2))
         .stall_after(STALL_AFTER)
-        .probe_timeout(PROBE_TIMEOUT);
+        .check_timeout(CHECK_TIMEOUT);
     let (pool, peers) = pool_of(builder, THREADS);
     fill(&pool, &peers, &[4, 4, 4]);
     let seen = Load::run(&pool, THREADS as usize, query, |load| {
@@ -123,8 +123,8 @@ fn nothing_is_cut_off_because_a_test_waits_for_somebody_else() {
     let asked = waits.clone();
     let builder = manager_over(&servers)
         .stall_after(STALL_AFTER)
-        .probe_timeout(PROBE_TIMEOUT)
-        .probe(move |_| {
+        .check_timeout(CHECK_TIMEOUT)
+        .health_check(move |_| {
             if asked.load(Ordering::SeqCst) {
                 let mut other = TcpStream::connect(address).expect("it listens");
                 let _ = other.read(&mut [0]);
@@ -157,7 +157,7 @@ fn queries_that_begin_later_are_cut_off_as_well() {
     let builder = manager_over(&servers)
         .check_interval(PATIENCE)
         .stall_after(STALL_AFTER)
-        .probe_timeout(PROBE_TIMEOUT);
+        .check_timeout(CHECK_TIMEOUT);
     let (pool, peers) = pool_of(builder, 4);
     fill(&pool, &peers, &[2, 2]);
     let mut conns = all_to_peer0(&pool);
@@ -236,7 +236,7 @@ fn a_refusal_is_an_answer() {
     let mut conns = all_to_peer0(&pool);
     proxies[0].refuse();
     conns[0].batch_execute("SELECT SLEEP(7)").expect("its session goes on");
-    let failures = peers.snapshot().peers[0].failures;
+    let failures = peers.snapshot().peers[0].connect_failures;
     assert!((1..10).contains(&failures), "once in two seconds, as much as that: {failures}");
 }
 
@@ -319,7 +319,7 @@ mod behind_one_that_greets {
         let builder = manager_of::<diesel::PgConnection>(urls)
             .connect_timeout(Duration::from_secs(2))
             .stall_after(STALL_AFTER)
-            .probe_timeout(PROBE_TIMEOUT);
+            .check_timeout(CHECK_TIMEOUT);
         let (pool, peers) = pool_of(builder, 4);
         fill(&pool, &peers, &[2, 2]);
         let mut conns = all_to_peer0(&pool);
@@ -338,7 +338,7 @@ mod behind_one_that_greets {
 #[test]
 fn long_queries_on_a_peer_that_answers_go_on() {
     let servers = <support::mariadb::MariaDb as Backend>::start(2);
-    let builder = manager_over(&servers).stall_after(STALL_AFTER / 5).probe_timeout(PROBE_TIMEOUT);
+    let builder = manager_over(&servers).stall_after(STALL_AFTER / 5).check_timeout(CHECK_TIMEOUT);
     let (pool, peers) = pool_of(builder, 4);
     fill(&pool, &peers, &[2, 2]);
     let logins = || {

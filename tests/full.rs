@@ -81,7 +81,7 @@ fn when_all_are_full() {
     wait_until("it gives what it has", PATIENCE, || links(&peers) == [2] && is_full(&peers));
     assert!(pool.get().is_ok(), "which is used");
     let status = peers.snapshot().peers.swap_remove(0);
-    assert_eq!((status.state, status.fault, status.why), (PeerState::Up, None, None));
+    assert_eq!((status.state, status.fault, status.reason), (PeerState::Up, None, None));
     servers[0].limit(0);
     wait_until("the pool fills up", PATIENCE, || links(&peers) == [4]);
 }

@@ -225,7 +225,8 @@ fn a_refused_query_is_word_enough(cluster: &Cluster) {
         mends(&cluster.nodes[0]);
         cluster.wait_synced();
         assert_eq!(seen.refused, [""; 0], "no `pool.get()` failed");
-        let all_there = seen.failed.iter().all(|(peer, why)| peer == "peer0" && why == NOT_READY);
+        let all_there =
+            seen.failed.iter().all(|(peer, reason)| peer == "peer0" && reason == NOT_READY);
         assert!(all_there, "only refused queries: {:?}", seen.failed);
         assert!(
             seen.failed.len() <= 2 * THREADS,
@@ -399,7 +400,7 @@ fn value(conn: &mut PooledMysql) -> i64 {
     sql_query(VALUE).get_result::<Row>(conn).expect("the row is there").v
 }
 
-/// Unless the session waits for it, or both are done in one check-out.
+/// Unless the session waits for it, or both are done in one checkout.
 fn a_read_elsewhere_may_miss_a_write(cluster: &Cluster) {
     let both = |builder: PeerManagerBuilder<MysqlConnection>| {
         let (pool, peers) = pool_of(builder.weight("peer2", 0), 2);
@@ -420,7 +421,7 @@ fn a_read_elsewhere_may_miss_a_write(cluster: &Cluster) {
     writer.batch_execute("UPDATE t SET v = v + 1").expect("the first node goes on");
     assert_eq!(value(&mut reader), before, "the second node does not have it yet");
     assert_eq!(cluster.nodes[1].state(), "Synced", "and does not know");
-    assert_eq!(value(&mut writer), before + 1, "who has written it reads it in the same check-out");
+    assert_eq!(value(&mut writer), before + 1, "who has written it reads it in the same checkout");
     thread::scope(|scope| {
         let read = scope.spawn(|| value(&mut waiting));
         wait_until("it waits", PATIENCE, || {

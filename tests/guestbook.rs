@@ -359,7 +359,7 @@ fn visitors_hardly_notice_what_happens_to_a_peer() {
         conn.run_pending_migrations(MIGRATIONS).expect("they run on an empty database");
     }
     let settings = "pool_size=12,timeout=30,check_interval=\"200ms\",connect_timeout=\"2s\",\
-                    stall_after=\"500ms\",probe_timeout=\"200ms\"";
+                    stall_after=\"500ms\",check_timeout=\"200ms\"";
     let app = GuestBook::start_with(Some(&databases(&servers, settings)));
     let visitor = app.visitor();
     let is = |peer: &str, state: &str| {

@@ -6,7 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use diesel_peers::{PeerState, Recheck};
+use diesel_peers::{PeerState, Recovery};
 use support::backend::{PATIENCE, SOON, links, manager_of, pool_of, state};
 use support::scripted::{ScriptedConnection, Server};
 use support::{wait_until, within};
@@ -26,8 +26,8 @@ fn a_pool_comes_up_with_those_that_answer() {
     let (pool, peers) = pool_of(builder, 6);
     wait_until("the pool is full", PATIENCE, || links(&peers) == [0, 6]);
     wait_until("it is marked", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
-    let why = peers.snapshot().peers.swap_remove(0).why.expect("with a reason");
-    assert!(why.contains("no answer to a login within 300ms"), "with the reason: {why}");
+    let reason = peers.snapshot().peers.swap_remove(0).reason.expect("with a reason");
+    assert!(reason.contains("no answer to a login within 300ms"), "with the reason: {reason}");
     servers[0].hold_logins(false);
     wait_until("it is up when it answers", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
     wait_until("it has its share", PATIENCE, || {
@@ -44,13 +44,13 @@ fn the_others_are_checked_and_it_is_checked_again() {
     wait_until("the pool is full", PATIENCE, || links(&peers) == [1, 1]);
     servers[0].hold_logins(true);
     let logins = servers[0].logins();
-    wait_until("a probe of it hangs", PATIENCE, || servers[0].logins() > logins);
+    wait_until("a check of it hangs", PATIENCE, || servers[0].logins() > logins);
     servers[1].accept(false);
     wait_until("the other is checked meanwhile", PATIENCE, || {
         state(&peers, "peer1") == PeerState::Down
     });
     wait_until("it is marked", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
-    // Each probe hangs, and the next one is made all the same.
+    // Each check hangs, and the next one is made all the same.
     let logins = servers[0].logins();
     wait_until("it is tried again", PATIENCE, || servers[0].logins() >= logins + 3);
     servers[0].hold_logins(false);
@@ -64,7 +64,7 @@ fn connections_that_work_are_not_given_up_for_it() {
     let builder = manager_of::<ScriptedConnection>(servers.iter().map(|server| server.url()))
         .check_interval(SOON)
         .connect_timeout(Duration::from_secs(2))
-        .rebalance_pace(Duration::ZERO);
+        .rebalance_interval(Duration::ZERO);
     let (pool, peers) = pool_of(builder, 12);
     wait_until("the pool is full", PATIENCE, || links(&peers) == [0, 12]);
     servers[0].accept(true);
@@ -94,10 +94,14 @@ fn nobody_waits_for_it_while_another_answers() {
     servers[0].hold_logins(false);
     wait_until("what comes too late is closed", PATIENCE, || {
         let status = peers.snapshot().peers.swap_remove(0);
-        servers[0].most_open() >= 1 && servers[0].open() == 0 && status.links == 0
+        servers[0].most_open() >= 1 && servers[0].open() == 0 && status.connections == 0
     });
     let status = peers.snapshot().peers.swap_remove(0);
-    assert_eq!((status.state, status.failures), (PeerState::Up, 0), "and counts as no failure");
+    assert_eq!(
+        (status.state, status.connect_failures),
+        (PeerState::Up, 0),
+        "and counts as no failure"
+    );
     assert_eq!(status.connects, 0, "nor as a connection of the pool");
 }
 
@@ -118,9 +122,9 @@ fn all_logins_together_are_bounded() {
     }
 }
 
-/// What hangs is dialled by the checker alone, however many ask.
+/// What hangs is dialed by the checker alone, however many ask.
 #[test]
-fn it_is_not_dialled_again_and_again() {
+fn it_is_not_dialed_again_and_again() {
     let server = Server::start();
     server.hold_logins(true);
     let builder = manager_of::<ScriptedConnection>([server.url()])
@@ -144,7 +148,7 @@ fn nor_when_marks_are_cleared_unasked() {
     let server = Server::start();
     server.hold_logins(true);
     let builder = manager_of::<ScriptedConnection>([server.url()])
-        .recheck(Recheck::Clear)
+        .recovery(Recovery::AfterInterval)
         .check_interval(SOON)
         .connect_timeout(TIMEOUT);
     let manager = builder.build().expect("the settings are right");

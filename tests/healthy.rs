@@ -24,7 +24,7 @@ use support::{wait_until, within};
 
 /// Quick to suspect, and with no regular check that shows that a peer works.
 fn suspicious<C>(builder: PeerManagerBuilder<C>) -> PeerManagerBuilder<C> {
-    builder.stall_after(Duration::from_millis(500)).probe_timeout(Duration::from_millis(200))
+    builder.stall_after(Duration::from_millis(500)).check_timeout(Duration::from_millis(200))
 }
 
 #[track_caller]
@@ -44,7 +44,7 @@ fn a_busy_server<B: RealServer>() {
     let builder = suspicious(manager_over(&servers))
         .strategy(Strategy::Ordered)
         .tier("peer1", 1)
-        .rebalance_pace(Duration::ZERO);
+        .rebalance_interval(Duration::ZERO);
     let (pool, peers) = pool_of(builder, u32::try_from(SESSIONS).expect("a few"));
     wait_until("the pool is full, with connections to that peer", PATIENCE, || {
         drop(pool.get());
@@ -103,7 +103,7 @@ const STANDS_STILL: &str = "DIESEL_PEERS_TEST_STANDS_STILL";
 const WORKS: &str = "every peer serves";
 const ALL_IS_WELL: &str = "nothing has failed";
 
-/// For how long it stands still: longer than every time-out.
+/// For how long it stands still: longer than every timeout.
 const STILL: Duration = Duration::from_secs(5);
 
 /// Works until its input ends.

@@ -19,8 +19,8 @@ fn a_mark_in_one_manager_is_none_in_the_other() {
     assert!(one.connect().is_err(), "the peer is down");
     assert_eq!(state(&one.peers(), "peer0"), PeerState::Down, "which this one has seen");
     assert_eq!(state(&other.peers(), "peer0"), PeerState::Up, "and the other has not");
-    assert_eq!(one.peers().snapshot().peers[0].links, 1, "its connection is counted here");
-    assert_eq!(other.peers().snapshot().peers[0].links, 0, "and not there");
+    assert_eq!(one.peers().snapshot().peers[0].connections, 1, "its connection is counted here");
+    assert_eq!(other.peers().snapshot().peers[0].connections, 0, "and not there");
     drop(one);
     assert!(!other.peers().snapshot().closed, "one's end is not the other's");
     drop(conn);

@@ -1,4 +1,4 @@
-//! Random check-outs, failures, reaping and an operator's doings, in every order in which r2d2 may bring them about,
+//! Random checkouts, failures, reaping and an operator's doings, in every order in which r2d2 may bring them about,
 //! against a model that is trivial: a slot lives or it does not. The exchange itself asserts its
 //! law after every move in builds with debug assertions, as test builds are.
 //!
@@ -56,8 +56,8 @@ impl Model {
             .weight("peer1", rng.random_range(0..3))
             .tier("peer2", rng.random_range(0..2))
             .balance(balance)
-            .link_max_age(age)
-            .rebalance_pace(Duration::from_micros(rng.random_range(0..2000)))
+            .connection_max_age(age)
+            .rebalance_interval(Duration::from_micros(rng.random_range(0..2000)))
             .check_interval(Duration::from_millis(rng.random_range(10..30)))
             .all_down_wait(Duration::ZERO)
             .build()
@@ -207,7 +207,7 @@ impl Model {
     fn check(&self) {
         let slots = self.idle.len() + self.out.len() + self.forgotten;
         let snapshot = self.manager.peers().snapshot();
-        let links: usize = snapshot.peers.iter().map(|peer| peer.links).sum();
+        let links: usize = snapshot.peers.iter().map(|peer| peer.connections).sum();
         // A peer that was removed may have links left whose sessions have ended.
         assert!(links == slots || self.removes && links < slots, "{links} links, {slots} slots");
         let in_use: usize = snapshot.peers.iter().map(|peer| peer.in_use).sum();
@@ -221,7 +221,7 @@ impl Model {
         drop(self.manager);
         self.idle.clear();
         self.out.clear();
-        let links: usize = peers.snapshot().peers.iter().map(|peer| peer.links).sum();
+        let links: usize = peers.snapshot().peers.iter().map(|peer| peer.connections).sum();
         let is_right = links == forgotten || removes && links < forgotten;
         assert!(is_right, "no link outlives its pool: {links}, {forgotten} forgotten");
         let in_use: usize = peers.snapshot().peers.iter().map(|peer| peer.in_use).sum();

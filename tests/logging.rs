@@ -30,7 +30,7 @@ struct Line {
     text: String,
     peer: Option<String>,
     event: Option<String>,
-    why: Option<String>,
+    reason: Option<String>,
 }
 
 /// The lines about this peer.
@@ -68,7 +68,7 @@ impl Log for Curious {
                 text: record.args().to_string(),
                 peer: value("peer"),
                 event: value("event"),
-                why: value("why"),
+                reason: value("reason"),
             };
             let is_slow = line.peer.as_deref() == Some("slow");
             LINES.lock().unwrap().push(line);
@@ -97,7 +97,7 @@ fn a_line_for_each_change() {
         LINES.lock().unwrap().retain(|line| line.peer.as_deref() != Some("peer0"));
         server.crash();
         wait_until("it is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
-        let failures = || peers.snapshot().peers[0].failures;
+        let failures = || peers.snapshot().peers[0].connect_failures;
         let so_far = failures();
         wait_until("it fails again", PATIENCE, || failures() >= so_far + 3);
         server.accept(true);
@@ -114,9 +114,9 @@ fn a_line_for_each_change() {
         assert!(down.text.starts_with("peer peer0 is down: refused by "), "{down:?}");
         assert!(up.text.starts_with("peer peer0 is up after "), "{up:?}");
         assert_eq!((down.event.as_deref(), up.event.as_deref()), (Some("down"), Some("up")));
-        let why = down.why.as_deref().expect("there is a reason");
-        assert!(why.starts_with("refused by ") && !why.contains("s3cret"), "{why}");
-        assert_eq!(up.why, None);
+        let reason = down.reason.as_deref().expect("there is a reason");
+        assert!(reason.starts_with("refused by ") && !reason.contains("s3cret"), "{reason}");
+        assert_eq!(up.reason, None);
     }
 }
 
@@ -151,7 +151,7 @@ fn a_line_when_a_name_is_not_resolved_and_when_it_is_again() {
         "the host of peer named is resolved again",
     );
     assert_eq!(texts, expected);
-    assert_eq!(unknown.why.as_deref(), Some("no answer to ***"));
+    assert_eq!(unknown.reason.as_deref(), Some("no answer to ***"));
     let events = (unknown.event.as_deref(), known.event.as_deref());
     assert_eq!(events, (Some("unresolved"), Some("resolved")));
 

@@ -1,5 +1,5 @@
 //! A connection that a query has found lost does not go back into the pool, whichever way the query
-//! was made; its peer is probed, and the probe decides about the peer.
+//! was made; its peer is checked, and the check decides about the peer.
 
 mod support;
 
@@ -14,7 +14,7 @@ use support::backend::{PATIENCE, manager_of, pool_of, state};
 use support::scripted::{ScriptedConnection, Server};
 use support::{wait_until, within};
 
-/// A pool of one connection that is not tested at check-out: what goes back is what comes out.
+/// A pool of one connection that is not tested at checkout: what goes back is what comes out.
 #[track_caller]
 fn untested_pool<C>(url: &str) -> (Pool<PeerManager<C>>, diesel_peers::Peers)
 where
@@ -80,37 +80,37 @@ fn on_postgres_it_is_replaced() {
 }
 
 #[test]
-fn its_peer_is_probed_at_once_and_the_probe_decides() {
+fn its_peer_is_checked_at_once_and_the_check_decides() {
     let server = Server::start();
-    // The interval is longer than the test: it is the loss that causes the probe.
+    // The interval is longer than the test: it is the loss that causes the check.
     let (pool, peers) = pool_of(manager_of::<ScriptedConnection>([server.url()]), 1);
     let mut conn = pool.get().expect("the peer lives");
     server.cut_off();
     conn.batch_execute("SELECT 1").expect_err("its session was cut off");
     // The connection was put to the same test when it was made.
-    wait_until("the peer is probed", PATIENCE, || server.begins() == 2);
-    assert_eq!(state(&peers, "peer0"), PeerState::Up, "the probe succeeded");
+    wait_until("the peer is checked", PATIENCE, || server.begins() == 2);
+    assert_eq!(state(&peers, "peer0"), PeerState::Up, "the check succeeded");
     drop(conn);
 
     let mut conn = pool.get().expect("the peer lives");
     server.crash();
     conn.batch_execute("SELECT 1").expect_err("the server crashed");
-    wait_until("the probe fails", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("the check fails", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
 }
 
 #[test]
-fn many_losses_at_once_cause_few_probes() {
+fn many_losses_at_once_cause_few_checks() {
     const THREADS: usize = 16;
     let server = Server::start();
     let manager = manager_of::<ScriptedConnection>([server.url()]).build().expect("right settings");
     let peers = manager.peers();
     let pool = Pool::builder().max_size(16).build(manager).expect("the peer lives");
     let (connected, cut) = (Barrier::new(THREADS + 1), Barrier::new(THREADS + 1));
-    // Each new connection is put to a probe's test as well.
+    // Each new connection is put to a check's test as well.
     let connects = || usize::try_from(peers.snapshot().peers[0].connects).expect("a few");
-    let probes = || server.begins().saturating_sub(connects());
-    let before = probes();
-    #[expect(clippy::disallowed_methods, reason = "how many probes there may be depends on it")]
+    let checks = || server.begins().saturating_sub(connects());
+    let before = checks();
+    #[expect(clippy::disallowed_methods, reason = "how many checks there may be depends on it")]
     let start = thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
@@ -126,13 +126,13 @@ fn many_losses_at_once_cause_few_probes() {
         cut.wait();
         start
     });
-    wait_until("the peer is probed", PATIENCE, || probes() > before);
+    wait_until("the peer is checked", PATIENCE, || checks() > before);
     // What comes after this is another loss's, or none at all.
     within(Duration::from_millis(300), || false);
-    let probes = probes() - before;
+    let checks = checks() - before;
     // One, and one more for losses noticed after it began; on a slow machine one each 100 ms.
     let bound = 2 + usize::try_from(start.elapsed().as_millis() / 100).expect("a short test");
-    assert!(probes <= bound && probes < THREADS, "{probes} probes for {THREADS} losses");
+    assert!(checks <= bound && checks < THREADS, "{checks} checks for {THREADS} losses");
 }
 
 #[derive(Default)]
@@ -180,5 +180,5 @@ fn a_user_who_replaces_the_observer_keeps_theirs() {
     conn.batch_execute("SELECT 1").expect_err("its session was cut off");
     drop(conn);
     let mut conn = pool.get().expect("the peer lives");
-    conn.batch_execute("SELECT 1").expect("the loss was found at the next check-out");
+    conn.batch_execute("SELECT 1").expect("the loss was found at the next checkout");
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use diesel::MysqlConnection;
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::{Pool, R2D2Connection};
-use diesel_peers::metrics::SECONDS;
+use diesel_peers::metrics::BUCKETS;
 use diesel_peers::{PeerConfig, PeerManager, PeerManagerBuilder, PeerState, Peers, Snapshot};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusRecorder};
@@ -73,7 +73,7 @@ static SITE: LazyLock<(Client, Port)> = LazyLock::new(|| {
     let builder = PrometheusBuilder::new()
         .with_recommended_naming(true)
         .with_http_listener((Ipv4Addr::LOCALHOST, port.number()));
-    let builder = builder.set_buckets_for_metric(ours, &SECONDS).expect("there are buckets");
+    let builder = builder.set_buckets_for_metric(ours, &BUCKETS).expect("there are buckets");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("an exporter's runtime");
     let (recorder, exporter) = {
@@ -188,29 +188,29 @@ fn shows_what_the_table_promises(scrape: &Scrape) {
 fn agrees(scrape: &Scrape, snapshot: &Snapshot) -> bool {
     snapshot.peers.iter().all(|peer| {
         let counts = [
-            ("check_outs_total", peer.check_outs),
+            ("checkouts_total", peer.checkouts),
             ("queries_total", peer.queries),
             ("query_duration_seconds_count", peer.queries),
-            ("queries_lost_total", peer.lost),
+            ("queries_lost_total", peer.queries_lost),
             ("connects_total", peer.connects),
             ("connect_duration_seconds_count", peer.connects),
-            ("connect_failures_total", peer.failures),
+            ("connect_failures_total", peer.connect_failures),
             ("weight", peer.weight.into()),
             ("full", peer.is_full.into()),
-            ("up", u64::from(peer.state == PeerState::Up || peer.why.is_none())),
+            ("up", u64::from(peer.state == PeerState::Up || peer.reason.is_none())),
         ];
         let gauges = [
-            ("links", peer.links),
+            ("connections", peer.connections),
             ("in_use", peer.in_use),
-            ("dialing", peer.dialing),
-            ("stuck", peer.stuck),
+            ("connecting", peer.connecting),
+            ("stuck_logins", peer.stuck_logins),
         ];
         let gauges = gauges.map(|(name, number)| (name, number as u64));
         counts.iter().chain(&gauges).all(|(name, count)| scrape.of_peer(name, &peer.name) == *count)
     })
 }
 
-/// Runs so many queries, each in a check-out of its own, and says how many each peer has served.
+/// Runs so many queries, each in a checkout of its own, and says how many each peer has served.
 fn queries<C>(pool: &Pool<PeerManager<C>>, times: usize) -> BTreeMap<String, u64>
 where
     C: R2D2Connection + Send + 'static,
@@ -253,12 +253,12 @@ fn prometheus_finds_what_the_table_promises_and_the_right_figures() {
         let took = peers.snapshot().peer(peer).expect("it is there").query_time.as_secs_f64();
         assert!((sum - took).abs() < 1e-5, "{peer}: which was {took} s, and not {sum} s");
     }
-    assert_eq!((scrape.get("peers"), scrape.get("peers_serving")), (3, 3));
+    assert_eq!((scrape.get("peers"), scrape.get("peers_available")), (3, 3));
 
     // One is killed while it is used.
     let mut held: Vec<_> = (0..6).map(|_| pool.get().expect("there are six")).collect();
     let scrape = scraped("all are in use", "shop", |scrape| scrape.sum("in_use", "") == 6);
-    assert_eq!(scrape.sum("links", ""), 6);
+    assert_eq!(scrape.sum("connections", ""), 6);
     servers[1].kill();
     let lost = held.iter_mut().filter_map(|conn| conn.batch_execute("SELECT 1").err()).count();
     assert_eq!(lost, 2, "both that it had");
@@ -268,11 +268,11 @@ fn prometheus_finds_what_the_table_promises_and_the_right_figures() {
     assert_eq!(scrape.of_peer("queries_lost_total", "peer1"), 2);
     assert_eq!(scrape.of_peer("in_service", "peer1"), 1, "which nobody has asked for");
     assert!(scrape.of_peer("connect_failures_total", "peer1") > 0, "checks have shown it");
-    assert_eq!((scrape.get("peers"), scrape.get("peers_serving")), (3, 2));
+    assert_eq!((scrape.get("peers"), scrape.get("peers_available")), (3, 2));
     scraped("its connections are closed", "shop", |scrape| {
         drop(pool.try_get());
-        let retired = scrape.sum("links_retired_total", "peer=\"peer1\"");
-        scrape.of_peer("links", "peer1") == 0 && retired == 2
+        let retired = scrape.sum("connections_closed_total", "peer=\"peer1\"");
+        scrape.of_peer("connections", "peer1") == 0 && retired == 2
     });
 
     // Another one is drained.
@@ -280,26 +280,29 @@ fn prometheus_finds_what_the_table_promises_and_the_right_figures() {
     queries(&pool, 10);
     let scrape = scraped("it has no connections", "shop", |scrape| {
         drop(pool.try_get());
-        scrape.of_peer("links", "peer2") == 0
+        scrape.of_peer("connections", "peer2") == 0
     });
     assert_eq!((scrape.of_peer("up", "peer2"), scrape.of_peer("in_service", "peer2")), (1, 0));
-    let drained = scrape.sum("links_retired_total", "peer=\"peer2\",reason=\"drained\"");
+    let drained = scrape.sum("connections_closed_total", "peer=\"peer2\",reason=\"drained\"");
     assert!(drained >= 2, "{drained} were closed because of that");
-    assert_eq!((scrape.get("peers"), scrape.get("peers_serving")), (3, 1));
+    assert_eq!((scrape.get("peers"), scrape.get("peers_available")), (3, 1));
 
     servers[1].restart();
     let scrape = scraped("the other is up", "shop", |scrape| scrape.of_peer("up", "peer1") == 1);
-    assert_eq!((scrape.get("peers"), scrape.get("peers_serving")), (3, 2));
+    assert_eq!((scrape.get("peers"), scrape.get("peers_available")), (3, 2));
     shows_what_the_table_promises(&scrape);
 
     drop(pool);
     let scrape = scraped("the pool is gone", "shop", |scrape| scrape.get("peers") == 0);
-    for name in ["peers_serving", "up", "in_service", "links", "in_use", "weight"] {
+    for name in ["peers_available", "up", "in_service", "connections", "in_use", "weight"] {
         assert_eq!(scrape.sum(name, ""), 0, "{name}: nothing is left");
     }
     let connects = scrape.sum("connects_total", "");
-    assert_eq!(scrape.sum("links_retired_total", ""), connects, "each was closed at the end");
-    assert!(scrape.sum("links_retired_total", "by_pool") > 0, "some of them by the pool's end");
+    assert_eq!(scrape.sum("connections_closed_total", ""), connects, "each was closed at the end");
+    assert!(
+        scrape.sum("connections_closed_total", "by_pool") > 0,
+        "some of them by the pool's end"
+    );
     assert!(!scrape.text.contains(APP_PASSWORD), "no secret is shown");
     assert!(!scrape.text.contains("mysql://"), "nor any other part of a URL");
 }
@@ -339,7 +342,7 @@ fn the_counters_of_a_peer_that_comes_again_go_on() {
             drain.wait(Duration::ZERO)
         });
         let scrape = scraped("it is gone", "again", |scrape| scrape.get("peers") == 1);
-        for gauge in ["up", "in_service", "weight", "links"] {
+        for gauge in ["up", "in_service", "weight", "connections"] {
             assert_eq!(scrape.of_peer(gauge, "peer1"), 0, "round {round}: {gauge}");
         }
         assert_eq!(count(&scrape), made, "round {round}: what was counted stays");

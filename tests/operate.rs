@@ -66,7 +66,7 @@ fn is_added_and_removed_under_load<B: Backend>() {
             peers.add(PeerConfig::new(&name, last.url())).expect("it is a peer as any");
             assert_eq!(names(&peers).last(), Some(&name), "in the order in which they came");
             wait_until("it has its share", PATIENCE, || {
-                peers.snapshot().peer(&name).is_some_and(|peer| peer.links == 2)
+                peers.snapshot().peer(&name).is_some_and(|peer| peer.connections == 2)
             });
             wait_until("it serves", PATIENCE, || load.served_by(&name) > 100);
             let drain = peers.remove(&name).expect("there is such a peer");
@@ -118,7 +118,7 @@ fn idle_sessions_end_at_once() {
     let (pool, peers) = pool_of(manager_over(&servers), 8);
     fill(&pool, &peers, &[4, 4]);
     let drain = peers.drain("peer0").expect("there is such a peer");
-    assert!(drain.wait(PATIENCE), "without a check-out");
+    assert!(drain.wait(PATIENCE), "without a checkout");
     wait_until("the server has no session", PATIENCE, || servers[0].sessions() == 0);
     assert_eq!(servers[1].sessions(), 4, "the other's are left alone");
     drop(pool);
@@ -160,8 +160,11 @@ fn replacing_the_peers_keeps_those_that_stay() {
     });
     wait_until("its sessions have ended", PATIENCE, || servers[0].sessions() == 0);
     wait_until("its log-ins know the new password", PATIENCE, || {
-        peers.probe_now("peer1").expect("there is such a peer");
-        peers.snapshot().peer("peer1").is_some_and(|peer| peer.failures == 0 && peer.why.is_none())
+        peers.check_now("peer1").expect("there is such a peer");
+        peers
+            .snapshot()
+            .peer("peer1")
+            .is_some_and(|peer| peer.connect_failures == 0 && peer.reason.is_none())
     });
 }
 
@@ -190,7 +193,7 @@ fn a_login_that_comes_too_late_ends() {
     let builder = manager_of::<ScriptedConnection>(servers.iter().map(|server| server.url()));
     servers[0].hold_logins(true);
     let (pool, peers) = pool_of(builder, 2);
-    wait_until("it is dialled", PATIENCE, || servers[0].logins() > 0);
+    wait_until("it is dialed", PATIENCE, || servers[0].logins() > 0);
     let drain = peers.drain("peer0").expect("there is such a peer");
     assert!(!drain.wait(SOON), "a login is under way");
     servers[0].hold_logins(false);
@@ -209,7 +212,7 @@ fn another_peer_may_have_the_name_of_one_that_hangs() {
     let builder = manager_of::<ScriptedConnection>([servers[0].url()]);
     let builder = builder.connect_timeout(2 * PATIENCE).connect_deadline(2 * PATIENCE);
     let (pool, peers) = pool_of(builder, 1);
-    wait_until("it is dialled", PATIENCE, || servers[0].logins() > 0);
+    wait_until("it is dialed", PATIENCE, || servers[0].logins() > 0);
     peers.replace([PeerConfig::new("peer0", servers[1].url())]).expect("it is right");
     drop(pool.get_timeout(PATIENCE).expect("the new one lives"));
     let ids: Vec<u64> = peers.snapshot().peers.iter().map(|peer| peer.id).collect();
@@ -222,14 +225,14 @@ fn another_peer_may_have_the_name_of_one_that_hangs() {
 fn a_weight_moves_the_work() {
     let servers = [Server::start(), Server::start()];
     let builder = manager_of::<ScriptedConnection>(servers.iter().map(|server| server.url()));
-    let (pool, peers) = pool_of(builder.rebalance_pace(NO_TIME), 8);
+    let (pool, peers) = pool_of(builder.rebalance_interval(NO_TIME), 8);
     fill(&pool, &peers, &[4, 4]);
     peers.set_weight("peer0", 3).expect("there is such a peer");
     fill(&pool, &peers, &[6, 2]);
     peers.set_weight("peer1", 0).expect("there is such a peer");
     fill(&pool, &peers, &[8, 0]);
     peers.set_weight("peer1", 0).expect("that changes nothing");
-    let weighted = |(_, what): &(String, _)| *what == "weighted";
+    let weighted = |(_, what): &(String, _)| *what == "weight_changed";
     assert_eq!(events(&peers).into_iter().filter(weighted).count(), 2, "each change is told");
 }
 
@@ -251,7 +254,7 @@ fn what_cannot_be_done_is_an_error_and_changes_nothing() {
         ("resume", |peers, _| peers.resume("db7"), "no peer \"db7\""),
         ("remove", |peers, _| peers.remove("db7").map(drop), "no peer \"db7\""),
         ("set_weight", |peers, _| peers.set_weight("db7", 1), "no peer \"db7\""),
-        ("probe_now", |peers, url| peers.probe_now(url), "no peer whose name may be a secret"),
+        ("check_now", |peers, url| peers.check_now(url), "no peer whose name may be a secret"),
         ("the last", |peers, _| peers.remove("peer0").map(drop), "cannot be removed"),
         ("no weight", |peers, _| peers.set_weight("peer0", 0), "every peer has weight 0"),
         (
@@ -324,9 +327,9 @@ fn what_happens_is_told_in_order() {
         drain.wait(NO_TIME)
     });
     servers[0].crash();
-    peers.probe_now("peer0").expect("there is such a peer");
+    peers.check_now("peer0").expect("there is such a peer");
     wait_until("that is found out", PATIENCE, || {
-        peers.snapshot().peer("peer0").is_some_and(|peer| peer.why.is_some())
+        peers.snapshot().peer("peer0").is_some_and(|peer| peer.reason.is_some())
     });
     assert_eq!(state(&peers, "peer0"), PeerState::Drained, "an operator's word counts more");
     let shown = peers.snapshot().to_string();
@@ -335,7 +338,7 @@ fn what_happens_is_told_in_order() {
     assert_eq!(state(&peers, "peer0"), PeerState::Down, "as is known");
     assert!(!drain.wait(PATIENCE), "that drain is no more");
     servers[0].accept(true);
-    peers.probe_now("peer0").expect("there is such a peer");
+    peers.check_now("peer0").expect("there is such a peer");
     wait_until("it is up", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
     assert!(
         peers.remove("peer1").expect("the other serves").wait(NO_TIME) || {
@@ -369,7 +372,7 @@ fn a_check_can_be_asked_for() {
     let (pool, peers) = pool_of(manager_of::<ScriptedConnection>([server.url()]), 1);
     drop(pool.get().expect("the peer lives"));
     server.accept(false);
-    peers.probe_now("peer0").expect("there is such a peer");
+    peers.check_now("peer0").expect("there is such a peer");
     wait_until("it is found down long before it is due", PATIENCE, || {
         state(&peers, "peer0") == PeerState::Down
     });
@@ -425,9 +428,9 @@ fn a_snapshot_is_a_table() {
     let (pool, peers) = pool_of(builder, 2);
     wait_until("the pool is full", PATIENCE, || pool.state().connections == 2);
     servers[0].crash();
-    peers.probe_now("peer0").expect("there is such a peer");
+    peers.check_now("peer0").expect("there is such a peer");
     wait_until("one is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
-    assert_eq!(peers.snapshot().pool, "shop");
+    assert_eq!(peers.snapshot().pool_name, "shop");
     let shown = peers.snapshot().to_string();
     let lines: Vec<&str> = shown.lines().collect();
     let heads: Vec<&str> =

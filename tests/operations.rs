@@ -73,7 +73,7 @@ fn without_an_error(
         comes_back();
         wait_until("it is up", PATIENCE, || state(&peers, PEERS[1]) == PeerState::Up);
         wait_until("it serves", PATIENCE, || {
-            peers.snapshot().peer(PEERS[1]).is_some_and(|peer| peer.links == 3)
+            peers.snapshot().peer(PEERS[1]).is_some_and(|peer| peer.connections == 3)
         });
     });
     assert_eq!(seen.refused, [""; 0], "no `pool.get()` failed");
@@ -145,7 +145,7 @@ fn a_user_needs_no_more_rights_than_these() {
         });
     });
     assert!(seen.failed.is_empty() && seen.refused.is_empty(), "{seen:?}");
-    assert_eq!(peers.snapshot().peers[0].failures, 0, "no check has failed");
+    assert_eq!(peers.snapshot().peers[0].connect_failures, 0, "no check has failed");
 }
 
 #[cfg(feature = "cli")]
@@ -229,7 +229,7 @@ fn who_logs_in_changes(
         }
     };
     let builder = manager_of::<MysqlConnection>(&urls);
-    let (pool, peers) = full_pool(builder.check_interval(SOON).link_max_age(10 * SOON));
+    let (pool, peers) = full_pool(builder.check_interval(SOON).connection_max_age(10 * SOON));
     let seen = Load::run(&pool, THREADS, "SELECT SLEEP(0.005)", |_| {
         let wait = |what: &str| {
             let connects = || peers.snapshot().peers.iter().map(|peer| peer.connects).sum::<u64>();
@@ -248,7 +248,7 @@ fn who_logs_in_changes(
     });
     assert_eq!(seen.refused, [""; 0], "no `pool.get()` failed");
     assert!(seen.failed.is_empty(), "no query failed: {:?}", seen.failed);
-    assert!(peers.snapshot().peers.iter().all(|peer| peer.failures == 0), "nor a login");
+    assert!(peers.snapshot().peers.iter().all(|peer| peer.connect_failures == 0), "nor a login");
 }
 
 #[test]

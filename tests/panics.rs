@@ -30,9 +30,9 @@ fn a_login_that_panics_is_a_failed_login() {
     server.panic_at_login(true);
     let (pool, peers) =
         pool_of(manager_of::<ScriptedConnection>([server.url()]).check_interval(SOON), 2);
-    wait_until("both logins and a probe have panicked", PATIENCE, || server.logins() >= 4);
-    let why = peers.snapshot().peers.swap_remove(0).why.expect("it is down");
-    assert!(why.contains("panicked"), "the reason is told: {why}");
+    wait_until("both logins and a check have panicked", PATIENCE, || server.logins() >= 4);
+    let reason = peers.snapshot().peers.swap_remove(0).reason.expect("it is down");
+    assert!(reason.contains("panicked"), "the reason is told: {reason}");
     server.panic_at_login(false);
     wait_until("no slot was lost", PATIENCE, || pool.state().connections == 2);
 }

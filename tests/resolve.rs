@@ -40,7 +40,7 @@ fn servers<const N: usize>(test: &str, hosts: [&str; N]) -> [Arc<Server>; N] {
 /// A manager whose one peer `db` is resolved by a script.
 fn resolved(test: &str, script: &Arc<Script>) -> PeerManagerBuilder<ScriptedConnection> {
     let builder = PeerManager::builder().peer("db", url(test, "db"));
-    builder.resolve_interval(TICK).resolver(script.resolver()).rebalance_pace(Duration::ZERO)
+    builder.resolve_interval(TICK).resolver(script.resolver()).rebalance_interval(Duration::ZERO)
 }
 
 fn names(peers: &Peers) -> Vec<String> {
@@ -447,7 +447,7 @@ mod real {
         wait_until("nobody vouches for this one", PATIENCE, || {
             state(&peers, "db/127.0.0.1") == PeerState::Down
         });
-        let why = peers.snapshot().peers[0].why.clone().expect("it is down");
-        assert!(why.contains("other.example"), "{why}");
+        let reason = peers.snapshot().peers[0].reason.clone().expect("it is down");
+        assert!(reason.contains("other.example"), "{reason}");
     }
 }

@@ -106,7 +106,7 @@ fn one_url_with_several_hosts() {
     let registry = client.rocket().state::<Registry>().expect("it was attached");
     let snapshot = registry.peers("shop").expect("it is registered").snapshot();
     assert_eq!(snapshot.peers[0].weight, 2);
-    assert_eq!(snapshot.peers.iter().map(|peer| peer.links).sum::<usize>(), 6, "`pool_size`");
+    assert_eq!(snapshot.peers.iter().map(|peer| peer.connections).sum::<usize>(), 6, "`pool_size`");
     assert_eq!(registry.all().len(), 1);
     assert!(registry.peers("another").is_none());
     assert_eq!(body(&client, "/pragmas"), "1 wal", "as Rocket's own SQLite databases");
@@ -212,7 +212,7 @@ fn peers_that_are_down_at_launch_are_named() {
     assert!(told.contains("unable to open database file"), "and why: {told}");
 }
 
-/// Rocket's time-out is shorter than what a login may take by default: the story must not be lost.
+/// Rocket's timeout is shorter than what a login may take by default: the story must not be lost.
 #[cfg(all(feature = "mysql", target_os = "linux"))]
 #[test]
 fn peers_that_do_not_answer_at_launch_are_named() {

@@ -54,10 +54,10 @@ where
     let (pool, peers) = pool_of(builder(), 1);
     let brief = Duration::from_millis(500);
     shown.push(pool.get_timeout(brief).map(|_| ()).expect_err("the login fails").to_string());
-    wait_until("probes fail too", PATIENCE, || peers.snapshot().peers[0].failures >= 3);
+    wait_until("checks fail too", PATIENCE, || peers.snapshot().peers[0].connect_failures >= 3);
     shown.push(format!("{pool:#?}"));
     shown.push(format!("{:#?}", peers.snapshot()));
-    shown.extend(peers.snapshot().peers[0].why.clone());
+    shown.extend(peers.snapshot().peers[0].reason.clone());
     #[cfg(feature = "status-page")]
     {
         let page = diesel_peers::status_page::StatusPage::new().pool(peers).with_actions();

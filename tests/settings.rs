@@ -26,7 +26,7 @@ fn defaults_give_way() {
     let start = Instant::now();
     let story = ManageConnection::connect(&manager).map(|_| ()).expect_err("nobody answers");
     // By default it would be cut off after five seconds.
-    assert!(start.elapsed() < SECOND, "it gave way to the pool's time-out: {story}");
+    assert!(start.elapsed() < SECOND, "it gave way to the pool's timeout: {story}");
     server.hold_logins(false);
 }
 
@@ -47,18 +47,18 @@ fn wrong_settings_are_refused() {
         (a().connect_deadline(Duration::ZERO), "`connect_deadline` is 0ns"),
         (a().ping_timeout(Duration::ZERO), "`ping_timeout` is 0ns"),
         (a().stall_after(Duration::from_millis(99)), "`stall_after` is 99ms: give at least 100ms"),
-        (a().probe_timeout(Duration::ZERO), "`probe_timeout` is 0ns"),
+        (a().check_timeout(Duration::ZERO), "`check_timeout` is 0ns"),
         (a().tcp_keepalive(Duration::from_millis(2_999)), "`tcp_keepalive` is 2.999s: "),
         (a().tcp_user_timeout(Duration::ZERO), "`tcp_user_timeout` is 0ns"),
         (a().all_down_interval(Duration::ZERO), "`all_down_interval` is 0ns"),
-        (a().link_max_age(Duration::ZERO), "`link_max_age` is 0ns"),
+        (a().connection_max_age(Duration::ZERO), "`connection_max_age` is 0ns"),
         (
             a().resolve_interval(Duration::from_millis(9)),
             "`resolve_interval` is 9ms: give at least 10ms",
         ),
         (a().connect_timeout(MINUTE).connect_deadline(SECOND), "`connect_timeout` is 60s, and"),
-        (a().probe_timeout(MINUTE).connect_timeout(SECOND), "`probe_timeout` is 60s, and"),
-        (a().probe_timeout(MINUTE).check_interval(SECOND), "`probe_timeout` is 60s, and"),
+        (a().check_timeout(MINUTE).connect_timeout(SECOND), "`check_timeout` is 60s, and"),
+        (a().check_timeout(MINUTE).check_interval(SECOND), "`check_timeout` is 60s, and"),
         (
             a().pool_timeout(SECOND).connect_deadline(MINUTE),
             "`connect_deadline` is 60s, and `pool_timeout` only 1s: make the first no longer",
@@ -94,15 +94,15 @@ fn extreme_settings_are_no_panic() {
             .ping_timeout(duration)
             .ping_idle(duration)
             .stall_after(duration.max(Duration::from_millis(100)))
-            .probe_timeout(duration)
+            .check_timeout(duration)
             .tcp_keepalive(duration.max(Duration::from_secs(3)))
             .tcp_user_timeout(duration)
             .all_down_interval(duration)
             .all_down_wait(duration)
-            .link_max_age(duration)
+            .connection_max_age(duration)
             .resolve_interval(duration)
             .resolver(|_| Ok(Vec::new()))
-            .rebalance_pace(duration)
+            .rebalance_interval(duration)
             .build()
             .expect("as short, or as long, as one likes");
         let mut conn = ManageConnection::connect(&manager).expect("the server lives");

@@ -46,7 +46,7 @@ fn a_pool_is_dropped_during_a_connect() {
     wait_until("no session is left", PATIENCE, || server.open() == 0);
 }
 
-fn a_pool_is_dropped_during_a_probe() {
+fn a_pool_is_dropped_during_a_check() {
     let server = Server::start();
     let (pool, peers) = pool_of(manager_of::<ScriptedConnection>([server.url()]), 1);
     drop(pool.get().expect("the peer lives"));
@@ -55,7 +55,7 @@ fn a_pool_is_dropped_during_a_probe() {
     server.cut_off();
     diesel::connection::SimpleConnection::batch_execute(&mut conn, "SELECT 1")
         .expect_err("its session was cut off");
-    wait_until("its peer is probed", PATIENCE, || server.logins() == 2);
+    wait_until("its peer is checked", PATIENCE, || server.logins() == 2);
     // The connection goes back first: it holds the pool.
     drop(conn);
     drop(pool);
@@ -122,7 +122,7 @@ fn nothing_of_ours_is_left() {
     a_manager_is_dropped_without_a_pool();
     the_pool_lives_as_long_as_its_last_connection();
     a_pool_is_dropped_during_a_connect();
-    a_pool_is_dropped_during_a_probe();
+    a_pool_is_dropped_during_a_check();
     #[cfg(feature = "mysql")]
     a_manager_is_dropped_as_a_check_begins();
     a_pool_is_dropped::<support::backend::SqlitePath>(|_| 0);

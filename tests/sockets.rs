@@ -1,4 +1,4 @@
-//! The socket of each connection is found, and nobody else's is touched: check-outs are free, idle
+//! The socket of each connection is found, and nobody else's is touched: checkouts are free, idle
 //! connections to a peer that is down end at once, and what other code of the same process has open
 //! to the same server goes on.
 
@@ -34,7 +34,7 @@ where
         let all: Vec<_> = (0..4).map(|_| pool.get().expect("there is one")).collect();
         drop(all);
     }
-    assert_eq!(asked(), before, "a hundred check-outs ask for nothing");
+    assert_eq!(asked(), before, "a hundred checkouts ask for nothing");
     pool.get().expect("there is one").batch_execute("SELECT 1").expect("it serves");
     assert_ne!(asked(), before, "what is asked does show");
 }

@@ -46,7 +46,7 @@ fn each_round_goes_to_every_peer_once_in_an_order_by_chance() {
     // With these 300 seeds; a generator that changes its stream changes these three figures.
     let first = ["peer0", "peer1", "peer2"].map(|name| first[name]);
     assert_eq!(first.iter().sum::<usize>(), 300);
-    assert!(first.iter().all(|count| (80..=120).contains(count)), "no peer is favoured: {first:?}");
+    assert!(first.iter().all(|count| (80..=120).contains(count)), "no peer is favored: {first:?}");
 }
 
 #[test]

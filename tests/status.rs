@@ -22,9 +22,9 @@ fn a_fresh_manager_says_what_it_assumes() {
     let manager = manager_of::<ScriptedConnection>([server.url()]).weight("peer0", 3).build();
     let status = manager.expect("right settings").peers().snapshot().peers.swap_remove(0);
     assert_eq!((status.name.as_str(), status.weight), ("peer0", 3));
-    assert_eq!((status.state, status.why), (PeerState::Up, None), "up until shown otherwise");
-    assert_eq!((status.links, status.in_use), (0, 0));
-    assert_eq!((status.connects, status.failures), (0, 0));
+    assert_eq!((status.state, status.reason), (PeerState::Up, None), "up until shown otherwise");
+    assert_eq!((status.connections, status.in_use), (0, 0));
+    assert_eq!((status.connects, status.connect_failures), (0, 0));
     let interval = Duration::from_secs(30);
     let due = status.next_check - before;
     assert!(due >= interval, "checked after the default interval of 30 s: {due:?}");
@@ -48,7 +48,7 @@ fn connections_in_use_are_counted() {
             for conn in &mut two {
                 conn.batch_execute("SELECT 1").expect("it serves");
             }
-            // Without a test at check-out a connection that stays in its slot is not seen to leave.
+            // Without a test at checkout a connection that stays in its slot is not seen to leave.
             let seen = is_tested || balance == Balance::PerCheckout;
             assert_eq!(in_use(), if seen { 2 } else { 0 }, "{what}: two are out");
             drop(two);
@@ -65,7 +65,7 @@ fn connections_in_use_are_counted() {
 #[test]
 fn a_ping_is_no_query() {
     let server = Server::start();
-    // Without a socket to look at each check-out pings.
+    // Without a socket to look at each checkout pings.
     let (pool, peers) = pool_of(manager_of::<ScriptedConnection>([server.url()]), 1);
     let mut conn = pool.get().expect("the peer lives");
     conn.batch_execute("SELECT 1").expect("it serves");
@@ -74,7 +74,7 @@ fn a_ping_is_no_query() {
     drop(pool.get().expect("another connection is made"));
     let status = peers.snapshot().peers.swap_remove(0);
     assert_eq!(status.connects, 2, "the ping found it out");
-    assert_eq!((status.queries, status.lost), (1, 0), "and is none of the application's");
+    assert_eq!((status.queries, status.queries_lost), (1, 0), "and is none of the application's");
 }
 
 #[test]
@@ -89,17 +89,17 @@ fn a_test_transaction_at_rest_is_not_in_use() {
 }
 
 #[test]
-fn what_fails_is_counted_for_connects_and_for_probes() {
+fn what_fails_is_counted_for_connects_and_for_checks() {
     let server = Server::start();
     server.crash();
     let builder = manager_of::<ScriptedConnection>([server.url()]);
     let manager = builder.check_interval(Duration::from_millis(50)).build();
     let manager = manager.expect("the settings are right");
-    let failures = || manager.peers().snapshot().peers[0].failures;
+    let failures = || manager.peers().snapshot().peers[0].connect_failures;
     diesel::r2d2::ManageConnection::connect(&manager).expect_err("it is down");
     let after_connect = failures();
     assert!(after_connect >= 1, "a failed connect counts");
-    wait_until("failed probes count", PATIENCE, || failures() >= after_connect + 2);
+    wait_until("failed checks count", PATIENCE, || failures() >= after_connect + 2);
     assert_eq!(manager.peers().snapshot().peers[0].connects, 0);
 }
 
@@ -135,6 +135,6 @@ fn check_outs_are_counted_where_they_were_served() {
             drop(pool.get().expect("it serves"));
         }
         let expected = if is_tested { 4 } else { 3 };
-        assert_eq!(peers.snapshot().peers[0].check_outs, expected, "tested: {is_tested}");
+        assert_eq!(peers.snapshot().peers[0].checkouts, expected, "tested: {is_tested}");
     }
 }

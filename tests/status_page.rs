@@ -345,7 +345,7 @@ fn it_can_be_read_on_a_phone_in_dark_and_in_light() {
     let heights = "return Math.min(...[...document.querySelectorAll('section button')]\
                    .map((button) => button.offsetHeight))";
     assert!(small.run(heights).as_u64().expect("a number") >= 44, "a finger hits a button");
-    // Not by its colour alone.
+    // Not by its color alone.
     assert_eq!(
         (cell(&small, "db0", "sign"), cell(&small, "db1", "sign")),
         ("●".into(), "○".into())
@@ -432,10 +432,12 @@ fn what_others_say_is_text() {
         .pool_name(MALICE)
         .peer(MALICE, server.url())
         .peer("db1", server.url())
-        .probe(|_| Err(diesel::result::Error::QueryBuilderError(MALICE.into())))
+        .health_check(|_| Err(diesel::result::Error::QueryBuilderError(MALICE.into())))
         .check_interval(SOON);
     let (_pool, peers) = pool_of(builder, 2);
-    wait_until("it is down", PATIENCE, || peers.snapshot().peers.iter().all(|it| it.why.is_some()));
+    wait_until("it is down", PATIENCE, || {
+        peers.snapshot().peers.iter().all(|it| it.reason.is_some())
+    });
     let site = Site::start(StatusPage::new().pool(peers.clone()).with_actions());
     let browser = Browser::desktop(1280, 720);
     browser.open(&site.url());

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use diesel::r2d2::{ManageConnection, Pool, R2D2Connection};
 
-/// A pool of so many connections that is filled, with or without the test at check-out.
+/// A pool of so many connections that is filled, with or without the test at checkout.
 pub fn pool<M>(manager: M, connections: u32, test_on_check_out: bool) -> Pool<M>
 where
     M: ManageConnection,
@@ -40,7 +40,7 @@ pub fn round(threads: usize, times: usize, operation: impl Fn(usize) + Sync) -> 
     times.iter().sum::<f64>() / times.len() as f64
 }
 
-/// As [`round`]: check-outs and check-ins.
+/// As [`round`]: checkouts and checkins.
 pub fn checkouts<M: ManageConnection>(pool: &Pool<M>, threads: usize, times: usize) -> f64 {
     round(threads, times, |_| drop(pool.get().expect("there are more connections than threads")))
 }

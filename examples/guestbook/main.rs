@@ -75,7 +75,7 @@ async fn list(
     book: GuestBook,
 ) -> Result<Option<Page>, Status> {
     let number = page.unwrap_or(1);
-    // All queries of a request in one check-out, so that one peer answers them.
+    // All queries of a request in one checkout, so that one peer answers them.
     let answer = book.run(move |conn| {
         let listing = entries::page(conn, number)?;
         QueryResult::Ok((listing, conn.peer().to_owned()))

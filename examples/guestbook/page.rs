@@ -198,7 +198,7 @@ fn row(peer: &PeerStatus) -> String {
         "<tr><th scope=\"row\">{}<td class=\"{class}\">{state}<td>{}<td>{}\n",
         text(&peer.name),
         time(peer.since.elapsed()),
-        peer.links
+        peer.connections
     )
 }
 

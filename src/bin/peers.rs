@@ -1,5 +1,5 @@
 //! The command `peers`: examines the peers of a configuration. All that it finds out is
-//! `diesel_peers::doctor`'s; here are its arguments, colours and exit codes.
+//! `diesel_peers::doctor`'s; here are its arguments, colors and exit codes.
 
 use std::env;
 use std::error::Error;
@@ -170,7 +170,7 @@ impl Check {
             let report = request.examine(tell)?;
             let text = if self.json { report.to_json() + "\n" } else { shown(&report) };
             print(&text)?;
-            return Ok(report.is_well());
+            return Ok(report.is_ok());
         };
         let mut was_read = false;
         loop {
@@ -179,7 +179,7 @@ impl Check {
                     was_read = true;
                     let clear = if io::stdout().is_terminal() { CLEAR } else { "" };
                     if !print(&format!("{clear}{}\n", shown(&report)))? {
-                        return Ok(report.is_well());
+                        return Ok(report.is_ok());
                     }
                 }
                 // Somebody may be writing the file.
@@ -192,12 +192,12 @@ impl Check {
     }
 }
 
-/// In colours where somebody looks who wants them.
+/// In colors where somebody looks who wants them.
 fn shown(report: &Report) -> String {
     let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
     if io::stdout().is_terminal() && !is_set("NO_COLOR") && !is_dumb {
-        report.in_colours().to_string()
+        report.colored().to_string()
     } else {
         report.to_string()
     }

@@ -9,7 +9,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 #[cfg(any(feature = "rocket", feature = "cli"))]
 use super::ROCKETS_TIMEOUT;
 use super::value::Value;
-use super::{Place, Settings, apply};
+use super::{Entries, Place, apply};
 use crate::builder::PeerManagerBuilder;
 use crate::error::shown_or_struck;
 
@@ -41,7 +41,7 @@ use crate::error::shown_or_struck;
 /// ```
 #[derive(Clone, Default)]
 pub struct Config {
-    settings: Settings,
+    settings: Entries,
 }
 
 impl Config {
@@ -53,7 +53,7 @@ impl Config {
         apply(builder, Place::File, self.settings)
     }
 
-    /// As [`give_to`](Self::give_to), of settings beside Rocket's own, among which is the pool's time-out.
+    /// As [`give_to`](Self::give_to), of settings beside Rocket's own, among which is the pool's timeout.
     /// None if that is given once more, by our name.
     #[cfg(any(feature = "rocket", feature = "cli"))]
     pub(crate) fn give_to_of_rocket<C: 'static>(

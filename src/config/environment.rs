@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use super::value::{Value, Wrong};
-use super::{Place, Settings, apply};
+use super::{Entries, Place, apply};
 use crate::builder::PeerManagerBuilder;
 use crate::error::Kind;
 
@@ -22,12 +22,12 @@ pub(super) fn environment<C: 'static>(
 fn read(
     prefix: &str,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<Settings, Kind> {
+) -> Result<Entries, Kind> {
     if prefix.is_empty() {
         let (key, flaw) = ("the prefix of environment variables".into(), "is empty".into());
         return Err(Kind::Setting { key, flaw, right: "give one, as `SHOP_DB_`".into() });
     }
-    let mut settings = Settings::new();
+    let mut settings = Entries::new();
     for (name, value) in variables {
         let Some(key) = name.to_str().and_then(|name| name.strip_prefix(prefix)) else { continue };
         let key = key.to_ascii_lowercase();

@@ -2,7 +2,7 @@
 
 use super::hint::{similar, unknown};
 use super::value::{Value, Wrong};
-use super::{POOLS, Place, SETTINGS, Settings, apply};
+use super::{Entries, POOLS, Place, SETTINGS, apply};
 use crate::builder::PeerManagerBuilder;
 use crate::dialect::Dialect;
 use crate::error::{Flaw, Kind};
@@ -56,7 +56,7 @@ fn name_of_uri(uri: &Uri) -> String {
 }
 
 /// A URL's peers, each with one of its hosts, and its settings, which are left out of theirs.
-fn split(key: &str, text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, Settings), Kind> {
+fn split(key: &str, text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, Entries), Kind> {
     let malformed = |flaw: Flaw| Kind::Setting { key: key.to_owned(), flaw, right: RIGHT.into() };
     if text.is_empty() {
         return Err(malformed("is empty".into()));
@@ -101,7 +101,7 @@ fn split(key: &str, text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, Se
 }
 
 /// SQLite's peers are several paths to one file.
-fn split_paths(text: &str) -> Result<(Vec<PeerConfig>, Settings), Kind> {
+fn split_paths(text: &str) -> Result<(Vec<PeerConfig>, Entries), Kind> {
     let (scheme, paths, query) = path_of(text);
     let mut parameters = parameters(query);
     let settings = take_settings(&mut parameters, Dialect::Sqlite)?;
@@ -133,8 +133,8 @@ fn path_of(text: &str) -> (&str, &str, &str) {
 }
 
 /// Takes the settings out of a URL's parameters; the others are for the client library.
-fn take_settings(parameters: &mut Vec<Parameter>, dialect: Dialect) -> Result<Settings, Kind> {
-    let mut settings = Settings::new();
+fn take_settings(parameters: &mut Vec<Parameter>, dialect: Dialect) -> Result<Entries, Kind> {
+    let mut settings = Entries::new();
     let has_password = parameters.iter().any(|parameter| parameter.key == "password");
     let (ours, others): (Vec<_>, Vec<_>) = parameters.drain(..).partition(|parameter| {
         let is_per_peer = PER_PEER.iter().any(|prefix| parameter.key.starts_with(prefix));

@@ -100,10 +100,7 @@ fn mistakes_name_the_key_the_value_and_what_would_be_right() {
         ),
         (env("SHOP_MAX_SIZE", "1"), "`SHOP_MAX_SIZE` is no setting: it is the pool's"),
         (env("SHOP_RESOLVER", "8.8.8.8"), "`SHOP_RESOLVER` is no setting: it is a closure"),
-        (
-            env("SHOP_COLOUR", "red"),
-            "`SHOP_COLOUR` is no setting: those that there are: url, peers,",
-        ),
+        (env("SHOP_COLOR", "red"), "`SHOP_COLOR` is no setting: those that there are: url, peers,"),
         (
             env("SHOP_PEERS", "a,b"),
             "`SHOP_PEERS` is neither a list nor a table: only files have them",
@@ -234,8 +231,8 @@ fn every_setting_does_what_it_says() {
         ("strategy=round_robin", |b| b.strategy(crate::Strategy::RoundRobin)),
         ("strategy=ordered", |b| b.strategy(crate::Strategy::Ordered)),
         ("balance=per_connection", |b| b.balance(Balance::PerConnection)),
-        ("rebalance_pace=7", |b| b.rebalance_pace(s(7))),
-        ("link_max_age=7h", |b| b.link_max_age(s(7 * 3_600))),
+        ("rebalance_interval=7", |b| b.rebalance_interval(s(7))),
+        ("connection_max_age=7h", |b| b.connection_max_age(s(7 * 3_600))),
         ("user=x", |b| b.user("x")),
         ("password=x", |b| b.password("x")),
         ("pool_timeout=7m", |b| b.pool_timeout(s(7 * 60))),
@@ -245,10 +242,10 @@ fn every_setting_does_what_it_says() {
         ("ping_timeout=7ms", |b| b.ping_timeout(ms(7))),
         ("ping_idle=0.5", |b| b.ping_idle(ms(500))),
         ("stall_after=1.5m", |b| b.stall_after(s(90))),
-        ("probe_timeout=7", |b| b.probe_timeout(s(7))),
+        ("check_timeout=7", |b| b.check_timeout(s(7))),
         ("tcp_keepalive=7", |b| b.tcp_keepalive(s(7))),
         ("tcp_user_timeout=7ms", |b| b.tcp_user_timeout(ms(7))),
-        ("recheck=clear", |b| b.recheck(Recheck::Clear)),
+        ("recovery=after_interval", |b| b.recovery(Recovery::AfterInterval)),
         ("all_down=fail", |b| b.all_down(AllDown::Fail)),
         ("all_down_interval=7", |b| b.all_down_interval(s(7))),
         ("all_down_wait=7", |b| b.all_down_wait(s(7))),
@@ -367,14 +364,16 @@ fn settings() -> impl Strategy<Value = (&'static str, String)> {
     let names = |names: &[&str]| select(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>());
     prop_oneof![
         (
-            select(&["rebalance_pace", "link_max_age", "pool_timeout", "check_interval"][..]),
+            select(
+                &["rebalance_interval", "connection_max_age", "pool_timeout", "check_interval"][..]
+            ),
             times()
         ),
         (
             select(&["connect_timeout", "connect_deadline", "ping_timeout", "ping_idle"][..]),
             times()
         ),
-        (select(&["probe_timeout", "all_down_interval", "all_down_wait"][..]), times()),
+        (select(&["check_timeout", "all_down_interval", "all_down_wait"][..]), times()),
         (
             select(&["stall_after", "tcp_keepalive", "resolve_interval"][..]),
             prop_oneof![times(), Just("none".to_owned())]
@@ -387,7 +386,7 @@ fn settings() -> impl Strategy<Value = (&'static str, String)> {
         (Just("balance"), names(&["per_checkout", "per_connection"])),
         (Just("require"), names(&["any", "read_write", "read_only"])),
         (Just("galera_donors"), names(&["serve_unless_blocked", "serve", "wait"])),
-        (Just("recheck"), names(&["probe", "clear"])),
+        (Just("recovery"), names(&["after_check", "after_interval"])),
         (Just("all_down"), names(&["try", "fail"])),
         (Just("weight"), Just("db0=3,db1=4".to_owned())),
         (Just("tier"), Just("db1=1".to_owned())),

@@ -11,7 +11,7 @@ mod sqlite;
 
 use std::any::Any;
 
-use crate::login::helper::Failure;
+use crate::login::bounded::LoginFailure;
 pub(super) use asker::Asker;
 
 /// Where diesel's migrations are written down.
@@ -30,7 +30,7 @@ const APPLIED: &str = "tell its migrations";
     not(any(feature = "mysql", feature = "postgres", feature = "sqlite")),
     expect(clippy::unnecessary_wraps, reason = "there is nobody to ask")
 )]
-pub(super) fn ask(conn: &mut dyn Any, asker: &Asker<'_>) -> Result<(), Failure> {
+pub(super) fn ask(conn: &mut dyn Any, asker: &Asker<'_>) -> Result<(), LoginFailure> {
     #[cfg(feature = "mysql")]
     if let Some(conn) = conn.downcast_mut() {
         return mysql::ask(conn, asker);

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::fact::{Aspect, Value};
 use super::finding::Finding;
-use super::words::{listed, listed_with};
+use super::text::{listed, listed_with};
 
 /// How many of the modes or migrations that a peer lacks are named.
 const NAMED: usize = 3;
@@ -16,7 +16,7 @@ pub enum Severity {
     /// It is good to know; the application need not notice.
     Note,
     /// The application works differently from one peer to the other.
-    Trouble,
+    Problem,
 }
 
 impl Severity {
@@ -25,7 +25,7 @@ impl Severity {
     pub fn key(self) -> &'static str {
         match self {
             Self::Note => "note",
-            Self::Trouble => "trouble",
+            Self::Problem => "trouble",
         }
     }
 }
@@ -175,11 +175,11 @@ fn severity(aspect: Aspect, groups: &[Group]) -> Option<Severity> {
         | Aspect::CharacterSet
         | Aspect::Collation
         | Aspect::SessionCollation
-        | Aspect::ClientCharacterSet => Severity::Trouble,
+        | Aspect::ClientCharacterSet => Severity::Problem,
         // An upgrade of one peer after the other goes through differences of the last number.
-        Aspect::Version if !are_alike(release_series) => Severity::Trouble,
+        Aspect::Version if !are_alike(release_series) => Severity::Problem,
         // Either all are encrypted or none is.
-        Aspect::Encryption if !are_alike(is_there) => Severity::Trouble,
+        Aspect::Encryption if !are_alike(is_there) => Severity::Problem,
         // diesel sets the time zone of its sessions. What a node does is the pool's to judge. Replicas by
         // logical replication have a system identifier each.
         Aspect::Version
@@ -230,7 +230,7 @@ mod tests {
                 name: format!("db{index}"),
                 condition: Condition::Ready,
                 fault: None,
-                why: None,
+                reason: None,
                 login: None,
                 round_trip: None,
                 facts: of_peer.collect::<BTreeMap<_, _>>(),
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn who_differs_from_whom() {
-        use Severity::Trouble;
+        use Severity::Problem;
         let isolation = Aspect::Isolation;
         let (a, b, c) = (text("A"), text("B"), text("C"));
         for (values, expected) in [
@@ -271,24 +271,24 @@ mod tests {
             (&[a.clone(), unknown()], None),
             (
                 &[a.clone(), a.clone(), b.clone()],
-                Some((Trouble, &["db2"][..], "isolation: db2 has B; db0 and db1 have A")),
+                Some((Problem, &["db2"][..], "isolation: db2 has B; db0 and db1 have A")),
             ),
             (
                 &[b.clone(), a.clone(), a.clone(), unknown()],
-                Some((Trouble, &["db0"], "isolation: db0 has B; db1 and db2 have A")),
+                Some((Problem, &["db0"], "isolation: db0 has B; db1 and db2 have A")),
             ),
-            (&[a.clone(), b.clone()], Some((Trouble, &[], "isolation: db1 has B; db0 has A"))),
+            (&[a.clone(), b.clone()], Some((Problem, &[], "isolation: db1 has B; db0 has A"))),
             (
                 &[b.clone(), a.clone(), c, a.clone(), a],
                 Some((
-                    Trouble,
+                    Problem,
                     &["db0", "db2"],
                     "isolation: db0 has B; db2 has C; db1, db3 and db4 have A",
                 )),
             ),
             (
                 &[b, Value::None, Value::None],
-                Some((Trouble, &["db0"], "isolation: db0 has B; db1 and db2 have none")),
+                Some((Problem, &["db0"], "isolation: db0 has B; db1 and db2 have none")),
             ),
         ] {
             assert_said(isolation, values, expected);
@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn what_is_missing() {
-        use Severity::Trouble;
+        use Severity::Problem;
         let long = list(&["1", "2", "3", "4", "5", "6"]);
         for (aspect, values, odd, expected) in [
             (
@@ -325,25 +325,25 @@ mod tests {
                 "migrations: db0 lacks 2, compared with db1 and db2",
             ),
         ] {
-            assert_said(aspect, &values, Some((Trouble, odd, expected)));
+            assert_said(aspect, &values, Some((Problem, odd, expected)));
         }
     }
 
     #[test]
     fn how_much_it_matters() {
-        use Severity::{Note, Trouble};
+        use Severity::{Note, Problem};
         for (aspect, one, other, expected) in [
             (Aspect::Version, text("10.11.6-MariaDB-log"), text("10.11.14-MariaDB"), Some(Note)),
-            (Aspect::Version, text("10.6.2-MariaDB"), text("10.11.6-MariaDB"), Some(Trouble)),
+            (Aspect::Version, text("10.6.2-MariaDB"), text("10.11.6-MariaDB"), Some(Problem)),
             (Aspect::Version, text("8.4.3"), text("8.4.4"), Some(Note)),
-            (Aspect::Version, text("8.0.40"), text("8.4.3"), Some(Trouble)),
-            (Aspect::Version, text("11.4.2"), text("11.4.2-MariaDB"), Some(Trouble)),
+            (Aspect::Version, text("8.0.40"), text("8.4.3"), Some(Problem)),
+            (Aspect::Version, text("11.4.2"), text("11.4.2-MariaDB"), Some(Problem)),
             (Aspect::Version, text("15.4 (Debian 15.4-1)"), text("15.8"), Some(Note)),
-            (Aspect::Version, text("15.4"), text("16.4"), Some(Trouble)),
+            (Aspect::Version, text("15.4"), text("16.4"), Some(Problem)),
             (Aspect::Encryption, text("TLSv1.3, A"), text("TLSv1.2, B"), Some(Note)),
-            (Aspect::Encryption, text("TLSv1.3, A"), Value::None, Some(Trouble)),
-            (Aspect::Cluster, text("u"), text("v"), Some(Trouble)),
-            (Aspect::Cluster, text("u"), Value::None, Some(Trouble)),
+            (Aspect::Encryption, text("TLSv1.3, A"), Value::None, Some(Problem)),
+            (Aspect::Cluster, text("u"), text("v"), Some(Problem)),
+            (Aspect::Cluster, text("u"), Value::None, Some(Problem)),
             (Aspect::TimeZone, text("UTC"), text("CET"), Some(Note)),
             (Aspect::Server, text("db0:3306"), text("db1:3306"), None),
         ] {

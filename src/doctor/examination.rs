@@ -8,16 +8,16 @@ use crossbeam_channel::{Sender, unbounded};
 use diesel::r2d2::R2D2Connection;
 
 use super::ask::{self, Asker};
-use super::chart::Chart;
 use super::finding::Finding;
+use super::progress::PeerProgress;
 use super::{Report, sqlite_file};
 use crate::builder::PeerManagerBuilder;
-use crate::caught::caught;
 use crate::dialect::Dialect;
 use crate::error::BuildError;
 use crate::fault::{Fault, Refusal};
-use crate::login::helper::{self, Failure, Patience, Progress};
+use crate::login::bounded::{self, LoginFailure, Patience, Progress};
 use crate::login::session::{Hooks, Login, Look};
+use crate::panics::catch_panic;
 use crate::peers::set::PeerSet;
 use crate::url::PeerUrl;
 
@@ -34,7 +34,7 @@ pub fn examine<C>(builder: PeerManagerBuilder<C>) -> Result<Report, BuildError>
 where
     C: R2D2Connection + Send + 'static,
 {
-    examine_and_tell(builder, |_| {})
+    examine_with_progress(builder, |_| {})
 }
 
 /// As [`examine`], and tells the names of the peers that are waited for: at the beginning, and each time
@@ -43,7 +43,7 @@ where
 /// # Errors
 ///
 /// As [`build`](PeerManagerBuilder::build). What is wrong with a peer stands in the report.
-pub fn examine_and_tell<C>(
+pub fn examine_with_progress<C>(
     builder: PeerManagerBuilder<C>,
     mut tell: impl FnMut(&[String]),
 ) -> Result<Report, BuildError>
@@ -81,8 +81,10 @@ where
         found[peer] = Some(finding);
     }
     let silent = |name: String| {
-        Chart::default()
-            .finding(name, Err(Failure::Here("its login has ended without a word".into())))
+        PeerProgress::default().finding(
+            name,
+            Err(LoginFailure::NotAttempted("its login has ended without a word".into())),
+        )
     };
     let findings = found.into_iter().zip(names);
     Ok(Report::of(findings.map(|(found, name)| found.unwrap_or_else(|| silent(name))).collect()))
@@ -96,21 +98,22 @@ fn start<C: R2D2Connection + Send + 'static>(
     (number, peer, name): (usize, usize, String),
     done: Sender<(usize, Finding)>,
 ) {
-    let (url, pulse) = set.read(|peers| (peers[peer].url.clone(), peers[peer].pulse.clone()));
+    let (url, activity) = set.read(|peers| (peers[peer].url.clone(), peers[peer].activity.clone()));
     if let Some(finding) = without_a_file::<C>(&name, &url) {
         drop(done.send((number, finding)));
         return;
     }
-    let login = Login { set: set.clone(), peer, pulse, url, hooks: hooks.clone(), rng: set.rng() };
-    let patience = set.rules().connect_timeout.min(set.rules().connect_deadline);
-    let chart = Arc::new(Chart::default());
-    let known = chart.clone();
+    let login =
+        Login { set: set.clone(), peer, activity, url, hooks: hooks.clone(), rng: set.rng() };
+    let patience = set.settings().connect_timeout.min(set.settings().connect_deadline);
+    let peer_progress = Arc::new(PeerProgress::default());
+    let known = peer_progress.clone();
     let began = Instant::now();
-    helper::start(
+    bounded::start(
         set,
         peer,
         (began, Patience::of(patience)),
-        move |progress| look(login, progress, began, &chart),
+        move |progress| look(login, progress, began, &peer_progress),
         // Nobody may be there to hear it.
         move |outcome| drop(done.send((number, known.finding(name, outcome)))),
     );
@@ -121,23 +124,23 @@ fn look<C: R2D2Connection + 'static>(
     login: Login<C>,
     progress: &Progress,
     began: Instant,
-    chart: &Chart,
-) -> Result<(), Failure> {
+    peer_progress: &PeerProgress,
+) -> Result<(), LoginFailure> {
     let Look { url, mut conn, unfit } = login.look(progress)?;
-    chart.logged_in(began.elapsed(), unfit);
-    chart.asks(Some("answer `SELECT 1`"));
+    peer_progress.logged_in(began.elapsed(), unfit);
+    peer_progress.asks(Some("answer `SELECT 1`"));
     if let Some(round_trip) = round_trip(&mut conn) {
-        chart.answers_within(round_trip);
+        peer_progress.answers_within(round_trip);
     }
-    let asker = Asker { chart, url: &url };
+    let asker = Asker { peer_progress, url: &url };
     let any: &mut dyn Any = &mut conn;
     let asked = ask::ask(any, &asker);
     if asked.is_ok() {
         // Else it was cut off, as it had fallen silent: that is to be told of what it was asked last.
-        chart.asks(None);
+        peer_progress.asks(None);
     }
     // A destructor is user code, where the connection's type is.
-    let _ = caught(|| drop(conn));
+    let _ = catch_panic(|| drop(conn));
     asked
 }
 
@@ -157,8 +160,8 @@ fn without_a_file<C: 'static>(name: &str, url: &PeerUrl) -> Option<Finding> {
     if path.exists() {
         return None;
     }
-    let why = "there is no such file, and the pool would create an empty database: write \
+    let reason = "there is no such file, and the pool would create an empty database: write \
                `file:PATH?mode=rw`, which creates none";
-    let refusal = Refusal::new(Fault::Misconfigured, why);
-    Some(Chart::default().finding(name.to_owned(), Err(Failure::Peer(refusal))))
+    let refusal = Refusal::new(Fault::Misconfigured, reason);
+    Some(PeerProgress::default().finding(name.to_owned(), Err(LoginFailure::Refused(refusal))))
 }

@@ -130,7 +130,7 @@ impl Value {
                 None => "0".to_owned(),
             },
             (Self::List(values), _) => values.join(","),
-            (Self::Unknown(why), _) => format!("not known: {why}"),
+            (Self::Unknown(reason), _) => format!("not known: {reason}"),
         }
     }
 }

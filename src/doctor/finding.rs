@@ -18,7 +18,7 @@ pub struct Finding {
     /// What kind of failure it is. `None` where the peer is ready, or has said nothing.
     pub fault: Option<Fault>,
     /// Why it is not ready: client libraries' messages, without URL or password.
-    pub why: Option<String>,
+    pub reason: Option<String>,
     /// How long the login took, with all that a new connection of the pool is put to. `None` where it
     /// did not let us in.
     pub login: Option<Duration>,
@@ -31,16 +31,16 @@ pub struct Finding {
 
 impl Finding {
     /// In a sentence, if it is not ready.
-    pub(super) fn trouble(&self) -> Option<String> {
-        let Self { name, condition, why, .. } = self;
-        let why = why.as_ref()?;
+    pub(super) fn problem(&self) -> Option<String> {
+        let Self { name, condition, reason, .. } = self;
+        let reason = reason.as_ref()?;
         let verdict = match condition {
             Condition::WrongRole => "has the wrong role",
             Condition::Misconfigured => "does not let us in",
             Condition::NotAsked => "was not asked",
-            _ => return Some(format!("{name} is {condition}: {why}")),
+            _ => return Some(format!("{name} is {condition}: {reason}")),
         };
-        Some(format!("{name} {verdict}: {why}"))
+        Some(format!("{name} {verdict}: {reason}"))
     }
 }
 

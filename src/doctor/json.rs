@@ -6,32 +6,32 @@ use super::Report;
 use super::compare::{Difference, Group};
 use super::fact::Value;
 use super::finding::Finding;
-use super::words::milliseconds;
+use super::text::milliseconds;
 use crate::fault::Fault;
 
 pub(super) fn of(report: &Report) -> String {
     let peers: Vec<Json> = report.peers.iter().map(peer).collect();
     let differences: Vec<Json> = report.differences.iter().map(difference).collect();
     let json = json!({
-        "is_well": report.is_well(),
+        "is_ok": report.is_ok(),
         "peers": peers,
         "differences": differences,
         "same_server": report.same_server,
-        "troubles": report.troubles(),
+        "problems": report.problems(),
         "notes": report.notes(),
     });
     format!("{json:#}")
 }
 
 fn peer(peer: &Finding) -> Json {
-    let Finding { name, condition, fault: of_it, why, login, round_trip, facts } = peer;
+    let Finding { name, condition, fault: of_it, reason, login, round_trip, facts } = peer;
     let facts: Map<String, Json> =
         facts.iter().map(|(aspect, told)| (aspect.key().to_owned(), value(told))).collect();
     json!({
         "name": name,
         "condition": condition.key(),
         "fault": of_it.map(Fault::as_str),
-        "why": why,
+        "reason": reason,
         "login_ms": login.map(milliseconds),
         "round_trip_ms": round_trip.map(milliseconds),
         "facts": facts,
@@ -55,6 +55,6 @@ fn value(value: &Value) -> Json {
         Value::None => Json::Null,
         Value::Text(text) => json!(text),
         Value::List(values) => json!(values),
-        Value::Unknown(why) => json!({ "unknown": why }),
+        Value::Unknown(reason) => json!({ "unknown": reason }),
     }
 }

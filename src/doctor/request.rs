@@ -12,7 +12,7 @@ use diesel::r2d2::R2D2Connection;
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{Report, examine_and_tell};
+use super::{Report, examine_with_progress};
 use crate::builder::PeerManagerBuilder;
 use crate::config::{Config, ROCKETS_SIZE, ROCKETS_TIMEOUT};
 use crate::error::{BuildError, may_be_shown, shown_or_struck};
@@ -96,7 +96,7 @@ impl Request {
         self
     }
 
-    /// Reads it, and [examines](super::examine_and_tell) the peers.
+    /// Reads it, and [examines](super::examine_with_progress) the peers.
     ///
     /// # Errors
     ///
@@ -143,7 +143,7 @@ impl Request {
         if let Some(url) = &self.url {
             builder = builder.url(url);
         }
-        examine_and_tell(builder, tell)
+        examine_with_progress(builder, tell)
             .map_err(|error| Kind::Settings { error, tables: self.tables_with_peers() }.into())
     }
 

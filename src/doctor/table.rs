@@ -8,7 +8,7 @@ use super::Report;
 use super::compare::{Severity, groups};
 use super::fact::{Aspect, Value};
 use super::finding::{Condition, Finding};
-use super::words::{milliseconds, printable};
+use super::text::{milliseconds, printable};
 
 /// What stands where nothing is known.
 const NOTHING: &str = "-";
@@ -16,10 +16,10 @@ const NOTHING: &str = "-";
 /// Who says what everybody says that says anything.
 const ALL: &str = "all";
 
-/// A report in colours.
-pub(super) struct InColours<'a>(pub(super) &'a Report);
+/// A report in colors.
+pub(super) struct Colored<'a>(pub(super) &'a Report);
 
-impl fmt::Display for InColours<'_> {
+impl fmt::Display for Colored<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write(self.0, f, true)
     }
@@ -32,7 +32,7 @@ enum Look {
     Heading,
     Well,
     Note,
-    Trouble,
+    Problem,
 }
 
 impl Look {
@@ -40,14 +40,14 @@ impl Look {
         match severity {
             None => Self::Plain,
             Some(Severity::Note) => Self::Note,
-            Some(Severity::Trouble) => Self::Trouble,
+            Some(Severity::Problem) => Self::Problem,
         }
     }
 
-    /// What stands before it, also where there are no colours.
+    /// What stands before it, also where there are no colors.
     fn mark(self) -> char {
         match self {
-            Self::Trouble => '!',
+            Self::Problem => '!',
             Self::Note => '~',
             Self::Plain | Self::Heading | Self::Well => ' ',
         }
@@ -60,7 +60,7 @@ impl Look {
             Self::Heading => "\x1b[1m",
             Self::Well => "\x1b[32m",
             Self::Note => "\x1b[33m",
-            Self::Trouble => "\x1b[31m",
+            Self::Problem => "\x1b[31m",
         }
     }
 }
@@ -78,35 +78,35 @@ enum Align {
 use Align::{Left, Right};
 
 /// Writes all of it.
-pub(super) fn write(report: &Report, f: &mut fmt::Formatter<'_>, in_colours: bool) -> fmt::Result {
-    write_rows(f, in_colours, &peers(report), [Left, Left, Right, Right])?;
+pub(super) fn write(report: &Report, f: &mut fmt::Formatter<'_>, colored: bool) -> fmt::Result {
+    write_rows(f, colored, &peers(report), [Left, Left, Right, Right])?;
     let facts = facts(report);
     if !facts.is_empty() {
         writeln!(f)?;
-        write_rows(f, in_colours, &facts, [Left; 3])?;
+        write_rows(f, colored, &facts, [Left; 3])?;
     }
     writeln!(f)?;
     let mut line = |look: Look, text: &str| {
-        let (on, off) = ends(look, in_colours);
+        let (on, off) = ends(look, colored);
         writeln!(f, "{on}{}{off}", printable(text))
     };
-    let (troubles, notes) = (report.troubles(), report.notes());
-    for trouble in &troubles {
-        line(Look::Trouble, &format!("! {trouble}"))?;
+    let (problems, notes) = (report.problems(), report.notes());
+    for problem in &problems {
+        line(Look::Problem, &format!("! {problem}"))?;
     }
     for note in &notes {
         line(Look::Note, &format!("~ {note}"))?;
     }
-    if report.is_well() {
+    if report.is_ok() {
         line(Look::Well, "All is well.")
     } else {
-        line(Look::Trouble, &format!("Trouble: {}.", troubles.len()))
+        line(Look::Problem, &format!("Trouble: {}.", problems.len()))
     }
 }
 
 /// What is switched on and off around a text.
-fn ends(look: Look, in_colours: bool) -> (&'static str, &'static str) {
-    if in_colours && look != Look::Plain { (look.code(), "\x1b[0m") } else { ("", "") }
+fn ends(look: Look, colored: bool) -> (&'static str, &'static str) {
+    if colored && look != Look::Plain { (look.code(), "\x1b[0m") } else { ("", "") }
 }
 
 /// A line for each peer.
@@ -114,7 +114,7 @@ fn peers(report: &Report) -> Vec<Row<4>> {
     let heading = ["peer", "state", "login", "round trip"].map(str::to_owned);
     let peer = |peer: &Finding| {
         let Finding { name, condition, login, round_trip, .. } = peer;
-        let look = if *condition == Condition::Ready { Look::Plain } else { Look::Trouble };
+        let look = if *condition == Condition::Ready { Look::Plain } else { Look::Problem };
         let time = |time: Option<Duration>| match time {
             Some(time) => format!("{:.2} ms", milliseconds(time)),
             None => NOTHING.to_owned(),
@@ -152,7 +152,7 @@ fn facts_of(report: &Report, aspect: Aspect) -> Vec<Row<3>> {
 /// Columns as wide as they have to be.
 fn write_rows<const COLUMNS: usize>(
     f: &mut fmt::Formatter<'_>,
-    in_colours: bool,
+    colored: bool,
     rows: &[Row<COLUMNS>],
     align: [Align; COLUMNS],
 ) -> fmt::Result {
@@ -160,7 +160,7 @@ fn write_rows<const COLUMNS: usize>(
         rows.iter().map(|(_, row)| row[column].chars().count()).max().unwrap_or_default()
     };
     for (look, row) in rows {
-        let (on, off) = ends(*look, in_colours);
+        let (on, off) = ends(*look, colored);
         let cells = row.iter().zip(align).enumerate().map(|(column, (cell, align))| {
             let width = width(column);
             match align {
@@ -186,7 +186,7 @@ mod tests {
             name: name.to_owned(),
             condition: Condition::Ready,
             fault: None,
-            why: None,
+            reason: None,
             login: Some(Duration::from_micros(3210)),
             round_trip: Some(Duration::from_micros(80)),
             facts: BTreeMap::from([
@@ -202,7 +202,7 @@ mod tests {
             name: "db3".to_owned(),
             condition: Condition::Unreachable,
             fault: Some(Fault::PeerDown),
-            why: Some("Can't connect".to_owned()),
+            reason: Some("Can't connect".to_owned()),
             login: None,
             round_trip: None,
             facts: BTreeMap::new(),
@@ -244,19 +244,19 @@ Trouble: 2.
         let mut report = report();
         let version = Value::text("8.4\x1b[2J\nAll is well.");
         report.peers[0].facts.insert(Aspect::Version, version);
-        report.peers[3].why = Some("no\r\x07way".to_owned());
+        report.peers[3].reason = Some("no\r\x07way".to_owned());
         let shown = report.to_string();
         assert!(!shown.contains(['\x1b', '\r', '\x07']), "{shown:?}");
         assert!(!shown.lines().any(|line| line.starts_with("All")), "{shown:?}");
     }
 
     #[test]
-    fn colours_change_nothing_else() {
-        let coloured = report().in_colours().to_string();
-        let codes = [Look::Heading, Look::Note, Look::Trouble].map(Look::code);
-        assert!(codes.iter().all(|code| coloured.contains(code)), "{coloured:?}");
+    fn colors_change_nothing_else() {
+        let colored = report().colored().to_string();
+        let codes = [Look::Heading, Look::Note, Look::Problem].map(Look::code);
+        assert!(codes.iter().all(|code| colored.contains(code)), "{colored:?}");
         let codes = codes.iter().chain(&["\x1b[0m"]);
-        let plain = codes.fold(coloured.clone(), |text, code| text.replace(code, ""));
+        let plain = codes.fold(colored.clone(), |text, code| text.replace(code, ""));
         assert_eq!(plain, report().to_string());
     }
 }

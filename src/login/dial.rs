@@ -8,17 +8,17 @@ use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
 use diesel::r2d2::R2D2Connection;
 use log::warn;
 
-use crate::caught::caught;
 use crate::event::{EventKind, in_words};
 use crate::fault::Fault;
-use crate::login::helper::{self, Failure, Patience};
+use crate::login::bounded::{self, LoginFailure, Patience};
 use crate::login::session::{Hooks, Login};
-use crate::peers::duties::Probe;
-use crate::peers::lease::Lease;
+use crate::panics::catch_panic;
+use crate::peers::link_guard::LinkGuard;
 use crate::peers::outage::Word;
-use crate::peers::peer::{Answer, Health, Peer, ProbeKind};
+use crate::peers::peer::{Answer, CheckKind, Health, Peer};
+use crate::peers::placement::nobody_takes_work;
+use crate::peers::schedule::HealthCheck;
 use crate::peers::set::{PeerSet, Picked};
-use crate::peers::share::nobody_takes_work;
 use crate::policy::AllDown;
 use crate::pool::link::Link;
 
@@ -39,11 +39,11 @@ pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
             Ok(link) => return Ok(link),
             Err(story) => story,
         };
-        if set.rules().all_down == AllDown::Fail || !set.nobody_takes_work() {
+        if set.settings().all_down == AllDown::Fail || !set.nobody_takes_work() {
             return Err(story);
         }
         let now = Instant::now();
-        let end = *end.get_or_insert(now + set.rules().all_down_wait);
+        let end = *end.get_or_insert(now + set.settings().all_down_wait);
         let left = end.saturating_duration_since(now);
         if set.outage().wait(now, left, || !set.nobody_takes_work()) == Word::Fail {
             return Err(story);
@@ -68,7 +68,7 @@ fn dial_around<C: R2D2Connection + Send + 'static>(
     let mut attempts = Attempts::new();
     let mut under_way = 0;
     let mut now = Instant::now();
-    let end = now + set.rules().connect_deadline;
+    let end = now + set.settings().connect_deadline;
     let mut next = now;
     loop {
         if next <= now {
@@ -112,13 +112,13 @@ fn dial<C: R2D2Connection + Send + 'static>(
     hooks: Arc<Hooks<C>>,
     done: Sender<Outcome<C>>,
 ) {
-    let lease = Lease::of_dial(set.clone(), &picked);
-    let Picked { peer, number, url, pulse, .. } = picked;
+    let guard = LinkGuard::of_dial(set.clone(), &picked);
+    let Picked { peer, number, url, activity, .. } = picked;
     let rng = set.rng();
-    let login = Login { set: set.clone(), peer, pulse, url, hooks, rng };
-    let patience = set.rules().connect_timeout.min(set.rules().connect_deadline);
+    let login = Login { set: set.clone(), peer, activity, url, hooks, rng };
+    let patience = set.settings().connect_timeout.min(set.settings().connect_deadline);
     let judged = set.clone();
-    helper::start(
+    bounded::start(
         set,
         peer,
         (began, Patience::of(patience)),
@@ -128,20 +128,20 @@ fn dial<C: R2D2Connection + Send + 'static>(
                 Ok(session) => {
                     let now = stamp();
                     judged.update(peer, now, |peer, _| peer.connected(began, now));
-                    Ok(Link::new(session, lease, now, judged.expiry(now)))
+                    Ok(Link::new(session, guard, now, judged.expiry(now)))
                 }
                 Err(failure) => {
-                    let why: Arc<str> = failure.to_string().into();
+                    let reason: Arc<str> = failure.to_string().into();
                     let (answer, now) = (Answer::of(failure), stamp());
                     let failed = answer.fault().map(|fault| EventKind::ConnectFailed {
-                        why: why.to_string(),
+                        reason: reason.to_string(),
                         fault,
                         took: now.saturating_duration_since(began),
                     });
                     let attempt = if answer == Answer::NotAsked {
-                        Attempt::NotMade(why)
+                        Attempt::NotMade(reason)
                     } else {
-                        Attempt::Failed(why)
+                        Attempt::Failed(reason)
                     };
                     judged.update(peer, now, |peer, due| {
                         peer.connect_failed((began, now), answer, due)
@@ -150,7 +150,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
                         judged.tell(peer, failed);
                     }
                     // Until now it keeps the peer's place.
-                    drop(lease);
+                    drop(guard);
                     Err(attempt)
                 }
             };
@@ -161,35 +161,36 @@ fn dial<C: R2D2Connection + Send + 'static>(
 }
 
 /// Logs in to see whether the peer takes work.
-pub(crate) fn probe<C: R2D2Connection + Send + 'static>(
+pub(crate) fn check<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
     hooks: &Arc<Hooks<C>>,
-    probe: Probe,
+    health_check: HealthCheck,
 ) {
-    let Probe { peer, url, pulse, began, patience, kind } = probe;
-    let login = Login { set: set.clone(), peer, pulse, url, hooks: hooks.clone(), rng: set.rng() };
+    let HealthCheck { peer, url, activity, began, patience, kind } = health_check;
+    let login =
+        Login { set: set.clone(), peer, activity, url, hooks: hooks.clone(), rng: set.rng() };
     let patience = match kind {
-        ProbeKind::Regular => Patience::of(patience),
+        CheckKind::Regular => Patience::of(patience),
         // Queries may be cut off when it is not answered: who has begun to answer is heard out.
-        ProbeKind::Stall => {
-            Patience { with_silence: patience, at_most: set.rules().connect_timeout }
+        CheckKind::Stall => {
+            Patience { with_silence: patience, at_most: set.settings().connect_timeout }
         }
     };
     let judged = set.clone();
-    helper::start(
+    bounded::start(
         set,
         peer,
         (began, patience),
-        move |progress| login.probe(progress),
+        move |progress| login.check(progress),
         move |outcome| {
-            let is_regular = kind == ProbeKind::Regular;
-            if let (true, Err(Failure::Here(error))) = (is_regular, &outcome) {
+            let is_regular = kind == CheckKind::Regular;
+            if let (true, Err(LoginFailure::NotAttempted(error))) = (is_regular, &outcome) {
                 // A logger is user code.
-                let _ = caught(|| warn!("a peer could not be checked: {error}"));
+                let _ = catch_panic(|| warn!("a peer could not be checked: {error}"));
             }
             let answer = outcome.map_or_else(Answer::of, |()| Answer::Works);
             let now = stamp();
-            judged.update(peer, now, |peer, due| peer.probe_ended(kind, (began, now), answer, due));
+            judged.update(peer, now, |peer, due| peer.check_ended(kind, (began, now), answer, due));
         },
     );
 }
@@ -204,12 +205,12 @@ impl Answer {
         }
     }
 
-    fn of(failure: Failure) -> Self {
+    fn of(failure: LoginFailure) -> Self {
         match failure {
-            Failure::Peer(refusal) => Self::Refused(refusal),
-            Failure::Late(why) => Self::None(why),
+            LoginFailure::Refused(refusal) => Self::Refused(refusal),
+            LoginFailure::Unanswered(reason) => Self::None(reason),
             // That says something about this process, not about the peer.
-            Failure::Here(_) => Self::NotAsked,
+            LoginFailure::NotAttempted(_) => Self::NotAsked,
         }
     }
 }
@@ -238,15 +239,15 @@ fn story(peers: &[Peer], attempts: &Attempts, now: Instant) -> String {
         let next = in_words(peer.due(all_down).saturating_duration_since(now));
         let name = &peer.name;
         match (attempts.get(&peer.number), &peer.health) {
-            (Some(Attempt::Failed(why)), Health::Up { .. }) if !peer.is_full => {
-                format!("{name}: {why} (up again since)")
+            (Some(Attempt::Failed(reason)), Health::Up { .. }) if !peer.is_full => {
+                format!("{name}: {reason} (up again since)")
             }
-            (Some(Attempt::Failed(why)), _) => format!("{name}: {why} ({next})"),
-            (Some(Attempt::NotMade(why)), _) => format!("{name}: {why}"),
+            (Some(Attempt::Failed(reason)), _) => format!("{name}: {reason} ({next})"),
+            (Some(Attempt::NotMade(reason)), _) => format!("{name}: {reason}"),
             (Some(Attempt::UnderWay), _) => format!("{name}: no answer yet"),
             (None, _) if !peer.is_in_service() => format!("{name}: not tried, as it is drained"),
             (None, Health::Down { refusal, .. }) => {
-                format!("{name}: not tried, down since: {} ({next})", refusal.why)
+                format!("{name}: not tried, down since: {} ({next})", refusal.reason)
             }
             (None, Health::Up { .. }) if peer.weight == 0 => {
                 format!("{name}: not tried, as its weight is 0")

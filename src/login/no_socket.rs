@@ -1,6 +1,6 @@
 //! In the place of `socket.rs` where there is no way to find a connection's socket: none is found.
 
-use crate::rules::Tuning;
+use crate::settings::Tuning;
 
 #[derive(Debug)]
 pub(crate) enum Socket {}

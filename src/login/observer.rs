@@ -10,15 +10,15 @@ use diesel::connection::{DynInstrumentation, Instrumentation, InstrumentationEve
 use diesel::result::Error;
 
 use crate::fault::Fault;
-use crate::peers::pulse::{Pulse, Vitals};
+use crate::peers::activity::{Activity, LinkState};
 use crate::peers::set::PeerSet;
 use crate::policy::Role;
 
 /// Where what is seen of one link goes.
 #[derive(Debug, Clone)]
 pub(crate) struct Watch {
-    vitals: Arc<Vitals>,
-    pulse: Arc<Pulse>,
+    link_state: Arc<LinkState>,
+    activity: Arc<Activity>,
     set: Arc<PeerSet>,
     peer: usize,
     /// Whether what is run is ours, and none of the application's business.
@@ -26,12 +26,12 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new(set: Arc<PeerSet>, peer: usize, pulse: Arc<Pulse>) -> Self {
-        Self { vitals: Arc::default(), pulse, set, peer, hushed: Arc::default() }
+    pub(crate) fn new(set: Arc<PeerSet>, peer: usize, activity: Arc<Activity>) -> Self {
+        Self { link_state: Arc::default(), activity, set, peer, hushed: Arc::default() }
     }
 
-    pub(crate) fn vitals(&self) -> &Arc<Vitals> {
-        &self.vitals
+    pub(crate) fn link_state(&self) -> &Arc<LinkState> {
+        &self.link_state
     }
 
     /// Puts the observer in front of the instrumentation that diesel sets by default. The one that
@@ -54,39 +54,39 @@ impl Watch {
     #[expect(clippy::disallowed_methods, reason = "a query is stamped when it begins")]
     fn query_begins(&self) {
         let now = Instant::now();
-        self.vitals.query_begins(now);
+        self.link_state.query_begins(now);
         self.set.query_begins();
     }
 
     #[expect(clippy::disallowed_methods, reason = "a query is stamped when it ends")]
     fn query_ended(&self, error: Option<&Error>) {
         let now = Instant::now();
-        let took = self.vitals.query_ends(now);
+        let took = self.link_state.query_ends(now);
         // Pings are no queries of the application's, although its instrumentation sees them.
-        let tally = (!self.vitals.is_pinging()).then_some(&self.pulse.tally);
-        if let Some(tally) = tally {
-            tally.queries.add(took);
+        let counters = (!self.link_state.is_pinging()).then_some(&self.activity.counters);
+        if let Some(counters) = counters {
+            counters.queries.add(took);
         }
-        let rules = self.set.rules();
+        let settings = self.set.settings();
         let (fault, is_lost) =
-            error.map_or((Fault::Query, false), |error| rules.judge.of_query(error));
+            error.map_or((Fault::Query, false), |error| settings.judge.of_query(error));
         if is_lost {
-            if let Some(tally) = tally {
-                tally.lost.add_one();
+            if let Some(counters) = counters {
+                counters.queries_lost.add_one();
             }
-            if !self.vitals.is_lost() {
-                self.vitals.lose();
+            if !self.link_state.is_lost() {
+                self.link_state.lose();
                 self.set.suspect(self.peer, now);
             }
             return;
         }
-        self.pulse.query_ended(now);
+        self.activity.query_ended(now);
         match fault {
             Fault::PeerNotReady => {
                 self.set.update(self.peer, now, |peer, due| peer.takes_no_work(now, due));
             }
             Fault::PeerDown | Fault::Misconfigured => self.set.suspect(self.peer, now),
-            Fault::WrongRole if rules.wanted.role == Role::ReadWrite => {
+            Fault::WrongRole if settings.requirements.role == Role::ReadWrite => {
                 self.set.suspect(self.peer, now);
             }
             _ => {}

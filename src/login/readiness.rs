@@ -9,7 +9,7 @@ use diesel::r2d2::R2D2Connection;
 use diesel::result::{Error, QueryResult};
 
 use crate::fault::Fault;
-use crate::policy::Wanted;
+use crate::policy::Requirements;
 
 /// Why a peer that answers is not to be used.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl From<Error> for Unready {
 /// Looks at it, by a new connection.
 pub(crate) fn check<C: R2D2Connection + 'static>(
     conn: &mut C,
-    wanted: Wanted,
+    wanted: Requirements,
 ) -> Result<(), Unready> {
     let connection: &mut dyn Any = conn;
     #[cfg(feature = "mysql")]
@@ -103,7 +103,7 @@ pub(crate) mod mysql {
 
     use super::{Unready, check_role, unless_unknown};
     use crate::fault::Fault;
-    use crate::policy::{Donors, Wanted};
+    use crate::policy::{Donors, Requirements};
 
     /// The state of a Galera node that has all that the others have, and of one that helps another to
     /// get it, or was taken out of step by hand (`wsrep_desync`).
@@ -150,7 +150,7 @@ pub(crate) mod mysql {
         Err(Unready::Says(Fault::Misconfigured, text.to_owned()))
     }
 
-    pub(super) fn check(conn: &mut MysqlConnection, wanted: Wanted) -> Result<(), Unready> {
+    pub(super) fn check(conn: &mut MysqlConnection, wanted: Requirements) -> Result<(), Unready> {
         let Some(mut known) = unless_unknown(load(conn, VARIABLES))? else { return Ok(()) };
         if known.get("wsrep_on").is_some_and(|on| on == "ON") {
             known.extend(unless_unknown(load(conn, STATUS))?.unwrap_or_default());
@@ -159,7 +159,7 @@ pub(crate) mod mysql {
     }
 
     /// What follows from what is known.
-    pub(super) fn judge(known: &Variables, wanted: Wanted) -> Result<(), Unready> {
+    pub(super) fn judge(known: &Variables, wanted: Requirements) -> Result<(), Unready> {
         let is = |name: &str, value: &str| {
             known.get(name).is_none_or(|known| known.eq_ignore_ascii_case(value))
         };
@@ -204,7 +204,7 @@ mod postgres {
     use diesel::sql_types::Bool;
 
     use super::{Unready, check_role, unless_unknown};
-    use crate::policy::{Role, Wanted};
+    use crate::policy::{Requirements, Role};
 
     const QUERY: &str = "SELECT pg_is_in_recovery() AS recovers, \
                          current_setting('transaction_read_only') = 'on' AS only_reads";
@@ -217,7 +217,7 @@ mod postgres {
         only_reads: bool,
     }
 
-    pub(super) fn check(conn: &mut PgConnection, wanted: Wanted) -> Result<(), Unready> {
+    pub(super) fn check(conn: &mut PgConnection, wanted: Requirements) -> Result<(), Unready> {
         if wanted.role == Role::Any {
             return Ok(());
         }
@@ -238,7 +238,7 @@ mod tests {
     use crate::policy::{Donors, Role};
 
     /// What becomes of a node of which this is known besides that it is fine.
-    fn verdict(different: &[(&str, &str)], wanted: Wanted) -> Option<(Fault, String)> {
+    fn verdict(different: &[(&str, &str)], wanted: Requirements) -> Option<(Fault, String)> {
         let fine = [
             ("wsrep_on", "ON"),
             ("wsrep_reject_queries", "NONE"),
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn galera_nodes() {
-        let wanted = Wanted::default();
+        let wanted = Requirements::default();
         assert_eq!(verdict(&[], wanted), None, "it is synced");
         for (different, expected) in [
             (&[("wsrep_ready", "OFF")][..], "wsrep_ready is OFF"),
@@ -289,7 +289,7 @@ mod tests {
             (Donors::Serve, [true, true, true]),
             (Donors::Wait, [false, false, false]),
         ] {
-            let wanted = Wanted { donors, ..Wanted::default() };
+            let wanted = Requirements { donors, ..Requirements::default() };
             let serves = [&donor[..], &with_backup, &by_hand]
                 .map(|different| verdict(different, wanted).is_none());
             assert_eq!(serves, expected, "{donors:?}");
@@ -305,7 +305,7 @@ mod tests {
             (Role::ReadOnly, "ON", true),
             (Role::ReadOnly, "OFF", false),
         ] {
-            let wanted = Wanted { role, ..Wanted::default() };
+            let wanted = Requirements { role, ..Requirements::default() };
             let verdict = verdict(&[("read_only", read_only)], wanted);
             assert_eq!(verdict.is_none(), serves, "{role:?} where read_only is {read_only}");
         }
@@ -314,7 +314,10 @@ mod tests {
     #[test]
     fn other_servers() {
         let known = mysql::Variables::from([("wsrep_on".to_owned(), "OFF".to_owned())]);
-        assert!(mysql::judge(&known, Wanted::default()).is_ok(), "no Galera node");
-        assert!(mysql::judge(&mysql::Variables::new(), Wanted::default()).is_ok(), "nor MySQL 8");
+        assert!(mysql::judge(&known, Requirements::default()).is_ok(), "no Galera node");
+        assert!(
+            mysql::judge(&mysql::Variables::new(), Requirements::default()).is_ok(),
+            "nor MySQL 8"
+        );
     }
 }

@@ -9,15 +9,15 @@ use diesel::result::{Error, QueryResult};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt};
 
-use crate::caught::caught;
 use crate::fault::{Fault, Refusal};
-use crate::login::helper::{Failure, Progress};
+use crate::login::bounded::{LoginFailure, Progress};
 use crate::login::observer::{Observer, Watch};
 use crate::login::readiness::{self, Unready};
 use crate::login::socket::{Proof, Socket, Sockets};
-use crate::peers::pulse::Pulse;
+use crate::panics::catch_panic;
+use crate::peers::activity::Activity;
 use crate::peers::set::PeerSet;
-use crate::policy::Wanted;
+use crate::policy::Requirements;
 use crate::url::{AskCredentials, PeerUrl};
 
 /// What the application does with each new connection before it is used.
@@ -26,7 +26,7 @@ pub(crate) type OnConnect<C> = dyn Fn(&mut C) -> QueryResult<()> + Send + Sync;
 /// Where a login is the application's to decide.
 pub(crate) struct Hooks<C> {
     /// What a peer has to pass.
-    pub(crate) probe: Box<OnConnect<C>>,
+    pub(crate) health_check: Box<OnConnect<C>>,
     pub(crate) on_connect: Box<OnConnect<C>>,
     /// Who logs in, where the URL does not tell.
     pub(crate) credentials: Option<Box<AskCredentials>>,
@@ -36,7 +36,7 @@ pub(crate) struct Hooks<C> {
 pub(crate) struct Login<C> {
     pub(crate) set: Arc<PeerSet>,
     pub(crate) peer: usize,
-    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) activity: Arc<Activity>,
     pub(crate) url: Arc<PeerUrl>,
     pub(crate) hooks: Arc<Hooks<C>>,
     pub(crate) rng: SmallRng,
@@ -45,14 +45,14 @@ pub(crate) struct Login<C> {
 /// A login that came to nothing, with its connection where it got that far.
 struct Unfit<C> {
     conn: Option<C>,
-    why: Failure,
+    reason: LoginFailure,
 }
 
 impl<C> Unfit<C> {
-    fn close(self) -> Failure {
+    fn close(self) -> LoginFailure {
         // A destructor is user code, where the connection's type is.
-        let _ = caught(|| drop(self.conn));
-        self.why
+        let _ = catch_panic(|| drop(self.conn));
+        self.reason
     }
 }
 
@@ -63,7 +63,7 @@ pub(crate) struct Look<C> {
     /// None of its queries are the application's.
     pub(crate) conn: C,
     /// Why it is not to be used.
-    pub(crate) unfit: Option<Failure>,
+    pub(crate) unfit: Option<LoginFailure>,
 }
 
 /// A connection that was just made, and is observed.
@@ -79,24 +79,24 @@ impl<C: R2D2Connection + 'static> Login<C> {
     /// # Errors
     ///
     /// Why the peer is not to be used, without its URL or password.
-    pub(crate) fn make(self, progress: &Progress) -> Result<Session<C>, Failure> {
+    pub(crate) fn make(self, progress: &Progress) -> Result<Session<C>, LoginFailure> {
         let url = self.url()?;
         self.prepare(&url, progress, false).map_err(Unfit::close)
     }
 
-    /// As [`probe`](Self::probe), and keeps the connection, also of a peer that is not to be used.
+    /// As [`check`](Self::check), and keeps the connection, also of a peer that is not to be used.
     #[cfg(feature = "cli")]
-    pub(crate) fn look(self, progress: &Progress) -> Result<Look<C>, Failure> {
+    pub(crate) fn look(self, progress: &Progress) -> Result<Look<C>, LoginFailure> {
         let url = self.url()?;
         match self.prepare(&url, progress, true) {
             Ok(Session { conn, .. }) => Ok(Look { url, conn, unfit: None }),
-            Err(Unfit { conn: Some(conn), why }) => Ok(Look { url, conn, unfit: Some(why) }),
-            Err(Unfit { conn: None, why }) => Err(why),
+            Err(Unfit { conn: Some(conn), reason }) => Ok(Look { url, conn, unfit: Some(reason) }),
+            Err(Unfit { conn: None, reason }) => Err(reason),
         }
     }
 
     /// As [`make`](Self::make), and closes the connection.
-    pub(crate) fn probe(self, progress: &Progress) -> Result<(), Failure> {
+    pub(crate) fn check(self, progress: &Progress) -> Result<(), LoginFailure> {
         let url = self.url()?;
         let session = self.prepare(&url, progress, true).map_err(Unfit::close)?;
         reasoned(
@@ -110,32 +110,33 @@ impl<C: R2D2Connection + 'static> Login<C> {
     }
 
     /// The peer's URL, with the credentials that the application gives for this login.
-    fn url(&self) -> Result<Arc<PeerUrl>, Failure> {
+    fn url(&self) -> Result<Arc<PeerUrl>, LoginFailure> {
         let Some(credentials) = &self.hooks.credentials else {
             return Ok(self.url.clone());
         };
         let name = self.set.read(|peers| peers[self.peer].name.clone());
         let ask = || credentials(&name).map_err(|error| format!("no credentials: {error}"));
         // That the application does not know them says nothing about the peer.
-        let here = |failure: Failure| Failure::Here(failure.to_string().into());
+        let here = |failure: LoginFailure| LoginFailure::NotAttempted(failure.to_string().into());
         let given = reasoned(&self.url, |_| Fault::Misconfigured, ask).map_err(here)?;
         let url = self.url.with_credentials(&given);
-        url.map(Arc::new).map_err(|flaw| Failure::Here(format!("the URL {flaw}").into()))
+        url.map(Arc::new)
+            .map_err(|flaw| LoginFailure::NotAttempted(format!("the URL {flaw}").into()))
     }
 
-    /// `is_probe`: none of its queries are the application's.
+    /// `is_check`: none of its queries are the application's.
     fn prepare(
         mut self,
         url: &PeerUrl,
         progress: &Progress,
-        is_probe: bool,
+        is_check: bool,
     ) -> Result<Session<C>, Unfit<C>> {
         let before = progress.logs_in();
-        let rules = self.set.rules();
-        let judge = &rules.judge;
+        let settings = self.set.settings();
+        let judge = &settings.judge;
         let mut conn = reasoned(url, |error| judge.of_login(error), || C::establish(url.expose()))
-            .map_err(|why| Unfit { conn: None, why })?;
-        let watch = Watch::new(self.set.clone(), self.peer, self.pulse);
+            .map_err(|reason| Unfit { conn: None, reason })?;
+        let watch = Watch::new(self.set.clone(), self.peer, self.activity);
         let of_first_queries = |unready: &Unready| match unready {
             Unready::Says(fault, _) => *fault,
             Unready::Query(error) => match judge.of_query(error).0 {
@@ -149,14 +150,14 @@ impl<C: R2D2Connection + 'static> Login<C> {
             watch.hush(true);
             let socket = find_socket(&before, &mut conn, &mut self.rng);
             let encrypted = url.requires_encryption();
-            readiness::check(&mut conn, Wanted { encrypted, ..rules.wanted })?;
+            readiness::check(&mut conn, Requirements { encrypted, ..settings.requirements })?;
             progress.logged_in(socket.clone());
             if let Some(socket) = socket {
-                socket.tune(rules.tuning);
-                watch.vitals().set_socket(socket);
+                socket.tune(settings.tuning);
+                watch.link_state().set_socket(socket);
             }
-            (self.hooks.probe)(&mut conn)?;
-            watch.hush(is_probe);
+            (self.hooks.health_check)(&mut conn)?;
+            watch.hush(is_check);
             (self.hooks.on_connect)(&mut conn)?;
             if !Observer::is_on(&mut conn) {
                 watch.install(&mut conn);
@@ -165,7 +166,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
         });
         match prepared {
             Ok(()) => Ok(Session { conn, watch }),
-            Err(why) => Err(Unfit { conn: Some(conn), why }),
+            Err(reason) => Err(Unfit { conn: Some(conn), reason }),
         }
     }
 }
@@ -192,7 +193,7 @@ fn find_socket<C: R2D2Connection>(
     });
     for length in lengths {
         let padding = "x".repeat(usize::try_from(length).expect("it is short"));
-        caught(|| conn.batch_execute(&format!("SELECT 1 /*{padding}*/"))).ok()?.ok()?;
+        catch_panic(|| conn.batch_execute(&format!("SELECT 1 /*{padding}*/"))).ok()?.ok()?;
         proof.query_answered();
     }
     proof.end(&lengths).map(Arc::new)
@@ -203,8 +204,8 @@ fn reasoned<T, E: fmt::Display>(
     url: &PeerUrl,
     fault: impl FnOnce(&E) -> Fault,
     work: impl FnOnce() -> Result<T, E>,
-) -> Result<T, Failure> {
-    let (fault, text) = match caught(work) {
+) -> Result<T, LoginFailure> {
+    let (fault, text) = match catch_panic(work) {
         Ok(Ok(done)) => return Ok(done),
         Ok(Err(error)) => (fault(&error), error.to_string()),
         Err(panicked) => (Fault::PeerDown, panicked.to_string()),
@@ -212,5 +213,5 @@ fn reasoned<T, E: fmt::Display>(
     let text = url.redact(&text);
     // On one line: libpq's messages are several.
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    Err(Failure::said(Refusal::new(fault, lines.join(", "))))
+    Err(LoginFailure::said(Refusal::new(fault, lines.join(", "))))
 }

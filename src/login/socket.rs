@@ -27,7 +27,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::rules::Tuning;
+use crate::settings::Tuning;
 
 /// A duplicate of the descriptor of a connection's socket.
 #[derive(Debug)]

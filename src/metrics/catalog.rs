@@ -33,7 +33,7 @@ const fn histogram(name: &'static str, meaning: &'static str) -> Metric {
 pub(super) static PEERS: Metric =
     gauge("diesel_peers_peers", "Peers that the pool has; 0 when the pool is gone.");
 pub(super) static SERVING: Metric = gauge(
-    "diesel_peers_peers_serving",
+    "diesel_peers_peers_available",
     "Peers that take new work: up, in service, and of a weight above 0.",
 );
 pub(super) static EVENTS_DROPPED: Metric = counter(
@@ -46,33 +46,33 @@ pub(super) static IN_SERVICE: Metric =
     gauge("diesel_peers_in_service", "1; 0 if it is drained or being drained.");
 pub(super) static FULL: Metric =
     gauge("diesel_peers_full", "1 if it had no connection to give when it was last asked; else 0.");
-pub(super) static HESITANT: Metric = gauge(
-    "diesel_peers_hesitant",
+pub(super) static UNRESPONSIVE: Metric = gauge(
+    "diesel_peers_unresponsive",
     "1 if queries run there and nothing has been heard from it for 100 ms; else 0.",
 );
 pub(super) static WEIGHT: Metric = gauge("diesel_peers_weight", "Its proportion of the work.");
 pub(super) static LINKS: Metric =
-    gauge("diesel_peers_links", "Connections of the pool that are open, in use or idle.");
+    gauge("diesel_peers_connections", "Connections of the pool that are open, in use or idle.");
 pub(super) static IN_USE: Metric =
     gauge("diesel_peers_in_use", "Connections of the pool that are in use.");
-pub(super) static DIALING: Metric =
-    gauge("diesel_peers_dialing", "Logins for the pool that are under way.");
-pub(super) static STUCK: Metric = gauge(
-    "diesel_peers_stuck",
+pub(super) static CONNECTING: Metric =
+    gauge("diesel_peers_connecting", "Logins for the pool that are under way.");
+pub(super) static STUCK_LOGINS: Metric = gauge(
+    "diesel_peers_stuck_logins",
     "Logins that were given up at their deadline, and could not be ended.",
 );
 pub(super) static DOWNS: Metric =
     counter("diesel_peers_downs_total", "How often it went from up to down.");
-pub(super) static CHECK_OUTS: Metric =
-    counter("diesel_peers_check_outs_total", "Check-outs that it has served.");
+pub(super) static CHECKOUTS: Metric =
+    counter("diesel_peers_checkouts_total", "Checkouts that it has served.");
 pub(super) static QUERIES: Metric = counter(
     "diesel_peers_queries_total",
     "Queries that have ended there, well or not; BEGIN and COMMIT are some.",
 );
 pub(super) static QUERIES_LOST: Metric =
     counter("diesel_peers_queries_lost_total", "Queries that ended with a lost connection.");
-pub(super) static QUERIES_CUT_OFF: Metric = counter(
-    "diesel_peers_queries_cut_off_total",
+pub(super) static QUERIES_ABORTED: Metric = counter(
+    "diesel_peers_queries_aborted_total",
     "Queries that hung and were cut off, as the peer had stopped.",
 );
 pub(super) static QUERY_DURATION: Metric = histogram(
@@ -87,8 +87,8 @@ pub(super) static CONNECT_DURATION: Metric = histogram(
     "diesel_peers_connect_duration_seconds",
     "How long the logins for the pool took that have succeeded.",
 );
-pub(super) static LINKS_RETIRED: Metric = counter(
-    "diesel_peers_links_retired_total",
+pub(super) static CONNECTIONS_CLOSED: Metric = counter(
+    "diesel_peers_connections_closed_total",
     "Connections of the pool that were closed, by the reason.",
 );
 
@@ -99,22 +99,22 @@ static ALL: [&Metric; 22] = [
     &UP,
     &IN_SERVICE,
     &FULL,
-    &HESITANT,
+    &UNRESPONSIVE,
     &WEIGHT,
     &LINKS,
     &IN_USE,
-    &DIALING,
-    &STUCK,
+    &CONNECTING,
+    &STUCK_LOGINS,
     &DOWNS,
-    &CHECK_OUTS,
+    &CHECKOUTS,
     &QUERIES,
     &QUERIES_LOST,
-    &QUERIES_CUT_OFF,
+    &QUERIES_ABORTED,
     &QUERY_DURATION,
     &CONNECTS,
     &CONNECT_FAILURES,
     &CONNECT_DURATION,
-    &LINKS_RETIRED,
+    &CONNECTIONS_CLOSED,
 ];
 
 /// Tells a recorder what there is.

@@ -3,55 +3,64 @@
 use std::sync::Arc;
 
 use super::catalog;
-use super::labelled::{Labelled, ToldTimes};
+use super::labeled::{Labeled, ToldTimes};
+use crate::peers::activity::Activity;
+use crate::peers::counters::{PeerCounters, RETIRED};
 use crate::peers::peer::Peer;
-use crate::peers::pulse::Pulse;
-use crate::peers::tally::{RETIRED, Tally};
 
 /// What is counted on one peer, and how much of it was told.
 #[derive(Debug)]
 pub(super) struct Counters {
     name: Arc<str>,
-    pulse: Arc<Pulse>,
+    activity: Arc<Activity>,
     told: Told,
 }
 
 #[derive(Debug, Default)]
 struct Told {
     downs: u64,
-    check_outs: u64,
+    checkouts: u64,
     queries: u64,
-    lost: u64,
-    cut_off: u64,
+    queries_lost: u64,
+    queries_aborted: u64,
     query_times: ToldTimes,
     connects: u64,
-    failures: u64,
+    connect_failures: u64,
     logins: ToldTimes,
     retired: [u64; RETIRED.len()],
 }
 
 impl Counters {
     pub(super) fn of(peer: &Peer) -> Self {
-        Self { name: peer.name.clone(), pulse: peer.pulse.clone(), told: Told::default() }
+        Self { name: peer.name.clone(), activity: peer.activity.clone(), told: Told::default() }
     }
 
-    pub(super) fn tell(&mut self, pool: &Labelled<'_>) {
-        let Self { name, pulse, told } = self;
-        let Tally { check_outs, queries, lost, cut_off, logins, connects, failures, downs, .. } =
-            &pulse.tally;
+    pub(super) fn tell(&mut self, pool: &Labeled<'_>) {
+        let Self { name, activity, told } = self;
+        let PeerCounters {
+            checkouts,
+            queries,
+            queries_lost,
+            queries_aborted,
+            logins,
+            connects,
+            connect_failures,
+            downs,
+            ..
+        } = &activity.counters;
         let to = pool.with("peer", name.clone());
         to.counter(&catalog::DOWNS, downs.get(), &mut told.downs);
-        to.counter(&catalog::CHECK_OUTS, check_outs.get(), &mut told.check_outs);
+        to.counter(&catalog::CHECKOUTS, checkouts.get(), &mut told.checkouts);
         to.counter(&catalog::QUERIES, queries.count(), &mut told.queries);
-        to.counter(&catalog::QUERIES_LOST, lost.get(), &mut told.lost);
-        to.counter(&catalog::QUERIES_CUT_OFF, cut_off.get(), &mut told.cut_off);
+        to.counter(&catalog::QUERIES_LOST, queries_lost.get(), &mut told.queries_lost);
+        to.counter(&catalog::QUERIES_ABORTED, queries_aborted.get(), &mut told.queries_aborted);
         to.histogram(&catalog::QUERY_DURATION, queries, &mut told.query_times);
         to.counter(&catalog::CONNECTS, connects.get(), &mut told.connects);
-        to.counter(&catalog::CONNECT_FAILURES, failures.get(), &mut told.failures);
+        to.counter(&catalog::CONNECT_FAILURES, connect_failures.get(), &mut told.connect_failures);
         to.histogram(&catalog::CONNECT_DURATION, logins, &mut told.logins);
-        for (why, told) in RETIRED.into_iter().zip(&mut told.retired) {
-            let to = to.with("reason", why.as_str());
-            to.counter(&catalog::LINKS_RETIRED, pulse.tally.retired(why).get(), told);
+        for (reason, told) in RETIRED.into_iter().zip(&mut told.retired) {
+            let to = to.with("reason", reason.as_str());
+            to.counter(&catalog::CONNECTIONS_CLOSED, activity.counters.retired(reason).get(), told);
         }
     }
 }

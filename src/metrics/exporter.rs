@@ -12,11 +12,11 @@ use metrics::{Recorder, with_recorder};
 use super::catalog;
 use super::counters::Counters;
 use super::gauges::Gauges;
-use super::labelled::Labelled;
-use crate::caught::caught;
+use super::labeled::Labeled;
+use crate::panics::catch_panic;
 use crate::peers::peer::Peer;
+use crate::peers::placement::how_many_take_work;
 use crate::peers::set::PeerSet;
-use crate::peers::share::how_many_take_work;
 
 /// The name of the thread. Linux shows the first 15 characters of a thread's name.
 const EXPORTER: &str = "peers-metrics";
@@ -90,7 +90,7 @@ impl Exporter {
 
     /// A recorder that panics is told again next time.
     fn export(&mut self) {
-        let _ = caught(|| with_recorder(|recorder| self.tell(recorder)));
+        let _ = catch_panic(|| with_recorder(|recorder| self.tell(recorder)));
     }
 
     fn tell(&mut self, recorder: &dyn Recorder) {
@@ -101,7 +101,7 @@ impl Exporter {
         }
         let Look { peers, serving, gauges, numbers } = self.look();
         let Self { set, counters, events_dropped, shown, .. } = self;
-        let pool = Labelled::new(recorder).with("pool", set.rules().pool_name.clone());
+        let pool = Labeled::new(recorder).with("pool", set.settings().pool_name.clone());
         pool.gauge(&catalog::PEERS, peers);
         pool.gauge(&catalog::SERVING, serving);
         pool.counter(&catalog::EVENTS_DROPPED, set.journal().dropped(), events_dropped);
@@ -156,14 +156,14 @@ mod tests {
     use metrics_exporter_prometheus::PrometheusBuilder;
 
     use super::*;
-    use crate::event::Retired;
+    use crate::event::CloseReason;
     use crate::peers::admission::PeerConfig;
     use crate::peers::set::tests::set_of;
-    use crate::policy::Recheck;
+    use crate::policy::Recovery;
 
     #[test]
     fn a_recorder_that_comes_late_is_told_what_the_metrics_mean() {
-        let (set, _woken, _) = set_of(1, Recheck::Probe);
+        let (set, _woken, _) = set_of(1, Recovery::AfterCheck);
         let mut exporter = Exporter::of(Arc::new(set));
         exporter.export();
         let recorder = PrometheusBuilder::new().build_recorder();
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_was_removed_while_the_recorder_panicked_is_shown_as_gone() {
-        let (set, _woken, now) = set_of(2, Recheck::Probe);
+        let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let mut exporter = Exporter::of(set.clone());
         let recorder = PrometheusBuilder::new().build_recorder();
@@ -216,17 +216,17 @@ mod tests {
 
     #[test]
     fn what_a_peer_counted_last_is_told_although_another_has_its_place() {
-        let (set, _woken, now) = set_of(2, Recheck::Probe);
+        let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let mut exporter = Exporter::of(set.clone());
         let recorder = PrometheusBuilder::new().build_recorder();
         with_local_recorder(&recorder, || exporter.export());
-        let pulse = set.read(|peers| peers[1].pulse.clone());
+        let activity = set.read(|peers| peers[1].activity.clone());
         let _ = set.remove("peer1", now).expect("there is one");
         set.take_due(now);
-        pulse.tally.retired(Retired::Drained).add_one();
-        pulse.tally.connects.add_one();
-        pulse.tally.failures.add_one();
+        activity.counters.retired(CloseReason::Drained).add_one();
+        activity.counters.connects.add_one();
+        activity.counters.connect_failures.add_one();
         set.add(PeerConfig::new("peer1", "sqlite"), now).expect("there is none");
         assert_eq!(set.read(<[Peer]>::len), 2, "it has the other one's place");
         for _ in 0..2 {
@@ -235,7 +235,7 @@ mod tests {
         let scrape = recorder.handle().render();
         let labels = r#"{pool="default",peer="peer1""#;
         for (name, labels) in [
-            ("links_retired", format!(r#"{labels},reason="drained"}}"#)),
+            ("connections_closed", format!(r#"{labels},reason="drained"}}"#)),
             ("connects", format!("{labels}}}")),
             ("connect_failures", format!("{labels}}}")),
         ] {

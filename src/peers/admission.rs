@@ -11,7 +11,7 @@ use crate::url::{Credentials, PeerUrl};
 /// How much later than this crate libpq ends a login by itself. It counts whole seconds of the clock.
 const LIBPQ_LATER: Duration = Duration::from_secs(2);
 
-/// Where libpq finds the time-out of a login that no URL sets.
+/// Where libpq finds the timeout of a login that no URL sets.
 const LIBPQ_TIMEOUT: &str = "PGCONNECT_TIMEOUT";
 
 /// A peer as it is given: its name, its URL, and, if they are not to be left as they are, its weight

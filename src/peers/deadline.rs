@@ -5,7 +5,7 @@ use std::mem;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::caught::lock;
+use crate::panics::lock;
 
 /// What is done to a call that has not ended in time. It runs on the checker's thread.
 pub(crate) type Cut = Box<dyn FnOnce(Late) + Send>;

@@ -56,7 +56,7 @@ impl Peers {
     /// more, then [`Drained`](crate::PeerState::Drained); [`Drain::wait`] waits for that. A connection
     /// that is never given back keeps it draining.
     ///
-    /// When no other peer is up nobody serves: `pool.get()` fails after its time-out.
+    /// When no other peer is up nobody serves: `pool.get()` fails after its timeout.
     ///
     /// # Errors
     ///
@@ -67,7 +67,7 @@ impl Peers {
 
     /// Puts a peer into service again that is drained or being drained. It serves at once if the last
     /// check found it up, is checked anew, and gets its share of the connections at the pace of
-    /// [`rebalance_pace`](crate::PeerManagerBuilder::rebalance_pace).
+    /// [`rebalance_interval`](crate::PeerManagerBuilder::rebalance_interval).
     ///
     /// # Errors
     ///
@@ -77,7 +77,7 @@ impl Peers {
     }
 
     /// Adds a peer. It is assumed to be up, is checked at once, and gets its share of the connections at the
-    /// pace of [`rebalance_pace`](crate::PeerManagerBuilder::rebalance_pace). The name of its host is left to
+    /// pace of [`rebalance_interval`](crate::PeerManagerBuilder::rebalance_interval). The name of its host is left to
     /// the client library, also with [`resolve_interval`](crate::PeerManagerBuilder::resolve_interval).
     ///
     /// # Errors
@@ -119,7 +119,7 @@ impl Peers {
 
     /// Changes a peer's proportion of the work, as
     /// [`weight`](crate::PeerManagerBuilder::weight) sets it at the start. Connections follow at the pace
-    /// of [`rebalance_pace`](crate::PeerManagerBuilder::rebalance_pace).
+    /// of [`rebalance_interval`](crate::PeerManagerBuilder::rebalance_interval).
     ///
     /// # Errors
     ///
@@ -134,8 +134,8 @@ impl Peers {
     /// # Errors
     ///
     /// When there is no such peer.
-    pub fn probe_now(&self, name: &str) -> Result<(), ChangeError> {
-        Ok(self.set.probe_now(name, now())?)
+    pub fn check_now(&self, name: &str) -> Result<(), ChangeError> {
+        Ok(self.set.check_now(name, now())?)
     }
 }
 

@@ -9,10 +9,10 @@ use std::time::SystemTime;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use log::{Level, log};
 
-use crate::caught::{caught, lock};
 use crate::event::{Event, EventKind};
 use crate::fault::Fault;
-use crate::peers::tally::Count;
+use crate::panics::{catch_panic, lock};
+use crate::peers::counters::Counter;
 
 /// How many changes of state a snapshot shows: of three peers that go down and come back, those of the
 /// last dozen outages.
@@ -38,7 +38,7 @@ pub(crate) struct News {
 pub(crate) struct Journal {
     history: Mutex<VecDeque<Event>>,
     queue: Option<Sender<Event>>,
-    dropped: Count,
+    dropped: Counter,
     unwritten: Mutex<Unwritten>,
 }
 
@@ -87,7 +87,7 @@ impl Journal {
         while let Some(event) = unwritten.events.pop_front() {
             drop(unwritten);
             // This runs where a panic costs a slot or the checker.
-            let _ = caught(|| write(&event));
+            let _ = catch_panic(|| write(&event));
             unwritten = lock(&self.unwritten);
         }
         unwritten.is_being_written = false;
@@ -116,9 +116,9 @@ fn push(events: &mut VecDeque<Event>, most: usize, event: Event) {
 fn write(event: &Event) {
     let Event { peer, kind, .. } = event;
     let (peer, what) = (&**peer, kind.as_str());
-    match (level(event), why(kind)) {
-        (level, Some(why)) => {
-            log!(target: TARGET, level, peer = peer, event = what, why = why; "{event}");
+    match (level(event), reason(kind)) {
+        (level, Some(reason)) => {
+            log!(target: TARGET, level, peer = peer, event = what, reason = reason; "{event}");
         }
         (level, None) => log!(target: TARGET, level, peer = peer, event = what; "{event}"),
     }
@@ -131,19 +131,19 @@ fn level(event: &Event) -> Level {
         }
         // Somebody has taken it out of service because of that, or before they stop it.
         EventKind::Down { .. } | EventKind::Full { .. } if !event.in_service => Level::Info,
-        EventKind::Down { .. } | EventKind::Full { .. } | EventKind::LinksAborted { .. } => {
+        EventKind::Down { .. } | EventKind::Full { .. } | EventKind::QueriesAborted { .. } => {
             Level::Warn
         }
         _ => Level::Info,
     }
 }
 
-fn why(kind: &EventKind) -> Option<&str> {
+fn reason(kind: &EventKind) -> Option<&str> {
     match kind {
-        EventKind::Down { why, .. }
-        | EventKind::Full { why }
-        | EventKind::Misconfigured { why }
-        | EventKind::ConnectFailed { why, .. } => Some(why),
+        EventKind::Down { reason, .. }
+        | EventKind::Full { reason }
+        | EventKind::Misconfigured { reason }
+        | EventKind::ConnectFailed { reason, .. } => Some(reason),
         _ => None,
     }
 }
@@ -157,8 +157,8 @@ mod tests {
     #[test]
     fn levels_are_by_what_is_to_be_done() {
         let down =
-            |fault| EventKind::Down { why: String::new(), fault, next_check: Duration::ZERO };
-        let full = EventKind::Full { why: String::new() };
+            |fault| EventKind::Down { reason: String::new(), fault, next_check: Duration::ZERO };
+        let full = EventKind::Full { reason: String::new() };
         for (kind, in_service, expected) in [
             (down(Fault::PeerDown), true, Level::Warn),
             (down(Fault::PeerDown), false, Level::Info),
@@ -166,7 +166,7 @@ mod tests {
             (down(Fault::Misconfigured), false, Level::Error),
             (full.clone(), true, Level::Warn),
             (full, false, Level::Info),
-            (EventKind::LinksAborted { hung: 1, cut_off: 1 }, true, Level::Warn),
+            (EventKind::QueriesAborted { hung: 1, aborted: 1 }, true, Level::Warn),
             (EventKind::Draining, false, Level::Info),
             (EventKind::HasRoom, true, Level::Info),
         ] {

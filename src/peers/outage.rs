@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 
-use crate::caught::lock;
+use crate::panics::lock;
 
 /// For how long an outage is watched. Who waits keeps the pool alive, and one relieves the other, so
 /// that an application that drops its pool and builds another one until its database is there would

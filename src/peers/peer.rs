@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use crate::event::EventKind;
 use crate::fault::{Fault, Refusal};
+use crate::peers::activity::Activity;
+use crate::peers::admin_state::AdminState;
 use crate::peers::journal::News;
-use crate::peers::pulse::Pulse;
-use crate::peers::service::Service;
 use crate::peers::stall::Round;
-use crate::rules::Due;
+use crate::settings::Due;
 use crate::url::PeerUrl;
 
-/// The least time between the starts of two probes of one peer, however many links it loses.
+/// The least time between the starts of two checks of one peer, however many links it loses.
 const SUSPICION_GAP: Duration = Duration::from_millis(100);
 
 /// For how long a query's word that a peer takes no work has it checked, and no longer marked: it was
@@ -40,7 +40,7 @@ const NEWEST: u32 = 4;
 
 /// Why a peer is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ProbeKind {
+pub(crate) enum CheckKind {
     /// It is due, or a link was lost. The outcome decides about the peer.
     Regular,
     /// Queries hang, there or elsewhere: does it answer at all? No answer decides nothing by itself.
@@ -70,7 +70,7 @@ pub(crate) struct Peer {
     /// Under `Strategy::Ordered` the first tier with a live peer serves.
     pub(crate) tier: u32,
     pub(crate) health: Health,
-    pub(crate) service: Service,
+    pub(crate) admin_state: AdminState,
     /// Whether it had no connection to give when it was last asked for one. Those that it has given go
     /// on being used.
     pub(crate) is_full: bool,
@@ -79,25 +79,25 @@ pub(crate) struct Peer {
     check_soon: Instant,
     /// When the attempt began whose outcome decided `health`; an older one decides nothing.
     decided_by: Option<Instant>,
-    /// When a link was last lost, until a probe that began later has settled what that means.
+    /// When a link was last lost, until a check that began later has settled what that means.
     link_lost: Option<Instant>,
     /// When it was last marked down on a query's word alone.
     refused_query: Option<Instant>,
     /// When the newest attempt began that was answered, by a refusal at least.
     answered: Option<Instant>,
-    probes: Probes,
-    /// The round of probes that is to show whether it has stopped.
+    checks: Checks,
+    /// The round of checks that is to show whether it has stopped.
     pub(crate) round: Option<Round>,
     /// How long a login takes.
     usual_login: Option<Duration>,
     pub(crate) counts: Counts,
     /// Kept by the links themselves, without the lock of the set.
-    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) activity: Arc<Activity>,
 }
 
-/// Which probes of a peer are under way, and when the newest began.
+/// Which checks of a peer are under way, and when the newest began.
 #[derive(Debug, Default)]
-struct Probes {
+struct Checks {
     began: Option<Instant>,
     is_running: bool,
     /// Because of a stall, beside the regular one.
@@ -118,16 +118,16 @@ pub(crate) enum Health {
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Counts {
     /// Logins in flight.
-    pub(crate) dialing: usize,
+    pub(crate) connecting: usize,
     /// Logins that were left behind at their deadline and have not ended yet.
-    pub(crate) stuck: usize,
+    pub(crate) stuck_logins: usize,
     pub(crate) links: usize,
 }
 
 impl Counts {
     /// What picking compares: links that are there and links that are being made.
     pub(crate) fn load(&self) -> usize {
-        self.links + self.dialing
+        self.links + self.connecting
     }
 }
 
@@ -141,7 +141,7 @@ impl Peer {
             weight,
             tier,
             health: Health::Up { since: now },
-            service: Service::On,
+            admin_state: AdminState::Ready,
             is_full: false,
             next_check: now,
             check_soon: now,
@@ -149,11 +149,11 @@ impl Peer {
             link_lost: None,
             refused_query: None,
             answered: None,
-            probes: Probes::default(),
+            checks: Checks::default(),
             round: None,
             usual_login: None,
             counts: Counts::default(),
-            pulse: Arc::default(),
+            activity: Arc::default(),
         }
     }
 
@@ -163,7 +163,7 @@ impl Peer {
 
     /// Whether an operator lets it serve.
     pub(crate) fn is_in_service(&self) -> bool {
-        self.service == Service::On
+        self.admin_state == AdminState::Ready
     }
 
     /// Whether it may be given new work.
@@ -173,18 +173,21 @@ impl Peer {
 
     /// Whether it is one of the peers, and not about to leave.
     pub(crate) fn is_member(&self) -> bool {
-        !matches!(self.service, Service::Gone | Service::Draining { leaves: true, .. })
+        !matches!(
+            self.admin_state,
+            AdminState::Removed | AdminState::Draining { then_remove: true, .. }
+        )
     }
 
     pub(crate) fn is_gone(&self) -> bool {
-        self.service == Service::Gone
+        self.admin_state == AdminState::Removed
     }
 
     /// Whether it is gone, and nothing leads to its place any more.
     pub(crate) fn is_vacant(&self) -> bool {
-        let Counts { dialing, stuck, links, .. } = self.counts;
-        let is_probed = self.probes.is_running || self.probes.stall_is_running;
-        self.is_gone() && !is_probed && dialing + stuck + links == 0
+        let Counts { connecting, stuck_logins, links, .. } = self.counts;
+        let is_being_checked = self.checks.is_running || self.checks.stall_is_running;
+        self.is_gone() && !is_being_checked && connecting + stuck_logins + links == 0
     }
 
     /// What has happened to it, to be told outside the lock.
@@ -192,38 +195,38 @@ impl Peer {
         News { peer: self.name.clone(), in_service: self.is_in_service(), kind }
     }
 
-    /// It gets no new work from now on, and is removed once it is drained if it `leaves`.
-    pub(crate) fn drain(&mut self, leaves: bool, now: Instant) -> Option<EventKind> {
-        self.service.drain(leaves, now)
+    /// It gets no new work from now on, and is removed once it is drained if it `then_remove`.
+    pub(crate) fn drain(&mut self, then_remove: bool, now: Instant) -> Option<EventKind> {
+        self.admin_state.drain(then_remove, now)
     }
 
     /// It serves again. What has been found out about it meanwhile holds, until it is checked now.
     pub(crate) fn resume(&mut self, now: Instant) -> Option<EventKind> {
-        let resumed = self.service.resume()?;
-        self.probe_now(now);
+        let resumed = self.admin_state.resume()?;
+        self.check_now(now);
         Some(resumed)
     }
 
     pub(crate) fn set_weight(&mut self, weight: u32) -> Option<EventKind> {
         let from = mem::replace(&mut self.weight, weight);
-        (from != weight).then_some(EventKind::Weighted { from, to: weight })
+        (from != weight).then_some(EventKind::WeightChanged { from, to: weight })
     }
 
     /// What follows if the pool has no session there any more.
     pub(crate) fn end_draining(&mut self, now: Instant) -> Option<[Option<EventKind>; 2]> {
-        let is_empty = self.counts.dialing == 0 && self.pulse.open() == 0;
-        is_empty.then(|| self.service.has_emptied(now)).flatten()
+        let is_empty = self.counts.connecting == 0 && self.activity.open() == 0;
+        is_empty.then(|| self.admin_state.has_emptied(now)).flatten()
     }
 
     /// It is to be checked now, whatever is known.
-    pub(crate) fn probe_now(&mut self, now: Instant) {
-        self.probes.wanted = Some(now);
+    pub(crate) fn check_now(&mut self, now: Instant) {
+        self.checks.wanted = Some(now);
     }
 
     /// A connection for the pool was made by a login that began at `began`, and was put to a check's
     /// test.
     pub(crate) fn connected(&mut self, began: Instant, now: Instant) -> Option<EventKind> {
-        self.pulse.tally.logins.add(now.saturating_duration_since(began));
+        self.activity.counters.logins.add(now.saturating_duration_since(began));
         let room = self.succeeded(began, now);
         self.set_up(began, now).or(room)
     }
@@ -239,7 +242,7 @@ impl Peer {
     ) -> Option<EventKind> {
         match answer {
             Answer::Refused(refusal) => self.refused((began, now), refusal, due),
-            Answer::None(why) => self.silent((began, now), why, due),
+            Answer::None(reason) => self.silent((began, now), reason, due),
             Answer::Works | Answer::NotAsked => None,
         }
     }
@@ -251,13 +254,13 @@ impl Peer {
         refusal: Refusal,
         due: Due,
     ) -> Option<EventKind> {
-        self.pulse.tally.failures.add_one();
+        self.activity.counters.connect_failures.add_one();
         self.answered = self.answered.max(Some(began));
         match refusal.fault {
             Fault::PeerFull if self.is_up() => {
                 self.next_check = self.next_check.min(now + FULL_AGAIN);
                 let was_full = mem::replace(&mut self.is_full, true);
-                (!was_full).then(|| EventKind::Full { why: refusal.why.to_string() })
+                (!was_full).then(|| EventKind::Full { reason: refusal.reason.to_string() })
             }
             Fault::PeerFull => {
                 let down = self.set_down(began, now, refusal, due);
@@ -277,11 +280,11 @@ impl Peer {
     fn silent(
         &mut self,
         (began, now): (Instant, Instant),
-        why: Arc<str>,
+        reason: Arc<str>,
         due: Due,
     ) -> Option<EventKind> {
-        self.pulse.tally.failures.add_one();
-        self.set_down(began, now, Refusal::new(Fault::PeerDown, why), due)
+        self.activity.counters.connect_failures.add_one();
+        self.set_down(began, now, Refusal::new(Fault::PeerDown, reason), due)
     }
 
     fn succeeded(&mut self, began: Instant, now: Instant) -> Option<EventKind> {
@@ -300,18 +303,18 @@ impl Peer {
 
     /// When it last answered anything.
     pub(crate) fn answered(&self) -> Option<Instant> {
-        self.answered.max(self.pulse.ended())
+        self.answered.max(self.activity.ended())
     }
 
-    /// When it was last probed because of a stall.
-    pub(crate) fn stall_probe_began(&self) -> Option<Instant> {
-        self.probes.stall_began
+    /// When it was last checked because of a stall.
+    pub(crate) fn stall_check_began(&self) -> Option<Instant> {
+        self.checks.stall_began
     }
 
     /// Since when the query has been running that has been running longest, and might be cut off if it
     /// hangs. Of a peer that is up any may show that it has stopped.
     pub(crate) fn oldest_query(&self) -> Option<Instant> {
-        self.pulse.oldest(!self.is_up())
+        self.activity.oldest(!self.is_up())
     }
 
     /// A link to this peer was lost: a reason to look at the peer, not a proof against it.
@@ -319,9 +322,9 @@ impl Peer {
         self.link_lost = Some(now);
     }
 
-    /// When this peer wants to be probed next; `None` while a probe is running.
-    pub(crate) fn probe_due(&self, all_down: bool) -> Option<Instant> {
-        if self.probes.is_running || self.is_gone() {
+    /// When this peer wants to be checked next; `None` while a check is running.
+    pub(crate) fn check_due(&self, all_down: bool) -> Option<Instant> {
+        if self.checks.is_running || self.is_gone() {
             return None;
         }
         let next = self.due(all_down);
@@ -331,7 +334,7 @@ impl Peer {
 
     /// When it is checked because of a suspicion.
     fn suspicion_due(&self) -> Option<Instant> {
-        let gap = |at: Instant| self.probes.began.map_or(at, |began| at.max(began + SUSPICION_GAP));
+        let gap = |at: Instant| self.checks.began.map_or(at, |began| at.max(began + SUSPICION_GAP));
         self.link_lost.map(gap)
     }
 
@@ -339,55 +342,55 @@ impl Peer {
     pub(crate) fn due(&self, all_down: bool) -> Instant {
         // One that keeps a login hanging is left alone for the whole interval, and of one that is not in
         // service nobody waits to hear.
-        let next = if all_down && self.counts.stuck == 0 && self.is_in_service() {
+        let next = if all_down && self.counts.stuck_logins == 0 && self.is_in_service() {
             self.next_check.min(self.check_soon)
         } else {
             self.next_check
         };
         let trial = self.suspicion_due().filter(|_| self.is_on_trial());
-        [trial, self.probes.wanted].into_iter().flatten().fold(next, Instant::min)
+        [trial, self.checks.wanted].into_iter().flatten().fold(next, Instant::min)
     }
 
     /// Whether it is down, and a refused query is all that there is against it.
     fn is_on_trial(&self) -> bool {
-        matches!(&self.health, Health::Down { refusal, .. } if &*refusal.why == NO_WORK)
+        matches!(&self.health, Health::Down { refusal, .. } if &*refusal.reason == NO_WORK)
     }
 
-    /// A probe of this peer begins. Not if one of its kind is running.
-    pub(crate) fn probe_begins(&mut self, kind: ProbeKind, now: Instant) -> bool {
+    /// A check of this peer begins. Not if one of its kind is running.
+    pub(crate) fn check_begins(&mut self, kind: CheckKind, now: Instant) -> bool {
         match kind {
-            ProbeKind::Regular => {
-                self.probes.began = Some(now);
-                self.probes.wanted = None;
-                !mem::replace(&mut self.probes.is_running, true)
+            CheckKind::Regular => {
+                self.checks.began = Some(now);
+                self.checks.wanted = None;
+                !mem::replace(&mut self.checks.is_running, true)
             }
-            ProbeKind::Stall => {
-                let begins = !mem::replace(&mut self.probes.stall_is_running, true);
+            CheckKind::Stall => {
+                let begins = !mem::replace(&mut self.checks.stall_is_running, true);
                 if begins {
-                    self.probes.stall_began = Some(now);
+                    self.checks.stall_began = Some(now);
                 }
                 begins
             }
         }
     }
 
-    /// The probe that began at `began` ended. Only the checker's own failed probe renews a mark.
-    pub(crate) fn probe_ended(
+    /// The check that began at `began` ended. Only the checker's own failed check renews a mark.
+    pub(crate) fn check_ended(
         &mut self,
-        kind: ProbeKind,
+        kind: CheckKind,
         (began, now): (Instant, Instant),
         answer: Answer,
         due: Due,
     ) -> Option<EventKind> {
         match kind {
-            ProbeKind::Regular => {
-                self.probes.is_running = false;
-                // Word about a mark that was set after this probe began does not move its due time.
+            CheckKind::Regular => {
+                self.checks.is_running = false;
+                // Word about a mark that was set after this check began does not move its due time.
                 if answer == Answer::NotAsked || self.is_up() || !self.is_older(began) {
                     (self.next_check, self.check_soon) = (due.next, due.soon);
                 }
             }
-            ProbeKind::Stall => self.probes.stall_is_running = false,
+            CheckKind::Stall => self.checks.stall_is_running = false,
         }
         match answer {
             Answer::Works => {
@@ -399,9 +402,9 @@ impl Peer {
                 self.settle(began);
                 self.refused((began, now), refusal, due)
             }
-            Answer::None(why) if kind == ProbeKind::Regular => {
+            Answer::None(reason) if kind == CheckKind::Regular => {
                 self.settle(began);
-                self.silent((began, now), why, due)
+                self.silent((began, now), reason, due)
             }
             Answer::None(_) => {
                 if let Some(round) = self.round.as_mut().filter(|round| round.began <= began) {
@@ -411,7 +414,7 @@ impl Peer {
             }
             Answer::NotAsked => {
                 // What keeps us from asking is not over in a moment.
-                if kind == ProbeKind::Regular {
+                if kind == CheckKind::Regular {
                     self.link_lost = None;
                 }
                 None
@@ -446,7 +449,7 @@ impl Peer {
         Some(down)
     }
 
-    /// The mark has run out and is cleared unasked (`Recheck::Clear`); a peer that is up is not
+    /// The mark has run out and is cleared unasked (`Recovery::AfterInterval`); a peer that is up is not
     /// touched.
     pub(crate) fn clear(&mut self, now: Instant, due: Due) -> Option<EventKind> {
         if self.is_up() {
@@ -481,17 +484,17 @@ impl Peer {
         }
         self.decided_by = Some(began);
         self.is_full = false;
-        let (fault, why) = (refusal.fault, refusal.why.to_string());
+        let (fault, reason) = (refusal.fault, refusal.reason.to_string());
         let is_mistake = fault == Fault::Misconfigured;
         if let Health::Down { refusal: last, .. } = &mut self.health {
             let was_mistake = mem::replace(last, refusal).fault == Fault::Misconfigured;
-            return (is_mistake && !was_mistake).then_some(EventKind::Misconfigured { why });
+            return (is_mistake && !was_mistake).then_some(EventKind::Misconfigured { reason });
         }
         self.health = Health::Down { since: now, refusal };
-        self.pulse.tally.downs.add_one();
+        self.activity.counters.downs.add_one();
         self.next_check = due.next;
         let next_check = due.next.saturating_duration_since(now);
-        Some(EventKind::Down { why, fault, next_check })
+        Some(EventKind::Down { reason, fault, next_check })
     }
 
     /// Whether an attempt that began at `began` is older than the one that decided the state.

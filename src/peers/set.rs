@@ -1,8 +1,8 @@
 //! The peers of one manager behind one lock, which is never held across a server call, a
 //! destructor or a log line.
 
-mod names;
-mod roster;
+mod changes;
+mod resolved;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -12,18 +12,18 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use crate::caught::{caught, lock};
 use crate::event::EventKind;
+use crate::panics::{catch_panic, lock};
+use crate::peers::activity::Activity;
 use crate::peers::admission::Admission;
 use crate::peers::deadline::{Deadlines, Late, Ticket};
-use crate::peers::duties::{self, Probe, Stalled, Work};
 use crate::peers::journal::{Journal, News};
-use crate::peers::name::Name;
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
-use crate::peers::pulse::Pulse;
-use crate::peers::share::{Standing, nobody_takes_work, pick, shares, surplus};
-use crate::rules::{Due, Rules};
+use crate::peers::placement::{Standing, nobody_takes_work, pick, shares, surplus};
+use crate::peers::resolved_host::ResolvedHost;
+use crate::peers::schedule::{self, HealthCheck, Stalled, Work};
+use crate::settings::{Due, Settings};
 use crate::url::PeerUrl;
 
 /// How often the checker looks at the queries that are running, while there are any.
@@ -40,12 +40,12 @@ const FIRST_HEDGE: Duration = Duration::from_secs(1);
 /// No peer, where the index of one may stand.
 const NONE: usize = usize::MAX;
 
-pub use roster::Drain;
+pub use changes::Drain;
 
 /// The peers of one manager.
 #[derive(Debug)]
 pub(crate) struct PeerSet {
-    rules: Rules,
+    settings: Settings,
     admission: Admission,
     journal: Journal,
     wake: Sender<()>,
@@ -57,7 +57,7 @@ pub(crate) struct PeerSet {
     looking: AtomicBool,
     /// Grows with each change of a peer's state.
     epoch: AtomicU64,
-    /// The peer that has a link too many, or [`NONE`]: looked at on every check-in, without the
+    /// The peer that has a link too many, or [`NONE`]: looked at on every checkin, without the
     /// lock.
     surplus: AtomicUsize,
     closed: AtomicBool,
@@ -70,7 +70,7 @@ pub(crate) struct PeerSet {
 struct Inner {
     peers: Vec<Peer>,
     /// Those of hosts that are resolved.
-    names: Vec<Name>,
+    names: Vec<ResolvedHost>,
     /// The number of the newest one.
     admitted: u64,
     rng: SmallRng,
@@ -85,14 +85,14 @@ pub(crate) struct Picked {
     pub(crate) number: u64,
     pub(crate) name: Arc<str>,
     pub(crate) url: Arc<PeerUrl>,
-    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) activity: Arc<Activity>,
 }
 
 impl PeerSet {
     /// `wake` reaches the checker: a bounded channel of one, so that waking it never blocks.
     pub(crate) fn new(
         mut peers: Vec<Peer>,
-        rules: Rules,
+        settings: Settings,
         (admission, journal): (Admission, Journal),
         mut rng: SmallRng,
         wake: Sender<()>,
@@ -102,11 +102,11 @@ impl PeerSet {
         for peer in &mut peers {
             admitted += 1;
             peer.number = admitted;
-            peer.next_check = rules.due(now, &mut rng).next;
+            peer.next_check = settings.due(now, &mut rng).next;
         }
-        let names = peers.iter().filter_map(|peer| Name::of(peer, &admission)).collect();
+        let names = peers.iter().filter_map(|peer| ResolvedHost::of(peer, &admission)).collect();
         Self {
-            rules,
+            settings,
             admission,
             journal,
             wake,
@@ -146,7 +146,7 @@ impl PeerSet {
         change: impl FnOnce(&mut Peer, Due) -> Option<EventKind>,
     ) {
         self.change(|Inner { peers, rng, .. }, news| {
-            let mut event = change(&mut peers[peer], self.rules.due(now, rng));
+            let mut event = change(&mut peers[peer], self.settings.due(now, rng));
             if let Some(EventKind::Down { next_check, .. }) = &mut event {
                 // While all are down that is sooner.
                 let next = peers[peer].due(nobody_takes_work(peers));
@@ -215,22 +215,22 @@ impl PeerSet {
     }
 
     fn look_for_surplus(&self, peers: &[Peer]) {
-        let surplus = surplus(peers, self.rules.strategy).unwrap_or(NONE);
+        let surplus = surplus(peers, self.settings.strategy).unwrap_or(NONE);
         self.surplus.store(surplus, Ordering::Relaxed);
     }
 
     /// Picks a peer for a new connection and counts the dial.
     pub(crate) fn pick(&self, tried: impl Fn(&Peer) -> bool) -> Option<Picked> {
         let Inner { peers, rng, .. } = &mut *self.lock();
-        let index = pick(peers, tried, self.rules.strategy, self.rules.all_down, rng)?;
+        let index = pick(peers, tried, self.settings.strategy, self.settings.all_down, rng)?;
         let peer = &mut peers[index];
-        peer.counts.dialing += 1;
+        peer.counts.connecting += 1;
         let picked = Picked {
             peer: index,
             number: peer.number,
             name: peer.name.clone(),
             url: peer.url.clone(),
-            pulse: peer.pulse.clone(),
+            activity: peer.activity.clone(),
         };
         self.look_for_surplus(peers);
         Some(picked)
@@ -245,11 +245,11 @@ impl PeerSet {
 
     /// When a link that is born at `now` is too old.
     pub(crate) fn expiry(&self, now: Instant) -> Instant {
-        self.rules.expiry(now, &mut self.lock().rng)
+        self.settings.expiry(now, &mut self.lock().rng)
     }
 
-    pub(crate) fn rules(&self) -> &Rules {
-        &self.rules
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// For how long this peer's answer to a login is waited for before the next peer is tried beside
@@ -258,7 +258,7 @@ impl PeerSet {
         let expected = self.lock().peers[peer].expected_login();
         let hedge = expected.map_or(FIRST_HEDGE, |expected| expected.max(HEDGE));
         // There has to be time left for another one.
-        hedge.min(self.rules.connect_deadline / 2)
+        hedge.min(self.settings.connect_deadline / 2)
     }
 
     /// A generator of its own for whoever asks.
@@ -304,10 +304,10 @@ impl PeerSet {
     /// no peer takes work nothing is retired: a link that still works is better than none.
     pub(crate) fn standings(&self) -> Vec<Standing> {
         let peers = &self.lock().peers;
-        let share = shares(peers, self.rules.strategy);
+        let share = shares(peers, self.settings.strategy);
         let nobody = nobody_takes_work(peers);
         let standing = |peer: &Peer| Standing {
-            pulse: peer.pulse.clone(),
+            activity: peer.activity.clone(),
             usable: peer.is_in_service() && (peer.is_up() || nobody),
             share: if nobody && peer.is_in_service() { peer.weight } else { share(peer) },
             tier: peer.tier,
@@ -321,7 +321,7 @@ impl PeerSet {
         !peers[peer].is_in_service() || !peers[peer].is_up() && !nobody_takes_work(peers)
     }
 
-    /// The peer that has a link too many, at most once each `rebalance_pace`: whoever asks retires
+    /// The peer that has a link too many, at most once each `rebalance_interval`: whoever asks retires
     /// one of its links. Not if the one who asks cannot, or the pace would be spent on nothing.
     pub(crate) fn take_surplus(
         &self,
@@ -333,8 +333,9 @@ impl PeerSet {
             return None;
         }
         let last_move = &mut self.lock().last_move;
-        let is_paced = last_move
-            .is_some_and(|last| now.saturating_duration_since(last) < self.rules.rebalance_pace);
+        let is_paced = last_move.is_some_and(|last| {
+            now.saturating_duration_since(last) < self.settings.rebalance_interval
+        });
         if is_paced {
             return None;
         }
@@ -342,33 +343,33 @@ impl PeerSet {
         Some(surplus)
     }
 
-    /// Does what is due at `now`, and hands out the probes to make. Also says when to look again.
-    pub(crate) fn take_due(&self, now: Instant) -> (Vec<Probe>, Option<Instant>) {
+    /// Does what is due at `now`, and hands out the checks to make. Also says when to look again.
+    pub(crate) fn take_due(&self, now: Instant) -> (Vec<HealthCheck>, Option<Instant>) {
         let (overdue, next_deadline) = self.deadlines.take_overdue(now);
         for cut in overdue {
-            let _ = caught(|| cut(Late::At(now)));
+            let _ = catch_panic(|| cut(Late::At(now)));
         }
         let mut work = Work::default();
         let next = {
             let Inner { peers, rng, next_look, .. } = &mut *self.lock();
-            let mut due = || self.rules.due(now, rng);
-            let next_check = duties::regular(peers, &self.rules, &mut due, now, &mut work);
+            let mut due = || self.settings.due(now, rng);
+            let next_check = schedule::regular(peers, &self.settings, &mut due, now, &mut work);
             self.look(peers, next_look, &mut due, now, &mut work);
-            let next_drained = duties::drained(peers, now, &mut work).then_some(now + DRAIN_LOOK);
+            let next_drained = schedule::drained(peers, now, &mut work).then_some(now + DRAIN_LOOK);
             self.keep(peers, work.news);
             [next_check, *next_look, next_drained, next_deadline].into_iter().flatten().min()
         };
         self.journal.log();
         for Stalled { peer, links, is_news } in work.stalled {
             let hung = links.len();
-            let cut_off = links.iter().filter(|link| link.shut_down()).count();
-            self.read(|peers| peers[peer].pulse.tally.cut_off.add(cut_off as u64));
+            let aborted = links.iter().filter(|link| link.shut_down()).count();
+            self.read(|peers| peers[peer].activity.counters.queries_aborted.add(aborted as u64));
             // What cannot be cut off hangs on, and is no news each time.
-            if is_news || cut_off > 0 {
-                self.tell(peer, EventKind::LinksAborted { hung, cut_off });
+            if is_news || aborted > 0 {
+                self.tell(peer, EventKind::QueriesAborted { hung, aborted });
             }
         }
-        (work.probes, next)
+        (work.checks, next)
     }
 
     /// Looks at the queries that run, if it is time to.
@@ -383,7 +384,7 @@ impl PeerSet {
         if next_look.is_some_and(|at| at <= now) {
             // A query that begins now asks for another look, or is seen in this one or the next.
             let asked = self.looking.swap(false, Ordering::Relaxed);
-            let is_any_running = duties::stalls(peers, &self.rules, due, now, work);
+            let is_any_running = schedule::stalls(peers, &self.settings, due, now, work);
             self.looking.fetch_or(is_any_running, Ordering::Relaxed);
             *next_look = (asked || is_any_running).then_some(now + LOOK);
         } else if self.looking.load(Ordering::Relaxed) {
@@ -408,7 +409,7 @@ impl PeerSet {
         let all = self.deadlines.take_all();
         let were_there_any = !all.is_empty();
         for cut in all {
-            let _ = caught(|| cut(Late::NobodyWaits));
+            let _ = catch_panic(|| cut(Late::NobodyWaits));
         }
         were_there_any
     }
@@ -423,13 +424,13 @@ pub(crate) mod tests {
     use super::*;
     use crate::fault::{Fault, Refusal};
     use crate::peers::peer::Answer;
-    use crate::policy::Recheck;
-    use crate::rules::tests::{INTERVAL, PACE, rules};
+    use crate::policy::Recovery;
+    use crate::settings::tests::{INTERVAL, PACE, settings};
 
     /// A set of so many peers, the receiving end of its wake-up channel, and the instant at which
     /// its story starts.
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
-    pub(crate) fn set_of(peers: usize, recheck: Recheck) -> (PeerSet, Receiver<()>, Instant) {
+    pub(crate) fn set_of(peers: usize, recovery: Recovery) -> (PeerSet, Receiver<()>, Instant) {
         let start = Instant::now();
         let (wake, woken) = bounded(1);
         let peer = |index| {
@@ -439,7 +440,7 @@ pub(crate) mod tests {
         let rng = SmallRng::seed_from_u64(7);
         let set = PeerSet::new(
             (0..peers).map(peer).collect(),
-            Rules { recheck, ..rules() },
+            Settings { recovery, ..settings() },
             (Admission::default(), Journal::default()),
             rng,
             wake,
@@ -461,7 +462,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_link_is_retired_with_its_peer_but_not_when_every_peer_is_down() {
-        let (set, _woken, now) = set_of(2, Recheck::Probe);
+        let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         assert!(!set.is_retired(0), "its peer is up");
         take_down(&set, 0, now);
         assert!(set.is_retired(0), "its peer is down and another is up");
@@ -472,7 +473,7 @@ pub(crate) mod tests {
 
     #[test]
     fn links_move_one_at_a_time() {
-        let (set, _woken, now) = set_of(3, Recheck::Probe);
+        let (set, _woken, now) = set_of(3, Recovery::AfterCheck);
         assert_eq!(set.take_surplus(|_| true, now), None, "there is none");
         for (peer, links) in [5, 4, 3].into_iter().enumerate() {
             set.count(peer, |counts| counts.links = links);
@@ -480,13 +481,13 @@ pub(crate) mod tests {
         assert_eq!(set.take_surplus(|_| true, now), Some(0), "one is missing elsewhere");
         assert_eq!(set.take_surplus(|_| true, now + PACE / 2), None, "the next one has to wait");
         assert_eq!(set.take_surplus(|_| true, now + PACE), Some(0), "as long as it has not left");
-        set.count(2, |counts| counts.dialing = 1);
+        set.count(2, |counts| counts.connecting = 1);
         assert_eq!(
             set.take_surplus(|_| true, now + 2 * PACE),
             None,
             "a dial in flight is a link to come"
         );
-        set.count(2, |counts| counts.dialing = 0);
+        set.count(2, |counts| counts.connecting = 0);
         let only_1 = |peer| peer == 1;
         assert_eq!(set.take_surplus(only_1, now + 3 * PACE), None, "not of this peer");
         assert_eq!(set.take_surplus(|_| true, now + 3 * PACE), Some(0), "which costs no pace");
@@ -499,9 +500,11 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_mark_is_probed_when_it_is_due_or_cleared_unasked() {
-        for (recheck, probed, up) in [(Recheck::Probe, 1, false), (Recheck::Clear, 0, true)] {
-            let (set, woken, now) = set_of(2, recheck);
+    fn a_mark_is_checked_when_it_is_due_or_cleared_unasked() {
+        for (recovery, checked, up) in
+            [(Recovery::AfterCheck, 1, false), (Recovery::AfterInterval, 0, true)]
+        {
+            let (set, woken, now) = set_of(2, recovery);
             take_down(&set, 0, now);
             assert_eq!(woken.try_recv(), Ok(()), "the checker is told to look at its schedule");
             // The other peer's own check is not at issue here.
@@ -509,32 +512,32 @@ pub(crate) mod tests {
                 peer.next_check = now + 10 * INTERVAL;
                 None
             });
-            let (probes, next) = set.take_due(now + INTERVAL / 2);
-            assert!(probes.is_empty(), "{recheck:?}: nothing is due yet");
+            let (checks, next) = set.take_due(now + INTERVAL / 2);
+            assert!(checks.is_empty(), "{recovery:?}: nothing is due yet");
             let next = next.expect("two peers have two due times");
-            assert!(next >= now + INTERVAL, "{recheck:?}: not before the interval");
-            let (probes, _) = set.take_due(next);
-            assert_eq!(probes.len(), probed, "{recheck:?}: the probes made when the mark is due");
-            assert_eq!(is_up(&set, 0), up, "{recheck:?}: whether the mark is cleared unasked");
-            let (probes, _) = set.take_due(next);
-            assert!(probes.is_empty(), "{recheck:?}: one at a time");
+            assert!(next >= now + INTERVAL, "{recovery:?}: not before the interval");
+            let (checks, _) = set.take_due(next);
+            assert_eq!(checks.len(), checked, "{recovery:?}: the checks made when the mark is due");
+            assert_eq!(is_up(&set, 0), up, "{recovery:?}: whether the mark is cleared unasked");
+            let (checks, _) = set.take_due(next);
+            assert!(checks.is_empty(), "{recovery:?}: one at a time");
         }
     }
 
     #[test]
     fn one_that_refuses_work_is_checked_at_once_and_not_cleared_unasked() {
-        for recheck in [Recheck::Probe, Recheck::Clear] {
-            let (set, _woken, now) = set_of(2, recheck);
+        for recovery in [Recovery::AfterCheck, Recovery::AfterInterval] {
+            let (set, _woken, now) = set_of(2, recovery);
             set.update(0, now, |peer, due| peer.takes_no_work(now, due));
-            let (probes, _) = set.take_due(now);
-            assert_eq!(probes.len(), 1, "{recheck:?}: it is checked");
-            assert!(!is_up(&set, 0), "{recheck:?}: and down meanwhile");
+            let (checks, _) = set.take_due(now);
+            assert_eq!(checks.len(), 1, "{recovery:?}: it is checked");
+            assert!(!is_up(&set, 0), "{recovery:?}: and down meanwhile");
         }
     }
 
     #[test]
     fn what_is_bounded_is_given_the_time_by_which_the_process_stood_still() {
-        let (set, _woken, now) = set_of(1, Recheck::Probe);
+        let (set, _woken, now) = set_of(1, Recovery::AfterCheck);
         let second = Duration::from_secs(1);
         let is_cut = Arc::new(AtomicBool::new(false));
         let cut = is_cut.clone();
@@ -547,15 +550,15 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_mark_is_cleared_unasked_also_while_a_probe_hangs() {
-        let (set, _woken, now) = set_of(1, Recheck::Clear);
-        let (probes, _) = set.take_due(now + 2 * INTERVAL);
-        assert_eq!(probes.len(), 1, "it is up, and probed when that is due");
+    fn a_mark_is_cleared_unasked_also_while_a_check_hangs() {
+        let (set, _woken, now) = set_of(1, Recovery::AfterInterval);
+        let (checks, _) = set.take_due(now + 2 * INTERVAL);
+        assert_eq!(checks.len(), 1, "it is up, and checked when that is due");
         let later = now + 3 * INTERVAL;
         take_down(&set, 0, later);
         let (_, next) = set.take_due(later);
         let next = next.expect("its mark has a due time");
         set.take_due(next);
-        assert!(is_up(&set, 0), "the probe has not ended, and the mark is cleared");
+        assert!(is_up(&set, 0), "the check has not ended, and the mark is cleared");
     }
 }

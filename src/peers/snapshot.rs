@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use crate::event::Event;
 use crate::fault::Fault;
+use crate::peers::admin_state::AdminState;
+use crate::peers::counters::PeerCounters;
 use crate::peers::peer::{Counts, Health, Peer};
-use crate::peers::service::Service;
+use crate::peers::placement::nobody_takes_work;
 use crate::peers::set::PeerSet;
-use crate::peers::share::nobody_takes_work;
-use crate::peers::tally::Tally;
 
 /// The state of the peers at one moment.
 #[derive(Debug, Clone)]
@@ -20,12 +20,13 @@ pub struct Snapshot {
     /// Whether the pool is gone.
     pub closed: bool,
     /// What the pool is called ([`pool_name`](crate::PeerManagerBuilder::pool_name)).
-    pub pool: String,
+    pub pool_name: String,
     /// Every peer, in the order in which they were given.
     pub peers: Vec<PeerStatus>,
     /// The last changes of state, up to 100 of them, the newest last.
     pub events: Vec<Event>,
-    /// How many events were not told to the [`EventHandler`](crate::EventHandler), as it had not kept up.
+    /// How many events the [event handler](crate::PeerManagerBuilder::event_handler) missed, because its
+    /// queue was full.
     pub events_dropped: u64,
 }
 
@@ -39,7 +40,7 @@ impl Snapshot {
         peers.sort_unstable_by_key(|peer| peer.id);
         Self {
             closed: set.is_closed(),
-            pool: set.rules().pool_name.clone(),
+            pool_name: set.settings().pool_name.clone(),
             peers,
             events: set.journal().history(),
             events_dropped: set.journal().dropped(),
@@ -96,7 +97,7 @@ pub struct PeerStatus {
     pub since: Instant,
     /// Why it is down, or was found to be so by the last check if it is not in service; else `None`.
     /// Client libraries' messages, without URL or password.
-    pub why: Option<String>,
+    pub reason: Option<String>,
     /// What that says of the peer.
     pub fault: Option<Fault>,
     /// Whether it had no connection to give when it was last asked for one. It is up all the same:
@@ -104,35 +105,35 @@ pub struct PeerStatus {
     pub is_full: bool,
     /// Whether a query has been running there for 100 milliseconds and nothing was heard from it since:
     /// other peers are given the work meanwhile.
-    pub is_hesitant: bool,
+    pub is_unresponsive: bool,
     /// Whether it is being removed: `Draining`, and cannot be resumed. Another peer may have its name.
-    pub is_leaving: bool,
+    pub is_being_removed: bool,
     /// When it is checked next.
     pub next_check: Instant,
     /// Connections of the pool that are open, in use or idle. (The idle ones of a peer that is down or
     /// drained are counted until the pool has closed them, although their sessions have ended.)
-    pub links: usize,
+    pub connections: usize,
     /// Connections of the pool that are in use. In a pool built with `test_on_check_out(false)` one
-    /// counts from the first time that it is used in its check-out; with `Balance::PerConnection` as
+    /// counts from the first time that it is used in its checkout; with `Balance::PerConnection` as
     /// well, not at all.
     pub in_use: usize,
     /// Logins for the pool that are under way.
-    pub dialing: usize,
+    pub connecting: usize,
     /// Logins that were given up at their deadline, and could not be ended.
-    pub stuck: usize,
+    pub stuck_logins: usize,
     /// Connections that were made for the pool since it became a peer.
     pub connects: u64,
     /// Failed logins, for the pool and of checks, since it became a peer.
-    pub failures: u64,
-    /// Check-outs that it has served since it became a peer.
-    pub check_outs: u64,
+    pub connect_failures: u64,
+    /// Checkouts that it has served since it became a peer.
+    pub checkouts: u64,
     /// Queries that have ended there since it became a peer, well or not: the application's, `BEGIN` and
     /// `COMMIT` among them, and not the pings of this crate.
     pub queries: u64,
     /// How long those took, all together.
     pub query_time: Duration,
     /// Queries that ended with a lost connection since it became a peer.
-    pub lost: u64,
+    pub queries_lost: u64,
 }
 
 impl fmt::Display for Snapshot {
@@ -146,7 +147,7 @@ impl fmt::Display for Snapshot {
 impl PeerStatus {
     /// Whether it takes new work: it is up, nobody has drained it, and its weight is not 0.
     #[must_use]
-    pub fn takes_work(&self) -> bool {
+    pub fn is_available(&self) -> bool {
         self.state == PeerState::Up && self.weight > 0
     }
 
@@ -155,14 +156,15 @@ impl PeerStatus {
             Health::Up { since } => (PeerState::Up, *since, None),
             Health::Down { since, refusal } => (PeerState::Down, *since, Some(refusal)),
         };
-        let (state, since) = match peer.service {
-            Service::On => (health, health_since),
-            Service::Draining { since, .. } => (PeerState::Draining, since),
-            Service::Drained { since } => (PeerState::Drained, since),
-            Service::Gone => (PeerState::Drained, health_since),
+        let (state, since) = match peer.admin_state {
+            AdminState::Ready => (health, health_since),
+            AdminState::Draining { since, .. } => (PeerState::Draining, since),
+            AdminState::Drained { since } => (PeerState::Drained, since),
+            AdminState::Removed => (PeerState::Drained, health_since),
         };
-        let Counts { dialing, stuck, links } = peer.counts;
-        let Tally { check_outs, queries, lost, connects, failures, .. } = &peer.pulse.tally;
+        let Counts { connecting, stuck_logins, links } = peer.counts;
+        let PeerCounters { checkouts, queries, queries_lost, connects, connect_failures, .. } =
+            &peer.activity.counters;
         Self {
             id: peer.number,
             name: peer.name.to_string(),
@@ -170,22 +172,22 @@ impl PeerStatus {
             tier: peer.tier,
             state,
             since,
-            why: refusal.map(|refusal| refusal.why.to_string()),
+            reason: refusal.map(|refusal| refusal.reason.to_string()),
             fault: refusal.map(|refusal| refusal.fault),
             is_full: peer.is_full,
-            is_hesitant: peer.pulse.is_hesitant(),
-            is_leaving: !peer.is_member(),
+            is_unresponsive: peer.activity.is_unresponsive(),
+            is_being_removed: !peer.is_member(),
             next_check: peer.due(all_down),
-            links,
-            in_use: peer.pulse.in_use(),
-            dialing,
-            stuck,
+            connections: links,
+            in_use: peer.activity.in_use(),
+            connecting,
+            stuck_logins,
             connects: connects.get(),
-            failures: failures.get(),
-            check_outs: check_outs.get(),
+            connect_failures: connect_failures.get(),
+            checkouts: checkouts.get(),
             queries: queries.count(),
             query_time: queries.total(),
-            lost: lost.get(),
+            queries_lost: queries_lost.get(),
         }
     }
 }

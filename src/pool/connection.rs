@@ -9,12 +9,12 @@ use std::time::Instant;
 
 use diesel::r2d2::{Error, R2D2Connection};
 
-use crate::event::Retired;
+use crate::event::CloseReason;
 use crate::peers::set::PeerSet;
 use crate::policy::Balance;
 use crate::pool::exchange::{Exchange, Reservation};
 use crate::pool::link::Link;
-use crate::pool::sound::{Sounding, refused};
+use crate::pool::liveness::{Validation, refused};
 
 /// A connection to one of the peers.
 ///
@@ -26,8 +26,8 @@ use crate::pool::sound::{Sounding, refused};
 /// PostgreSQL's `COPY` is the exception, as diesel ties it to the type of its own manager: `COPY
 /// FROM` needs `&mut *conn`, which is this type, and `COPY TO` the connection itself, `&mut **conn`.
 ///
-/// For as long as it is checked out, it is one connection to one peer. Between two check-outs the
-/// pool's connections change places, so the next check-out may get another one.
+/// For as long as it is checked out, it is one connection to one peer. Between two checkouts the
+/// pool's connections change places, so the next checkout may get another one.
 pub struct PeerConnection<C> {
     links: Arc<Links<C>>,
     /// The link in hand, if there is one; else the exchange has one for it.
@@ -58,7 +58,7 @@ impl<C> PeerConnection<C> {
     pub(crate) fn new(links: Arc<Links<C>>, link: Box<Link<C>>) -> Self {
         match links.balance {
             Balance::PerCheckout => {
-                let own = links.exchange().born(link, thread::current().id());
+                let own = links.exchange().add_slot(link, thread::current().id());
                 Self { links, hand: OnceCell::new(), own: Cell::new(Some(own)) }
             }
             Balance::PerConnection => {
@@ -70,15 +70,15 @@ impl<C> PeerConnection<C> {
     /// The name of the peer that this connection leads to.
     #[must_use]
     pub fn peer(&self) -> &str {
-        self.link().lease.name()
+        self.link().guard.name()
     }
 
     fn link(&self) -> &Link<C> {
         self.hand.get_or_init(|| {
             let link = self.links.exchange().take(self.own.take(), thread::current().id());
             // Not by the pool's customizer, and in a pool that does not look at what it hands out.
-            if link.lease.is_in_use() {
-                link.lease.serves();
+            if link.guard.is_in_use() {
+                link.guard.serves();
             }
             link
         })
@@ -94,32 +94,32 @@ impl<C: R2D2Connection> PeerConnection<C> {
     /// Takes the link that should serve in hand, and sees that its server answers. A dead one is
     /// exchanged for another in the same call.
     pub(crate) fn check_out(&mut self, clock: impl Fn() -> Instant) -> Result<(), Error> {
-        let mut sounding = Sounding::begin(&self.links.set, clock);
+        let mut validation = Validation::begin(&self.links.set, clock);
         let outcome = if self.keeps_its_link() {
-            self.check_out_as_it_is(&mut sounding)
+            self.check_out_as_it_is(&mut validation)
         } else {
-            self.check_out_balanced(&mut sounding)
+            self.check_out_balanced(&mut validation)
         };
         match &outcome {
-            Ok(()) => self.link().lease.serves(),
-            Err(_) => sounding.fails(&self.links.set),
+            Ok(()) => self.link().guard.serves(),
+            Err(_) => validation.fails(&self.links.set),
         }
         outcome
     }
 
     fn check_out_balanced(
         &mut self,
-        sounding: &mut Sounding<impl Fn() -> Instant>,
+        validation: &mut Validation<impl Fn() -> Instant>,
     ) -> Result<(), Error> {
         let exchange = self.links.exchange();
-        let now = sounding.began;
+        let now = validation.began;
         let Some(link) = exchange.check_out(self.hand.take(), self.own.take(), || now) else {
             return Err(refused("no live connection is idle"));
         };
         self.hand = OnceCell::from(link);
-        while let Err(error) = sounding.of(self.link_mut()) {
+        while let Err(error) = validation.of(self.link_mut()) {
             let Some(mut dead) = self.hand.take() else { return Err(error) };
-            dead.lease.retire(Retired::Broken);
+            dead.guard.retire(CloseReason::Broken);
             match self.links.exchange().swap_dead(dead) {
                 Ok(live) => self.hand = OnceCell::from(live),
                 Err(dead) => {
@@ -136,17 +136,17 @@ impl<C: R2D2Connection> PeerConnection<C> {
     pub(crate) fn check_in(&mut self, now: Instant) -> bool {
         if let Some(link) = self.hand.get_mut() {
             if link.is_broken() {
-                link.lease.retire(Retired::Broken);
+                link.guard.retire(CloseReason::Broken);
                 return true;
             }
             link.comes_to_rest(now);
             if link.holds_test_transaction() {
-                link.lease.set_in_use(false);
+                link.guard.set_in_use(false);
                 return false;
             }
             // While no peer takes work none could be opened in its place.
-            if link.is_too_old(now) && !link.lease.set().nobody_takes_work() {
-                link.lease.retire(Retired::TooOld);
+            if link.is_too_old(now) && !link.guard.set().nobody_takes_work() {
+                link.guard.retire(CloseReason::TooOld);
                 return true;
             }
         }
@@ -157,26 +157,27 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 let exchange = self.links.exchange();
                 let carried = exchange.check_in(self.hand.take(), self.own.take(), surplus);
                 let Some(mut carried) = carried else { return false };
-                let why = if carried.is_broken() { Retired::Broken } else { Retired::Rebalanced };
-                carried.lease.retire(why);
+                let reason =
+                    if carried.is_broken() { CloseReason::Broken } else { CloseReason::Rebalanced };
+                carried.guard.retire(reason);
                 self.hand = OnceCell::from(carried);
                 true
             }
             Balance::PerConnection => {
-                let lease = &mut self.link_mut().lease;
-                lease.set_in_use(false);
-                let (set, peer) = (lease.set(), lease.peer());
+                let guard = &mut self.link_mut().guard;
+                guard.set_in_use(false);
+                let (set, peer) = (guard.set(), guard.peer());
                 let is_last = set.is_retired(peer)
                     || set.take_surplus(|surplus| surplus == peer, now).is_some();
                 if is_last {
-                    lease.retire(Retired::Rebalanced);
+                    guard.retire(CloseReason::Rebalanced);
                 }
                 is_last
             }
         }
     }
 
-    /// Whether this slot's link is its own for good: connections are balanced and not check-outs, or
+    /// Whether this slot's link is its own for good: connections are balanced and not checkouts, or
     /// it holds a test transaction.
     fn keeps_its_link(&mut self) -> bool {
         self.links.balance == Balance::PerConnection
@@ -185,18 +186,18 @@ impl<C: R2D2Connection> PeerConnection<C> {
 
     fn check_out_as_it_is(
         &mut self,
-        sounding: &mut Sounding<impl Fn() -> Instant>,
+        validation: &mut Validation<impl Fn() -> Instant>,
     ) -> Result<(), Error> {
-        if self.links.set.is_retired(self.link().lease.peer()) {
+        if self.links.set.is_retired(self.link().guard.peer()) {
             return Err(refused(&format!("peer {} is down", self.peer())));
         }
         let link = self.link_mut();
-        let sounded = sounding.of(link);
-        match sounded {
-            Ok(()) => link.lease.set_in_use(true),
-            Err(_) => link.lease.retire(Retired::Broken),
+        let validated = validation.of(link);
+        match validated {
+            Ok(()) => link.guard.set_in_use(true),
+            Err(_) => link.guard.retire(CloseReason::Broken),
         }
-        sounded
+        validated
     }
 }
 
@@ -229,7 +230,7 @@ impl<C> DerefMut for PeerConnection<C> {
 /// link in hand.
 impl<C> fmt::Debug for PeerConnection<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let peer = self.hand.get().map(|link| link.lease.name());
+        let peer = self.hand.get().map(|link| link.guard.name());
         f.debug_struct("PeerConnection").field("peer", &peer).finish_non_exhaustive()
     }
 }

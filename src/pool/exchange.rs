@@ -11,7 +11,7 @@
 //!
 //! | move      | links here | slots without one |                                                 |
 //! |-----------|------------|-------------------|-------------------------------------------------|
-//! | `born`    | + 1        | + 1               | a new slot, its link reserved for it             |
+//! | `add_slot`    | + 1        | + 1               | a new slot, its link reserved for it             |
 //! | `take`    | - 1        | - 1               | a slot is dereferenced                           |
 //! | `park`    | + 1        | + 1               | a slot comes back                                |
 //! | `swap`    | + 1 - 1    | - 1 + 1           | a dead or surplus link against another           |
@@ -27,8 +27,8 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 
-use crate::caught::lock;
-use crate::peers::share::{Candidate, Standing};
+use crate::panics::lock;
+use crate::peers::placement::{Candidate, Standing};
 use crate::policy::Strategy;
 use crate::pool::strategy::Chooser;
 
@@ -38,11 +38,11 @@ use crate::pool::strategy::Chooser;
 const RESERVATION: Duration = Duration::from_millis(1);
 
 /// What is exchanged.
-pub(crate) trait Shelved {
+pub(crate) trait Parkable {
     /// The index of its peer.
     fn peer(&self) -> usize;
     /// When it was made.
-    fn born(&self) -> Instant;
+    fn created_at(&self) -> Instant;
     /// Counts it as checked out, or no more.
     fn set_in_use(&mut self, in_use: bool);
     /// Ends its session with the server at once, without waiting for anything. Says whether it could:
@@ -64,17 +64,17 @@ pub(crate) struct Exchange<L> {
 
 #[derive(Debug)]
 struct Inner<L> {
-    shelves: Vec<Shelf<L>>,
+    queues: Vec<Queue<L>>,
     /// The shelves to choose from: those with a share of the work and at least one link.
-    stocked: Vec<usize>,
+    available: Vec<usize>,
     /// The newest link of each thread that makes links, reserved for its slot until the pool's
     /// customizer has had its turn with it, in that thread.
-    newborn: Vec<Newborn<L>>,
+    reserved: Vec<ReservedLink<L>>,
     /// Links that must not be used again, until a slot carries them out.
-    corpses: Vec<Corpse<L>>,
+    evicted: Vec<Evicted<L>>,
     /// Whether a slot was seen checked out untouched: the customizer leaves links alone.
     untouched: bool,
-    born: u64,
+    reservations: u64,
     /// The other side of the law.
     empty_slots: usize,
     chooser: Chooser,
@@ -82,21 +82,21 @@ struct Inner<L> {
 }
 
 #[derive(Debug)]
-struct Newborn<L> {
+struct ReservedLink<L> {
     reservation: Reservation,
     maker: ThreadId,
     link: L,
 }
 
 #[derive(Debug)]
-struct Corpse<L> {
+struct Evicted<L> {
     link: L,
     /// Whether it was found dead, or shut down; else it is its peer that is not usable, which may
     /// change before a slot has come by.
     is_dead: bool,
 }
 
-impl<L: Shelved> Corpse<L> {
+impl<L: Parkable> Evicted<L> {
     /// Of a peer that is not usable. Its session ends where it is, so that the peer is rid of it also
     /// when nobody uses the pool.
     fn of_unusable(mut link: L) -> Self {
@@ -107,24 +107,24 @@ impl<L: Shelved> Corpse<L> {
 
 /// The parked links of one peer, the one that has rested longest in front.
 #[derive(Debug)]
-struct Shelf<L> {
+struct Queue<L> {
     links: VecDeque<L>,
     standing: Standing,
-    /// Where it is in `stocked`.
-    stocked: Option<usize>,
+    /// Where it is in `available`.
+    available: Option<usize>,
 }
 
-impl<L: Shelved> Exchange<L> {
+impl<L: Parkable> Exchange<L> {
     /// An empty exchange, which knows no peers yet.
     pub(crate) fn new(strategy: Strategy, rng: SmallRng) -> Self {
         Self {
             inner: Mutex::new(Inner {
-                shelves: Vec::new(),
-                stocked: Vec::new(),
-                newborn: Vec::new(),
-                corpses: Vec::new(),
+                queues: Vec::new(),
+                available: Vec::new(),
+                reserved: Vec::new(),
+                evicted: Vec::new(),
                 untouched: false,
-                born: 0,
+                reservations: 0,
                 empty_slots: 0,
                 chooser: Chooser::new(strategy),
                 rng,
@@ -149,8 +149,8 @@ impl<L: Shelved> Exchange<L> {
     }
 
     /// A new slot: its link, which this thread has made, waits here, reserved for it.
-    pub(crate) fn born(&self, link: L, maker: ThreadId) -> Reservation {
-        self.lock().born(link, maker)
+    pub(crate) fn add_slot(&self, link: L, maker: ThreadId) -> Reservation {
+        self.lock().add_slot(link, maker)
     }
 
     /// A slot is dereferenced, by this thread: its own link, if it is reserved, else that of the peer
@@ -179,7 +179,7 @@ impl<L: Shelved> Exchange<L> {
         let mut inner = self.lock();
         match inner.take_live(Some(dead.peer())) {
             Some(live) => {
-                inner.bury(dead);
+                inner.evict(dead);
                 Ok(live)
             }
             None => Err(dead),
@@ -197,17 +197,17 @@ impl<L: Shelved> Exchange<L> {
     ) -> Option<L> {
         let mut inner = self.lock();
         inner.let_go(in_hand, own);
-        let carried = inner.corpse().or_else(|| {
+        let carried = inner.evicted().or_else(|| {
             let is_parked = |peer: usize| {
                 // It may be one that was added a moment ago.
-                inner.shelves.get(peer).is_some_and(|shelf| !shelf.links.is_empty())
+                inner.queues.get(peer).is_some_and(|queue| !queue.links.is_empty())
             };
             surplus(&is_parked).and_then(|peer| inner.take_from(peer))
         });
         if carried.is_some() {
             inner.empty_slots -= 1;
         }
-        inner.check_law();
+        inner.check_invariant();
         carried
     }
 
@@ -224,19 +224,19 @@ impl<L: Shelved> Exchange<L> {
     }
 }
 
-impl<L: Shelved> Inner<L> {
-    fn born(&mut self, mut link: L, maker: ThreadId) -> Reservation {
-        if !self.shelves[link.peer()].standing.usable {
+impl<L: Parkable> Inner<L> {
+    fn add_slot(&mut self, mut link: L, maker: ThreadId) -> Reservation {
+        if !self.queues[link.peer()].standing.usable {
             // Since its login began. It is its slot's all the same, which finds it dead.
             link.shut_down();
         }
         // The customizer is done with the last one that this thread has made, and left it here.
-        self.shelve_newborn(|newborn| newborn.maker == maker);
-        self.born += 1;
-        let reservation = Reservation(self.born);
-        self.newborn.push(Newborn { reservation, maker, link });
+        self.park_reserved(|reserved| reserved.maker == maker);
+        self.reservations += 1;
+        let reservation = Reservation(self.reservations);
+        self.reserved.push(ReservedLink { reservation, maker, link });
         self.empty_slots += 1;
-        self.check_law();
+        self.check_invariant();
         reservation
     }
 
@@ -247,11 +247,11 @@ impl<L: Shelved> Inner<L> {
         let link = own.map(|own| own.link).or_else(|| self.choose(None));
         // By the law there is one for each slot without; by `release` and `reserved`, one that is
         // not reserved for each slot without a reservation.
-        let link = link.or_else(|| self.corpse());
+        let link = link.or_else(|| self.evicted());
         let mut link = link.expect("a slot without a link in hand has one in the exchange");
         link.set_in_use(!is_customizer);
         self.empty_slots -= 1;
-        self.check_law();
+        self.check_invariant();
         link
     }
 
@@ -268,60 +268,61 @@ impl<L: Shelved> Inner<L> {
     fn park(&mut self, mut link: L) {
         link.set_in_use(false);
         self.empty_slots += 1;
-        self.shelve(link);
-        self.check_law();
+        self.enqueue(link);
+        self.check_invariant();
     }
 
     fn take_live(&mut self, avoid: Option<usize>) -> Option<L> {
         let mut link = self.choose(avoid)?;
         link.set_in_use(true);
         self.empty_slots -= 1;
-        self.check_law();
+        self.check_invariant();
         Some(link)
     }
 
-    fn bury(&mut self, mut dead: L) {
+    fn evict(&mut self, mut dead: L) {
         dead.set_in_use(false);
         self.empty_slots += 1;
         dead.shut_down();
-        self.corpses.push(Corpse { link: dead, is_dead: true });
-        self.check_law();
+        self.evicted.push(Evicted { link: dead, is_dead: true });
+        self.check_invariant();
     }
 
     fn drop_slot(&mut self, own: Option<Reservation>) -> Option<L> {
         let own = own.and_then(|own| self.reserved(own)).map(|own| own.link);
-        let link = own.or_else(|| self.corpse()).or_else(|| self.oldest());
+        let link = own.or_else(|| self.evicted()).or_else(|| self.oldest());
         self.empty_slots -= usize::from(link.is_some());
-        self.check_law();
+        self.check_invariant();
         link
     }
 
     /// Of the links on the shelves the one that was born first.
     fn oldest(&mut self) -> Option<L> {
-        let on_shelf = |(peer, shelf): (usize, &Shelf<L>)| {
-            let births = shelf.links.iter().enumerate().map(|(at, link)| (link.born(), at));
-            births.min().map(|(born, at)| (born, peer, at))
+        let parked = |(peer, queue): (usize, &Queue<L>)| {
+            let births = queue.links.iter().enumerate().map(|(at, link)| (link.created_at(), at));
+            births.min().map(|(created_at, at)| (created_at, peer, at))
         };
-        let (_, peer, at) = self.shelves.iter().enumerate().filter_map(on_shelf).min()?;
-        let link = self.shelves[peer].links.remove(at);
-        self.restock(peer);
+        let (_, peer, at) = self.queues.iter().enumerate().filter_map(parked).min()?;
+        let link = self.queues[peer].links.remove(at);
+        self.update_available(peer);
         link
     }
 
     /// A link of the peer that the strategy chooses: among those that do not hesitate, if there are
     /// any; of one without a share of the work only if there is no other. All these may be used.
     fn choose(&mut self, avoid: Option<usize>) -> Option<L> {
-        let Self { shelves, stocked, chooser, rng, .. } = self;
-        let others = stocked.iter().filter(|peer| Some(**peer) != avoid);
-        let swift = others.clone().filter(|peer| !shelves[**peer].standing.pulse.is_hesitant());
+        let Self { queues, available, chooser, rng, .. } = self;
+        let others = available.iter().filter(|peer| Some(**peer) != avoid);
+        let swift =
+            others.clone().filter(|peer| !queues[**peer].standing.activity.is_unresponsive());
         let candidate = |peer: &usize| {
-            let Standing { pulse, share, .. } = &shelves[*peer].standing;
-            Candidate { index: *peer, load: pulse.in_use(), weight: *share }
+            let Standing { activity, share, .. } = &queues[*peer].standing;
+            Candidate { index: *peer, load: activity.in_use(), weight: *share }
         };
         match chooser
             .choose(swift.map(candidate), rng)
             .or_else(|| chooser.choose(others.map(candidate), rng))
-            .or_else(|| avoid.filter(|peer| stocked.contains(peer)))
+            .or_else(|| avoid.filter(|peer| available.contains(peer)))
         {
             Some(peer) => self.take_from(peer),
             None => self.any_usable(),
@@ -329,46 +330,46 @@ impl<L: Shelved> Inner<L> {
     }
 
     fn any_usable(&mut self) -> Option<L> {
-        let shelves = self.shelves.iter().enumerate();
-        let usable = shelves.filter(|(_, shelf)| shelf.standing.usable && !shelf.links.is_empty());
-        let (peer, _) = usable.min_by_key(|(_, shelf)| shelf.standing.tier)?;
+        let queues = self.queues.iter().enumerate();
+        let usable = queues.filter(|(_, queue)| queue.standing.usable && !queue.links.is_empty());
+        let (peer, _) = usable.min_by_key(|(_, queue)| queue.standing.tier)?;
         self.take_from(peer)
     }
 
     fn take_from(&mut self, peer: usize) -> Option<L> {
-        let link = self.shelves[peer].links.pop_front();
-        self.restock(peer);
+        let link = self.queues[peer].links.pop_front();
+        self.update_available(peer);
         link
     }
 
-    fn shelve(&mut self, link: L) {
+    fn enqueue(&mut self, link: L) {
         let peer = link.peer();
-        if self.shelves[peer].standing.usable {
-            self.shelves[peer].links.push_back(link);
-            self.restock(peer);
+        if self.queues[peer].standing.usable {
+            self.queues[peer].links.push_back(link);
+            self.update_available(peer);
         } else {
-            self.corpses.push(Corpse::of_unusable(link));
+            self.evicted.push(Evicted::of_unusable(link));
         }
     }
 
-    fn corpse(&mut self) -> Option<L> {
-        self.corpses.pop().map(|corpse| corpse.link)
+    fn evicted(&mut self) -> Option<L> {
+        self.evicted.pop().map(|evicted| evicted.link)
     }
 
     /// Puts a shelf on the list of those to choose from, or strikes it off.
-    fn restock(&mut self, peer: usize) {
-        let shelf = &mut self.shelves[peer];
-        let is_stocked = shelf.standing.share > 0 && !shelf.links.is_empty();
-        match (shelf.stocked, is_stocked) {
+    fn update_available(&mut self, peer: usize) {
+        let queue = &mut self.queues[peer];
+        let is_available = queue.standing.share > 0 && !queue.links.is_empty();
+        match (queue.available, is_available) {
             (None, true) => {
-                shelf.stocked = Some(self.stocked.len());
-                self.stocked.push(peer);
+                queue.available = Some(self.available.len());
+                self.available.push(peer);
             }
             (Some(at), false) => {
-                shelf.stocked = None;
-                self.stocked.swap_remove(at);
-                if let Some(moved) = self.stocked.get(at) {
-                    self.shelves[*moved].stocked = Some(at);
+                queue.available = None;
+                self.available.swap_remove(at);
+                if let Some(moved) = self.available.get(at) {
+                    self.queues[*moved].available = Some(at);
                 }
             }
             (None, false) | (Some(_), true) => {}
@@ -378,71 +379,71 @@ impl<L: Shelved> Inner<L> {
     fn learn(&mut self, standings: Vec<Standing>) {
         self.chooser.learn(standings.len());
         for (peer, standing) in standings.into_iter().enumerate() {
-            if let Some(shelf) = self.shelves.get_mut(peer) {
-                shelf.standing = standing;
+            if let Some(queue) = self.queues.get_mut(peer) {
+                queue.standing = standing;
             } else {
-                self.shelves.push(Shelf { links: VecDeque::new(), standing, stocked: None });
+                self.queues.push(Queue { links: VecDeque::new(), standing, available: None });
             }
-            if !self.shelves[peer].standing.usable {
-                let unusable = std::mem::take(&mut self.shelves[peer].links);
-                self.corpses.extend(unusable.into_iter().map(Corpse::of_unusable));
+            if !self.queues[peer].standing.usable {
+                let unusable = std::mem::take(&mut self.queues[peer].links);
+                self.evicted.extend(unusable.into_iter().map(Evicted::of_unusable));
             }
-            self.restock(peer);
+            self.update_available(peer);
         }
         // New links stay reserved, for slots that may find them dead, but their sessions end as well.
-        for newborn in &mut self.newborn {
-            if !self.shelves[newborn.link.peer()].standing.usable {
-                newborn.link.shut_down();
+        for reserved in &mut self.reserved {
+            if !self.queues[reserved.link.peer()].standing.usable {
+                reserved.link.shut_down();
             }
         }
         // A peer that is usable again, or must be for want of others, has those links back that
         // could not be shut down.
-        for corpse in std::mem::take(&mut self.corpses) {
-            if corpse.is_dead {
-                self.corpses.push(corpse);
+        for evicted in std::mem::take(&mut self.evicted) {
+            if evicted.is_dead {
+                self.evicted.push(evicted);
             } else {
-                self.shelve(corpse.link);
+                self.enqueue(evicted.link);
             }
         }
-        self.check_law();
+        self.check_invariant();
     }
 
     /// The link that is reserved for this slot.
-    fn reserved(&mut self, own: Reservation) -> Option<Newborn<L>> {
-        let at = self.newborn.iter().position(|newborn| newborn.reservation == own)?;
-        Some(self.newborn.swap_remove(at))
+    fn reserved(&mut self, own: Reservation) -> Option<ReservedLink<L>> {
+        let at = self.reserved.iter().position(|reserved| reserved.reservation == own)?;
+        Some(self.reserved.swap_remove(at))
     }
 
     /// A slot is seen that never touched its link: it has no claim to it any more, and the pool's
     /// customizer leaves links alone.
     fn release(&mut self, own: Reservation) {
         self.untouched = true;
-        self.shelve_newborn(|newborn| newborn.reservation == own);
+        self.park_reserved(|reserved| reserved.reservation == own);
     }
 
     /// New links whose slots' customizer must have run, and leaves links alone, are anybody's.
     fn end_reservations(&mut self, now: impl FnOnce() -> Instant) {
-        if self.untouched && !self.newborn.is_empty() {
+        if self.untouched && !self.reserved.is_empty() {
             let now = now();
-            self.shelve_newborn(|newborn| {
-                now.saturating_duration_since(newborn.link.born()) >= RESERVATION
+            self.park_reserved(|reserved| {
+                now.saturating_duration_since(reserved.link.created_at()) >= RESERVATION
             });
         }
     }
 
-    fn shelve_newborn(&mut self, is_free: impl Fn(&Newborn<L>) -> bool) {
-        while let Some(at) = self.newborn.iter().position(&is_free) {
-            let newborn = self.newborn.swap_remove(at);
-            self.shelve(newborn.link);
+    fn park_reserved(&mut self, is_free: impl Fn(&ReservedLink<L>) -> bool) {
+        while let Some(at) = self.reserved.iter().position(&is_free) {
+            let reserved = self.reserved.swap_remove(at);
+            self.enqueue(reserved.link);
         }
     }
 
     fn links(&self) -> usize {
-        let shelved: usize = self.shelves.iter().map(|shelf| shelf.links.len()).sum();
-        shelved + self.newborn.len() + self.corpses.len()
+        let parked: usize = self.queues.iter().map(|queue| queue.links.len()).sum();
+        parked + self.reserved.len() + self.evicted.len()
     }
 
-    fn check_law(&self) {
+    fn check_invariant(&self) {
         debug_assert_eq!(self.links(), self.empty_slots, "links here = slots without one in hand");
     }
 }

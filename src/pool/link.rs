@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use diesel::connection::{DynInstrumentation, TransactionManager};
 use diesel::r2d2::R2D2Connection;
 
-use crate::caught::caught;
 use crate::login::observer::{Observer, Watch};
 use crate::login::session::Session;
-use crate::peers::lease::Lease;
-use crate::pool::exchange::Shelved;
+use crate::panics::catch_panic;
+use crate::peers::link_guard::LinkGuard;
+use crate::pool::exchange::Parkable;
 
 /// A diesel connection, and what is known about it.
 #[derive(Debug)]
@@ -17,8 +17,8 @@ pub(crate) struct Link<C> {
     // Closed before the lease gives its place back.
     pub(crate) conn: C,
     watch: Watch,
-    pub(crate) lease: Lease,
-    born: Instant,
+    pub(crate) guard: LinkGuard,
+    created_at: Instant,
     /// When it is too old.
     expires: Instant,
     /// When it was known to be fine, and since when it rests.
@@ -28,14 +28,19 @@ pub(crate) struct Link<C> {
 }
 
 impl<C: R2D2Connection> Link<C> {
-    pub(crate) fn new(session: Session<C>, lease: Lease, born: Instant, expires: Instant) -> Self {
+    pub(crate) fn new(
+        session: Session<C>,
+        guard: LinkGuard,
+        created_at: Instant,
+        expires: Instant,
+    ) -> Self {
         let Session { conn, watch } = session;
-        Self { conn, watch, lease, born, expires, rests: born, observed: true }
+        Self { conn, watch, guard, created_at, expires, rests: created_at, observed: true }
     }
 
     /// The one who asked for it has it.
     pub(crate) fn is_used(&mut self) {
-        self.lease.becomes_link(self.watch.vitals().clone(), self.born);
+        self.guard.becomes_link(self.watch.link_state().clone(), self.created_at);
     }
 
     pub(crate) fn set_user_instrumentation(&mut self, user: DynInstrumentation) {
@@ -46,13 +51,13 @@ impl<C: R2D2Connection> Link<C> {
     pub(crate) fn comes_to_rest(&mut self, now: Instant) {
         self.rests = now;
         // A query that never ended, as far as could be seen, has ended.
-        self.watch.vitals().rest();
-        self.observed = caught(|| Observer::is_on(&mut self.conn)).unwrap_or(false);
+        self.watch.link_state().rest();
+        self.observed = catch_panic(|| Observer::is_on(&mut self.conn)).unwrap_or(false);
     }
 
     /// Whether it must not be used again, as far as is known without asking its server.
     pub(crate) fn is_broken(&mut self) -> bool {
-        self.watch.vitals().is_lost() || caught(|| self.conn.is_broken()).unwrap_or(true)
+        self.watch.link_state().is_lost() || catch_panic(|| self.conn.is_broken()).unwrap_or(true)
     }
 
     /// Whether it holds a transaction that is to stay open (diesel's `begin_test_transaction`): it
@@ -62,7 +67,7 @@ impl<C: R2D2Connection> Link<C> {
             C::TransactionManager::transaction_manager_status_mut(&mut self.conn)
                 .transaction_depth()
         };
-        matches!(caught(depth), Ok(Ok(Some(_)))) && !self.is_broken()
+        matches!(catch_panic(depth), Ok(Ok(Some(_)))) && !self.is_broken()
     }
 
     pub(crate) fn is_too_old(&self, now: Instant) -> bool {
@@ -72,13 +77,13 @@ impl<C: R2D2Connection> Link<C> {
     /// Whether it is fine, as far as can be seen without asking its server: its socket is open and
     /// quiet, and it has not rested for longer than `at_most`. A socket that has something to read may
     /// hold no more than a notice, and the client library reads that away with the next query.
-    pub(crate) fn is_sound(&self, at_most: Duration, now: Instant) -> bool {
+    pub(crate) fn is_alive(&self, at_most: Duration, now: Instant) -> bool {
         self.observed && now.saturating_duration_since(self.rests) <= at_most && self.is_quiet()
     }
 
     /// Whether its socket is open and has nothing to read.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.watch.vitals().socket().is_some_and(|socket| socket.is_quiet())
+        self.watch.link_state().socket().is_some_and(|socket| socket.is_quiet())
     }
 
     /// Asks the server, and waits for the answer until `end`, if the socket is known; else for ever.
@@ -87,16 +92,16 @@ impl<C: R2D2Connection> Link<C> {
     ///
     /// What the server said, or that it said nothing.
     pub(crate) fn ping(&mut self, end: Instant) -> Result<(), Unanswered> {
-        let set = self.lease.set().clone();
+        let set = self.guard.set().clone();
         let ticket = self.can_be_cut().then(|| {
-            let vitals = self.watch.vitals().clone();
+            let link_state = self.watch.link_state().clone();
             set.bound(end, move |_| {
-                vitals.shut_down();
+                link_state.shut_down();
             })
         });
-        self.watch.vitals().set_pinging(true);
-        let answer = caught(|| self.conn.ping());
-        self.watch.vitals().set_pinging(false);
+        self.watch.link_state().set_pinging(true);
+        let answer = catch_panic(|| self.conn.ping());
+        self.watch.link_state().set_pinging(false);
         if ticket.is_some_and(|ticket| !set.deadlines().end(ticket)) {
             return Err(Unanswered::Late);
         }
@@ -108,7 +113,7 @@ impl<C: R2D2Connection> Link<C> {
 
     /// Whether a ping of it is bounded.
     pub(crate) fn can_be_cut(&self) -> bool {
-        self.watch.vitals().socket().is_some()
+        self.watch.link_state().socket().is_some()
     }
 }
 
@@ -117,23 +122,23 @@ impl<C: R2D2Connection> Link<C> {
 pub(crate) enum Unanswered {
     Query(diesel::result::Error),
     Late,
-    Panicked(crate::caught::Panicked),
+    Panicked(crate::panics::Panicked),
 }
 
-impl<C> Shelved for Box<Link<C>> {
+impl<C> Parkable for Box<Link<C>> {
     fn peer(&self) -> usize {
-        self.lease.peer()
+        self.guard.peer()
     }
 
-    fn born(&self) -> Instant {
-        self.born
+    fn created_at(&self) -> Instant {
+        self.created_at
     }
 
     fn set_in_use(&mut self, in_use: bool) {
-        self.lease.set_in_use(in_use);
+        self.guard.set_in_use(in_use);
     }
 
     fn shut_down(&mut self) -> bool {
-        self.watch.vitals().shut_down()
+        self.watch.link_state().shut_down()
     }
 }

@@ -1,10 +1,10 @@
-//! Which peer serves a check-out: one small function for each strategy. Randomness is an argument,
+//! Which peer serves a checkout: one small function for each strategy. Randomness is an argument,
 //! nothing is allocated, and only peers with a link to give are looked at, of which there are no
 //! more than there are idle connections.
 
 use rand::{Rng, RngExt};
 
-use crate::peers::share::{Candidate, by_chance};
+use crate::peers::placement::{Candidate, by_chance};
 use crate::policy::Strategy;
 
 /// A strategy, and what it remembers between two choices.
@@ -135,7 +135,7 @@ impl Turn {
             return Some(last.index);
         }
         // The next in order, and after the last one the first. The turn passes to whoever takes
-        // it, so that the turns of a peer that is down do not all fall to its neighbour.
+        // it, so that the turns of a peer that is down do not all fall to its neighbor.
         let place = |candidate: &Candidate| {
             (self.last.is_some_and(|last| candidate.index <= last), candidate.index)
         };
@@ -196,14 +196,15 @@ mod tests {
             chooser.learn(3);
             let mut rng = SmallRng::seed_from_u64(11);
             // Peer 0 never gives one back; the others do at once.
-            let mut stuck = 0;
+            let mut stuck_logins = 0;
             for _ in 0..1000 {
-                let candidates = [(0, stuck), (1, 1), (2, 1)];
+                let candidates = [(0, stuck_logins), (1, 1), (2, 1)];
                 let candidates =
                     candidates.map(|(index, load)| Candidate { index, load, weight: 1 });
-                stuck += usize::from(chooser.choose(candidates.into_iter(), &mut rng) == Some(0));
+                stuck_logins +=
+                    usize::from(chooser.choose(candidates.into_iter(), &mut rng) == Some(0));
             }
-            assert!(stuck <= 6, "{strategy:?}: {stuck} threads are stuck on it");
+            assert!(stuck_logins <= 6, "{strategy:?}: {stuck_logins} threads are stuck on it");
         }
     }
 
@@ -213,7 +214,7 @@ mod tests {
         assert_eq!(
             chosen(Strategy::RoundRobin, &[(0, 1), (0, 0), (0, 1), (0, 1)], 300),
             [100, 0, 100, 100],
-            "the turns of a peer that is passed over do not fall to its neighbour"
+            "the turns of a peer that is passed over do not fall to its neighbor"
         );
     }
 }

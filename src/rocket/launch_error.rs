@@ -36,9 +36,9 @@ impl LaunchError {
 }
 
 fn tell(peer: &PeerStatus) -> String {
-    match &peer.why {
-        Some(why) => format!("{} is down: {why}", peer.name),
-        None => format!("{} is up, with {} connections", peer.name, peer.links),
+    match &peer.reason {
+        Some(reason) => format!("{} is down: {reason}", peer.name),
+        None => format!("{} is up, with {} connections", peer.name, peer.connections),
     }
 }
 

@@ -7,7 +7,7 @@ use rocket::fairing::{AdHoc, Fairing};
 use rocket::figment::Figment;
 use rocket::figment::value::Value;
 
-use crate::caught::lock;
+use crate::panics::lock;
 use crate::peers::handle::Peers;
 
 /// Stands for the `url` that Rocket insists on where a table of peers takes its place.

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use super::act::Question;
+use super::actions::Question;
+use super::error::PageError;
 use super::escape::{ScriptData, Text};
-use super::refusal::Refusal;
 use super::report::{Process, Report, is_served, remarks, serving};
 use super::time::Utc;
 use crate::event::Event;
@@ -99,7 +99,7 @@ pub(super) fn question(question: &Question, token: &str, nonce: &str) -> String 
 }
 
 /// Says why nothing was done.
-pub(super) fn refusal(refusal: &Refusal, nonce: &str) -> String {
+pub(super) fn refusal(refusal: &PageError, nonce: &str) -> String {
     let content = format!(
         "<header><h1>Database peers</h1></header>\n<main>\n<p class=\"notice\">{}</p>\n\
          <p><a href=\"?\">To the peers</a></p>\n</main>\n",
@@ -179,8 +179,8 @@ fn row(
     let state = peer.map_or(PeerState::Up, |(peer, _)| peer.state);
     let tell =
         |tell: &dyn Fn(&PeerStatus) -> String| peer.map(|(peer, _)| tell(peer)).unwrap_or_default();
-    let served = |pool: &Snapshot| pool.peers.iter().map(|peer| peer.check_outs).sum();
-    let share = peer.and_then(|(peer, pool)| percent(peer.check_outs, served(pool)));
+    let served = |pool: &Snapshot| pool.peers.iter().map(|peer| peer.checkouts).sum();
+    let share = peer.and_then(|(peer, pool)| percent(peer.checkouts, served(pool)));
     let remarks = peer.map(|(peer, pool)| remarks(peer, is_served(pool)));
     let remarks = remarks.unwrap_or_default().join(" ");
     let span = if report.has_actions { HEADS.len() } else { HEADS.len() - 1 };
@@ -191,7 +191,7 @@ fn row(
              value=\"{action}\" aria-label=\"{word} {name}\"{gone}>{word}</button></form>",
             fields(token, pool, name),
             word = if action == "drain" { "Drain" } else { "Resume" },
-            gone = hidden(peer.is_some_and(|(peer, _)| peer.is_leaving)),
+            gone = hidden(peer.is_some_and(|(peer, _)| peer.is_being_removed)),
             name = Text(name),
         )
     } else {
@@ -202,7 +202,7 @@ fn row(
 <tr role="row"><th role="rowheader" scope="row" data-is="name">{name}</th>
 <td role="cell" class="state"><span class="sign" aria-hidden="true" data-is="sign">{sign}</span> <b data-is="state">{state}</b> <span class="for">for <span data-is="for">{lasts}</span></span></td>
 <td role="cell" class="number" data-head="Next check" data-is="next">{next}</td>
-<td role="cell" class="number" data-head="In use / open" data-is="links">{links}</td>
+<td role="cell" class="number" data-head="In use / open" data-is="connections">{links}</td>
 <td role="cell" class="number" data-head="Weight" data-is="weight">{weight}</td>
 <td role="cell" class="number chart" data-head="Share of work"><span data-is="share">{share}</span>{chart}</td>
 <td role="cell" class="number chart" data-head="Queries"><span data-is="rate">{queries}</span>{chart}</td>
@@ -219,7 +219,7 @@ fn row(
             Some(left) => format!("in {left}"),
             None => "now".to_owned(),
         }),
-        links = tell(&|peer| format!("{} / {}", peer.in_use, peer.links)),
+        links = tell(&|peer| format!("{} / {}", peer.in_use, peer.connections)),
         weight = tell(&|peer| match peer.tier {
             0 => peer.weight.to_string(),
             tier => format!("{}, tier {tier}", peer.weight),
@@ -258,7 +258,7 @@ fn action(state: PeerState) -> &'static str {
     }
 }
 
-/// A state without its colour.
+/// A state without its color.
 fn sign(state: PeerState) -> char {
     match state {
         PeerState::Up => '●',

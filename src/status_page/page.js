@@ -59,11 +59,11 @@
     // What a peer did between two reports; nothing if it was no peer all the time.
     const work = (before, after, pool, id) => {
         const [one, other] = [before, after].map((report) => peerOf(report, pool, id));
-        if (!one || !other || other.check_outs < one.check_outs || other.queries < one.queries) {
+        if (!one || !other || other.checkouts < one.checkouts || other.queries < one.queries) {
             return null;
         }
         return {
-            checkOuts: other.check_outs - one.check_outs,
+            checkOuts: other.checkouts - one.checkouts,
             queries: other.queries - one.queries,
             time: other.query_seconds - one.query_seconds,
         };
@@ -156,7 +156,7 @@
         const button = row.querySelector("button");
         if (button) {
             const drains = peer.state === "up" || peer.state === "down";
-            button.hidden = peer.is_leaving;
+            button.hidden = peer.is_being_removed;
             button.value = drains ? "drain" : "resume";
             say(button, drains ? "Drain" : "Resume");
             button.setAttribute("aria-label", `${button.textContent} ${peer.name}`);

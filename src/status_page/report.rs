@@ -76,28 +76,28 @@ impl Report<'_> {
             "id": peer.id,
             "name": peer.name,
             "state": peer.state.to_string(),
-            "takes_work": peer.takes_work(),
+            "is_available": peer.is_available(),
             "since": Utc(self.at.checked_sub(lasts).unwrap_or(self.at)).to_string(),
             "for_seconds": lasts.as_secs_f64(),
-            "why": peer.why,
+            "reason": peer.reason,
             "fault": peer.fault.map(Fault::as_str),
             "is_full": peer.is_full,
-            "is_hesitant": peer.is_hesitant,
-            "is_leaving": peer.is_leaving,
+            "is_unresponsive": peer.is_unresponsive,
+            "is_being_removed": peer.is_being_removed,
             "remarks": remarks(peer, is_served),
             "next_check_seconds": self.until(peer.next_check).as_secs_f64(),
             "weight": peer.weight,
             "tier": peer.tier,
-            "links": peer.links,
+            "connections": peer.connections,
             "in_use": peer.in_use,
-            "dialing": peer.dialing,
-            "stuck": peer.stuck,
+            "connecting": peer.connecting,
+            "stuck_logins": peer.stuck_logins,
             "connects": peer.connects,
-            "failures": peer.failures,
-            "check_outs": peer.check_outs,
+            "connect_failures": peer.connect_failures,
+            "checkouts": peer.checkouts,
             "queries": peer.queries,
             "query_seconds": peer.query_time.as_secs_f64(),
-            "lost": peer.lost,
+            "queries_lost": peer.queries_lost,
         })
     }
 
@@ -122,29 +122,31 @@ fn event(event: &Event) -> Value {
 
 /// What there is to say of a peer besides its state. It matters whether its pool has one that takes work.
 pub(super) fn remarks(peer: &PeerStatus, is_served: bool) -> Vec<String> {
-    let why = peer.why.as_ref().map(|why| match (peer.state, peer.fault) {
+    let reason = peer.reason.as_ref().map(|reason| match (peer.state, peer.fault) {
         (PeerState::Down, Some(Fault::Misconfigured)) => {
-            sentence(&format!("It does not let the application in: {why}"))
+            sentence(&format!("It does not let the application in: {reason}"))
         }
-        (PeerState::Down, _) => sentence(why),
-        _ => sentence(&format!("The last check failed: {why}")),
+        (PeerState::Down, _) => sentence(reason),
+        _ => sentence(&format!("The last check failed: {reason}")),
     });
     let full = "Full: it had no connection to give, and others get the new ones.";
-    let hesitant = "Hesitant: a query waits, and nothing was heard since; others are preferred.";
-    let stuck = format!("Stuck: {} logins hang there, and cannot be ended.", peer.stuck);
-    let is_last_resort = !is_served && peer.state == PeerState::Down && peer.links > 0;
+    let unresponsive =
+        "Hesitant: a query waits, and nothing was heard since; others are preferred.";
+    let stuck_logins =
+        format!("Stuck: {} logins hang there, and cannot be ended.", peer.stuck_logins);
+    let is_last_resort = !is_served && peer.state == PeerState::Down && peer.connections > 0;
     let last_resort = "No peer takes work, so its connections from before go on being used.";
     let weight = "Its weight is 0: it gets no work.";
     let rest = [
-        (peer.is_leaving, "It is being removed."),
+        (peer.is_being_removed, "It is being removed."),
         (is_last_resort, last_resort),
         (peer.is_full, full),
-        (peer.is_hesitant && peer.state == PeerState::Up, hesitant),
-        (peer.stuck > 0, stuck.as_str()),
+        (peer.is_unresponsive && peer.state == PeerState::Up, unresponsive),
+        (peer.stuck_logins > 0, stuck_logins.as_str()),
         (peer.weight == 0, weight),
     ];
     let rest = rest.into_iter().filter(|(is_so, _)| *is_so);
-    why.into_iter().chain(rest.map(|(_, remark)| remark.to_owned())).collect()
+    reason.into_iter().chain(rest.map(|(_, remark)| remark.to_owned())).collect()
 }
 
 pub(super) fn is_served(pool: &Snapshot) -> bool {
@@ -159,5 +161,5 @@ fn sentence(words: &str) -> String {
 
 /// How many peers of a pool take work.
 pub(super) fn serving(pool: &Snapshot) -> usize {
-    pool.peers.iter().filter(|peer| peer.takes_work()).count()
+    pool.peers.iter().filter(|peer| peer.is_available()).count()
 }

@@ -9,7 +9,7 @@ use crate::peers::peer::Answer;
 use crate::peers::set::PeerSet;
 use crate::peers::set::tests::set_of;
 use crate::peers::snapshot::PeerState;
-use crate::policy::Recheck;
+use crate::policy::Recovery;
 
 /// A page of one pool of so many peers, with buttons.
 struct Story {
@@ -21,7 +21,7 @@ struct Story {
 
 impl Story {
     fn of(peers: usize) -> Self {
-        let (set, _woken, start) = set_of(peers, Recheck::Probe);
+        let (set, _woken, start) = set_of(peers, Recovery::AfterCheck);
         let set = Arc::new(set);
         let peers = Peers::new(set.clone());
         Self { page: StatusPage::new().pool(peers.clone()).with_actions(), peers, set, start }
@@ -41,9 +41,9 @@ impl Story {
         self.page.respond("POST", query, |_| None, body.as_bytes())
     }
 
-    fn take_down(&self, peer: usize, why: &str) {
+    fn take_down(&self, peer: usize, reason: &str) {
         self.set.update(peer, self.start, |peer, due| {
-            let refused = LoginRefusal::new(Fault::PeerDown, why);
+            let refused = LoginRefusal::new(Fault::PeerDown, reason);
             peer.connect_failed((self.start, self.start), Answer::Refused(refused), due)
         });
     }
@@ -76,31 +76,31 @@ fn the_json_has_these_keys() {
     let pool = &report["pools"][0];
     assert_eq!(keys(pool), ["closed", "events", "events_dropped", "name", "peers"]);
     let expected = [
-        "check_outs",
+        "checkouts",
+        "connect_failures",
+        "connecting",
+        "connections",
         "connects",
-        "dialing",
-        "failures",
         "fault",
         "for_seconds",
         "id",
         "in_use",
+        "is_available",
+        "is_being_removed",
         "is_full",
-        "is_hesitant",
-        "is_leaving",
-        "links",
-        "lost",
+        "is_unresponsive",
         "name",
         "next_check_seconds",
         "queries",
+        "queries_lost",
         "query_seconds",
+        "reason",
         "remarks",
         "since",
         "state",
-        "stuck",
-        "takes_work",
+        "stuck_logins",
         "tier",
         "weight",
-        "why",
     ];
     assert_eq!(keys(&pool["peers"][0]), expected);
     assert_eq!(keys(&pool["events"][0]), ["at", "event", "in_service", "peer", "text"]);
@@ -113,11 +113,11 @@ fn the_json_has_these_keys() {
 
     let peer = &pool["peers"][1];
     assert_eq!(peer["state"], "down");
-    assert_eq!(peer["why"], "refused");
+    assert_eq!(peer["reason"], "refused");
     assert_eq!(peer["fault"], "peer_down");
     assert_eq!(peer["remarks"], serde_json::json!(["refused."]));
     assert_eq!(pool["events"][0]["event"], "down");
-    assert_eq!(pool["peers"][0]["why"], Value::Null);
+    assert_eq!(pool["peers"][0]["reason"], Value::Null);
 }
 
 #[test]
@@ -258,26 +258,26 @@ fn others_words_are_text() {
     assert!(!page.contains("<script>alert"), "it is part of the page");
     let data = page.split("id=\"report\">").nth(1).and_then(|rest| rest.split("</script>").next());
     let data: Value = serde_json::from_str(data.expect("it is there")).expect("it is whole");
-    let why = &data["pools"][0]["peers"][0]["why"];
-    assert_eq!(why, "</script><script>alert(1)</script>\"'\u{2028}");
+    let reason = &data["pools"][0]["peers"][0]["reason"];
+    assert_eq!(reason, "</script><script>alert(1)</script>\"'\u{2028}");
 }
 
 #[test]
 fn remarks_are_sentences_and_say_nothing_that_is_not_so() {
     let mut status = Story::of(1).peers.snapshot().peers.remove(0);
-    status.is_hesitant = true;
+    status.is_unresponsive = true;
     assert!(report::remarks(&status, true)[0].starts_with("Hesitant: "));
-    status.why = Some("(111) refused \n".to_owned());
+    status.reason = Some("(111) refused \n".to_owned());
     assert_eq!(report::remarks(&status, true)[0], "The last check failed: (111) refused.");
     status.state = PeerState::Down;
     let told = report::remarks(&status, true);
     assert_eq!(told, ["(111) refused."], "it is down, and not hesitant");
-    status.why = Some("Why?".to_owned());
-    status.links = 1;
+    status.reason = Some("Why?".to_owned());
+    status.connections = 1;
     assert_eq!(report::remarks(&status, true), ["Why?"]);
     let [_, told] = &report::remarks(&status, false)[..] else { panic!("its links work") };
     assert!(told.starts_with("No peer takes work, so its connections"), "{told}");
-    status.links = 0;
+    status.connections = 0;
     assert_eq!(report::remarks(&status, false), ["Why?"]);
 }
 
@@ -307,10 +307,10 @@ fn a_page_of_no_pool_says_so() {
 fn a_peer_that_is_being_removed_has_no_button() {
     let story = Story::of(2);
     // A login is under way there.
-    story.set.count(0, |counts| counts.dialing = 1);
+    story.set.count(0, |counts| counts.connecting = 1);
     story.peers.remove("peer0").expect("another one is there");
     story.is(&[PeerState::Draining, PeerState::Up]);
-    assert_eq!(story.json()["pools"][0]["peers"][0]["is_leaving"], true);
+    assert_eq!(story.json()["pools"][0]["peers"][0]["is_being_removed"], true);
     let page = story.get(None).body;
     let button = |peer: &str, word: &str| {
         let (_, rest) =

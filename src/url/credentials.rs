@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 
 use super::PeerUrl;
-use super::keywords::{is_keywords, keywords};
+use super::conninfo::{conninfo, is_keywords};
 use super::redaction::Secrets;
 use super::uri::{Parameter, Uri, percent_decoded, percent_encoded};
 use crate::error::{Flaw, REDACTED};
@@ -101,7 +101,7 @@ impl PeerUrl {
 
     fn written_credentials(&self) -> Credentials {
         let Ok(uri) = Uri::parse(&self.url) else {
-            let settings = keywords(&self.url).unwrap_or_default();
+            let settings = conninfo(&self.url).unwrap_or_default();
             // Of several libpq takes the last.
             let last = |wanted: &str| settings.iter().rfind(|(key, _)| key == wanted);
             let last = |wanted: &str| last(wanted).map(|(_, value)| value.clone());

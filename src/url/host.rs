@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use super::keywords::{is_keywords, keywords};
+use super::conninfo::{conninfo, is_keywords};
 use super::uri::{Parameter, Uri, percent_decoded};
 use crate::dialect::Dialect;
 
@@ -22,7 +22,7 @@ const ITS_PORT: u16 = 3306;
 /// The name of the host. None where there is an address, a path, several hosts, or nothing at all.
 pub(super) fn host_name(url: &str, dialect: Dialect) -> Option<String> {
     let host = if is_of_keywords(url, dialect) {
-        let settings = keywords(url)?;
+        let settings = conninfo(url)?;
         // Of several libpq takes the last.
         let last = |wanted: &str| settings.iter().rfind(|(key, _)| key == wanted);
         if ELSEWHERE.into_iter().any(|key| last(key).is_some()) {

@@ -222,7 +222,7 @@ pub fn state(peers: &Peers, name: &str) -> PeerState {
 
 /// How many connections of the pool lead to each peer.
 pub fn links(peers: &Peers) -> Vec<usize> {
-    peers.snapshot().peers.iter().map(|peer| peer.links).collect()
+    peers.snapshot().peers.iter().map(|peer| peer.connections).collect()
 }
 
 /// Makes one test of each suite function for each backend.

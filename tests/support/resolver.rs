@@ -47,7 +47,7 @@ impl Script {
             let answer = script.next();
             match answer {
                 Answer::Addresses(addresses) => Ok(addresses),
-                Answer::Error(why) => Err(io::Error::other(why)),
+                Answer::Error(reason) => Err(io::Error::other(reason)),
                 Answer::Panic => panic!("this resolver panics"),
             }
         }

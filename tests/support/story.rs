@@ -36,7 +36,7 @@ pub fn leaves(peers: &Peers, name: &str) -> Duration {
     how_long("it is noticed", PATIENCE, noticed)
         + how_long("nobody is there any more", PATIENCE, idle)
         + how_long("its connections are gone", PATIENCE, || {
-            peers.snapshot().peer(name).is_some_and(|peer| peer.links == 0)
+            peers.snapshot().peer(name).is_some_and(|peer| peer.connections == 0)
         })
 }
 

@@ -2,15 +2,15 @@
 
 use diesel::result::{Error, QueryResult};
 
-use crate::doctor::chart::Chart;
 use crate::doctor::fact::{Aspect, Value};
+use crate::doctor::progress::PeerProgress;
 use crate::fault::{Fault, Refusal};
-use crate::login::helper::Failure;
+use crate::login::bounded::LoginFailure;
 use crate::url::PeerUrl;
 
 /// Asks one peer, and writes down what it says.
 pub(in crate::doctor) struct Asker<'a> {
-    pub(in crate::doctor) chart: &'a Chart,
+    pub(in crate::doctor) peer_progress: &'a PeerProgress,
     pub(in crate::doctor) url: &'a PeerUrl,
 }
 
@@ -20,11 +20,11 @@ impl Asker<'_> {
         &self,
         aspect: Aspect,
         answer: QueryResult<Option<Value>>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), LoginFailure> {
         match answer {
-            Ok(Some(value)) => self.chart.put(aspect, value),
+            Ok(Some(value)) => self.peer_progress.put(aspect, value),
             Ok(None) => {}
-            Err(error) => self.chart.put(aspect, Value::Unknown(self.said(&error)?)),
+            Err(error) => self.peer_progress.put(aspect, Value::Unknown(self.said(&error)?)),
         }
         Ok(())
     }
@@ -35,17 +35,17 @@ impl Asker<'_> {
         aspects: &[Aspect],
         answer: QueryResult<T>,
         told: impl FnOnce(T) -> Vec<(Aspect, Value)>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), LoginFailure> {
         match answer {
             Ok(answer) => {
                 for (aspect, value) in told(answer) {
-                    self.chart.put(aspect, value);
+                    self.peer_progress.put(aspect, value);
                 }
             }
             Err(error) => {
-                let why = self.said(&error)?;
+                let reason = self.said(&error)?;
                 for aspect in aspects {
-                    self.chart.put(*aspect, Value::Unknown(why.clone()));
+                    self.peer_progress.put(*aspect, Value::Unknown(reason.clone()));
                 }
             }
         }
@@ -53,10 +53,12 @@ impl Asker<'_> {
     }
 
     /// An error as it can be shown, if it is only the query's.
-    fn said(&self, error: &Error) -> Result<String, Failure> {
+    fn said(&self, error: &Error) -> Result<String, LoginFailure> {
         let text = self.url.redact(&error.to_string());
         match Fault::of(error) {
-            Fault::ConnectionLost => Err(Failure::said(Refusal::new(Fault::ConnectionLost, text))),
+            Fault::ConnectionLost => {
+                Err(LoginFailure::said(Refusal::new(Fault::ConnectionLost, text)))
+            }
             _ => Ok(text),
         }
     }

@@ -4,7 +4,7 @@ use diesel::MysqlConnection;
 
 use super::{APPLIED, Asker, MIGRATIONS, SETTINGS, one};
 use crate::doctor::fact::{Aspect, Value};
-use crate::login::helper::Failure;
+use crate::login::bounded::LoginFailure;
 use crate::login::readiness::mysql::{Variables, load};
 
 const GLOBAL: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('version', 'hostname', 'port', \
@@ -35,8 +35,8 @@ const OF_SESSION: [Aspect; 6] = [
     Aspect::ClientCharacterSet,
 ];
 
-pub(super) fn ask(conn: &mut MysqlConnection, asker: &Asker<'_>) -> Result<(), Failure> {
-    asker.chart.asks(Some(SETTINGS));
+pub(super) fn ask(conn: &mut MysqlConnection, asker: &Asker<'_>) -> Result<(), LoginFailure> {
+    asker.peer_progress.asks(Some(SETTINGS));
     let mut global = load(conn, GLOBAL);
     if let Ok(known) = &mut global {
         if known.get("wsrep_on").is_some_and(|on| on == "ON") {
@@ -50,7 +50,7 @@ pub(super) fn ask(conn: &mut MysqlConnection, asker: &Asker<'_>) -> Result<(), F
         vec![(Aspect::Encryption, encryption(&known))]
     })?;
     asker.put(Aspect::Database, one::text(conn, "SELECT DATABASE() AS value"))?;
-    asker.chart.asks(Some(APPLIED));
+    asker.peer_progress.asks(Some(APPLIED));
     let find = format!(
         "SELECT TABLE_NAME AS value FROM information_schema.TABLES \
          WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = '{MIGRATIONS}'"

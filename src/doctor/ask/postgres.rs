@@ -8,7 +8,7 @@ use diesel::{PgConnection, QueryResult, RunQueryDsl, sql_query};
 
 use super::{APPLIED, Asker, MIGRATIONS, SETTINGS, one};
 use crate::doctor::fact::{Aspect, Value};
-use crate::login::helper::Failure;
+use crate::login::bounded::LoginFailure;
 
 /// A view that every server has, whichever of the settings it has. diesel sets the time zone of its own
 /// sessions; what it was before is the server's.
@@ -60,8 +60,8 @@ struct Setting {
     value: String,
 }
 
-pub(super) fn ask(conn: &mut PgConnection, asker: &Asker<'_>) -> Result<(), Failure> {
-    asker.chart.asks(Some(SETTINGS));
+pub(super) fn ask(conn: &mut PgConnection, asker: &Asker<'_>) -> Result<(), LoginFailure> {
+    asker.peer_progress.asks(Some(SETTINGS));
     asker.put_all(&OF_SETTINGS.map(|(aspect, _)| aspect), settings(conn), |mut known| {
         let told = |(aspect, name)| Some((aspect, Value::Text(known.remove(name)?)));
         OF_SETTINGS.into_iter().filter_map(told).collect()
@@ -69,7 +69,7 @@ pub(super) fn ask(conn: &mut PgConnection, asker: &Asker<'_>) -> Result<(), Fail
     for (aspect, query) in QUERIES {
         asker.put(aspect, one::text(conn, query))?;
     }
-    asker.chart.asks(Some(APPLIED));
+    asker.peer_progress.asks(Some(APPLIED));
     // As a query finds it, by the search path.
     let find = format!("SELECT to_regclass('{MIGRATIONS}')::text AS value");
     asker.put(Aspect::Migrations, one::migrations(conn, &find))

@@ -4,7 +4,7 @@ use diesel::SqliteConnection;
 
 use super::{APPLIED, Asker, MIGRATIONS, SETTINGS, one};
 use crate::doctor::fact::{Aspect, Value};
-use crate::login::helper::Failure;
+use crate::login::bounded::LoginFailure;
 
 const QUERIES: [(Aspect, &str); 3] = [
     (Aspect::Version, "SELECT sqlite_version() AS value"),
@@ -15,14 +15,14 @@ const QUERIES: [(Aspect, &str); 3] = [
 /// Where it is. Links are followed.
 const FILE: &str = "SELECT file AS value FROM pragma_database_list WHERE name = 'main'";
 
-pub(super) fn ask(conn: &mut SqliteConnection, asker: &Asker<'_>) -> Result<(), Failure> {
-    asker.chart.asks(Some(SETTINGS));
+pub(super) fn ask(conn: &mut SqliteConnection, asker: &Asker<'_>) -> Result<(), LoginFailure> {
+    asker.peer_progress.asks(Some(SETTINGS));
     for (aspect, query) in QUERIES {
         asker.put(aspect, one::text(conn, query))?;
     }
     asker
         .put(Aspect::File, one::texts(conn, FILE).map(|paths| paths.first().and_then(identity)))?;
-    asker.chart.asks(Some(APPLIED));
+    asker.peer_progress.asks(Some(APPLIED));
     let find = format!(
         "SELECT name AS value FROM sqlite_master WHERE type = 'table' AND name = '{MIGRATIONS}'"
     );

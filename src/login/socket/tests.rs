@@ -367,7 +367,7 @@ fn nothing_of_a_stranger_is_kept_open() {
     let listener = TcpListener::bind(V4).expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     let stranger = TcpStream::connect(address).expect("it listens");
-    let (mut other, _) = listener.accept().expect("it was dialled");
+    let (mut other, _) = listener.accept().expect("it was dialed");
     let _proof = Proof::begin(&before).expect("there is the stranger");
     drop((stranger, listener));
     other.set_read_timeout(Some(PATIENCE)).expect("longer than nothing");
@@ -381,7 +381,7 @@ fn a_connection_is_quiet_or_is_not() {
     let address = listener.local_addr().expect("it is bound");
     let dial = || {
         let ours = TcpStream::connect(address).expect("it listens");
-        let theirs = listener.accept().expect("it was dialled").0;
+        let theirs = listener.accept().expect("it was dialed").0;
         let socket = duplicate(ours.as_raw_fd(), inode_of(&ours)).expect("it is open");
         assert!(socket.is_quiet(), "nothing has happened");
         (ours, theirs, socket)
@@ -534,7 +534,7 @@ fn silent_pair() -> (TcpStream, TcpStream) {
     // A test that fails ends all the same.
     ours.set_read_timeout(Some(PATIENCE)).expect("longer than nothing");
     ours.set_write_timeout(Some(PATIENCE)).expect("longer than nothing");
-    (ours, listener.accept().expect("it was dialled").0)
+    (ours, listener.accept().expect("it was dialed").0)
 }
 
 #[test]
@@ -614,17 +614,17 @@ fn shutting_down_wakes_who_connects() {
     let (listener, _queue) = full_backlog();
     let address = listener.local_addr().expect("it is bound");
     let before = Sockets::of_this_process();
-    let dialled =
+    let dialed =
         blocked(|| TcpStream::connect(address), |thread| wait_for(thread, &before).shut_down());
-    dialled.expect_err("it was cut off");
+    dialed.expect_err("it was cut off");
 
-    // With a time-out it is polled.
+    // With a timeout it is polled.
     let before = Sockets::of_this_process();
-    let dialled = blocked(
+    let dialed = blocked(
         || TcpStream::connect_timeout(&address, PATIENCE),
         |thread| wait_for(thread, &before).shut_down(),
     );
-    let error = dialled.expect_err("it was cut off");
+    let error = dialed.expect_err("it was cut off");
     assert_ne!(error.kind(), std::io::ErrorKind::TimedOut, "{error}");
 }
 

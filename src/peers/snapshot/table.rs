@@ -49,7 +49,7 @@ fn row(peer: &PeerStatus, now: Instant) -> [String; 7] {
         peer.state.to_string(),
         short(now.saturating_duration_since(peer.since)),
         peer.weight.to_string(),
-        peer.links.to_string(),
+        peer.connections.to_string(),
         peer.in_use.to_string(),
         until(next_check).unwrap_or_else(|| "now".to_owned()),
     ]
@@ -57,12 +57,12 @@ fn row(peer: &PeerStatus, now: Instant) -> [String; 7] {
 
 /// What there is to say besides.
 fn remark(peer: &PeerStatus) -> String {
-    match (&peer.why, peer.state) {
-        (Some(why), PeerState::Down) => why.clone(),
-        (Some(why), _) => format!("the last check failed: {why}"),
-        (None, _) if peer.is_leaving => "to be removed".to_owned(),
+    match (&peer.reason, peer.state) {
+        (Some(reason), PeerState::Down) => reason.clone(),
+        (Some(reason), _) => format!("the last check failed: {reason}"),
+        (None, _) if peer.is_being_removed => "to be removed".to_owned(),
         (None, _) if peer.is_full => "full".to_owned(),
-        (None, _) if peer.is_hesitant => "hesitant".to_owned(),
+        (None, _) if peer.is_unresponsive => "hesitant".to_owned(),
         (None, _) => String::new(),
     }
 }
@@ -96,22 +96,22 @@ mod tests {
             tier: 0,
             state,
             since,
-            why: None,
+            reason: None,
             fault: None,
             is_full: false,
-            is_hesitant: false,
-            is_leaving: false,
+            is_unresponsive: false,
+            is_being_removed: false,
             next_check,
-            links: 4,
+            connections: 4,
             in_use: 2,
-            dialing: 0,
-            stuck: 0,
+            connecting: 0,
+            stuck_logins: 0,
             connects: 0,
-            failures: 0,
-            check_outs: 0,
+            connect_failures: 0,
+            checkouts: 0,
             queries: 0,
             query_time: Duration::ZERO,
-            lost: 0,
+            queries_lost: 0,
         }
     }
 
@@ -131,24 +131,24 @@ mod tests {
         let at = |seconds| start + Duration::from_secs_f64(seconds);
         let now = at(20_000.0);
         let times = |ago, next| (at(20_000.0 - ago), at(20_000.0 + next));
-        let why = "Can't connect to server on 'db1' (111)".to_owned();
+        let reason = "Can't connect to server on 'db1' (111)".to_owned();
         let peers = vec![
             peer("db0", PeerState::Up, times(11_520.0, 12.0)),
             PeerStatus {
-                why: Some(why),
-                links: 0,
+                reason: Some(reason),
+                connections: 0,
                 in_use: 0,
                 ..peer("db1", PeerState::Down, times(41.0, 5.3))
             },
             PeerStatus {
-                links: 1,
+                connections: 1,
                 in_use: 1,
                 ..peer("db2", PeerState::Draining, times(2.1, 27.0))
             },
         ];
         let events = Vec::new();
-        let pool = "shop".to_owned();
-        let snapshot = Snapshot { closed: false, pool, peers, events, events_dropped: 0 };
+        let pool_name = "shop".to_owned();
+        let snapshot = Snapshot { closed: false, pool_name, peers, events, events_dropped: 0 };
         let shown = At(&snapshot, now).to_string();
         assert!(include_str!("../../../README.md").contains(&shown), "in the README:\n{shown}");
     }

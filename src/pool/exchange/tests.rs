@@ -12,18 +12,18 @@ const PEERS: usize = 2;
 struct Number {
     is: usize,
     peer: usize,
-    born: Instant,
+    created_at: Instant,
     /// Whether its session can be ended where it is.
     has_socket: bool,
 }
 
-impl Shelved for Number {
+impl Parkable for Number {
     fn peer(&self) -> usize {
         self.peer
     }
 
-    fn born(&self) -> Instant {
-        self.born
+    fn created_at(&self) -> Instant {
+        self.created_at
     }
 
     fn set_in_use(&mut self, _: bool) {}
@@ -41,8 +41,8 @@ fn start() -> Instant {
 
 /// The link of this number: even ones lead to peer 0, and lower ones are older.
 fn link(number: usize) -> Number {
-    let born = start() + Duration::from_secs(number as u64);
-    Number { is: number, peer: number % PEERS, born, has_socket: false }
+    let created_at = start() + Duration::from_secs(number as u64);
+    Number { is: number, peer: number % PEERS, created_at, has_socket: false }
 }
 
 fn exchange() -> Exchange<Number> {
@@ -51,8 +51,8 @@ fn exchange() -> Exchange<Number> {
     exchange
 }
 
-fn born(exchange: &Exchange<Number>, number: usize) -> Reservation {
-    exchange.born(link(number), thread::current().id())
+fn add_slot(exchange: &Exchange<Number>, number: usize) -> Reservation {
+    exchange.add_slot(link(number), thread::current().id())
 }
 
 fn take(exchange: &Exchange<Number>, own: Option<Reservation>) -> Number {
@@ -66,8 +66,12 @@ fn later() -> Instant {
 
 fn tell(exchange: &Exchange<Number>, epoch: u64, usable: [bool; PEERS]) {
     exchange.learn(epoch, || {
-        let standing =
-            |usable| Standing { pulse: Arc::default(), usable, share: u32::from(usable), tier: 0 };
+        let standing = |usable| Standing {
+            activity: Arc::default(),
+            usable,
+            share: u32::from(usable),
+            tier: 0,
+        };
         usable.map(standing).to_vec()
     });
 }
@@ -75,10 +79,10 @@ fn tell(exchange: &Exchange<Number>, epoch: u64, usable: [bool; PEERS]) {
 #[test]
 fn a_new_slot_finds_its_own_link_until_its_customizer_has_had_its_turn() {
     let exchange = exchange();
-    let one = born(&exchange, 0);
+    let one = add_slot(&exchange, 0);
     assert_eq!(take(&exchange, Some(one)).is, 0, "its customizer touches its own link");
-    let two = born(&exchange, 1);
-    let three = born(&exchange, 2);
+    let two = add_slot(&exchange, 1);
+    let three = add_slot(&exchange, 2);
     // The thread went on to the next link, so it is done with link 1, which is anybody's now.
     assert_eq!(take(&exchange, None).is, 1, "an unreserved one");
     assert_eq!(take(&exchange, Some(three)).is, 2, "the newest is still its slot's own");
@@ -90,10 +94,10 @@ fn a_new_slot_finds_its_own_link_until_its_customizer_has_had_its_turn() {
 fn reservations_end_once_the_customizer_is_seen_to_leave_links_alone() {
     let exchange = exchange();
     thread::scope(|scope| {
-        scope.spawn(|| born(&exchange, 1));
+        scope.spawn(|| add_slot(&exchange, 1));
     });
-    let own = born(&exchange, 0);
-    let early = link(0).born + RESERVATION / 2;
+    let own = add_slot(&exchange, 0);
+    let early = link(0).created_at + RESERVATION / 2;
     let taken = exchange.check_out(None, Some(own), || early).expect("its own, at least");
     assert_eq!(taken.is, 0, "the other one is reserved, and too young");
     let numbers: Vec<_> = [Some(taken), None]
@@ -104,9 +108,9 @@ fn reservations_end_once_the_customizer_is_seen_to_leave_links_alone() {
 }
 
 /// So many slots, whose links are all anybody's.
-fn stocked(links: usize) -> Exchange<Number> {
+fn available(links: usize) -> Exchange<Number> {
     let exchange = exchange();
-    let last = (0..links).map(|number| born(&exchange, number)).last();
+    let last = (0..links).map(|number| add_slot(&exchange, number)).last();
     // The last slot comes back untouched.
     assert_eq!(exchange.check_in(None, last, |_| None), None, "nothing waits to be carried out");
     exchange
@@ -114,7 +118,7 @@ fn stocked(links: usize) -> Exchange<Number> {
 
 #[test]
 fn links_of_a_peer_that_is_down_are_met_by_nobody() {
-    let exchange = stocked(4);
+    let exchange = available(4);
     tell(&exchange, 2, [false, true]);
     for _ in 0..2 {
         let taken = exchange.check_out(None, None, later).expect("two links live");
@@ -126,7 +130,7 @@ fn links_of_a_peer_that_is_down_are_met_by_nobody() {
 
 #[test]
 fn links_of_a_peer_that_is_usable_again_are_taken_again_but_not_dead_ones() {
-    let exchange = stocked(4);
+    let exchange = available(4);
     tell(&exchange, 2, [false, true]);
     let dead = exchange.check_out(None, None, later).expect("two links live");
     exchange.swap_dead(dead).expect("one other is there");
@@ -137,7 +141,7 @@ fn links_of_a_peer_that_is_usable_again_are_taken_again_but_not_dead_ones() {
 
 #[test]
 fn each_link_gets_its_turn() {
-    let exchange = stocked(6);
+    let exchange = available(6);
     let mut turns = Vec::new();
     for _ in 0..60 {
         let link = exchange.check_out(None, None, later).expect("six are there");
@@ -155,7 +159,7 @@ fn each_link_gets_its_turn() {
 
 #[test]
 fn who_must_have_a_link_gets_a_live_one_if_there_is_one() {
-    let exchange = stocked(4);
+    let exchange = available(4);
     tell(&exchange, 2, [false, true]);
     let peers: Vec<_> = (0..4).map(|_| take(&exchange, None).peer).collect();
     assert_eq!(peers, [1, 1, 0, 0], "corpses last");
@@ -163,10 +167,10 @@ fn who_must_have_a_link_gets_a_live_one_if_there_is_one() {
 
 #[test]
 fn of_peers_without_a_share_the_lowest_tier_serves() {
-    let exchange = stocked(2);
+    let exchange = available(2);
     exchange.learn(2, || {
         let standing =
-            |(share, tier)| Standing { pulse: Arc::default(), usable: true, share, tier };
+            |(share, tier)| Standing { activity: Arc::default(), usable: true, share, tier };
         [(0, 2), (0, 1)].map(standing).to_vec()
     });
     assert_eq!(exchange.check_out(None, None, later).map(|link| link.peer), Some(1));
@@ -174,7 +178,7 @@ fn of_peers_without_a_share_the_lowest_tier_serves() {
 
 #[test]
 fn a_slot_that_comes_back_carries_a_corpse_out_else_what_is_too_many() {
-    let exchange = stocked(4);
+    let exchange = available(4);
     let taken = exchange.check_out(None, None, later).expect("four are there");
     let carried = exchange.check_in(Some(taken), None, |_| Some(1)).expect("peer 1 has too many");
     assert_eq!(carried.peer, 1, "one of its links");
@@ -186,7 +190,7 @@ fn a_slot_that_comes_back_carries_a_corpse_out_else_what_is_too_many() {
 
 #[test]
 fn a_slot_that_ends_takes_a_corpse_else_the_oldest() {
-    let exchange = stocked(5);
+    let exchange = available(5);
     assert_eq!(exchange.drop_slot(None).map(|link| link.is), Some(0), "the oldest");
     tell(&exchange, 2, [true, false]);
     assert_eq!(exchange.drop_slot(None).map(|link| link.peer), Some(1), "a corpse");
@@ -194,7 +198,7 @@ fn a_slot_that_ends_takes_a_corpse_else_the_oldest() {
 
 #[test]
 fn a_dead_link_is_exchanged_for_another_peers_if_there_is_one() {
-    let exchange = stocked(5);
+    let exchange = available(5);
     let mut dead = exchange.check_out(None, None, later).expect("five are there");
     let first = dead.peer;
     dead = exchange.swap_dead(dead).expect("others are there");
@@ -312,7 +316,7 @@ fn the_law_holds_in_every_order_of_events() {
                     tell(&exchange, epoch, [matches!(step, PeerUp), true]);
                 }
                 Born => {
-                    let own = Some(born(&exchange, made));
+                    let own = Some(add_slot(&exchange, made));
                     slots[actor] = Some(Slot { own, hand: None });
                     made += 1;
                 }
@@ -336,7 +340,7 @@ fn the_law_holds_in_every_order_of_events() {
 
 #[test]
 fn what_is_too_many_is_only_asked_of_what_is_here() {
-    let exchange = stocked(2);
+    let exchange = available(2);
     let one = exchange.check_out(None, None, later).expect("two are there");
     let other = exchange.check_out(None, None, later).expect("one is there");
     let (mine, theirs) = (one.peer, other.peer);
@@ -353,7 +357,7 @@ fn links_that_were_shut_down_with_their_peer_do_not_come_back() {
     let exchange = exchange();
     let slots = [0, 2, 4].map(|number| {
         let link = Number { has_socket: number != 0, ..link(number) };
-        exchange.born(link, thread::current().id())
+        exchange.add_slot(link, thread::current().id())
     });
     // Two are on the shelf, and the newest is still reserved.
     tell(&exchange, 2, [false, true]);
@@ -376,13 +380,13 @@ fn a_link_that_is_born_to_a_peer_that_is_not_usable_ends_where_it_is() {
         static ENDED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
     }
     struct Told(Number);
-    impl Shelved for Told {
+    impl Parkable for Told {
         fn peer(&self) -> usize {
             self.0.peer()
         }
 
-        fn born(&self) -> Instant {
-            self.0.born()
+        fn created_at(&self) -> Instant {
+            self.0.created_at()
         }
 
         fn set_in_use(&mut self, _: bool) {}
@@ -394,12 +398,12 @@ fn a_link_that_is_born_to_a_peer_that_is_not_usable_ends_where_it_is() {
     }
 
     let exchange = Exchange::new(Strategy::Random, SmallRng::seed_from_u64(3));
-    let standing = |usable| Standing { pulse: Arc::default(), usable, share: 1, tier: 0 };
+    let standing = |usable| Standing { activity: Arc::default(), usable, share: 1, tier: 0 };
     exchange.learn(1, || vec![standing(true), standing(false)]);
     let maker = thread::current().id();
-    exchange.born(Told(link(0)), maker);
+    exchange.add_slot(Told(link(0)), maker);
     assert_eq!(ENDED.get(), 0, "its peer is fine");
-    let own = exchange.born(Told(link(1)), maker);
+    let own = exchange.add_slot(Told(link(1)), maker);
     assert_eq!(ENDED.get(), 1, "its session is not wanted");
     assert_eq!(exchange.take(Some(own), maker).0.is, 1, "but its slot has it");
 }

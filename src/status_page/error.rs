@@ -4,7 +4,7 @@ use std::fmt;
 
 /// Why a request did nothing.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum PageError {
     Method {
         has_actions: bool,
     },
@@ -19,7 +19,7 @@ pub(super) enum Refusal {
     Peers(String),
 }
 
-impl Refusal {
+impl PageError {
     pub(super) fn status(&self) -> u16 {
         match self {
             Self::Method { .. } => 405,
@@ -30,7 +30,7 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for PageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Method { has_actions: false } => {

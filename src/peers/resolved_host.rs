@@ -16,7 +16,7 @@ const GONE_AFTER: u32 = 2;
 /// A peer that was given by the name of its host, for which its addresses stand as soon as they are
 /// known.
 #[derive(Debug)]
-pub(crate) struct Name {
+pub(crate) struct ResolvedHost {
     /// That of the peer, which stands for itself until then.
     pub(crate) number: u64,
     pub(crate) peer: Arc<str>,
@@ -53,7 +53,7 @@ impl Address {
 /// What is to be logged of an answer.
 #[derive(Debug)]
 pub(crate) enum Heard {
-    Unresolved { peer: Arc<str>, why: String },
+    Unresolved { peer: Arc<str>, reason: String },
     Resolved { peer: Arc<str> },
 }
 
@@ -64,7 +64,7 @@ pub(crate) struct Changes {
     pub(crate) remove: Vec<IpAddr>,
 }
 
-impl Name {
+impl ResolvedHost {
     /// The name of this peer's host, if it is one that is resolved.
     pub(crate) fn of(peer: &Peer, admission: &Admission) -> Option<Self> {
         let host = admission.host_name(&peer.url)?;
@@ -92,11 +92,13 @@ impl Name {
         let flaw = match answer {
             Ok(addresses) if addresses.is_empty() => Some("it has no address".to_owned()),
             Ok(_) => None,
-            Err(why) => Some(self.url.redact(why)),
+            Err(reason) => Some(self.url.redact(reason)),
         };
         let was_unknown = mem::replace(&mut self.is_unknown, flaw.is_some());
         match flaw {
-            Some(why) if !was_unknown => Some(Heard::Unresolved { peer: self.peer.clone(), why }),
+            Some(reason) if !was_unknown => {
+                Some(Heard::Unresolved { peer: self.peer.clone(), reason })
+            }
             None if was_unknown => Some(Heard::Resolved { peer: self.peer.clone() }),
             _ => None,
         }

@@ -8,7 +8,7 @@ use rand::rngs::SmallRng;
 
 use crate::error::Kind;
 use crate::fault::Judge;
-use crate::policy::{AllDown, Recheck, Strategy, Wanted};
+use crate::policy::{AllDown, Recovery, Requirements, Strategy};
 
 /// A check is due up to this much later than its interval, so that a thousand processes that saw
 /// the same failure do not return at once; and a link ends up to this much earlier than told, so
@@ -45,7 +45,7 @@ const DEFAULT_ALL_DOWN_WAIT: Duration = Duration::from_secs(20);
 
 /// How long an answer is waited for while queries hang. A small server with 64 busy sessions was seen
 /// to keep a login waiting for 0.9 s.
-const DEFAULT_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+const DEFAULT_CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a ping may take. Others' pools give the test of a connection 5 s, which is long for
 /// somebody who waits for a page.
@@ -65,7 +65,7 @@ const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(9);
 /// an hour.
 const DEFAULT_TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The parts of the pool's time-out that a connection and one login may take by default, where they
+/// The parts of the pool's timeout that a connection and one login may take by default, where they
 /// would be no shorter than it: so that the pool fails with their story, and not without any.
 const DEADLINE_OF_POOL_TIMEOUT: f64 = 0.8;
 const LOGIN_OF_POOL_TIMEOUT: f64 = 0.4;
@@ -75,10 +75,10 @@ const LOGIN_OF_POOL_TIMEOUT: f64 = 0.4;
 const WAIT_OF_POOL_TIMEOUT: f64 = 0.6;
 
 /// The least time between two connections that are closed to even out their number.
-const DEFAULT_REBALANCE_PACE: Duration = Duration::from_millis(200);
+const DEFAULT_REBALANCE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How old a connection gets. As r2d2's `max_lifetime`, which counts for its slots.
-const DEFAULT_LINK_MAX_AGE: Duration = Duration::from_secs(30 * 60);
+const DEFAULT_CONNECTION_MAX_AGE: Duration = Duration::from_secs(30 * 60);
 
 /// The least time between two lookups of a name.
 const LEAST_RESOLVE_INTERVAL: Duration = Duration::from_millis(10);
@@ -88,26 +88,26 @@ const DEFAULT_NAME: &str = "default";
 
 /// The settings; each is explained where it is set, in the builder.
 #[derive(Debug, Clone)]
-pub(crate) struct Rules {
+pub(crate) struct Settings {
     /// What the pool is called.
     pub(crate) pool_name: String,
     pub(crate) check_interval: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) connect_deadline: Duration,
-    pub(crate) probe_timeout: Duration,
+    pub(crate) check_timeout: Duration,
     pub(crate) ping_timeout: Duration,
     pub(crate) ping_idle: Duration,
     pub(crate) stall_after: Option<Duration>,
     pub(crate) tuning: Tuning,
-    pub(crate) recheck: Recheck,
-    pub(crate) wanted: Wanted,
+    pub(crate) recovery: Recovery,
+    pub(crate) requirements: Requirements,
     pub(crate) judge: Judge,
     pub(crate) all_down: AllDown,
     pub(crate) all_down_interval: Duration,
     pub(crate) all_down_wait: Duration,
     pub(crate) strategy: Strategy,
-    pub(crate) rebalance_pace: Duration,
-    pub(crate) link_max_age: Duration,
+    pub(crate) rebalance_interval: Duration,
+    pub(crate) connection_max_age: Duration,
     /// How often the names of hosts are resolved.
     pub(crate) resolve_interval: Option<Duration>,
     /// What the pool was given, as far as that was told.
@@ -116,14 +116,14 @@ pub(crate) struct Rules {
     pub(crate) pool_timeout_name: &'static str,
 }
 
-impl Default for Rules {
+impl Default for Settings {
     fn default() -> Self {
         Self {
             pool_name: DEFAULT_NAME.to_owned(),
             check_interval: DEFAULT_CHECK_INTERVAL,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             connect_deadline: DEFAULT_CONNECT_DEADLINE,
-            probe_timeout: DEFAULT_PROBE_TIMEOUT,
+            check_timeout: DEFAULT_CHECK_TIMEOUT,
             ping_timeout: DEFAULT_PING_TIMEOUT,
             ping_idle: DEFAULT_PING_IDLE,
             stall_after: Some(DEFAULT_STALL_AFTER),
@@ -131,15 +131,15 @@ impl Default for Rules {
                 keepalive: Some(DEFAULT_KEEPALIVE),
                 user_timeout: Some(DEFAULT_TCP_USER_TIMEOUT),
             },
-            recheck: Recheck::default(),
-            wanted: Wanted::default(),
+            recovery: Recovery::default(),
+            requirements: Requirements::default(),
             judge: Judge::default(),
             all_down: AllDown::default(),
             all_down_interval: DEFAULT_ALL_DOWN_INTERVAL,
             all_down_wait: DEFAULT_ALL_DOWN_WAIT,
             strategy: Strategy::default(),
-            rebalance_pace: DEFAULT_REBALANCE_PACE,
-            link_max_age: DEFAULT_LINK_MAX_AGE,
+            rebalance_interval: DEFAULT_REBALANCE_INTERVAL,
+            connection_max_age: DEFAULT_CONNECTION_MAX_AGE,
             resolve_interval: None,
             pool_timeout: None,
             pool_timeout_name: "pool_timeout",
@@ -167,7 +167,7 @@ pub(crate) struct Due {
     pub(crate) soon: Instant,
 }
 
-impl Rules {
+impl Settings {
     /// Nothing takes no time at all, and what was asked for can be had together. What was not asked
     /// for gives way.
     pub(crate) fn check(mut self, asked: &Asked) -> Result<Self, Kind> {
@@ -200,12 +200,12 @@ impl Rules {
         let check_interval = ("check_interval", self.check_interval);
         let connect_timeout = ("connect_timeout", self.connect_timeout);
         let connect_deadline = ("connect_deadline", self.connect_deadline);
-        let probe_timeout = ("probe_timeout", self.probe_timeout);
+        let check_timeout = ("check_timeout", self.check_timeout);
         let ping_timeout = ("ping_timeout", self.ping_timeout);
         let pool_timeout = (self.pool_timeout_name, self.pool_timeout.unwrap_or(FOREVER));
         for (shorter, longer) in [
-            (probe_timeout, check_interval),
-            (probe_timeout, connect_timeout),
+            (check_timeout, check_interval),
+            (check_timeout, connect_timeout),
             (connect_timeout, connect_deadline),
             (connect_timeout, pool_timeout),
             (connect_deadline, pool_timeout),
@@ -227,10 +227,10 @@ impl Rules {
             ("all_down_interval", Some(self.all_down_interval), LEAST_CHECK_INTERVAL),
             ("connect_timeout", Some(self.connect_timeout), millisecond),
             ("connect_deadline", Some(self.connect_deadline), millisecond),
-            ("probe_timeout", Some(self.probe_timeout), millisecond),
+            ("check_timeout", Some(self.check_timeout), millisecond),
             ("ping_timeout", Some(self.ping_timeout), millisecond),
             ("stall_after", self.stall_after, LEAST_STALL),
-            ("link_max_age", Some(self.link_max_age), millisecond),
+            ("connection_max_age", Some(self.connection_max_age), millisecond),
             ("resolve_interval", self.resolve_interval, LEAST_RESOLVE_INTERVAL),
             ("pool_timeout", self.pool_timeout, millisecond),
             ("tcp_keepalive", keepalive, Duration::from_secs(3)),
@@ -249,11 +249,11 @@ impl Rules {
             &mut self.check_interval,
             &mut self.connect_timeout,
             &mut self.connect_deadline,
-            &mut self.probe_timeout,
+            &mut self.check_timeout,
             &mut self.ping_timeout,
             &mut self.all_down_interval,
             &mut self.all_down_wait,
-            &mut self.link_max_age,
+            &mut self.connection_max_age,
         ]
         .into_iter()
         .chain(&mut self.pool_timeout)
@@ -278,7 +278,7 @@ impl Rules {
 
     /// When a link that is born at `now` is too old.
     pub(crate) fn expiry(&self, now: Instant, rng: &mut SmallRng) -> Instant {
-        now + self.link_max_age.mul_f64(1.0 - JITTER * rng.random::<f64>())
+        now + self.connection_max_age.mul_f64(1.0 - JITTER * rng.random::<f64>())
     }
 
     /// When something is due that happens at intervals.
@@ -310,26 +310,26 @@ pub(crate) mod tests {
     pub(crate) const PACE: Duration = Duration::from_millis(200);
 
     /// Rules to test with.
-    pub(crate) fn rules() -> Rules {
-        Rules {
+    pub(crate) fn settings() -> Settings {
+        Settings {
             pool_name: DEFAULT_NAME.to_owned(),
             check_interval: INTERVAL,
             connect_timeout: Duration::from_secs(5),
             connect_deadline: Duration::from_secs(10),
-            probe_timeout: Duration::from_secs(1),
+            check_timeout: Duration::from_secs(1),
             ping_timeout: Duration::from_secs(1),
             ping_idle: INTERVAL,
             stall_after: Some(Duration::from_secs(2)),
             tuning: Tuning { keepalive: None, user_timeout: None },
-            recheck: Recheck::Probe,
-            wanted: Wanted::default(),
+            recovery: Recovery::AfterCheck,
+            requirements: Requirements::default(),
             judge: Judge::default(),
             all_down: AllDown::Try,
             all_down_interval: Duration::from_millis(250),
             all_down_wait: Duration::from_secs(20),
             strategy: Strategy::LeastConnections,
-            rebalance_pace: PACE,
-            link_max_age: INTERVAL,
+            rebalance_interval: PACE,
+            connection_max_age: INTERVAL,
             resolve_interval: None,
             pool_timeout: None,
             pool_timeout_name: "pool_timeout",
@@ -351,7 +351,7 @@ pub(crate) mod tests {
             (None, [Some(s(30)), None, None], [s(30), s(30), s(20)]),
             (None, [None, Some(s(3)), None], [s(5), s(3), s(20)]),
         ] {
-            let mut given = Rules { pool_timeout, ..Rules::default() };
+            let mut given = Settings { pool_timeout, ..Settings::default() };
             let mut names = Asked::new();
             for (name, setting, asked) in [
                 ("connect_timeout", &mut given.connect_timeout, asked[0]),
@@ -364,8 +364,8 @@ pub(crate) mod tests {
                 }
             }
             names.extend(pool_timeout.map(|_| "pool_timeout"));
-            let rules = given.check(&names).expect("they go together");
-            let got = [rules.connect_timeout, rules.connect_deadline, rules.all_down_wait];
+            let settings = given.check(&names).expect("they go together");
+            let got = [settings.connect_timeout, settings.connect_deadline, settings.all_down_wait];
             assert_eq!(got, expected, "{pool_timeout:?} {asked:?}");
         }
     }
@@ -376,7 +376,7 @@ pub(crate) mod tests {
         let mut rng = SmallRng::seed_from_u64(1);
         let start = Instant::now();
         let delays: Vec<Duration> =
-            (0..1000).map(|_| rules().due(start, &mut rng).next - start).collect();
+            (0..1000).map(|_| settings().due(start, &mut rng).next - start).collect();
         assert!(delays.iter().all(|delay| (INTERVAL..INTERVAL.mul_f64(1.1)).contains(delay)));
         let (least, most) = (delays.iter().min(), delays.iter().max());
         assert!(least < Some(&INTERVAL.mul_f64(1.01)), "the least of many is near the interval");
@@ -388,10 +388,10 @@ pub(crate) mod tests {
     fn so_are_lookups() {
         let mut rng = SmallRng::seed_from_u64(1);
         let start = Instant::now();
-        assert_eq!(rules().next_resolve(start, &mut rng), None, "by default there are none");
-        let rules = Rules { resolve_interval: Some(INTERVAL), ..rules() };
+        assert_eq!(settings().next_resolve(start, &mut rng), None, "by default there are none");
+        let settings = Settings { resolve_interval: Some(INTERVAL), ..settings() };
         for _ in 0..1000 {
-            let next = rules.next_resolve(start, &mut rng).expect("they are asked for") - start;
+            let next = settings.next_resolve(start, &mut rng).expect("they are asked for") - start;
             assert!((INTERVAL..INTERVAL.mul_f64(1.1)).contains(&next), "{next:?}");
         }
     }

@@ -4,23 +4,23 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::peers::activity::{Activity, LinkState};
+use crate::peers::admin_state::AdminState;
 use crate::peers::journal::News;
-use crate::peers::peer::{Peer, ProbeKind};
-use crate::peers::pulse::{Pulse, Vitals};
-use crate::peers::service::Service;
-use crate::peers::share::nobody_takes_work;
+use crate::peers::peer::{CheckKind, Peer};
+use crate::peers::placement::nobody_takes_work;
 use crate::peers::stall::{Round, Signs, Verdict, judge};
-use crate::policy::Recheck;
-use crate::rules::{Due, Rules};
+use crate::policy::Recovery;
+use crate::settings::{Due, Settings};
 use crate::url::PeerUrl;
 
-/// A probe that the checker is to make.
+/// A check that the checker is to make.
 #[derive(Debug)]
-pub(crate) struct Probe {
+pub(crate) struct HealthCheck {
     pub(crate) peer: usize,
     pub(crate) url: Arc<PeerUrl>,
-    pub(crate) pulse: Arc<Pulse>,
-    pub(crate) kind: ProbeKind,
+    pub(crate) activity: Arc<Activity>,
+    pub(crate) kind: CheckKind,
     pub(crate) began: Instant,
     pub(crate) patience: Duration,
 }
@@ -28,7 +28,7 @@ pub(crate) struct Probe {
 /// What is to be done.
 #[derive(Debug, Default)]
 pub(crate) struct Work {
-    pub(crate) probes: Vec<Probe>,
+    pub(crate) checks: Vec<HealthCheck>,
     /// To be told.
     pub(crate) news: Vec<News>,
     pub(crate) stalled: Vec<Stalled>,
@@ -38,34 +38,41 @@ pub(crate) struct Work {
 #[derive(Debug)]
 pub(crate) struct Stalled {
     pub(crate) peer: usize,
-    pub(crate) links: Vec<Arc<Vitals>>,
+    pub(crate) links: Vec<Arc<LinkState>>,
     /// Whether it was up until now.
     pub(crate) is_news: bool,
 }
 
 impl Work {
-    fn probe(
+    fn check(
         &mut self,
         index: usize,
         peer: &mut Peer,
-        kind: ProbeKind,
+        kind: CheckKind,
         patience: Duration,
         now: Instant,
     ) {
         // A login that cannot be ended, and goes unanswered: another one would not end either.
-        let is_stuck = kind == ProbeKind::Stall && peer.counts.stuck > 0;
-        if !is_stuck && peer.probe_begins(kind, now) {
-            let (url, pulse) = (peer.url.clone(), peer.pulse.clone());
-            self.probes.push(Probe { peer: index, url, pulse, kind, began: now, patience });
+        let is_stuck = kind == CheckKind::Stall && peer.counts.stuck_logins > 0;
+        if !is_stuck && peer.check_begins(kind, now) {
+            let (url, activity) = (peer.url.clone(), peer.activity.clone());
+            self.checks.push(HealthCheck {
+                peer: index,
+                url,
+                activity,
+                kind,
+                began: now,
+                patience,
+            });
         }
     }
 }
 
-/// Clears marks under [`Recheck::Clear`], and begins the probes that are due. Also says when to look
+/// Clears marks under [`Recovery::AfterInterval`], and begins the checks that are due. Also says when to look
 /// again.
 pub(crate) fn regular(
     peers: &mut [Peer],
-    rules: &Rules,
+    settings: &Settings,
     mut due: impl FnMut() -> Due,
     now: Instant,
     work: &mut Work,
@@ -73,21 +80,22 @@ pub(crate) fn regular(
     let all_down = nobody_takes_work(peers);
     let mut next: Option<Instant> = None;
     for (index, peer) in peers.iter_mut().enumerate() {
-        // A peer that keeps a login hanging is the checker's to try, and so comes back by a probe.
-        let is_cleared =
-            rules.recheck == Recheck::Clear && peer.counts.stuck == 0 && !peer.is_gone();
+        // A peer that keeps a login hanging is the checker's to try, and so comes back by a check.
+        let is_cleared = settings.recovery == Recovery::AfterInterval
+            && peer.counts.stuck_logins == 0
+            && !peer.is_gone();
         if is_cleared && peer.next_check <= now {
             let up = peer.clear(now, due());
             work.news.extend(up.map(|up| peer.news(up)));
         }
-        if peer.probe_due(all_down).is_some_and(|due| due <= now) {
-            let patience = if all_down { brief(peer, rules) } else { rules.connect_timeout };
-            work.probe(index, peer, ProbeKind::Regular, patience, now);
+        if peer.check_due(all_down).is_some_and(|due| due <= now) {
+            let patience = if all_down { brief(peer, settings) } else { settings.connect_timeout };
+            work.check(index, peer, CheckKind::Regular, patience, now);
         }
-        // A mark that is cleared unasked is due whether a probe is running or not.
+        // A mark that is cleared unasked is due whether a check is running or not.
         let is_mark = is_cleared && !peer.is_up();
         let mark = is_mark.then_some(peer.next_check);
-        next = [next, mark, peer.probe_due(all_down)].into_iter().flatten().min();
+        next = [next, mark, peer.check_due(all_down)].into_iter().flatten().min();
     }
     next
 }
@@ -95,16 +103,16 @@ pub(crate) fn regular(
 /// Looks where queries hang, and what follows. Says whether any query is running at all.
 pub(crate) fn stalls(
     peers: &mut [Peer],
-    rules: &Rules,
+    settings: &Settings,
     mut due: impl FnMut() -> Due,
     now: Instant,
     work: &mut Work,
 ) -> bool {
     let mut is_any_running = false;
     for peer in &*peers {
-        is_any_running |= peer.pulse.look(peer.answered(), now);
+        is_any_running |= peer.activity.look(peer.answered(), now);
     }
-    let Some(stall_after) = rules.stall_after else { return is_any_running };
+    let Some(stall_after) = settings.stall_after else { return is_any_running };
 
     // Who has answered last, and when the last one of the others did.
     let answers = || peers.iter().enumerate().filter_map(|(at, peer)| Some((peer.answered()?, at)));
@@ -128,7 +136,7 @@ pub(crate) fn stalls(
             Verdict::Works | Verdict::Unknown => peer.round = None,
             Verdict::Doubtful => {
                 let round = *peer.round.get_or_insert(Round { began: now, unanswered: 0 });
-                work.probe(index, peer, ProbeKind::Stall, brief(peer, rules), now);
+                work.check(index, peer, CheckKind::Stall, brief(peer, settings), now);
                 // Most often the peer itself answers, and nobody else need be asked.
                 let is_alone = signs.others_answered.is_none_or(|at| at < round.began);
                 witnesses_are_needed |= is_alone && round.unanswered > 0;
@@ -139,7 +147,7 @@ pub(crate) fn stalls(
                 let down = peer.stopped(began, now, due());
                 work.news.extend(down.map(|down| peer.news(down)));
                 let long_ago = now.checked_sub(stall_after).unwrap_or(now);
-                let links = peer.pulse.running_since(long_ago);
+                let links = peer.activity.running_since(long_ago);
                 work.stalled.push(Stalled { peer: index, links, is_news });
             }
         }
@@ -151,11 +159,11 @@ pub(crate) fn stalls(
         let liveliest = others().max_by_key(|(_, peer)| peer.answered()).map(|(index, _)| index);
         let next = others()
             .filter(|(index, _)| Some(*index) != liveliest)
-            .min_by_key(|(_, peer)| peer.stall_probe_began())
+            .min_by_key(|(_, peer)| peer.stall_check_began())
             .map(|(index, _)| index);
         for index in [liveliest, next].into_iter().flatten() {
             let peer = &mut peers[index];
-            work.probe(index, peer, ProbeKind::Stall, brief(peer, rules), now);
+            work.check(index, peer, CheckKind::Stall, brief(peer, settings), now);
         }
     }
     is_any_running
@@ -167,16 +175,16 @@ pub(crate) fn drained(peers: &mut [Peer], now: Instant, work: &mut Work) -> bool
     for peer in peers {
         let happened = peer.end_draining(now).into_iter().flatten().flatten();
         work.news.extend(happened.map(|kind| peer.news(kind)));
-        is_any_draining |= matches!(peer.service, Service::Draining { .. });
+        is_any_draining |= matches!(peer.admin_state, AdminState::Draining { .. });
     }
     is_any_draining
 }
 
-/// For how long an answer is waited for that is needed soon: `probe_timeout`, or what logging in there
+/// For how long an answer is waited for that is needed soon: `check_timeout`, or what logging in there
 /// takes if that is more. What is not known yet is given all the time.
-fn brief(peer: &Peer, rules: &Rules) -> Duration {
+fn brief(peer: &Peer, settings: &Settings) -> Duration {
     let usual = peer.expected_login().unwrap_or(Duration::MAX);
-    usual.max(rules.probe_timeout).min(rules.connect_timeout)
+    usual.max(settings.check_timeout).min(settings.connect_timeout)
 }
 
 #[cfg(test)]
@@ -186,21 +194,21 @@ mod tests {
     #[cfg(all(feature = "socket", target_os = "linux"))]
     use crate::login::socket::Socket;
     use crate::peers::peer::Answer;
-    use crate::rules::tests::rules;
+    use crate::settings::tests::settings;
 
     /// Peers on which queries run, and a clock that only moves when it is told to.
     struct Story {
         start: Instant,
         now: Instant,
         peers: Vec<Peer>,
-        queries: Vec<Arc<Vitals>>,
+        queries: Vec<Arc<LinkState>>,
     }
 
     impl Story {
         #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
         fn begin(peers: usize) -> Self {
             // Moments are counted from the first that is ever looked at.
-            Pulse::default().query_ended(Instant::now());
+            Activity::default().query_ended(Instant::now());
             let start = Instant::now();
             let peer = |index| {
                 let url = PeerUrl::new(format!("url{index}"));
@@ -208,9 +216,9 @@ mod tests {
             };
             let peers: Vec<Peer> = (0..peers).map(peer).collect();
             let link = |peer: &Peer| {
-                let vitals = Arc::<Vitals>::default();
-                peer.pulse.add(vitals.clone());
-                vitals
+                let link_state = Arc::<LinkState>::default();
+                peer.activity.add(link_state.clone());
+                link_state
             };
             let queries = peers.iter().map(link).collect();
             Self { start, now: start, peers, queries }
@@ -226,28 +234,28 @@ mod tests {
 
         fn query_ends(&self, peer: usize) {
             self.queries[peer].rest();
-            self.peers[peer].pulse.query_ended(self.now);
+            self.peers[peer].activity.query_ended(self.now);
         }
 
-        /// What the checker does now: the peers that it probes, those that go down, and the links that
+        /// What the checker does now: the peers that it checks, those that go down, and the links that
         /// are cut off.
         fn look(&mut self) -> (Vec<usize>, usize, usize) {
             let mut work = Work::default();
             let due = Due { next: self.now, soon: self.now };
-            stalls(&mut self.peers, &rules(), || due, self.now, &mut work);
-            let mut probed: Vec<usize> = work.probes.iter().map(|probe| probe.peer).collect();
-            probed.sort_unstable();
+            stalls(&mut self.peers, &settings(), || due, self.now, &mut work);
+            let mut checked: Vec<usize> = work.checks.iter().map(|check| check.peer).collect();
+            checked.sort_unstable();
             let stalled = work.stalled.iter().map(|stalled| stalled.links.len()).sum();
-            (probed, work.news.len(), stalled)
+            (checked, work.news.len(), stalled)
         }
 
-        /// A probe ends: one without an answer has taken as long as it may.
+        /// A check ends: one without an answer has taken as long as it may.
         fn answers(&mut self, peer: usize, answer: Answer) {
             let due = Due { next: self.now, soon: self.now };
             let is_late = matches!(answer, Answer::None(_));
             let took = Duration::from_secs(u64::from(is_late));
             let began = self.now.checked_sub(took).expect("the clock is older");
-            self.peers[peer].probe_ended(ProbeKind::Stall, (began, self.now), answer, due);
+            self.peers[peer].check_ended(CheckKind::Stall, (began, self.now), answer, due);
         }
     }
 
@@ -282,7 +290,7 @@ mod tests {
     #[test]
     fn one_that_is_gone_is_no_witness() {
         let mut story = Story::begin(3);
-        story.peers[2].service = Service::Gone;
+        story.peers[2].admin_state = AdminState::Removed;
         story.query_begins(0);
         story.at(2_000);
         assert_eq!(story.look(), (vec![0], 0, 0));
@@ -297,9 +305,9 @@ mod tests {
         let mut story = Story::begin(2);
         story.query_begins(0);
         // Of a peer that is down only what can be cut off is of interest.
-        let late = Arc::<Vitals>::default();
+        let late = Arc::<LinkState>::default();
         late.set_socket(Arc::new(Socket::of_listener()));
-        story.peers[0].pulse.add(late.clone());
+        story.peers[0].activity.add(late.clone());
         for (now, expected) in [(2_000, 0), (3_000, 0), (4_000, 1)] {
             story.at(now);
             if now > 2_000 {
@@ -358,9 +366,9 @@ mod tests {
         for round in 0..6 {
             for look in 0..3 {
                 story.at(2_000 + 2_000 * round + 1_000 * look);
-                let probed = story.look().0;
+                let checked = story.look().0;
                 story.at(2_999 + 2_000 * round + 1_000 * look);
-                for peer in probed {
+                for peer in checked {
                     asked[peer] += 1;
                     story.answers(peer, none());
                 }
@@ -373,24 +381,27 @@ mod tests {
     fn a_peer_hesitates_while_a_query_hangs_that_began_after_its_last_answer() {
         let mut story = Story::begin(2);
         story.query_begins(0);
-        let is_hesitant = |story: &mut Story, millis| {
+        let is_unresponsive = |story: &mut Story, millis| {
             story.at(millis);
             story.look();
-            story.peers[0].pulse.is_hesitant()
+            story.peers[0].activity.is_unresponsive()
         };
-        assert!(!is_hesitant(&mut story, 100), "a query may take a moment");
-        assert!(is_hesitant(&mut story, 150), "it takes longer, and nothing is heard");
+        assert!(!is_unresponsive(&mut story, 100), "a query may take a moment");
+        assert!(is_unresponsive(&mut story, 150), "it takes longer, and nothing is heard");
         story.query_ends(0);
-        assert!(!story.peers[0].pulse.is_hesitant(), "it ends, which is seen at once");
+        assert!(!story.peers[0].activity.is_unresponsive(), "it ends, which is seen at once");
         story.at(200);
         story.query_begins(0);
-        assert!(is_hesitant(&mut story, 2_200), "another one");
+        assert!(is_unresponsive(&mut story, 2_200), "another one");
         story.answers(0, Answer::Works);
-        assert!(!is_hesitant(&mut story, 2_250), "a check was answered: it only takes its time");
-        let other = Arc::<Vitals>::default();
-        story.peers[0].pulse.add(other.clone());
+        assert!(
+            !is_unresponsive(&mut story, 2_250),
+            "a check was answered: it only takes its time"
+        );
+        let other = Arc::<LinkState>::default();
+        story.peers[0].activity.add(other.clone());
         other.query_begins(story.now);
-        assert!(is_hesitant(&mut story, 2_400), "until another one hangs");
+        assert!(is_unresponsive(&mut story, 2_400), "until another one hangs");
     }
 
     #[test]
@@ -434,8 +445,8 @@ mod tests {
     #[test]
     fn a_query_that_runs_with_others_ending_beside_it_asks_for_no_check() {
         let mut story = Story::begin(2);
-        let long = Arc::<Vitals>::default();
-        story.peers[0].pulse.add(long.clone());
+        let long = Arc::<LinkState>::default();
+        story.peers[0].activity.add(long.clone());
         long.query_begins(story.now);
         for second in 1..60 {
             story.at(second * 1_000);

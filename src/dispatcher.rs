@@ -7,16 +7,16 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, select};
 
-use crate::caught::caught;
-use crate::event::{Event, EventHandler, tell};
+use crate::event::{Event, EventHandler};
+use crate::panics::catch_panic;
 
 /// The name of the thread. Linux shows the first 15 characters of a thread's name.
-const HERALD: &str = "peers-herald";
+const THREAD_NAME: &str = "peers-events";
 
 /// Starts the thread. It ends when the other end of `stopped` is dropped, once the handler has been
 /// told what had happened by then.
 pub(crate) fn start(
-    handler: Box<dyn EventHandler>,
+    handler: Box<EventHandler>,
     events: Receiver<Event>,
     stopped: Receiver<Infallible>,
 ) -> io::Result<()> {
@@ -25,17 +25,17 @@ pub(crate) fn start(
             select! {
                 recv(events) -> event => match event {
                     // One that panics breaks nothing, and is told the next one.
-                    Ok(event) => drop(caught(|| tell(&*handler, &event))),
+                    Ok(event) => drop(catch_panic(|| handler(&event))),
                     Err(_) => break,
                 },
                 recv(stopped) -> _ => break,
             }
         }
         for event in events.try_iter() {
-            let _ = caught(|| tell(&*handler, &event));
+            let _ = catch_panic(|| handler(&event));
         }
         // Its destructor is the application's as well.
-        let _ = caught(|| drop(handler));
+        let _ = catch_panic(|| drop(handler));
     };
-    thread::Builder::new().name(HERALD.to_owned()).spawn(run).map(drop)
+    thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(run).map(drop)
 }

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use super::{Inner, PeerSet};
 use crate::error::{Kind, shown_name};
 use crate::event::EventKind;
+use crate::peers::activity::Activity;
+use crate::peers::admin_state::AdminState;
 use crate::peers::admission::PeerConfig;
 use crate::peers::journal::News;
 use crate::peers::peer::Peer;
-use crate::peers::pulse::Pulse;
-use crate::peers::service::Service;
 use crate::url::PeerUrl;
 
 impl PeerSet {
@@ -24,7 +24,7 @@ impl PeerSet {
             }
             for url in urls {
                 let at = self.admit(inner, &config, url, now, news);
-                inner.peers[at].probe_now(now);
+                inner.peers[at].check_now(now);
             }
             Ok(())
         })
@@ -64,7 +64,7 @@ impl PeerSet {
                     keep(&mut inner.peers[at], &config, url, news);
                 } else {
                     let at = self.admit(inner, &config, url, now, news);
-                    inner.peers[at].probe_now(now);
+                    inner.peers[at].check_now(now);
                 }
             }
             // A tier that is another is no news.
@@ -122,10 +122,10 @@ impl PeerSet {
     }
 
     /// It is checked now.
-    pub(crate) fn probe_now(&self, name: &str, now: Instant) -> Result<(), Kind> {
+    pub(crate) fn check_now(&self, name: &str, now: Instant) -> Result<(), Kind> {
         self.change(|Inner { peers, .. }, _| {
             let at = find(peers, name)?;
-            peers[at].probe_now(now);
+            peers[at].check_now(now);
             Ok(())
         })
     }
@@ -146,7 +146,7 @@ impl PeerSet {
         let (weight, tier) = (weight.unwrap_or(1), tier.unwrap_or(0));
         let mut peer = Peer::new(name.as_str().into(), url, weight, tier, now);
         peer.number = *admitted;
-        peer.next_check = self.rules.due(now, rng).next;
+        peer.next_check = self.settings.due(now, rng).next;
         news.push(peer.news(EventKind::Added));
         let place = peers.iter().position(Peer::is_vacant).unwrap_or(peers.len());
         match peers.get_mut(place) {
@@ -201,12 +201,12 @@ pub struct Drain {
     set: Arc<PeerSet>,
     name: Arc<str>,
     /// Which tells the peer from another one of its name.
-    pulse: Arc<Pulse>,
+    activity: Arc<Activity>,
 }
 
 impl Drain {
     fn of(set: &Arc<PeerSet>, peer: &Peer) -> Self {
-        Self { set: set.clone(), name: peer.name.clone(), pulse: peer.pulse.clone() }
+        Self { set: set.clone(), name: peer.name.clone(), activity: peer.activity.clone() }
     }
 
     /// Waits until the pool has no session with the peer any more, but no longer than `timeout`. Says
@@ -236,16 +236,17 @@ impl Drain {
     }
 
     fn outcome(&self, peers: &[Peer]) -> Option<bool> {
-        let Some(peer) = peers.iter().find(|peer| Arc::ptr_eq(&peer.pulse, &self.pulse)) else {
+        let Some(peer) = peers.iter().find(|peer| Arc::ptr_eq(&peer.activity, &self.activity))
+        else {
             return Some(true);
         };
-        match peer.service {
-            Service::Drained { .. } | Service::Gone => Some(true),
-            Service::On => Some(false),
-            Service::Draining { .. } if self.set.is_closed() && self.pulse.open() == 0 => {
+        match peer.admin_state {
+            AdminState::Drained { .. } | AdminState::Removed => Some(true),
+            AdminState::Ready => Some(false),
+            AdminState::Draining { .. } if self.set.is_closed() && self.activity.open() == 0 => {
                 Some(true)
             }
-            Service::Draining { .. } => None,
+            AdminState::Draining { .. } => None,
         }
     }
 }
@@ -260,28 +261,28 @@ impl fmt::Debug for Drain {
 mod tests {
     use super::*;
     use crate::fault::{Fault, Refusal};
-    use crate::peers::peer::{Answer, ProbeKind};
+    use crate::peers::peer::{Answer, CheckKind};
     use crate::peers::set::DRAIN_LOOK;
     use crate::peers::set::tests::set_of;
-    use crate::policy::Recheck;
-    use crate::rules::tests::INTERVAL;
+    use crate::policy::Recovery;
+    use crate::settings::tests::INTERVAL;
 
     #[test]
     fn places_are_used_again_once_nothing_leads_there() {
-        let (set, _woken, now) = set_of(2, Recheck::Probe);
+        let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let places = || set.read(<[Peer]>::len);
         let add = |name: &str| set.add(PeerConfig::new(name, "url"), now).expect("a new name");
         add("db2");
         assert_eq!(places(), 3);
         set.remove("db2", now).expect("it is there");
-        let (probes, _) = set.take_due(now);
-        assert_eq!(probes.len(), 1, "it was added, so it is checked");
+        let (checks, _) = set.take_due(now);
+        assert_eq!(checks.len(), 1, "it was added, so it is checked");
         add("db3");
         assert_eq!(places(), 4, "the check leads to the old one");
         let ended = |peer: usize| {
             set.update(peer, now, |peer, due| {
-                peer.probe_ended(ProbeKind::Regular, (now, now), Answer::NotAsked, due)
+                peer.check_ended(CheckKind::Regular, (now, now), Answer::NotAsked, due)
             });
         };
         ended(2);
@@ -294,9 +295,9 @@ mod tests {
             let name = format!("round{round}");
             add(&name);
             set.remove(&name, now).expect("it is there");
-            let (probes, _) = set.take_due(now);
-            for probe in probes {
-                ended(probe.peer);
+            let (checks, _) = set.take_due(now);
+            for check in checks {
+                ended(check.peer);
             }
         }
         assert_eq!(places(), 5, "a set that changes for long does not grow");
@@ -304,8 +305,8 @@ mod tests {
 
     #[test]
     fn nobody_hears_of_one_that_is_gone_nor_asks_it() {
-        for recheck in [Recheck::Probe, Recheck::Clear] {
-            let (set, _woken, now) = set_of(2, recheck);
+        for recovery in [Recovery::AfterCheck, Recovery::AfterInterval] {
+            let (set, _woken, now) = set_of(2, recovery);
             let set = Arc::new(set);
             set.remove("peer1", now).expect("it is there");
             set.take_due(now);
@@ -316,64 +317,64 @@ mod tests {
                 peer.connect_failed((now, now), Answer::Refused(refusal), due)
             });
             let later = now + 10 * INTERVAL;
-            let (probes, _) = set.take_due(later);
-            assert!(probes.iter().all(|probe| probe.peer == 0), "{recheck:?}: it is not checked");
-            assert!(!set.read(|peers| peers[1].is_up()), "{recheck:?}: nor cleared unasked");
-            assert_eq!(told(), before, "{recheck:?}: nothing is told");
+            let (checks, _) = set.take_due(later);
+            assert!(checks.iter().all(|check| check.peer == 0), "{recovery:?}: it is not checked");
+            assert!(!set.read(|peers| peers[1].is_up()), "{recovery:?}: nor cleared unasked");
+            assert_eq!(told(), before, "{recovery:?}: nothing is told");
         }
     }
 
     #[test]
     fn newcomers_are_checked_at_once() {
-        let (set, _woken, now) = set_of(1, Recheck::Probe);
+        let (set, _woken, now) = set_of(1, Recovery::AfterCheck);
         set.take_due(now);
-        let probed = || {
-            let (probes, _) = set.take_due(now);
-            probes.iter().map(|probe| probe.peer).collect::<Vec<_>>()
+        let checked = || {
+            let (checks, _) = set.take_due(now);
+            checks.iter().map(|check| check.peer).collect::<Vec<_>>()
         };
-        assert_eq!(probed(), [0; 0]);
+        assert_eq!(checked(), [0; 0]);
         set.add(PeerConfig::new("peer1", "url1"), now).expect("a new name");
-        assert_eq!(probed(), [1]);
+        assert_eq!(checked(), [1]);
         let all = ["peer0", "peer1", "peer2"]
             .map(|name| PeerConfig::new(name, name.replace("peer", "url")));
         set.replace(&all, now).expect("these are right");
-        assert_eq!(probed(), [2]);
+        assert_eq!(checked(), [2]);
     }
 
     #[test]
     fn a_drained_peer_has_been_so_since_it_was_empty() {
-        let (set, _woken, now) = set_of(2, Recheck::Probe);
+        let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let later = now + INTERVAL / 10;
         set.take_due(now);
-        set.count(0, |counts| counts.dialing = 1);
+        set.count(0, |counts| counts.connecting = 1);
         let drain = set.drain("peer0", now).expect("it is there");
         let (_, next) = set.take_due(now);
         assert!(next <= Some(now + DRAIN_LOOK), "it is looked at again soon");
-        set.count(0, |counts| counts.dialing = 0);
+        set.count(0, |counts| counts.connecting = 0);
         assert!(!drain.wait(Duration::ZERO), "nobody has looked");
         set.take_due(later);
         assert!(drain.wait(Duration::ZERO));
-        assert_eq!(set.read(|peers| peers[0].service), Service::Drained { since: later });
+        assert_eq!(set.read(|peers| peers[0].admin_state), AdminState::Drained { since: later });
     }
 
     /// Nobody looks any more.
     #[test]
     fn a_pool_that_is_gone_is_drained_when_its_last_session_has_ended() {
-        let (set, _woken, now) = set_of(2, Recheck::Probe);
+        let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let session = Arc::default();
-        set.read(|peers| peers[0].pulse.add(Arc::clone(&session)));
+        set.read(|peers| peers[0].activity.add(Arc::clone(&session)));
         let drain = set.drain("peer0", now).expect("it is there");
         set.close();
         assert!(!drain.wait(Duration::ZERO), "a session is open");
-        set.read(|peers| peers[0].pulse.remove(&session));
+        set.read(|peers| peers[0].activity.remove(&session));
         assert!(drain.wait(Duration::ZERO));
     }
 
     #[test]
     fn one_that_leads_elsewhere_is_another() {
-        let (set, _woken, now) = set_of(2, Recheck::Probe);
+        let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let places = || {
             set.read(|peers| {
                 let members = peers.iter().filter(|peer| peer.is_member());
@@ -399,15 +400,15 @@ mod tests {
 
     #[test]
     fn a_check_that_is_asked_for_is_made_where_marks_are_cleared_unasked_too() {
-        let (set, _woken, now) = set_of(2, Recheck::Clear);
+        let (set, _woken, now) = set_of(2, Recovery::AfterInterval);
         set.update(0, now, |peer, due| peer.takes_no_work(now, due));
         set.take_due(now);
         set.update(0, now, |peer, due| {
-            peer.probe_ended(ProbeKind::Regular, (now, now), Answer::NotAsked, due)
+            peer.check_ended(CheckKind::Regular, (now, now), Answer::NotAsked, due)
         });
-        set.probe_now("peer0", now).expect("it is there");
-        let (probes, _) = set.take_due(now);
-        assert_eq!(probes.len(), 1, "it is asked");
+        set.check_now("peer0", now).expect("it is there");
+        let (checks, _) = set.take_due(now);
+        assert_eq!(checks.len(), 1, "it is asked");
         assert!(!set.read(|peers| peers[0].is_up()), "before it is believed");
     }
 }

@@ -5,22 +5,22 @@ use std::time::Duration;
 use metrics::{Key, Label, Level, Metadata, Recorder, SharedString};
 
 use super::catalog::Metric;
-use crate::peers::tally::{CLASSES, Times};
+use crate::peers::counters::{BUCKET_BOUNDS, Histogram};
 
 static METADATA: Metadata<'static> =
     Metadata::new("diesel_peers", Level::INFO, Some(module_path!()));
 
 /// Of each class of times, how many were told, and how many nanoseconds.
-pub(super) type ToldTimes = [(u64, u64); CLASSES.len() + 1];
+pub(super) type ToldTimes = [(u64, u64); BUCKET_BOUNDS.len() + 1];
 
 /// A recorder, and the labels of what it is told. Metrics are looked up each time that they are told: an
 /// exporter may have dropped those that did not change for a while.
-pub(super) struct Labelled<'a> {
+pub(super) struct Labeled<'a> {
     recorder: &'a dyn Recorder,
     labels: Vec<Label>,
 }
 
-impl<'a> Labelled<'a> {
+impl<'a> Labeled<'a> {
     pub(super) fn new(recorder: &'a dyn Recorder) -> Self {
         Self { recorder, labels: Vec::new() }
     }
@@ -51,9 +51,9 @@ impl<'a> Labelled<'a> {
     }
 
     /// What has been added to a histogram since it was told last.
-    pub(super) fn histogram(&self, metric: &Metric, times: &Times, told: &mut ToldTimes) {
+    pub(super) fn histogram(&self, metric: &Metric, times: &Histogram, told: &mut ToldTimes) {
         let histogram = self.recorder.register_histogram(&self.key(metric), &METADATA);
-        for (mean, count) in added(times.classes(), told) {
+        for (mean, count) in added(times.buckets(), told) {
             let count = usize::try_from(count).unwrap_or(usize::MAX);
             histogram.record_many(mean.as_secs_f64(), count);
         }
@@ -66,11 +66,11 @@ fn added(
     now: impl Iterator<Item = (u64, u64)>,
     told: &mut ToldTimes,
 ) -> impl Iterator<Item = (Duration, u64)> {
-    let ends = CLASSES.map(|end| u64::try_from(end.as_nanos()).unwrap_or(u64::MAX));
+    let ends = BUCKET_BOUNDS.map(|end| u64::try_from(end.as_nanos()).unwrap_or(u64::MAX));
     let from = [0].into_iter().chain(ends.map(|end| end + 1));
     let to = ends.into_iter().chain([u64::MAX]);
-    let classes = from.zip(to).zip(now).zip(told);
-    classes.filter_map(|(((from, to), (count, nanos)), (told_count, told_nanos))| {
+    let buckets = from.zip(to).zip(now).zip(told);
+    buckets.filter_map(|(((from, to), (count, nanos)), (told_count, told_nanos))| {
         let more = count.checked_sub(*told_count).filter(|more| *more > 0)?;
         let mean = (nanos.saturating_sub(*told_nanos) / more).clamp(from, to);
         *told_count = count;
@@ -84,12 +84,12 @@ mod tests {
     use super::*;
 
     /// What is told of these times, which are in milliseconds.
-    fn told_of(times: &Times, told: &mut ToldTimes) -> Vec<(u128, u64)> {
-        let added = added(times.classes(), told);
+    fn told_of(times: &Histogram, told: &mut ToldTimes) -> Vec<(u128, u64)> {
+        let added = added(times.buckets(), told);
         added.map(|(mean, count)| (mean.as_micros(), count)).collect()
     }
 
-    fn add(times: &Times, micros: impl IntoIterator<Item = u64>) {
+    fn add(times: &Histogram, micros: impl IntoIterator<Item = u64>) {
         for micros in micros {
             times.add(Duration::from_micros(micros));
         }
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn what_is_new_is_told_once_as_the_mean_of_its_class() {
-        let (times, mut told) = (Times::default(), ToldTimes::default());
+        let (times, mut told) = (Histogram::default(), ToldTimes::default());
         assert_eq!(told_of(&times, &mut told), [], "nothing yet");
         add(&times, [60, 80, 100, 101, 30_000_000]);
         let expected = [(80, 3), (101, 1), (30_000_000, 1)];
@@ -111,9 +111,9 @@ mod tests {
     fn a_count_that_is_seen_before_its_sum_is_made_up_for() {
         let mut told = ToldTimes::default();
         let mut tell = |count, micros: u64| {
-            let mut classes = [(0, 0); CLASSES.len() + 1];
-            classes[1] = (count, micros * 1000);
-            let told = added(classes.into_iter(), &mut told);
+            let mut buckets = [(0, 0); BUCKET_BOUNDS.len() + 1];
+            buckets[1] = (count, micros * 1000);
+            let told = added(buckets.into_iter(), &mut told);
             told.map(|(mean, count)| (mean.as_nanos(), count)).collect::<Vec<_>>()
         };
         assert_eq!(tell(2, 200), [(100_001, 2)], "no mean is outside of its class");

@@ -10,7 +10,7 @@ pub(crate) fn is_keywords(url: &str) -> bool {
 }
 
 /// `host=db0 password='a b'` taken apart as libpq does. None where it would find a mistake.
-pub(super) fn keywords(text: &str) -> Option<Vec<(String, String)>> {
+pub(super) fn conninfo(text: &str) -> Option<Vec<(String, String)>> {
     let mut settings = Vec::new();
     let mut rest = text.trim_start();
     while !rest.is_empty() {

@@ -4,39 +4,39 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::caught::lock;
 use crate::login::socket::Socket;
-use crate::peers::tally::Tally;
+use crate::panics::lock;
+use crate::peers::counters::PeerCounters;
 
 /// A peer is hesitant when a query has been running there for this long and it has not answered
 /// anything since: many times what most queries take, and little for a thread to lose.
-const HESITATION: Duration = Duration::from_millis(100);
+const UNRESPONSIVE_AFTER: Duration = Duration::from_millis(100);
 
 /// The pulse of one peer. The figures are written by whoever runs queries, without a lock, and read
 /// by the checker and by who chooses a peer: nothing else depends on when they are seen.
 #[derive(Debug, Default)]
-pub(crate) struct Pulse {
+pub(crate) struct Activity {
     /// Links that are checked out.
     in_use: AtomicUsize,
     /// When a query ended last.
-    ended: Moment,
-    hesitant: AtomicBool,
-    pub(crate) tally: Tally,
-    links: Mutex<Vec<Arc<Vitals>>>,
+    ended: AtomicInstant,
+    unresponsive: AtomicBool,
+    pub(crate) counters: PeerCounters,
+    links: Mutex<Vec<Arc<LinkState>>>,
 }
 
 /// What is known about one link without asking its server.
 #[derive(Debug, Default)]
-pub(crate) struct Vitals {
+pub(crate) struct LinkState {
     /// Since when the query has been running that is running now.
-    running: Moment,
+    running: AtomicInstant,
     /// Whether that is a ping of ours.
     pinging: AtomicBool,
     lost: AtomicBool,
     socket: OnceLock<Arc<Socket>>,
 }
 
-impl Pulse {
+impl Activity {
     /// How many links are checked out.
     pub(crate) fn in_use(&self) -> usize {
         self.in_use.load(Ordering::Relaxed)
@@ -52,11 +52,11 @@ impl Pulse {
     }
 
     /// A link to this peer is there, and one is there no more.
-    pub(crate) fn add(&self, link: Arc<Vitals>) {
+    pub(crate) fn add(&self, link: Arc<LinkState>) {
         lock(&self.links).push(link);
     }
 
-    pub(crate) fn remove(&self, link: &Arc<Vitals>) {
+    pub(crate) fn remove(&self, link: &Arc<LinkState>) {
         let mut links = lock(&self.links);
         links.retain(|other| !Arc::ptr_eq(other, link));
     }
@@ -69,8 +69,8 @@ impl Pulse {
     /// A query has ended with the server's answer.
     pub(crate) fn query_ended(&self, now: Instant) {
         self.ended.set(now);
-        if self.is_hesitant() {
-            self.hesitant.store(false, Ordering::Relaxed);
+        if self.is_unresponsive() {
+            self.unresponsive.store(false, Ordering::Relaxed);
         }
     }
 
@@ -88,9 +88,10 @@ impl Pulse {
     }
 
     /// Links whose query has been running since before `begun`.
-    pub(crate) fn running_since(&self, begun: Instant) -> Vec<Arc<Vitals>> {
+    pub(crate) fn running_since(&self, begun: Instant) -> Vec<Arc<LinkState>> {
         let links = lock(&self.links);
-        let is_old = |link: &&Arc<Vitals>| link.running.get().is_some_and(|since| since <= begun);
+        let is_old =
+            |link: &&Arc<LinkState>| link.running.get().is_some_and(|since| since <= begun);
         links.iter().filter(is_old).cloned().collect()
     }
 
@@ -100,20 +101,20 @@ impl Pulse {
         let links = lock(&self.links);
         let running = || links.iter().filter_map(|link| link.running.get());
         let hangs = |since: Instant| {
-            now.saturating_duration_since(since) > HESITATION
+            now.saturating_duration_since(since) > UNRESPONSIVE_AFTER
                 && answered.is_none_or(|answered| answered < since)
         };
-        self.hesitant.store(running().any(hangs), Ordering::Relaxed);
+        self.unresponsive.store(running().any(hangs), Ordering::Relaxed);
         running().next().is_some()
     }
 
     /// Whether a query has been running there for a while, and none has ended since.
-    pub(crate) fn is_hesitant(&self) -> bool {
-        self.hesitant.load(Ordering::Relaxed)
+    pub(crate) fn is_unresponsive(&self) -> bool {
+        self.unresponsive.load(Ordering::Relaxed)
     }
 }
 
-impl Vitals {
+impl LinkState {
     /// A query begins.
     pub(crate) fn query_begins(&self, now: Instant) {
         self.running.set(now);
@@ -172,13 +173,13 @@ impl Vitals {
 
 /// An instant that is read and written without a lock, or none.
 #[derive(Debug, Default)]
-struct Moment(AtomicU64);
+struct AtomicInstant(AtomicU64);
 
 /// What moments are counted from.
 #[expect(clippy::disallowed_methods, reason = "any instant will do as the origin")]
 static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-impl Moment {
+impl AtomicInstant {
     fn get(&self) -> Option<Instant> {
         let nanos = self.0.load(Ordering::Relaxed);
         (nanos != 0).then(|| *ORIGIN + Duration::from_nanos(nanos))

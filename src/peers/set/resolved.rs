@@ -8,12 +8,12 @@ use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 
-use super::roster::{leave, others_have_weight, place_of};
+use super::changes::{leave, others_have_weight, place_of};
 use super::{Inner, PeerSet};
 use crate::peers::admission::PeerConfig;
 use crate::peers::journal::News;
-use crate::peers::name::{Address, Changes, Heard, Name, learn};
 use crate::peers::peer::Peer;
+use crate::peers::resolved_host::{Address, Changes, Heard, ResolvedHost, learn};
 use crate::url::PeerUrl;
 
 impl PeerSet {
@@ -87,7 +87,7 @@ impl PeerSet {
         let mut earlier = mem::take(names);
         for (config, url) in configs.iter().zip(urls) {
             if let Some(at) = place_of(peers, &config.name) {
-                names.extend(Name::of(&peers[at], &self.admission));
+                names.extend(ResolvedHost::of(&peers[at], &self.admission));
             } else if let Some(at) = earlier.iter().position(|name| *name.peer == config.name) {
                 let mut name = earlier.swap_remove(at);
                 name.url = Arc::new(url);
@@ -107,7 +107,7 @@ impl PeerSet {
     fn lead(
         &self,
         inner: &mut Inner,
-        name: &mut Name,
+        name: &mut ResolvedHost,
         (addresses, is_due): (&[IpAddr], bool),
         now: Instant,
         news: &mut Vec<News>,
@@ -130,7 +130,7 @@ impl PeerSet {
                 let peer = &mut inner.peers[at];
                 // The first ones are as those of the start are.
                 if name.is_resolved {
-                    peer.probe_now(now);
+                    peer.check_now(now);
                 }
                 if !serves {
                     let event = peer.drain(false, now);

@@ -11,25 +11,25 @@ use diesel::r2d2::{Error, R2D2Connection};
 use crate::peers::set::PeerSet;
 use crate::pool::link::{Link, Unanswered};
 
-/// When a check-out has failed r2d2 tries the next slot at once, in the same thread. Such check-outs
+/// When a checkout has failed r2d2 tries the next slot at once, in the same thread. Such checkouts
 /// are one to whoever waits for them, and share one deadline; this is how soon "at once" is.
 const AT_ONCE: Duration = Duration::from_millis(10);
 
 thread_local! {
-    /// This thread's last check-out, if it failed and a peer did not answer.
-    static FAILED: Cell<Option<Failed>> = const { Cell::new(None) };
+    /// This thread's last checkout, if it failed and a peer did not answer.
+    static LAST_FAILED: Cell<Option<FailedCheckout>> = const { Cell::new(None) };
 }
 
 #[derive(Clone, Copy)]
-struct Failed {
+struct FailedCheckout {
     set: *const PeerSet,
     at: Instant,
     end: Instant,
     silent: usize,
 }
 
-/// The check of one check-out, of however many links.
-pub(crate) struct Sounding<Clock> {
+/// The check of one checkout, of however many links.
+pub(crate) struct Validation<Clock> {
     clock: Clock,
     pub(crate) began: Instant,
     /// When all its pings must have ended, if there was one.
@@ -38,33 +38,33 @@ pub(crate) struct Sounding<Clock> {
     silent: Option<usize>,
 }
 
-impl<Clock: Fn() -> Instant> Sounding<Clock> {
+impl<Clock: Fn() -> Instant> Validation<Clock> {
     pub(crate) fn begin(set: &Arc<PeerSet>, clock: Clock) -> Self {
         let began = clock();
-        let goes_on = |failed: &Failed| {
+        let goes_on = |failed: &FailedCheckout| {
             failed.set == Arc::as_ptr(set) && began.saturating_duration_since(failed.at) < AT_ONCE
         };
-        let failed = FAILED.take().filter(goes_on);
+        let failed = LAST_FAILED.take().filter(goes_on);
         let (end, silent) = failed.map(|failed| (failed.end, failed.silent)).unzip();
         Self { clock, began, end, silent }
     }
 
-    /// The check-out has failed.
+    /// The checkout has failed.
     pub(crate) fn fails(&self, set: &Arc<PeerSet>) {
         if let (Some(end), Some(silent)) = (self.end, self.silent) {
             let at = (self.clock)();
-            FAILED.set(Some(Failed { set: Arc::as_ptr(set), at, end, silent }));
+            LAST_FAILED.set(Some(FailedCheckout { set: Arc::as_ptr(set), at, end, silent }));
         }
     }
 
     /// Sees whether this link can be handed out.
     pub(crate) fn of<C: R2D2Connection>(&mut self, link: &mut Link<C>) -> Result<(), Error> {
-        let rules = link.lease.set().rules();
-        let (timeout, idle) = (rules.ping_timeout, rules.ping_idle);
-        if link.is_sound(idle, self.began) {
+        let settings = link.guard.set().settings();
+        let (timeout, idle) = (settings.ping_timeout, settings.ping_idle);
+        if link.is_alive(idle, self.began) {
             return Ok(());
         }
-        let peer = link.lease.peer();
+        let peer = link.guard.peer();
         if self.silent.is_some_and(|silent| silent != peer) && link.is_quiet() {
             // There is no time left to ask, and that one peer is silent says nothing about another.
             return Ok(());
@@ -72,7 +72,7 @@ impl<Clock: Fn() -> Instant> Sounding<Clock> {
         let now = (self.clock)();
         let end = *self.end.get_or_insert(now + timeout);
         if end <= now && link.can_be_cut() {
-            return Err(refused(&format!("no time was left to ask peer {}", link.lease.name())));
+            return Err(refused(&format!("no time was left to ask peer {}", link.guard.name())));
         }
         match link.ping(end) {
             Ok(()) => Ok(()),
@@ -80,8 +80,8 @@ impl<Clock: Fn() -> Instant> Sounding<Clock> {
             Err(Unanswered::Panicked(panicked)) => Err(refused(&panicked.to_string())),
             Err(Unanswered::Late) => {
                 self.silent = Some(peer);
-                link.lease.set().suspect(peer, (self.clock)());
-                let name = link.lease.name();
+                link.guard.set().suspect(peer, (self.clock)());
+                let name = link.guard.name();
                 Err(refused(&format!("peer {name} did not answer a ping within {timeout:?}")))
             }
         }
@@ -89,6 +89,6 @@ impl<Clock: Fn() -> Instant> Sounding<Clock> {
 }
 
 /// Why a connection is not handed out, when no query said so.
-pub(crate) fn refused(why: &str) -> Error {
-    Error::ConnectionError(ConnectionError::BadConnection(format!("connection retired: {why}")))
+pub(crate) fn refused(reason: &str) -> Error {
+    Error::ConnectionError(ConnectionError::BadConnection(format!("connection retired: {reason}")))
 }

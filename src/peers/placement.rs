@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use rand::{Rng, RngExt};
 
+use crate::peers::activity::Activity;
 use crate::peers::peer::Peer;
-use crate::peers::pulse::Pulse;
 use crate::policy::{AllDown, Strategy};
 
 /// How a peer stands, as far as its links are concerned.
 #[derive(Debug, Clone)]
 pub(crate) struct Standing {
     /// The peer's: another peer may have taken the place of one that is gone.
-    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) activity: Arc<Activity>,
     /// Whether its links may be used.
     pub(crate) usable: bool,
     /// Its share of the work.
@@ -84,7 +84,7 @@ pub(crate) fn pick(
         AllDown::Try => untried()
             // One that keeps a login hanging is the checker's to try.
             .filter(|(_, peer)| peer.is_in_service() && !peer.is_up())
-            .filter(|(_, peer)| peer.weight > 0 && peer.counts.stuck == 0)
+            .filter(|(_, peer)| peer.weight > 0 && peer.counts.stuck_logins == 0)
             .min_by_key(|(_, peer)| peer.next_check)
             .map(|(index, _)| index),
         AllDown::Fail => None,
@@ -104,7 +104,7 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
             ratio_cmp(with_one_more(one), with_one_more(other))
         })
         // What is on its way to it arrives first: a peer may have begun to hang.
-        .filter(|peer| peer.counts.dialing == 0)
+        .filter(|peer| peer.counts.connecting == 0)
         .map(|peer| (peer.counts.load() + 1, share(peer)))?;
     let (index, fullest) = peers
         .iter()
@@ -166,11 +166,11 @@ mod tests {
     use super::*;
     use crate::fault::{Fault, Refusal};
     use crate::peers::peer::Answer;
-    use crate::rules::Due;
+    use crate::settings::Due;
     use crate::url::PeerUrl;
 
     enum State {
-        Up { links: usize, dialing: usize },
+        Up { links: usize, connecting: usize },
         Full { links: usize },
         Down { due_in: u64 },
     }
@@ -187,9 +187,9 @@ mod tests {
             let url = PeerUrl::new(format!("url{index}"));
             let mut peer = Peer::new(format!("peer{index}").into(), url, 1, 0, now);
             match *state {
-                Up { links, dialing } => {
+                Up { links, connecting } => {
                     peer.counts.links = links;
-                    peer.counts.dialing = dialing;
+                    peer.counts.connecting = connecting;
                 }
                 Full { links } => {
                     peer.counts.links = links;
@@ -228,28 +228,28 @@ mod tests {
 
     #[test]
     fn among_the_live_a_random_one_with_the_fewest_links() {
-        let idle = || Up { links: 0, dialing: 0 };
+        let idle = || Up { links: 0, connecting: 0 };
         picks(&[idle(), idle(), idle()], &[], AllDown::Try, &[0, 1, 2]);
-        picks(&[Up { links: 1, dialing: 0 }, idle(), idle()], &[], AllDown::Try, &[1, 2]);
-        picks(&[Up { links: 0, dialing: 1 }, idle()], &[], AllDown::Try, &[1]);
+        picks(&[Up { links: 1, connecting: 0 }, idle(), idle()], &[], AllDown::Try, &[1, 2]);
+        picks(&[Up { links: 0, connecting: 1 }, idle()], &[], AllDown::Try, &[1]);
         picks(
-            &[Up { links: 1, dialing: 1 }, Up { links: 2, dialing: 0 }],
+            &[Up { links: 1, connecting: 1 }, Up { links: 2, connecting: 0 }],
             &[],
             AllDown::Try,
             &[0, 1],
         );
         picks(&[idle(), Down { due_in: 1 }], &[], AllDown::Try, &[0]);
-        picks(&[idle(), Up { links: 9, dialing: 0 }], &[0], AllDown::Try, &[1]);
+        picks(&[idle(), Up { links: 9, connecting: 0 }], &[0], AllDown::Try, &[1]);
         let full = || Full { links: 0 };
-        picks(&[full(), Up { links: 9, dialing: 0 }], &[], AllDown::Try, &[1]);
+        picks(&[full(), Up { links: 9, connecting: 0 }], &[], AllDown::Try, &[1]);
         picks(&[full(), full(), Down { due_in: 1 }], &[], AllDown::Try, &[0, 1]);
-        picks(&[full(), Up { links: 9, dialing: 0 }], &[1], AllDown::Fail, &[0]);
+        picks(&[full(), Up { links: 9, connecting: 0 }], &[1], AllDown::Fail, &[0]);
     }
 
     #[test]
     fn nothing_moves_to_a_peer_that_is_full() {
-        let crowded = || Up { links: 6, dialing: 0 };
-        let idle = Up { links: 0, dialing: 0 };
+        let crowded = || Up { links: 6, connecting: 0 };
+        let idle = Up { links: 0, connecting: 0 };
         assert_eq!(surplus(&peers(&[crowded(), idle]), Strategy::Random), Some(0));
         let full = Full { links: 0 };
         assert_eq!(surplus(&peers(&[crowded(), full]), Strategy::Random), None);
@@ -259,7 +259,7 @@ mod tests {
     fn an_operator_s_word_counts_whatever_there_is_else() {
         let mut rng = SmallRng::seed_from_u64(5);
         let mut peers =
-            peers(&[Down { due_in: 1 }, Up { links: 9, dialing: 0 }, Down { due_in: 2 }]);
+            peers(&[Down { due_in: 1 }, Up { links: 9, connecting: 0 }, Down { due_in: 2 }]);
         for peer in &mut peers[..2] {
             peer.drain(false, peer.next_check);
         }
@@ -274,7 +274,7 @@ mod tests {
     /// Peers that are up, each with so many links, this weight and this tier.
     fn up(given: &[(usize, u32, u32)]) -> Vec<Peer> {
         let states: Vec<_> =
-            given.iter().map(|(links, ..)| Up { links: *links, dialing: 0 }).collect();
+            given.iter().map(|(links, ..)| Up { links: *links, connecting: 0 }).collect();
         let mut peers = peers(&states);
         for (peer, (_, weight, tier)) in peers.iter_mut().zip(given) {
             (peer.weight, peer.tier) = (*weight, *tier);
@@ -382,7 +382,7 @@ mod tests {
         picks(&down(), &[1], AllDown::Try, &[2]);
         picks(&down(), &[0, 1, 2], AllDown::Try, &[]);
         picks(&down(), &[], AllDown::Fail, &[]);
-        picks(&[Up { links: 0, dialing: 0 }, Down { due_in: 1 }], &[0], AllDown::Try, &[1]);
-        picks(&[Up { links: 0, dialing: 0 }, Down { due_in: 1 }], &[0], AllDown::Fail, &[]);
+        picks(&[Up { links: 0, connecting: 0 }, Down { due_in: 1 }], &[0], AllDown::Try, &[1]);
+        picks(&[Up { links: 0, connecting: 0 }, Down { due_in: 1 }], &[0], AllDown::Fail, &[]);
     }
 }

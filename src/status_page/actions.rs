@@ -1,7 +1,7 @@
 //! What a button does, and why it may not.
 
-use super::forgery::Form;
-use super::refusal::Refusal;
+use super::csrf::Form;
+use super::error::PageError;
 use crate::peers::handle::Peers;
 use crate::peers::snapshot::Snapshot;
 
@@ -31,18 +31,18 @@ impl Question {
 }
 
 /// Does what the form says.
-pub(super) fn act(pools: &[(String, Peers)], form: &Form) -> Result<Outcome, Refusal> {
+pub(super) fn act(pools: &[(String, Peers)], form: &Form) -> Result<Outcome, PageError> {
     let [pool, peer, action] = ["pool", "peer", "action"].map(|name| form.get(name));
     let (Some(pool), Some(peer), Some(action)) = (pool, peer, action) else {
-        return Err(Refusal::NoForm);
+        return Err(PageError::NoForm);
     };
     let Some((_, peers)) = pools.iter().find(|(name, _)| name == pool) else {
         let names = pools.iter().map(|(name, _)| name.clone()).collect();
-        return Err(Refusal::NoPool(pool.clone(), names));
+        return Err(PageError::NoPool(pool.clone(), names));
     };
     let snapshot = peers.snapshot();
     if snapshot.closed {
-        return Err(Refusal::Closed(pool.clone()));
+        return Err(PageError::Closed(pool.clone()));
     }
     let is_confirmed = form.get("confirm").is_some_and(|answer| answer == "yes");
     let done = match action.as_str() {
@@ -52,14 +52,14 @@ pub(super) fn act(pools: &[(String, Peers)], form: &Form) -> Result<Outcome, Ref
         }
         "drain" => peers.drain(peer).map(drop),
         "resume" => peers.resume(peer),
-        _ => return Err(Refusal::NoForm),
+        _ => return Err(PageError::NoForm),
     };
-    done.map_err(|error| Refusal::Peers(error.to_string()))?;
+    done.map_err(|error| PageError::Peers(error.to_string()))?;
     Ok(Outcome::Done)
 }
 
 /// Whether nobody serves when this peer does not.
 fn leaves_nobody(snapshot: &Snapshot, drained: &str) -> bool {
-    let serves_else = snapshot.peers.iter().any(|peer| peer.name != drained && peer.takes_work());
+    let serves_else = snapshot.peers.iter().any(|peer| peer.name != drained && peer.is_available());
     snapshot.peer(drained).is_some() && !serves_else
 }

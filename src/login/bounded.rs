@@ -1,9 +1,9 @@
-//! A thread that makes one login, under a deadline: client libraries set no time-outs, and a server
+//! A thread that makes one login, under a deadline: client libraries set no timeouts, and a server
 //! that accepts and says nothing would keep its caller for ever.
 //!
 //! At the deadline the checker says so to whoever waits, and shuts the login's socket down, so that
 //! the thread ends. Where the socket cannot be found the thread stays until its server or the kernel
-//! ends it; it counts as *stuck*, and while one is, its peer is dialled by the checker alone.
+//! ends it; it counts as *stuck*, and while one is, its peer is dialed by the checker alone.
 
 use std::fmt;
 use std::mem;
@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::caught::{Panicked, caught, lock};
 use crate::fault::{Fault, Refusal, is_timeout};
 use crate::login::socket::{self, Socket, Sockets, Thread};
+use crate::panics::{Panicked, catch_panic, lock};
 use crate::peers::deadline::Late;
 use crate::peers::set::PeerSet;
 
@@ -30,30 +30,36 @@ const LISTEN_AGAIN: Duration = Duration::from_millis(100);
 
 /// Why a login came to nothing.
 #[derive(Debug)]
-pub(crate) enum Failure {
+pub(crate) enum LoginFailure {
     /// The peer, or its host, said so.
-    Peer(Refusal),
+    Refused(Refusal),
     /// It has not answered in time, ours or the client library's own.
-    Late(Arc<str>),
+    Unanswered(Arc<str>),
     /// Because of this process: nobody was asked, or it did not come to hear the answer.
-    Here(Arc<str>),
+    NotAttempted(Arc<str>),
 }
 
-impl Failure {
+impl LoginFailure {
     /// As the client library says.
     pub(crate) fn said(refusal: Refusal) -> Self {
-        if is_timeout(&refusal.why) { Self::Late(refusal.why) } else { Self::Peer(refusal) }
+        if is_timeout(&refusal.reason) {
+            Self::Unanswered(refusal.reason)
+        } else {
+            Self::Refused(refusal)
+        }
     }
 
     fn late(patience: Duration) -> Self {
-        Self::Late(format!("no answer to a login within {patience:?}").into())
+        Self::Unanswered(format!("no answer to a login within {patience:?}").into())
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for LoginFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Peer(Refusal { why, .. }) | Self::Late(why) | Self::Here(why) => f.write_str(why),
+            Self::Refused(Refusal { reason, .. })
+            | Self::Unanswered(reason)
+            | Self::NotAttempted(reason) => f.write_str(reason),
         }
     }
 }
@@ -127,7 +133,7 @@ impl Progress {
 }
 
 /// Who is told what became of the login.
-type Report<T> = Box<dyn FnOnce(Result<T, Failure>) + Send>;
+type Report<T> = Box<dyn FnOnce(Result<T, LoginFailure>) + Send>;
 
 struct Call<T> {
     set: Arc<PeerSet>,
@@ -167,8 +173,8 @@ pub(crate) fn start<T: Send + 'static>(
     set: &Arc<PeerSet>,
     peer: usize,
     (began, patience): (Instant, Patience),
-    work: impl FnOnce(&Progress) -> Result<T, Failure> + Send + 'static,
-    report: impl FnOnce(Result<T, Failure>) + Send + 'static,
+    work: impl FnOnce(&Progress) -> Result<T, LoginFailure> + Send + 'static,
+    report: impl FnOnce(Result<T, LoginFailure>) + Send + 'static,
 ) {
     let call = Arc::new(Call {
         set: set.clone(),
@@ -179,21 +185,22 @@ pub(crate) fn start<T: Send + 'static>(
         state: Mutex::new(State::UnderWay(Box::new(report))),
     });
     let late = call.clone();
-    let ticket = set.bound(began + patience.with_silence, move |why| late.cut_off(why, CUT_AGAIN));
+    let ticket =
+        set.bound(began + patience.with_silence, move |reason| late.cut_off(reason, CUT_AGAIN));
     let worker = call.clone();
     let thread = thread::Builder::new().name(DIALER.to_owned()).spawn(move || {
-        let outcome = caught(|| work(&worker.progress));
+        let outcome = catch_panic(|| work(&worker.progress));
         let panicked = |_| {
-            let why = format!("a login ended without a word: {Panicked}");
-            Err(Failure::Peer(Refusal::new(Fault::PeerDown, why)))
+            let reason = format!("a login ended without a word: {Panicked}");
+            Err(LoginFailure::Refused(Refusal::new(Fault::PeerDown, reason)))
         };
         worker.end(outcome.unwrap_or_else(panicked));
         worker.set.deadlines().end(ticket);
     });
     if let Err(error) = thread {
         set.deadlines().end(ticket);
-        let why = format!("no thread to log in from: {error}");
-        call.end(Err(Failure::Here(why.into())));
+        let reason = format!("no thread to log in from: {error}");
+        call.end(Err(LoginFailure::NotAttempted(reason.into())));
     }
 }
 
@@ -203,7 +210,7 @@ impl<T: Send + 'static> Call<T> {
     }
 
     /// The login has ended. What comes too late is closed over here.
-    fn end(&self, outcome: Result<T, Failure>) {
+    fn end(&self, outcome: Result<T, LoginFailure>) {
         let report = {
             let state = &mut *self.lock();
             match mem::replace(state, State::Ended) {
@@ -217,13 +224,13 @@ impl<T: Send + 'static> Call<T> {
         };
         let is_late = report.is_none();
         // What it is reported to may panic, and so may what is reported to nobody.
-        let _ = caught(|| match report {
+        let _ = catch_panic(|| match report {
             Some(report) => report(outcome),
             None => drop(outcome),
         });
         if is_late {
             *self.lock() = State::Ended;
-            self.set.count(self.peer, |counts| counts.stuck -= 1);
+            self.set.count(self.peer, |counts| counts.stuck_logins -= 1);
             // While it was stuck its peer was left alone.
             self.set.wake();
         }
@@ -231,32 +238,33 @@ impl<T: Send + 'static> Call<T> {
 
     /// What there is to say of one that is late. `None` when it is given more time: only a server that
     /// has not said a word is silent.
-    fn verdict(&self, now: Instant) -> Option<Failure> {
+    fn verdict(&self, now: Instant) -> Option<LoginFailure> {
         let Patience { with_silence, at_most } = self.patience;
         if with_silence >= at_most {
-            return Some(Failure::late(at_most));
+            return Some(LoginFailure::late(at_most));
         }
         let heard = self.progress.heard();
         match heard {
-            Some(0) => Some(Failure::late(with_silence)),
+            Some(0) => Some(LoginFailure::late(with_silence)),
             _ if now < self.began + at_most => None,
-            Some(_) => Some(Failure::late(at_most)),
+            Some(_) => Some(LoginFailure::late(at_most)),
             // It did not come to ask.
-            None => Some(Failure::Here("this process stood still".into())),
+            None => Some(LoginFailure::NotAttempted("this process stood still".into())),
         }
     }
 
     /// It is late. Says so, once, if anybody waits for it, and cuts it off, until it ends.
-    fn cut_off(self: &Arc<Self>, why: Late, wait: Duration) {
+    fn cut_off(self: &Arc<Self>, reason: Late, wait: Duration) {
         let (report, failure) = {
             // It neither ends nor goes on to anything else meanwhile.
             let state = &mut *self.lock();
-            let failure = match (&*state, why) {
+            let failure = match (&*state, reason) {
                 (State::Ended, _) => return,
                 (State::UnderWay(_), Late::At(now)) => {
                     let Some(failure) = self.verdict(now) else {
                         let later = self.clone();
-                        self.set.bound(now + LISTEN_AGAIN, move |why| later.cut_off(why, wait));
+                        self.set
+                            .bound(now + LISTEN_AGAIN, move |reason| later.cut_off(reason, wait));
                         return;
                     };
                     Some(failure)
@@ -265,7 +273,7 @@ impl<T: Send + 'static> Call<T> {
             };
             let report = match mem::replace(state, State::Late) {
                 State::UnderWay(report) => {
-                    self.set.count(self.peer, |counts| counts.stuck += 1);
+                    self.set.count(self.peer, |counts| counts.stuck_logins += 1);
                     Some(report)
                 }
                 State::Late | State::Ended => None,
@@ -274,15 +282,15 @@ impl<T: Send + 'static> Call<T> {
             (report, failure)
         };
         let again = self.clone();
-        let now = match why {
+        let now = match reason {
             Late::At(now) => now,
             // All that is on the list is cut off again and again, whenever it is due.
             Late::NobodyWaits => self.began,
         };
         let longer = (wait * 2).min(CUT_AGAIN_AT_MOST);
-        self.set.bound(now + wait, move |why| again.cut_off(why, longer));
+        self.set.bound(now + wait, move |reason| again.cut_off(reason, longer));
         if let (Some(report), Some(failure)) = (report, failure) {
-            let _ = caught(|| report(Err(failure)));
+            let _ = catch_panic(|| report(Err(failure)));
         }
     }
 }

@@ -16,7 +16,7 @@ impl fmt::Display for Panicked {
 }
 
 /// Runs `work`. Whatever it was working on must be thrown away when it panicked.
-pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
+pub(crate) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|_| Panicked)
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::hint::black_box;
 
-use super::refusal::Refusal;
+use super::error::PageError;
 use crate::url::percent_decoded;
 
 /// The fields of a form.
@@ -17,22 +17,22 @@ pub(super) fn check<'h>(
     header: impl Fn(&str) -> Option<&'h str>,
     body: &[u8],
     token: &str,
-) -> Result<Form, Refusal> {
+) -> Result<Form, PageError> {
     // A user's own doing is `none`.
     if header("Sec-Fetch-Site").is_some_and(|site| !["same-origin", "none"].contains(&site)) {
-        return Err(Refusal::OtherSite);
+        return Err(PageError::OtherSite);
     }
     if header("Origin").is_some_and(|origin| !is_of(origin, header("Host"))) {
-        return Err(Refusal::OtherSite);
+        return Err(PageError::OtherSite);
     }
     if body.len() > LONGEST {
-        return Err(Refusal::NoForm);
+        return Err(PageError::NoForm);
     }
     let form = form(body);
     // In the body: a token in an address would be logged.
     let given = form.get("token").map(String::as_str).unwrap_or_default();
     if !is_same(given, token) {
-        return Err(Refusal::OtherPage);
+        return Err(PageError::OtherPage);
     }
     Ok(form)
 }
@@ -65,7 +65,7 @@ mod tests {
     const TOKEN: &str = "0123456789abcdef";
     const BODY: &str = "token=0123456789abcdef&pool=shop&peer=db0&action=drain";
 
-    fn checked(headers: &[(&str, &'static str)], body: &str) -> Result<Form, Refusal> {
+    fn checked(headers: &[(&str, &'static str)], body: &str) -> Result<Form, PageError> {
         let header = |name: &str| {
             headers.iter().find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, it)| *it)
         };
@@ -103,7 +103,7 @@ mod tests {
             &[("Origin", "http://db.example")],
         ] {
             let refused = checked(headers, BODY).expect_err("it comes from elsewhere");
-            assert_eq!(refused, Refusal::OtherSite, "{headers:?}");
+            assert_eq!(refused, PageError::OtherSite, "{headers:?}");
         }
     }
 
@@ -111,13 +111,13 @@ mod tests {
     fn other_pages_may_not() {
         for token in ["", "0", "0123456789abcdeF", "0123456789abcdef0", "123456789abcdef"] {
             let body = BODY.replace(TOKEN, token);
-            assert_eq!(checked(&[], &body), Err(Refusal::OtherPage), "{token}");
+            assert_eq!(checked(&[], &body), Err(PageError::OtherPage), "{token}");
         }
         for body in ["", "&", "token", "pool=shop&peer=db0&action=drain"] {
-            assert_eq!(checked(&[], body), Err(Refusal::OtherPage), "{body}");
+            assert_eq!(checked(&[], body), Err(PageError::OtherPage), "{body}");
         }
         let long = format!("{BODY}&more={}", "x".repeat(LONGEST));
-        assert_eq!(checked(&[], &long), Err(Refusal::NoForm));
+        assert_eq!(checked(&[], &long), Err(PageError::NoForm));
     }
 
     #[test]
