@@ -1,4 +1,4 @@
-//! Every setting, and what it does.
+//! The builder of a manager: every setting, with its default.
 
 use std::error::Error;
 use std::fmt;
@@ -16,9 +16,9 @@ use rand::rngs::{SmallRng, SysRng};
 use crate::checker;
 use crate::dialect::Dialect;
 use crate::dispatcher;
-use crate::error::{BuildError, Kind, shown_name};
+use crate::error::{BuildError, Kind, PeersError, shown_name};
 use crate::event::{Event, EventHandler};
-use crate::fault::{Failure, Fault, Judge};
+use crate::fault::{Classifier, Failure, Fault};
 use crate::login::session::{Hooks, OnConnect};
 use crate::manager::PeerManager;
 use crate::peers::admission::{Admission, PeerConfig, check_names};
@@ -32,13 +32,13 @@ use crate::resolver::{self, Resolve};
 use crate::settings::{Asked, Settings};
 use crate::url::{AskCredentials, Credentials};
 
-/// Builds a [`PeerManager`].
+/// Builds a [`PeerManager`]: the peers, and every setting with its default.
 ///
-/// Every check is made in [`build`](Self::build): a wrong setting is an error there. Times of more than
-/// a year count as one.
+/// All checks are made by [`build`](Self::build), which returns the first mistake as an error. Durations of
+/// more than a year are treated as one year.
 pub struct PeerManagerBuilder<C> {
     peers: Vec<PeerConfig>,
-    /// Weights and tiers of peers by name, which may be given before the peers themselves.
+    /// Weights and tiers of peers by name. They may be set before the peers themselves.
     weights: Vec<(String, u32)>,
     tiers: Vec<(String, u32)>,
     settings: Settings,
@@ -46,33 +46,33 @@ pub struct PeerManagerBuilder<C> {
     balance: Balance,
     health_check: Box<OnConnect<C>>,
     on_connect: Box<OnConnect<C>>,
-    /// Who logs in to every peer, in place of what its URL says.
+    /// The credentials for every peer, in place of those in its URL.
     login: Credentials,
     credentials: Option<Box<AskCredentials>>,
     event_handler: Option<Box<EventHandler>>,
     resolver: Box<Resolve>,
     rng_seed: Option<u64>,
-    /// The beginnings of the environment variables that were asked for.
+    /// The prefixes of environment variables that were searched, for the error about missing peers.
     prefixes: Vec<String>,
-    /// The first thing that was wrong with a setting in text.
+    /// The first mistake in a setting given as text.
     mistake: Option<Kind>,
-    /// Whether nobody is to look at the peers unasked.
+    /// Whether health checks are off.
     #[cfg(feature = "cli")]
     unchecked: bool,
 }
 
-// Not derived: the URLs are secrets, and `C` need not be `Debug`.
+// Not derived, because the URLs are secrets and `C` need not be `Debug`.
 impl<C> fmt::Debug for PeerManagerBuilder<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { peers, weights, tiers, settings, balance, login, rng_seed, .. } = self;
-        // What was given as a name is not known to be one before `build()`.
+        // Names are left out: before `build()` has checked them, a name may be a URL.
         let numbers = |given: &[(String, u32)]| given.iter().map(|(_, number)| *number).collect();
         let (weights, tiers): (Vec<u32>, Vec<u32>) = (numbers(weights), numbers(tiers));
         f.debug_struct("PeerManagerBuilder")
             .field("peers", &peers.len())
             .field("weights", &weights)
             .field("tiers", &tiers)
-            .field("rules", settings)
+            .field("settings", settings)
             .field("balance", balance)
             .field("login", login)
             .field("rng_seed", rng_seed)
@@ -103,20 +103,49 @@ impl<C> PeerManagerBuilder<C> {
         }
     }
 
-    /// Adds a peer. Its name stands in logs and in [`Peers`](crate::Peers); its URL, which is what
-    /// diesel's `establish` takes, is a secret and shown nowhere.
+    /// Adds a peer. The name appears in logs, metrics and [`Peers`](crate::Peers). The URL is the one
+    /// that diesel's `establish` accepts; it is treated as a secret and never shown.
     ///
-    /// At least one peer is needed.
+    /// At least one peer is required.
     #[must_use]
     pub fn peer(mut self, name: impl Into<String>, url: impl Into<String>) -> Self {
         self.peers.push(PeerConfig::new(name, url));
         self
     }
 
-    /// What the pool is called on status pages and in metrics, where there may be several. It is shown
-    /// as it is.
+    /// Replaces the peers, and discards the weights and tiers of earlier peers that are replaced.
     ///
-    /// Defaults to `default`; in a Rocket application to the database's name.
+    /// A [`PeerConfig`] carries a weight and a tier of its own, and is also what
+    /// [`Peers::add`](crate::Peers::add) and [`Peers::replace`](crate::Peers::replace) accept, so one list of
+    /// peers serves both the start and later changes.
+    ///
+    /// ```
+    /// # use diesel::SqliteConnection;
+    /// use diesel_peers::{PeerConfig, PeerManager};
+    ///
+    /// let peers = ["a", "b"].map(|name| PeerConfig::new(name, format!("file:{name}/shop.db?mode=rw")));
+    /// let manager = PeerManager::<SqliteConnection>::builder().peers(peers).build()?;
+    /// # Ok::<_, diesel_peers::BuildError>(())
+    /// ```
+    #[must_use]
+    pub fn peers(mut self, peers: impl IntoIterator<Item = PeerConfig>) -> Self {
+        let earlier = std::mem::replace(&mut self.peers, peers.into_iter().collect());
+        let find = |name: &str| self.peers.iter().find(|peer| peer.name == name);
+        let is_gone =
+            |name: &str| find(name).is_none() && earlier.iter().any(|peer| peer.name == name);
+        self.weights.retain(|(name, _)| {
+            !is_gone(name) && find(name).is_none_or(|peer| peer.weight.is_none())
+        });
+        self.tiers.retain(|(name, _)| {
+            !is_gone(name) && find(name).is_none_or(|peer| peer.tier.is_none())
+        });
+        self
+    }
+
+    /// Sets the name of the pool on status pages and in metrics, which tells several pools apart. The
+    /// name is shown as given.
+    ///
+    /// Defaults to `default`; in a Rocket application, to the name of the database.
     #[must_use]
     pub fn pool_name(mut self, pool_name: impl Into<String>) -> Self {
         self.settings.pool_name = pool_name.into();
@@ -151,9 +180,9 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// The proportion of the work that a peer gets: one of weight 2 gets twice as much as one of
-    /// weight 1, and one of weight 0 gets no new work. It is the proportion of connections too: the
-    /// pool should have as many as the sum of the weights, or a multiple of that.
+    /// Sets the weight of a peer, by its name: its proportion of the work and of the connections. A peer
+    /// of weight 2 gets twice the work of a peer of weight 1; a peer of weight 0 gets no new work. The
+    /// pool should have as many connections as the sum of the weights, or a multiple of it.
     ///
     /// Defaults to 1.
     #[must_use]
@@ -162,8 +191,8 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// The tier of a peer under [`Strategy::Ordered`]: the lowest tier in which a peer is up serves,
-    /// and the others wait. Under the other strategies it does not matter.
+    /// Sets the tier of a peer, by its name, for [`Strategy::Ordered`]: the lowest tier with a peer that
+    /// is up serves, and higher tiers wait. Other strategies ignore tiers.
     ///
     /// Defaults to 0.
     #[must_use]
@@ -172,7 +201,7 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Which peer serves a checkout.
+    /// Chooses which peer serves a checkout.
     ///
     /// Defaults to [`Strategy::LeastConnections`].
     #[must_use]
@@ -181,7 +210,7 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Whether the work is balanced or the connections.
+    /// Chooses whether every checkout is balanced, or only the connections.
     ///
     /// Defaults to [`Balance::PerCheckout`].
     #[must_use]
@@ -190,39 +219,41 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// The least time between two connections that are closed so that others can be opened to a
-    /// peer that lacks them, because it came back or was down at the start.
+    /// Sets the minimum time between two connections that are closed so that others can be opened to a
+    /// peer with too few connections, because the peer came back or was down at the start.
     ///
-    /// Defaults to 200 milliseconds: 5 connections a second. With zero a few more may be closed than
-    /// are needed.
+    /// Defaults to 200 milliseconds, which moves 5 connections per second. With zero, slightly more
+    /// connections than necessary may be closed.
     #[must_use]
     pub fn rebalance_interval(mut self, rebalance_interval: Duration) -> Self {
         self.settings.rebalance_interval = rebalance_interval;
         self
     }
 
-    /// How old a connection gets: when it comes back to the pool after that it is closed. Up to
-    /// 10 % less, by chance, so that connections that were made together do not end together. Not while no
-    /// peer takes work: none could be opened in its place.
+    /// Sets the maximum age of a connection. A connection that comes back to the pool after this time is
+    /// closed. Up to 10 % of the time is subtracted at random, so that connections that were made
+    /// together do not end together. While no peer is available, old connections are kept, because no
+    /// connection could be opened in their place.
     ///
-    /// r2d2's own `max_lifetime` and `idle_timeout` count for the pool's slots, between which
-    /// connections change places.
+    /// r2d2's own `max_lifetime` and `idle_timeout` apply to the pool's slots, between which connections
+    /// move.
     ///
-    /// Defaults to 30 minutes, as r2d2's `max_lifetime`.
+    /// Defaults to 30 minutes, like r2d2's `max_lifetime`.
     #[must_use]
     pub fn connection_max_age(mut self, connection_max_age: Duration) -> Self {
         self.settings.connection_max_age = connection_max_age;
         self
     }
 
-    /// What is done with each new connection before it is used, and with that of a check: `SET`
-    /// statements, pragmas. An error is a failed login. It runs on a thread of its own, within
-    /// [`connect_timeout`](Self::connect_timeout). An instrumentation that is set in it is replaced.
+    /// Sets a closure that prepares each new connection before its first use, and the connection of each
+    /// health check: `SET` statements, pragmas. An error is a failed login. The closure runs on a thread
+    /// of its own, within [`connect_timeout`](Self::connect_timeout). An instrumentation that the
+    /// closure sets is replaced afterwards.
     ///
-    /// The pool's own `connection_customizer` works as well, but one that uses the connection in
-    /// `on_acquire` needs [`prime`](crate::prime) to be called once.
+    /// The pool's own `connection_customizer` works as well; one that uses the connection in
+    /// `on_acquire` requires one call of [`prime`](crate::prime).
     ///
-    /// Defaults to nothing. The last call counts.
+    /// Does nothing by default. The last call counts.
     #[must_use]
     pub fn on_connect(
         mut self,
@@ -232,35 +263,35 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// The user that logs in to every peer, in place of the one in its URL.
+    /// Sets the user for the logins to every peer, in place of the user in the URLs.
     ///
-    /// Defaults to what the URLs say.
+    /// Defaults to the users in the URLs.
     #[must_use]
     pub fn user(mut self, user: impl Into<String>) -> Self {
         self.login.user = Some(user.into());
         self
     }
 
-    /// The password to log in to every peer with, in place of the one in its URL.
+    /// Sets the password for the logins to every peer, in place of the password in the URLs.
     ///
-    /// Defaults to what the URLs say.
+    /// Defaults to the passwords in the URLs.
     #[must_use]
     pub fn password(mut self, password: impl Into<String>) -> Self {
         self.login.password = Some(password.into());
         self
     }
 
-    /// Who logs in to the peer of this name (`db/10.0.0.1` of a name that is
-    /// [resolved](Self::resolve_interval)). It is asked at each login, those of checks included, so
-    /// that passwords can be changed, and tokens can run out, while the application runs. What it gives
-    /// takes the place of what the URL, [`user`](Self::user) and [`password`](Self::password) say. An
-    /// error, or a panic, is told by the `connect()` that fails, or logged for a check; no peer is
-    /// marked down for it.
+    /// Sets a closure that provides the credentials for a peer, by its name (`db/10.0.0.1` for an
+    /// address of a [resolved](Self::resolve_interval) host `db`). The closure is called for every
+    /// login, also for those of health checks, so passwords can change and tokens can expire while the
+    /// application runs. The result takes the place of the URL's credentials and of [`user`](Self::user)
+    /// and [`password`](Self::password). An error or a panic of the closure is reported by the
+    /// `connect()` that fails, or logged for a check; no peer is marked down for it.
     ///
-    /// It runs on a thread of its own, several at a time, within
-    /// [`connect_timeout`](Self::connect_timeout); and while all peers are down every
-    /// [`all_down_interval`](Self::all_down_interval) for each of them, so what takes time is best kept
-    /// for a while.
+    /// The closure runs on login threads, several at a time, within
+    /// [`connect_timeout`](Self::connect_timeout). While all peers are down it is called every
+    /// [`all_down_interval`](Self::all_down_interval) for each peer, so a closure that takes time should
+    /// cache its result.
     ///
     /// ```
     /// # use diesel_peers::{Credentials, PeerManager, PeerManagerBuilder};
@@ -273,7 +304,7 @@ impl<C> PeerManagerBuilder<C> {
     /// # }
     /// ```
     ///
-    /// Defaults to nothing. The last call counts.
+    /// Unset by default. The last call counts.
     #[must_use]
     pub fn credentials<E: Into<Box<dyn Error + Send + Sync>>>(
         mut self,
@@ -283,18 +314,19 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// What the pool is given as its `connection_timeout`, which a manager is not told. With it a longer
-    /// `connect_timeout`, `connect_deadline` or `ping_timeout` is an error, and what is left at its
-    /// default fits in: `connect_deadline` becomes no more than 80 % of it and `connect_timeout` 40 %,
-    /// so that a pool that cannot be built says why, and `all_down_wait` no less than 60 %.
+    /// Declares the pool's `connection_timeout`. r2d2 does not pass it to managers, so it is repeated
+    /// here. A longer `connect_timeout`, `connect_deadline` or `ping_timeout` is then an error, and
+    /// defaults are adjusted: `connect_deadline` becomes at most 80 % of the pool's timeout and
+    /// `connect_timeout` at most 40 %, so that a pool that cannot be built reports the reason;
+    /// `all_down_wait` becomes at least 60 %.
     ///
-    /// Defaults to not being known.
+    /// Unset by default.
     #[must_use]
     pub fn pool_timeout(self, pool_timeout: Duration) -> Self {
         self.pool_timeout_as("pool_timeout", pool_timeout)
     }
 
-    /// It is called so where it was told.
+    /// As `pool_timeout`, under the name that the setting has in its source, for errors.
     pub(crate) fn pool_timeout_as(mut self, name: &'static str, pool_timeout: Duration) -> Self {
         self.settings.pool_timeout = Some(pool_timeout);
         self.settings.pool_timeout_name = name;
@@ -302,11 +334,11 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// How long a peer that failed is left alone before it is checked, and how often a peer that
-    /// is up is checked. Each check comes up to 10 % later than that, by chance, so that many
-    /// processes do not check at once.
+    /// Sets the health check interval: the time after which a failed peer is checked, and between two
+    /// checks of a peer that is up. Up to 10 % is added at random, so that many processes do not check
+    /// at the same moment.
     ///
-    /// Defaults to 30 seconds, as in django-proxysql. At least 10 milliseconds.
+    /// Defaults to 30 seconds, as in django-proxysql. The minimum is 10 milliseconds.
     #[must_use]
     pub fn check_interval(mut self, check_interval: Duration) -> Self {
         self.settings.check_interval = check_interval;
@@ -314,13 +346,13 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// How long one login may take, with `on_connect` and, for a check, `BEGIN; ROLLBACK`. A peer
-    /// that has not answered by then is marked down, and the login is cut off. (diesel's
-    /// `MysqlConnection` sets no timeout; `PgConnection` gets libpq's own as well, in whole seconds,
-    /// unless its URL or the environment sets one.)
+    /// Sets the timeout of one login, including `on_connect` and, for a health check, `BEGIN; ROLLBACK`.
+    /// A peer that has not answered by then is marked down, and its login is aborted. (diesel's
+    /// `MysqlConnection` sets no timeout; `PgConnection` also gets libpq's own `connect_timeout`, in
+    /// whole seconds, unless its URL or the environment sets one.)
     ///
-    /// A peer that takes longer than a quarter of a second, and twice what it usually takes, has the
-    /// next one tried beside it; the first that answers is used.
+    /// When a login takes longer than 250 milliseconds, and twice as long as usual for the peer, the
+    /// next peer is tried in parallel, and the first to answer is used (a hedged login).
     ///
     /// Defaults to 5 seconds.
     #[must_use]
@@ -330,8 +362,8 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// How long one `connect()` may take with all the logins that it makes. While every peer is down it
-    /// may wait for [`all_down_wait`](Self::all_down_wait) after that.
+    /// Sets the deadline of one `connect()`, over all the logins that it makes. While every peer is
+    /// down, `connect()` may wait for [`all_down_wait`](Self::all_down_wait) in addition.
     ///
     /// Defaults to 10 seconds.
     #[must_use]
@@ -341,11 +373,11 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// How long a ping at checkout may take. One checkout waits for no longer than that in all. A
-    /// connection is pinged only if it has rested for [`ping_idle`](Self::ping_idle), or if its socket
-    /// has something to read or cannot be looked at.
+    /// Sets the timeout of pings at a checkout, over all pings of that checkout. A connection is pinged
+    /// only if it was idle for [`ping_idle`](Self::ping_idle), or if its socket has data to read or
+    /// cannot be inspected.
     ///
-    /// A connection whose socket is not known (a Unix socket, for one) is pinged without a bound.
+    /// The ping of a connection whose socket is not known (a Unix socket, for example) is not bounded.
     ///
     /// Defaults to 1 second.
     #[must_use]
@@ -355,33 +387,34 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// How long a connection may rest without being pinged when it is checked out. Whether it was
-    /// closed meanwhile is seen without.
+    /// Sets the idle time after which a connection is pinged at its checkout. A connection that the
+    /// server has closed meanwhile is detected without a ping.
     ///
-    /// Defaults to 30 seconds. With zero each checkout pings.
+    /// Defaults to 30 seconds. With zero, every checkout pings.
     #[must_use]
     pub fn ping_idle(mut self, ping_idle: Duration) -> Self {
         self.settings.ping_idle = ping_idle;
         self
     }
 
-    /// After how long a query that is still running makes its peer be checked. When two checks in a
-    /// row are not answered within [`check_timeout`](Self::check_timeout), nothing else is heard from
-    /// the peer, and another peer does answer, then the peer has stopped: it is marked down, and what
-    /// has been running there for longer than this is cut off, and fails as if the connection was
-    /// lost. A query on a peer that answers is left alone, however long it runs.
+    /// Sets the time after which a query that is still running causes a health check of its peer. The
+    /// peer is unresponsive when two checks in a row are not answered within
+    /// [`check_timeout`](Self::check_timeout), the peer has not answered anything else meanwhile, and
+    /// another peer does answer. An unresponsive peer is marked down, and queries that have been running
+    /// there for longer than this time are aborted: they fail as if their connection was lost. A query
+    /// on a peer that answers is never aborted, however long it runs.
     ///
-    /// Defaults to 2 seconds. `None` switches it off.
+    /// Defaults to 2 seconds. `None` never aborts queries.
     #[must_use]
     pub fn stall_after(mut self, stall_after: impl Into<Option<Duration>>) -> Self {
         self.settings.stall_after = stall_after.into();
         self
     }
 
-    /// How long a check's answer is waited for while queries hang or every peer is down: this, or
-    /// twice what a login there usually takes if that is more, but no longer than
-    /// [`connect_timeout`](Self::connect_timeout). While queries hang, a peer that has begun to answer by
-    /// then is given the latter.
+    /// Sets the timeout of a health check while queries hang or every peer is down. Twice the usual
+    /// login time of the peer is used if that is longer, but never more than
+    /// [`connect_timeout`](Self::connect_timeout). While queries hang, a peer that has begun to answer
+    /// within this time gets the full `connect_timeout`.
     ///
     /// Defaults to 1 second.
     #[must_use]
@@ -391,29 +424,29 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// After how long without a byte the kernel asks whether the other machine is there (TCP
-    /// keepalive, in whole seconds). It ends the connection when three questions, a third of that
-    /// apart, go unanswered. It replaces what the URL sets.
+    /// Sets the idle time after which the kernel probes the other machine (TCP keepalive, in whole
+    /// seconds). The kernel ends the connection after three unanswered probes, each a third of this time
+    /// apart. The setting replaces the URL's.
     ///
-    /// Defaults to 9 seconds, so that a machine that vanished is noticed in 18. `None` leaves the
-    /// client library's setting alone.
+    /// Defaults to 9 seconds, so that a vanished machine is detected within 18 seconds. `None` leaves
+    /// the setting of the client library or the URL unchanged.
     #[must_use]
     pub fn tcp_keepalive(mut self, keepalive: impl Into<Option<Duration>>) -> Self {
         self.settings.tuning.keepalive = keepalive.into();
         self
     }
 
-    /// For how long what was sent may go unacknowledged before the kernel ends the connection
-    /// (`TCP_USER_TIMEOUT`, in milliseconds). It replaces what the URL sets.
+    /// Sets the time for which sent data may stay unacknowledged before the kernel ends the connection
+    /// (`TCP_USER_TIMEOUT`, in milliseconds). The setting replaces the URL's.
     ///
-    /// Defaults to 20 seconds. `None` leaves the client library's setting alone.
+    /// Defaults to 20 seconds. `None` leaves the setting of the client library or the URL unchanged.
     #[must_use]
     pub fn tcp_user_timeout(mut self, user_timeout: impl Into<Option<Duration>>) -> Self {
         self.settings.tuning.user_timeout = user_timeout.into();
         self
     }
 
-    /// How a peer that is down comes back.
+    /// Chooses how a peer that is marked down comes back.
     ///
     /// Defaults to [`Recovery::AfterCheck`].
     #[must_use]
@@ -422,7 +455,8 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// What a peer has to be able to do, which is looked at at each login and check.
+    /// Sets the role that every peer must have. The role is tested at each login and health check, and a
+    /// peer with another role is marked down.
     ///
     /// Defaults to [`Role::Any`].
     #[must_use]
@@ -431,7 +465,7 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Whether a Galera node serves while it is a donor.
+    /// Chooses whether a Galera node serves while it is a donor.
     ///
     /// Defaults to [`Donors::ServeUnlessBlocked`].
     #[must_use]
@@ -440,11 +474,11 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// What a peer has to pass besides to be used, at each login and each check: an error is a failed
-    /// login. It runs on a thread of its own, within [`connect_timeout`](Self::connect_timeout), before
-    /// [`on_connect`](Self::on_connect); what it changes in the session stays.
+    /// Adds a test that a peer must pass at each login and each health check. An error is a failed
+    /// login. The closure runs on a thread of its own, within [`connect_timeout`](Self::connect_timeout)
+    /// and before [`on_connect`](Self::on_connect); its changes of the session remain.
     ///
-    /// Defaults to nothing. The last call counts.
+    /// Tests nothing in addition by default. The last call counts.
     #[must_use]
     pub fn health_check(
         mut self,
@@ -454,28 +488,29 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// What a failure means, where this crate does not know, or is wrong. It is asked first, about each
-    /// failed login and each error of a query, in the thread in which it happened; `None` leaves it to
-    /// [`Fault::of_login`] and [`Fault::of`]. One that panics is not heard. It is given the error as the
-    /// client library made it, which may quote a URL or a password: it is not to be logged.
+    /// Sets a closure that classifies failures before this crate's own tables do, for errors that the
+    /// tables do not know or classify wrongly. The closure is called for each failed login and each
+    /// error of a query, in the thread of the failure; `None` leaves the decision to [`Fault::of_login`]
+    /// and [`Fault::of`], and so does a panic. The error is the client library's own and may contain a
+    /// URL or a password: do not log it.
     ///
-    /// A query's fault decides what happens to its connection ([`Fault::ConnectionLost`]), whether its
-    /// peer is marked down until a check that follows at once ([`Fault::PeerNotReady`]), or only checked
-    /// at once ([`Fault::PeerDown`], [`Fault::Misconfigured`], and [`Fault::WrongRole`] under
-    /// [`Role::ReadWrite`]); a login's, whether the peer is marked down. What the application gets is the
-    /// error as it is.
+    /// The fault of a query decides whether its connection is discarded ([`Fault::ConnectionLost`]), and
+    /// whether its peer is marked down until an immediate check succeeds ([`Fault::PeerNotReady`]) or is
+    /// only checked immediately ([`Fault::PeerDown`], [`Fault::Misconfigured`], and [`Fault::WrongRole`]
+    /// under [`Role::ReadWrite`]). The fault of a login decides whether the peer is marked down. The
+    /// application receives the error unchanged.
     ///
-    /// Defaults to nothing. The last call counts.
+    /// Unset by default. The last call counts.
     #[must_use]
     pub fn classify(
         mut self,
         classify: impl Fn(Failure<'_>) -> Option<Fault> + Send + Sync + 'static,
     ) -> Self {
-        self.settings.judge = Judge::asks(Arc::new(classify));
+        self.settings.classifier = Classifier::with_closure(Arc::new(classify));
         self
     }
 
-    /// What a new connection does while every peer is down.
+    /// Chooses what a new connection does while every peer is down.
     ///
     /// Defaults to [`AllDown::Try`].
     #[must_use]
@@ -484,24 +519,24 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// How often the peers are checked while every one is down, and up to 10 % later by chance.
+    /// Sets the health check interval while every peer is down. Up to 10 % is added at random.
     ///
-    /// Defaults to 250 milliseconds, so that a pool serves within half a second of a peer's return. At
-    /// least 10 milliseconds.
+    /// Defaults to 250 milliseconds, so that a pool serves within half a second of a peer's return. The
+    /// minimum is 10 milliseconds.
     #[must_use]
     pub fn all_down_interval(mut self, all_down_interval: Duration) -> Self {
         self.settings.all_down_interval = all_down_interval;
         self
     }
 
-    /// For how long a `connect()` waits that finds every peer down. The first one of an outage fails
-    /// at once, so that its error can be told; after that one waits at a time, so that the pool serves
-    /// as soon as a peer is back. (r2d2 lets a slot that could not connect sleep for up to half the
-    /// pool's `connection_timeout`.) A pool that is dropped meanwhile lives until the outage is over,
-    /// but no more than five minutes.
+    /// Sets how long one `connect()` waits for a peer to return while every peer is down. The first
+    /// `connect()` of an outage fails at once and reports the errors of all peers; after that, one call
+    /// at a time waits, so that the pool serves as soon as a peer is back. (After a failed `connect()`,
+    /// r2d2 lets the slot sleep for up to half the pool's `connection_timeout`.) A pool that is dropped
+    /// meanwhile lives until the outage is over, but at most five minutes.
     ///
-    /// Defaults to 20 seconds; more than half of the pool's `connection_timeout` is needed. Zero is
-    /// not to wait, as is [`AllDown::Fail`].
+    /// Defaults to 20 seconds. The time should be more than half of the pool's `connection_timeout`.
+    /// Zero does not wait, and neither does [`AllDown::Fail`].
     #[must_use]
     pub fn all_down_wait(mut self, all_down_wait: Duration) -> Self {
         self.settings.all_down_wait = all_down_wait;
@@ -509,37 +544,38 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// How often the names of hosts are resolved, and up to 10 % later by chance. Each peer whose URL
-    /// leads to a name is replaced by one for each of its addresses, `db/10.0.0.1` and so on of a peer
-    /// `db`, with its weight and its tier; and these are added and removed (drained first) as the
-    /// answers change. Peers whose URL holds an address or a socket stay as they are.
+    /// Sets the interval at which host names are resolved; up to 10 % is added at random. Each peer
+    /// whose URL contains a host name is replaced by one peer for each of its addresses (`db/10.0.0.1`
+    /// and so on for a peer `db`), with the same weight and tier. As the answers change, peers are
+    /// added, and drained and removed. Peers whose URL contains an address or a socket stay unchanged.
     ///
-    /// As long as a name was never resolved, it is a peer itself. [`build`](Self::build) waits for the
-    /// first answers for up to a second. An answer that is an error or holds no address changes nothing,
-    /// and an address is gone when it is missing from two answers in a row. What is done by
-    /// [`Peers`](crate::Peers) is not undone: a peer that was removed comes back only when its address
-    /// was gone meanwhile, and one that was added is left alone.
+    /// A name that was never resolved is a peer itself. [`build`](Self::build) waits up to a second for
+    /// the first answers. An answer that is an error or contains no address changes nothing; an address
+    /// is removed after it was missing from two answers in a row. Changes made by
+    /// [`Peers`](crate::Peers) are not undone: a removed peer comes back only if its address disappeared
+    /// and returned, and a peer added by hand stays.
     ///
-    /// `PgConnection` is told name and address, and verifies a certificate by the name.
-    /// `MysqlConnection` only knows the address: `ssl_mode=verify_identity` is an error then.
+    /// `PgConnection` gets both name and address, and verifies a certificate by the name.
+    /// `MysqlConnection` gets the address alone, so `ssl_mode=verify_identity` is an error with this
+    /// setting.
     ///
-    /// Defaults to `None`: the client library resolves each name at each login, and uses one of the
-    /// addresses. At least 10 milliseconds.
+    /// Defaults to `None`: the client library resolves the name at each login and uses one of the
+    /// addresses. The minimum is 10 milliseconds.
     #[must_use]
     pub fn resolve_interval(mut self, resolve_interval: impl Into<Option<Duration>>) -> Self {
         self.settings.resolve_interval = resolve_interval.into();
         self
     }
 
-    /// Who resolves the names of hosts, with [`resolve_interval`](Self::resolve_interval). It is given
-    /// one name after the other, on a thread of its own, which it may block; one that panics gives no
-    /// answer.
+    /// Sets the closure that resolves host names for [`resolve_interval`](Self::resolve_interval). The
+    /// closure is called for one name after the other on a thread of its own, which it may block. A
+    /// panic counts as no answer.
     ///
     /// ```
     /// # use std::net::{IpAddr, ToSocketAddrs};
     /// # use diesel_peers::PeerManagerBuilder;
     /// # fn with_resolver<C>(builder: PeerManagerBuilder<C>) -> PeerManagerBuilder<C> {
-    /// // Servers that have an address of each kind count once.
+    /// // A server with an IPv4 and an IPv6 address becomes one peer.
     /// builder.resolver(|host| {
     ///     let addresses = (host, 0).to_socket_addrs()?.map(|address| address.ip());
     ///     Ok(addresses.filter(IpAddr::is_ipv4).collect())
@@ -547,7 +583,7 @@ impl<C> PeerManagerBuilder<C> {
     /// # }
     /// ```
     ///
-    /// Defaults to the system's own. The last call counts.
+    /// Defaults to the resolver of the operating system. The last call counts.
     #[must_use]
     pub fn resolver(
         mut self,
@@ -557,7 +593,7 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Makes the choices by chance repeatable, as far as they are asked for in the same order.
+    /// Seeds the random choices, which makes them repeatable as long as they are made in the same order.
     ///
     /// Defaults to a seed from the operating system.
     #[must_use]
@@ -568,7 +604,7 @@ impl<C> PeerManagerBuilder<C> {
 }
 
 impl<C> PeerManagerBuilder<C> {
-    /// Only the first mistake is told.
+    /// Keeps a mistake for `build()` to return. The first one is kept.
     pub(crate) fn mistaken(mut self, mistake: Kind) -> Self {
         self.mistake.get_or_insert(mistake);
         self
@@ -578,7 +614,7 @@ impl<C> PeerManagerBuilder<C> {
         self.mistake.is_some()
     }
 
-    /// A manager whose checker only keeps deadlines.
+    /// Builds a manager without health checks: its checker only enforces deadlines.
     #[cfg(feature = "cli")]
     pub(crate) fn unchecked(mut self) -> Self {
         self.unchecked = true;
@@ -590,29 +626,14 @@ impl<C> PeerManagerBuilder<C> {
         self.asked.contains(setting)
     }
 
-    /// In place of those that were given before, with what was said of these.
-    pub(crate) fn peers(mut self, peers: Vec<PeerConfig>) -> Self {
-        let earlier = std::mem::replace(&mut self.peers, peers);
-        let find = |name: &str| self.peers.iter().find(|peer| peer.name == name);
-        let is_gone =
-            |name: &str| find(name).is_none() && earlier.iter().any(|peer| peer.name == name);
-        self.weights.retain(|(name, _)| {
-            !is_gone(name) && find(name).is_none_or(|peer| peer.weight.is_none())
-        });
-        self.tiers.retain(|(name, _)| {
-            !is_gone(name) && find(name).is_none_or(|peer| peer.tier.is_none())
-        });
-        self
-    }
-
-    /// Where `url` was looked for.
+    /// Records a prefix under which `url` was searched in the environment.
     pub(crate) fn looked_in_environment(mut self, prefix: &str) -> Self {
         self.prefixes.push(prefix.to_owned());
         self
     }
 }
 
-/// What was given, to compare.
+/// The settings given so far, for tests to compare.
 #[cfg(test)]
 impl<C> PeerManagerBuilder<C> {
     /// Each peer's name and URL.
@@ -620,7 +641,7 @@ impl<C> PeerManagerBuilder<C> {
         self.peers.iter().map(|peer| (&*peer.name, &*peer.url)).collect()
     }
 
-    /// All that can be given in text, secrets too.
+    /// Every setting that can be given as text, secrets included.
     pub(crate) fn given(&self) -> String {
         let Self { weights, tiers, settings, asked, balance, rng_seed, mistake, .. } = self;
         let Credentials { user, password } = &self.login;
@@ -639,16 +660,17 @@ impl<C> PeerManagerBuilder<C> {
 }
 
 impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
-    /// Builds the manager and starts its checker thread. Nothing is connected to, so peers may be
-    /// down at this time. (With [`resolve_interval`](Self::resolve_interval) it waits for up to a second for
-    /// the addresses of the peers.)
+    /// Builds the manager and starts its background threads. No peer is connected to, so peers may be
+    /// down at this time. (With [`resolve_interval`](Self::resolve_interval), the call waits up to a
+    /// second for the addresses of the peers.)
     ///
     /// # Errors
     ///
-    /// When there is no peer, a name is empty, given twice or not printable, a URL is malformed, a
-    /// setting in text cannot be read, a time is shorter than its least or than one that it has to hold,
-    /// a weight or a tier is given to no peer, every weight is 0, or the operating system gives no
-    /// thread or no randomness. Whether a well-formed URL leads anywhere is shown by the first login.
+    /// An error is returned when there is no peer; when a name is empty, used twice or not printable;
+    /// when a URL is malformed; when a setting given as text cannot be parsed; when a duration is below
+    /// its minimum or conflicts with another one; when a weight or a tier is set for an unknown peer;
+    /// when every weight is 0; or when the operating system provides no thread or no randomness. Whether
+    /// a well-formed URL leads to a server is found out by the first login.
     pub fn build(self) -> Result<PeerManager<C>, BuildError> {
         let Self {
             peers,
@@ -666,7 +688,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
             return Err(mistake.into());
         }
         if peers.is_empty() {
-            return Err(Kind::NoPeers { prefixes: self.prefixes }.into());
+            return Err(PeersError::NoPeers { prefixes: self.prefixes }.into());
         }
         check_pool_name(&settings.pool_name)?;
         check_names(&peers)?;
@@ -684,7 +706,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         };
         let urls = admission.urls(&peers)?;
         admission.check_hosts(&peers, &urls)?;
-        #[expect(clippy::disallowed_methods, reason = "the manager's story starts here")]
+        #[expect(clippy::disallowed_methods, reason = "the manager's clock starts here")]
         let now = Instant::now();
         let peer = |(PeerConfig { name, weight, tier, .. }, url)| {
             let weight = weight_of(&name).or(weight).unwrap_or(1);
@@ -693,7 +715,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         };
         let peers: Vec<Peer> = peers.into_iter().zip(urls).map(peer).collect();
         if peers.iter().all(|peer| peer.weight == 0) {
-            return Err(Kind::NoWeight.into());
+            return Err(PeersError::NoWeight.into());
         }
         let mut rng = match self.rng_seed {
             Some(seed) => SmallRng::seed_from_u64(seed),
@@ -701,7 +723,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
                 .map_err(|error| Kind::System(io::Error::other(error)))?,
         };
         let hooks = Arc::new(Hooks { health_check, on_connect, credentials: self.credentials });
-        // Each its own generator, so that the choices of one do not depend on the other's number.
+        // A generator of its own: the random choices of the set and of the exchange stay independent.
         let exchange = Exchange::new(settings.strategy, rng.fork());
         let (stop, stopped) = bounded(0);
         let journal = match self.event_handler {
@@ -731,23 +753,28 @@ fn check_pool_name(name: &str) -> Result<(), Kind> {
     let flaw = match name {
         _ if name.trim().is_empty() => "is empty",
         _ if name.contains("://") => "is a URL",
-        _ if name.chars().any(char::is_control) => "holds a control character",
+        _ if name.chars().any(char::is_control) => "contains a control character",
         _ => return Ok(()),
     };
-    let right = "it is shown on pages and in metrics";
-    Err(Kind::Setting { key: "`pool_name`".to_owned(), flaw: flaw.into(), right: right.into() })
+    let right = "give a name to show on pages and in metrics";
+    let (setting, key) = (Some("pool_name".to_owned()), "`pool_name`".to_owned());
+    Err(Kind::Setting { setting, key, flaw: flaw.into(), right: right.into() })
 }
 
-/// Looks a setting up by the name of its peer; the last one that was given counts.
+/// Looks up a setting by the name of its peer. The last value set for a name counts.
 fn by_name<'a>(
     setting: &'static str,
     peers: &[PeerConfig],
     values: &'a [(String, u32)],
-) -> Result<impl Fn(&str) -> Option<u32> + use<'a>, Kind> {
+) -> Result<impl Fn(&str) -> Option<u32> + use<'a>, PeersError> {
     let stray = values.iter().find(|(name, _)| peers.iter().all(|peer| peer.name != *name));
     if let Some((name, _)) = stray {
         let names = peers.iter().map(|peer| peer.name.clone()).collect();
-        return Err(Kind::NoSuchPeer { setting: Some(setting), name: shown_name(name), names });
+        return Err(PeersError::UnknownPeer {
+            setting: Some(setting),
+            name: shown_name(name),
+            names,
+        });
     }
     Ok(|wanted: &str| values.iter().rev().find(|(name, _)| name == wanted).map(|(_, value)| *value))
 }

@@ -18,7 +18,6 @@ use std::env;
 use crate::builder::PeerManagerBuilder;
 use crate::error::{Kind, may_be_shown, shown_name, shown_or_struck};
 use crate::peers::admission::PeerConfig;
-use crate::policy::{AllDown, Balance, Donors, Recovery, Role, Strategy};
 use environment::environment;
 use hint::unknown;
 use multi_host::name_of;
@@ -159,25 +158,6 @@ pub(crate) const ROCKETS_TIMEOUT: &str = "timeout";
 const CLOSURES: [&str; 6] =
     ["on_connect", "credentials", "health_check", "classify", "event_handler", "resolver"];
 
-const STRATEGIES: [(&str, Strategy); 4] = [
-    ("least_connections", Strategy::LeastConnections),
-    ("random", Strategy::Random),
-    ("round_robin", Strategy::RoundRobin),
-    ("ordered", Strategy::Ordered),
-];
-const BALANCES: [(&str, Balance); 2] =
-    [("per_checkout", Balance::PerCheckout), ("per_connection", Balance::PerConnection)];
-const ROLES: [(&str, Role); 3] =
-    [("any", Role::Any), ("read_write", Role::ReadWrite), ("read_only", Role::ReadOnly)];
-const DONORS: [(&str, Donors); 3] = [
-    ("serve_unless_blocked", Donors::ServeUnlessBlocked),
-    ("serve", Donors::Serve),
-    ("wait", Donors::Wait),
-];
-const RECOVERIES: [(&str, Recovery); 2] =
-    [("after_check", Recovery::AfterCheck), ("after_interval", Recovery::AfterInterval)];
-const ALL_DOWNS: [(&str, AllDown); 2] = [("try", AllDown::Try), ("fail", AllDown::Fail)];
-
 const WHOLE: &str = "give a whole number, 0 or more";
 const EACH_PEER: &str = "give a number to each peer by its name, as `{ db0 = 2, db1 = 1 }`, or as text, \
                         \"db0=2,db1=1\"";
@@ -216,7 +196,8 @@ impl Place<'_> {
     }
 
     fn mistake(self, key: &str, Wrong { flaw, right }: Wrong) -> Kind {
-        Kind::Setting { key: self.names(key), flaw, right }
+        let setting = may_be_shown(key).then(|| key.to_owned());
+        Kind::Setting { setting, key: self.names(key), flaw, right }
     }
 }
 
@@ -265,8 +246,8 @@ fn set<C: 'static>(
         "weight" => per_peer(value)?.into_iter().fold(builder, |b, (name, n)| b.weight(name, n)),
         "tier" => per_peer(value)?.into_iter().fold(builder, |b, (name, n)| b.tier(name, n)),
         "pool_name" => builder.pool_name(value.text()?),
-        "strategy" => builder.strategy(value.choice(&STRATEGIES)?),
-        "balance" => builder.balance(value.choice(&BALANCES)?),
+        "strategy" => builder.strategy(value.choice()?),
+        "balance" => builder.balance(value.choice()?),
         "rebalance_interval" => builder.rebalance_interval(value.duration()?),
         "connection_max_age" => builder.connection_max_age(value.duration()?),
         "user" => builder.user(value.text()?),
@@ -281,10 +262,10 @@ fn set<C: 'static>(
         "check_timeout" => builder.check_timeout(value.duration()?),
         "tcp_keepalive" => builder.tcp_keepalive(value.duration_or_none()?),
         "tcp_user_timeout" => builder.tcp_user_timeout(value.clear_duration_or_none()?),
-        "require" => builder.require(value.choice(&ROLES)?),
-        "galera_donors" => builder.galera_donors(value.choice(&DONORS)?),
-        "recovery" => builder.recovery(value.choice(&RECOVERIES)?),
-        "all_down" => builder.all_down(value.choice(&ALL_DOWNS)?),
+        "require" => builder.require(value.choice()?),
+        "galera_donors" => builder.galera_donors(value.choice()?),
+        "recovery" => builder.recovery(value.choice()?),
+        "all_down" => builder.all_down(value.choice()?),
         "all_down_interval" => builder.all_down_interval(value.duration()?),
         "all_down_wait" => builder.all_down_wait(value.duration()?),
         "resolve_interval" => builder.resolve_interval(value.duration_or_none()?),

@@ -1,28 +1,81 @@
-//! Why a manager was not built, or its peers not changed: what is wrong, and what would be right.
+//! The errors of `build()` and of run-time changes: each names what is wrong and what would be right.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::time::Duration;
 
-/// What is wrong with a text, to be read after its name: "is empty".
+/// A flaw of a named text, phrased to be read after the name: "is empty".
 pub(crate) type Flaw = Cow<'static, str>;
 
-/// Why a [`PeerManager`](crate::PeerManager) was not built. `Debug` tells the same as `Display`: it is
-/// what a `main` that returns an error shows.
+/// The error of [`PeerManagerBuilder::build`](crate::PeerManagerBuilder::build).
+///
+/// `Display` names the setting, the value where it is not a secret, the flaw and the correction. `Debug`
+/// prints the same text, because a `main` that returns an error prints `Debug`.
 pub struct BuildError {
     kind: Kind,
 }
 
-impl fmt::Debug for BuildError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+impl BuildError {
+    /// The name of the wrong setting, as its builder method is called, if the error is about one setting.
+    ///
+    /// `None` for a flawed or missing peer, for a key that may be a secret, and for an error of the
+    /// operating system. Of two settings that conflict this is the one to shorten.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use diesel::SqliteConnection;
+    /// # use diesel_peers::PeerManager;
+    /// let builder = PeerManager::<SqliteConnection>::builder().peer("db0", "file:shop.db");
+    /// let error = builder.check_interval(Duration::ZERO).build().unwrap_err();
+    /// assert_eq!(error.setting(), Some("check_interval"));
+    /// ```
+    #[must_use]
+    pub fn setting(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Peers(PeersError::UnknownPeer { setting, .. }) => *setting,
+            Kind::Peers(PeersError::NoWeight) => Some("weight"),
+            Kind::Peers(_) | Kind::System(_) => None,
+            Kind::Setting { setting, .. } => setting.as_deref(),
+            Kind::TooShort { setting, .. } | Kind::Conflict { shorter: (setting, _), .. } => {
+                Some(setting)
+            }
+        }
     }
 }
 
+/// Everything that [`BuildError`] reports.
 #[derive(Debug)]
 pub(crate) enum Kind {
+    Peers(PeersError),
+    /// A setting given as text, or one whose value is not valid.
+    Setting {
+        /// The setting's name, if it is known and not a secret.
+        setting: Option<String>,
+        /// The setting as it is called in its source: "`SHOP_DB_URL`", "`weight` in the URL".
+        key: String,
+        flaw: Flaw,
+        /// What would be right.
+        right: Flaw,
+    },
+    TooShort {
+        setting: &'static str,
+        duration: Duration,
+        least: Duration,
+    },
+    /// `shorter` is longer than `longer`, and must not be.
+    Conflict {
+        shorter: (&'static str, Duration),
+        longer: (&'static str, Duration),
+    },
+    System(io::Error),
+}
+
+/// A list of peers, or a change of one, that is not acceptable.
+#[derive(Debug)]
+pub(crate) enum PeersError {
     NoPeers {
+        /// The prefixes of environment variables that were searched.
         prefixes: Vec<String>,
     },
     EmptyName {
@@ -37,7 +90,6 @@ pub(crate) enum Kind {
     DuplicateName {
         name: String,
     },
-    /// One is to be added, and there is one by this name.
     NameTaken {
         name: String,
     },
@@ -45,31 +97,15 @@ pub(crate) enum Kind {
         name: String,
         flaw: Flaw,
     },
-    /// Its URL says who logs in, and the setting says something else.
+    /// The peer's URL has a user or a password, and the setting has another one.
     Overruled {
         name: String,
         setting: &'static str,
     },
-    /// A setting in text: its key where it stands, what is wrong, and what would be right.
-    Setting {
-        key: String,
-        flaw: Flaw,
-        right: Flaw,
-    },
-    TooShort {
-        setting: &'static str,
-        duration: Duration,
-        least: Duration,
-    },
-    /// The first is longer, and would have to be no longer than the second.
-    Contradiction {
-        shorter: (&'static str, Duration),
-        longer: (&'static str, Duration),
-    },
-    NoSuchPeer {
-        /// What it was to be given, at the start.
+    UnknownPeer {
+        /// The setting that the builder was to give to the peer.
         setting: Option<&'static str>,
-        /// As it may be shown.
+        /// The name in a form that may be shown.
         name: Flaw,
         names: Vec<String>,
     },
@@ -77,122 +113,68 @@ pub(crate) enum Kind {
     LastPeer {
         name: String,
     },
-    System(io::Error),
 }
 
-/// What stands where a secret was.
+/// The replacement for a secret.
 pub(crate) const REDACTED: &str = "***";
 
-/// Whether a text may be shown as it was given. Who mistakes one place for another gives a URL, or
-/// libpq's keywords, where a name, a path or a number should stand; and they may hold a password.
+/// Whether a text may be shown as it was given. A user who mixes up two settings may give a URL or a
+/// conninfo string, which may contain a password, in place of a name, a path or a number.
 pub(crate) fn may_be_shown(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
-    // A name tells nothing: `SHOP_DB_PASSWORD`.
+    // The name of a variable is not a secret: `SHOP_DB_PASSWORD`.
     let is_name = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     let is_plain = is_name || !text.contains("password");
     is_plain && !text.contains("://") && !text.contains(['@', '='])
 }
 
-/// A text, struck out if it may not be shown.
+/// The text, or [`REDACTED`] if it may contain a secret.
 pub(crate) fn shown_or_struck(text: &str) -> &str {
     if may_be_shown(text) { text } else { REDACTED }
 }
 
-/// What was given as a name, if it may be shown.
+/// A peer's name, quoted, or a placeholder if it may contain a secret. Phrased to be read after "peer".
 pub(crate) fn shown_name(name: &str) -> Flaw {
     if may_be_shown(name) {
         format!("{name:?}").into()
     } else {
-        "whose name may be a secret".into()
+        "(name not shown, as it may contain a secret)".into()
     }
 }
 
-impl From<Kind> for BuildError {
-    fn from(kind: Kind) -> Self {
-        Self { kind }
+impl<K: Into<Kind>> From<K> for BuildError {
+    fn from(kind: K) -> Self {
+        Self { kind: kind.into() }
+    }
+}
+
+impl From<PeersError> for Kind {
+    fn from(error: PeersError) -> Self {
+        Self::Peers(error)
+    }
+}
+
+impl fmt::Debug for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
 impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.kind, f)
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoPeers { prefixes } => {
-                f.write_str(
-                    "there is no peer: give at least one, with `peer(name, url)`, `url` or `peers`",
-                )?;
-                prefixes.iter().filter(|prefix| may_be_shown(prefix)).try_for_each(|prefix| {
-                    write!(f, " (the environment variable `{prefix}URL` is not set)")
-                })
+        match &self.kind {
+            Kind::Peers(error) => fmt::Display::fmt(error, f),
+            Kind::Setting { setting: _, key, flaw, right } => write!(f, "{key} {flaw}: {right}"),
+            Kind::TooShort { setting, duration, least } => {
+                write!(f, "`{setting}` is {duration:?}: the minimum is {least:?}")
             }
-            Self::EmptyName { position } => write!(
+            Kind::Conflict { shorter, longer } => write!(
                 f,
-                "the name of peer number {position} is empty: give it a name to be known by in logs",
-            ),
-            // The name is not shown: it holds the password.
-            Self::UrlAsName { position } => write!(
-                f,
-                "the name of peer number {position} is a URL: it is `peer(name, url)`, and names are \
-                 printed in logs",
-            ),
-            Self::UnprintableName { name } => write!(
-                f,
-                "the peer name {name:?} holds a control character: names are printed in logs",
-            ),
-            Self::DuplicateName { name } => {
-                write!(f, "two peers have the name {name:?}: each peer needs a name of its own")
-            }
-            Self::NameTaken { name } => write!(
-                f,
-                "there is a peer {name:?} already: give this one another name, or change that one with \
-                 `replace`, which is given all peers",
-            ),
-            Self::Overruled { name, setting } => write!(
-                f,
-                "the URL of peer {name:?} names another {setting} than the setting `{setting}`, which \
-                 is every peer's: leave it out of the URL, or give `credentials` in place of the \
-                 setting, which is asked at each login",
-            ),
-            Self::Url { name, flaw } => write!(
-                f,
-                "the URL of peer {name:?} {flaw}{}",
-                // What is said already how to mend needs no more.
-                if flaw.contains(": ") {
-                    ""
-                } else {
-                    ": give what diesel's `establish` takes, as `mysql://user:password@host/database`"
-                },
-            ),
-            Self::Setting { key, flaw, right } => write!(f, "{key} {flaw}: {right}"),
-            Self::TooShort { setting, duration, least } => {
-                write!(f, "`{setting}` is {duration:?}: give at least {least:?}")
-            }
-            Self::Contradiction { shorter, longer } => write!(
-                f,
-                "`{}` is {:?}, and `{}` only {:?}: make the first no longer than the second",
+                "`{}` ({:?}) is longer than `{}` ({:?}): make the first no longer than the second",
                 shorter.0, shorter.1, longer.0, longer.1,
             ),
-            Self::NoSuchPeer { setting, name, names } => {
-                write!(f, "there is no peer {name}")?;
-                if let Some(setting) = setting {
-                    write!(f, " to give a {setting} to")?;
-                }
-                write!(f, ": the peers are {}", names.join(", "))
-            }
-            Self::NoWeight => f.write_str(
-                "every peer has weight 0: no peer would get any work, give one a weight",
-            ),
-            Self::LastPeer { name } => write!(
-                f,
-                "peer {name:?} cannot be removed: no other has a weight, so nobody would serve",
-            ),
-            Self::System(error) => {
-                write!(f, "the operating system did not give what the checker needs: {error}")
+            Kind::System(error) => {
+                write!(f, "cannot start a background thread or obtain randomness: {error}")
             }
         }
     }
@@ -207,26 +189,145 @@ impl std::error::Error for BuildError {
     }
 }
 
-/// Why the peers were not changed, from a method of [`Peers`](crate::Peers). Nothing was changed.
-pub struct ChangeError {
-    kind: Kind,
+impl fmt::Display for PeersError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPeers { prefixes } => {
+                f.write_str(
+                    "no peer is configured: add at least one with `peer(name, url)`, `url` or `peers`",
+                )?;
+                prefixes.iter().filter(|prefix| may_be_shown(prefix)).try_for_each(|prefix| {
+                    write!(f, " (the environment variable `{prefix}URL` is not set)")
+                })
+            }
+            Self::EmptyName { position } => write!(
+                f,
+                "the name of peer number {position} is empty: every peer needs a name, which appears in \
+                 logs and metrics",
+            ),
+            // The name is not shown: it is a URL, which may contain a password.
+            Self::UrlAsName { position } => write!(
+                f,
+                "the name of peer number {position} is a URL: the arguments are `peer(name, url)`, and \
+                 names appear in logs",
+            ),
+            Self::UnprintableName { name } => write!(
+                f,
+                "the peer name {name:?} contains a control character: names appear in logs",
+            ),
+            Self::DuplicateName { name } => {
+                write!(f, "two peers have the name {name:?}: every peer needs a name of its own")
+            }
+            Self::NameTaken { name } => write!(
+                f,
+                "a peer with the name {name:?} exists already: choose another name, or change that peer \
+                 with `replace`, which takes the complete list of peers",
+            ),
+            Self::Overruled { name, setting } => write!(
+                f,
+                "the URL of peer {name:?} has another {setting} than the setting `{setting}`, which \
+                 applies to every peer: remove the {setting} from the URL, or use the closure \
+                 `credentials`, which is called for every login, in place of the setting",
+            ),
+            Self::Url { name, flaw } => write!(
+                f,
+                "the URL of peer {name:?} {flaw}{}",
+                // Some flaws already include the correction.
+                if flaw.contains(": ") {
+                    ""
+                } else {
+                    ": give a URL that diesel's `establish` accepts, as \
+                     `mysql://user:password@host/database`"
+                },
+            ),
+            Self::UnknownPeer { setting, name, names } => {
+                if let Some(setting) = setting {
+                    write!(f, "a {setting} is set for ")?;
+                }
+                write!(f, "unknown peer {name}: the peers are {}", names.join(", "))
+            }
+            Self::NoWeight => f.write_str(
+                "every peer has weight 0, so no peer would get any work: give at least one peer a \
+                 weight of 1 or more",
+            ),
+            Self::LastPeer { name } => write!(
+                f,
+                "peer {name:?} cannot be removed: no other peer has a weight above 0, so no peer would \
+                 be left to serve",
+            ),
+        }
+    }
 }
 
-impl From<Kind> for ChangeError {
-    fn from(kind: Kind) -> Self {
-        Self { kind }
+/// The error of a run-time change of the peers by a method of [`Peers`](crate::Peers). After an error
+/// nothing has changed.
+///
+/// `Display` and `Debug` print the same text: the flaw and the correction.
+pub struct ChangeError {
+    error: PeersError,
+}
+
+/// The category of a [`ChangeError`], for example to choose an HTTP status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ChangeErrorKind {
+    /// No peer has this name, or the peer is being removed.
+    UnknownPeer,
+    /// Another peer has this name already.
+    NameTaken,
+    /// The name or the URL of a new peer is not valid, or two new peers have the same name.
+    InvalidPeer,
+    /// The change would leave no peer with a weight above 0.
+    NoPeerLeft,
+}
+
+impl ChangeError {
+    /// The category of the error.
+    ///
+    /// ```
+    /// use diesel_peers::{ChangeErrorKind, Peers};
+    ///
+    /// fn http_status_of_drain(peers: &Peers, name: &str) -> u16 {
+    ///     match peers.drain(name).map_err(|error| error.kind()) {
+    ///         Ok(_) => 202,
+    ///         Err(ChangeErrorKind::UnknownPeer) => 404,
+    ///         Err(_) => 409,
+    ///     }
+    /// }
+    /// ```
+    #[must_use]
+    pub fn kind(&self) -> ChangeErrorKind {
+        match &self.error {
+            PeersError::UnknownPeer { .. } => ChangeErrorKind::UnknownPeer,
+            PeersError::NameTaken { .. } => ChangeErrorKind::NameTaken,
+            PeersError::EmptyName { .. }
+            | PeersError::UrlAsName { .. }
+            | PeersError::UnprintableName { .. }
+            | PeersError::DuplicateName { .. }
+            | PeersError::Url { .. }
+            | PeersError::Overruled { .. } => ChangeErrorKind::InvalidPeer,
+            PeersError::NoPeers { .. } | PeersError::NoWeight | PeersError::LastPeer { .. } => {
+                ChangeErrorKind::NoPeerLeft
+            }
+        }
+    }
+}
+
+impl From<PeersError> for ChangeError {
+    fn from(error: PeersError) -> Self {
+        Self { error }
     }
 }
 
 impl fmt::Debug for ChangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.kind, f)
+        fmt::Display::fmt(self, f)
     }
 }
 
 impl fmt::Display for ChangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.kind, f)
+        fmt::Display::fmt(&self.error, f)
     }
 }
 
@@ -237,7 +338,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_be_shown() {
+    fn texts_that_may_contain_a_secret_are_not_shown() {
         for text in [
             "",
             "db0",
@@ -261,9 +362,9 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_that_is_a_url() {
+    fn a_prefix_that_is_a_url_is_not_shown() {
         let prefixes = vec!["mysql://app:s3cret@db0/".to_owned(), "SHOP_".to_owned()];
-        let told = Kind::NoPeers { prefixes }.to_string();
-        assert!(told.contains("`SHOP_URL`") && !told.contains("s3cret"), "{told}");
+        let text = PeersError::NoPeers { prefixes }.to_string();
+        assert!(text.contains("`SHOP_URL`") && !text.contains("s3cret"), "{text}");
     }
 }

@@ -8,128 +8,128 @@ use crate::fault::Fault;
 /// The application's event handler.
 pub(crate) type EventHandler = dyn Fn(&Event) + Send;
 
-/// Something that has happened to a peer. [`Display`](fmt::Display) tells it in words, as the log does.
-#[derive(Debug, Clone)]
+/// Something that happened to a peer. [`Display`](fmt::Display) prints the sentence that the log has.
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Event {
-    /// When.
+    /// When the event happened.
     pub at: SystemTime,
     /// The name of the peer.
     pub peer: String,
-    /// Whether it was in service: not drained, and not being drained. What happens to a peer that is not
-    /// is no reason to wake anybody.
+    /// Whether the peer was in service: neither drained nor draining. Events of a peer that is out of
+    /// service are usually no reason for an alert.
     pub in_service: bool,
-    /// What.
+    /// What happened.
     pub kind: EventKind,
 }
 
-/// What has happened to a peer.
+/// The kind of an [`Event`], with its details.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EventKind {
-    /// It failed, and is left alone until a check succeeds.
+    /// The peer failed and was marked down. It gets no new work until a check succeeds.
     #[non_exhaustive]
     Down {
-        /// In the words of the client library, without URL or password.
+        /// The error in the words of the client library, without URL or password.
         reason: String,
-        /// What that says of it.
+        /// The classification of that error.
         fault: Fault,
-        /// When it is checked next, from now.
+        /// The time from the event to the next health check.
         next_check: Duration,
     },
-    /// It works again.
+    /// The peer works again.
     #[non_exhaustive]
     Up {
-        /// For how long it did not.
+        /// How long the peer was down.
         was_down: Duration,
     },
-    /// It has no connection to give; those that it has given go on being used.
+    /// The peer accepts no more connections. Its existing connections stay in use.
     #[non_exhaustive]
     Full {
-        /// In the words of the client library.
+        /// The error in the words of the client library.
         reason: String,
     },
-    /// It was full, and has connections to give again.
+    /// The peer was full and accepts connections again.
     HasRoom,
-    /// It is down already, and now does not let the application in, which nobody but an operator can
-    /// mend: a wrong password, database or TLS setting, here or there. (Of one that was up it is
-    /// [`Down`](Self::Down), with [`Fault::Misconfigured`].)
+    /// The peer is down already, and now rejects the login because of a wrong user, password, database or
+    /// TLS setting, which only an operator can correct. (A peer that was up reports
+    /// [`Down`](Self::Down) with [`Fault::Misconfigured`].)
     #[non_exhaustive]
     Misconfigured {
-        /// In the words of the client library.
+        /// The error in the words of the client library.
         reason: String,
     },
-    /// An operator has it drained, or its name does not lead there any more
-    /// ([`resolve_interval`](crate::PeerManagerBuilder::resolve_interval)): it gets no new work.
+    /// The peer gets no new work, because an operator drains it or its address disappeared from DNS
+    /// ([`resolve_interval`](crate::PeerManagerBuilder::resolve_interval)).
     Draining,
-    /// It is drained: the pool has no session there any more.
+    /// The peer is drained: the pool has no session with it any more.
     #[non_exhaustive]
     Drained {
-        /// How long that took.
+        /// How long the draining took.
         took: Duration,
     },
-    /// An operator has it serve again.
+    /// An operator put the peer back into service.
     Resumed,
-    /// An operator has changed its weight.
+    /// An operator changed the weight of the peer.
     #[non_exhaustive]
     WeightChanged {
-        /// What it was.
+        /// The old weight.
         from: u32,
-        /// What it is.
+        /// The new weight.
         to: u32,
     },
-    /// It is a peer from now on.
+    /// The peer was added.
     Added,
-    /// It is no peer any more, and was drained before.
+    /// The peer was removed, after it had been drained.
     Removed,
-    /// A login for the pool failed. That may be one of many, and is not kept in the history.
+    /// A login for the pool failed. Such events can be many and are not kept in the history.
     #[non_exhaustive]
     ConnectFailed {
-        /// In the words of the client library, without URL or password.
+        /// The error in the words of the client library, without URL or password.
         reason: String,
-        /// What that says of the peer.
+        /// The classification of that error.
         fault: Fault,
-        /// How long it took to fail.
+        /// How long the login took to fail.
         took: Duration,
     },
-    /// A connection of the pool was closed. Not kept in the history.
+    /// A connection of the pool was closed. Such events are not kept in the history.
     #[non_exhaustive]
     ConnectionClosed {
-        /// Why.
+        /// Why the connection was closed.
         reason: CloseReason,
-        /// How old it was.
+        /// The age of the connection.
         age: Duration,
     },
-    /// Queries that hung were cut off, as the peer has stopped.
+    /// The peer is unresponsive, and its hung queries were aborted.
     #[non_exhaustive]
     QueriesAborted {
-        /// Connections on which a query hung.
+        /// The number of connections with a hung query.
         hung: usize,
-        /// How many of those could be cut off.
+        /// The number of those queries that could be aborted.
         aborted: usize,
     },
 }
 
-/// Why a connection of the pool was closed.
+/// The reason why a connection of the pool was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// It was found dead, or broken, or was left inside a transaction.
+    /// The connection was dead or broken, or came back inside a transaction.
     Broken,
-    /// Its peer is down.
+    /// The peer is down.
     PeerDown,
-    /// Its peer is drained.
+    /// The peer is drained.
     Drained,
-    /// It was as old as connections get (`connection_max_age`).
+    /// The connection reached `connection_max_age`.
     TooOld,
-    /// To make room for one to a peer that has fewer.
+    /// The connection made room for one to a peer that has fewer.
     Rebalanced,
-    /// By the pool: one of its own time limits, its customizer, or its end.
+    /// The pool closed the connection: by one of its own time limits, its customizer, or its end.
     ByPool,
 }
 
 impl CloseReason {
-    /// As it is called in metrics.
+    /// A stable `snake_case` name, as used in metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -143,13 +143,19 @@ impl CloseReason {
     }
 }
 
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
 impl EventKind {
-    /// Whether it is a change of the peer's state, and not one of many things that happen there.
+    /// Whether the event is a change of the peer's state, which the history keeps and the log shows.
     pub(crate) fn is_transition(&self) -> bool {
         !matches!(self, Self::ConnectFailed { .. } | Self::ConnectionClosed { .. })
     }
 
-    /// In one word, or two.
+    /// A stable `snake_case` name, as used in logs and JSON.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -178,41 +184,38 @@ impl fmt::Display for Event {
             EventKind::Down { reason, fault: Fault::Misconfigured, .. }
             | EventKind::Misconfigured { reason } => write!(
                 f,
-                "peer {peer} does not let us in: {reason}; look at its user, password, database and TLS, \
-                 here and there",
+                "peer {peer} rejects our login: {reason} (check user, password, database and TLS on both \
+                 sides)",
             ),
             EventKind::Down { reason, next_check, .. } => {
                 write!(f, "peer {peer} is down: {reason}; {}", in_words(*next_check))
             }
             EventKind::Up { was_down } => write!(f, "peer {peer} is up after {was_down:.1?}"),
             EventKind::Full { reason } => {
-                write!(
-                    f,
-                    "peer {peer} is full: {reason}; other peers get the new connections meanwhile"
-                )
+                write!(f, "peer {peer} is full: {reason}; new connections go to other peers")
             }
-            EventKind::HasRoom => write!(f, "peer {peer} takes connections again"),
-            EventKind::Draining => write!(f, "peer {peer} is being drained"),
-            // Nobody was there.
+            EventKind::HasRoom => write!(f, "peer {peer} accepts connections again"),
+            EventKind::Draining => write!(f, "peer {peer} is draining"),
+            // The pool had no session there.
             EventKind::Drained { took: Duration::ZERO } => write!(f, "peer {peer} is drained"),
-            EventKind::Drained { took } => write!(f, "peer {peer} is drained, after {took:.1?}"),
-            EventKind::Resumed => write!(f, "peer {peer} serves again"),
+            EventKind::Drained { took } => write!(f, "peer {peer} is drained after {took:.1?}"),
+            EventKind::Resumed => write!(f, "peer {peer} is back in service"),
             EventKind::WeightChanged { from, to } => {
-                write!(f, "the weight of peer {peer} is {to}, and was {from}")
+                write!(f, "weight of peer {peer} changed from {from} to {to}")
             }
             EventKind::Added => write!(f, "peer {peer} was added"),
             EventKind::Removed => write!(f, "peer {peer} was removed"),
             EventKind::ConnectFailed { reason, took, .. } => {
-                write!(f, "a login to peer {peer} failed after {took:.1?}: {reason}")
+                write!(f, "login to peer {peer} failed after {took:.1?}: {reason}")
             }
             EventKind::ConnectionClosed { reason, age } => {
                 let reason = match reason {
-                    CloseReason::Broken => "it was broken",
+                    CloseReason::Broken => "the connection was broken",
                     CloseReason::PeerDown => "the peer is down",
                     CloseReason::Drained => "the peer is drained",
-                    CloseReason::TooOld => "it was too old",
-                    CloseReason::Rebalanced => "another peer has fewer",
-                    CloseReason::ByPool => "the pool did so",
+                    CloseReason::TooOld => "the maximum age was reached",
+                    CloseReason::Rebalanced => "another peer has fewer connections",
+                    CloseReason::ByPool => "the pool closed it",
                 };
                 write!(f, "a connection to peer {peer} was closed after {age:.1?}: {reason}")
             }
@@ -223,7 +226,7 @@ impl fmt::Display for Event {
     }
 }
 
-/// When something is checked next.
+/// The time until the next health check, as a phrase.
 pub(crate) fn in_words(next_check: Duration) -> String {
     if next_check.is_zero() {
         return "next check now".to_owned();

@@ -1,10 +1,9 @@
-//! What an error says: about the connection it came from, about the peer, about the transaction.
+//! The classification of errors: what an error says about its connection, its peer and its transaction.
 //!
-//! diesel gives MySQL's errors as text without a number, and so it gives every failed login. The texts
-//! of a client library are the same in every language; those of a server are in the language that the
-//! server is set to (`lc_messages`), and are only known here in English, but for a few that hold the
-//! name of a setting. What is not known is a query's own error, and a peer that is down where it was a
-//! login.
+//! diesel reports MySQL's errors as text without a number, and every failed login as well. The texts of a
+//! client library are the same in every language. The texts of a server are in the language of its setting
+//! `lc_messages`; the tables here contain the English ones, and a few in other languages that contain the
+//! name of a setting. An unknown text is an error of the query itself, or, for a login, a peer that is down.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,39 +12,38 @@ use diesel::result::{ConnectionError, DatabaseErrorInformation, DatabaseErrorKin
 
 use crate::panics::catch_panic;
 
-/// What an error says about the connection, the peer or the transaction that it came from.
+/// The classification of an error: what it says about its connection, its peer or its transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The connection is gone. That says nothing about the peer: a `KILL`, an idle timeout, a proxy
-    /// that recycles its sessions and a crash all read alike.
+    /// The connection is lost. That says nothing about the peer: a `KILL`, an idle timeout, a proxy that
+    /// recycles its sessions and a crash cause the same errors.
     ConnectionLost,
-    /// The peer cannot be reached, or does not say why it refuses.
+    /// The peer cannot be reached, or refuses the login without a reason.
     PeerDown,
-    /// The peer is there, and takes no work at the moment: it starts up or shuts down, or is a Galera
+    /// The peer is running but accepts no work at the moment: it starts up or shuts down, or is a Galera
     /// node without a quorum.
     PeerNotReady,
-    /// The peer has as many connections as it takes.
+    /// The peer has reached its maximum number of connections.
     PeerFull,
-    /// The peer only reads, and should have written.
+    /// The peer is read-only and was asked to write.
     WrongRole,
-    /// The peer does not let the application in: user, password, database or TLS are wrong, here or
-    /// there.
+    /// The peer rejects the login: user, password, database or TLS are wrong on one of the two sides.
     Misconfigured,
-    /// The transaction was rolled back, or the statement gave up, because of others; it may be run
-    /// again from its beginning.
+    /// The transaction was rolled back, or the statement gave up, because of other transactions. The
+    /// transaction may be run again from its beginning.
     Retryable,
-    /// The query's own.
+    /// An error of the query itself; it says nothing about the connection or the peer.
     Query,
 }
 
 impl Fault {
-    /// What the error of a query says.
+    /// Classifies the error of a query.
     #[must_use]
     pub fn of(error: &Error) -> Self {
         match error {
             Error::DatabaseError(kind, information) => Self::of_kind(*kind, information.as_ref()),
-            // diesel rolls back by itself, which says less about the cause.
+            // The rollback is diesel's own and says less about the cause than the COMMIT.
             Error::RollbackErrorOnCommit { rollback_error, commit_error } => {
                 match Self::of(commit_error) {
                     Self::Query => Self::of(rollback_error),
@@ -56,7 +54,7 @@ impl Fault {
         }
     }
 
-    /// What the error of a login says.
+    /// Classifies the error of a login.
     #[must_use]
     pub fn of_login(error: &ConnectionError) -> Self {
         match error {
@@ -64,7 +62,7 @@ impl Fault {
             ConnectionError::InvalidConnectionUrl(_) | ConnectionError::InvalidCString(_) => {
                 Self::Misconfigured
             }
-            // It was let in, and the first queries failed.
+            // The login succeeded, and the first queries failed.
             ConnectionError::CouldntSetupConfiguration(error) => match Self::of(error) {
                 Self::Query => Self::PeerDown,
                 fault => fault,
@@ -73,7 +71,7 @@ impl Fault {
         }
     }
 
-    /// In one word, or two, as it is called in JSON.
+    /// A stable `snake_case` name, as used in JSON and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -93,20 +91,26 @@ impl Fault {
         information: &(dyn DatabaseErrorInformation + Send + Sync),
     ) -> Self {
         match kind {
-            // PostgreSQL: the first call after the loss, and every later one.
+            // PostgreSQL: the first call after the loss and every later call.
             DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand => {
                 Self::ConnectionLost
             }
             DatabaseErrorKind::SerializationFailure => Self::Retryable,
             DatabaseErrorKind::ReadOnlyTransaction => Self::WrongRole,
-            // MySQL: everything but six kinds, and all that comes of BEGIN and COMMIT.
+            // MySQL: all errors but those of six kinds, and every error of BEGIN and COMMIT.
             DatabaseErrorKind::Unknown => look_up(QUERIES, information.message(), Self::Query),
             _ => Self::Query,
         }
     }
 }
 
-/// Why a login came to nothing: what it means, and in words that can be shown.
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// The reason of a failed login: its classification, and a text without secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) fault: Fault,
@@ -119,55 +123,55 @@ impl Refusal {
     }
 }
 
-/// A failure that is to be judged, for [`classify`](crate::PeerManagerBuilder::classify).
+/// A failure to classify, as passed to [`classify`](crate::PeerManagerBuilder::classify).
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Failure<'a> {
-    /// A login, for the pool or of a check.
+    /// A failed login, for the pool or for a health check.
     Login(&'a ConnectionError),
-    /// A query, the application's or of a check.
+    /// A failed query, of the application or of a health check.
     Query(&'a Error),
 }
 
-/// The application's own word on a failure, which is asked for first.
+/// The application's own classification, which takes precedence.
 pub(crate) type Classify = dyn Fn(Failure<'_>) -> Option<Fault> + Send + Sync;
 
-/// Who judges failures.
+/// Classifies failures: by the application's closure, then by the tables.
 #[derive(Clone, Default)]
-pub(crate) struct Judge(Option<Arc<Classify>>);
+pub(crate) struct Classifier(Option<Arc<Classify>>);
 
-impl fmt::Debug for Judge {
+impl fmt::Debug for Classifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "the application, and ours" } else { "ours" })
+        f.write_str(if self.0.is_some() { "closure, then tables" } else { "tables" })
     }
 }
 
-impl Judge {
-    pub(crate) fn asks(classify: Arc<Classify>) -> Self {
+impl Classifier {
+    pub(crate) fn with_closure(classify: Arc<Classify>) -> Self {
         Self(Some(classify))
     }
 
     pub(crate) fn of_login(&self, error: &ConnectionError) -> Fault {
-        self.ask(Failure::Login(error)).unwrap_or_else(|| Fault::of_login(error))
+        self.call_closure(Failure::Login(error)).unwrap_or_else(|| Fault::of_login(error))
     }
 
-    /// What a query's error says, and whether its connection is gone.
+    /// Classifies the error of a query, and returns whether its connection is lost.
     pub(crate) fn of_query(&self, error: &Error) -> (Fault, bool) {
-        match self.ask(Failure::Query(error)) {
+        match self.call_closure(Failure::Query(error)) {
             Some(fault) => (fault, fault == Fault::ConnectionLost),
             None => (Fault::of(error), is_lost_connection(error)),
         }
     }
 
-    /// One that panics has nothing to say.
-    fn ask(&self, failed: Failure<'_>) -> Option<Fault> {
+    /// Calls the closure. A panic counts as no decision.
+    fn call_closure(&self, failed: Failure<'_>) -> Option<Fault> {
         let classify = self.0.as_ref()?;
         catch_panic(|| classify(failed)).ok().flatten()
     }
 }
 
-/// Whether `error` says that the connection it came from is gone. It is if either half of a failed
-/// COMMIT says so.
+/// Whether `error` says that its connection is lost. For a failed COMMIT, either of its two errors is
+/// sufficient.
 fn is_lost_connection(error: &Error) -> bool {
     match error {
         Error::RollbackErrorOnCommit { rollback_error, commit_error } => {
@@ -177,104 +181,104 @@ fn is_lost_connection(error: &Error) -> bool {
     }
 }
 
-/// Whether the reason for which a login failed is that the client library's own timeout was over:
-/// libpq has one (`connect_timeout`).
+/// Whether a login failed by the client library's own timeout: libpq has one (`connect_timeout`).
 pub(crate) fn is_timeout(reason: &str) -> bool {
     reason.trim_end().ends_with("timeout expired")
 }
 
-/// How a text is known. As whole as it can be: a server quotes data and names in its messages, which
-/// may hold any words.
+/// A pattern for a message. Patterns cover as much of a message as possible, because servers quote data
+/// and names in their messages, which may contain any words.
 enum Text {
     Is(&'static str),
     Begins(&'static str),
-    /// The name of a setting, or a constant of the client library's.
-    Holds(&'static str),
-    /// What PostgreSQL says, after libpq's introduction: the severity is in the server's language. A
-    /// detail may follow on another line, and what another address of the host says.
+    /// The name of a setting, or a constant of the client library.
+    Contains(&'static str),
+    /// The beginning of PostgreSQL's message, which follows libpq's introduction and a severity in the
+    /// server's language. Another line may follow with a detail or with the message of another address.
     Postgres(&'static str),
 }
 
-use Text::{Begins, Holds, Is, Postgres};
+use Text::{Begins, Contains, Is, Postgres};
 
-/// What errors of queries say.
+/// The messages of failed queries.
 const QUERIES: &[(Text, Fault)] = &[
-    // MariaDB's client library, and Oracle's.
+    // From the client libraries of MariaDB and of Oracle.
     (Is("Server has gone away"), Fault::ConnectionLost),
     (Is("MySQL server has gone away"), Fault::ConnectionLost),
     (Begins("Lost connection to "), Fault::ConnectionLost),
-    // The server's, and only ever an additional hint: 1927 of MariaDB, 3169 and 4031 of MySQL, which says
-    // the last one to a session that has rested for longer than its `wait_timeout`.
+    // From the server, and never the only sign: 1927 of MariaDB, 3169 and 4031 of MySQL. A session that was
+    // idle for longer than its `wait_timeout` gets 4031.
     (Is("Connection was killed"), Fault::ConnectionLost),
     (Is("Session was killed"), Fault::ConnectionLost),
     (Begins("The client was disconnected by the server because of "), Fault::ConnectionLost),
-    // 1047 of a Galera node, which accepts logins and answers pings all the same. Never translated.
+    // 1047 of a Galera node, which accepts logins and answers pings all the same. The text is never
+    // translated.
     (Begins("WSREP has not yet prepared node"), Fault::PeerNotReady),
-    // 1180, when the quorum is lost during a COMMIT, the outcome of which is unknown.
+    // 1180: the quorum was lost during a COMMIT, whose outcome is unknown.
     (
         Begins("Error while appending streaming replication fragment(provider status: "),
         Fault::PeerNotReady,
     ),
     // 1053.
     (Begins("Server shutdown in progress"), Fault::PeerNotReady),
-    // ProxySQL's own, when no server behind it answers.
+    // From ProxySQL, when no server behind it answers.
     (Begins("Max connect timeout reached while reaching hostgroup"), Fault::PeerNotReady),
-    // 1290, which is used for other options as well.
-    (Holds("--read-only"), Fault::WrongRole),
-    (Holds("--super-read-only"), Fault::WrongRole),
-    // 1836, and 1792, which has a kind of its own only if it was prepared.
+    // 1290, which other options cause as well.
+    (Contains("--read-only"), Fault::WrongRole),
+    (Contains("--super-read-only"), Fault::WrongRole),
+    // 1836 and 1792. Only in a prepared statement has 1792 a kind of its own.
     (Begins("Running in read-only mode"), Fault::WrongRole),
     (Begins("Cannot execute statement in a READ ONLY transaction"), Fault::WrongRole),
-    // 1820: who logs in with a password that has expired is let in, and then refused everything.
+    // 1820: a login with an expired password succeeds, and every query after it fails.
     (Begins("You must SET PASSWORD before executing "), Fault::Misconfigured),
     (Begins("You must reset your password using ALTER USER "), Fault::Misconfigured),
-    // 1213, which has a kind of its own only if it was prepared, and 1205.
+    // 1213 and 1205. Only in a prepared statement has 1213 a kind of its own.
     (Begins("Deadlock found when trying to get lock"), Fault::Retryable),
     (Begins("Lock wait timeout exceeded"), Fault::Retryable),
-    // PostgreSQL's 40P01, which has no kind.
+    // 40P01 of PostgreSQL, which has no kind.
     (Is("deadlock detected"), Fault::Retryable),
-    // SQLite's.
+    // From SQLite.
     (Is("database is locked"), Fault::Retryable),
     (Begins("database table is locked"), Fault::Retryable),
 ];
 
-/// What errors of logins say.
+/// The messages of failed logins.
 const LOGINS: &[(Text, Fault)] = &[
-    // 1045, 1044, 4151; first, as these quote a name.
+    // 1045, 1044, 4151. These come first, because they quote a name.
     (Begins("Access denied"), Fault::Misconfigured),
     (Begins("ProxySQL Error: Access denied"), Fault::Misconfigured),
     // 1049.
     (Begins("Unknown database"), Fault::Misconfigured),
     // 1130 and 1129.
-    (Holds(" is not allowed to connect to "), Fault::Misconfigured),
-    (Holds("flush-hosts"), Fault::Misconfigured),
-    (Holds("FLUSH HOSTS"), Fault::Misconfigured),
+    (Contains(" is not allowed to connect to "), Fault::Misconfigured),
+    (Contains("flush-hosts"), Fault::Misconfigured),
+    (Contains("FLUSH HOSTS"), Fault::Misconfigured),
     // 1862.
     (Begins("Your password has expired"), Fault::Misconfigured),
     // 3159.
-    (Holds("--require_secure_transport"), Fault::Misconfigured),
-    // 1251 and 1524, and 2059 and 2061 of either library: the ways to log in that it knows are others than
-    // the server asks for, or it wants TLS for them.
+    (Contains("--require_secure_transport"), Fault::Misconfigured),
+    // 1251 and 1524, and 2059 and 2061 of either library: the library lacks the authentication method that
+    // the server demands, or uses it with TLS only.
     (Begins("Client does not support authentication protocol"), Fault::Misconfigured),
     (Begins("Plugin "), Fault::Misconfigured),
     (Begins("Authentication plugin '"), Fault::Misconfigured),
-    // 2026 of either library; first, where the server went away while TLS was agreed on. (With MySQL's
-    // an error that is none of OpenSSL's is the socket's.)
+    // 2026 of either library. First the cases in which the server went away during the TLS handshake. (With
+    // MySQL's library, an error that is not OpenSSL's is the socket's.)
     (Begins("SSL connection error: error:00000000:"), Fault::PeerDown),
     (Begins("TLS/SSL error: Connection reset by peer"), Fault::PeerDown),
     (Begins("TLS/SSL error: Broken pipe"), Fault::PeerDown),
-    (Holds("unexpected eof while reading"), Fault::PeerDown),
+    (Contains("unexpected eof while reading"), Fault::PeerDown),
     (Begins("SSL connection error"), Fault::Misconfigured),
     (Begins("TLS/SSL error"), Fault::Misconfigured),
     // 1040, 1203 and 1226.
     (Is("Too many connections"), Fault::PeerFull),
-    (Holds("'max_user_connections'"), Fault::PeerFull),
-    (Holds("'max_connections_per_hour'"), Fault::PeerFull),
+    (Contains("'max_user_connections'"), Fault::PeerFull),
+    (Contains("'max_connections_per_hour'"), Fault::PeerFull),
     (Begins("WSREP has not yet prepared node"), Fault::PeerNotReady),
     (Begins("Server shutdown in progress"), Fault::PeerNotReady),
     // 3032 of MySQL.
     (Is("The server is currently in offline mode"), Fault::PeerNotReady),
-    // 53300, and PgBouncer's own.
+    // 53300, and PgBouncer's own message.
     (Postgres("sorry, too many clients already"), Fault::PeerFull),
     (Postgres("remaining connection slots are reserved"), Fault::PeerFull),
     (Postgres("too many connections for "), Fault::PeerFull),
@@ -295,27 +299,27 @@ const LOGINS: &[(Text, Fault)] = &[
     (Postgres("pg_hba.conf rejects "), Fault::Misconfigured),
     (Postgres("role \""), Fault::Misconfigured),
     (Postgres("database \""), Fault::Misconfigured),
-    // libpq's own.
-    (Holds("no password supplied"), Fault::Misconfigured),
-    (Holds("server does not support SSL, but SSL was required"), Fault::Misconfigured),
-    (Holds("SSL error: certificate verify failed"), Fault::Misconfigured),
-    (Holds("does not match host name"), Fault::Misconfigured),
-    (Holds("root certificate file"), Fault::Misconfigured),
+    // From libpq.
+    (Contains("no password supplied"), Fault::Misconfigured),
+    (Contains("server does not support SSL, but SSL was required"), Fault::Misconfigured),
+    (Contains("SSL error: certificate verify failed"), Fault::Misconfigured),
+    (Contains("does not match host name"), Fault::Misconfigured),
+    (Contains("root certificate file"), Fault::Misconfigured),
 ];
 
 fn look_up(table: &[(Text, Fault)], message: &str, otherwise: Fault) -> Fault {
     let message = message.trim_end();
-    let of_postgres = |text: &str| {
-        let mut said = message.lines().filter_map(|line| line.split_once(":  "));
-        said.any(|(_, said)| said.starts_with(text))
+    let is_from_postgres = |text: &str| {
+        let mut parts = message.lines().filter_map(|line| line.split_once(":  "));
+        parts.any(|(_, part)| part.starts_with(text))
     };
-    let is_known = |text: &Text| match text {
+    let matches = |text: &Text| match text {
         Is(text) => message == *text,
         Begins(text) => message.starts_with(text),
-        Holds(text) => message.contains(text),
-        Postgres(text) => of_postgres(text),
+        Contains(text) => message.contains(text),
+        Postgres(text) => is_from_postgres(text),
     };
-    table.iter().find(|(text, _)| is_known(text)).map_or(otherwise, |(_, fault)| *fault)
+    table.iter().find(|(text, _)| matches(text)).map_or(otherwise, |(_, fault)| *fault)
 }
 
 #[cfg(test)]
@@ -327,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn queries() {
+    fn errors_of_queries_are_classified_by_kind_and_text() {
         use DatabaseErrorKind::{
             ClosedConnection, ReadOnlyTransaction, SerializationFailure, UnableToSendCommand,
             UniqueViolation, Unknown,
@@ -387,11 +391,15 @@ mod tests {
         for (kind, message, expected) in cases {
             assert_eq!(Fault::of(&database_error(kind, message)), expected, "{message}");
         }
-        assert_eq!(Fault::of(&Error::NotFound), Query, "an empty result is no fault");
+        assert_eq!(
+            Fault::of(&Error::NotFound),
+            Query,
+            "an empty result is an error of the query itself"
+        );
     }
 
     #[test]
-    fn logins() {
+    fn errors_of_logins_are_classified_by_text() {
         use Fault::{Misconfigured, PeerDown, PeerFull, PeerNotReady};
         let of_libpq = "connection to server at \"db0\" (10.0.0.1), port 5432 failed: FATAL:  ";
         let of_mysql = "";
@@ -491,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_that_timed_out_in_the_client_library_was_not_answered() {
+    fn timeout_of_the_client_library_is_recognized() {
         let of_libpq =
             "connection to server at \"db\" (10.0.0.1), port 5432 failed: timeout expired";
         assert!(is_timeout(of_libpq) && is_timeout(&format!("{of_libpq}\n")));
@@ -500,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_at_both_halves_of_a_failed_commit() {
+    fn failed_commit_is_classified_by_both_of_its_errors() {
         let lost = || Box::new(database_error(DatabaseErrorKind::Unknown, "Server has gone away"));
         let own = || {
             Box::new(database_error(
@@ -520,8 +528,8 @@ mod tests {
     }
 
     #[test]
-    fn the_application_is_asked_first() {
-        let judge = Judge::asks(Arc::new(|failed: Failure<'_>| match failed {
+    fn closure_of_the_application_takes_precedence() {
+        let classifier = Classifier::with_closure(Arc::new(|failed: Failure<'_>| match failed {
             Failure::Query(Error::NotFound) => Some(Fault::PeerNotReady),
             Failure::Query(Error::RollbackTransaction) => panic!("on purpose"),
             Failure::Login(ConnectionError::BadConnection(text)) if text == "ours" => {
@@ -530,15 +538,15 @@ mod tests {
             _ => None,
         }));
         let login = |text: &str| ConnectionError::BadConnection(text.to_owned());
-        assert_eq!(judge.of_query(&Error::NotFound), (Fault::PeerNotReady, false));
-        assert_eq!(judge.of_query(&Error::RollbackTransaction), (Fault::Query, false));
+        assert_eq!(classifier.of_query(&Error::NotFound), (Fault::PeerNotReady, false));
+        assert_eq!(classifier.of_query(&Error::RollbackTransaction), (Fault::Query, false));
         let lost = database_error(DatabaseErrorKind::Unknown, "Server has gone away");
         assert_eq!(
-            judge.of_query(&lost),
+            classifier.of_query(&lost),
             (Fault::ConnectionLost, true),
-            "it knows nothing of that"
+            "the closure leaves this one to the tables"
         );
-        assert_eq!(judge.of_login(&login("ours")), Fault::PeerFull);
-        assert_eq!(judge.of_login(&login("Access denied")), Fault::Misconfigured);
+        assert_eq!(classifier.of_login(&login("ours")), Fault::PeerFull);
+        assert_eq!(classifier.of_login(&login("Access denied")), Fault::Misconfigured);
     }
 }

@@ -59,6 +59,8 @@ mod pool;
 mod resolver;
 #[cfg(feature = "rocket")]
 pub mod rocket;
+#[cfg(feature = "serde")]
+mod serialize;
 mod settings;
 #[cfg(feature = "status-page")]
 pub mod status_page;
@@ -67,7 +69,7 @@ mod url;
 pub use crate::builder::PeerManagerBuilder;
 #[cfg(feature = "serde")]
 pub use crate::config::Config;
-pub use crate::error::{BuildError, ChangeError};
+pub use crate::error::{BuildError, ChangeError, ChangeErrorKind};
 pub use crate::event::{CloseReason, Event, EventKind};
 pub use crate::fault::{Failure, Fault};
 pub use crate::manager::PeerManager;
@@ -75,7 +77,7 @@ pub use crate::peers::admission::PeerConfig;
 pub use crate::peers::handle::Peers;
 pub use crate::peers::set::Drain;
 pub use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot};
-pub use crate::policy::{AllDown, Balance, Donors, Recovery, Role, Strategy};
+pub use crate::policy::{AllDown, Balance, Donors, ParseChoiceError, Recovery, Role, Strategy};
 pub use crate::pool::connection::PeerConnection;
 #[doc(hidden)]
 pub use crate::pool::passthrough::PeerTransactionManager;

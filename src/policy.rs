@@ -1,94 +1,178 @@
-//! The choices that an application can make.
+//! The choices of an application: enums whose values are settings, in code and as text.
 
-/// Which peer serves a checkout.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+use std::error::Error;
+use std::fmt;
+use std::str::FromStr;
+
+/// The strategy by which a checkout chooses its peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Strategy {
-    /// The peer with the fewest connections in use for its weight; among several the one that was
-    /// given less before. (Where weights differ, fair shares are fractions of connections; what a
-    /// peer was given less before counts for up to one.)
+    /// Chooses the peer with the fewest connections in use for its weight. Among equals, the peer that got
+    /// less work before is chosen. (Where weights differ, fair shares are fractions of connections; work
+    /// that a peer did not get before counts for at most one connection.)
     #[default]
     LeastConnections,
-    /// A peer by chance, in proportion to the weights.
+    /// Chooses a peer at random, in proportion to the weights.
     Random,
-    /// One peer after the other, each for as many turns as its weight. A peer that is down is
-    /// passed over, and its turns are nobody's.
+    /// Chooses one peer after the other, each for as many turns as its weight. The turns of a peer that is
+    /// down are skipped.
     RoundRobin,
-    /// Only the peers of the first [tier](crate::PeerManagerBuilder::tier) in which one is up,
-    /// and among those the one with the fewest connections in use for its weight.
+    /// Chooses among the peers of the first [tier](crate::PeerManagerBuilder::tier) with a peer that is up,
+    /// as `LeastConnections` does.
     Ordered,
 }
 
-/// What is balanced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// The unit of balancing: checkouts or connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Balance {
-    /// The work: each checkout gets a connection to the peer that should serve it.
+    /// Every checkout is balanced: it gets a connection to the peer that the [`Strategy`] chooses.
     #[default]
     PerCheckout,
-    /// The connections: each stays with the pool's slot that it was made for, and a checkout gets
-    /// the one that came back last, as with diesel's own manager.
+    /// Only connections are balanced. Each stays with the slot of the pool that it was made for, and a
+    /// checkout gets the connection that came back last, as with diesel's own manager.
     PerConnection,
 }
 
-/// What a peer has to be able to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// The role that a peer must have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Role {
-    /// Nothing in particular.
+    /// No role is required.
     #[default]
     Any,
-    /// Writing as well: one that only reads is down.
+    /// The peer must accept writes. A read-only peer is marked down.
     ReadWrite,
-    /// Only reading: one that writes is down.
+    /// The peer must be read-only. A peer that accepts writes is marked down.
     ReadOnly,
 }
 
-/// Whether a Galera node takes work while it hands its state over to another one, or was taken out of
-/// step by hand (`wsrep_desync`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// The treatment of Galera donors: nodes that hand their state over to another node, or that were
+/// desynchronized by hand (`wsrep_desync`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Donors {
-    /// It does where that does not block it: out of step by hand, or with a `wsrep_sst_method` of
-    /// `mariabackup`, `xtrabackup`, `xtrabackup-v2` or `clone`.
+    /// A donor keeps serving if the transfer does not block it: when it was desynchronized by hand, or when
+    /// `wsrep_sst_method` is `mariabackup`, `xtrabackup`, `xtrabackup-v2` or `clone`.
     #[default]
     ServeUnlessBlocked,
-    /// It does.
+    /// A donor keeps serving.
     Serve,
-    /// It does not: it is down until it is synced.
+    /// A donor is marked down until it is synced.
     Wait,
 }
 
-/// What a peer is asked for.
+/// The conditions that a peer must meet at each login and health check.
 #[derive(Debug, Clone, Copy, Default)]
 #[cfg_attr(not(feature = "mysql"), allow(dead_code, reason = "each database reads its own"))]
 pub(crate) struct Requirements {
     pub(crate) role: Role,
     pub(crate) donors: Donors,
-    /// Whether the connection has to be encrypted, which MariaDB's client library does not see to.
+    /// Whether the connection must be encrypted. MariaDB's client library does not enforce this.
     pub(crate) encrypted: bool,
 }
 
-/// How a peer that is down comes back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// The way in which a peer that is marked down comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Recovery {
-    /// The manager logs in by itself and runs `BEGIN; ROLLBACK`. When that succeeds the mark is
-    /// cleared, else it is renewed, so that no user's request is spent on finding out.
+    /// A health check must succeed: a login and `BEGIN; ROLLBACK`. Success clears the mark, failure renews
+    /// it, so that no user's request is spent on the test.
     #[default]
     AfterCheck,
-    /// The mark is cleared without asking, as django-proxysql does, and the next connection that
-    /// goes there finds out. Peers that are up are checked all the same.
+    /// The mark expires after `check_interval` without a check, as in django-proxysql, and the next new
+    /// connection tries the peer. Peers that are up are checked all the same.
     AfterInterval,
 }
 
-/// What a new connection does while every peer is down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// The behavior of a new connection while every peer is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum AllDown {
-    /// Try them, the one that is due soonest first.
+    /// Try the peers, first the peer whose next check comes first.
     #[default]
     Try,
-    /// Fail at once, until a check has found a peer up.
+    /// Fail at once, until a health check has found a peer up.
     Fail,
+}
+
+/// The error of parsing a choice, such as a [`Strategy`], from text. `Display` lists the valid names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParseChoiceError {
+    names: &'static [&'static str],
+}
+
+impl fmt::Display for ParseChoiceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("give one of ")?;
+        for (index, name) in self.names.iter().enumerate() {
+            write!(f, "{}\"{name}\"", if index == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for ParseChoiceError {}
+
+/// Gives the variants of an enum their names in text: one list for `as_str`, `Display` and `FromStr`.
+macro_rules! choices {
+    ($choice:ident { $($variant:ident = $name:literal),+ $(,)? }) => {
+        impl $choice {
+            /// The name of this choice in URLs, environment variables and files.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+
+        impl fmt::Display for $choice {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl FromStr for $choice {
+            type Err = ParseChoiceError;
+
+            fn from_str(name: &str) -> Result<Self, ParseChoiceError> {
+                match name {
+                    $($name => Ok(Self::$variant),)+
+                    _ => Err(ParseChoiceError { names: &[$($name),+] }),
+                }
+            }
+        }
+    };
+}
+
+choices!(Strategy {
+    LeastConnections = "least_connections",
+    Random = "random",
+    RoundRobin = "round_robin",
+    Ordered = "ordered",
+});
+choices!(Balance { PerCheckout = "per_checkout", PerConnection = "per_connection" });
+choices!(Role { Any = "any", ReadWrite = "read_write", ReadOnly = "read_only" });
+choices!(Donors {
+    ServeUnlessBlocked = "serve_unless_blocked",
+    Serve = "serve",
+    Wait = "wait",
+});
+choices!(Recovery { AfterCheck = "after_check", AfterInterval = "after_interval" });
+choices!(AllDown { Try = "try", Fail = "fail" });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choice_parses_from_its_own_name_and_the_error_lists_all_names() {
+        for strategy in [Strategy::LeastConnections, Strategy::RoundRobin] {
+            assert_eq!(strategy.to_string().parse(), Ok(strategy));
+        }
+        let error = "fastest".parse::<Recovery>().expect_err("there is no such choice");
+        assert_eq!(error.to_string(), "give one of \"after_check\", \"after_interval\"");
+    }
 }

@@ -7,7 +7,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use crate::error::Kind;
-use crate::fault::Judge;
+use crate::fault::Classifier;
 use crate::policy::{AllDown, Recovery, Requirements, Strategy};
 
 /// A check is due up to this much later than its interval, so that a thousand processes that saw
@@ -101,7 +101,7 @@ pub(crate) struct Settings {
     pub(crate) tuning: Tuning,
     pub(crate) recovery: Recovery,
     pub(crate) requirements: Requirements,
-    pub(crate) judge: Judge,
+    pub(crate) classifier: Classifier,
     pub(crate) all_down: AllDown,
     pub(crate) all_down_interval: Duration,
     pub(crate) all_down_wait: Duration,
@@ -133,7 +133,7 @@ impl Default for Settings {
             },
             recovery: Recovery::default(),
             requirements: Requirements::default(),
-            judge: Judge::default(),
+            classifier: Classifier::default(),
             all_down: AllDown::default(),
             all_down_interval: DEFAULT_ALL_DOWN_INTERVAL,
             all_down_wait: DEFAULT_ALL_DOWN_WAIT,
@@ -213,7 +213,7 @@ impl Settings {
         ] {
             let both_asked = asked.contains(shorter.0) && asked.contains(longer.0);
             if both_asked && shorter.1 > longer.1 {
-                return Err(Kind::Contradiction { shorter, longer });
+                return Err(Kind::Conflict { shorter, longer });
             }
         }
         Ok(())
@@ -323,7 +323,7 @@ pub(crate) mod tests {
             tuning: Tuning { keepalive: None, user_timeout: None },
             recovery: Recovery::AfterCheck,
             requirements: Requirements::default(),
-            judge: Judge::default(),
+            classifier: Classifier::default(),
             all_down: AllDown::Try,
             all_down_interval: Duration::from_millis(250),
             all_down_wait: Duration::from_secs(20),

@@ -177,7 +177,7 @@ impl StatusPage {
         header: impl Fn(&str) -> Option<&'h str>,
         body: &[u8],
     ) -> Response {
-        let pools = self.pools.iter().map(|peers| (peers.snapshot().pool_name, peers.clone()));
+        let pools = self.pools.iter().map(|peers| (peers.pool_name().to_owned(), peers.clone()));
         self.respond_of(pools.collect(), method, query, header, body)
     }
 

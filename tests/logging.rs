@@ -175,7 +175,7 @@ fn a_slow_logger_keeps_nobody_else_and_its_lines_are_in_order() {
     };
     let expected = [(2, 1), (3, 2), (4, 3)];
     let expected =
-        expected.map(|(to, from)| format!("the weight of peer slow is {to}, and was {from}"));
+        expected.map(|(to, from)| format!("weight of peer slow changed from {from} to {to}"));
     thread::scope(|scope| {
         scope.spawn(|| peers.set_weight("slow", 2).expect("there is one"));
         wait_until("the logger is at it", PATIENCE, || weights().len() == 1);

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::ManageConnection;
-use diesel_peers::{Balance, ChangeError, EventKind, PeerConfig, PeerManager, PeerState, Peers};
+use diesel_peers::{
+    Balance, ChangeError, ChangeErrorKind, EventKind, PeerConfig, PeerManager, PeerState, Peers,
+};
 use support::backend::{
     Backend, PATIENCE, SOON, fill, links, manager_of, manager_over, pool_of, state,
 };
@@ -238,6 +240,7 @@ fn a_weight_moves_the_work() {
 
 #[test]
 fn what_cannot_be_done_is_an_error_and_changes_nothing() {
+    use ChangeErrorKind as K;
     type Change = fn(&Peers, &str) -> Result<(), ChangeError>;
 
     let server = Server::start();
@@ -245,41 +248,71 @@ fn what_cannot_be_done_is_an_error_and_changes_nothing() {
     let builder = manager_of::<ScriptedConnection>([url, url]).weight("peer1", 0);
     let (_pool, peers) = pool_of(builder, 1);
     let before = names(&peers);
-    let cases: [(_, Change, &str); 12] = [
+    let cases: [(_, Change, _, &str); 12] = [
         (
             "drain",
             |peers, _| peers.drain("db7").map(drop),
-            "no peer \"db7\": the peers are peer0, peer1",
+            K::UnknownPeer,
+            "unknown peer \"db7\": the peers are peer0, peer1",
         ),
-        ("resume", |peers, _| peers.resume("db7"), "no peer \"db7\""),
-        ("remove", |peers, _| peers.remove("db7").map(drop), "no peer \"db7\""),
-        ("set_weight", |peers, _| peers.set_weight("db7", 1), "no peer \"db7\""),
-        ("check_now", |peers, url| peers.check_now(url), "no peer whose name may be a secret"),
-        ("the last", |peers, _| peers.remove("peer0").map(drop), "cannot be removed"),
-        ("no weight", |peers, _| peers.set_weight("peer0", 0), "every peer has weight 0"),
+        ("resume", |peers, _| peers.resume("db7"), K::UnknownPeer, "unknown peer \"db7\""),
+        (
+            "remove",
+            |peers, _| peers.remove("db7").map(drop),
+            K::UnknownPeer,
+            "unknown peer \"db7\"",
+        ),
+        (
+            "set_weight",
+            |peers, _| peers.set_weight("db7", 1),
+            K::UnknownPeer,
+            "unknown peer \"db7\"",
+        ),
+        (
+            "check_now",
+            |peers, url| peers.check_now(url),
+            K::UnknownPeer,
+            "unknown peer (name not shown",
+        ),
+        (
+            "the last",
+            |peers, _| peers.remove("peer0").map(drop),
+            K::NoPeerLeft,
+            "cannot be removed",
+        ),
+        (
+            "no weight",
+            |peers, _| peers.set_weight("peer0", 0),
+            K::NoPeerLeft,
+            "every peer has weight 0",
+        ),
         (
             "twice",
             |peers, url| peers.add(PeerConfig::new("peer1", url)),
-            "there is a peer \"peer1\" already",
+            K::NameTaken,
+            "a peer with the name \"peer1\" exists already",
         ),
-        ("a name", |peers, url| peers.add(PeerConfig::new(url, "db")), "is a URL"),
+        ("a name", |peers, url| peers.add(PeerConfig::new(url, "db")), K::InvalidPeer, "is a URL"),
         (
             "a URL",
             |peers, _| peers.add(PeerConfig::new("db7", " ")),
+            K::InvalidPeer,
             "the URL of peer \"db7\" is empty",
         ),
-        ("none", |peers, _| peers.replace([]), "there is no peer"),
+        ("none", |peers, _| peers.replace([]), K::NoPeerLeft, "no peer is configured"),
         (
             "no weights",
             |peers, url| {
                 peers
                     .replace([PeerConfig::new("peer1", url), PeerConfig::new("db7", url).weight(0)])
             },
+            K::NoPeerLeft,
             "every peer has weight 0",
         ),
     ];
-    for (what, change, expected) in cases {
+    for (what, change, kind, expected) in cases {
         let error = change(&peers, url).expect_err(what);
+        assert_eq!(error.kind(), kind, "{what}: {error}");
         assert!(error.to_string().contains(expected), "{what}: {error}");
         assert_eq!(format!("{error:?}"), error.to_string(), "{what}: both tell it");
         assert!(!error.to_string().contains("s3cret"), "{what}: {error}");

@@ -176,7 +176,7 @@ fn a_wrong_setting_is_named() {
         (format!("{url}on_connect = 'x'"), "`on_connect` is no setting: it is a closure"),
         (
             format!("{url}connect_deadline = 10"),
-            "`connect_deadline` is 10s, and `timeout` only 5s: make the first",
+            "`connect_deadline` (10s) is longer than `timeout` (5s): make the first",
         ),
         (
             format!("{url}pool_timeout = 30"),

@@ -34,19 +34,19 @@ fn defaults_give_way() {
 fn wrong_settings_are_refused() {
     let a = || builder().peer("a", "url");
     let cases = vec![
-        (builder(), "there is no peer"),
+        (builder(), "no peer is configured"),
         (builder().peer("", "url"), "the name of peer number 1 is empty"),
         (builder().peer("a", "url").peer(" ", "url"), "the name of peer number 2 is empty"),
-        (builder().peer("a\nb", "url"), r#"the peer name "a\nb" holds a control character"#),
+        (builder().peer("a\nb", "url"), r#"the peer name "a\nb" contains a control character"#),
         (builder().peer("a", "x").peer("b", "y").peer("a", "z"), r#"two peers have the name "a""#),
         (builder().peer("a", ""), r#"the URL of peer "a" is empty"#),
         (builder().peer("a", "x\0y"), r#"the URL of peer "a" holds a NUL byte"#),
         (builder().peer("mysql://a:s3cret@b", "a"), "the name of peer number 1 is a URL"),
-        (a().check_interval(Duration::ZERO), "`check_interval` is 0ns: give at least 10ms"),
+        (a().check_interval(Duration::ZERO), "`check_interval` is 0ns: the minimum is 10ms"),
         (a().connect_timeout(Duration::ZERO), "`connect_timeout` is 0ns"),
         (a().connect_deadline(Duration::ZERO), "`connect_deadline` is 0ns"),
         (a().ping_timeout(Duration::ZERO), "`ping_timeout` is 0ns"),
-        (a().stall_after(Duration::from_millis(99)), "`stall_after` is 99ms: give at least 100ms"),
+        (a().stall_after(Duration::from_millis(99)), "`stall_after` is 99ms: the minimum is 100ms"),
         (a().check_timeout(Duration::ZERO), "`check_timeout` is 0ns"),
         (a().tcp_keepalive(Duration::from_millis(2_999)), "`tcp_keepalive` is 2.999s: "),
         (a().tcp_user_timeout(Duration::ZERO), "`tcp_user_timeout` is 0ns"),
@@ -54,22 +54,28 @@ fn wrong_settings_are_refused() {
         (a().connection_max_age(Duration::ZERO), "`connection_max_age` is 0ns"),
         (
             a().resolve_interval(Duration::from_millis(9)),
-            "`resolve_interval` is 9ms: give at least 10ms",
+            "`resolve_interval` is 9ms: the minimum is 10ms",
         ),
-        (a().connect_timeout(MINUTE).connect_deadline(SECOND), "`connect_timeout` is 60s, and"),
-        (a().check_timeout(MINUTE).connect_timeout(SECOND), "`check_timeout` is 60s, and"),
-        (a().check_timeout(MINUTE).check_interval(SECOND), "`check_timeout` is 60s, and"),
+        (
+            a().connect_timeout(MINUTE).connect_deadline(SECOND),
+            "`connect_timeout` (60s) is longer than",
+        ),
+        (a().check_timeout(MINUTE).connect_timeout(SECOND), "`check_timeout` (60s) is longer than"),
+        (a().check_timeout(MINUTE).check_interval(SECOND), "`check_timeout` (60s) is longer than"),
         (
             a().pool_timeout(SECOND).connect_deadline(MINUTE),
-            "`connect_deadline` is 60s, and `pool_timeout` only 1s: make the first no longer",
+            "`connect_deadline` (60s) is longer than `pool_timeout` (1s): make the first no longer",
         ),
-        (a().pool_timeout(SECOND).connect_timeout(MINUTE), "`connect_timeout` is 60s, and"),
-        (a().pool_timeout(Duration::ZERO), "`pool_timeout` is 0ns: give at least"),
+        (
+            a().pool_timeout(SECOND).connect_timeout(MINUTE),
+            "`connect_timeout` (60s) is longer than",
+        ),
+        (a().pool_timeout(Duration::ZERO), "`pool_timeout` is 0ns: the minimum is"),
         (a().user("app").url(""), "`url` is empty: give "),
         (a().url("mysql://app:s3cret"), "`url` has a port that is no number"),
         (a().env(""), "the prefix of environment variables is empty: give"),
-        (builder().peer("a", "url").weight("b", 2), r#"there is no peer "b" to give a weight to"#),
-        (builder().peer("a", "url").tier("b", 2), r#"there is no peer "b" to give a tier to"#),
+        (builder().peer("a", "url").weight("b", 2), r#"a weight is set for unknown peer "b": "#),
+        (builder().peer("a", "url").tier("b", 2), r#"a tier is set for unknown peer "b": "#),
         (builder().peer("a", "url").weight("a", 0), "every peer has weight 0"),
     ];
     for (builder, expected) in cases {
@@ -119,4 +125,24 @@ fn nothing_is_connected_to() {
     let manager = builder().peer("a", server.url()).build().expect("the settings are right");
     assert_eq!(server.logins(), 0, "not by `build()`");
     drop(manager);
+}
+
+#[test]
+fn error_names_the_setting_to_change() {
+    let a = || builder().peer("a", "url");
+    for (builder, expected) in [
+        (a().check_interval(Duration::ZERO), Some("check_interval")),
+        (a().connect_timeout(MINUTE).connect_deadline(SECOND), Some("connect_timeout")),
+        (a().pool_name(""), Some("pool_name")),
+        (a().weight("b", 2), Some("weight")),
+        (a().weight("a", 0), Some("weight")),
+        (a().url("mysql://db0/shop?strategy=fastest"), Some("strategy")),
+        (a().url(""), Some("url")),
+        (builder(), None),
+        (builder().peer("", "url"), None),
+        (a().env(""), None),
+    ] {
+        let error = builder.build().map(|_| ()).expect_err("the setting is wrong");
+        assert_eq!(error.setting(), expected, "{error}");
+    }
 }

@@ -25,7 +25,8 @@ fn read(
 ) -> Result<Entries, Kind> {
     if prefix.is_empty() {
         let (key, flaw) = ("the prefix of environment variables".into(), "is empty".into());
-        return Err(Kind::Setting { key, flaw, right: "give one, as `SHOP_DB_`".into() });
+        let right = "give one, as `SHOP_DB_`".into();
+        return Err(Kind::Setting { setting: None, key, flaw, right });
     }
     let mut settings = Entries::new();
     for (name, value) in variables {

@@ -57,7 +57,11 @@ fn name_of_uri(uri: &Uri) -> String {
 
 /// A URL's peers, each with one of its hosts, and its settings, which are left out of theirs.
 fn split(key: &str, text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, Entries), Kind> {
-    let malformed = |flaw: Flaw| Kind::Setting { key: key.to_owned(), flaw, right: RIGHT.into() };
+    let wrong = |flaw, right: &'static str| {
+        let (setting, key) = (Some("url".to_owned()), key.to_owned());
+        Kind::Setting { setting, key, flaw, right: right.into() }
+    };
+    let malformed = |flaw: Flaw| wrong(flaw, RIGHT);
     if text.is_empty() {
         return Err(malformed("is empty".into()));
     }
@@ -69,7 +73,7 @@ fn split(key: &str, text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, En
         }
         Dialect::Postgres if is_keywords(text) => {
             let flaw = "is no URL, but libpq's keywords".into();
-            return Err(Kind::Setting { key: key.to_owned(), flaw, right: KEYWORDS.into() });
+            return Err(wrong(flaw, KEYWORDS));
         }
         Dialect::Sqlite | Dialect::Other if is_path(text) => return split_paths(text),
         _ => {}
@@ -108,7 +112,8 @@ fn split_paths(text: &str) -> Result<(Vec<PeerConfig>, Entries), Kind> {
     if scheme.is_empty() && !parameters.is_empty() {
         let key = "a parameter".to_owned();
         let flaw = "of the `url` is no setting, and a bare path has no others".into();
-        return Err(Kind::Setting { key, flaw, right: "write `file:PATH?mode=rw`".into() });
+        let (setting, right) = (Some("url".to_owned()), "write `file:PATH?mode=rw`".into());
+        return Err(Kind::Setting { setting, key, flaw, right });
     }
     let peer = |(index, path): (usize, &str)| {
         let url = format!("{scheme}{path}{}", Query(&parameters));

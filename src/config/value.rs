@@ -1,9 +1,11 @@
 //! A setting's value as it was read, and what can be made of it.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::{Flaw, may_be_shown};
+use crate::policy::ParseChoiceError;
 
 /// A value of whatever it was read from. In URLs and in the environment each is a text.
 #[derive(Clone, PartialEq)]
@@ -76,11 +78,11 @@ impl Value {
         whole.and_then(|whole| T::try_from(whole).ok()).ok_or_else(|| self.wrong(right))
     }
 
-    /// One of several names.
-    pub(crate) fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T, Wrong> {
-        let Self::Text(text) = self else { return Err(self.wrong(one_of(choices))) };
-        let chosen = choices.iter().find(|(name, _)| name == text);
-        chosen.map(|(_, choice)| *choice).ok_or_else(|| self.wrong(one_of(choices)))
+    /// A choice, by its name.
+    pub(crate) fn choice<T: FromStr<Err = ParseChoiceError>>(&self) -> Result<T, Wrong> {
+        // No choice has an empty name.
+        let name = if let Self::Text(name) = self { name } else { "" };
+        name.parse().map_err(|error: ParseChoiceError| self.wrong(error.to_string()))
     }
 
     /// A text. It may be a secret: what is there instead is not shown.
@@ -133,11 +135,6 @@ impl Value {
 fn decimal(text: &str) -> Option<f64> {
     let is_decimal = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     text.parse().ok().filter(|_| is_decimal)
-}
-
-fn one_of<T>(choices: &[(&str, T)]) -> String {
-    let names: Vec<String> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-    format!("give one of {}", names.join(", "))
 }
 
 /// As it may be shown: lists and tables may hold URLs, and a text may be one.

@@ -69,7 +69,7 @@ impl Watch {
         }
         let settings = self.set.settings();
         let (fault, is_lost) =
-            error.map_or((Fault::Query, false), |error| settings.judge.of_query(error));
+            error.map_or((Fault::Query, false), |error| settings.classifier.of_query(error));
         if is_lost {
             if let Some(counters) = counters {
                 counters.queries_lost.add_one();

@@ -133,13 +133,14 @@ impl<C: R2D2Connection + 'static> Login<C> {
     ) -> Result<Session<C>, Unfit<C>> {
         let before = progress.logs_in();
         let settings = self.set.settings();
-        let judge = &settings.judge;
-        let mut conn = reasoned(url, |error| judge.of_login(error), || C::establish(url.expose()))
-            .map_err(|reason| Unfit { conn: None, reason })?;
+        let classifier = &settings.classifier;
+        let mut conn =
+            reasoned(url, |error| classifier.of_login(error), || C::establish(url.expose()))
+                .map_err(|reason| Unfit { conn: None, reason })?;
         let watch = Watch::new(self.set.clone(), self.peer, self.activity);
         let of_first_queries = |unready: &Unready| match unready {
             Unready::Says(fault, _) => *fault,
-            Unready::Query(error) => match judge.of_query(error).0 {
+            Unready::Query(error) => match classifier.of_query(error).0 {
                 Fault::Query | Fault::ConnectionLost => Fault::PeerDown,
                 fault => fault,
             },

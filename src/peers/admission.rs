@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::dialect::Dialect;
-use crate::error::{Flaw, Kind};
+use crate::error::{Flaw, PeersError};
 use crate::url::{Credentials, PeerUrl};
 
 /// How much later than this crate libpq ends a login by itself. It counts whole seconds of the clock.
@@ -82,32 +82,36 @@ pub(crate) struct Admission {
 
 impl Admission {
     /// Sees that the names and URLs of these newcomers can be such, and returns the URLs to log in with.
-    pub(crate) fn check(&self, peers: &[PeerConfig]) -> Result<Vec<PeerUrl>, Kind> {
+    pub(crate) fn check(&self, peers: &[PeerConfig]) -> Result<Vec<PeerUrl>, PeersError> {
         check_names(peers)?;
         let urls = self.urls(peers)?;
         // At the start a setting is known to take the place of what a URL says. Here it was given long
         // ago, and who gives another password now wants that one to count.
         for PeerConfig { name, url, .. } in peers {
             if let Some(setting) = PeerUrl::new(url.clone()).contradicts(&self.login) {
-                return Err(Kind::Overruled { name: name.clone(), setting });
+                return Err(PeersError::Overruled { name: name.clone(), setting });
             }
         }
         Ok(urls)
     }
 
     /// The URLs to log in with, once it is seen that they can be such.
-    pub(crate) fn urls(&self, peers: &[PeerConfig]) -> Result<Vec<PeerUrl>, Kind> {
+    pub(crate) fn urls(&self, peers: &[PeerConfig]) -> Result<Vec<PeerUrl>, PeersError> {
         let url = |PeerConfig { name, url, .. }: &PeerConfig| {
-            self.url(url.clone()).map_err(|flaw| Kind::Url { name: name.clone(), flaw })
+            self.url(url.clone()).map_err(|flaw| PeersError::Url { name: name.clone(), flaw })
         };
         peers.iter().map(url).collect()
     }
 
     /// Sees that the addresses of these peers' hosts may stand for them, where they are resolved.
-    pub(crate) fn check_hosts(&self, peers: &[PeerConfig], urls: &[PeerUrl]) -> Result<(), Kind> {
+    pub(crate) fn check_hosts(
+        &self,
+        peers: &[PeerConfig],
+        urls: &[PeerUrl],
+    ) -> Result<(), PeersError> {
         let resolved = peers.iter().zip(urls).filter(|(_, url)| self.host_name(url).is_some());
         for (PeerConfig { name, .. }, url) in resolved {
-            let wrong = |flaw| Kind::Url { name: name.clone(), flaw };
+            let wrong = |flaw| PeersError::Url { name: name.clone(), flaw };
             url.check_at_address(self.dialect).map_err(wrong)?;
         }
         Ok(())
@@ -136,19 +140,19 @@ impl Admission {
 }
 
 /// Sees that names can be such, and are different.
-pub(crate) fn check_names(peers: &[PeerConfig]) -> Result<(), Kind> {
+pub(crate) fn check_names(peers: &[PeerConfig]) -> Result<(), PeersError> {
     for (index, PeerConfig { name, .. }) in peers.iter().enumerate() {
         if name.trim().is_empty() {
-            return Err(Kind::EmptyName { position: index + 1 });
+            return Err(PeersError::EmptyName { position: index + 1 });
         }
         if name.contains("://") {
-            return Err(Kind::UrlAsName { position: index + 1 });
+            return Err(PeersError::UrlAsName { position: index + 1 });
         }
         if name.chars().any(char::is_control) {
-            return Err(Kind::UnprintableName { name: name.clone() });
+            return Err(PeersError::UnprintableName { name: name.clone() });
         }
         if peers[..index].iter().any(|earlier| earlier.name == *name) {
-            return Err(Kind::DuplicateName { name: name.clone() });
+            return Err(PeersError::DuplicateName { name: name.clone() });
         }
     }
     Ok(())

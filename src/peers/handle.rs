@@ -1,4 +1,4 @@
-//! What an operator holds: a handle that tells of the peers, and changes them.
+//! The public handle to the peers: it shows them and changes them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,12 +11,13 @@ use crate::peers::snapshot::Snapshot;
 
 /// A cheap handle to the peers of one manager, from [`PeerManager::peers`].
 ///
-/// It keeps neither a connection nor a thread alive: once the pool is gone it says
-/// [`closed`](Snapshot::closed), and shows what was last known.
+/// The handle shows the peers ([`snapshot`](Self::snapshot)) and changes them while the pool works. It keeps
+/// neither a connection nor a thread alive: after the pool is gone, the snapshot is
+/// [`closed`](Snapshot::closed) and shows the last known state.
 ///
-/// Its methods change the peers of this one pool, in this one process, for as long as that lives. What
-/// was set here is not undone by any check or timer. An unknown name is an error, and a call that
-/// changes nothing (a drained peer is drained again) is none. None of them waits for a server.
+/// A change applies to one pool in one process, for the lifetime of the pool. No check and no timer undoes
+/// it. An unknown name is an error; a call that changes nothing (to drain a drained peer) is not. No method
+/// waits for a server.
 ///
 /// ```no_run
 /// # use std::time::Duration;
@@ -25,7 +26,7 @@ use crate::peers::snapshot::Snapshot;
 /// if drain.wait(Duration::from_secs(60)) {
 ///     println!("db1 may be stopped");
 /// }
-/// // ... and when it runs again:
+/// // ... and after its maintenance:
 /// peers.resume("db1")?;
 /// # Ok(())
 /// # }
@@ -42,104 +43,113 @@ impl Peers {
         Self { set }
     }
 
-    /// The state of every peer, in the order in which they were given, and what has happened last.
+    /// Returns the name of the pool ([`pool_name`](crate::PeerManagerBuilder::pool_name)).
+    #[must_use]
+    pub fn pool_name(&self) -> &str {
+        &self.set.settings().pool_name
+    }
+
+    /// Returns a copy of the state of every peer, and the last events.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::of(&self.set)
     }
 
-    /// Takes a peer out of service: it gets no new work, its idle connections end at once, and those in
-    /// use when they come back, so that nothing fails. The pool opens others to the other peers in their
-    /// place. It stays a peer, and is checked as before, until [`resume`](Self::resume).
+    /// Takes a peer out of service: it gets no new work, its idle connections are closed at once, and
+    /// connections in use are closed when they come back, so that no query fails. The pool opens
+    /// connections to other peers in their place. The peer stays in the set and is checked as before,
+    /// until [`resume`](Self::resume).
     ///
-    /// Its state is [`Draining`](crate::PeerState::Draining) until the pool has no session there any
-    /// more, then [`Drained`](crate::PeerState::Drained); [`Drain::wait`] waits for that. A connection
-    /// that is never given back keeps it draining.
+    /// The state of the peer is [`Draining`](crate::PeerState::Draining) while the pool has sessions
+    /// with it, then [`Drained`](crate::PeerState::Drained); [`Drain::wait`] waits for that. A
+    /// connection that is never given back keeps the peer draining.
     ///
-    /// When no other peer is up nobody serves: `pool.get()` fails after its timeout.
+    /// If no other peer is up, `pool.get()` fails after its timeout.
     ///
     /// # Errors
     ///
-    /// When there is no such peer.
+    /// Fails if no peer has this name
+    /// ([`ChangeErrorKind::UnknownPeer`](crate::ChangeErrorKind::UnknownPeer)).
     pub fn drain(&self, name: &str) -> Result<Drain, ChangeError> {
         Ok(self.set.drain(name, now())?)
     }
 
-    /// Puts a peer into service again that is drained or being drained. It serves at once if the last
-    /// check found it up, is checked anew, and gets its share of the connections at the pace of
+    /// Puts a drained or draining peer back into service. If the last check found the peer up, it serves
+    /// at once. The peer is checked again, and gets its share of the connections at the pace of
     /// [`rebalance_interval`](crate::PeerManagerBuilder::rebalance_interval).
     ///
     /// # Errors
     ///
-    /// When there is no such peer, or it is being removed.
+    /// Fails if no peer has this name, or if the peer is being removed.
     pub fn resume(&self, name: &str) -> Result<(), ChangeError> {
         Ok(self.set.resume(name, now())?)
     }
 
-    /// Adds a peer. It is assumed to be up, is checked at once, and gets its share of the connections at the
-    /// pace of [`rebalance_interval`](crate::PeerManagerBuilder::rebalance_interval). The name of its host is left to
-    /// the client library, also with [`resolve_interval`](crate::PeerManagerBuilder::resolve_interval).
+    /// Adds a peer. The peer counts as up, is checked at once, and gets its share of the connections at
+    /// the pace of [`rebalance_interval`](crate::PeerManagerBuilder::rebalance_interval). The client
+    /// library resolves its host name, even with
+    /// [`resolve_interval`](crate::PeerManagerBuilder::resolve_interval).
     ///
     /// # Errors
     ///
-    /// When there is a peer of this name; when the name or the URL is none, as in
-    /// [`build`](crate::PeerManagerBuilder::build); or when the URL names another user or password than the
-    /// settings [`user`](crate::PeerManagerBuilder::user) and
-    /// [`password`](crate::PeerManagerBuilder::password), which take the place of what URLs say.
+    /// Fails if another peer has the name; if the name or the URL is not valid, as in
+    /// [`build`](crate::PeerManagerBuilder::build); or if the URL contains another user or password than
+    /// the settings [`user`](crate::PeerManagerBuilder::user) and
+    /// [`password`](crate::PeerManagerBuilder::password), which would overrule it.
     pub fn add(&self, peer: PeerConfig) -> Result<(), ChangeError> {
         Ok(self.set.add(peer, now())?)
     }
 
-    /// Removes a peer. It is drained first, and shown as [`Draining`](crate::PeerState::Draining) until
-    /// it is gone. Another one may have its name at once.
+    /// Removes a peer. The peer is drained first, and shown as [`Draining`](crate::PeerState::Draining)
+    /// until it is gone. Its name is free for another peer at once.
     ///
     /// # Errors
     ///
-    /// When there is no such peer, or no other one with a weight.
+    /// Fails if no peer has this name, or if no other peer has a weight above 0.
     pub fn remove(&self, name: &str) -> Result<Drain, ChangeError> {
         Ok(self.set.remove(name, now())?)
     }
 
-    /// Makes these the peers, for settings that were read anew. One that was there by the same name, and
-    /// whose URL leads to the same place, stays with its state and its connections, drained if it was;
-    /// another user or password in its URL counts from its next login. All others are removed, as
-    /// [`remove`](Self::remove) does, and added. With
-    /// [`resolve_interval`](crate::PeerManagerBuilder::resolve_interval) names of hosts are resolved: what
-    /// was known of one stays, and only those of its peers that were removed by hand are added again.
+    /// Replaces the list of peers, for example after the configuration was read again. A peer that is in
+    /// both lists by name, with a URL that leads to the same server, keeps its state and its
+    /// connections, and stays drained if it was; another user or password in its URL applies from its
+    /// next login. Other peers are added, and removed as by [`remove`](Self::remove). With
+    /// [`resolve_interval`](crate::PeerManagerBuilder::resolve_interval) host names are resolved: the
+    /// addresses of a name that stays are kept, and peers at its addresses that were removed by hand are
+    /// added again.
     ///
     /// # Errors
     ///
-    /// When there is none, no weight is more than 0, a name is given twice, a name or a URL is none, or a
-    /// URL names another user or password than the settings, as in [`add`](Self::add). Then nothing is
-    /// changed.
+    /// Fails if the list is empty, if no peer has a weight above 0, if two peers have the same name, or
+    /// if a peer is not valid, as in [`add`](Self::add). Then nothing changes.
     pub fn replace(&self, peers: impl IntoIterator<Item = PeerConfig>) -> Result<(), ChangeError> {
         let peers: Vec<_> = peers.into_iter().collect();
         Ok(self.set.replace(&peers, now())?)
     }
 
-    /// Changes a peer's proportion of the work, as
-    /// [`weight`](crate::PeerManagerBuilder::weight) sets it at the start. Connections follow at the pace
-    /// of [`rebalance_interval`](crate::PeerManagerBuilder::rebalance_interval).
+    /// Changes the weight of a peer, which is initially set by
+    /// [`weight`](crate::PeerManagerBuilder::weight). Connections follow at the pace of
+    /// [`rebalance_interval`](crate::PeerManagerBuilder::rebalance_interval).
     ///
     /// # Errors
     ///
-    /// When there is no such peer, or every weight would be 0.
+    /// Fails if no peer has this name, or if every weight would be 0.
     pub fn set_weight(&self, name: &str, weight: u32) -> Result<(), ChangeError> {
         Ok(self.set.set_weight(name, weight)?)
     }
 
-    /// Has a peer checked now, in service or not, and not when it is due. What comes of it is shown by
-    /// the next snapshots.
+    /// Checks a peer now instead of at its next check, whether it is in service or not. Later snapshots
+    /// show the result.
     ///
     /// # Errors
     ///
-    /// When there is no such peer.
+    /// Fails if no peer has this name.
     pub fn check_now(&self, name: &str) -> Result<(), ChangeError> {
         Ok(self.set.check_now(name, now())?)
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "an operator's word counts from when it is given")]
+#[expect(clippy::disallowed_methods, reason = "a change takes effect when it is made")]
 fn now() -> Instant {
     Instant::now()
 }

@@ -1,4 +1,4 @@
-//! The state of the peers at one moment, for programs and for people.
+//! A copy of the state of all peers at one moment, for programs and for people.
 
 pub(crate) mod table;
 
@@ -13,17 +13,17 @@ use crate::peers::peer::{Counts, Health, Peer};
 use crate::peers::placement::nobody_takes_work;
 use crate::peers::set::PeerSet;
 
-/// The state of the peers at one moment.
-#[derive(Debug, Clone)]
+/// A copy of the state of all peers at one moment. `Display` prints a table for a terminal.
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Snapshot {
-    /// Whether the pool is gone.
+    /// Whether the pool has been dropped. All other fields are then the last known ones.
     pub closed: bool,
-    /// What the pool is called ([`pool_name`](crate::PeerManagerBuilder::pool_name)).
+    /// The name of the pool ([`pool_name`](crate::PeerManagerBuilder::pool_name)).
     pub pool_name: String,
-    /// Every peer, in the order in which they were given.
+    /// All peers, in the order in which they were added.
     pub peers: Vec<PeerStatus>,
-    /// The last changes of state, up to 100 of them, the newest last.
+    /// The last 100 changes of state, the newest last.
     pub events: Vec<Event>,
     /// How many events the [event handler](crate::PeerManagerBuilder::event_handler) missed, because its
     /// queue was full.
@@ -47,105 +47,117 @@ impl Snapshot {
         }
     }
 
-    /// The peer of this name.
+    /// Returns the peer of this name.
     #[must_use]
     pub fn peer(&self, name: &str) -> Option<&PeerStatus> {
         self.peers.iter().find(|peer| peer.name == name)
     }
 }
 
-/// Whether a peer is given new work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The state of a peer: whether it gets new work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PeerState {
-    /// It is. A peer that nothing is known about yet counts as up.
+    /// The peer is up and takes new work. A peer that has not been checked yet counts as up.
     Up,
-    /// It failed, and is left alone until a check succeeds.
+    /// The peer failed and is marked down. It gets no new work until a check succeeds.
     Down,
-    /// It is not, by an operator's word, and the pool still has sessions there.
+    /// An operator is draining the peer; the pool still has sessions with it.
     Draining,
-    /// It is not, by an operator's word, and the pool has no session there, but for a check now and then.
+    /// An operator has drained the peer; the pool has no session with it, except for a short health check
+    /// now and then.
     Drained,
 }
 
-impl fmt::Display for PeerState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl PeerState {
+    /// A stable `snake_case` name, as used in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Up => "up",
             Self::Down => "down",
             Self::Draining => "draining",
             Self::Drained => "drained",
-        })
+        }
     }
 }
 
-/// The state of one peer at one moment.
-#[derive(Debug, Clone)]
+impl fmt::Display for PeerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// The state of one peer at one moment. Counters start at 0 when the peer is added.
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct PeerStatus {
-    /// Tells it from another peer of its name, which there may be while it is removed.
+    /// A number that identifies the peer in this process. While a peer is being removed, another peer may
+    /// have the same name.
     pub id: u64,
-    /// Its name.
+    /// The name of the peer.
     pub name: String,
-    /// Its weight.
+    /// The weight of the peer.
     pub weight: u32,
-    /// Its tier, which matters under [`Strategy::Ordered`](crate::Strategy::Ordered).
+    /// The tier of the peer, for [`Strategy::Ordered`](crate::Strategy::Ordered).
     pub tier: u32,
-    /// Whether it is given new work.
+    /// Whether the peer gets new work.
     pub state: PeerState,
-    /// Since when it has been in this state.
+    /// The moment at which the peer entered this state.
     pub since: Instant,
-    /// Why it is down, or was found to be so by the last check if it is not in service; else `None`.
-    /// Client libraries' messages, without URL or password.
+    /// Why the peer is down; for a peer out of service, why its last check failed. The text is the client
+    /// library's, without URL or password. `None` for a peer that works.
     pub reason: Option<String>,
-    /// What that says of the peer.
+    /// The classification of that error.
     pub fault: Option<Fault>,
-    /// Whether it had no connection to give when it was last asked for one. It is up all the same:
-    /// those that it has given go on being used, and other peers get the new ones.
+    /// Whether the peer refused the last new connection because it has too many. The peer stays up: its
+    /// existing connections are used, and new connections go to other peers.
     pub is_full: bool,
-    /// Whether a query has been running there for 100 milliseconds and nothing was heard from it since:
-    /// other peers are given the work meanwhile.
+    /// Whether a query has been running for 100 milliseconds on the peer without any answer from it since.
+    /// Other peers are preferred meanwhile.
     pub is_unresponsive: bool,
-    /// Whether it is being removed: `Draining`, and cannot be resumed. Another peer may have its name.
+    /// Whether the peer is being removed: its state is `Draining`, and it cannot be resumed.
     pub is_being_removed: bool,
-    /// When it is checked next.
+    /// The moment of the next health check.
     pub next_check: Instant,
-    /// Connections of the pool that are open, in use or idle. (The idle ones of a peer that is down or
-    /// drained are counted until the pool has closed them, although their sessions have ended.)
+    /// Open connections of the pool, in use or idle. (Idle connections of a peer that is down or drained
+    /// count until the pool has closed them, although their sessions have ended.)
     pub connections: usize,
-    /// Connections of the pool that are in use. In a pool built with `test_on_check_out(false)` one
-    /// counts from the first time that it is used in its checkout; with `Balance::PerConnection` as
-    /// well, not at all.
+    /// Connections of the pool that are in use, which means checked out. In a pool with
+    /// `test_on_check_out(false)` a connection counts from its first use after the checkout; with
+    /// `Balance::PerConnection` in addition, connections do not count at all.
     pub in_use: usize,
-    /// Logins for the pool that are under way.
+    /// Logins for the pool that are in progress.
     pub connecting: usize,
-    /// Logins that were given up at their deadline, and could not be ended.
+    /// Logins that passed their deadline and could not be ended.
     pub stuck_logins: usize,
-    /// Connections that were made for the pool since it became a peer.
+    /// A counter of the connections made for the pool.
     pub connects: u64,
-    /// Failed logins, for the pool and of checks, since it became a peer.
+    /// A counter of failed logins, for the pool and for health checks.
     pub connect_failures: u64,
-    /// Checkouts that it has served since it became a peer.
+    /// A counter of the checkouts that the peer served.
     pub checkouts: u64,
-    /// Queries that have ended there since it became a peer, well or not: the application's, `BEGIN` and
-    /// `COMMIT` among them, and not the pings of this crate.
+    /// A counter of the application's queries that ended, with success or not. `BEGIN` and `COMMIT` count,
+    /// pings do not.
     pub queries: u64,
-    /// How long those took, all together.
+    /// The total duration of those queries.
     pub query_time: Duration,
-    /// Queries that ended with a lost connection since it became a peer.
+    /// A counter of queries that ended with a lost connection.
     pub queries_lost: u64,
 }
 
 impl fmt::Display for Snapshot {
-    /// A table for a terminal.
-    #[expect(clippy::disallowed_methods, reason = "times are shown as how long ago they were")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the table shows how long ago something happened"
+    )]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         table::write(self, Instant::now(), f)
     }
 }
 
 impl PeerStatus {
-    /// Whether it takes new work: it is up, nobody has drained it, and its weight is not 0.
+    /// Whether the peer gets new work: it is up, in service, and its weight is not 0.
     #[must_use]
     pub fn is_available(&self) -> bool {
         self.state == PeerState::Up && self.weight > 0

@@ -67,7 +67,8 @@ impl Handler for Mounted {
 impl Mounted {
     fn pools(&self, request: &Request<'_>) -> Vec<(String, Peers)> {
         let databases = request.rocket().state::<Registry>().map(Registry::all);
-        let given = self.0.pools().iter().map(|peers| (peers.snapshot().pool_name, peers.clone()));
+        let given =
+            self.0.pools().iter().map(|peers| (peers.pool_name().to_owned(), peers.clone()));
         databases.unwrap_or_default().into_iter().chain(given).collect()
     }
 }

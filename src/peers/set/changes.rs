@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Inner, PeerSet};
-use crate::error::{Kind, shown_name};
+use crate::error::{PeersError, shown_name};
 use crate::event::EventKind;
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
@@ -16,11 +16,11 @@ use crate::url::PeerUrl;
 
 impl PeerSet {
     /// A peer more.
-    pub(crate) fn add(&self, config: PeerConfig, now: Instant) -> Result<(), Kind> {
+    pub(crate) fn add(&self, config: PeerConfig, now: Instant) -> Result<(), PeersError> {
         let urls = self.admission.check(std::slice::from_ref(&config))?;
         self.change(|inner, news| {
             if place_of(&inner.peers, &config.name).is_some() {
-                return Err(Kind::NameTaken { name: config.name });
+                return Err(PeersError::NameTaken { name: config.name });
             }
             for url in urls {
                 let at = self.admit(inner, &config, url, now, news);
@@ -31,9 +31,9 @@ impl PeerSet {
     }
 
     /// These peers, and no others. Those that stay keep their state and their connections.
-    pub(crate) fn replace(&self, configs: &[PeerConfig], now: Instant) -> Result<(), Kind> {
+    pub(crate) fn replace(&self, configs: &[PeerConfig], now: Instant) -> Result<(), PeersError> {
         if configs.is_empty() {
-            return Err(Kind::NoPeers { prefixes: Vec::new() });
+            return Err(PeersError::NoPeers { prefixes: Vec::new() });
         }
         let urls = self.admission.check(configs)?;
         self.admission.check_hosts(configs, &urls)?;
@@ -51,7 +51,7 @@ impl PeerSet {
                 config.weight.or(known.map(|peer| peer.weight)).unwrap_or(1)
             };
             if given.iter().all(|(config, _)| weight(config) == 0) {
-                return Err(Kind::NoWeight);
+                return Err(PeersError::NoWeight);
             }
             let staying: Vec<bool> = inner.peers.iter().map(stays).collect();
             for (peer, stays) in inner.peers.iter_mut().zip(staying) {
@@ -75,11 +75,11 @@ impl PeerSet {
     }
 
     /// A peer less, once it is drained.
-    pub(crate) fn remove(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, Kind> {
+    pub(crate) fn remove(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, PeersError> {
         self.change(|Inner { peers, .. }, news| {
             let at = find(peers, name)?;
             if !others_have_weight(peers, at) {
-                return Err(Kind::LastPeer { name: name.to_owned() });
+                return Err(PeersError::LastPeer { name: name.to_owned() });
             }
             leave(&mut peers[at], now, news);
             Ok(Drain::of(self, &peers[at]))
@@ -87,7 +87,7 @@ impl PeerSet {
     }
 
     /// No new work for a peer.
-    pub(crate) fn drain(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, Kind> {
+    pub(crate) fn drain(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, PeersError> {
         self.change(|Inner { peers, .. }, news| {
             let at = find(peers, name)?;
             let peer = &mut peers[at];
@@ -98,7 +98,7 @@ impl PeerSet {
     }
 
     /// It serves again.
-    pub(crate) fn resume(&self, name: &str, now: Instant) -> Result<(), Kind> {
+    pub(crate) fn resume(&self, name: &str, now: Instant) -> Result<(), PeersError> {
         self.change(|Inner { peers, .. }, news| {
             let at = find(peers, name)?;
             let peer = &mut peers[at];
@@ -109,11 +109,11 @@ impl PeerSet {
     }
 
     /// Its proportion of the work.
-    pub(crate) fn set_weight(&self, name: &str, weight: u32) -> Result<(), Kind> {
+    pub(crate) fn set_weight(&self, name: &str, weight: u32) -> Result<(), PeersError> {
         self.change(|Inner { peers, .. }, news| {
             let at = find(peers, name)?;
             if weight == 0 && !others_have_weight(peers, at) {
-                return Err(Kind::NoWeight);
+                return Err(PeersError::NoWeight);
             }
             let event = peers[at].set_weight(weight);
             news.extend(event.map(|event| peers[at].news(event)));
@@ -122,7 +122,7 @@ impl PeerSet {
     }
 
     /// It is checked now.
-    pub(crate) fn check_now(&self, name: &str, now: Instant) -> Result<(), Kind> {
+    pub(crate) fn check_now(&self, name: &str, now: Instant) -> Result<(), PeersError> {
         self.change(|Inner { peers, .. }, _| {
             let at = find(peers, name)?;
             peers[at].check_now(now);
@@ -169,11 +169,11 @@ pub(super) fn place_of(peers: &[Peer], name: &str) -> Option<usize> {
 }
 
 /// As [`place_of`], of one that an operator has named.
-fn find(peers: &[Peer], name: &str) -> Result<usize, Kind> {
+fn find(peers: &[Peer], name: &str) -> Result<usize, PeersError> {
     place_of(peers, name).ok_or_else(|| {
         let members = peers.iter().filter(|peer| peer.is_member());
         let names = members.map(|peer| peer.name.to_string()).collect();
-        Kind::NoSuchPeer { setting: None, name: shown_name(name), names }
+        PeersError::UnknownPeer { setting: None, name: shown_name(name), names }
     })
 }
 
