@@ -142,15 +142,15 @@ pub(crate) fn shown_name(name: &str) -> Flaw {
     }
 }
 
-impl<K: Into<Kind>> From<K> for BuildError {
-    fn from(kind: K) -> Self {
-        Self { kind: kind.into() }
+impl From<Kind> for BuildError {
+    fn from(kind: Kind) -> Self {
+        Self { kind }
     }
 }
 
-impl From<PeersError> for Kind {
+impl From<PeersError> for BuildError {
     fn from(error: PeersError) -> Self {
-        Self::Peers(error)
+        Kind::Peers(error).into()
     }
 }
 
