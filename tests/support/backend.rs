@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::r2d2::{Pool, R2D2Connection};
-use diesel_peers::{PeerManager, PeerManagerBuilder, PeerState, Peers};
+use diesel_peers::{PeerManager, PeerManagerBuilder, PeerState, PeerStatus, Peers};
 use tempfile::TempDir;
 
 #[cfg(target_os = "linux")]
@@ -186,13 +186,22 @@ pub fn manager_over<B: Backend>(peers: &[B]) -> PeerManagerBuilder<B::Connection
     manager_of(peers.iter().map(Backend::url))
 }
 
+/// Builds a manager whose settings are valid.
+#[track_caller]
+pub fn build<C>(builder: PeerManagerBuilder<C>) -> PeerManager<C>
+where
+    C: R2D2Connection + Send + 'static,
+{
+    builder.build().unwrap_or_else(|error| panic!("the settings are valid: {error}"))
+}
+
 /// Builds the manager and a pool of so many connections that does not wait long between its tries.
 #[track_caller]
 pub fn pool_of<C>(builder: PeerManagerBuilder<C>, max_size: u32) -> (Pool<PeerManager<C>>, Peers)
 where
     C: R2D2Connection + Send + 'static,
 {
-    let manager = builder.build().expect("the settings are right");
+    let manager = build(builder);
     let peers = manager.peers();
     let pool = Pool::builder()
         .max_size(max_size)
@@ -214,10 +223,17 @@ where
     });
 }
 
+/// The status of one peer.
+#[track_caller]
+pub fn status(peers: &Peers, name: &str) -> PeerStatus {
+    let snapshot = peers.snapshot();
+    snapshot.peer(name).unwrap_or_else(|| panic!("no peer is named {name}: {snapshot}")).clone()
+}
+
 /// The state of one peer.
 #[track_caller]
 pub fn state(peers: &Peers, name: &str) -> PeerState {
-    peers.snapshot().peer(name).expect("there is such a peer").state
+    status(peers, name).state
 }
 
 /// How many connections of the pool lead to each peer.

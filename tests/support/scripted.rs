@@ -2,6 +2,7 @@
 //! connection to them. What is asserted against it is exact, and takes no time.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -13,6 +14,9 @@ use diesel::query_builder::{QueryFragment, QueryId};
 use diesel::r2d2::R2D2Connection;
 use diesel::result::{ConnectionError, ConnectionResult, DatabaseErrorKind, Error, QueryResult};
 use diesel::sqlite::Sqlite;
+use diesel_peers::PeerManagerBuilder;
+
+use super::backend::manager_of;
 
 static SERVERS: Mutex<Option<HashMap<String, Arc<Server>>>> = Mutex::new(None);
 static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -40,7 +44,31 @@ impl Gate {
     }
 }
 
-/// One scripted server. It accepts and works until it is told otherwise.
+/// Several scripted servers: the peers `peer0`, `peer1` and so on of a manager.
+#[derive(Debug)]
+pub struct Servers(Vec<Arc<Server>>);
+
+impl Servers {
+    /// Starts so many servers.
+    pub fn start(servers: usize) -> Self {
+        Self((0..servers).map(|_| Server::start()).collect())
+    }
+
+    /// Starts building a manager over these servers.
+    pub fn builder(&self) -> PeerManagerBuilder<ScriptedConnection> {
+        manager_of(self.0.iter().map(|server| server.url()))
+    }
+}
+
+impl Deref for Servers {
+    type Target = [Arc<Server>];
+
+    fn deref(&self) -> &[Arc<Server>] {
+        &self.0
+    }
+}
+
+/// One scripted server. It accepts connections and works until a test changes that.
 #[derive(Debug)]
 pub struct Server {
     url: String,
