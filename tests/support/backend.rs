@@ -230,15 +230,15 @@ pub fn links(peers: &Peers) -> Vec<usize> {
 macro_rules! on_every_backend {
     ($($suite:ident),+ $(,)?) => {
         mod sqlite {
-            $(#[test] fn $suite() { super::$suite::<super::support::backend::SqlitePath>(); })+
+            $(#[test] fn $suite() { super::$suite::<$crate::backend::SqlitePath>(); })+
         }
         #[cfg(feature = "mysql")]
         mod mariadb {
-            $(#[test] fn $suite() { super::$suite::<super::support::mariadb::MariaDb>(); })+
+            $(#[test] fn $suite() { super::$suite::<$crate::mariadb::MariaDb>(); })+
         }
         #[cfg(feature = "postgres")]
         mod postgres {
-            $(#[test] fn $suite() { super::$suite::<super::support::postgres::Postgres>(); })+
+            $(#[test] fn $suite() { super::$suite::<$crate::postgres::Postgres>(); })+
         }
     };
 }
