@@ -66,7 +66,8 @@ fn main() {
             );
         }
     }
-    fs::write("benches/recovery.svg", drawing(&charts)).expect("run it in the project's folder");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/recovery.svg");
+    fs::write(path, drawing(&charts)).expect("the repository is there");
     println!("drawn: benches/recovery.svg");
 }
 

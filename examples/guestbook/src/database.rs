@@ -2,8 +2,6 @@
 
 use std::error::Error;
 use std::fs;
-use std::io::ErrorKind;
-use std::os::unix::fs::symlink;
 use std::path::Path;
 
 #[cfg(feature = "mysql")]
@@ -53,7 +51,7 @@ pub fn configuration() -> Result<Figment, Box<dyn Error + Send + Sync>> {
         prepare_file()?;
         for name in NAMES {
             // diesel would create a missing file: empty, and healthy to look at.
-            let url = format!("file:{FOLDER}/{name}/guestbook.db?mode=rw");
+            let url = format!("file:{FOLDER}/{name}/../data/guestbook.db?mode=rw");
             figment = figment.join((format!("databases.guestbook.peers.{name}"), url));
         }
     }
@@ -69,10 +67,7 @@ fn prepare_file() -> Result<(), Box<dyn Error + Send + Sync>> {
     SqliteConnection::establish(&format!("{FOLDER}/data/guestbook.db"))?
         .batch_execute("PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL")?;
     for name in NAMES {
-        match symlink("data", folder.join(name)) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.into()),
-            _ => {}
-        }
+        fs::create_dir_all(folder.join(name))?;
     }
     Ok(())
 }
