@@ -3,13 +3,10 @@
 //! three peers, which looks at the connection's socket.
 //!
 //! ```sh
-//! cargo bench --bench check --features mysql
+//! cargo bench -p diesel-peers-tests --bench check --features mysql
 //! ```
 
 mod rounds;
-
-#[path = "../tests/support/mod.rs"]
-mod support;
 
 use diesel::MysqlConnection;
 use diesel::r2d2::ConnectionManager;

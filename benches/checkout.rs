@@ -1,7 +1,7 @@
 //! What a checkout and checkin costs, beside diesel's own manager, and how it grows with the peers.
 //!
 //! ```sh
-//! cargo bench --bench checkout
+//! cargo bench -p diesel-peers-tests --bench checkout
 //! ```
 //!
 //! The connection answers a ping at once, so that what is left is the pool and the manager. What the
@@ -9,16 +9,12 @@
 
 mod rounds;
 
-#[allow(dead_code, unreachable_pub, reason = "the benchmark uses a part of it")]
-#[path = "../tests/support/scripted.rs"]
-mod scripted;
-
 use std::sync::Arc;
 
 use diesel::r2d2::ConnectionManager;
 use diesel_peers::PeerManager;
 use rounds::{checkouts, median};
-use scripted::{ScriptedConnection, Server};
+use support::scripted::{ScriptedConnection, Server};
 
 const ROUNDS: usize = 61;
 const CHECKOUTS: usize = 2000;

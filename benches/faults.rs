@@ -3,8 +3,8 @@
 //! Prints the table in the README.
 //!
 //! ```sh
-//! cargo bench --bench faults --features mysql
-//! cargo bench --bench faults --features mysql -- --rounds 5
+//! cargo bench -p diesel-peers-tests --bench faults --features mysql
+//! cargo bench -p diesel-peers-tests --bench faults --features mysql -- --rounds 5
 //! ```
 //!
 //! What each round saw, and what its errors said, goes to the standard error output. No time is too
@@ -13,9 +13,6 @@
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
 mod rounds;
-
-#[path = "../tests/support/mod.rs"]
-mod support;
 
 use std::collections::BTreeMap;
 use std::env;

@@ -3,17 +3,14 @@
 //! strategy, with the default settings and with short ones.
 //!
 //! ```sh
-//! cargo bench --bench freeze --features mysql
-//! cargo bench --bench freeze --features mysql -- 24  # connections, instead of one for each thread
+//! cargo bench -p diesel-peers-tests --bench freeze --features mysql
+//! cargo bench -p diesel-peers-tests --bench freeze --features mysql -- 24  # connections, instead of one for each thread
 //! ```
 //!
 //! What two peers give is measured on a pool over the other two, before and after. What misses its
 //! bound is marked with `!`.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
-
-#[path = "../tests/support/mod.rs"]
-mod support;
 
 use std::env;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

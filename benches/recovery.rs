@@ -3,15 +3,12 @@
 //! the README.
 //!
 //! ```sh
-//! cargo bench --bench recovery --features mysql
+//! cargo bench -p diesel-peers-tests --bench recovery --features mysql
 //! ```
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 #![allow(clippy::cast_precision_loss, reason = "shares of a few thousand queries")]
 #![allow(missing_docs, reason = "a benchmark has no interface")]
-
-#[path = "../tests/support/mod.rs"]
-mod support;
 
 use std::fmt::Write;
 use std::fs;
@@ -69,7 +66,8 @@ fn main() {
             );
         }
     }
-    fs::write("benches/recovery.svg", drawing(&charts)).expect("run it in the project's folder");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/recovery.svg");
+    fs::write(path, drawing(&charts)).expect("the repository is there");
     println!("drawn: benches/recovery.svg");
 }
 

@@ -3,7 +3,7 @@
 //! through HAProxy, which balances over the same three.
 //!
 //! ```sh
-//! cargo bench --bench throughput --features mysql
+//! cargo bench -p diesel-peers-tests --bench throughput --features mysql
 //! ```
 //!
 //! The queries are as small as can be, so that what is left is the way there. Clients and servers
@@ -13,9 +13,6 @@
 //! one server.
 
 mod rounds;
-
-#[path = "../tests/support/mod.rs"]
-mod support;
 
 use diesel::connection::LoadConnection;
 use diesel::dsl::select;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::create_dir(folder.path().join("data"))?;
     fs::write(folder.path().join("data/visits.db"), "")?;
     for path in &paths {
-        come_back(path)?;
+        link(&folder.path().join("data"), path)?;
     }
 
     say("Three peers, a pool of six connections.");
@@ -66,14 +66,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     require(share.values().all(|visits| *visits > 0), "every peer serves")?;
 
     say("db1 breaks: its path goes away. The checker will notice within half a second.");
-    fs::remove_file(&paths[1])?;
+    let elsewhere = folder.path().join("elsewhere");
+    fs::rename(&paths[1], &elsewhere)?;
     wait_until("db1 is marked down", &peers, |peers| state(peers, "db1") == PeerState::Down)?;
     let share = serve(&pool)?;
     require(share["db1"] == 0, "nothing goes to a peer that is down")?;
     require(share["db0"] > 0 && share["db2"] > 0, "the others serve")?;
 
     say("db1 comes back.");
-    come_back(&paths[1])?;
+    fs::rename(&elsewhere, &paths[1])?;
     wait_until("db1 is up again", &peers, |peers| state(peers, "db1") == PeerState::Up)?;
     wait_until("db1 has its share of the connections", &peers, |peers| {
         // A connection moves when it comes back to the pool.
@@ -100,9 +101,18 @@ fn say(text: &str) {
     println!("\n{text}");
 }
 
-/// Puts a peer's path (back) in its place.
-fn come_back(path: &Path) -> std::io::Result<()> {
-    std::os::unix::fs::symlink(PathBuf::from("data"), path)
+/// Makes a folder known by one path more.
+#[cfg(unix)]
+fn link(folder: &Path, path: &Path) -> Result<(), Box<dyn Error>> {
+    Ok(std::os::unix::fs::symlink(folder, path)?)
+}
+
+/// Makes a folder known by one path more: a junction, which needs no privilege.
+#[cfg(windows)]
+fn link(folder: &Path, path: &Path) -> Result<(), Box<dyn Error>> {
+    let mut command = std::process::Command::new("cmd");
+    let made = command.args(["/C", "mklink", "/J"]).arg(path).arg(folder).output()?;
+    require(made.status.success(), "the folder has another path")
 }
 
 fn state(peers: &Peers, name: &str) -> PeerState {

@@ -57,7 +57,7 @@ pub struct PeerManagerBuilder<C> {
     /// The first mistake in a setting given as text.
     mistake: Option<Kind>,
     /// Whether health checks are off.
-    #[cfg(feature = "cli")]
+    #[cfg(feature = "doctor")]
     unchecked: bool,
 }
 
@@ -98,7 +98,7 @@ impl<C> PeerManagerBuilder<C> {
             rng_seed: None,
             prefixes: Vec::new(),
             mistake: None,
-            #[cfg(feature = "cli")]
+            #[cfg(feature = "doctor")]
             unchecked: false,
         }
     }
@@ -615,13 +615,13 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// Builds a manager without health checks: its checker only enforces deadlines.
-    #[cfg(feature = "cli")]
+    #[cfg(feature = "doctor")]
     pub(crate) fn unchecked(mut self) -> Self {
         self.unchecked = true;
         self
     }
 
-    #[cfg(any(feature = "rocket", feature = "cli"))]
+    #[cfg(feature = "rocket")]
     pub(crate) fn is_asked(&self, setting: &str) -> bool {
         self.asked.contains(setting)
     }
@@ -695,7 +695,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         let weight_of = by_name("weight", &peers, &weights)?;
         let tier_of = by_name("tier", &peers, &tiers)?;
         let settings = settings.check(&asked)?;
-        #[cfg(feature = "cli")]
+        #[cfg(feature = "doctor")]
         let settings = if self.unchecked { settings.without_checks() } else { settings };
         let admission = Admission {
             dialect: Dialect::of::<C>(),

@@ -14,6 +14,7 @@ mod tests;
 pub use deserialize::Config;
 
 use std::env;
+use std::ffi::OsString;
 
 use crate::builder::PeerManagerBuilder;
 use crate::error::{Kind, may_be_shown, shown_name, shown_or_struck};
@@ -80,15 +81,29 @@ impl<C: 'static> PeerManagerBuilder<C> {
     /// ```
     #[must_use]
     pub fn env(self, prefix: &str) -> Self {
-        environment(self.looked_in_environment(prefix), prefix, env::vars_os())
+        self.env_from(prefix, env::vars_os())
     }
 
-    /// As [`env`](Self::env), of settings for peers that are given otherwise.
-    #[cfg(feature = "cli")]
-    pub(crate) fn env_without_url(self, prefix: &str) -> Self {
-        let url = format!("{prefix}URL");
-        let others = env::vars_os().filter(|(name, _)| *name != *url);
-        environment(self.looked_in_environment(prefix), prefix, others)
+    /// As [`env`](Self::env), with these variables in place of the environment's: for tests, and for settings
+    /// that are in several places.
+    ///
+    /// ```
+    /// # use std::ffi::OsString;
+    /// # use diesel::SqliteConnection;
+    /// # use diesel_peers::PeerManager;
+    /// let variable = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
+    /// let manager = PeerManager::<SqliteConnection>::builder()
+    ///     .env_from("SHOP_DB_", [variable("SHOP_DB_URL", "file:a/shop.db,b/shop.db?mode=rw")])
+    ///     .build()?;
+    /// # Ok::<_, diesel_peers::BuildError>(())
+    /// ```
+    #[must_use]
+    pub fn env_from(
+        self,
+        prefix: &str,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Self {
+        environment(self.looked_in_environment(prefix), prefix, variables)
     }
 
     /// Settings that were read with serde, from TOML, figment or anything else.
@@ -149,9 +164,9 @@ const POOLS: [&str; 8] = [
 ];
 
 /// Rocket's own beside `url`.
-#[cfg(any(feature = "rocket", feature = "cli"))]
+#[cfg(feature = "rocket")]
 pub(crate) const ROCKETS_SIZE: &str = "pool_size";
-#[cfg(any(feature = "rocket", feature = "cli"))]
+#[cfg(feature = "rocket")]
 pub(crate) const ROCKETS_TIMEOUT: &str = "timeout";
 
 /// What only code can say.
@@ -170,7 +185,7 @@ type Entries = Vec<(String, Value)>;
 enum Place<'a> {
     File,
     /// Where Rocket's own settings stand as well.
-    #[cfg(any(feature = "rocket", feature = "cli"))]
+    #[cfg(feature = "rocket")]
     Rocket,
     Url,
     Environment {
@@ -186,7 +201,7 @@ impl Place<'_> {
             }
             _ if !may_be_shown(key) => "a key that may be a secret".to_owned(),
             Self::File => format!("`{key}`"),
-            #[cfg(any(feature = "rocket", feature = "cli"))]
+            #[cfg(feature = "rocket")]
             Self::Rocket => Self::File.names(key),
             Self::Url => format!("`{key}` in the URL"),
             Self::Environment { prefix } => {

@@ -1,5 +1,5 @@
 //! Examines the peers of a configuration, all at once: whether the pool would use each, what it says
-//! of itself, and where peers differ that should be equal. The command `peers` is made of it.
+//! of itself, and where peers differ that should be equal. The command `peers` (package `diesel-peers-cli`) uses it.
 //!
 //! ```no_run
 //! # #[cfg(feature = "mysql")]
@@ -32,7 +32,6 @@ mod fact;
 mod finding;
 mod json;
 mod progress;
-mod request;
 mod sqlite_file;
 mod table;
 mod text;
@@ -43,7 +42,6 @@ pub use compare::{Difference, Group, Severity};
 pub use examination::{examine, examine_with_progress};
 pub use fact::{Aspect, Value};
 pub use finding::{Condition, Finding};
-pub use request::{Request, RequestError};
 
 use text::listed;
 

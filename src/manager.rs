@@ -14,7 +14,7 @@ use crate::builder::PeerManagerBuilder;
 use crate::login::dial;
 use crate::login::session::Hooks;
 use crate::peers::handle::Peers;
-#[cfg(feature = "cli")]
+#[cfg(feature = "doctor")]
 use crate::peers::set::PeerSet;
 use crate::pool::connection::{Links, PeerConnection};
 
@@ -46,7 +46,7 @@ impl<C> PeerManager<C> {
     }
 
     /// What a login is made with.
-    #[cfg(feature = "cli")]
+    #[cfg(feature = "doctor")]
     pub(crate) fn parts(&self) -> (&Arc<PeerSet>, &Arc<Hooks<C>>) {
         (&self.links.set, &self.hooks)
     }

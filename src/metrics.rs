@@ -28,14 +28,12 @@ pub(crate) use self::exporter::start;
 /// The upper ends of the classes into which times are sorted, in seconds: the buckets that an exporter
 /// is to be given.
 ///
-/// ```
+/// ```ignore
 /// use diesel_peers::metrics::BUCKETS;
 /// use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 ///
 /// let prefix = Matcher::Prefix("diesel_peers_".to_owned());
 /// let builder = PrometheusBuilder::new().set_buckets_for_metric(prefix, &BUCKETS)?;
-/// # drop(builder.build_recorder());
-/// # Ok::<(), metrics_exporter_prometheus::BuildError>(())
 /// ```
 pub const BUCKETS: [f64; BUCKET_BOUNDS.len()] = {
     let mut seconds = [0.0; BUCKET_BOUNDS.len()];

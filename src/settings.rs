@@ -265,7 +265,7 @@ impl Settings {
     }
 
     /// Nobody looks at the peers unasked.
-    #[cfg(feature = "cli")]
+    #[cfg(feature = "doctor")]
     pub(crate) fn without_checks(self) -> Self {
         Self {
             check_interval: FOREVER,

@@ -8,8 +8,6 @@
 #![cfg(all(target_os = "linux", feature = "mysql"))]
 #![allow(clippy::disallowed_methods, reason = "the test's length is measured by the clock")]
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::env;
 use std::fs;

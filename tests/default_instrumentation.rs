@@ -1,8 +1,6 @@
 //! The process-wide default instrumentation goes on seeing the application's queries, and is spared
 //! the manager's own checks. In a file of its own, as it is the whole process's.
 
-mod support;
-
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use diesel::connection::{

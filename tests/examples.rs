@@ -1,19 +1,13 @@
 //! The examples do what they say.
 
-mod support;
-
 #[cfg(feature = "mysql")]
 use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::thread;
-
-use diesel::connection::SimpleConnection;
-use diesel::prelude::*;
+#[cfg(feature = "mysql")]
+use std::io::{BufRead, BufReader};
+use std::process::Command;
+#[cfg(feature = "mysql")]
+use std::process::Stdio;
 
 /// What runs an example.
 fn example(name: &str) -> Command {
@@ -83,130 +77,18 @@ fn multi_connection_on_mysql() {
     assert!(!told.contains(support::APP_PASSWORD), "without a password: {told}");
 }
 
-/// A process that does not outlive its test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        self.0.wait().expect("it is ours");
-    }
-}
-
-/// The status and the text of an answer.
-fn post(address: &str, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).expect("it listens");
-    let request = format!(
-        "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).expect("it reads");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("it answers");
-    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
-    let text = answer.split_once("\r\n\r\n").map(|(_, text)| text.to_owned());
-    status.zip(text).unwrap_or_else(|| panic!("HTTP: {answer}"))
-}
-
-/// The example of this name, with its files in this folder, and the address at which it listens.
-fn axum_in(folder: &Path) -> (Running, String) {
-    let mut example = example("axum");
-    let example = example.env("TMPDIR", folder).stdout(Stdio::piped());
-    let mut running = Running(example.spawn().expect("it starts"));
-    let mut line = String::new();
-    let told = running.0.stdout.take().expect("it is piped");
-    BufReader::new(told).read_line(&mut line).expect("text");
-    let address = line.trim().strip_prefix("listening on ").expect("it says where").to_owned();
-    (running, address)
-}
-
-#[test]
-fn axum() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let (mut running, address) = axum_in(folder.path());
-
-    for visit in 1..=10 {
-        let (status, text) = post(&address, "/visits");
-        assert_eq!(status, 200, "{text}");
-        assert!(text.starts_with(&format!("visit {visit}, served by db")), "{text}");
-    }
-    assert_eq!(post(&address, "/nowhere").0, 404);
-
-    // As long as the database is locked, each request that has a connection keeps it.
-    let data = fs::read_dir(folder.path()).expect("our own folder").next().expect("it has one");
-    let data = data.expect("our own folder").path().join("app.db");
-    let mut lock = SqliteConnection::establish(&data.display().to_string()).expect("a database");
-    lock.batch_execute("PRAGMA busy_timeout = 30000; BEGIN EXCLUSIVE").expect("nobody writes");
-    let (answer, answers) = mpsc::channel();
-    for _ in 0..8 {
-        let (address, answer) = (address.clone(), answer.clone());
-        let request = move || answer.send(post(&address, "/visits").0).expect("the test waits");
-        thread::Builder::new().spawn(request).expect("a thread");
-    }
-    drop(answer);
-    let first: Vec<_> = answers.iter().take(4).collect();
-    assert_eq!(first, [503; 4], "the pool has four connections, and they are busy");
-    lock.batch_execute("COMMIT").expect("it is ours");
-    assert_eq!(answers.iter().collect::<Vec<_>>(), [200; 4], "those that had them");
-    let (_, text) = post(&address, "/visits");
-    assert!(text.starts_with("visit 15,"), "who was refused left nothing: {text}");
-
-    let interrupt = ["-c", "kill -s INT $0", &running.0.id().to_string()];
-    assert!(Command::new("sh").args(interrupt).status().expect("there is a shell").success());
-    assert!(running.0.wait().expect("it ends").success(), "interrupted, it ends in good order");
-    assert_eq!(fs::read_dir(folder.path()).expect("our own folder").count(), 0, "it cleans up");
-}
-
-#[cfg(feature = "status-page")]
-#[test]
-fn axum_serves_the_status_page() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let (_running, address) = axum_in(folder.path());
-    let browser = support::browser::Browser::desktop(1280, 720);
-    browser.open(&format!("http://{address}/operator"));
-    browser.wait_for(".live");
-    browser.click("tbody[data-peer='db1'] button");
-    support::wait_until("the page follows", support::backend::PATIENCE, || {
-        // Connections to SQLite end as the pool is used.
-        post(&address, "/visits");
-        let state = "return document.querySelector('[data-peer=db1] [data-is=state]').innerText";
-        browser.run(state) == "drained"
-    });
-    assert_eq!(browser.text("#notice"), "", "it has nothing to complain of");
-
-    let site = support::http::Client::of(&format!("http://{address}"));
-    for (path, content_type) in [("", "text/html"), ("?json", "application/json")] {
-        let answer = site.get(&format!("/operator{path}"));
-        assert_eq!(answer.content_types, [format!("{content_type}; charset=utf-8")]);
-    }
-    assert_eq!(site.get("/nowhere").status, 404);
-}
-
-/// As this test was built, so that only the example is built anew.
+/// With the selection of packages and features by which all tests are run, so that only the example is
+/// built anew.
 #[cfg(feature = "mysql")]
 fn cargo_test(example: &str) -> Command {
-    let features = [
-        ("default", cfg!(feature = "default")),
-        ("socket", cfg!(feature = "socket")),
-        ("mysql", cfg!(feature = "mysql")),
-        ("postgres", cfg!(feature = "postgres")),
-        ("sqlite", cfg!(feature = "sqlite")),
-        ("serde", cfg!(feature = "serde")),
-        ("rocket", cfg!(feature = "rocket")),
-        ("cli", cfg!(feature = "cli")),
-        ("metrics", cfg!(feature = "metrics")),
-        ("status-page", cfg!(feature = "status-page")),
-    ];
-    let features: Vec<_> = features.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
     let profile = support::profile_folder();
     let folder = profile.parent().expect("each profile has a folder in the target's");
     let profile = profile.file_name().and_then(|name| name.to_str()).expect("cargo named it");
 
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).env_remove("DATABASE_URL");
-    cargo.args(["test", "--locked", "--offline", "--example", example]);
-    cargo.args(["--no-default-features", "--features", &features.join(",")]);
-    cargo.arg("--target-dir").arg(folder);
+    cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).env_remove("DATABASE_URL");
+    cargo.args(["test", "--locked", "--offline", "--workspace", "--all-features"]);
+    cargo.args(["--example", example]).arg("--target-dir").arg(folder);
     cargo.args(["--profile", if profile == "debug" { "dev" } else { profile }]);
     cargo
 }

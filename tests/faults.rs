@@ -7,8 +7,6 @@
 #![cfg(all(target_os = "linux", feature = "mysql", feature = "postgres"))]
 #![allow(clippy::disallowed_methods, reason = "the figures are measured by the clock")]
 
-mod support;
-
 use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -3,8 +3,6 @@
 
 #![cfg(all(target_os = "linux", any(feature = "mysql", feature = "postgres")))]
 
-mod support;
-
 #[cfg(feature = "mysql")]
 use std::io::Read;
 #[cfg(feature = "mysql")]

@@ -3,8 +3,6 @@
 
 #![cfg(all(target_os = "linux", feature = "mysql"))]
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::mem;
 use std::sync::Mutex;

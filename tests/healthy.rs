@@ -3,8 +3,6 @@
 
 #![cfg(all(target_os = "linux", feature = "mysql", feature = "postgres"))]
 
-mod support;
-
 use std::env;
 use std::io::Read;
 use std::process::{Child, Command, Stdio};

@@ -7,8 +7,6 @@
 
 #![allow(clippy::disallowed_methods, reason = "the test's length is measured by the clock")]
 
-mod support;
-
 use std::env;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,8 +1,6 @@
 //! One line for each change of state, outside every lock and in order; and a logger that panics or takes
 //! its time breaks nothing. In a file of its own, as the logger is the whole process's.
 
-mod support;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex, Once};
 use std::thread;

@@ -4,8 +4,6 @@
 #![cfg(all(target_os = "linux", feature = "metrics", feature = "mysql"))]
 #![allow(clippy::disallowed_methods, reason = "nobody can wait for what is not to happen")]
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::LazyLock;

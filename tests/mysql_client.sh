@@ -14,11 +14,9 @@ packages=(
 )
 tests/install.sh "${packages[@]}"
 
-tests=(
-    client_library configuration encryption failure faults freeze full galera hang lost_connection role
-    secrets sockets
-)
+tests=(suite faults freeze galera secrets sockets)
 # A folder of its own: the other library is not built anew each time.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/mysql-client"
 # `Cargo.lock` does not pin the library itself, which no feature of ours brings in.
-cargo test --locked --features mysql,postgres,mysqlclient-sys/bundled --lib "${tests[@]/#/--test=}" "$@"
+cargo test --locked -p diesel-peers -p diesel-peers-tests --features mysql,postgres,mysqlclient-sys/bundled \
+    --lib "${tests[@]/#/--test=}" "$@"

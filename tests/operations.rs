@@ -2,8 +2,6 @@
 
 #![cfg(all(target_os = "linux", feature = "mysql"))]
 
-mod support;
-
 use std::fs;
 use std::process::{Command, Output};
 #[cfg(all(feature = "rocket", feature = "status-page"))]
@@ -148,7 +146,6 @@ fn a_user_needs_no_more_rights_than_these() {
     assert_eq!(peers.snapshot().peers[0].connect_failures, 0, "no check has failed");
 }
 
-#[cfg(feature = "cli")]
 #[test]
 fn a_new_peer_is_compared_with_the_others() {
     let servers: Vec<_> = (0..3).map(|_| MariaDb::start()).collect();
@@ -159,7 +156,8 @@ fn a_new_peer_is_compared_with_the_others() {
     let command = &blocks("## Adding and replacing a peer", "sh")[0];
     let command = command.replace("mysql://app:secret@db0,db1,db3/shop", &url);
     assert!(command.contains(&url), "{command}");
-    let folder = support::profile_folder();
+    let program = support::program("peers", "diesel-peers-cli");
+    let folder = program.parent().expect("a program is in a folder");
     let path = format!("PATH={}:$PATH; ", folder.display());
     let output = shell(&(path + &command));
     let said = String::from_utf8_lossy(&output.stdout);

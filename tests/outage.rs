@@ -6,8 +6,6 @@
 
 #![allow(clippy::disallowed_methods, reason = "outages and delays are measured by the clock")]
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::env;
 use std::thread;

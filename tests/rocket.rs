@@ -4,8 +4,6 @@
 #![cfg(feature = "rocket")]
 #![allow(clippy::needless_pass_by_value, reason = "Rocket's guards are values")]
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need and is missing, then runs every check: format, lints, documentation,
-# the tests of all features, and the quick start. CI runs exactly this.
+# Installs what the tests need and is missing, then runs every check: format, lints, documentation, all
+# tests, the quickstart, and the package as users get it. CI runs exactly this.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,17 +16,65 @@ packages=(
 command -v chromedriver >/dev/null || packages+=(chromium chromium-driver)
 tests/install.sh "${packages[@]}"
 
+times=()
+unpacked=
+finish() {
+    [[ -z $unpacked ]] || rm -rf "$unpacked"
+    ((${#times[@]} == 0)) || printf '%s\n' '' '== Seconds of each step' "${times[@]}"
+}
+trap finish EXIT
+
 step() {
+    local start=$SECONDS
     echo
     echo "== $*"
     "$@"
+    times+=("$(printf '%5d  %s' $((SECONDS - start)) "$*")")
+}
+
+# What a Markdown file links to beside it: images, inline links and definitions, outside of code.
+files_linked_in() {
+    awk '/^ *```/ { code = !code; next } !code' "$1" \
+        | grep -oP '(?<=\]\()[^)\s]+|(?<=src=")[^"]+|^\[[^\]]+\]:\s*\K\S+' \
+        | grep -vE '^([a-z]+:|#)' | sed 's/#.*//' | sort -u
+}
+
+# Builds the package of the library as it would be published, outside of the workspace.
+package() {
+    local target crate package document link
+    target=$(cargo metadata --locked --no-deps --format-version 1 | jq -r .target_directory)
+    cargo package --locked -p diesel-peers --allow-dirty --list
+    cargo package --locked -p diesel-peers --allow-dirty --no-verify
+    crate=$(cargo pkgid -p diesel-peers)
+    crate=diesel-peers-${crate##*[@#]}
+    unpacked=$(mktemp -d)
+    tar -xzf "$target/package/$crate.crate" -C "$unpacked"
+    package=$unpacked/$crate
+    for document in "$package"/*.md "$package"/docs/*.md; do
+        [[ -e $document ]] || continue
+        while read -r link; do
+            [[ -e $(dirname "$document")/$link ]] && continue
+            echo "${document#"$package/"} links to $link, which is not in the package" >&2
+            return 1
+        done < <(files_linked_in "$document")
+    done
+    # Dependencies with the same features are compiled already.
+    (
+        cd "$package"
+        export CARGO_TARGET_DIR=$target
+        cargo build --offline --all-features --lib --examples
+        cargo doc --offline --all-features --no-deps
+    )
 }
 
 export RUSTFLAGS="${RUSTFLAGS-} -Dwarnings" RUSTDOCFLAGS="${RUSTDOCFLAGS-} -Dwarnings"
 step cargo fmt --all --check
-step cargo clippy --locked --all-features --all-targets
-step cargo clippy --locked --all-targets
-step cargo clippy --locked --no-default-features --features cli
-step cargo doc --locked --all-features --no-deps
-step cargo test --locked --all-features
-step cargo run --locked --all-features --example quickstart
+step cargo clippy --locked --workspace --all-features --all-targets
+step cargo clippy --locked -p diesel-peers --all-targets
+step cargo clippy --locked -p diesel-peers --all-targets --no-default-features
+step cargo clippy --locked -p diesel-peers --all-targets --no-default-features --features doctor
+step cargo clippy --locked -p diesel-peers-cli
+step cargo doc --locked --workspace --all-features --no-deps
+step cargo test --locked --workspace --all-features
+step cargo run --locked --example quickstart
+step package

@@ -38,6 +38,6 @@ run() {
     fi
 }
 
-run address --lib socket
-run address --test sockets
-run thread --lib socket
+run address -p diesel-peers --lib socket
+run address -p diesel-peers-tests --test sockets
+run thread -p diesel-peers --lib socket

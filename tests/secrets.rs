@@ -1,8 +1,6 @@
 //! URLs and passwords are shown nowhere: not in errors, logs, `Debug` or snapshots, also where a
 //! client library quotes them. In a file of its own, as the logger is the whole process's.
 
-mod support;
-
 use std::sync::Mutex;
 use std::time::Duration;
 

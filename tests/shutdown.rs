@@ -4,8 +4,6 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::disallowed_methods, reason = "what happens at a certain moment is at issue")]
 
-mod support;
-
 #[cfg(feature = "mysql")]
 use std::{thread, time::Duration};
 

@@ -4,8 +4,6 @@
 
 #![cfg(all(feature = "socket", target_os = "linux", any(feature = "mysql", feature = "postgres")))]
 
-mod support;
-
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -179,8 +177,8 @@ where
 mod mariadb {
     use diesel::{Connection, MysqlConnection};
 
-    use super::support::mariadb::MariaDb;
     use super::*;
+    use support::mariadb::MariaDb;
 
     /// What every session has been asked, but for the questions about that.
     fn asked(server: &MariaDb) -> String {
@@ -291,8 +289,8 @@ mod mariadb {
 mod postgres {
     use diesel::PgConnection;
 
-    use super::support::postgres::Postgres;
     use super::*;
+    use support::postgres::Postgres;
 
     /// When each session of the application was asked last.
     fn asked(server: &Postgres) -> String {

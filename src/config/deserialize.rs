@@ -1,12 +1,12 @@
 //! Settings from whatever serde reads.
 
 use std::fmt;
-#[cfg(any(feature = "rocket", feature = "cli"))]
+#[cfg(feature = "rocket")]
 use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
-#[cfg(any(feature = "rocket", feature = "cli"))]
+#[cfg(feature = "rocket")]
 use super::ROCKETS_TIMEOUT;
 use super::value::Value;
 use super::{Entries, Place, apply};
@@ -55,7 +55,7 @@ impl Config {
 
     /// As [`give_to`](Self::give_to), of settings beside Rocket's own, among which is the pool's timeout.
     /// None if that is given once more, by our name.
-    #[cfg(any(feature = "rocket", feature = "cli"))]
+    #[cfg(feature = "rocket")]
     pub(crate) fn give_to_of_rocket<C: 'static>(
         self,
         builder: PeerManagerBuilder<C>,

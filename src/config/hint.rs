@@ -2,7 +2,7 @@
 
 use super::value::Wrong;
 use super::{CLOSURES, POOLS, Place, SETTINGS, SOURCES};
-#[cfg(any(feature = "rocket", feature = "cli"))]
+#[cfg(feature = "rocket")]
 use super::{ROCKETS_SIZE, ROCKETS_TIMEOUT};
 use crate::error::shown_or_struck;
 
@@ -25,7 +25,7 @@ pub(super) fn unknown(key: &str, place: Place<'_>) -> Wrong {
     if CLOSURES.contains(&key) {
         return Wrong::new(flaw, "it is a closure: set it in code");
     }
-    #[cfg(any(feature = "rocket", feature = "cli"))]
+    #[cfg(feature = "rocket")]
     if place == Place::Rocket {
         let rockets = match key {
             "max_size" => Some(ROCKETS_SIZE),

@@ -4,12 +4,11 @@ use std::ffi::OsString;
 use std::fmt::Write;
 use std::time::Duration;
 
-use proptest::prelude::{
-    Just, Strategy, TestCaseError, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest,
-};
-use proptest::sample::{select, subsequence};
+use rand::RngExt;
+use rand::rngs::SmallRng;
 
 use super::*;
+use crate::cases::{LOWERCASE, any_text, for_each_case, maybe, one_of, several, text_of};
 use crate::manager::PeerManager;
 use crate::policy::{AllDown, Balance, Recovery};
 
@@ -355,52 +354,66 @@ fn files() {
 
 const PEERS: &str = "mysql://db0,db1/shop";
 
-/// A setting, and a text for it.
-fn settings() -> impl Strategy<Value = (&'static str, String)> {
-    let times = || {
-        (select(&["ms", "s", "min", "m", "h", ""][..]), 0..100_000_u32, select(&["", ".5"][..]))
-            .prop_map(|(unit, number, half)| format!("{number}{half}{unit}"))
-    };
-    let clear = (select(&["ms", "s"][..]), any::<u32>()).prop_map(|(unit, n)| format!("{n}{unit}"));
-    let names = |names: &[&str]| select(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>());
-    prop_oneof![
-        (
-            select(
-                &["rebalance_interval", "connection_max_age", "pool_timeout", "check_interval"][..]
-            ),
-            times()
-        ),
-        (
-            select(&["connect_timeout", "connect_deadline", "ping_timeout", "ping_idle"][..]),
-            times()
-        ),
-        (select(&["check_timeout", "all_down_interval", "all_down_wait"][..]), times()),
-        (
-            select(&["stall_after", "tcp_keepalive", "resolve_interval"][..]),
-            prop_oneof![times(), Just("none".to_owned())]
-        ),
-        (Just("tcp_user_timeout"), prop_oneof![clear, Just("none".to_owned())]),
-        (Just("rng_seed"), any::<u64>().prop_map(|seed| seed.to_string())),
-        (select(&["user", "password"][..]), "[a-z@:/?#%&= é]{0,9}"),
-        (Just("pool_name"), names(&["shop"])),
-        (Just("strategy"), names(&["least_connections", "random", "round_robin", "ordered"])),
-        (Just("balance"), names(&["per_checkout", "per_connection"])),
-        (Just("require"), names(&["any", "read_write", "read_only"])),
-        (Just("galera_donors"), names(&["serve_unless_blocked", "serve", "wait"])),
-        (Just("recovery"), names(&["after_check", "after_interval"])),
-        (Just("all_down"), names(&["try", "fail"])),
-        (Just("weight"), Just("db0=3,db1=4".to_owned())),
-        (Just("tier"), Just("db1=1".to_owned())),
-    ]
+fn time(rng: &mut SmallRng) -> String {
+    let unit = one_of(rng, &["ms", "s", "min", "m", "h", ""]);
+    let half = one_of(rng, &["", ".5"]);
+    format!("{}{half}{unit}", rng.random_range(0..100_000))
 }
 
-proptest! {
-    #[test]
-    fn settings_are_the_same_everywhere(given in prop::collection::vec(settings(), 0..8)) {
-        let mut given = given;
+/// A setting, and a text for it.
+fn setting(rng: &mut SmallRng) -> (&'static str, String) {
+    let name = |rng: &mut SmallRng, names: &[&str]| one_of(rng, names).to_owned();
+    match rng.random_range(0..16) {
+        0 => {
+            let keys =
+                ["rebalance_interval", "connection_max_age", "pool_timeout", "check_interval"];
+            (one_of(rng, &keys), time(rng))
+        }
+        1 => {
+            let keys = ["connect_timeout", "connect_deadline", "ping_timeout", "ping_idle"];
+            (one_of(rng, &keys), time(rng))
+        }
+        2 => (one_of(rng, &["check_timeout", "all_down_interval", "all_down_wait"]), time(rng)),
+        3 => {
+            let key = one_of(rng, &["stall_after", "tcp_keepalive", "resolve_interval"]);
+            (key, maybe(rng, time).unwrap_or_else(|| "none".to_owned()))
+        }
+        4 => {
+            let clear = |rng: &mut SmallRng| {
+                let unit = one_of(rng, &["ms", "s"]);
+                format!("{}{unit}", rng.random::<u32>())
+            };
+            ("tcp_user_timeout", maybe(rng, clear).unwrap_or_else(|| "none".to_owned()))
+        }
+        5 => ("rng_seed", rng.random::<u64>().to_string()),
+        6 => {
+            let key = one_of(rng, &["user", "password"]);
+            (key, text_of(rng, &format!("{LOWERCASE}@:/?#%&= é"), 0..=9))
+        }
+        7 => ("pool_name", "shop".to_owned()),
+        8 => {
+            let names = ["least_connections", "random", "round_robin", "ordered"];
+            ("strategy", name(rng, &names))
+        }
+        9 => ("balance", name(rng, &["per_checkout", "per_connection"])),
+        10 => ("require", name(rng, &["any", "read_write", "read_only"])),
+        11 => ("galera_donors", name(rng, &["serve_unless_blocked", "serve", "wait"])),
+        12 => ("recovery", name(rng, &["after_check", "after_interval"])),
+        13 => ("all_down", name(rng, &["try", "fail"])),
+        14 => ("weight", "db0=3,db1=4".to_owned()),
+        _ => ("tier", "db1=1".to_owned()),
+    }
+}
+
+#[test]
+fn settings_are_the_same_everywhere() {
+    let any_settings = |rng: &mut SmallRng| {
+        let mut given = several(rng, 0..=7, setting);
         given.sort();
         given.dedup_by_key(|(key, _)| *key);
-
+        given
+    };
+    for_each_case(any_settings, |given| {
         let mut url = PEERS.to_owned();
         for (index, (key, value)) in given.iter().enumerate() {
             let joint = if index == 0 { '?' } else { '&' };
@@ -413,59 +426,73 @@ proptest! {
         };
         let variables = given.iter().map(variable).chain([("SHOP_URL".into(), PEERS.into())]);
         let of_environment = environment(builder(), "SHOP_", variables);
-        prop_assert_eq!(of_url.given(), of_environment.given());
-        prop_assert!(of_url.into_mistake().is_none());
+        assert_eq!(of_url.given(), of_environment.given());
+        assert!(of_url.into_mistake().is_none());
 
         #[cfg(feature = "serde")]
         {
             let mut table = toml::Table::new();
             table.insert("url".to_owned(), PEERS.into());
-            for (key, value) in &given {
-                let number = value.parse::<i64>().ok().filter(|_| *key != "password" && *key != "user");
+            for (key, value) in given {
+                let number =
+                    value.parse::<i64>().ok().filter(|_| *key != "password" && *key != "user");
                 let value = number.map_or_else(|| value.clone().into(), toml::Value::from);
                 table.insert((*key).to_owned(), value);
             }
             let of_file = builder().config(table.try_into().expect("it is a table"));
-            prop_assert_eq!(of_file.given(), of_environment.given());
+            assert_eq!(of_file.given(), of_environment.given());
         }
-    }
-
-    /// Whatever is wrong with a URL, what is said of it shows no part of the password.
-    #[test]
-    fn no_mistake_shows_a_secret(
-        scheme in select(&["mysql://", "postgres://", "mysql:/", "mysql//", "", "file:", "sqlite://"][..]),
-        before in "[]\\[@:/?#,%&= .a-d1-4]{0,6}",
-        after in "[]\\[@:/?#,%&= .a-d1-4]{0,6}",
-        rest in select(&["@db0,db1/shop", "@db0/shop?check_interval=1", "@db0,db1/shop?x=y"][..]),
-        form in subsequence(&["file", "list"][..], 0..=1),
-    ) {
-        let url = format!("{scheme}app:{before}s3cret{after}{rest}");
-        shows_no_secret::<NoConnection>(&url, &form)?;
-        #[cfg(feature = "mysql")]
-        shows_no_secret::<diesel::MysqlConnection>(&url, &form)?;
-        #[cfg(feature = "postgres")]
-        shows_no_secret::<diesel::PgConnection>(&url, &form)?;
-        #[cfg(feature = "sqlite")]
-        shows_no_secret::<diesel::SqliteConnection>(&url, &form)?;
-    }
-
-    #[test]
-    fn nothing_panics(text in any::<String>(), url in "([a-z]{0,6}://)?[]\\[@:/?#,%&= .a-d1-4]{0,20}") {
-        for text in [text, url] {
-            let _ = builder().url(&text).into_mistake();
-            let _ = per_peer(&Value::Text(text.clone()));
-            let _ = Value::Text(text).duration();
-        }
-    }
+    });
 }
 
-fn shows_no_secret<C: 'static>(url: &str, form: &[&str]) -> Result<(), TestCaseError> {
+const SPECIAL: &str = r"[]\@:/?#,%&= .abcd1234";
+
+/// Whatever is wrong with a URL, what is said of it shows no part of the password.
+#[test]
+fn no_mistake_shows_a_secret() {
+    let any_url = |rng: &mut SmallRng| {
+        let schemes = ["mysql://", "postgres://", "mysql:/", "mysql//", "", "file:", "sqlite://"];
+        let rests = ["@db0,db1/shop", "@db0/shop?check_interval=1", "@db0,db1/shop?x=y"];
+        let scheme = one_of(rng, &schemes);
+        let before = text_of(rng, SPECIAL, 0..=6);
+        let after = text_of(rng, SPECIAL, 0..=6);
+        let rest = one_of(rng, &rests);
+        let form = maybe(rng, |rng| one_of(rng, &["file", "list"]));
+        (format!("{scheme}app:{before}s3cret{after}{rest}"), form)
+    };
+    for_each_case(any_url, |(url, form)| {
+        shows_no_secret::<NoConnection>(url, *form);
+        #[cfg(feature = "mysql")]
+        shows_no_secret::<diesel::MysqlConnection>(url, *form);
+        #[cfg(feature = "postgres")]
+        shows_no_secret::<diesel::PgConnection>(url, *form);
+        #[cfg(feature = "sqlite")]
+        shows_no_secret::<diesel::SqliteConnection>(url, *form);
+    });
+}
+
+#[test]
+fn nothing_panics() {
+    let any_texts = |rng: &mut SmallRng| {
+        let scheme = maybe(rng, |rng| text_of(rng, LOWERCASE, 0..=6) + "://").unwrap_or_default();
+        [any_text(rng, 0..=32), scheme + &text_of(rng, SPECIAL, 0..=20)]
+    };
+    for_each_case(any_texts, |texts| {
+        for text in texts {
+            let _ = builder().url(text).into_mistake();
+            let _ = per_peer(&Value::Text(text.clone()));
+            let _ = Value::Text(text.clone()).duration();
+        }
+    });
+}
+
+fn shows_no_secret<C: 'static>(url: &str, form: Option<&str>) {
     let builder = PeerManager::<C>::builder();
     let builder = match form {
-        [] => builder.url(url),
-        [form] => {
+        None => builder.url(url),
+        Some(form) => {
             let value = Value::Text(url.to_owned());
-            let value = if *form == "list" {
+            let value = if form == "list" {
                 Value::List(vec![value])
             } else {
                 Value::Table(vec![(
@@ -475,14 +502,12 @@ fn shows_no_secret<C: 'static>(url: &str, form: &[&str]) -> Result<(), TestCaseE
             };
             apply(builder, Place::Url, vec![("peers".to_owned(), value)])
         }
-        _ => unreachable!("at most one"),
     };
     let shown = format!("{builder:?}");
-    prop_assert!(!shown.contains("s3cret"), "{}", shown);
+    assert!(!shown.contains("s3cret"), "{shown}");
     for (name, _) in builder.given_peers() {
-        prop_assert!(!name.contains("s3cret"), "{} names a peer {}", url, name);
+        assert!(!name.contains("s3cret"), "{url} names a peer {name}");
     }
     let told = builder.into_mistake().unwrap_or_default();
-    prop_assert!(!told.contains("s3cret"), "{}: {}", url, told);
-    Ok(())
+    assert!(!told.contains("s3cret"), "{url}: {told}");
 }

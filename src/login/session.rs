@@ -57,7 +57,7 @@ impl<C> Unfit<C> {
 }
 
 /// A peer that lets us in, whether or not it is to be used.
-#[cfg(feature = "cli")]
+#[cfg(feature = "doctor")]
 pub(crate) struct Look<C> {
     pub(crate) url: Arc<PeerUrl>,
     /// None of its queries are the application's.
@@ -85,7 +85,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
     }
 
     /// As [`check`](Self::check), and keeps the connection, also of a peer that is not to be used.
-    #[cfg(feature = "cli")]
+    #[cfg(feature = "doctor")]
     pub(crate) fn look(self, progress: &Progress) -> Result<Look<C>, LoginFailure> {
         let url = self.url()?;
         match self.prepare(&url, progress, true) {

@@ -150,10 +150,13 @@ impl Exporter {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Mutex, MutexGuard};
+
     use metrics::{
         Counter, Gauge, Histogram, Key, KeyName, Metadata, SharedString, Unit, with_local_recorder,
     };
-    use metrics_exporter_prometheus::PrometheusBuilder;
 
     use super::*;
     use crate::event::CloseReason;
@@ -161,14 +164,80 @@ mod tests {
     use crate::peers::set::tests::set_of;
     use crate::policy::Recovery;
 
+    /// Keeps what it is told, and shows it as Prometheus does.
+    #[derive(Default)]
+    struct Kept {
+        meanings: Mutex<BTreeMap<String, String>>,
+        counters: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
+        /// The bits of a float.
+        gauges: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
+    }
+
+    fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().expect("nothing panics with it")
+    }
+
+    impl Kept {
+        fn describe(&self, name: &KeyName, meaning: &SharedString) {
+            lock(&self.meanings).insert(name.as_str().to_owned(), meaning.to_string());
+        }
+
+        fn value(values: &Mutex<BTreeMap<String, Arc<AtomicU64>>>, key: &Key) -> Arc<AtomicU64> {
+            let labels = key.labels().map(|it| format!("{}=\"{}\"", it.key(), it.value()));
+            let labels = labels.collect::<Vec<_>>().join(",");
+            lock(values).entry(format!("{}{{{labels}}}", key.name())).or_default().clone()
+        }
+
+        fn render(&self) -> String {
+            let mut text = String::new();
+            for (name, meaning) in lock(&self.meanings).iter() {
+                writeln!(text, "# HELP {name} {meaning}").expect("it is a text");
+            }
+            for (key, value) in lock(&self.counters).iter() {
+                writeln!(text, "{key} {}", value.load(Ordering::Relaxed)).expect("it is a text");
+            }
+            for (key, value) in lock(&self.gauges).iter() {
+                let value = f64::from_bits(value.load(Ordering::Relaxed));
+                writeln!(text, "{key} {value}").expect("it is a text");
+            }
+            text
+        }
+    }
+
+    impl Recorder for Kept {
+        fn describe_counter(&self, name: KeyName, _: Option<Unit>, meaning: SharedString) {
+            self.describe(&name, &meaning);
+        }
+
+        fn describe_gauge(&self, name: KeyName, _: Option<Unit>, meaning: SharedString) {
+            self.describe(&name, &meaning);
+        }
+
+        fn describe_histogram(&self, name: KeyName, _: Option<Unit>, meaning: SharedString) {
+            self.describe(&name, &meaning);
+        }
+
+        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+            Counter::from_arc(Self::value(&self.counters, key))
+        }
+
+        fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::from_arc(Self::value(&self.gauges, key))
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
     #[test]
     fn a_recorder_that_comes_late_is_told_what_the_metrics_mean() {
         let (set, _woken, _) = set_of(1, Recovery::AfterCheck);
         let mut exporter = Exporter::of(Arc::new(set));
         exporter.export();
-        let recorder = PrometheusBuilder::new().build_recorder();
+        let recorder = Kept::default();
         with_local_recorder(&recorder, || exporter.export());
-        let scrape = recorder.handle().render();
+        let scrape = recorder.render();
         assert!(scrape.contains("# HELP diesel_peers_up 1 if it works"), "{scrape}");
     }
 
@@ -202,13 +271,13 @@ mod tests {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let mut exporter = Exporter::of(set.clone());
-        let recorder = PrometheusBuilder::new().build_recorder();
+        let recorder = Kept::default();
         with_local_recorder(&recorder, || exporter.export());
         let _ = set.remove("peer1", now).expect("there is one");
         set.take_due(now);
         with_local_recorder(&Panics, || exporter.export());
         with_local_recorder(&recorder, || exporter.export());
-        let scrape = recorder.handle().render();
+        let scrape = recorder.render();
         let line = r#"diesel_peers_up{pool="default",peer="peer1"} 0"#;
         assert!(scrape.lines().any(|other| other == line), "{scrape}");
         assert_eq!(exporter.shown.len(), 1, "and told no more");
@@ -219,7 +288,7 @@ mod tests {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let mut exporter = Exporter::of(set.clone());
-        let recorder = PrometheusBuilder::new().build_recorder();
+        let recorder = Kept::default();
         with_local_recorder(&recorder, || exporter.export());
         let activity = set.read(|peers| peers[1].activity.clone());
         let _ = set.remove("peer1", now).expect("there is one");
@@ -232,7 +301,7 @@ mod tests {
         for _ in 0..2 {
             with_local_recorder(&recorder, || exporter.export());
         }
-        let scrape = recorder.handle().render();
+        let scrape = recorder.render();
         let labels = r#"{pool="default",peer="peer1""#;
         for (name, labels) in [
             ("connections_closed", format!(r#"{labels},reason="drained"}}"#)),

@@ -202,11 +202,13 @@ pub(crate) fn percent_encoded(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use proptest::collection::vec;
-    use proptest::option;
-    use proptest::prelude::*;
+    use std::net::Ipv6Addr;
+
+    use rand::RngExt;
+    use rand::rngs::SmallRng;
 
     use super::*;
+    use crate::cases::{LOWERCASE, any_text, for_each_case, maybe, several, text_of};
 
     #[test]
     fn every_part_is_found() {
@@ -264,38 +266,43 @@ mod tests {
         }
     }
 
-    fn uris() -> impl Strategy<Value = Uri> {
-        let word = "[a-z0-9._~%-]{1,8}".prop_map(|word| percent_encoded(&word));
-        let host = prop_oneof![
-            ("[a-z][a-z0-9.-]{0,8}", option::of(1..=u16::MAX)),
-            (any::<Ipv6Addr>().prop_map(|ip| format!("[{ip}]")), option::of(1..=u16::MAX)),
-        ]
-        .prop_map(|(name, port)| match port {
+    fn word(rng: &mut SmallRng) -> String {
+        percent_encoded(&text_of(rng, &format!("{LOWERCASE}0123456789._~%-"), 1..=8))
+    }
+
+    fn host(rng: &mut SmallRng) -> String {
+        let name = if rng.random_bool(0.5) {
+            let more = format!("{LOWERCASE}0123456789.-");
+            text_of(rng, LOWERCASE, 1..=1) + &text_of(rng, &more, 0..=8)
+        } else {
+            format!("[{}]", Ipv6Addr::from_bits(rng.random()))
+        };
+        match maybe(rng, |rng| rng.random_range(1..=u16::MAX)) {
             Some(port) => format!("{name}:{port}"),
             None => name,
-        });
-        let userinfo =
-            option::of(("\\PC{0,8}", option::of("\\PC{0,8}")).prop_map(|(user, password)| {
-                match password {
-                    Some(password) => {
-                        format!("{}:{}", percent_encoded(&user), percent_encoded(&password))
-                    }
-                    None => percent_encoded(&user),
-                }
-            }));
-        let parameter = (word.clone(), option::of(word.clone()))
-            .prop_map(|(key, value)| Parameter { key, value });
-        let path =
-            option::of(word).prop_map(|path| path.map_or_else(String::new, |p| format!("/{p}")));
-        ("[a-z][a-z0-9+.-]{0,8}", userinfo, vec(host, 1..5), path, vec(parameter, 0..4)).prop_map(
-            |(scheme, userinfo, hosts, path, parameters)| Uri {
-                scheme,
-                userinfo,
-                hosts,
-                path,
-                parameters,
-            },
-        )
+        }
+    }
+
+    fn userinfo(rng: &mut SmallRng) -> String {
+        let user = percent_encoded(&any_text(rng, 0..=8));
+        match maybe(rng, |rng| percent_encoded(&any_text(rng, 0..=8))) {
+            Some(password) => format!("{user}:{password}"),
+            None => user,
+        }
+    }
+
+    fn any_uri(rng: &mut SmallRng) -> Uri {
+        let more = format!("{LOWERCASE}0123456789+.-");
+        Uri {
+            scheme: text_of(rng, LOWERCASE, 1..=1) + &text_of(rng, &more, 0..=8),
+            userinfo: maybe(rng, userinfo),
+            hosts: several(rng, 1..=4, host),
+            path: maybe(rng, |rng| format!("/{}", word(rng))).unwrap_or_default(),
+            parameters: several(rng, 0..=3, |rng| Parameter {
+                key: word(rng),
+                value: maybe(rng, word),
+            }),
+        }
     }
 
     impl fmt::Debug for Parameter {
@@ -310,24 +317,31 @@ mod tests {
         }
     }
 
-    proptest! {
-        #[test]
-        fn what_is_written_is_read(uri in uris()) {
-            prop_assert_eq!(Uri::parse(&uri.to_string()), Ok(uri));
-        }
+    #[test]
+    fn what_is_written_is_read() {
+        for_each_case(any_uri, |uri| {
+            assert_eq!(Uri::parse(&uri.to_string()).as_ref(), Ok(uri));
+        });
+    }
 
-        #[test]
-        fn what_is_read_is_written(text in "[a-z]{1,4}://[a-z@:,./?&=%0-9\\[\\]-]{0,20}") {
-            if let Ok(uri) = Uri::parse(&text) {
+    #[test]
+    fn what_is_read_is_written() {
+        let alphabet = format!("{LOWERCASE}@:,./?&=%0123456789[]-");
+        let any_url = |rng: &mut SmallRng| {
+            format!("{}://{}", text_of(rng, LOWERCASE, 1..=4), text_of(rng, &alphabet, 0..=20))
+        };
+        for_each_case(any_url, |text| {
+            if let Ok(uri) = Uri::parse(text) {
                 let written = uri.to_string();
                 // `?a&&b` and `?` are not kept.
-                prop_assert_eq!(Uri::parse(&written), Ok(uri));
+                assert_eq!(Uri::parse(&written), Ok(uri));
             }
-        }
+        });
+    }
 
-        #[test]
-        fn escaping_loses_nothing(text in any::<String>()) {
-            prop_assert_eq!(percent_decoded(&percent_encoded(&text)), text);
-        }
+    #[test]
+    fn escaping_loses_nothing() {
+        let any = |rng: &mut SmallRng| any_text(rng, 0..=32);
+        for_each_case(any, |text| assert_eq!(percent_decoded(&percent_encoded(text)), *text));
     }
 }

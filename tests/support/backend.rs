@@ -3,7 +3,6 @@
 use std::fs;
 #[cfg(target_os = "linux")]
 use std::ops::DerefMut;
-use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -132,7 +131,7 @@ impl RealServer for super::postgres::Postgres {
 }
 
 /// One of several paths to one SQLite file: three files would be three databases. It is taken away
-/// by removing its path, and diesel must not create a file there: `mode=rw`.
+/// by renaming its path, and diesel must not create a file there: `mode=rw`.
 #[derive(Debug)]
 pub struct SqlitePath {
     path: PathBuf,
@@ -160,17 +159,27 @@ impl Backend for SqlitePath {
     }
 
     fn kill(&mut self) {
-        fs::remove_file(&self.path).expect("our own link");
+        fs::rename(&self.path, self.elsewhere()).expect("our own link");
     }
 
     fn restart(&mut self) {
-        self.link();
+        fs::rename(self.elsewhere(), &self.path).expect("our own link");
     }
 }
 
 impl SqlitePath {
     fn link(&self) {
+        #[cfg(unix)]
+        use std::os::unix::fs::symlink;
+        #[cfg(windows)]
+        use std::os::windows::fs::symlink_dir as symlink;
+
         symlink(self.folder.path().join("data"), &self.path).expect("our own folder");
+    }
+
+    /// Where the path is while it is taken away.
+    fn elsewhere(&self) -> PathBuf {
+        self.path.with_extension("elsewhere")
     }
 }
 
@@ -246,15 +255,15 @@ pub fn links(peers: &Peers) -> Vec<usize> {
 macro_rules! on_every_backend {
     ($($suite:ident),+ $(,)?) => {
         mod sqlite {
-            $(#[test] fn $suite() { super::$suite::<super::support::backend::SqlitePath>(); })+
+            $(#[test] fn $suite() { super::$suite::<$crate::backend::SqlitePath>(); })+
         }
         #[cfg(feature = "mysql")]
         mod mariadb {
-            $(#[test] fn $suite() { super::$suite::<super::support::mariadb::MariaDb>(); })+
+            $(#[test] fn $suite() { super::$suite::<$crate::mariadb::MariaDb>(); })+
         }
         #[cfg(feature = "postgres")]
         mod postgres {
-            $(#[test] fn $suite() { super::$suite::<super::support::postgres::Postgres>(); })+
+            $(#[test] fn $suite() { super::$suite::<$crate::postgres::Postgres>(); })+
         }
     };
 }

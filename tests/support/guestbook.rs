@@ -3,10 +3,10 @@
 use std::net::{Ipv4Addr, TcpStream};
 
 use super::account::Account;
-use super::example;
 use super::http::Client;
 use super::port::free_port;
 use super::process::{Server, Signals};
+use super::program;
 
 /// The application, in a folder of its own.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl GuestBook {
     pub fn start_with(databases: Option<&str>) -> Self {
         let account = Account::ourselves();
         let port = free_port();
-        let program = example("guestbook");
+        let program = program("guestbook", "guestbook");
         let mut command = account.command(program.to_str().expect("a path of ours"));
         command.env("ROCKET_PORT", port.number().to_string()).env("ROCKET_CLI_COLORS", "false");
         command.envs(databases.map(|databases| ("ROCKET_DATABASES", databases)));

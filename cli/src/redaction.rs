@@ -1,0 +1,35 @@
+//! Texts that may hold a password because they stand in the wrong place.
+
+/// What stands where a secret was.
+const REDACTED: &str = "***";
+
+/// Whether a text may be shown as it was given. Who mistakes one place for another gives a URL, or
+/// libpq's keywords, where a name or a path should stand; and they may hold a password. The library decides
+/// by the same rule.
+pub(crate) fn may_be_shown(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    // The name of an environment variable, as `SHOP_DB_PASSWORD`, is not a password.
+    let is_name = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let is_plain = is_name || !text.contains("password");
+    is_plain && !text.contains("://") && !text.contains(['@', '='])
+}
+
+/// A text, struck out if it may not be shown.
+pub(crate) fn shown_or_struck(text: &str) -> &str {
+    if may_be_shown(text) { text } else { REDACTED }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_that_may_hold_a_password_are_struck_out() {
+        for text in ["", "shop", "default.databases.shop", "/srv/shop.toml", "SHOP_DB_PASSWORD"] {
+            assert_eq!(shown_or_struck(text), text);
+        }
+        for text in ["mysql://db0/shop", "app:s3cret@db0", "host=db0", "the password is s3cret"] {
+            assert_eq!(shown_or_struck(text), REDACTED, "{text}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The test bench: real servers, started for one test and gone with it, and the ways they fail.
+//!
+//! Everything listens on loopback and lives in a temporary folder of its own. The real servers
+//! need Linux; [`scripted`] runs anywhere.
+#![allow(clippy::disallowed_methods, reason = "the bench waits for real processes")]
+#![allow(
+    missing_docs,
+    missing_debug_implementations,
+    clippy::missing_errors_doc,
+    clippy::missing_panics_doc,
+    clippy::must_use_candidate,
+    clippy::new_ret_no_self,
+    clippy::return_self_not_must_use,
+    reason = "only tests use it, and a test that cannot go on panics"
+)]
+
+#[cfg(target_os = "linux")]
+pub mod account;
+#[cfg(target_os = "linux")]
+pub mod browser;
+#[cfg(target_os = "linux")]
+pub mod galera;
+#[cfg(target_os = "linux")]
+pub mod guestbook;
+#[cfg(target_os = "linux")]
+pub mod haproxy;
+#[cfg(target_os = "linux")]
+pub mod mariadb;
+#[cfg(target_os = "linux")]
+pub mod network;
+#[cfg(target_os = "linux")]
+pub mod port;
+#[cfg(target_os = "linux")]
+pub mod postgres;
+#[cfg(target_os = "linux")]
+pub mod process;
+#[cfg(feature = "status-page")]
+pub mod site;
+#[cfg(target_os = "linux")]
+pub mod template;
+#[cfg(target_os = "linux")]
+pub mod tls;
+
+pub mod backend;
+pub mod http;
+pub mod load;
+pub mod resolver;
+pub mod scripted;
+pub mod story;
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Comma-separated URLs of the tester's own `MySQL` or `MariaDB` servers, for [`own_urls`].
+pub const OWN_MYSQL: &str = "DIESEL_PEERS_TEST_MYSQL_URL";
+/// Comma-separated URLs of the tester's own `PostgreSQL` servers, for [`own_urls`].
+pub const OWN_POSTGRES: &str = "DIESEL_PEERS_TEST_POSTGRES_URL";
+
+/// The database and the user that every server of the bench has.
+pub const APP: &str = "app";
+/// The password of [`APP`]: a word that must not show up in any log.
+pub const APP_PASSWORD: &str = "s3cret-app";
+
+/// How long a wait sleeps before it looks again.
+const POLL: Duration = Duration::from_millis(5);
+
+/// Tells threads to end when it is dropped: also when the story that they go on beside panics, or their
+/// scope would wait for them for ever.
+pub struct EndsThreads<'a>(pub &'a AtomicBool);
+
+impl Drop for EndsThreads<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+///
+/// Says `what` it waited for when `deadline` has passed. Give it plenty: a wait that ends well
+/// ends at once, whatever the deadline.
+#[track_caller]
+pub fn wait_until(what: &str, deadline: Duration, condition: impl FnMut() -> bool) {
+    assert!(within(deadline, condition), "waited {deadline:?} in vain for: {what}");
+}
+
+/// As [`wait_until`], and tells how long it took.
+#[track_caller]
+pub fn how_long(what: &str, deadline: Duration, condition: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    wait_until(what, deadline, condition);
+    start.elapsed()
+}
+
+/// Whether `condition` comes to hold before the deadline. It is tried at least once.
+pub fn within(deadline: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    loop {
+        if condition() {
+            return true;
+        }
+        if start.elapsed() >= deadline {
+            return false;
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Cargo's folder for the profile of these tests.
+pub fn profile_folder() -> PathBuf {
+    let test = env::current_exe().expect("it runs");
+    test.ancestors().nth(2).expect("tests are in a folder below it").to_owned()
+}
+
+/// The program of an example of diesel-peers. `cargo test --workspace` builds the examples before it runs
+/// the tests.
+///
+/// # Panics
+///
+/// The message names the command that builds the example, if that was not built.
+#[track_caller]
+pub fn example(name: &str) -> PathBuf {
+    built(&profile_folder().join("examples"), name, &format!("-p diesel-peers --example {name}"))
+}
+
+/// The program of another package of this workspace. `cargo test --workspace` builds the programs before it
+/// runs the tests.
+///
+/// # Panics
+///
+/// The message names the command that builds the program, if that was not built.
+#[track_caller]
+pub fn program(name: &str, package: &str) -> PathBuf {
+    built(&profile_folder(), name, &format!("-p {package}"))
+}
+
+#[track_caller]
+fn built(folder: &Path, name: &str, arguments: &str) -> PathBuf {
+    let program = folder.join(format!("{name}{}", env::consts::EXE_SUFFIX));
+    assert!(
+        program.exists(),
+        "{} does not exist: run `cargo build {arguments} --all-features` first, or all tests with \
+         `cargo test --workspace --all-features`",
+        program.display()
+    );
+    program
+}
+
+/// The servers a tester names in the environment variable `var`, to test against those as well.
+pub fn own_urls(var: &str) -> Option<Vec<String>> {
+    let urls = env::var(var).ok()?;
+    let urls: Vec<_> =
+        urls.split(',').map(str::trim).filter(|url| !url.is_empty()).map(String::from).collect();
+    (!urls.is_empty()).then_some(urls)
+}
+
+/// The code in the documents, which needs more than the library depends on.
+#[cfg(all(
+    doctest,
+    feature = "mysql",
+    feature = "postgres",
+    feature = "serde",
+    feature = "rocket",
+    feature = "metrics",
+    feature = "status-page"
+))]
+mod documents {
+    #[doc = include_str!("../../README.md")]
+    mod readme {}
+
+    #[doc = include_str!("../../OPERATIONS.md")]
+    mod operations {}
+}
