@@ -1,4 +1,4 @@
-//! Where the configuration stands that is to be examined, and which database it is of.
+//! Reads the configuration that is to be examined, and finds out which database it is for.
 
 use std::env;
 use std::error::Error;
@@ -19,20 +19,21 @@ use crate::error::{BuildError, may_be_shown, shown_or_struck};
 use crate::manager::PeerManager;
 use crate::url::is_keywords;
 
-/// The key in a TOML file, and the environment variable's after its prefix, of one URL with several hosts.
+/// The key of a URL with several hosts in a TOML file.
 const URL: &str = "url";
+/// The name of the environment variable for such a URL, after the prefix.
 const URL_VARIABLE: &str = "URL";
 
-/// What names the peers in a file.
-const SOURCES: [&str; 2] = [URL, "peers"];
+/// The keys that define the peers in a file.
+const PEER_KEYS: [&str; 2] = [URL, "peers"];
 
-/// The table that holds the databases' in a Rocket application's configuration, and the `timeout` that
-/// it has by default, in seconds.
-const ROCKETS: &str = "databases";
-const ROCKETS_DEFAULT_TIMEOUT: i64 = 5;
+/// The table that contains a Rocket application's databases.
+const ROCKET_DATABASES: &str = "databases";
+/// The default of Rocket's setting `timeout`, in seconds.
+const ROCKET_DEFAULT_TIMEOUT: i64 = 5;
 
-/// Where a configuration stands: in a TOML file, a URL, the environment, or several of them, of which
-/// the later counts in this order. The scheme of the URL tells which database it is.
+/// The sources of a configuration: a TOML file, the environment, a URL, or a combination. Later sources in
+/// this order override earlier ones. The scheme of the URL selects the database.
 #[derive(Clone, Default)]
 pub struct Request {
     file: Option<PathBuf>,
@@ -41,7 +42,7 @@ pub struct Request {
     prefix: Option<String>,
 }
 
-/// The URL is a secret, also where it was given for something else.
+/// Hides the URL, and other values that may contain one by mistake.
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, table, url: _, prefix } = self;
@@ -57,22 +58,22 @@ impl fmt::Debug for Request {
 }
 
 impl Request {
-    /// What stands nowhere yet.
+    /// Creates a request without any source.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A TOML file. It is read when it is examined, each time anew.
+    /// Sets a TOML file as a source. Each call of [`examine`](Self::examine) reads the file again.
     #[must_use]
     pub fn file(mut self, path: impl Into<PathBuf>) -> Self {
         self.file = Some(path.into());
         self
     }
 
-    /// The table of the file in which the settings stand, as `default.databases.shop`. One that is in a
-    /// table `databases` is a Rocket application's, which may have Rocket's `pool_size` and `timeout` as
-    /// well.
+    /// Sets the table of the file that contains the settings, such as `default.databases.shop`. A table
+    /// inside a table `databases` belongs to a Rocket application and may also contain Rocket's settings
+    /// `pool_size` and `timeout`.
     ///
     /// Defaults to the whole file.
     #[must_use]
@@ -81,60 +82,62 @@ impl Request {
         self
     }
 
-    /// As [`PeerManagerBuilder::url`]. It counts more than what stands in the environment or in a file; but
-    /// who logs in is said by their `user` and `password`, if they say it.
+    /// Sets the URL, as [`PeerManagerBuilder::url`] does. The URL overrides the environment and the file,
+    /// except their settings `user` and `password`, which override the URL's user and password.
     #[must_use]
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
         self
     }
 
-    /// As [`PeerManagerBuilder::env`]. It counts more than what stands in a file.
+    /// Sets the prefix of environment variables, as [`PeerManagerBuilder::env`] does. The variables override
+    /// the file.
     #[must_use]
     pub fn env(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = Some(prefix.into());
         self
     }
 
-    /// Reads it, and [examines](super::examine_with_progress) the peers.
+    /// Reads the configuration and examines its peers, as
+    /// [`examine_with_progress`](super::examine_with_progress) does.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, is no TOML or has no such table, when this crate was built without the
-    /// database's feature, and as [`build`](PeerManagerBuilder::build).
-    pub fn examine(&self, tell: impl FnMut(&[String])) -> Result<Report, RequestError> {
-        let settings = self.read()?;
-        match Database::of(self.first_url(settings.as_ref()).as_deref())? {
+    /// If the file cannot be read, is not valid TOML or lacks the table; if this crate was built without the
+    /// feature for the database; and the same as [`build`](PeerManagerBuilder::build).
+    pub fn examine(&self, on_progress: impl FnMut(&[String])) -> Result<Report, RequestError> {
+        let settings = self.read_settings()?;
+        match Database::from_url(self.deciding_url(settings.as_ref()).as_deref())? {
             #[cfg(feature = "mysql")]
-            Database::MySql => self.examine_of::<diesel::MysqlConnection>(settings, tell),
+            Database::MySql => self.examine_of::<diesel::MysqlConnection>(settings, on_progress),
             #[cfg(feature = "postgres")]
-            Database::Postgres => self.examine_of::<diesel::PgConnection>(settings, tell),
+            Database::Postgres => self.examine_of::<diesel::PgConnection>(settings, on_progress),
             #[cfg(feature = "sqlite")]
-            Database::Sqlite => self.examine_of::<diesel::SqliteConnection>(settings, tell),
+            Database::Sqlite => self.examine_of::<diesel::SqliteConnection>(settings, on_progress),
             #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
             database => {
-                let _ = (settings, tell);
-                Err(Kind::NoFeature(database.feature()).into())
+                let _ = (settings, on_progress);
+                Err(Kind::MissingFeature(database.feature()).into())
             }
         }
     }
 
     #[cfg_attr(
         not(any(feature = "mysql", feature = "postgres", feature = "sqlite")),
-        expect(dead_code, reason = "there is no database to examine")
+        expect(dead_code, reason = "no feature of a database is enabled")
     )]
     fn examine_of<C: R2D2Connection + Send + 'static>(
         &self,
         settings: Option<Table>,
-        tell: impl FnMut(&[String]),
+        on_progress: impl FnMut(&[String]),
     ) -> Result<Report, RequestError> {
         let mut builder = PeerManager::<C>::builder();
-        // Peers that do not count may be of another database.
+        // Peers that are overridden may belong to another database.
         if let Some(mut settings) = settings {
-            if self.url_beside_file().is_some() {
-                settings.retain(|key, _| !SOURCES.contains(&key));
+            if self.url_outside_file().is_some() {
+                settings.retain(|key, _| !PEER_KEYS.contains(&key));
             }
-            builder = self.give(settings, builder)?;
+            builder = self.apply(settings, builder)?;
         }
         if let Some(prefix) = &self.prefix {
             let has_url = self.url.is_some();
@@ -143,88 +146,88 @@ impl Request {
         if let Some(url) = &self.url {
             builder = builder.url(url);
         }
-        examine_with_progress(builder, tell)
+        examine_with_progress(builder, on_progress)
             .map_err(|error| Kind::Settings { error, tables: self.tables_with_peers() }.into())
     }
 
-    /// Gives a file's settings to the builder, as the application does.
-    fn give<C: 'static>(
+    /// Passes a file's settings to the builder, as the application does.
+    fn apply<C: 'static>(
         &self,
         mut settings: Table,
         builder: PeerManagerBuilder<C>,
     ) -> Result<PeerManagerBuilder<C>, RequestError> {
-        if !self.is_rockets() {
+        if !self.is_rocket_table() {
             return Ok(builder.config(config(settings)?));
         }
-        let timeout = take_whole(&mut settings, ROCKETS_TIMEOUT)?;
-        let _ = take_whole(&mut settings, ROCKETS_SIZE)?;
-        let timeout =
-            Duration::from_secs(timeout.unwrap_or(ROCKETS_DEFAULT_TIMEOUT).unsigned_abs());
+        let timeout = take_whole_number(&mut settings, ROCKETS_TIMEOUT)?;
+        let _ = take_whole_number(&mut settings, ROCKETS_SIZE)?;
+        let timeout = Duration::from_secs(timeout.unwrap_or(ROCKET_DEFAULT_TIMEOUT).unsigned_abs());
         config(settings)?.give_to_of_rocket(builder, timeout).ok_or_else(|| {
-            let flaw = "`pool_timeout` is no setting there: give `timeout`";
-            Kind::Rockets(flaw.to_owned()).into()
+            let text = "`pool_timeout` is not a setting of this table: use Rocket's `timeout`";
+            Kind::InvalidSetting(text.to_owned()).into()
         })
     }
 
-    fn is_rockets(&self) -> bool {
-        let path = self.table.as_deref().and_then(keys_of).unwrap_or_default();
-        path.iter().rev().nth(1).is_some_and(|key| key == ROCKETS)
+    /// Whether the table belongs to a Rocket application's databases.
+    fn is_rocket_table(&self) -> bool {
+        let path = self.table.as_deref().and_then(parse_table_path).unwrap_or_default();
+        path.iter().rev().nth(1).is_some_and(|key| key == ROCKET_DATABASES)
     }
 
-    /// The settings of the file, if there is one.
-    fn read(&self) -> Result<Option<Table>, RequestError> {
+    /// Returns the settings of the file, or `None` if there is no file.
+    fn read_settings(&self) -> Result<Option<Table>, RequestError> {
         let Some(path) = &self.file else {
             return match &self.table {
-                Some(_) => Err(Kind::TableOfNothing.into()),
+                Some(_) => Err(Kind::TableWithoutFile.into()),
                 None => Ok(None),
             };
         };
-        let file = parse(path)?;
+        let file = parse_file(path)?;
         let Some(table) = &self.table else { return Ok(Some(file)) };
-        find(&file, table).map(|table| Some(table.clone()))
+        find_table(&file, table).map(|table| Some(table.clone()))
     }
 
-    /// The URL that counts: it tells which database it is.
-    fn first_url(&self, settings: Option<&Table>) -> Option<String> {
-        let of_file = || {
+    /// Returns the URL whose scheme selects the database.
+    fn deciding_url(&self, settings: Option<&Table>) -> Option<String> {
+        let from_file = || {
             let settings = settings?;
             let one = settings.get(URL).and_then(Value::as_str);
             one.or_else(|| settings.get("peers").and_then(first_peer)).map(str::to_owned)
         };
-        self.url_beside_file().or_else(of_file)
+        self.url_outside_file().or_else(from_file)
     }
 
-    /// The one that counts, unless it is the file's.
-    fn url_beside_file(&self) -> Option<String> {
-        let of_environment = || env::var(format!("{}{URL_VARIABLE}", self.prefix.as_ref()?)).ok();
-        self.url.clone().or_else(of_environment)
+    /// Returns the URL that overrides the file's.
+    fn url_outside_file(&self) -> Option<String> {
+        let from_environment = || env::var(format!("{}{URL_VARIABLE}", self.prefix.as_ref()?)).ok();
+        self.url.clone().or_else(from_environment)
     }
 
-    /// The tables that hold peers, if the one that was read holds none and should.
+    /// Returns the file's tables that contain peers, if no peers were found where they were expected.
     fn tables_with_peers(&self) -> Vec<String> {
-        if self.url_beside_file().is_some() {
+        if self.url_outside_file().is_some() {
             return Vec::new();
         }
-        let read = self.read().ok().flatten();
+        let read = self.read_settings().ok().flatten();
         let file = self.file.as_ref().filter(|_| read.is_some_and(|table| !has_peers(&table)));
-        let file = file.and_then(|path| parse(path).ok());
-        file.map(|file| those_with_peers(&file)).unwrap_or_default()
+        let file = file.and_then(|path| parse_file(path).ok());
+        file.map(|file| tables_with_peers(&file)).unwrap_or_default()
     }
 }
 
-fn parse(path: &Path) -> Result<Table, RequestError> {
+fn parse_file(path: &Path) -> Result<Table, RequestError> {
     let text =
         fs::read_to_string(path).map_err(|error| Kind::Unreadable(path.to_owned(), error))?;
     text.parse().map_err(|error: toml::de::Error| {
-        // Its own text quotes the line, which may hold a password.
+        // The `Display` of this error quotes the line, which may contain a password.
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
-        Kind::NoToml { path: path.to_owned(), line, what: error.message().to_owned() }.into()
+        Kind::InvalidToml { path: path.to_owned(), line, reason: error.message().to_owned() }.into()
     })
 }
 
-/// The keys of a path, each of which may be quoted as in a file.
-fn keys_of(path: &str) -> Option<Vec<String>> {
+/// Splits the path of a table into its keys, which may be quoted as in a TOML file.
+fn parse_table_path(path: &str) -> Option<Vec<String>> {
     let mut table: Table = format!("{path} = 0").parse().ok()?;
     let mut keys = Vec::new();
     loop {
@@ -238,22 +241,23 @@ fn keys_of(path: &str) -> Option<Vec<String>> {
     }
 }
 
-/// The table of this path.
-fn find<'a>(file: &'a Table, path: &str) -> Result<&'a Table, RequestError> {
-    let keys = keys_of(path).ok_or_else(|| Kind::NoPath(path.to_owned()))?;
+/// Returns the table with this path.
+fn find_table<'a>(file: &'a Table, path: &str) -> Result<&'a Table, RequestError> {
+    let keys = parse_table_path(path).ok_or_else(|| Kind::InvalidTablePath(path.to_owned()))?;
     let mut table = file;
     for key in keys {
         table = table.get(&key).and_then(Value::as_table).ok_or_else(|| {
             let tables = table.iter().filter(|(_, value)| value.is_table());
-            let others = tables.filter_map(|(name, _)| written(name)).collect();
-            Kind::NoTable { path: path.to_owned(), key, others, tables: those_with_peers(file) }
+            let existing = tables.filter_map(|(name, _)| quoted_key(name)).collect();
+            let tables = tables_with_peers(file);
+            Kind::TableNotFound { path: path.to_owned(), key, existing, tables }
         })?;
     }
     Ok(table)
 }
 
-/// A key as it stands in a path, if it may be shown.
-fn written(key: &str) -> Option<String> {
+/// Returns a key in the form that a path requires, or `None` if the key may be a secret.
+fn quoted_key(key: &str) -> Option<String> {
     if !may_be_shown(key) || key.chars().any(char::is_control) {
         return None;
     }
@@ -265,29 +269,29 @@ fn written(key: &str) -> Option<String> {
 }
 
 fn has_peers(table: &Table) -> bool {
-    SOURCES.iter().any(|key| table.contains_key(*key))
+    PEER_KEYS.iter().any(|key| table.contains_key(*key))
 }
 
-/// The tables of a file that hold peers.
-fn those_with_peers(file: &Table) -> Vec<String> {
+/// Returns the paths of the tables that contain peers.
+fn tables_with_peers(file: &Table) -> Vec<String> {
     let mut found = Vec::new();
-    look_for_peers(file, "", &mut found);
+    add_tables_with_peers(file, "", &mut found);
     found
 }
 
-fn look_for_peers(table: &Table, path: &str, found: &mut Vec<String>) {
+fn add_tables_with_peers(table: &Table, path: &str, found: &mut Vec<String>) {
     for (key, value) in table {
-        let Some((inner, key)) = value.as_table().zip(written(key)) else { continue };
+        let Some((inner, key)) = value.as_table().zip(quoted_key(key)) else { continue };
         let path = if path.is_empty() { key } else { format!("{path}.{key}") };
         if has_peers(inner) {
             found.push(path);
         } else {
-            look_for_peers(inner, &path, found);
+            add_tables_with_peers(inner, &path, found);
         }
     }
 }
 
-/// The URL of the first of some peers, in each form that they may have.
+/// Returns the URL of the first peer, for each form that the key `peers` may have.
 fn first_peer(peers: &Value) -> Option<&str> {
     let first = match peers {
         Value::Array(peers) => peers.first(),
@@ -299,22 +303,23 @@ fn first_peer(peers: &Value) -> Option<&str> {
 
 fn config(settings: Table) -> Result<Config, RequestError> {
     let config = Config::deserialize(Value::Table(settings));
-    config.map_err(|error| Kind::Rockets(error.message().to_owned()).into())
+    config.map_err(|error| Kind::InvalidSetting(error.message().to_owned()).into())
 }
 
-/// One of Rocket's own settings: a whole number, at least 1.
-fn take_whole(settings: &mut Table, key: &str) -> Result<Option<i64>, RequestError> {
+/// Removes one of Rocket's own settings, which must be a whole number of at least 1.
+fn take_whole_number(settings: &mut Table, key: &str) -> Result<Option<i64>, RequestError> {
     match settings.remove(key) {
         None => Ok(None),
         Some(Value::Integer(number @ 1..)) => Ok(Some(number)),
         Some(_) => {
-            Err(Kind::Rockets(format!("`{key}` is no whole number, 1 or more: it is Rocket's"))
-                .into())
+            let text =
+                format!("`{key}` must be a whole number of at least 1 (a setting of Rocket)");
+            Err(Kind::InvalidSetting(text).into())
         }
     }
 }
 
-/// The databases that there are.
+/// The supported databases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Database {
     MySql,
@@ -323,10 +328,10 @@ enum Database {
 }
 
 impl Database {
-    /// Told by the scheme. A slip in the rest of the URL is the builder's to tell. Where there is no URL,
-    /// too: any database will do.
-    fn of(url: Option<&str>) -> Result<Self, RequestError> {
-        let Some(url) = url.map(str::trim) else { return Ok(Self::any()) };
+    /// Returns the database for the scheme of a URL. The builder reports mistakes in the rest of the URL, and
+    /// also a missing URL, for which any database will do.
+    fn from_url(url: Option<&str>) -> Result<Self, RequestError> {
+        let Some(url) = url.map(str::trim) else { return Ok(Self::any_enabled()) };
         let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme).to_ascii_lowercase();
         match &*scheme {
             "mysql" => return Ok(Self::MySql),
@@ -338,23 +343,24 @@ impl Database {
             return Ok(Self::Postgres);
         }
         if Path::new(url).extension().is_some_and(|it| it == "toml") {
-            return Err(Kind::FileAsUrl.into());
+            return Err(Kind::FileInsteadOfUrl.into());
         }
         if url.starts_with('$') {
-            return Err(Kind::NoValue.into());
+            return Err(Kind::UnexpandedVariable.into());
         }
-        // The builder tells what is missing.
-        let is_slip_of =
+        // The builder reports the missing colon.
+        let lacks_colon =
             |scheme: &str| url.strip_prefix(scheme).is_some_and(|rest| rest.starts_with("//"));
-        if ["mysql", "postgres", "postgresql"].into_iter().any(is_slip_of) {
+        if ["mysql", "postgres", "postgresql"].into_iter().any(lacks_colon) {
             return Ok(if url.starts_with("mysql") { Self::MySql } else { Self::Postgres });
         }
-        // A word alone is more likely a slip than a file of that name.
+        // A single word is more likely a mistake than the name of a file.
         let is_path = !url.contains("://") && url.contains(['/', '.']);
         if is_path { Ok(Self::Sqlite) } else { Err(Kind::UnknownScheme.into()) }
     }
 
-    fn any() -> Self {
+    /// Returns a database whose feature is enabled.
+    fn any_enabled() -> Self {
         if cfg!(feature = "mysql") {
             Self::MySql
         } else if cfg!(feature = "postgres") {
@@ -374,34 +380,36 @@ impl Database {
     }
 }
 
-/// Why there was nothing to examine. Neither `Debug` nor `Display` shows any part of a URL.
+/// The error of [`Request::examine`]. Neither `Debug` nor `Display` shows any part of a URL.
 pub struct RequestError(Kind);
 
 enum Kind {
     Unreadable(PathBuf, io::Error),
-    NoToml {
+    InvalidToml {
         path: PathBuf,
         line: usize,
-        what: String,
+        reason: String,
     },
-    TableOfNothing,
-    NoPath(String),
-    NoTable {
+    TableWithoutFile,
+    InvalidTablePath(String),
+    TableNotFound {
         path: String,
+        /// The first key of the path that does not exist.
         key: String,
-        others: Vec<String>,
-        /// Those that hold peers.
+        /// The tables that exist beside the missing one.
+        existing: Vec<String>,
+        /// The tables that contain peers.
         tables: Vec<String>,
     },
-    Rockets(String),
+    InvalidSetting(String),
     UnknownScheme,
-    FileAsUrl,
-    NoValue,
+    FileInsteadOfUrl,
+    UnexpandedVariable,
     #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
-    NoFeature(&'static str),
+    MissingFeature(&'static str),
     Settings {
         error: BuildError,
-        /// Those that hold peers, while the one that was read has none.
+        /// The tables that contain peers, if the settings were read from one that contains none.
         tables: Vec<String>,
     },
 }
@@ -418,70 +426,74 @@ impl fmt::Debug for RequestError {
     }
 }
 
-/// Which tables would be right.
-struct Named<'a>(&'a [String]);
+/// Suggests the tables that contain peers.
+struct Suggestion<'a>(&'a [String]);
 
-impl fmt::Display for Named<'_> {
+impl fmt::Display for Suggestion<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let all = self.0.join("`, and in `");
-        write!(f, "there are peers in the table `{all}`: name it, with `--table`")
+        match self.0 {
+            [table] => write!(f, "the table `{table}` contains peers: select it with `--table`"),
+            tables => {
+                let tables = tables.join("`, `");
+                write!(f, "the tables `{tables}` contain peers: select one with `--table`")
+            }
+        }
     }
 }
 
-/// A file's path, if it may be shown.
+/// Returns the path of a file, or a replacement if the path may be a secret.
 fn shown(path: &Path) -> String {
     let path = path.display().to_string();
-    if may_be_shown(&path) { path } else { "the file, whose name may be a secret,".to_owned() }
+    if may_be_shown(&path) { path } else { "the file (name hidden: may be a secret)".to_owned() }
 }
 
 impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::Unreadable(path, error) => write!(f, "{} cannot be read: {error}", shown(path)),
-            Kind::NoToml { path, line, what } => {
-                write!(f, "{}, line {line}, is no TOML: {what}", shown(path))
+            Kind::Unreadable(path, error) => write!(f, "cannot read {}: {error}", shown(path)),
+            Kind::InvalidToml { path, line, reason } => {
+                write!(f, "invalid TOML in {}, line {line}: {reason}", shown(path))
             }
-            Kind::TableOfNothing => f.write_str("a table was named, and no file that could have it"),
-            Kind::NoPath(path) => {
+            Kind::TableWithoutFile => f.write_str("a table was given without a file"),
+            Kind::InvalidTablePath(path) => {
                 if may_be_shown(path) {
                     write!(f, "`{path}`")?;
                 } else {
-                    f.write_str("what was named, which may be a secret,")?;
+                    f.write_str("the given path (hidden: may be a secret)")?;
                 }
-                f.write_str(" is no path of a table: give it as `default.databases.shop`")
+                f.write_str(" is not the path of a table: use the form `default.databases.shop`")
             }
-            Kind::NoTable { path, key, others, tables } => {
+            Kind::TableNotFound { path, key, existing, tables } => {
                 if may_be_shown(path) && may_be_shown(key) {
-                    write!(f, "the file has no table `{path}`: there is no `{key}`")?;
+                    write!(f, "the file has no table `{path}`: `{key}` does not exist")?;
                 } else {
-                    f.write_str("the file has no table of that name, which may be a secret")?;
+                    f.write_str("the file has no table of the given path (hidden: may be a secret)")?;
                 }
-                if !others.is_empty() {
-                    write!(f, " beside {}", others.join(", "))?;
+                if !existing.is_empty() {
+                    write!(f, "; existing tables there: {}", existing.join(", "))?;
                 }
-                if tables.is_empty() { Ok(()) } else { write!(f, "; {}", Named(tables)) }
+                if tables.is_empty() { Ok(()) } else { write!(f, "; {}", Suggestion(tables)) }
             }
-            Kind::Rockets(flaw) => f.write_str(flaw),
-            Kind::FileAsUrl => f.write_str(
-                "a TOML file stands where a URL is expected: give it with `--config`",
+            Kind::InvalidSetting(text) => f.write_str(text),
+            Kind::FileInsteadOfUrl => f.write_str(
+                "the URL is the name of a TOML file: pass the file with `--config`",
             ),
-            Kind::NoValue => f.write_str(
-                "the URL begins with `$`: the shell has put no value in the variable's place",
+            Kind::UnexpandedVariable => f.write_str(
+                "the URL begins with `$`: the shell did not expand the variable",
             ),
             Kind::UnknownScheme => f.write_str(
-                "the URL begins with none of `mysql://`, `postgres://`, `postgresql://`, `sqlite://` \
-                 and `file:`, which tell the database (MariaDB's is `mysql://`; a path is SQLite's, if there is a \
-                 `/` or a `.` in it)",
+                "the URL has no known scheme: use `mysql://` (also for MariaDB), `postgres://`, \
+                 `postgresql://`, `sqlite://` or `file:`, or for SQLite a path that contains `/` or `.`",
             ),
             #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
-            Kind::NoFeature(feature) => write!(
+            Kind::MissingFeature(feature) => write!(
                 f,
-                "the URL is of a database whose feature this was built without: build it with \
+                "the URL requires the feature `{feature}`, which is not enabled: build with \
                  `--features cli,{feature}`",
             ),
             Kind::Settings { error, tables } if tables.is_empty() => fmt::Display::fmt(error, f),
-            // Whatever the error says, it is of that.
-            Kind::Settings { tables, .. } => Named(tables).fmt(f),
+            // The wrong table is the cause of the error, whichever the error is.
+            Kind::Settings { tables, .. } => Suggestion(tables).fmt(f),
         }
     }
 }
@@ -500,7 +512,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_url_tells_the_database() {
+    fn scheme_selects_the_database() {
         use Database::{MySql, Postgres, Sqlite};
         for (url, expected) in [
             (Some("mysql://app@db0,db1/shop"), Some(MySql)),
@@ -520,18 +532,18 @@ mod tests {
             (Some("./shop"), Some(Sqlite)),
             (Some("shop"), None),
             (Some(""), None),
-            (None, Some(Database::any())),
+            (None, Some(Database::any_enabled())),
         ] {
-            let found = Database::of(url);
-            let told = found.as_ref().err().map(ToString::to_string).unwrap_or_default();
-            assert!(!told.contains("s3cret"), "{told}");
-            assert_eq!(found.ok(), expected, "{url:?}");
+            let found = Database::from_url(url);
+            let error = found.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            assert!(!error.contains("s3cret"), "the error shows no secret: {error}");
+            assert_eq!(found.ok(), expected, "the database of the URL {url:?}");
         }
     }
 
     #[test]
-    fn paths_of_tables() {
-        let keys = |path| keys_of(path).map(|keys| keys.join("|"));
+    fn table_paths_are_split_into_keys() {
+        let keys = |path| parse_table_path(path).map(|keys| keys.join("|"));
         for (path, expected) in [
             ("shop", Some("shop")),
             ("default.databases.shop", Some("default|databases|shop")),
@@ -541,56 +553,64 @@ mod tests {
             ("a = 1\nb", None),
             ("[a]", None),
         ] {
-            assert_eq!(keys(path).as_deref(), expected, "{path}");
+            assert_eq!(keys(path).as_deref(), expected, "the keys of the path {path}");
         }
     }
 
     #[test]
-    fn tables_that_are_not_there() {
+    fn missing_table_is_reported_with_suggestions() {
         let file: Table = "[default.databases.shop]\nurl = 'x'\n[debug]\n".parse().expect("TOML");
-        assert!(find(&file, "default.databases.shop").is_ok_and(has_peers));
-        let error = find(&file, "default.databases.shopp").expect_err("it is not there");
-        let told = "the file has no table `default.databases.shopp`: there is no `shopp` beside shop; \
-                    there are peers in the table `default.databases.shop`: name it, with `--table`";
-        assert_eq!(error.to_string(), told);
-        assert_eq!(those_with_peers(&file), ["default.databases.shop"]);
+        assert!(find_table(&file, "default.databases.shop").is_ok_and(has_peers));
+        let error = find_table(&file, "default.databases.shopp").expect_err("the table is missing");
+        let text = "the file has no table `default.databases.shopp`: `shopp` does not exist; existing \
+                    tables there: shop; the table `default.databases.shop` contains peers: select it \
+                    with `--table`";
+        assert_eq!(error.to_string(), text);
+        assert_eq!(tables_with_peers(&file), ["default.databases.shop"]);
     }
 
-    /// What is told can be given.
     #[test]
-    fn keys_that_need_quotes() {
+    fn suggested_paths_are_valid_for_keys_that_need_quotes() {
         for key in ["shop.eu", "", "a b", r#"a"b\c"#, "é"] {
             let inner = Value::Table([("url".to_owned(), Value::from("x"))].into_iter().collect());
             let tables = Value::Table([(key.to_owned(), inner)].into_iter().collect());
             let file: Table = [("databases".to_owned(), tables)].into_iter().collect();
-            let found = those_with_peers(&file);
-            assert_eq!(found.len(), 1, "{key}");
-            assert!(find(&file, &found[0]).is_ok_and(has_peers), "{found:?}");
-            let error = find(&file, "databases.none").expect_err("it is not there").to_string();
+            let found = tables_with_peers(&file);
+            assert_eq!(found.len(), 1, "one table is found for the key {key}");
+            assert!(
+                find_table(&file, &found[0]).is_ok_and(has_peers),
+                "the path is valid: {found:?}"
+            );
+            let error =
+                find_table(&file, "databases.none").expect_err("the table is missing").to_string();
             let key = found[0].trim_start_matches("databases.");
-            assert!(error.contains(&format!("beside {key}; ")), "{error}");
+            assert!(
+                error.contains(&format!("tables there: {key}; ")),
+                "the key is listed: {error}"
+            );
         }
     }
 
     #[test]
-    fn what_may_be_a_secret_is_not_shown() {
+    fn possible_secrets_are_not_shown() {
         for secret in ["mysql://app:s3cret@db0/shop", "host=h password=s3cret"] {
             let file: Table =
                 format!("['{secret}'.b]\nurl = 'x'\n[a.'{secret}']\n").parse().expect("TOML");
-            let found = those_with_peers(&file);
-            assert!(found.is_empty(), "{found:?}");
+            let found = tables_with_peers(&file);
+            assert!(found.is_empty(), "paths with a secret are not suggested: {found:?}");
             for path in [secret, &format!("'{secret}'.c"), "b", "a.b", &format!("a.'{secret}'.b")] {
-                let told = find(&file, path).expect_err("it is not there").to_string();
-                assert!(!told.contains("s3cret"), "{told}");
+                let error = find_table(&file, path).expect_err("the table is missing").to_string();
+                assert!(!error.contains("s3cret"), "the error shows no secret: {error}");
             }
             let request = Request::new().file(secret).table(secret).url(secret).env(secret);
-            let told = format!("{request:?} {:?}", request.examine(|_| {}).expect_err("no file"));
-            assert!(!told.contains("s3cret"), "{told}");
+            let error = request.examine(|_| {}).expect_err("the file does not exist");
+            let shown = format!("{request:?} {error:?}");
+            assert!(!shown.contains("s3cret"), "no secret is shown: {shown}");
         }
     }
 
     #[test]
-    fn the_first_of_several_peers() {
+    fn first_peer_is_found_in_every_form() {
         for (peers, expected) in [
             (r#"peers = ["a", "b"]"#, Some("a")),
             (r#"peers = [{ url = "a", name = "x" }]"#, Some("a")),
@@ -600,7 +620,7 @@ mod tests {
             ("peers = []", None),
         ] {
             let file: Table = peers.parse().expect("TOML");
-            assert_eq!(first_peer(&file["peers"]), expected, "{peers}");
+            assert_eq!(first_peer(&file["peers"]), expected, "the first peer of {peers}");
         }
     }
 }
