@@ -20,7 +20,7 @@ pub enum Severity {
 }
 
 impl Severity {
-    /// Returns a stable snake_case name, as used in [`Report::to_json`](super::Report::to_json).
+    /// Returns a stable `snake_case` name, as used in [`Report::to_json`](super::Report::to_json).
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
