@@ -1,5 +1,6 @@
-//! Examines the peers of a configuration, all at once: whether the pool would use each, what it says
-//! of itself, and where peers differ that should be equal. The command `peers` (package `diesel-peers-cli`) uses it.
+//! Examines all peers of a configuration at once: whether the pool would use each of them, what each
+//! reports about itself, and where peers differ that should be equal. The command `peers` (package
+//! `diesel-peers-cli`) is built on this module.
 //!
 //! ```no_run
 //! # #[cfg(feature = "mysql")]
@@ -17,15 +18,16 @@
 //! # fn main() {}
 //! ```
 //!
-//! Each peer is logged in to once, as the pool does it, tests and all; so *ready* means what it means to
-//! the pool. Nothing is written, and a missing SQLite file is not created. (But SQLite itself, when the
-//! last connection to a file closes, folds the write-ahead log into it that a dead process left.)
+//! The examination logs in to each peer once, in the same way as the pool and with the same tests. So a
+//! peer that is *ready* here is usable for the pool. The examination writes nothing and does not create
+//! missing SQLite files. (SQLite itself may write: when the last connection to a file closes, SQLite copies
+//! a write-ahead log that a crashed process left into the file.)
 
 #[cfg_attr(
     not(all(feature = "mysql", feature = "postgres", feature = "sqlite")),
-    allow(dead_code, reason = "each database is asked in its own way")
+    allow(dead_code, reason = "each database has queries of its own")
 )]
-mod ask;
+mod collect;
 mod compare;
 mod examination;
 mod fact;
@@ -40,83 +42,98 @@ use std::fmt;
 
 pub use compare::{Difference, Group, Severity};
 pub use examination::{examine, examine_with_progress};
-pub use fact::{Aspect, Value};
+pub use fact::{Aspect, FactValue};
 pub use finding::{Condition, Finding};
 
-use text::listed;
+use text::join_names;
 
-/// What was found out about the peers of one configuration. `Display` shows it as a table.
-#[derive(Debug, Clone)]
+/// The result of an examination of all peers. `Display` writes a table; [`to_json`](Self::to_json) returns
+/// JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Report {
-    /// Every peer, in the order in which they were given.
+    /// One finding for each peer, in the order of the configuration.
     pub peers: Vec<Finding>,
-    /// Where they differ, in the order of the [`Aspect`]s.
+    /// The differences between the peers, in the order of [`Aspect`]'s variants.
     pub differences: Vec<Difference>,
-    /// The names of peers that seem to be one server. That is as it should be where proxies lead to the
-    /// same server, and a slip in a URL elsewhere.
+    /// The names of peers that report the same host and port, one list for each such server. This is
+    /// expected if the peers are proxies for one server. Otherwise a URL is probably wrong.
     pub same_server: Vec<Vec<String>>,
 }
 
 impl Report {
-    fn of(peers: Vec<Finding>) -> Self {
-        let (differences, same_server) = (compare::differences(&peers), compare::doubles(&peers));
+    fn new(peers: Vec<Finding>) -> Self {
+        let differences = compare::differences(&peers);
+        let same_server = compare::same_server(&peers);
         Self { peers, differences, same_server }
     }
 
-    /// Whether every peer is ready, and no difference is [trouble](Severity::Problem).
+    /// Returns whether all peers are ready and no difference is a [problem](Severity::Problem).
     #[must_use]
     pub fn is_ok(&self) -> bool {
         self.peers.iter().all(|peer| peer.condition == Condition::Ready)
             && self.differences.iter().all(|difference| difference.severity != Severity::Problem)
     }
 
-    /// What has to be mended, a sentence each: peers that are not ready, then differences.
+    /// Returns one sentence for each problem: first the peers that are not ready, then the differences of
+    /// severity [`Problem`](Severity::Problem).
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
-        let unfit = self.peers.iter().filter_map(Finding::problem);
-        unfit.chain(self.differences_of(Severity::Problem)).collect()
+        let not_ready = self.peers.iter().filter_map(Finding::problem);
+        not_ready.chain(self.differences_of(Severity::Problem)).collect()
     }
 
-    /// What is only good to know, a sentence each.
+    /// Returns one sentence for each note: first the differences of severity [`Note`](Severity::Note), then
+    /// the peers that are the same server.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
-        let doubles = self.same_server.iter();
-        let doubles = doubles.map(|names| format!("{} are the same server", listed(names)));
-        self.differences_of(Severity::Note).chain(doubles).collect()
+        let same_server = self.same_server.iter();
+        let same_server =
+            same_server.map(|names| format!("{} are the same server", join_names(names)));
+        self.differences_of(Severity::Note).chain(same_server).collect()
     }
 
     fn differences_of(&self, severity: Severity) -> impl Iterator<Item = String> {
-        let of_it = self.differences.iter().filter(move |it| it.severity == severity);
-        of_it.map(Difference::to_string)
+        let differences = self.differences.iter().filter(move |it| it.severity == severity);
+        differences.map(Difference::to_string)
     }
 
-    /// The table in colors, for terminals.
+    /// Returns the table with ANSI colors, for terminals.
     #[must_use]
     pub fn colored(&self) -> impl fmt::Display + '_ {
         table::Colored(self)
     }
 
-    /// All of it for machines: an object with these keys.
+    /// Returns the report as JSON: an object with the following keys.
     ///
-    /// - `is_ok`: as [`is_ok`](Self::is_ok).
-    /// - `peers`: a list, in the order in which the peers were given, of objects with `name`;
-    ///   `condition`, one of `ready`, `not_ready`, `wrong_role`, `full`, `misconfigured`, `unreachable`,
-    ///   `silent` and `not_asked`; `fault` and `reason`, which are `null` where it is ready (`fault` also
-    ///   where nothing was said); `login_ms` and `round_trip_ms`, numbers or `null`; and `facts`, an
-    ///   object whose keys are [`Aspect::key`]s. A fact is a text, a list of texts (`sql_mode`,
-    ///   `migrations`), `null` where there is no such thing, or `{"unknown": reason}`. What a server has
-    ///   nothing to say of is left out.
-    /// - `differences`: a list of objects with `aspect`; `severity`, which is `problem` or `note`;
-    ///   `groups`, a list of objects with a `value` and the `peers` that have it, the largest first; and
-    ///   `odd`, the names of those that differ from the majority, empty where there is none.
-    /// - `same_server`: lists of names.
-    /// - `problems` and `notes`: the sentences.
+    /// - `is_ok`: the result of [`is_ok`](Self::is_ok).
+    /// - `peers`: a list of objects, in the order of the configuration, with these keys:
+    ///   - `name`: the name of the peer.
+    ///   - `condition`: one of `ready`, `not_ready`, `wrong_role`, `full`, `misconfigured`, `unreachable`,
+    ///     `unresponsive` and `not_examined`; see [`Condition`].
+    ///   - `fault`: the kind of the failure ([`Fault::as_str`](crate::Fault::as_str)), or `null` if the peer
+    ///     is `ready`, `unresponsive` or `not_examined`.
+    ///   - `reason`: the reason why the peer is not ready, or `null` if it is.
+    ///   - `login_ms`: the duration of the login in milliseconds, or `null` if it failed.
+    ///   - `round_trip_ms`: the duration of a `SELECT 1` in milliseconds, or `null` if it was not answered.
+    ///   - `facts`: an object whose keys are the names of [`Aspect`]s ([`Aspect::as_str`]). A value is a
+    ///     text, a list of texts (`sql_mode`, `migrations`), `null` ([`FactValue::None`]), or
+    ///     `{"unknown": reason}`. Aspects that the peer does not have are left out.
+    /// - `differences`: a list of objects, one for each aspect in which peers differ, with these keys:
+    ///   - `aspect`: the name of the aspect.
+    ///   - `severity`: `problem` or `note`.
+    ///   - `groups`: a list of objects with a `value` and the names of the `peers` that have it, the largest
+    ///     group first.
+    ///   - `outliers`: the names of the peers that differ from the majority
+    ///     ([`Difference::outliers`]), an empty list if there is no majority.
+    /// - `same_server`: a list of lists of names, as in [`same_server`](Self::same_server).
+    /// - `problems` and `notes`: lists of sentences, as returned by [`problems`](Self::problems) and
+    ///   [`notes`](Self::notes).
     ///
-    /// Keys are added in later versions, and none is taken away within one major version.
+    /// Later versions may add keys. Within one major version no key is removed.
     #[must_use]
     pub fn to_json(&self) -> String {
-        json::of(self)
+        json::report(self)
     }
 }
 

@@ -161,7 +161,7 @@ fn a_new_peer_is_compared_with_the_others() {
     let path = format!("PATH={}:$PATH; ", folder.display());
     let output = shell(&(path + &command));
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains("All is well"), "{said}");
+    assert!(said.contains("No problems found"), "{said}");
 }
 
 /// What a script does in place of an operator.

@@ -1,5 +1,5 @@
-//! URLs and passwords are shown nowhere: not in errors, logs, `Debug` or snapshots, also where a
-//! client library quotes them. In a file of its own, as the logger is the whole process's.
+//! URLs and passwords are not shown in errors, logs, `Debug` or snapshots, even if a client library quotes
+//! them. This test has a file of its own, because a process has only one logger.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use support::backend::{PATIENCE, SOON, pool_of};
 use support::scripted::{ScriptedConnection, Server};
 use support::wait_until;
 
-/// Every secret of this file holds this word, and nothing else does.
+/// All secrets of this file contain this word, and no other text does.
 const SECRET: &str = "s3cret";
 
 static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -30,8 +30,8 @@ impl Log for Lines {
     fn flush(&self) {}
 }
 
-/// Uses a peer that refuses its logins in every way that shows something, and returns all of it.
-fn all_that_is_shown<C>(url: &str) -> Vec<String>
+/// Uses a peer that refuses logins, and returns all texts that the crate shows about it.
+fn shown_texts<C>(url: &str) -> Vec<String>
 where
     C: R2D2Connection + Send + 'static,
 {
@@ -39,7 +39,7 @@ where
     let mut shown = vec![format!("{:#?}", builder())];
     let manager = match builder().build() {
         Ok(manager) => manager,
-        // Nothing like a URL.
+        // The URL is malformed.
         Err(error) => {
             shown.extend([error.to_string(), format!("{error:#?}")]);
             return shown;
@@ -52,7 +52,9 @@ where
     let (pool, peers) = pool_of(builder(), 1);
     let brief = Duration::from_millis(500);
     shown.push(pool.get_timeout(brief).map(|_| ()).expect_err("the login fails").to_string());
-    wait_until("checks fail too", PATIENCE, || peers.snapshot().peers[0].connect_failures >= 3);
+    wait_until("health checks also fail", PATIENCE, || {
+        peers.snapshot().peers[0].connect_failures >= 3
+    });
     shown.push(format!("{pool:#?}"));
     shown.push(format!("{:#?}", peers.snapshot()));
     shown.extend(peers.snapshot().peers[0].reason.clone());
@@ -67,16 +69,16 @@ where
 }
 
 #[test]
-fn no_secret_is_shown() {
-    log::set_logger(&Lines).expect("this process has no other");
+fn secrets_are_shown_nowhere() {
+    log::set_logger(&Lines).expect("the process has no other logger");
     log::set_max_level(LevelFilter::Trace);
 
     let server = Server::start();
     let connected =
         PeerManager::<ScriptedConnection>::builder().peer("db0", server.url()).build().unwrap();
-    let mut shown = vec![format!("{:?}", connected.connect().expect("the server lives"))];
+    let mut shown = vec![format!("{:?}", connected.connect().expect("the server is running"))];
     server.crash();
-    shown.extend(all_that_is_shown::<ScriptedConnection>(server.url()));
+    shown.extend(shown_texts::<ScriptedConnection>(server.url()));
 
     #[cfg(feature = "mysql")]
     {
@@ -89,7 +91,7 @@ fn no_secret_is_shown() {
             "mysql://app:s3cret@host.invalid:x/app".to_owned(),
             "mysql//app:s3cret@nowhere".to_owned(),
         ] {
-            shown.extend(all_that_is_shown::<diesel::MysqlConnection>(&url));
+            shown.extend(shown_texts::<diesel::MysqlConnection>(&url));
         }
     }
     #[cfg(feature = "postgres")]
@@ -98,27 +100,27 @@ fn no_secret_is_shown() {
         let port = server.port();
         for url in [
             format!("postgres://app:wrong-s3cret@127.0.0.1:{port}/app"),
-            // libpq takes `s3cret@…` for the host, and quotes it.
+            // libpq parses `s3cret@...` as the host and quotes it.
             format!("postgres://app:x@s3cret@127.0.0.1:{port}/app"),
             format!("postgres://app:x/s3cret@127.0.0.1:{port}/app"),
             "postgres://app:s3cret@host.invalid:x/app".to_owned(),
             "host=127.0.0.1 user=app password=s3cret what=this".to_owned(),
             "host=127.0.0.1 user=app password='s3cret".to_owned(),
             "postgres//app:s3cret@nowhere".to_owned(),
-            // Without `://` libpq takes it for `option=value`, and quotes the option.
+            // Without `://`, libpq parses the text as `option=value` and quotes the option.
             "postgres:/app:s3cret@nowhere/app?sslmode=require".to_owned(),
             "host=127.0.0.1 user=app password=correct s3cret".to_owned(),
         ] {
-            shown.extend(all_that_is_shown::<diesel::PgConnection>(&url));
+            shown.extend(shown_texts::<diesel::PgConnection>(&url));
         }
     }
 
     let logged = LINES.lock().unwrap().clone();
     assert!(
         logged.iter().any(|line| line.contains("db0 is down")),
-        "the mark is logged: {logged:?}"
+        "the failure mark is logged: {logged:?}"
     );
     for text in shown.iter().chain(&logged) {
-        assert!(!text.contains(SECRET), "a secret is shown: {text}");
+        assert!(!text.contains(SECRET), "no secret is shown: {text}");
     }
 }

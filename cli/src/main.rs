@@ -1,5 +1,5 @@
-//! The command `peers`: examines the peers of a configuration. All that it finds out is
-//! `diesel_peers::doctor`'s; here are its arguments, colors and exit codes.
+//! The command `peers`: examines the peers of a configuration. This file contains its arguments, colors and
+//! exit codes; `diesel_peers::doctor` does the examination.
 
 mod redaction;
 mod request;
@@ -19,22 +19,23 @@ use diesel_peers::doctor::Report;
 
 use request::Request;
 
-/// All is well.
-const WELL: u8 = 0;
-/// A peer is not ready, or differs from the others where it should not.
-const TROUBLE: u8 = 1;
-/// The arguments or the configuration are wrong, or nothing can be told. (It is clap's own code as well.)
-const WRONG: u8 = 2;
+/// The exit code if no problems were found.
+const NO_PROBLEMS: u8 = 0;
+/// The exit code if a peer is not ready, or the peers differ in a way that matters.
+const PROBLEMS: u8 = 1;
+/// The exit code if the arguments or the configuration are invalid, or the report cannot be written. (clap uses
+/// the same code.)
+const FAILURE: u8 = 2;
 
-/// How often `--watch` looks where it is not said, in seconds.
-const WATCH: &str = "2";
+/// The default interval of `--watch` in seconds. The help text repeats this number.
+const DEFAULT_INTERVAL: &str = "2";
 
-/// Clears a terminal, and begins at its top.
+/// Clears a terminal and moves the cursor to the top.
 const CLEAR: &str = "\x1b[H\x1b[2J";
-/// Clears a terminal's line, and begins at its start.
+/// Clears a terminal's line and moves the cursor to its start.
 const CLEAR_LINE: &str = "\r\x1b[K";
 
-/// Examines database peers that should be equivalent.
+/// Examine database peers that should be equivalent.
 #[derive(Parser)]
 #[command(name = "peers", version, arg_required_else_help = true)]
 struct Arguments {
@@ -47,43 +48,44 @@ enum Command {
     Check(Check),
 }
 
-/// Logs in to every peer at once, as the pool does, and shows where they differ.
+/// Log in to all peers at once, as the pool does, and report where they differ.
 ///
-/// The peers stand in a URL, a file or the environment, or in several of these.
+/// Peers are read from a URL, a file, the environment, or a combination.
 ///
-/// Exit codes: 0 all is well; 1 a peer is not ready, or they differ in what matters; 2 the arguments or
-/// the configuration are wrong, or the report cannot be written.
+/// Exit codes: 0 no problems were found; 1 a peer is not ready, or the peers differ in a way that matters; 2
+/// the arguments or the configuration are invalid, or the report cannot be written.
 #[derive(Args)]
 #[command(
     override_usage = "peers check [URL] [--config <FILE> [--table <PATH>]] [--env <PREFIX>] \
                             [--json | --watch [<SECONDS>]]"
 )]
-#[command(group(ArgGroup::new("where").args(["url", "config", "env"]).required(true).multiple(true)))]
+#[command(group(ArgGroup::new("source").args(["url", "config", "env"]).required(true).multiple(true)))]
 struct Check {
-    /// One URL with several hosts: `mysql://app@db0,db1/shop`. It counts more than a file and the
-    /// environment. (Others on this machine can see it while this runs: a password is better in a file or
-    /// the environment, where it counts more than the URL's.)
+    /// One URL with several hosts, such as `mysql://app@db0,db1/shop`. Overrides the file and the
+    /// environment. (Other users of this machine can see command-line arguments. So put a password in the file
+    /// or the environment; there it overrides the URL's.)
     url: Option<String>,
 
-    /// A TOML file with `url` or `peers`, and any settings.
+    /// Read `url` or `peers`, and any other settings, from this TOML file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// The table of the file in which they stand, as `default.databases.shop` in a `Rocket.toml`.
+    /// Read this table of the file, such as `default.databases.shop` in `Rocket.toml` [default: the whole
+    /// file].
     #[arg(long, value_name = "PATH", requires = "config")]
     table: Option<String>,
 
-    /// Settings in environment variables that begin with this, as `SHOP_DB_URL` with `SHOP_DB_`. They count
-    /// more than a file's.
+    /// Read settings from environment variables with this prefix, such as `SHOP_DB_URL` for `SHOP_DB_`. They
+    /// override the file.
     #[arg(long, value_name = "PREFIX", value_parser = prefix)]
     env: Option<String>,
 
-    /// Prints JSON, for machines.
+    /// Print the report as JSON.
     #[arg(long)]
     json: bool,
 
-    /// Looks again and again, so many seconds apart, until it is interrupted.
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = WATCH)]
+    /// Repeat the check every SECONDS until interrupted [default: 2].
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = DEFAULT_INTERVAL)]
     #[arg(conflicts_with = "json", value_parser = seconds)]
     watch: Option<Duration>,
 }
@@ -91,37 +93,37 @@ struct Check {
 fn main() -> ExitCode {
     let Arguments { command: Command::Check(check) } = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return refuse(&error),
+        Err(error) => return report_usage(&error),
     };
     match check.run() {
-        Ok(true) => WELL.into(),
-        Ok(false) => TROUBLE.into(),
+        Ok(true) => NO_PROBLEMS.into(),
+        Ok(false) => PROBLEMS.into(),
         Err(error) => {
-            complain(&*error);
-            WRONG.into()
+            report_error(&*error);
+            FAILURE.into()
         }
     }
 }
 
-/// As clap does it, without what may be a URL.
-fn refuse(error: &clap::Error) -> ExitCode {
+/// Prints clap's help or error. In an error, arguments that may contain a secret are replaced.
+fn report_usage(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         drop(io::stdout().write_all(text.as_bytes()));
-        return WELL.into();
+        return NO_PROBLEMS.into();
     }
-    let given = env::args_os().skip(1).map(|given| given.to_string_lossy().into_owned());
-    let value = |given: String| match given.split_once('=') {
+    let arguments = env::args_os().skip(1).map(|it| it.to_string_lossy().into_owned());
+    let value = |argument: String| match argument.split_once('=') {
         Some((option, value)) if option.starts_with('-') => value.to_owned(),
-        _ => given,
+        _ => argument,
     };
-    let secrets = given.map(value).filter(|value| value.contains(['@', ':', '/', '=', ' ']));
+    let secrets = arguments.map(value).filter(|value| value.contains(['@', ':', '/', '=', ' ']));
     let text = secrets.fold(text, |text, secret| text.replace(&secret, "***"));
     let text = match error.get(ContextKind::InvalidValue) {
         Some(ContextValue::String(value)) => text.replace(&format!("'{value}'"), "'***'"),
         _ => text,
     };
-    // A word that stands alone may be the end of a password.
+    // An unexpected argument may be the end of a password that contains a space.
     let stray = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(stray)) if error.kind() == ErrorKind::UnknownArgument => {
             Some(stray).filter(|stray| !stray.starts_with('-'))
@@ -134,30 +136,30 @@ fn refuse(error: &clap::Error) -> ExitCode {
     };
     drop(io::stderr().write_all(text.as_bytes()));
     if stray.is_some_and(|stray| stray.contains(['/', ':', ','])) {
-        drop(writeln!(io::stderr(), "\nSeveral hosts stand in one URL: mysql://app@db0,db1/shop"));
+        drop(writeln!(io::stderr(), "\nWrite several hosts in one URL: mysql://app@db0,db1/shop"));
     }
-    WRONG.into()
+    FAILURE.into()
 }
 
-/// Says why something went wrong.
-fn complain(error: &dyn Error) {
+/// Prints an error on the standard error output.
+fn report_error(error: &dyn Error) {
     drop(writeln!(io::stderr(), "peers: {error}"));
 }
 
 fn prefix(text: &str) -> Result<String, &'static str> {
     let is_prefix = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    is_prefix.then(|| text.to_owned()).ok_or("give letters, digits and `_`, as `SHOP_DB_`")
+    is_prefix.then(|| text.to_owned()).ok_or("use only letters, digits and `_`, as in `SHOP_DB_`")
 }
 
 fn seconds(text: &str) -> Result<Duration, &'static str> {
     let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     seconds
         .filter(|seconds| !seconds.is_zero())
-        .ok_or("give a number of seconds; a URL stands before")
+        .ok_or("use a positive number of seconds, and place a URL before `--watch`")
 }
 
 impl Check {
-    /// Whether all is well.
+    /// Examines the peers, and returns whether the last report contains no problems.
     fn run(self) -> Result<bool, Box<dyn Error>> {
         let mut request = Request::new();
         if let Some(file) = self.config {
@@ -173,33 +175,33 @@ impl Check {
             request = request.env(prefix);
         }
         let Some(interval) = self.watch else {
-            let report = request.examine(tell)?;
-            let text = if self.json { report.to_json() + "\n" } else { shown(&report) };
+            let report = request.examine(show_progress)?;
+            let text = if self.json { report.to_json() + "\n" } else { table(&report) };
             print(&text)?;
             return Ok(report.is_ok());
         };
-        let mut was_read = false;
+        let mut is_repetition = false;
         loop {
-            match request.examine(tell) {
+            match request.examine(show_progress) {
                 Ok(report) => {
-                    was_read = true;
+                    is_repetition = true;
                     let clear = if io::stdout().is_terminal() { CLEAR } else { "" };
-                    if !print(&format!("{clear}{}\n", shown(&report)))? {
+                    if !print(&format!("{clear}{}\n", table(&report)))? {
                         return Ok(report.is_ok());
                     }
                 }
-                // Somebody may be writing the file.
-                Err(error) if was_read => complain(&error),
+                // Somebody may be editing the file.
+                Err(error) if is_repetition => report_error(&error),
                 Err(error) => return Err(error.into()),
             }
-            // It only comes when the time is over.
+            // Waits for the interval.
             let _ = after(interval).recv();
         }
     }
 }
 
-/// In colors where somebody looks who wants them.
-fn shown(report: &Report) -> String {
+/// Returns the table, in colors if the standard output is a terminal and colors are not disabled.
+fn table(report: &Report) -> String {
     let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
     if io::stdout().is_terminal() && !is_set("NO_COLOR") && !is_dumb {
@@ -209,8 +211,8 @@ fn shown(report: &Report) -> String {
     }
 }
 
-/// Who is waited for, where somebody looks.
-fn tell(waiting: &[String]) {
+/// Shows the names of the peers that have not completed, if the standard error output is a terminal.
+fn show_progress(waiting: &[String]) {
     let mut stderr = io::stderr();
     if !stderr.is_terminal() {
         return;
@@ -219,16 +221,16 @@ fn tell(waiting: &[String]) {
         [] => String::new(),
         waiting => format!("waiting for {}", waiting.join(", ")),
     };
-    // Nobody has to see it.
+    // Progress is optional, so an error is ignored.
     drop(write!(stderr, "{CLEAR_LINE}{text}").and_then(|()| stderr.flush()));
 }
 
-/// Whether anybody is there to read it.
+/// Writes to the standard output. Returns whether its reader is still there.
 fn print(text: &str) -> Result<bool, String> {
     let mut stdout = io::stdout();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(format!("the report cannot be written: {error}")),
+        Err(error) => Err(format!("cannot write the report: {error}")),
     }
 }

@@ -1,11 +1,10 @@
-//! Texts that may hold a password because they stand in the wrong place.
+//! Redaction of arguments that may contain a password because two of them were mixed up.
 
-/// What stands where a secret was.
+/// The replacement for a secret.
 const REDACTED: &str = "***";
 
-/// Whether a text may be shown as it was given. Who mistakes one place for another gives a URL, or
-/// libpq's keywords, where a name or a path should stand; and they may hold a password. The library decides
-/// by the same rule.
+/// Whether a text may be shown as it was given. A user who mixes up two arguments may give a URL or a conninfo
+/// string, which may contain a password, in place of a name or a path. The library applies the same rule.
 pub(crate) fn may_be_shown(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
     // The name of an environment variable, as `SHOP_DB_PASSWORD`, is not a password.
@@ -14,7 +13,7 @@ pub(crate) fn may_be_shown(text: &str) -> bool {
     is_plain && !text.contains("://") && !text.contains(['@', '='])
 }
 
-/// A text, struck out if it may not be shown.
+/// The text, or [`REDACTED`] if it may contain a secret.
 pub(crate) fn shown_or_struck(text: &str) -> &str {
     if may_be_shown(text) { text } else { REDACTED }
 }
@@ -24,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_that_may_hold_a_password_are_struck_out() {
+    fn texts_that_may_contain_a_password_are_redacted() {
         for text in ["", "shop", "default.databases.shop", "/srv/shop.toml", "SHOP_DB_PASSWORD"] {
             assert_eq!(shown_or_struck(text), text);
         }

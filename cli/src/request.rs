@@ -1,4 +1,4 @@
-//! Where the configuration stands that is to be examined, and which database it is of.
+//! Reads the configuration that is to be examined, and finds out which database it is for.
 
 use std::env;
 use std::error::Error;
@@ -15,27 +15,33 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::redaction::{may_be_shown, shown_or_struck};
-use crate::table::{SOURCES, URL, find, first_peer, has_peers, keys_of, parse, those_with_peers};
+use crate::table::{
+    PEER_KEYS, URL, find_table, first_peer, has_peers, parse_file, parse_table_path,
+    tables_with_peers,
+};
 
-/// The name after its prefix of the environment variable of one URL with several hosts.
+/// The suffix, after the prefix, of the environment variable for a URL with several hosts.
 const URL_VARIABLE: &str = "URL";
 
-/// The table that holds the databases' in a Rocket application's configuration, Rocket's own settings there
-/// besides `url`, and the `timeout` that it has by default, in seconds.
-const ROCKETS: &str = "databases";
-const ROCKETS_SIZE: &str = "pool_size";
-const ROCKETS_TIMEOUT: &str = "timeout";
-const ROCKETS_DEFAULT_TIMEOUT: i64 = 5;
+/// The table that contains a Rocket application's databases.
+const ROCKET_DATABASES: &str = "databases";
 
-/// What r2d2 calls Rocket's own settings.
-const R2D2S: [(&str, &str); 2] =
-    [("max_size", ROCKETS_SIZE), ("connection_timeout", ROCKETS_TIMEOUT)];
+/// Rocket's own settings of a database besides `url`.
+const ROCKET_SIZE: &str = "pool_size";
+const ROCKET_TIMEOUT: &str = "timeout";
 
-/// What this crate calls Rocket's `timeout`.
+/// The default of Rocket's setting `timeout`, in seconds.
+const ROCKET_DEFAULT_TIMEOUT: i64 = 5;
+
+/// The names of Rocket's own settings in r2d2.
+const R2D2_NAMES: [(&str, &str); 2] =
+    [("max_size", ROCKET_SIZE), ("connection_timeout", ROCKET_TIMEOUT)];
+
+/// The name of Rocket's `timeout` in diesel-peers.
 const POOL_TIMEOUT: &str = "pool_timeout";
 
-/// Where a configuration stands: in a TOML file, a URL, the environment, or several of them, of which
-/// the later counts in this order. The scheme of the URL tells which database it is.
+/// The sources of a configuration: a TOML file, the environment, a URL, or a combination. Later sources in
+/// this order override earlier ones. The scheme of the URL selects the database.
 #[derive(Clone, Default)]
 pub(crate) struct Request {
     file: Option<PathBuf>,
@@ -44,7 +50,7 @@ pub(crate) struct Request {
     prefix: Option<String>,
 }
 
-/// The URL is a secret, also where it was given for something else.
+/// Hides the URL, and other values that may contain one by mistake.
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, table, url: _, prefix } = self;
@@ -60,22 +66,22 @@ impl fmt::Debug for Request {
 }
 
 impl Request {
-    /// What stands nowhere yet.
+    /// Creates a request without any source.
     #[must_use]
     pub(crate) fn new() -> Self {
         Self::default()
     }
 
-    /// A TOML file. It is read when it is examined, each time anew.
+    /// Sets a TOML file as a source. Each call of [`examine`](Self::examine) reads the file again.
     #[must_use]
     pub(crate) fn file(mut self, path: impl Into<PathBuf>) -> Self {
         self.file = Some(path.into());
         self
     }
 
-    /// The table of the file in which the settings stand, as `default.databases.shop`. One that is in a
-    /// table `databases` is a Rocket application's, which may have Rocket's `pool_size` and `timeout` as
-    /// well.
+    /// Sets the table of the file that contains the settings, such as `default.databases.shop`. A table
+    /// inside a table `databases` belongs to a Rocket application and may also contain Rocket's settings
+    /// `pool_size` and `timeout`.
     ///
     /// Defaults to the whole file.
     #[must_use]
@@ -84,60 +90,64 @@ impl Request {
         self
     }
 
-    /// As [`PeerManagerBuilder::url`]. It counts more than what stands in the environment or in a file; but
-    /// who logs in is said by their `user` and `password`, if they say it.
+    /// Sets the URL, as [`PeerManagerBuilder::url`] does. The URL overrides the environment and the file,
+    /// except their settings `user` and `password`, which override the URL's user and password.
     #[must_use]
     pub(crate) fn url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
         self
     }
 
-    /// As [`PeerManagerBuilder::env`]. It counts more than what stands in a file.
+    /// Sets the prefix of environment variables, as [`PeerManagerBuilder::env`] does. The variables override
+    /// the file.
     #[must_use]
     pub(crate) fn env(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = Some(prefix.into());
         self
     }
 
-    /// Reads it, and [examines](examine_with_progress) the peers.
+    /// Reads the configuration and examines its peers, as [`examine_with_progress`] does.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, is no TOML or has no such table, when this crate was built without the
-    /// database's feature, and as [`build`](PeerManagerBuilder::build).
-    pub(crate) fn examine(&self, tell: impl FnMut(&[String])) -> Result<Report, RequestError> {
-        let settings = self.read()?;
-        match Database::of(self.first_url(settings.as_ref()).as_deref())? {
+    /// If the file cannot be read, is not valid TOML or lacks the table; if this command was built without the
+    /// feature for the database; and the same as [`build`](PeerManagerBuilder::build).
+    pub(crate) fn examine(
+        &self,
+        on_progress: impl FnMut(&[String]),
+    ) -> Result<Report, RequestError> {
+        let settings = self.read_settings()?;
+        match Database::from_url(self.deciding_url(settings.as_ref()).as_deref())? {
             #[cfg(feature = "mysql")]
-            Database::MySql => self.examine_of::<diesel::MysqlConnection>(settings, tell),
+            Database::MySql => self.examine_of::<diesel::MysqlConnection>(settings, on_progress),
             #[cfg(feature = "postgres")]
-            Database::Postgres => self.examine_of::<diesel::PgConnection>(settings, tell),
+            Database::Postgres => self.examine_of::<diesel::PgConnection>(settings, on_progress),
             #[cfg(feature = "sqlite")]
-            Database::Sqlite => self.examine_of::<diesel::SqliteConnection>(settings, tell),
+            Database::Sqlite => self.examine_of::<diesel::SqliteConnection>(settings, on_progress),
             #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
             database => {
-                let _ = (settings, tell);
-                Err(Kind::NoFeature(database.feature()).into())
+                let _ = (settings, on_progress);
+                Err(Kind::MissingFeature(database.feature()).into())
             }
         }
     }
 
     #[cfg_attr(
         not(any(feature = "mysql", feature = "postgres", feature = "sqlite")),
-        expect(dead_code, reason = "there is no database to examine")
+        expect(dead_code, reason = "no feature of a database is enabled")
     )]
     fn examine_of<C: R2D2Connection + Send + 'static>(
         &self,
         settings: Option<Table>,
-        tell: impl FnMut(&[String]),
+        on_progress: impl FnMut(&[String]),
     ) -> Result<Report, RequestError> {
         let mut builder = PeerManager::<C>::builder();
-        // Peers that do not count may be of another database.
+        // Peers that are overridden may belong to another database.
         if let Some(mut settings) = settings {
-            if self.url_beside_file().is_some() {
-                settings.retain(|key, _| !SOURCES.contains(&key));
+            if self.url_outside_file().is_some() {
+                settings.retain(|key, _| !PEER_KEYS.contains(&key));
             }
-            builder = self.give(settings, builder)?;
+            builder = self.apply(settings, builder)?;
         }
         if let Some(prefix) = &self.prefix {
             let url = format!("{prefix}{URL_VARIABLE}");
@@ -147,124 +157,127 @@ impl Request {
         if let Some(url) = &self.url {
             builder = builder.url(url);
         }
-        examine_with_progress(builder, tell).map_err(|error| self.not_built(&error).into())
+        examine_with_progress(builder, on_progress).map_err(|error| self.not_built(&error).into())
     }
 
-    /// Gives a file's settings to the builder, as the application does.
-    fn give<C: 'static>(
+    /// Passes a file's settings to the builder, as the application does.
+    fn apply<C: 'static>(
         &self,
         mut settings: Table,
         builder: PeerManagerBuilder<C>,
     ) -> Result<PeerManagerBuilder<C>, RequestError> {
-        if !self.is_rockets() {
+        if !self.is_rocket_table() {
             return Ok(builder.config(config(settings)?));
         }
-        let timeout = take_whole(&mut settings, ROCKETS_TIMEOUT)?;
-        let _ = take_whole(&mut settings, ROCKETS_SIZE)?;
+        let timeout = take_whole_number(&mut settings, ROCKET_TIMEOUT)?;
+        let _ = take_whole_number(&mut settings, ROCKET_SIZE)?;
         refuse_other_names(&settings)?;
-        let timeout =
-            Duration::from_secs(timeout.unwrap_or(ROCKETS_DEFAULT_TIMEOUT).unsigned_abs());
+        let timeout = Duration::from_secs(timeout.unwrap_or(ROCKET_DEFAULT_TIMEOUT).unsigned_abs());
         Ok(builder.config(config(settings)?).pool_timeout(timeout))
     }
 
-    /// The error, with the names that the settings have in the file.
+    /// The error of `build()`, with the names that the settings have in the file.
     fn not_built(&self, error: &BuildError) -> Kind {
         let text = error.to_string();
-        let text = if self.is_rockets() {
-            text.replace(&format!("`{POOL_TIMEOUT}`"), &format!("`{ROCKETS_TIMEOUT}`"))
+        let text = if self.is_rocket_table() {
+            text.replace(&format!("`{POOL_TIMEOUT}`"), &format!("`{ROCKET_TIMEOUT}`"))
         } else {
             text
         };
         Kind::Settings { text, tables: self.tables_with_peers() }
     }
 
-    fn is_rockets(&self) -> bool {
-        let path = self.table.as_deref().and_then(keys_of).unwrap_or_default();
-        path.iter().rev().nth(1).is_some_and(|key| key == ROCKETS)
+    /// Whether the table belongs to a Rocket application's databases.
+    fn is_rocket_table(&self) -> bool {
+        let path = self.table.as_deref().and_then(parse_table_path).unwrap_or_default();
+        path.iter().rev().nth(1).is_some_and(|key| key == ROCKET_DATABASES)
     }
 
-    /// The settings of the file, if there is one.
-    fn read(&self) -> Result<Option<Table>, RequestError> {
+    /// Returns the settings of the file, or `None` if there is no file.
+    fn read_settings(&self) -> Result<Option<Table>, RequestError> {
         let Some(path) = &self.file else {
             return match &self.table {
-                Some(_) => Err(Kind::TableOfNothing.into()),
+                Some(_) => Err(Kind::TableWithoutFile.into()),
                 None => Ok(None),
             };
         };
-        let file = parse(path)?;
+        let file = parse_file(path)?;
         let Some(table) = &self.table else { return Ok(Some(file)) };
-        find(&file, table).map(|table| Some(table.clone()))
+        find_table(&file, table).map(|table| Some(table.clone()))
     }
 
-    /// The URL that counts: it tells which database it is.
-    fn first_url(&self, settings: Option<&Table>) -> Option<String> {
-        let of_file = || {
+    /// Returns the URL whose scheme selects the database.
+    fn deciding_url(&self, settings: Option<&Table>) -> Option<String> {
+        let from_file = || {
             let settings = settings?;
             let one = settings.get(URL).and_then(Value::as_str);
             one.or_else(|| settings.get("peers").and_then(first_peer)).map(str::to_owned)
         };
-        self.url_beside_file().or_else(of_file)
+        self.url_outside_file().or_else(from_file)
     }
 
-    /// The one that counts, unless it is the file's.
-    fn url_beside_file(&self) -> Option<String> {
-        let of_environment = || env::var(format!("{}{URL_VARIABLE}", self.prefix.as_ref()?)).ok();
-        self.url.clone().or_else(of_environment)
+    /// Returns the URL that overrides the file's.
+    fn url_outside_file(&self) -> Option<String> {
+        let from_environment = || env::var(format!("{}{URL_VARIABLE}", self.prefix.as_ref()?)).ok();
+        self.url.clone().or_else(from_environment)
     }
 
-    /// The tables that hold peers, if the one that was read holds none and should.
+    /// Returns the file's tables that contain peers, if no peers were found where they were expected.
     fn tables_with_peers(&self) -> Vec<String> {
-        if self.url_beside_file().is_some() {
+        if self.url_outside_file().is_some() {
             return Vec::new();
         }
-        let read = self.read().ok().flatten();
+        let read = self.read_settings().ok().flatten();
         let file = self.file.as_ref().filter(|_| read.is_some_and(|table| !has_peers(&table)));
-        let file = file.and_then(|path| parse(path).ok());
-        file.map(|file| those_with_peers(&file)).unwrap_or_default()
+        let file = file.and_then(|path| parse_file(path).ok());
+        file.map(|file| tables_with_peers(&file)).unwrap_or_default()
     }
 }
 
 fn config(settings: Table) -> Result<Config, RequestError> {
     let config = Config::deserialize(Value::Table(settings));
-    config.map_err(|error| Kind::Rockets(error.message().to_owned()).into())
+    config.map_err(|error| Kind::InvalidSetting(error.message().to_owned()).into())
 }
 
-/// One of Rocket's own settings: a whole number, at least 1.
-fn take_whole(settings: &mut Table, key: &str) -> Result<Option<i64>, RequestError> {
+/// Removes one of Rocket's own settings, which must be a whole number of at least 1.
+fn take_whole_number(settings: &mut Table, key: &str) -> Result<Option<i64>, RequestError> {
     match settings.remove(key) {
         None => Ok(None),
         Some(Value::Integer(number @ 1..)) => Ok(Some(number)),
         Some(_) => {
-            Err(Kind::Rockets(format!("`{key}` is no whole number, 1 or more: it is Rocket's"))
-                .into())
+            let text =
+                format!("`{key}` must be a whole number of at least 1 (a setting of Rocket)");
+            Err(Kind::InvalidSetting(text).into())
         }
     }
 }
 
-/// Rocket's own settings have one name each, of all that they have elsewhere.
+/// Rejects other names of Rocket's own settings.
 fn refuse_other_names(settings: &Table) -> Result<(), RequestError> {
     let url = settings.get(URL).and_then(Value::as_str).unwrap_or_default();
     let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters).split('&');
     let mut keys = parameters.map(|it| it.split_once('=').map_or(it, |(key, _)| key));
     if settings.contains_key(POOL_TIMEOUT) || keys.any(|key| key == POOL_TIMEOUT) {
-        let flaw = format!("`{POOL_TIMEOUT}` is no setting there: give `{ROCKETS_TIMEOUT}`");
-        return Err(Kind::Rockets(flaw).into());
+        let text = format!(
+            "`{POOL_TIMEOUT}` is not a setting of this table: use Rocket's `{ROCKET_TIMEOUT}`"
+        );
+        return Err(Kind::InvalidSetting(text).into());
     }
     let plain = |text: &str| text.replace(['_', '-'], "").to_ascii_lowercase();
     for key in settings.keys() {
-        let of_r2d2 = R2D2S.iter().find(|(name, _)| name == key).map(|(_, own)| *own);
+        let r2d2_name = R2D2_NAMES.iter().find(|(name, _)| name == key).map(|(_, own)| *own);
         let similar =
-            || [ROCKETS_SIZE, ROCKETS_TIMEOUT].into_iter().find(|own| plain(own) == plain(key));
-        if let Some(own) = of_r2d2.or_else(similar) {
-            let flaw = format!("`{key}` is no setting: Rocket's own is `{own}`");
-            return Err(Kind::Rockets(flaw).into());
+            || [ROCKET_SIZE, ROCKET_TIMEOUT].into_iter().find(|own| plain(own) == plain(key));
+        if let Some(own) = r2d2_name.or_else(similar) {
+            let text = format!("`{key}` is not a setting of this table: use Rocket's `{own}`");
+            return Err(Kind::InvalidSetting(text).into());
         }
     }
     Ok(())
 }
 
-/// Whether a URL is of libpq's other form, `host=db0 dbname=shop`. A value in it may hold `://`.
-fn is_keywords(url: &str) -> bool {
+/// Whether a URL is a conninfo string of libpq, such as `host=db0 dbname=shop`. Its values may contain `://`.
+fn is_conninfo(url: &str) -> bool {
     let (before, rest) = url.split_once('=').unwrap_or(("", ""));
     let key = before.trim();
     let is_key =
@@ -272,7 +285,7 @@ fn is_keywords(url: &str) -> bool {
     is_key && !rest.is_empty()
 }
 
-/// The databases that there are.
+/// The supported databases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Database {
     MySql,
@@ -281,10 +294,10 @@ enum Database {
 }
 
 impl Database {
-    /// Told by the scheme. A slip in the rest of the URL is the builder's to tell. Where there is no URL,
-    /// too: any database will do.
-    fn of(url: Option<&str>) -> Result<Self, RequestError> {
-        let Some(url) = url.map(str::trim) else { return Ok(Self::any()) };
+    /// Returns the database for the scheme of a URL. The builder reports mistakes in the rest of the URL, and
+    /// also a missing URL, for which any database will do.
+    fn from_url(url: Option<&str>) -> Result<Self, RequestError> {
+        let Some(url) = url.map(str::trim) else { return Ok(Self::any_enabled()) };
         let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme).to_ascii_lowercase();
         match &*scheme {
             "mysql" => return Ok(Self::MySql),
@@ -292,27 +305,28 @@ impl Database {
             "sqlite" | "file" => return Ok(Self::Sqlite),
             _ => {}
         }
-        if is_keywords(url) {
+        if is_conninfo(url) {
             return Ok(Self::Postgres);
         }
         if Path::new(url).extension().is_some_and(|it| it == "toml") {
-            return Err(Kind::FileAsUrl.into());
+            return Err(Kind::FileInsteadOfUrl.into());
         }
         if url.starts_with('$') {
-            return Err(Kind::NoValue.into());
+            return Err(Kind::UnexpandedVariable.into());
         }
-        // The builder tells what is missing.
-        let is_slip_of =
+        // The builder reports the missing colon.
+        let lacks_colon =
             |scheme: &str| url.strip_prefix(scheme).is_some_and(|rest| rest.starts_with("//"));
-        if ["mysql", "postgres", "postgresql"].into_iter().any(is_slip_of) {
+        if ["mysql", "postgres", "postgresql"].into_iter().any(lacks_colon) {
             return Ok(if url.starts_with("mysql") { Self::MySql } else { Self::Postgres });
         }
-        // A word alone is more likely a slip than a file of that name.
+        // A single word is more likely a mistake than the name of a file.
         let is_path = !url.contains("://") && url.contains(['/', '.']);
         if is_path { Ok(Self::Sqlite) } else { Err(Kind::UnknownScheme.into()) }
     }
 
-    fn any() -> Self {
+    /// Returns a database whose feature is enabled.
+    fn any_enabled() -> Self {
         if cfg!(feature = "mysql") {
             Self::MySql
         } else if cfg!(feature = "postgres") {
@@ -332,34 +346,36 @@ impl Database {
     }
 }
 
-/// Why there was nothing to examine. Neither `Debug` nor `Display` shows any part of a URL.
+/// The error of [`Request::examine`]. Neither `Debug` nor `Display` shows any part of a URL.
 pub(crate) struct RequestError(Kind);
 
 pub(crate) enum Kind {
     Unreadable(PathBuf, io::Error),
-    NoToml {
+    InvalidToml {
         path: PathBuf,
         line: usize,
-        what: String,
+        reason: String,
     },
-    TableOfNothing,
-    NoPath(String),
-    NoTable {
+    TableWithoutFile,
+    InvalidTablePath(String),
+    TableNotFound {
         path: String,
+        /// The first key of the path that does not exist.
         key: String,
-        others: Vec<String>,
-        /// Those that hold peers.
+        /// The tables that exist beside the missing one.
+        existing: Vec<String>,
+        /// The tables that contain peers.
         tables: Vec<String>,
     },
-    Rockets(String),
+    InvalidSetting(String),
     UnknownScheme,
-    FileAsUrl,
-    NoValue,
+    FileInsteadOfUrl,
+    UnexpandedVariable,
     #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
-    NoFeature(&'static str),
+    MissingFeature(&'static str),
     Settings {
         text: String,
-        /// Those that hold peers, while the one that was read has none.
+        /// The tables that contain peers, if the settings were read from one that contains none.
         tables: Vec<String>,
     },
 }
@@ -376,70 +392,74 @@ impl fmt::Debug for RequestError {
     }
 }
 
-/// Which tables would be right.
-struct Named<'a>(&'a [String]);
+/// Suggests the tables that contain peers.
+struct Suggestion<'a>(&'a [String]);
 
-impl fmt::Display for Named<'_> {
+impl fmt::Display for Suggestion<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let all = self.0.join("`, and in `");
-        write!(f, "there are peers in the table `{all}`: name it, with `--table`")
+        match self.0 {
+            [table] => write!(f, "the table `{table}` contains peers: select it with `--table`"),
+            tables => {
+                let tables = tables.join("`, `");
+                write!(f, "the tables `{tables}` contain peers: select one with `--table`")
+            }
+        }
     }
 }
 
-/// A file's path, if it may be shown.
+/// Returns the path of a file, or a replacement if the path may be a secret.
 fn shown(path: &Path) -> String {
     let path = path.display().to_string();
-    if may_be_shown(&path) { path } else { "the file, whose name may be a secret,".to_owned() }
+    if may_be_shown(&path) { path } else { "the file (name hidden: may be a secret)".to_owned() }
 }
 
 impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::Unreadable(path, error) => write!(f, "{} cannot be read: {error}", shown(path)),
-            Kind::NoToml { path, line, what } => {
-                write!(f, "{}, line {line}, is no TOML: {what}", shown(path))
+            Kind::Unreadable(path, error) => write!(f, "cannot read {}: {error}", shown(path)),
+            Kind::InvalidToml { path, line, reason } => {
+                write!(f, "invalid TOML in {}, line {line}: {reason}", shown(path))
             }
-            Kind::TableOfNothing => f.write_str("a table was named, and no file that could have it"),
-            Kind::NoPath(path) => {
+            Kind::TableWithoutFile => f.write_str("a table was given without a file"),
+            Kind::InvalidTablePath(path) => {
                 if may_be_shown(path) {
                     write!(f, "`{path}`")?;
                 } else {
-                    f.write_str("what was named, which may be a secret,")?;
+                    f.write_str("the given path (hidden: may be a secret)")?;
                 }
-                f.write_str(" is no path of a table: give it as `default.databases.shop`")
+                f.write_str(" is not the path of a table: use the form `default.databases.shop`")
             }
-            Kind::NoTable { path, key, others, tables } => {
+            Kind::TableNotFound { path, key, existing, tables } => {
                 if may_be_shown(path) && may_be_shown(key) {
-                    write!(f, "the file has no table `{path}`: there is no `{key}`")?;
+                    write!(f, "the file has no table `{path}`: `{key}` does not exist")?;
                 } else {
-                    f.write_str("the file has no table of that name, which may be a secret")?;
+                    f.write_str("the file has no table of the given path (hidden: may be a secret)")?;
                 }
-                if !others.is_empty() {
-                    write!(f, " beside {}", others.join(", "))?;
+                if !existing.is_empty() {
+                    write!(f, "; existing tables there: {}", existing.join(", "))?;
                 }
-                if tables.is_empty() { Ok(()) } else { write!(f, "; {}", Named(tables)) }
+                if tables.is_empty() { Ok(()) } else { write!(f, "; {}", Suggestion(tables)) }
             }
-            Kind::Rockets(flaw) => f.write_str(flaw),
-            Kind::FileAsUrl => f.write_str(
-                "a TOML file stands where a URL is expected: give it with `--config`",
+            Kind::InvalidSetting(text) => f.write_str(text),
+            Kind::FileInsteadOfUrl => f.write_str(
+                "the URL is the name of a TOML file: pass the file with `--config`",
             ),
-            Kind::NoValue => f.write_str(
-                "the URL begins with `$`: the shell has put no value in the variable's place",
+            Kind::UnexpandedVariable => f.write_str(
+                "the URL begins with `$`: the shell did not expand the variable",
             ),
             Kind::UnknownScheme => f.write_str(
-                "the URL begins with none of `mysql://`, `postgres://`, `postgresql://`, `sqlite://` \
-                 and `file:`, which tell the database (MariaDB's is `mysql://`; a path is SQLite's, if there is a \
-                 `/` or a `.` in it)",
+                "the URL has no known scheme: use `mysql://` (also for MariaDB), `postgres://`, \
+                 `postgresql://`, `sqlite://` or `file:`, or for SQLite a path that contains `/` or `.`",
             ),
             #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
-            Kind::NoFeature(feature) => write!(
+            Kind::MissingFeature(feature) => write!(
                 f,
-                "the URL is of a database whose feature this command was built without: run \
+                "the URL requires the feature `{feature}`, which is not enabled: run \
                  `cargo install diesel-peers-cli --features {feature}`",
             ),
             Kind::Settings { text, tables } if tables.is_empty() => f.write_str(text),
-            // Whatever the error says, it is of that.
-            Kind::Settings { tables, .. } => Named(tables).fmt(f),
+            // The wrong table is the cause of the error, whichever the error is.
+            Kind::Settings { tables, .. } => Suggestion(tables).fmt(f),
         }
     }
 }
@@ -458,7 +478,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_url_tells_the_database() {
+    fn scheme_selects_the_database() {
         use Database::{MySql, Postgres, Sqlite};
         for (url, expected) in [
             (Some("mysql://app@db0,db1/shop"), Some(MySql)),
@@ -478,36 +498,37 @@ mod tests {
             (Some("./shop"), Some(Sqlite)),
             (Some("shop"), None),
             (Some(""), None),
-            (None, Some(Database::any())),
+            (None, Some(Database::any_enabled())),
         ] {
-            let found = Database::of(url);
-            let told = found.as_ref().err().map(ToString::to_string).unwrap_or_default();
-            assert!(!told.contains("s3cret"), "{told}");
-            assert_eq!(found.ok(), expected, "{url:?}");
+            let found = Database::from_url(url);
+            let error = found.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            assert!(!error.contains("s3cret"), "the error shows no secret: {error}");
+            assert_eq!(found.ok(), expected, "the database of the URL {url:?}");
         }
     }
 
     #[test]
-    fn what_may_be_a_secret_is_not_shown() {
+    fn possible_secrets_are_not_shown() {
         for secret in ["mysql://app:s3cret@db0/shop", "host=h password=s3cret"] {
             let request = Request::new().file(secret).table(secret).url(secret).env(secret);
-            let told = format!("{request:?} {:?}", request.examine(|_| {}).expect_err("no file"));
-            assert!(!told.contains("s3cret"), "{told}");
+            let error = request.examine(|_| {}).expect_err("the file does not exist");
+            let shown = format!("{request:?} {error:?}");
+            assert!(!shown.contains("s3cret"), "no secret is shown: {shown}");
         }
     }
 
     #[test]
-    fn names_that_rocket_has_for_its_own_settings() {
+    fn other_names_of_rockets_settings_are_rejected() {
         let told = |settings: &str| {
             let settings = format!("url = 'x'\n{settings}").parse().expect("TOML");
             refuse_other_names(&settings).err().map(|error| error.to_string())
         };
         for (settings, expected) in [
             ("check_interval = 1", None),
-            ("max_size = 1", Some("`max_size` is no setting: Rocket's own is `pool_size`")),
-            ("poolSize = 1", Some("`poolSize` is no setting: Rocket's own is `pool_size`")),
-            ("connection_timeout = 1", Some("Rocket's own is `timeout`")),
-            ("pool_timeout = 1", Some("`pool_timeout` is no setting there: give `timeout`")),
+            ("max_size = 1", Some("`max_size` is not a setting of this table: use Rocket's `pool_size`")),
+            ("poolSize = 1", Some("`poolSize` is not a setting of this table: use Rocket's `pool_size`")),
+            ("connection_timeout = 1", Some("use Rocket's `timeout`")),
+            ("pool_timeout = 1", Some("`pool_timeout` is not a setting of this table: use Rocket's `timeout`")),
         ] {
             let told = told(settings);
             let is_right = match expected {

@@ -1,4 +1,4 @@
-//! The tables of a TOML file, and those of them that hold peers.
+//! The tables of a TOML file: how they are found, and which of them contain peers.
 
 use std::fs;
 use std::path::Path;
@@ -8,25 +8,25 @@ use toml::{Table, Value};
 use crate::redaction::may_be_shown;
 use crate::request::{Kind, RequestError};
 
-/// The key of one URL with several hosts.
+/// The key of a URL with several hosts.
 pub(crate) const URL: &str = "url";
 
-/// What names the peers in a file.
-pub(crate) const SOURCES: [&str; 2] = [URL, "peers"];
+/// The keys that define the peers in a file.
+pub(crate) const PEER_KEYS: [&str; 2] = [URL, "peers"];
 
-pub(crate) fn parse(path: &Path) -> Result<Table, RequestError> {
+pub(crate) fn parse_file(path: &Path) -> Result<Table, RequestError> {
     let text =
         fs::read_to_string(path).map_err(|error| Kind::Unreadable(path.to_owned(), error))?;
     text.parse().map_err(|error: toml::de::Error| {
-        // Its own text quotes the line, which may hold a password.
+        // The `Display` of this error quotes the line, which may contain a password.
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
-        Kind::NoToml { path: path.to_owned(), line, what: error.message().to_owned() }.into()
+        Kind::InvalidToml { path: path.to_owned(), line, reason: error.message().to_owned() }.into()
     })
 }
 
-/// The keys of a path, each of which may be quoted as in a file.
-pub(crate) fn keys_of(path: &str) -> Option<Vec<String>> {
+/// Splits the path of a table into its keys, which may be quoted as in a TOML file.
+pub(crate) fn parse_table_path(path: &str) -> Option<Vec<String>> {
     let mut table: Table = format!("{path} = 0").parse().ok()?;
     let mut keys = Vec::new();
     loop {
@@ -40,22 +40,23 @@ pub(crate) fn keys_of(path: &str) -> Option<Vec<String>> {
     }
 }
 
-/// The table of this path.
-pub(crate) fn find<'a>(file: &'a Table, path: &str) -> Result<&'a Table, RequestError> {
-    let keys = keys_of(path).ok_or_else(|| Kind::NoPath(path.to_owned()))?;
+/// Returns the table with this path.
+pub(crate) fn find_table<'a>(file: &'a Table, path: &str) -> Result<&'a Table, RequestError> {
+    let keys = parse_table_path(path).ok_or_else(|| Kind::InvalidTablePath(path.to_owned()))?;
     let mut table = file;
     for key in keys {
         table = table.get(&key).and_then(Value::as_table).ok_or_else(|| {
             let tables = table.iter().filter(|(_, value)| value.is_table());
-            let others = tables.filter_map(|(name, _)| written(name)).collect();
-            Kind::NoTable { path: path.to_owned(), key, others, tables: those_with_peers(file) }
+            let existing = tables.filter_map(|(name, _)| quoted_key(name)).collect();
+            let tables = tables_with_peers(file);
+            Kind::TableNotFound { path: path.to_owned(), key, existing, tables }
         })?;
     }
     Ok(table)
 }
 
-/// A key as it stands in a path, if it may be shown.
-fn written(key: &str) -> Option<String> {
+/// Returns a key in the form that a path requires, or `None` if the key may be a secret.
+fn quoted_key(key: &str) -> Option<String> {
     if !may_be_shown(key) || key.chars().any(char::is_control) {
         return None;
     }
@@ -67,29 +68,29 @@ fn written(key: &str) -> Option<String> {
 }
 
 pub(crate) fn has_peers(table: &Table) -> bool {
-    SOURCES.iter().any(|key| table.contains_key(*key))
+    PEER_KEYS.iter().any(|key| table.contains_key(*key))
 }
 
-/// The tables of a file that hold peers.
-pub(crate) fn those_with_peers(file: &Table) -> Vec<String> {
+/// Returns the paths of the tables that contain peers.
+pub(crate) fn tables_with_peers(file: &Table) -> Vec<String> {
     let mut found = Vec::new();
-    look_for_peers(file, "", &mut found);
+    add_tables_with_peers(file, "", &mut found);
     found
 }
 
-fn look_for_peers(table: &Table, path: &str, found: &mut Vec<String>) {
+fn add_tables_with_peers(table: &Table, path: &str, found: &mut Vec<String>) {
     for (key, value) in table {
-        let Some((inner, key)) = value.as_table().zip(written(key)) else { continue };
+        let Some((inner, key)) = value.as_table().zip(quoted_key(key)) else { continue };
         let path = if path.is_empty() { key } else { format!("{path}.{key}") };
         if has_peers(inner) {
             found.push(path);
         } else {
-            look_for_peers(inner, &path, found);
+            add_tables_with_peers(inner, &path, found);
         }
     }
 }
 
-/// The URL of the first of some peers, in each form that they may have.
+/// Returns the URL of the first peer, for each form that the key `peers` may have.
 pub(crate) fn first_peer(peers: &Value) -> Option<&str> {
     let first = match peers {
         Value::Array(peers) => peers.first(),
@@ -104,8 +105,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_of_tables() {
-        let keys = |path| keys_of(path).map(|keys| keys.join("|"));
+    fn table_paths_are_split_into_keys() {
+        let keys = |path| parse_table_path(path).map(|keys| keys.join("|"));
         for (path, expected) in [
             ("shop", Some("shop")),
             ("default.databases.shop", Some("default|databases|shop")),
@@ -115,53 +116,60 @@ mod tests {
             ("a = 1\nb", None),
             ("[a]", None),
         ] {
-            assert_eq!(keys(path).as_deref(), expected, "{path}");
+            assert_eq!(keys(path).as_deref(), expected, "the keys of the path {path}");
         }
     }
 
     #[test]
-    fn tables_that_are_not_there() {
+    fn missing_table_is_reported_with_suggestions() {
         let file: Table = "[default.databases.shop]\nurl = 'x'\n[debug]\n".parse().expect("TOML");
-        assert!(find(&file, "default.databases.shop").is_ok_and(has_peers));
-        let error = find(&file, "default.databases.shopp").expect_err("it is not there");
-        let told = "the file has no table `default.databases.shopp`: there is no `shopp` beside shop; \
-                    there are peers in the table `default.databases.shop`: name it, with `--table`";
-        assert_eq!(error.to_string(), told);
-        assert_eq!(those_with_peers(&file), ["default.databases.shop"]);
+        assert!(find_table(&file, "default.databases.shop").is_ok_and(has_peers));
+        let error = find_table(&file, "default.databases.shopp").expect_err("the table is missing");
+        let text = "the file has no table `default.databases.shopp`: `shopp` does not exist; existing \
+                    tables there: shop; the table `default.databases.shop` contains peers: select it \
+                    with `--table`";
+        assert_eq!(error.to_string(), text);
+        assert_eq!(tables_with_peers(&file), ["default.databases.shop"]);
     }
 
-    /// What is told can be given.
     #[test]
-    fn keys_that_need_quotes() {
+    fn suggested_paths_are_valid_for_keys_that_need_quotes() {
         for key in ["shop.eu", "", "a b", r#"a"b\c"#, "é"] {
             let inner = Value::Table([("url".to_owned(), Value::from("x"))].into_iter().collect());
             let tables = Value::Table([(key.to_owned(), inner)].into_iter().collect());
             let file: Table = [("databases".to_owned(), tables)].into_iter().collect();
-            let found = those_with_peers(&file);
-            assert_eq!(found.len(), 1, "{key}");
-            assert!(find(&file, &found[0]).is_ok_and(has_peers), "{found:?}");
-            let error = find(&file, "databases.none").expect_err("it is not there").to_string();
+            let found = tables_with_peers(&file);
+            assert_eq!(found.len(), 1, "one table is found for the key {key}");
+            assert!(
+                find_table(&file, &found[0]).is_ok_and(has_peers),
+                "the path is valid: {found:?}"
+            );
+            let error =
+                find_table(&file, "databases.none").expect_err("the table is missing").to_string();
             let key = found[0].trim_start_matches("databases.");
-            assert!(error.contains(&format!("beside {key}; ")), "{error}");
+            assert!(
+                error.contains(&format!("tables there: {key}; ")),
+                "the key is listed: {error}"
+            );
         }
     }
 
     #[test]
-    fn what_may_be_a_secret_is_not_shown() {
+    fn possible_secrets_are_not_shown() {
         for secret in ["mysql://app:s3cret@db0/shop", "host=h password=s3cret"] {
             let file: Table =
                 format!("['{secret}'.b]\nurl = 'x'\n[a.'{secret}']\n").parse().expect("TOML");
-            let found = those_with_peers(&file);
-            assert!(found.is_empty(), "{found:?}");
+            let found = tables_with_peers(&file);
+            assert!(found.is_empty(), "paths with a secret are not suggested: {found:?}");
             for path in [secret, &format!("'{secret}'.c"), "b", "a.b", &format!("a.'{secret}'.b")] {
-                let told = find(&file, path).expect_err("it is not there").to_string();
-                assert!(!told.contains("s3cret"), "{told}");
+                let error = find_table(&file, path).expect_err("the table is missing").to_string();
+                assert!(!error.contains("s3cret"), "the error shows no secret: {error}");
             }
         }
     }
 
     #[test]
-    fn the_first_of_several_peers() {
+    fn first_peer_is_found_in_every_form() {
         for (peers, expected) in [
             (r#"peers = ["a", "b"]"#, Some("a")),
             (r#"peers = [{ url = "a", name = "x" }]"#, Some("a")),
@@ -171,7 +179,7 @@ mod tests {
             ("peers = []", None),
         ] {
             let file: Table = peers.parse().expect("TOML");
-            assert_eq!(first_peer(&file["peers"]), expected, "{peers}");
+            assert_eq!(first_peer(&file["peers"]), expected, "the first peer of {peers}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The command `peers check`, on real servers: it finds what is wrong with one of them, and where they
-//! differ, and shows no secret.
+//! The command `peers check` on real servers: it reports unusable peers and differences, and shows no
+//! secrets.
 
 #![cfg(target_os = "linux")]
 
@@ -22,12 +22,12 @@ use support::postgres::Postgres;
 use support::{APP, APP_PASSWORD, how_long, wait_until};
 use tempfile::TempDir;
 
-/// What the command's exit codes mean.
-const WELL: i32 = 0;
-const TROUBLE: i32 = 1;
-const WRONG: i32 = 2;
+/// The exit codes of the command.
+const NO_PROBLEMS: i32 = 0;
+const PROBLEMS: i32 = 1;
+const FAILURE: i32 = 2;
 
-/// What a run of the command comes to.
+/// The exit code and the output of one run of the command.
 #[derive(Debug)]
 struct Outcome {
     code: i32,
@@ -36,21 +36,21 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// It ends so, and says all of this.
+    /// Asserts the exit code, and that the report contains all of these texts.
     #[track_caller]
-    fn is(&self, code: i32, said: &[&str]) {
-        assert_eq!(self.code, code, "{self:?}");
-        for expected in said {
-            assert!(self.stdout.contains(expected), "it says `{expected}`: {}", self.stdout);
+    fn is(&self, code: i32, texts: &[&str]) {
+        assert_eq!(self.code, code, "the exit code of {self:?}");
+        for text in texts {
+            assert!(self.stdout.contains(text), "the report contains `{text}`: {}", self.stdout);
         }
     }
 
-    /// It is refused, and says why.
+    /// Asserts that the command fails without a report, with an error that contains all of these texts.
     #[track_caller]
-    fn is_refused(&self, reason: &[&str]) {
-        assert_eq!((self.code, &*self.stdout), (WRONG, ""), "{self:?}");
-        for expected in reason {
-            assert!(self.stderr.contains(expected), "it says `{expected}`: {}", self.stderr);
+    fn is_failure(&self, texts: &[&str]) {
+        assert_eq!((self.code, &*self.stdout), (FAILURE, ""), "code and report of {self:?}");
+        for text in texts {
+            assert!(self.stderr.contains(text), "the error contains `{text}`: {}", self.stderr);
         }
     }
 }
@@ -61,30 +61,35 @@ fn command() -> Command {
     command
 }
 
-/// Runs it to its end. No secret is in what it says.
+/// Runs the command to its end. Asserts that the output contains no secret and no color.
 #[track_caller]
-fn outcome(command: &mut Command) -> Outcome {
-    let output = command.stdin(Stdio::null()).output().expect("it was built");
+fn run(command: &mut Command) -> Outcome {
+    let output = command.stdin(Stdio::null()).output().expect("the command was built");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let [stdout, stderr] = [text(&output.stdout), text(&output.stderr)];
-    for told in [&stdout, &stderr] {
-        assert!(!told.contains("s3cret"), "no secret is shown: {told}");
-        assert!(!told.contains('\x1b'), "no colors where nobody looks: {told:?}");
+    for shown in [&stdout, &stderr] {
+        assert!(!shown.contains("s3cret"), "no secret is shown: {shown}");
+        assert!(!shown.contains('\x1b'), "colors are for terminals only: {shown:?}");
     }
-    Outcome { code: output.status.code().expect("it ends by itself"), stdout, stderr }
+    Outcome {
+        code: output.status.code().expect("the command exits without a signal"),
+        stdout,
+        stderr,
+    }
 }
 
 #[track_caller]
 fn check(arguments: &[&str]) -> Outcome {
-    outcome(command().args(arguments))
+    run(command().args(arguments))
 }
 
-/// The servers' ports, by which they are known, and a URL of all of them.
+/// Returns a URL of servers on these ports.
 fn url_of(scheme: &str, ports: &[u16]) -> String {
     let hosts: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
     format!("{scheme}://{APP}:{APP_PASSWORD}@{}/{APP}", hosts.join(","))
 }
 
+/// Starts three servers. Returns them with a URL and their names as peers.
 fn three() -> ([MariaDb; 3], String, [String; 3]) {
     let servers = [(); 3].map(|()| MariaDb::start());
     let ports = servers.each_ref().map(|server| server.port());
@@ -99,121 +104,132 @@ fn json(arguments: &[&str]) -> (i32, Json) {
     (outcome.code, json)
 }
 
-/// A file in a folder that is gone with the test.
+/// Creates a file in a folder that is removed after the test.
 fn file(content: &str) -> (TempDir, PathBuf) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = tempfile::tempdir().expect("a temporary folder is created");
     let path = folder.path().join("settings.toml");
-    fs::write(&path, content).expect("our own folder");
+    fs::write(&path, content).expect("the folder is accessible");
     (folder, path)
 }
 
 #[test]
-fn equal_servers_are_well() {
+fn equal_servers_have_no_problems() {
     let (_servers, url, names) = three();
-    let told = check(&[&url]);
-    told.is(
-        WELL,
-        &["All is well.", "sql_mode", "isolation", "migrations", "all", "REPEATABLE-READ"],
+    let outcome = check(&[&url]);
+    outcome.is(
+        NO_PROBLEMS,
+        &["No problems found.", "sql_mode", "isolation", "migrations", "all", "REPEATABLE-READ"],
     );
-    assert!(!told.stdout.contains(['!', '~']), "they are equal: {}", told.stdout);
-    assert_eq!(told.stderr, "", "it says who is waited for on a terminal alone");
+    assert!(
+        !outcome.stdout.contains(['!', '~']),
+        "equal servers have no differences: {}",
+        outcome.stdout
+    );
+    assert_eq!(outcome.stderr, "", "progress is for terminals only");
 
     let (code, json) = json(&[&url]);
-    assert_eq!((code, &json["is_ok"]), (WELL, &Json::Bool(true)));
-    for (peer, name) in json["peers"].as_array().expect("a list").iter().zip(&names) {
-        assert_eq!(peer["name"], **name, "in the order in which they were given");
+    assert_eq!((code, &json["is_ok"]), (NO_PROBLEMS, &Json::Bool(true)));
+    for (peer, name) in json["peers"].as_array().expect("the value is a list").iter().zip(&names) {
+        assert_eq!(peer["name"], **name, "peers are in the order of the URL");
         assert_eq!(peer["condition"], "ready");
         let (login, round_trip) = (peer["login_ms"].as_f64(), peer["round_trip_ms"].as_f64());
-        assert!(login > round_trip && round_trip > Some(0.0), "{peer}");
+        assert!(login > round_trip && round_trip > Some(0.0), "times of {peer}");
         let facts = &peer["facts"];
-        assert!(facts["version"].as_str().is_some_and(|it| it.contains("MariaDB")), "{facts}");
+        assert!(
+            facts["version"].as_str().is_some_and(|it| it.contains("MariaDB")),
+            "version in {facts}"
+        );
         assert_eq!((&facts["database"], &facts["role"]), (&APP.into(), &"read-write".into()));
         assert_eq!((&facts["migrations"], &facts["encryption"]), (&Json::Null, &Json::Null));
         assert_eq!((&facts["cluster"], facts.get("cluster_size")), (&Json::Null, None));
-        let modes = facts["sql_mode"].as_array().expect("a list");
-        assert!(modes.contains(&"STRICT_TRANS_TABLES".into()), "{facts}");
-        let place = facts["server"].as_str().expect("a text");
-        assert!(name.ends_with(&place[place.find(':').expect("a port")..]), "{place} is {name}");
+        let modes = facts["sql_mode"].as_array().expect("the value is a list");
+        assert!(modes.contains(&"STRICT_TRANS_TABLES".into()), "sql_mode in {facts}");
+        let address = facts["server"].as_str().expect("the value is a text");
+        assert!(
+            name.ends_with(&address[address.find(':').expect("the address has a port")..]),
+            "{address} has the port of {name}"
+        );
     }
     for list in ["differences", "same_server", "problems", "notes"] {
-        assert_eq!(json[list], Json::Array(Vec::new()), "{list}");
+        assert_eq!(json[list], Json::Array(Vec::new()), "the list {list} is empty");
     }
 }
 
 #[test]
-fn the_addresses_of_a_name_are_peers() {
+fn addresses_of_a_host_name_are_peers() {
     let (servers, _, _) = three();
     let port = servers[0].port();
-    // The system's resolver knows the short form of an address.
+    // The system's resolver accepts the short form of an address.
     let url = format!("mysql://{APP}:{APP_PASSWORD}@127.1:{port}/{APP}?resolve_interval=1s");
     let (code, json) = json(&[&url]);
-    assert_eq!(code, WELL, "{json}");
+    assert_eq!(code, NO_PROBLEMS, "the exit code of {json}");
     let names: Vec<_> = json["peers"].as_array().into_iter().flatten().collect();
     let names: Vec<_> = names.iter().map(|peer| peer["name"].as_str()).collect();
     assert_eq!(names, [Some(&*format!("127.1:{port}/127.0.0.1"))]);
 }
 
 #[test]
-fn a_server_that_is_gone_is_named() {
+fn stopped_server_is_unreachable() {
     let (mut servers, url, names) = three();
     servers[1].kill();
-    let gone = format!("! {} is unreachable: Can't connect to ", names[1]);
-    check(&[&url]).is(TROUBLE, &[&gone, "Trouble: 1."]);
+    let unreachable = format!("! {} is unreachable: Can't connect to ", names[1]);
+    check(&[&url]).is(PROBLEMS, &[&unreachable, "1 problem found."]);
     let (code, json) = json(&[&url]);
-    assert_eq!(code, TROUBLE);
+    assert_eq!(code, PROBLEMS);
     let peer = &json["peers"][1];
     assert_eq!((&peer["condition"], &peer["fault"]), (&"unreachable".into(), &"peer_down".into()));
     assert_eq!((&peer["login_ms"], &peer["facts"]), (&Json::Null, &serde_json::json!({})));
     assert_eq!(json["problems"].as_array().map(Vec::len), Some(1));
     servers[1].restart();
-    check(&[&url]).is(WELL, &[]);
+    check(&[&url]).is(NO_PROBLEMS, &[]);
 }
 
-/// It ends no sooner than the limit, and not much later.
+/// Asserts that the check ends no sooner than the limit, and not much later.
 #[track_caller]
 fn takes(limit: Duration, check: impl Fn()) {
-    let took = how_long("it ends", PATIENCE, || {
+    let took = how_long("the check ends", PATIENCE, || {
         check();
         true
     });
-    assert!((limit..limit * 5).contains(&took), "it took {took:?}");
+    assert!((limit..limit * 5).contains(&took), "the check takes about {limit:?}, not {took:?}");
 }
 
-/// Of one that is frozen, and of many that accept and say nothing: all at once.
+/// One peer is frozen; later, eight peers accept connections and send nothing.
 #[test]
-fn silence_is_bounded() {
+fn unresponsive_peers_take_one_connect_timeout_together() {
     const LIMIT: Duration = Duration::from_secs(1);
     let (mut servers, url, names) = three();
     let url = format!("{url}?connect_timeout=1s");
     servers[2].freeze();
-    let silence = format!("! {} is silent: no answer to a login within 1s", names[2]);
-    takes(LIMIT, || check(&[&url]).is(TROUBLE, &[&silence, "Trouble: 1."]));
+    let unresponsive = format!("! {} is unresponsive: no answer to a login within 1s", names[2]);
+    takes(LIMIT, || check(&[&url]).is(PROBLEMS, &[&unresponsive, "1 problem found."]));
 
     let silent = Silent::start();
     let url = format!("mysql://{APP}:{APP_PASSWORD}@127.0.0.1:{}/{APP}", silent.port());
     let peers: Vec<_> = (0..8).map(|index| format!("db{index} = \"{url}\"\n")).collect();
     let (_folder, path) = file(&format!("connect_timeout = 1\n[peers]\n{}", peers.concat()));
-    let path = path.to_str().expect("text");
+    let path = path.to_str().expect("the path is UTF-8");
     takes(LIMIT, || {
-        check(&["--config", path]).is(TROUBLE, &["! db0 is silent", "! db7 is silent"]);
+        check(&["--config", path])
+            .is(PROBLEMS, &["! db0 is unresponsive", "! db7 is unresponsive"]);
     });
 }
 
-/// Also after the login: a table that is locked is not waited for.
+/// A locked table delays the query for the migrations.
 #[test]
-fn silence_after_the_login_is_bounded() {
+fn queries_after_the_login_are_bounded_by_connect_timeout() {
     let server = MariaDb::start();
     server.sql("CREATE TABLE app.__diesel_schema_migrations (version VARCHAR(50) PRIMARY KEY)");
-    let mut lock = MysqlConnection::establish(&server.url()).expect("it lives");
-    lock.batch_execute("LOCK TABLES __diesel_schema_migrations WRITE").expect("it is ours");
-    let told = check(&[&format!("{}?connect_timeout=1s", server.url())]);
-    let silent =
-        " is silent: it let us in, and did not tell its migrations within `connect_timeout`";
-    told.is(TROUBLE, &[silent, "STRICT_TRANS_TABLES"]);
+    let mut lock = MysqlConnection::establish(&server.url()).expect("the server is running");
+    lock.batch_execute("LOCK TABLES __diesel_schema_migrations WRITE").expect("the table exists");
+    let outcome = check(&[&format!("{}?connect_timeout=1s", server.url())]);
+    let unresponsive = " is unresponsive: the login succeeded, but the peer did not return its \
+                        migrations within `connect_timeout`";
+    outcome.is(PROBLEMS, &[unresponsive, "STRICT_TRANS_TABLES"]);
 }
 
 #[test]
-fn differences_are_pointed_at() {
+fn differences_are_reported_with_outliers() {
     let (servers, url, names) = three();
     let [a, b, c] = &names;
     let migrations = |server: &MariaDb, versions: &[&str]| {
@@ -232,156 +248,165 @@ fn differences_are_pointed_at() {
     servers[1].sql("SET GLOBAL tx_isolation = 'READ-COMMITTED'");
     servers[0].sql("ALTER DATABASE app CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci");
     servers[2].sql("SET GLOBAL read_only = ON");
-    let told = check(&[&url]);
-    told.is(
-        TROUBLE,
+    let outcome = check(&[&url]);
+    outcome.is(
+        PROBLEMS,
         &[
             &format!("! migrations: {b} lacks 20260102000000, compared with {a} and {c}"),
             &format!("! sql_mode: {c} lacks "),
-            "STRICT_TRANS_TABLES and has ANSI_QUOTES besides",
+            "STRICT_TRANS_TABLES and also has ANSI_QUOTES",
             &format!("~ time zone: {a} has +02:00; {b} and {c} have SYSTEM ("),
             &format!("! isolation: {b} has READ-COMMITTED; {a} and {c} have REPEATABLE-READ"),
             &format!("! character set: {a} has utf8mb4; {b} and {c} have latin1"),
             &format!("! collation: {a} has utf8mb4_unicode_ci; {b} and {c} have latin1_"),
             &format!("! role: {c} has read-only; {a} and {b} have read-write"),
-            "Trouble: 6.",
+            "6 problems found.",
         ],
     );
     let (_, json) = json(&[&url]);
-    let differences = json["differences"].as_array().expect("a list");
-    let told: Vec<(&str, &str, &str)> = differences
+    let differences = json["differences"].as_array().expect("the value is a list");
+    let found: Vec<(&str, &str, &str)> = differences
         .iter()
         .map(|it| {
             (
                 it["aspect"].as_str().unwrap_or_default(),
                 it["severity"].as_str().unwrap_or_default(),
-                it["odd"][0].as_str().unwrap_or_default(),
+                it["outliers"][0].as_str().unwrap_or_default(),
             )
         })
         .collect();
     let expected = [
-        ("role", "trouble", &**c),
-        ("migrations", "trouble", b),
-        ("sql_mode", "trouble", c),
-        ("isolation", "trouble", b),
-        ("character_set", "trouble", a),
-        ("collation", "trouble", a),
+        ("role", "problem", &**c),
+        ("migrations", "problem", b),
+        ("sql_mode", "problem", c),
+        ("isolation", "problem", b),
+        ("character_set", "problem", a),
+        ("collation", "problem", a),
         ("time_zone", "note", a),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(found, expected, "the differences in the order of the aspects");
     assert_eq!(differences[1]["groups"][1]["value"], serde_json::json!(["20260101000000"]));
 }
 
-/// A difference that is only noted is no failure.
 #[test]
-fn notes_are_no_trouble() {
+fn notes_do_not_change_the_exit_code() {
     let servers = [MariaDb::start(), MariaDb::start()];
     servers[0].sql("SET GLOBAL time_zone = '+02:00'");
     let url = url_of("mysql", &[servers[0].port(), servers[1].port()]);
-    check(&[&url]).is(WELL, &["~ time zone: ", "All is well."]);
+    check(&[&url]).is(NO_PROBLEMS, &["~ time zone: ", "No problems found."]);
 
     let peers = format!("[peers]\none = \"{0}\"\nother = \"{0}\"\n", servers[0].url());
     let (_folder, path) = file(&peers);
-    let told = check(&["--config", path.to_str().expect("text")]);
-    told.is(WELL, &["~ one and other are the same server"]);
+    let outcome = check(&["--config", path.to_str().expect("the path is UTF-8")]);
+    outcome.is(NO_PROBLEMS, &["~ one and other are the same server"]);
 }
 
 #[test]
-fn mistakes_are_told_without_secrets() {
+fn rejected_logins_are_reported_without_secrets() {
     let server = MariaDb::start();
     let url = server.url();
     let wrong = url.replace(APP_PASSWORD, "s3cret-wrong");
-    let told = check(&[&wrong]);
-    told.is(TROUBLE, &["misconfigured", " does not let us in: Access denied for user "]);
+    let outcome = check(&[&wrong]);
+    outcome.is(PROBLEMS, &[" is misconfigured: Access denied for user "]);
     let (_, json) = json(&[&url.replace(&format!("/{APP}"), "/nowhere")]);
-    assert_eq!(json["peers"][0]["fault"], "misconfigured", "{json}");
+    assert_eq!(json["peers"][0]["fault"], "misconfigured", "the fault in {json}");
 
     let required = format!("{url}?ssl_mode=required");
-    check(&[&required]).is(TROUBLE, &["misconfigured", "does not let us in: "]);
+    check(&[&required]).is(PROBLEMS, &[" is misconfigured: "]);
 
     let postgres = Postgres::start();
     let wrong = postgres.url().replace(APP_PASSWORD, "s3cret-wrong");
-    check(&[&wrong]).is(TROUBLE, &["does not let us in: ", "password authentication failed"]);
+    check(&[&wrong]).is(PROBLEMS, &[" is misconfigured: ", "password authentication failed"]);
 }
 
-/// What a peer is required to be is looked at as the pool looks at it; its facts are told all the same.
+/// The facts of a peer are reported even if the peer does not have the required role.
 #[test]
-fn peers_are_judged_as_the_pool_judges_them() {
+fn required_role_is_tested_as_in_the_pool() {
     let (servers, url, names) = three();
     servers[1].sql("SET GLOBAL read_only = ON");
-    let told = check(&[&format!("{url}?require=read_write")]);
+    let outcome = check(&[&format!("{url}?require=read_write")]);
     let role = format!("! {} has the wrong role: it only reads (read_only is ON)", names[1]);
-    told.is(TROUBLE, &["wrong role", &role, "! role: "]);
+    outcome.is(PROBLEMS, &["wrong role", &role, "! role: "]);
     for server in &servers {
         server.sql("SET GLOBAL read_only = ON");
     }
-    check(&[&format!("{url}?require=read_only")]).is(WELL, &["read-only"]);
+    check(&[&format!("{url}?require=read_only")]).is(NO_PROBLEMS, &["read-only"]);
 }
 
 #[test]
-fn a_galera_node_that_is_not_ready() {
+fn galera_node_that_takes_no_work_is_not_ready() {
     let cluster = Cluster::start();
     let ports: Vec<u16> = cluster.nodes.iter().map(|node| node.port()).collect();
     let url = url_of("mysql", &ports);
     let (code, json) = json(&[&url]);
-    assert_eq!(code, WELL, "{json:#}");
-    for peer in json["peers"].as_array().expect("a list") {
+    assert_eq!(code, NO_PROBLEMS, "the exit code of {json:#}");
+    for peer in json["peers"].as_array().expect("the value is a list") {
         let facts = &peer["facts"];
-        assert_eq!(facts["cluster"], json["peers"][0]["facts"]["cluster"], "of one cluster");
-        assert_eq!(facts["cluster"].as_str().map(str::len), Some(36), "a UUID");
+        assert_eq!(
+            facts["cluster"], json["peers"][0]["facts"]["cluster"],
+            "all nodes belong to one cluster"
+        );
+        assert_eq!(
+            facts["cluster"].as_str().map(str::len),
+            Some(36),
+            "the cluster is identified by a UUID"
+        );
         for (key, expected) in [
             ("cluster_status", "Primary"),
             ("cluster_size", "3"),
             ("node_state", "Synced"),
             ("node_ready", "ON"),
         ] {
-            assert_eq!(facts[key], expected, "{facts}");
+            assert_eq!(facts[key], expected, "the fact {key} in {facts}");
         }
     }
 
     let name = format!("127.0.0.1:{}", ports[2]);
     cluster.nodes[2].partition();
-    wait_until("it is not ready", PATIENCE, || !cluster.nodes[2].is_ready());
-    wait_until("the others know", PATIENCE, || {
+    wait_until("the node is not ready", PATIENCE, || !cluster.nodes[2].is_ready());
+    wait_until("the other nodes notice", PATIENCE, || {
         let size = |node: usize| cluster.nodes[node].status("wsrep_cluster_size");
         [0, 1].iter().all(|node| size(*node).as_deref() == Some("2"))
     });
-    let told = check(&[&url]);
+    let outcome = check(&[&url]);
     let status = format!("! cluster status: {name} has non-Primary");
-    told.is(TROUBLE, &[&format!("! {name} is not ready: "), &status, "! cluster size: "]);
+    outcome.is(PROBLEMS, &[&format!("! {name} is not ready: "), &status, "! cluster size: "]);
     cluster.nodes[2].heal();
     cluster.wait_synced();
 
     cluster.nodes[2].reject_queries(true);
-    let told = check(&[&url]);
-    told.is(TROUBLE, &[&format!("! {name} is not ready: WSREP has not yet prepared node")]);
+    let outcome = check(&[&url]);
+    outcome.is(PROBLEMS, &[&format!("! {name} is not ready: WSREP has not yet prepared node")]);
     cluster.nodes[2].reject_queries(false);
 
     cluster.nodes[2].desync();
-    wait_until("it is desynced", PATIENCE, || cluster.nodes[2].state() == "Donor/Desynced");
-    check(&[&url]).is(WELL, &[&format!("~ node state: {name} has Donor/Desynced")]);
-    let told = check(&[&format!("{url}?galera_donors=wait")]);
-    told.is(TROUBLE, &[&format!("! {name} is not ready: the Galera node takes no work")]);
+    wait_until("the node is desynced", PATIENCE, || cluster.nodes[2].state() == "Donor/Desynced");
+    check(&[&url]).is(NO_PROBLEMS, &[&format!("~ node state: {name} has Donor/Desynced")]);
+    let outcome = check(&[&format!("{url}?galera_donors=wait")]);
+    outcome.is(PROBLEMS, &[&format!("! {name} is not ready: the Galera node takes no work")]);
     cluster.nodes[2].resync();
 
-    // One that is of no cluster, or of another one.
+    // A server that is not part of the cluster.
     let stranger = MariaDb::start();
     let url = url_of("mysql", &[ports[0], ports[1], stranger.port()]);
     let stranger = format!("! cluster: 127.0.0.1:{} has none; ", stranger.port());
-    check(&[&url]).is(TROUBLE, &[&stranger]);
+    check(&[&url]).is(PROBLEMS, &[&stranger]);
 }
 
 #[test]
-fn postgres() {
+fn postgres_differences_are_reported() {
     let mut servers = [Postgres::start(), Postgres::start_with_tls(), Postgres::start()];
     let ports = servers.each_ref().map(|server| server.port());
     let [a, b, c] = ports.map(|port| format!("127.0.0.1:{port}"));
     let url = url_of("postgres", &ports);
-    let told = check(&[&format!("{url}?sslmode=disable")]);
-    told.is(WELL, &["All is well.", "system identifier", "read committed", "UTF8", "read-write"]);
-    let told = check(&[&format!("{url}?sslmode=prefer")]);
-    told.is(
-        TROUBLE,
+    let outcome = check(&[&format!("{url}?sslmode=disable")]);
+    outcome.is(
+        NO_PROBLEMS,
+        &["No problems found.", "system identifier", "read committed", "UTF8", "read-write"],
+    );
+    let outcome = check(&[&format!("{url}?sslmode=prefer")]);
+    outcome.is(
+        PROBLEMS,
         &[&format!("! encryption: {b} has TLSv1."), &format!("; {a} and {c} have none")],
     );
 
@@ -390,17 +415,17 @@ fn postgres() {
     servers[2].sql("ALTER SYSTEM SET default_transaction_read_only = on");
     servers[2].restart();
     let as_owner = |server: &Postgres, statements: &str| {
-        let mut conn = PgConnection::establish(&server.url()).expect("it lives");
-        conn.batch_execute(statements).expect("it is ours");
+        let mut conn = PgConnection::establish(&server.url()).expect("the server is running");
+        conn.batch_execute(statements).expect("the user owns the database");
     };
     as_owner(
         &servers[0],
         "CREATE TABLE __diesel_schema_migrations (version VARCHAR(50) PRIMARY KEY);
          INSERT INTO __diesel_schema_migrations VALUES ('20260101000000')",
     );
-    let told = check(&[&format!("{url}?sslmode=disable")]);
-    told.is(
-        TROUBLE,
+    let outcome = check(&[&format!("{url}?sslmode=disable")]);
+    outcome.is(
+        PROBLEMS,
         &[
             &format!("! isolation: {c} has serializable; {a} and {b} have read committed"),
             &format!("~ time zone: {c} has Europe/Berlin; "),
@@ -409,12 +434,12 @@ fn postgres() {
         ],
     );
     servers[0].freeze();
-    let told = check(&[&format!("{url}?sslmode=disable&connect_timeout=2")]);
-    told.is(TROUBLE, &[&format!("! {a} is silent: ")]);
+    let outcome = check(&[&format!("{url}?sslmode=disable&connect_timeout=2")]);
+    outcome.is(PROBLEMS, &[&format!("! {a} is unresponsive: ")]);
 }
 
 #[test]
-fn sqlite() {
+fn sqlite_examination_creates_no_file() {
     let mut paths = SqlitePath::start(3);
     let named = |paths: &[SqlitePath]| {
         let named = paths.iter().enumerate().rev();
@@ -422,44 +447,55 @@ fn sqlite() {
         format!("[peers]\n{}", lines.collect::<String>())
     };
     let (_folder, settings) = file(&named(&paths));
-    let settings = settings.to_str().expect("text");
-    let told = check(&["--config", settings]);
-    let order = ["db2", "db1", "db0"].map(|name| told.stdout.find(name));
-    assert!(order.is_sorted(), "in the order of the file: {}", told.stdout);
-    told.is(WELL, &["All is well.", "file ", "inode ", "journal mode", "delete", "migrations"]);
+    let settings = settings.to_str().expect("the path is UTF-8");
+    let outcome = check(&["--config", settings]);
+    let order = ["db2", "db1", "db0"].map(|name| outcome.stdout.find(name));
+    assert!(order.is_sorted(), "peers are in the order of the file: {}", outcome.stdout);
+    outcome.is(
+        NO_PROBLEMS,
+        &["No problems found.", "file ", "inode ", "journal mode", "delete", "migrations"],
+    );
     paths[1].kill();
-    check(&["--config", settings]).is(TROUBLE, &["! db1 is unreachable: unable to open"]);
+    check(&["--config", settings]).is(PROBLEMS, &["! db1 is unreachable: unable to open"]);
 
-    // Whatever SQLite makes of the rest: to look changes nothing.
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    // However SQLite interprets the rest of the URL, the examination creates no file.
+    let folder = tempfile::tempdir().expect("a temporary folder is created");
     for url in [
         "file:nope.db#?mode=rw",
         "sqlite://nope.db#?mode=rw",
         "file:nope.db?x=1#mode=rw&mode=rw",
         "file:nope.db?vfs=unix&mode=rw%63",
     ] {
-        let told = outcome(command().current_dir(&folder).arg(url));
-        let files = fs::read_dir(&folder).expect("our own folder").count();
-        assert_eq!((told.code, files), (TROUBLE, 0), "{url}: {told:?}");
+        let outcome = run(command().current_dir(&folder).arg(url));
+        let files = fs::read_dir(&folder).expect("the folder is accessible").count();
+        assert_eq!(
+            (outcome.code, files),
+            (PROBLEMS, 0),
+            "exit code and files after {url}: {outcome:?}"
+        );
     }
-    fs::write(folder.path().join("real.db"), "").expect("our own folder");
-    outcome(command().current_dir(&folder).arg("file:real.db#part")).is(WELL, &["All is well."]);
+    fs::write(folder.path().join("real.db"), "").expect("the folder is accessible");
+    run(command().current_dir(&folder).arg("file:real.db#part"))
+        .is(NO_PROBLEMS, &["No problems found."]);
 
-    // Another file is another database.
-    let other = tempfile::tempdir().expect("a temporary folder");
+    // Another file is a different database.
+    let other = tempfile::tempdir().expect("a temporary folder is created");
     let other = other.path().join("app.db");
-    let other = other.to_str().expect("text");
+    let other = other.to_str().expect("the path is UTF-8");
     let ours = paths[0].url();
     let ours = ours.trim_start_matches("file:").trim_end_matches("?mode=rw");
-    let told = check(&[&format!("{ours},{other}")]);
-    told.is(TROUBLE, &[" does not let us in: there is no such file"]);
-    assert!(!fs::exists(other).expect("our own folder"), "to look changes nothing");
-    fs::write(other, "").expect("our own folder");
-    check(&[&format!("{ours},{other}")]).is(TROUBLE, &["! file: "]);
+    let outcome = check(&[&format!("{ours},{other}")]);
+    outcome.is(PROBLEMS, &[" is misconfigured: the file does not exist"]);
+    assert!(
+        !fs::exists(other).expect("the folder is accessible"),
+        "the examination creates no file"
+    );
+    fs::write(other, "").expect("the folder is accessible");
+    check(&[&format!("{ours},{other}")]).is(PROBLEMS, &["! file: "]);
 }
 
 #[test]
-fn wrong_configurations_are_refused() {
+fn invalid_configurations_are_rejected() {
     let url = "mysql://app:s3cret@127.0.0.1:1/app";
     for (content, reason) in [
         (format!("url = \"{url}\"\ncheck_intervall = 1"), "`check_intervall` is no setting"),
@@ -467,92 +503,93 @@ fn wrong_configurations_are_refused() {
         (format!("url = \"{url}\"\nconnect_timeout = 0"), "`connect_timeout` is 0ns"),
         (format!("url = \"{url}\"\npool_size = 4"), "it is the pool's"),
         ("url = 'mysql://app:s3cret@db0:x/app'".to_owned(), "`url`"),
-        ("url = 'maria://app:s3cret@db0/app'".to_owned(), "the URL begins with none of"),
-        (format!("a = 1\nurl = \"{url}\" s3cret"), "line 2, is no TOML: "),
-        (format!("url = \"{url}"), "line 1, is no TOML: "),
+        ("url = 'maria://app:s3cret@db0/app'".to_owned(), "the URL has no known scheme"),
+        (format!("a = 1\nurl = \"{url}\" s3cret"), "line 2: "),
+        (format!("url = \"{url}"), "line 1: "),
         ("check_interval = 1".to_owned(), "there is no peer"),
         (
             format!("[default.databases.shop]\nurl = \"{url}\""),
-            "peers: there are peers in the table `default.databases.shop`: name it, with `--table`\n",
+            "peers: the table `default.databases.shop` contains peers: select it with `--table`\n",
         ),
         (format!("[peers]\na = \"{url}\"\nb = \"postgres://b/app\""), "`mysql://`"),
     ] {
         let (_folder, path) = file(&content);
-        check(&["--config", path.to_str().expect("text")]).is_refused(&[reason]);
+        check(&["--config", path.to_str().expect("the path is UTF-8")]).is_failure(&[reason]);
     }
-    // Another table's `url` may be that of something else.
+    // The key `url` of another table does not necessarily belong to a database.
     let (_folder, path) = file("check_interval = 'soon'\n[api]\nurl = 'https://api.example'");
-    let path = path.to_str().expect("text");
-    check(&[url, "--config", path]).is_refused(&["`check_interval` is \"soon\""]);
-    check(&["--config", "/nowhere.toml"]).is_refused(&["/nowhere.toml cannot be read: "]);
-    check(&["host=db0 dbname=shop"]).is_refused(&["`url` is no URL, but libpq's keywords: "]);
-    check(&["mysql://app:s3cret@db0,s3cret@db1/app"]).is_refused(&["`url`", "several `@`"]);
-    check(&[]).is_refused(&["--config <FILE>", "--env <PREFIX>"]);
-    check(&[url, "mysql://app:s3cret@127.0.0.1:2/app"]).is_refused(&[
+    let path = path.to_str().expect("the path is UTF-8");
+    check(&[url, "--config", path]).is_failure(&["`check_interval` is \"soon\""]);
+    check(&["--config", "/nowhere.toml"]).is_failure(&["cannot read /nowhere.toml: "]);
+    check(&["host=db0 dbname=shop"]).is_failure(&["`url` is no URL, but libpq's keywords: "]);
+    check(&["mysql://app:s3cret@db0,s3cret@db1/app"]).is_failure(&["`url`", "several `@`"]);
+    check(&[]).is_failure(&["--config <FILE>", "--env <PREFIX>"]);
+    check(&[url, "mysql://app:s3cret@127.0.0.1:2/app"]).is_failure(&[
         "unexpected argument '***'",
-        "Several hosts stand in one URL: mysql://app@db0,db1/shop",
+        "Write several hosts in one URL: mysql://app@db0,db1/shop",
     ]);
-    check(&[url, "s3cret"]).is_refused(&["unexpected argument '***'"]);
-    for (slip, told) in [
-        ("shop", "the URL begins with none of"),
-        ("", "the URL begins with none of"),
-        ("Rocket.toml", "give it with `--config`"),
-        ("$DATABASE_URL", "the shell has put no value"),
+    check(&[url, "s3cret"]).is_failure(&["unexpected argument '***'"]);
+    for (url, text) in [
+        ("shop", "the URL has no known scheme"),
+        ("", "the URL has no known scheme"),
+        ("Rocket.toml", "pass the file with `--config`"),
+        ("$DATABASE_URL", "the shell did not expand the variable"),
         ("mysql//app:s3cret@db0/shop", "is no URL"),
     ] {
-        check(&[slip]).is_refused(&[told]);
+        check(&[url]).is_failure(&[text]);
     }
-    check(&[url, "--watch=s3cret@db0"]).is_refused(&["give a number of seconds"]);
-    check(&[url, "--watch", "--json"]).is_refused(&["cannot be used with"]);
-    check(&["--json", "--table", "a", url]).is_refused(&["--config <FILE>"]);
+    check(&[url, "--watch=s3cret@db0"]).is_failure(&["use a positive number of seconds"]);
+    check(&[url, "--watch", "--json"]).is_failure(&["cannot be used with"]);
+    check(&["--json", "--table", "a", url]).is_failure(&["--config <FILE>"]);
 }
 
-/// Where a secret stands in the wrong place.
 #[test]
-fn no_secret_is_shown_wherever_it_stands() {
+fn secrets_in_wrong_places_are_not_shown() {
     for secret in ["mysql://app:s3cret@127.0.0.1:1/shop", "host=h password=s3cret"] {
-        check(&["--config", secret]).is_refused(&["the file, whose name may be a secret, cannot"]);
+        check(&["--config", secret])
+            .is_failure(&["cannot read the file (name hidden: may be a secret): "]);
         let (_folder, path) = file(&format!("[a.\"{secret}\"]\n[a.b]\n['{secret}'.c]\nurl = 'x'"));
-        let path = path.to_str().expect("text");
+        let path = path.to_str().expect("the path is UTF-8");
         let of = |table: &str| check(&["--config", path, "--table", table]);
-        of(secret).is_refused(&["is no path of a table"]);
-        of(&format!("\"{secret}\".d")).is_refused(&["no table of that name"]);
-        of(&format!("b.\"{secret}\".b")).is_refused(&["no table of that name"]);
-        of("a.c").is_refused(&["there is no `c` beside b\n"]);
-        check(&["--config", path]).is_refused(&["is no setting"]);
-        check(&["--env", secret]).is_refused(&["'***'", "give letters, digits and `_`"]);
+        of(secret).is_failure(&["is not the path of a table"]);
+        of(&format!("\"{secret}\".d")).is_failure(&["no table of the given path"]);
+        of(&format!("b.\"{secret}\".b")).is_failure(&["no table of the given path"]);
+        of("a.c").is_failure(&["`c` does not exist; existing tables there: b\n"]);
+        check(&["--config", path]).is_failure(&["is no setting"]);
+        check(&["--env", secret]).is_failure(&["'***'", "use only letters, digits and `_`"]);
 
         let url = "mysql://db0/shop";
         let value = format!("url = \"{url}\"\ncheck_interval = \"{secret}\"");
         let weight = format!("[peers.db0]\nurl = \"{url}\"\nweight = \"{secret}\"");
         for content in [value, weight] {
             let (_folder, path) = file(&content);
-            let told = check(&["--config", path.to_str().expect("text")]);
-            told.is_refused(&["is a text that may be a secret: give a "]);
+            let outcome = check(&["--config", path.to_str().expect("the path is UTF-8")]);
+            outcome.is_failure(&["is a text that may be a secret: give a "]);
         }
         let mut with = command();
         with.env("SHOP_CHECK_INTERVAL", secret).args([url, "--env", "SHOP_"]);
-        outcome(&mut with).is_refused(&["`SHOP_CHECK_INTERVAL` is a text that may be a secret"]);
+        run(&mut with).is_failure(&["`SHOP_CHECK_INTERVAL` is a text that may be a secret"]);
     }
-    check(&["--env", "s3cret-"]).is_refused(&["'***'", "give letters, digits and `_`"]);
+    check(&["--env", "s3cret-"]).is_failure(&["'***'", "use only letters, digits and `_`"]);
 }
 
 #[test]
-fn a_report_that_cannot_be_written() {
-    let database = tempfile::NamedTempFile::new().expect("a temporary file");
-    let full = || fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+fn unwritable_output_is_a_failure() {
+    let database = tempfile::NamedTempFile::new().expect("a temporary file is created");
+    let full =
+        || fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has /dev/full");
     for more in [&[][..], &["--json"], &["--watch"]] {
         let mut command = command();
         command.arg(database.path()).args(more).stdin(Stdio::null()).stdout(full());
-        let output = command.stderr(Stdio::piped()).output().expect("it was built");
+        let output = command.stderr(Stdio::piped()).output().expect("the command was built");
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(WRONG), "{stderr}");
-        assert!(stderr.contains("the report cannot be written: No space left"), "{stderr}");
+        assert_eq!(output.status.code(), Some(FAILURE), "the exit code with the error {stderr}");
+        assert!(stderr.contains("cannot write the report: No space left"), "the error is {stderr}");
     }
 }
 
 #[test]
-fn tables_of_a_file() {
+fn table_of_a_rocket_application_is_read() {
     let server = MariaDb::start();
     let url = server.url();
     let content = format!(
@@ -561,131 +598,138 @@ fn tables_of_a_file() {
          connect_timeout = 6\n[default.databases.none]\nurl = \"{url}\"\npool_size = 0\n"
     );
     let (_folder, path) = file(&content);
-    let path = path.to_str().expect("text");
+    let path = path.to_str().expect("the path is UTF-8");
     let of = |table: &str| check(&["--config", path, "--table", table]);
-    of("default.databases.shop").is(WELL, &["All is well."]);
-    of("default.databases.none").is_refused(&["`pool_size` is no whole number, 1 or more"]);
-    of("default.databases.sop").is_refused(&["there is no `sop` beside ", "shop"]);
-    let clue = "there are peers in the table `default.databases.shop`, and in ";
+    of("default.databases.shop").is(NO_PROBLEMS, &["No problems found."]);
+    of("default.databases.none").is_failure(&["`pool_size` must be a whole number of at least 1"]);
+    of("default.databases.sop")
+        .is_failure(&["`sop` does not exist; existing tables there: ", "shop"]);
+    let suggestion = " contain peers: select one with `--table`";
     for table in ["shop", "databases.shop", "default", "default.databases"] {
-        of(table).is_refused(&[clue]);
+        of(table).is_failure(&[suggestion, "`default.databases.shop`"]);
     }
-    // What contradicts Rocket's own is an error, as it is when the application starts.
+    // A conflict with Rocket's own settings is an error, as it is when the application starts.
     let content = content.replace("connect_timeout = 6", "connect_timeout = 60\ntimeout = 10");
     let (_folder, path) = file(&content);
-    let told =
-        check(&["--config", path.to_str().expect("text"), "--table", "default.databases.long"]);
-    told.is_refused(&["`connect_timeout` is 60s, and `timeout` only 10s"]);
+    let outcome = check(&[
+        "--config",
+        path.to_str().expect("the path is UTF-8"),
+        "--table",
+        "default.databases.long",
+    ]);
+    outcome.is_failure(&["`connect_timeout` is 60s, and `timeout` only 10s"]);
 }
 
 #[test]
-fn the_environment() {
+fn environment_variables_are_read() {
     let server = MariaDb::start();
     let url = format!("mysql://{APP}@127.0.0.1:{}/{APP}", server.port());
     let mut with = command();
     with.env("SHOP_DB_URL", &url).env("SHOP_DB_PASSWORD", APP_PASSWORD);
-    outcome(with.args(["--env", "SHOP_DB_"])).is(WELL, &["All is well."]);
-    // The password alone.
+    run(with.args(["--env", "SHOP_DB_"])).is(NO_PROBLEMS, &["No problems found."]);
+    // Only the password is in the environment.
     let (_folder, path) = file(&format!("url = \"{url}\""));
     let mut with = command();
     with.env("SHOP_DB_PASSWORD", APP_PASSWORD).arg("--config").arg(path);
-    outcome(with.args(["--env", "SHOP_DB_"])).is(WELL, &["All is well."]);
-    outcome(command().args(["--env", "SHOP_DB_"])).is_refused(&["there is no peer", "SHOP_DB_URL"]);
-    // A URL that was typed is meant.
+    run(with.args(["--env", "SHOP_DB_"])).is(NO_PROBLEMS, &["No problems found."]);
+    run(command().args(["--env", "SHOP_DB_"])).is_failure(&["there is no peer", "SHOP_DB_URL"]);
+    // A URL on the command line overrides the other sources.
     let mut with = command();
     with.env("SHOP_DB_URL", "postgres://app@db0/app?x=y").env("SHOP_DB_PASSWORD", APP_PASSWORD);
     let (_folder, path) = file("url = 'shop.db'\ncheck_interval = 30");
-    let path = path.to_str().expect("text");
+    let path = path.to_str().expect("the path is UTF-8");
     let with = with.args([&url, "--env", "SHOP_DB_", "--config", path]);
-    outcome(with).is(WELL, &["All is well."]);
+    run(with).is(NO_PROBLEMS, &["No problems found."]);
     let mut with = command();
     with.env("SHOP_DB_URL", &url).env("SHOP_DB_PASSWORD", APP_PASSWORD);
-    outcome(with.args(["--env", "SHOP_DB_", "--config", path])).is(WELL, &["All is well."]);
-    // And what is not, is told.
-    for (prefix, told) in [
+    run(with.args(["--env", "SHOP_DB_", "--config", path]))
+        .is(NO_PROBLEMS, &["No problems found."]);
+    // A wrong prefix is reported.
+    for (prefix, text) in [
         ("SHOP_DB", "`SHOP_DB_PASSWORD` is no setting: give the prefix `SHOP_DB_`"),
         ("SHOP_", "`SHOP_DB_PASSWORD` is no setting: give the prefix `SHOP_DB_`"),
     ] {
         let mut with = command();
         with.env("SHOP_DB_PASSWORD", APP_PASSWORD).args([&url, "--env", prefix]);
-        outcome(&mut with).is_refused(&[told]);
+        run(&mut with).is_failure(&[text]);
     }
 }
 
-/// A process that does not outlive its test.
+/// A process that is killed at the end of its test.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.kill().expect("it is ours");
-        self.0.wait().expect("it is ours");
+        self.0.kill().expect("the process is a child of the test");
+        self.0.wait().expect("the process is a child of the test");
     }
 }
 
 #[test]
-fn watching() {
+fn watch_repeats_the_check() {
     let mut server = MariaDb::start();
     let mut command = command();
     command.args([&server.url(), "--watch", "0.2"]).stdout(Stdio::piped());
-    let mut running = Running(command.spawn().expect("it was built"));
-    let told = BufReader::new(running.0.stdout.take().expect("it is piped"));
-    let (tell, lines) = mpsc::channel();
-    let read = move || told.lines().map_while(Result::ok).try_for_each(|line| tell.send(line));
-    thread::Builder::new().spawn(read).expect("a thread");
+    let mut running = Running(command.spawn().expect("the command was built"));
+    let output = BufReader::new(running.0.stdout.take().expect("the output is piped"));
+    let (sender, lines) = mpsc::channel();
+    let read = move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line));
+    thread::Builder::new().spawn(read).expect("the thread starts");
     let until = |expected: &str| {
-        let told = || lines.recv_timeout(PATIENCE).expect("it goes on");
-        wait_until(expected, PATIENCE, || told().contains(expected));
+        let next = || lines.recv_timeout(PATIENCE).expect("the command keeps running");
+        wait_until(expected, PATIENCE, || next().contains(expected));
     };
-    until("All is well.");
-    until("All is well.");
+    until("No problems found.");
+    until("No problems found.");
     server.kill();
     until("is unreachable: ");
     server.restart();
-    until("All is well.");
+    until("No problems found.");
 }
 
-/// A file that is half-written is told, and looked at again.
+/// An invalid file is an error at the start, and is reported and read again later.
 #[test]
-fn watching_a_file_that_is_written() {
+fn watch_survives_an_invalid_file() {
     let (folder, path) = file("url = ");
     let watch = || {
         let mut command = command();
         command.arg("--config").arg(&path).args(["--watch", "0.2"]).stdin(Stdio::null());
         command
     };
-    outcome(&mut watch()).is_refused(&["line 1, is no TOML"]);
+    run(&mut watch()).is_failure(&["invalid TOML in ", "line 1: "]);
 
     let database = folder.path().join("shop.db");
-    fs::write(&database, "").expect("our own folder");
+    fs::write(&database, "").expect("the folder is accessible");
     let good = format!("url = \"{}\"", database.display());
-    fs::write(&path, &good).expect("our own folder");
+    fs::write(&path, &good).expect("the folder is accessible");
     let mut running = watch();
     running.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut running = Running(running.spawn().expect("it was built"));
-    let (tell, lines) = mpsc::channel();
+    let mut running = Running(running.spawn().expect("the command was built"));
+    let (sender, lines) = mpsc::channel();
     let outputs: [Box<dyn Read + Send>; 2] = [
-        Box::new(running.0.stdout.take().expect("it is piped")),
-        Box::new(running.0.stderr.take().expect("it is piped")),
+        Box::new(running.0.stdout.take().expect("the output is piped")),
+        Box::new(running.0.stderr.take().expect("the output is piped")),
     ];
     for output in outputs {
-        let tell = tell.clone();
-        let told = BufReader::new(output);
-        let read = move || told.lines().map_while(Result::ok).try_for_each(|line| tell.send(line));
-        thread::Builder::new().spawn(read).expect("a thread");
+        let sender = sender.clone();
+        let output = BufReader::new(output);
+        let read =
+            move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line));
+        thread::Builder::new().spawn(read).expect("the thread starts");
     }
-    drop(tell);
+    drop(sender);
     let until = |expected: &str| {
-        let told = || lines.recv_timeout(PATIENCE).expect("it goes on");
-        wait_until(expected, PATIENCE, || told().contains(expected));
+        let next = || lines.recv_timeout(PATIENCE).expect("the command keeps running");
+        wait_until(expected, PATIENCE, || next().contains(expected));
     };
-    until("All is well.");
-    fs::write(&path, &good[..good.len() - 1]).expect("our own folder");
-    until("is no TOML");
-    fs::write(&path, &good).expect("our own folder");
-    until("All is well.");
+    until("No problems found.");
+    fs::write(&path, &good[..good.len() - 1]).expect("the folder is accessible");
+    until("invalid TOML");
+    fs::write(&path, &good).expect("the folder is accessible");
+    until("No problems found.");
 }
 
-/// What is said on a terminal, where `script` provides one.
+/// Returns the output of the command on a terminal, which `script` provides.
 fn on_a_terminal(url: &str, no_color: &str) -> String {
     let mut script = Command::new("script");
     let command = format!("{} check '{url}'", env!("CARGO_BIN_EXE_peers"));
@@ -695,20 +739,35 @@ fn on_a_terminal(url: &str, no_color: &str) -> String {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .expect("every Debian has it");
-    let mut told = String::new();
-    child.stdout.take().expect("it is piped").read_to_string(&mut told).expect("text");
-    assert_eq!(child.wait().expect("it is ours").code(), Some(TROUBLE), "{told}");
-    assert!(!told.contains("s3cret"), "{told}");
-    told
+        .expect("`script` is installed");
+    let mut shown = String::new();
+    child
+        .stdout
+        .take()
+        .expect("the output is piped")
+        .read_to_string(&mut shown)
+        .expect("the output is text");
+    assert_eq!(
+        child.wait().expect("the process is a child").code(),
+        Some(PROBLEMS),
+        "the exit code after {shown}"
+    );
+    assert!(!shown.contains("s3cret"), "no secret is shown: {shown}");
+    shown
 }
 
 #[test]
 fn colors_and_progress_on_a_terminal() {
     let url = "mysql://app:s3cret@127.0.0.1:1,127.0.0.1:2/app";
-    let told = on_a_terminal(url, "");
-    assert!(told.contains("\x1b[31m! 127.0.0.1:2 is unreachable"), "in colors: {told:?}");
-    assert!(told.contains("waiting for 127.0.0.1:1, 127.0.0.1:2"), "who is waited for: {told:?}");
-    let told = on_a_terminal(url, "1");
-    assert!(!told.contains("\x1b[31m") && told.contains("unreachable"), "no colors: {told:?}");
+    let shown = on_a_terminal(url, "");
+    assert!(
+        shown.contains("\x1b[31m! 127.0.0.1:2 is unreachable"),
+        "problems are in color: {shown:?}"
+    );
+    assert!(shown.contains("waiting for 127.0.0.1:1, 127.0.0.1:2"), "progress is shown: {shown:?}");
+    let shown = on_a_terminal(url, "1");
+    assert!(
+        !shown.contains("\x1b[31m") && shown.contains("unreachable"),
+        "NO_COLOR disables colors: {shown:?}"
+    );
 }

@@ -1,65 +1,72 @@
-//! Where peers differ that should be equal, and how much that matters. All of it is pure.
+//! Compares the facts of the peers and rates the differences. The functions are pure.
 
 use std::fmt;
 
-use super::fact::{Aspect, Value};
+use super::fact::{Aspect, FactValue};
 use super::finding::Finding;
-use super::text::{listed, listed_with};
+use super::text::{join_names, verb_for};
 
-/// How many of the modes or migrations that a peer lacks are named.
-const NAMED: usize = 3;
+/// The number of modes or migrations that a sentence lists; more are only counted.
+const MAX_LISTED: usize = 3;
 
-/// How much a difference matters.
+/// The severity of a [`Difference`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Severity {
-    /// It is good to know; the application need not notice.
+    /// The difference is worth knowing, but should not affect the application.
     Note,
-    /// The application works differently from one peer to the other.
+    /// Queries may give different results, or fail, depending on the peer that serves them.
     Problem,
 }
 
 impl Severity {
-    /// What it is called in [`Report::to_json`](super::Report::to_json).
+    /// Returns a stable `snake_case` name, as used in [`Report::to_json`](super::Report::to_json).
     #[must_use]
-    pub fn key(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Note => "note",
-            Self::Problem => "trouble",
+            Self::Problem => "problem",
         }
     }
 }
 
-/// Peers that say the same.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// The peers that have the same value for an aspect.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Group {
-    /// What they say.
-    pub value: Value,
-    /// Their names.
+    /// The value that the peers have in common.
+    pub value: FactValue,
+    /// The names of the peers.
     pub peers: Vec<String>,
 }
 
-/// Something in which peers differ. `Display` tells of it in a sentence.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An aspect for which the peers have different values. `Display` describes the difference in a sentence.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Difference {
-    /// In what.
+    /// The aspect that differs.
     pub aspect: Aspect,
-    /// How much that matters.
+    /// The severity of the difference.
     pub severity: Severity,
-    /// Who says what, the largest group first; at least two.
+    /// The values and the peers that have them: at least two groups, the largest first. Peers whose value is
+    /// unknown are left out.
     pub groups: Vec<Group>,
 }
 
 impl Difference {
-    /// The names of the peers that differ from more than half of those that were asked. None where there
-    /// is no such majority: then there is no telling who is the odd one.
+    /// Returns the names of the peers that differ from the majority. The majority is a value that more than
+    /// half of the peers in [`groups`](Self::groups) have. Without a majority the list is empty.
     #[must_use]
-    pub fn odd(&self) -> Vec<&str> {
-        let peers = |groups: &[Group]| groups.iter().map(|group| group.peers.len()).sum::<usize>();
+    pub fn outliers(&self) -> Vec<&str> {
+        let count = |groups: &[Group]| groups.iter().map(|group| group.peers.len()).sum::<usize>();
         let Some((first, others)) = self.groups.split_first() else { return Vec::new() };
-        if first.peers.len() <= peers(others) {
+        if first.peers.len() <= count(others) {
             return Vec::new();
         }
         others.iter().flat_map(|group| &group.peers).map(String::as_str).collect()
@@ -70,54 +77,54 @@ impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.aspect)?;
         let Some((usual, others)) = self.groups.split_first() else { return Ok(()) };
-        let mut is_usual_told = true;
+        let mut lists_only = true;
         for (index, group) in others.iter().enumerate() {
             if index > 0 {
                 f.write_str("; ")?;
             }
-            f.write_str(&listed(&group.peers))?;
-            if let (Value::List(usual), Value::List(other)) = (&usual.value, &group.value) {
-                f.write_str(&in_and_out(usual, other, group.peers.len() == 1))?;
+            f.write_str(&join_names(&group.peers))?;
+            if let (FactValue::List(usual), FactValue::List(other)) = (&usual.value, &group.value) {
+                f.write_str(&list_difference(usual, other, &group.peers))?;
             } else {
-                is_usual_told = false;
-                f.write_str(&has(group, self.aspect))?;
+                lists_only = false;
+                f.write_str(&has_value(group, self.aspect))?;
             }
         }
-        if is_usual_told {
-            write!(f, ", compared with {}", listed(&usual.peers))
+        if lists_only {
+            write!(f, ", compared with {}", join_names(&usual.peers))
         } else {
-            write!(f, "; {}{}", listed(&usual.peers), has(usual, self.aspect))
+            write!(f, "; {}{}", join_names(&usual.peers), has_value(usual, self.aspect))
         }
     }
 }
 
-/// " has this".
-fn has(group: &Group, aspect: Aspect) -> String {
-    let has = listed_with(&group.peers, "has", "have");
-    format!(" {has} {}", group.value.shown(aspect))
+/// Returns `" has VALUE"` or `" have VALUE"`.
+fn has_value(group: &Group, aspect: Aspect) -> String {
+    let has = verb_for(&group.peers, "has", "have");
+    format!(" {has} {}", group.value.summary(aspect))
 }
 
-/// " lacks a and b and has c besides".
-fn in_and_out(usual: &[String], other: &[String], is_one: bool) -> String {
+/// Returns how a list differs from the usual one: `" lacks a and b and also has c"`.
+fn list_difference(usual: &[String], other: &[String], peers: &[String]) -> String {
     let without = |some: &[String], others: &[String]| -> Vec<String> {
         some.iter().filter(|value| !others.contains(value)).cloned().collect()
     };
-    let (lacks, has) = if is_one { ("lacks", "has") } else { ("lack", "have") };
+    let (lacks, has) = (verb_for(peers, "lacks", "lack"), verb_for(peers, "has", "have"));
     let (missing, extra) = (without(usual, other), without(other, usual));
-    let missing = (!missing.is_empty()).then(|| format!(" {lacks} {}", some_of(&missing)));
-    let extra = (!extra.is_empty()).then(|| format!(" {has} {} besides", some_of(&extra)));
+    let missing = (!missing.is_empty()).then(|| format!(" {lacks} {}", abbreviated(&missing)));
+    let extra = (!extra.is_empty()).then(|| format!(" also {has} {}", abbreviated(&extra)));
     missing.into_iter().chain(extra).collect::<Vec<_>>().join(" and")
 }
 
-/// The first of them by name.
-fn some_of(values: &[String]) -> String {
-    match values.len().checked_sub(NAMED) {
-        None | Some(0) => listed(values),
-        Some(more) => format!("{} and {more} more", values[..NAMED].join(", ")),
+/// Lists the first values and counts the others.
+fn abbreviated(values: &[String]) -> String {
+    match values.len().checked_sub(MAX_LISTED) {
+        None | Some(0) => join_names(values),
+        Some(more) => format!("{} and {more} more", values[..MAX_LISTED].join(", ")),
     }
 }
 
-/// Every aspect in which they differ.
+/// Returns the aspects in which the peers differ, except those in which they are expected to.
 pub(super) fn differences(peers: &[Finding]) -> Vec<Difference> {
     let mut aspects: Vec<Aspect> =
         peers.iter().flat_map(|peer| peer.facts.keys().copied()).collect();
@@ -131,12 +138,13 @@ pub(super) fn differences(peers: &[Finding]) -> Vec<Difference> {
     aspects.into_iter().filter_map(difference).collect()
 }
 
-/// Who says what of one aspect, the largest group first, and of several that are as large the one whose
-/// peer comes first. What is not known is nobody's.
+/// Groups the peers by their value for one aspect, the largest group first. Groups of the same size keep the
+/// order of the peers. Unknown values are left out.
 pub(super) fn groups(peers: &[Finding], aspect: Aspect) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for Finding { name, facts, .. } in peers {
-        let Some(value) = facts.get(&aspect).filter(|value| !matches!(value, Value::Unknown(_)))
+        let Some(value) =
+            facts.get(&aspect).filter(|value| !matches!(value, FactValue::Unknown(_)))
         else {
             continue;
         };
@@ -149,20 +157,20 @@ pub(super) fn groups(peers: &[Finding], aspect: Aspect) -> Vec<Group> {
     groups
 }
 
-/// Peers that say they are at the same place.
-pub(super) fn doubles(peers: &[Finding]) -> Vec<Vec<String>> {
+/// Returns the names of peers that report the same host and port, one list for each server.
+pub(super) fn same_server(peers: &[Finding]) -> Vec<Vec<String>> {
     let groups = groups(peers, Aspect::Server).into_iter().map(|group| group.peers);
     groups.filter(|peers| peers.len() > 1).collect()
 }
 
-/// How much a difference matters. `None` where peers are to differ.
+/// Rates a difference. `None` if peers are expected to differ in this aspect.
 fn severity(aspect: Aspect, groups: &[Group]) -> Option<Severity> {
-    let are_alike = |alike: fn(&Value) -> Option<String>| {
-        groups.windows(2).all(|pair| alike(&pair[0].value) == alike(&pair[1].value))
+    let are_alike = |feature: fn(&FactValue) -> Option<String>| {
+        groups.windows(2).all(|pair| feature(&pair[0].value) == feature(&pair[1].value))
     };
     Some(match aspect {
         Aspect::Server => return None,
-        // What every query meets, or some write.
+        // These affect every query or some writes.
         Aspect::Database
         | Aspect::Role
         | Aspect::Cluster
@@ -176,12 +184,12 @@ fn severity(aspect: Aspect, groups: &[Group]) -> Option<Severity> {
         | Aspect::Collation
         | Aspect::SessionCollation
         | Aspect::ClientCharacterSet => Severity::Problem,
-        // An upgrade of one peer after the other goes through differences of the last number.
+        // A rolling upgrade to a patch release is only a note.
         Aspect::Version if !are_alike(release_series) => Severity::Problem,
-        // Either all are encrypted or none is.
-        Aspect::Encryption if !are_alike(is_there) => Severity::Problem,
-        // diesel sets the time zone of its sessions. What a node does is the pool's to judge. Replicas by
-        // logical replication have a system identifier each.
+        // Only some of the connections are encrypted.
+        Aspect::Encryption if !are_alike(presence) => Severity::Problem,
+        // diesel sets the time zone of its own sessions. The pool itself evaluates the state of a node.
+        // Logical replicas each have a system identifier of their own.
         Aspect::Version
         | Aspect::Encryption
         | Aspect::NodeState
@@ -193,14 +201,15 @@ fn severity(aspect: Aspect, groups: &[Group]) -> Option<Severity> {
     })
 }
 
-fn is_there(value: &Value) -> Option<String> {
-    (*value != Value::None).then(String::new)
+/// Distinguishes only whether there is a value.
+fn presence(value: &FactValue) -> Option<String> {
+    (*value != FactValue::None).then(String::new)
 }
 
-/// What changes how a server works: whose it is, and the first two numbers of its version, or the first
-/// alone from 10 on where there are only two, as PostgreSQL counts.
-fn release_series(value: &Value) -> Option<String> {
-    let Value::Text(version) = value else { return None };
+/// Returns the product and release series: the first two numbers of the version, or only the first if there
+/// are just two, as in PostgreSQL since version 10.
+fn release_series(value: &FactValue) -> Option<String> {
+    let FactValue::Text(version) = value else { return None };
     let number =
         version.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or_default();
     let numbers: Vec<&str> = number.split('.').collect();
@@ -209,8 +218,8 @@ fn release_series(value: &Value) -> Option<String> {
         [first, second, ..] => format!("{first}.{second}"),
         _ => number.to_owned(),
     };
-    let whose = if version.contains("MariaDB") { "MariaDB" } else { "" };
-    Some(format!("{whose}{series}"))
+    let product = if version.contains("MariaDB") { "MariaDB" } else { "" };
+    Some(format!("{product}{series}"))
 }
 
 #[cfg(test)]
@@ -220,7 +229,7 @@ mod tests {
     use super::*;
     use crate::doctor::finding::Condition;
 
-    fn peers(facts: &[(Aspect, &[Value])]) -> Vec<Finding> {
+    fn peers(facts: &[(Aspect, &[FactValue])]) -> Vec<Finding> {
         let count = facts.iter().map(|(_, values)| values.len()).max().unwrap_or_default();
         let finding = |index: usize| {
             let of_peer = facts
@@ -239,29 +248,34 @@ mod tests {
         (0..count).map(finding).collect()
     }
 
-    fn text(text: &str) -> Value {
-        Value::text(text)
+    fn text(text: &str) -> FactValue {
+        FactValue::text(text)
     }
 
-    fn list(values: &[&str]) -> Value {
-        Value::list(values.iter().map(|value| (*value).to_owned()))
+    fn list(values: &[&str]) -> FactValue {
+        FactValue::sorted_list(values.iter().map(|value| (*value).to_owned()))
     }
 
-    fn unknown() -> Value {
-        Value::Unknown("why".to_owned())
+    fn unknown() -> FactValue {
+        FactValue::Unknown("reason".to_owned())
     }
 
-    /// What is said of peers that say this.
+    /// Asserts the first difference between peers with these values: severity, outliers and sentence.
     #[track_caller]
-    fn assert_said(aspect: Aspect, values: &[Value], expected: Option<(Severity, &[&str], &str)>) {
+    fn assert_difference(
+        aspect: Aspect,
+        values: &[FactValue],
+        expected: Option<(Severity, &[&str], &str)>,
+    ) {
         let found = differences(&peers(&[(aspect, values)]));
-        let said = found.first().map(|it| (it.severity, it.odd(), it.to_string()));
-        let said = said.as_ref().map(|(severity, odd, text)| (*severity, &odd[..], &**text));
-        assert_eq!(said, expected, "{aspect} {values:?}");
+        let found = found.first().map(|it| (it.severity, it.outliers(), it.to_string()));
+        let found =
+            found.as_ref().map(|(severity, outliers, text)| (*severity, &outliers[..], &**text));
+        assert_eq!(found, expected, "the difference of {values:?} in the aspect {aspect}");
     }
 
     #[test]
-    fn who_differs_from_whom() {
+    fn outliers_differ_from_a_majority() {
         use Severity::Problem;
         let isolation = Aspect::Isolation;
         let (a, b, c) = (text("A"), text("B"), text("C"));
@@ -287,24 +301,24 @@ mod tests {
                 )),
             ),
             (
-                &[b, Value::None, Value::None],
+                &[b, FactValue::None, FactValue::None],
                 Some((Problem, &["db0"], "isolation: db0 has B; db1 and db2 have none")),
             ),
         ] {
-            assert_said(isolation, values, expected);
+            assert_difference(isolation, values, expected);
         }
     }
 
     #[test]
-    fn what_is_missing() {
+    fn lists_are_described_by_missing_and_additional_values() {
         use Severity::Problem;
         let long = list(&["1", "2", "3", "4", "5", "6"]);
-        for (aspect, values, odd, expected) in [
+        for (aspect, values, outliers, expected) in [
             (
                 Aspect::SqlMode,
                 [list(&["A", "B"]), list(&["A", "B"]), list(&["B", "C"])],
                 &["db2"][..],
-                "sql_mode: db2 lacks A and has C besides, compared with db0 and db1",
+                "sql_mode: db2 lacks A and also has C, compared with db0 and db1",
             ),
             (
                 Aspect::Migrations,
@@ -314,7 +328,7 @@ mod tests {
             ),
             (
                 Aspect::Migrations,
-                [long.clone(), Value::None, long.clone()],
+                [long.clone(), FactValue::None, long.clone()],
                 &["db1"],
                 "migrations: db1 has none; db0 and db2 have 6, the newest 6",
             ),
@@ -325,12 +339,12 @@ mod tests {
                 "migrations: db0 lacks 2, compared with db1 and db2",
             ),
         ] {
-            assert_said(aspect, &values, Some((Problem, odd, expected)));
+            assert_difference(aspect, &values, Some((Problem, outliers, expected)));
         }
     }
 
     #[test]
-    fn how_much_it_matters() {
+    fn severity_depends_on_aspect_and_values() {
         use Severity::{Note, Problem};
         for (aspect, one, other, expected) in [
             (Aspect::Version, text("10.11.6-MariaDB-log"), text("10.11.14-MariaDB"), Some(Note)),
@@ -341,34 +355,42 @@ mod tests {
             (Aspect::Version, text("15.4 (Debian 15.4-1)"), text("15.8"), Some(Note)),
             (Aspect::Version, text("15.4"), text("16.4"), Some(Problem)),
             (Aspect::Encryption, text("TLSv1.3, A"), text("TLSv1.2, B"), Some(Note)),
-            (Aspect::Encryption, text("TLSv1.3, A"), Value::None, Some(Problem)),
+            (Aspect::Encryption, text("TLSv1.3, A"), FactValue::None, Some(Problem)),
             (Aspect::Cluster, text("u"), text("v"), Some(Problem)),
-            (Aspect::Cluster, text("u"), Value::None, Some(Problem)),
+            (Aspect::Cluster, text("u"), FactValue::None, Some(Problem)),
             (Aspect::TimeZone, text("UTC"), text("CET"), Some(Note)),
             (Aspect::Server, text("db0:3306"), text("db1:3306"), None),
         ] {
             let values = [one, other];
             let found = differences(&peers(&[(aspect, &values)]));
-            assert_eq!(found.first().map(|it| it.severity), expected, "{aspect} {values:?}");
+            assert_eq!(
+                found.first().map(|it| it.severity),
+                expected,
+                "the severity of {values:?} in the aspect {aspect}"
+            );
         }
     }
 
     #[test]
-    fn peers_at_one_place() {
-        let places = [text("a:1"), text("b:1"), text("a:1"), unknown()];
-        let peers = peers(&[(Aspect::Server, &places)]);
-        assert_eq!(doubles(&peers), [["db0", "db2"]]);
-        assert!(differences(&peers).is_empty(), "they are to differ");
+    fn peers_with_the_same_address_are_one_server() {
+        let addresses = [text("a:1"), text("b:1"), text("a:1"), unknown()];
+        let peers = peers(&[(Aspect::Server, &addresses)]);
+        assert_eq!(same_server(&peers), [["db0", "db2"]]);
+        assert!(differences(&peers).is_empty(), "different addresses are not a difference");
     }
 
     #[test]
-    fn each_aspect_by_itself() {
+    fn aspects_are_compared_independently() {
         let peers = peers(&[
             (Aspect::TimeZone, &[text("UTC"), text("CET")]),
             (Aspect::Database, &[text("shop"), text("shop")]),
             (Aspect::Role, &[text("read-only"), text("read-write")]),
         ]);
         let aspects: Vec<_> = differences(&peers).iter().map(|it| it.aspect).collect();
-        assert_eq!(aspects, [Aspect::Role, Aspect::TimeZone], "in the order of the table");
+        assert_eq!(
+            aspects,
+            [Aspect::Role, Aspect::TimeZone],
+            "differences are in the order of the aspects"
+        );
     }
 }

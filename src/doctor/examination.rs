@@ -1,4 +1,4 @@
-//! Examining all peers at once: a login to each, as the pool makes it, and then questions.
+//! Examines all peers at once: logs in to each of them as the pool does, and then collects its facts.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, unbounded};
 use diesel::r2d2::R2D2Connection;
 
-use super::ask::{self, Asker};
+use super::collect::{FactRecorder, collect};
 use super::finding::Finding;
 use super::progress::PeerProgress;
 use super::{Report, sqlite_file};
@@ -21,15 +21,19 @@ use crate::panics::catch_panic;
 use crate::peers::set::PeerSet;
 use crate::url::PeerUrl;
 
-/// How many round trips are timed. The shortest has waited for nothing else.
+/// The number of round trips that are measured. The shortest is reported, because the others may include
+/// waiting for something else.
 const ROUND_TRIPS: usize = 3;
 
-/// Examines the peers of this configuration, all at once, each within its
-/// [`connect_timeout`](PeerManagerBuilder::connect_timeout). It takes as long as the slowest of them.
+/// Examines all peers of this configuration at the same time and returns a [`Report`].
+///
+/// The examination takes as long as the slowest peer. Each peer has its
+/// [`connect_timeout`](PeerManagerBuilder::connect_timeout) for the login and the queries together.
 ///
 /// # Errors
 ///
-/// As [`build`](PeerManagerBuilder::build). What is wrong with a peer stands in the report.
+/// The same as [`build`](PeerManagerBuilder::build). Failures of a peer are not errors; the report contains
+/// them.
 pub fn examine<C>(builder: PeerManagerBuilder<C>) -> Result<Report, BuildError>
 where
     C: R2D2Connection + Send + 'static,
@@ -37,34 +41,37 @@ where
     examine_with_progress(builder, |_| {})
 }
 
-/// As [`examine`], and tells the names of the peers that are waited for: at the beginning, and each time
-/// that one is done.
+/// Does the same as [`examine`] and reports progress.
+///
+/// `on_progress` is called with the names of the peers whose examination is not complete: at the beginning,
+/// and each time one is complete.
 ///
 /// # Errors
 ///
-/// As [`build`](PeerManagerBuilder::build). What is wrong with a peer stands in the report.
+/// The same as [`build`](PeerManagerBuilder::build). Failures of a peer are not errors; the report contains
+/// them.
 pub fn examine_with_progress<C>(
     builder: PeerManagerBuilder<C>,
-    mut tell: impl FnMut(&[String]),
+    mut on_progress: impl FnMut(&[String]),
 ) -> Result<Report, BuildError>
 where
     C: R2D2Connection + Send + 'static,
 {
-    // It keeps the deadlines, and ends what is under way when it is dropped.
+    // The manager's checker enforces the deadlines. Dropping the manager ends logins in progress.
     let manager = builder.unchecked().build()?;
     let (set, hooks) = manager.parts();
-    // A name that was resolved has left a place where there is no peer.
+    // A host name that was resolved keeps a place in the set that is not a member.
     let peers: Vec<(usize, String)> = set.read(|peers| {
         let members = peers.iter().enumerate().filter(|(_, peer)| peer.is_member());
         members.map(|(place, peer)| (place, peer.name.to_string())).collect()
     });
-    let (done, findings) = unbounded();
+    let (completed, findings) = unbounded();
     for (number, (place, name)) in peers.iter().enumerate() {
-        start(set, hooks, (number, *place, name.clone()), done.clone());
+        start(set, hooks, (number, *place, name.clone()), completed.clone());
     }
     let names: Vec<String> = peers.into_iter().map(|(_, name)| name).collect();
-    // So that the wait ends also when one ends without a word.
-    drop(done);
+    // Once all threads have ended, also without a result, `recv` now fails instead of waiting.
+    drop(completed);
     let mut found: Vec<Option<Finding>> = names.iter().map(|_| None).collect();
     loop {
         let waiting: Vec<String> = names
@@ -73,95 +80,101 @@ where
             .filter(|(_, found)| found.is_none())
             .map(|(name, _)| name.clone())
             .collect();
-        tell(&waiting);
+        on_progress(&waiting);
         if waiting.is_empty() {
             break;
         }
         let Ok((peer, finding)) = findings.recv() else { break };
         found[peer] = Some(finding);
     }
-    let silent = |name: String| {
-        PeerProgress::default().finding(
+    let without_result = |name: String| {
+        PeerProgress::default().take_finding(
             name,
-            Err(LoginFailure::NotAttempted("its login has ended without a word".into())),
+            Err(LoginFailure::NotAttempted("the login thread ended without a result".into())),
         )
     };
-    let findings = found.into_iter().zip(names);
-    Ok(Report::of(findings.map(|(found, name)| found.unwrap_or_else(|| silent(name))).collect()))
+    let findings = found
+        .into_iter()
+        .zip(names)
+        .map(|(found, name)| found.unwrap_or_else(|| without_result(name)));
+    Ok(Report::new(findings.collect()))
 }
 
-/// Examines one peer on a thread of its own.
-#[expect(clippy::disallowed_methods, reason = "an examination is stamped when it begins")]
+/// Starts the examination of one peer on a thread of its own.
+#[expect(clippy::disallowed_methods, reason = "the duration of the login is measured")]
 fn start<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
     hooks: &Arc<Hooks<C>>,
     (number, peer, name): (usize, usize, String),
-    done: Sender<(usize, Finding)>,
+    completed: Sender<(usize, Finding)>,
 ) {
     let (url, activity) = set.read(|peers| (peers[peer].url.clone(), peers[peer].activity.clone()));
-    if let Some(finding) = without_a_file::<C>(&name, &url) {
-        drop(done.send((number, finding)));
+    if let Some(finding) = missing_file::<C>(&name, &url) {
+        drop(completed.send((number, finding)));
         return;
     }
     let login =
         Login { set: set.clone(), peer, activity, url, hooks: hooks.clone(), rng: set.rng() };
     let patience = set.settings().connect_timeout.min(set.settings().connect_deadline);
     let peer_progress = Arc::new(PeerProgress::default());
-    let known = peer_progress.clone();
+    let thread_progress = peer_progress.clone();
     let began = Instant::now();
     bounded::start(
         set,
         peer,
         (began, Patience::of(patience)),
-        move |progress| look(login, progress, began, &peer_progress),
-        // Nobody may be there to hear it.
-        move |outcome| drop(done.send((number, known.finding(name, outcome)))),
+        move |progress| examine_peer(login, progress, began, &thread_progress),
+        // The receiver may be gone.
+        move |outcome| drop(completed.send((number, peer_progress.take_finding(name, outcome)))),
     );
 }
 
-/// Logs in, and asks what there is to ask.
-fn look<C: R2D2Connection + 'static>(
+/// Logs in to a peer, measures the round trip and collects the peer's facts.
+fn examine_peer<C: R2D2Connection + 'static>(
     login: Login<C>,
     progress: &Progress,
     began: Instant,
     peer_progress: &PeerProgress,
 ) -> Result<(), LoginFailure> {
     let Look { url, mut conn, unfit } = login.look(progress)?;
-    peer_progress.logged_in(began.elapsed(), unfit);
-    peer_progress.asks(Some("answer `SELECT 1`"));
+    peer_progress.record_login(began.elapsed(), unfit);
+    peer_progress.begin_step("answer `SELECT 1`");
     if let Some(round_trip) = round_trip(&mut conn) {
-        peer_progress.answers_within(round_trip);
+        peer_progress.record_round_trip(round_trip);
     }
-    let asker = Asker { peer_progress, url: &url };
+    let recorder = FactRecorder { peer_progress, url: &url };
     let any: &mut dyn Any = &mut conn;
-    let asked = ask::ask(any, &asker);
-    if asked.is_ok() {
-        // Else it was cut off, as it had fallen silent: that is to be told of what it was asked last.
-        peer_progress.asks(None);
+    let outcome = collect(any, &recorder);
+    if outcome.is_ok() {
+        // After a failure the step stays: at the deadline the connection is shut down, and the report names
+        // the step that the peer did not complete.
+        peer_progress.finish_steps();
     }
-    // A destructor is user code, where the connection's type is.
+    // The destructor of the application's own connection type may panic.
     let _ = catch_panic(|| drop(conn));
-    asked
+    outcome
 }
 
-#[expect(clippy::disallowed_methods, reason = "a round trip is timed")]
+/// Returns the shortest of [`ROUND_TRIPS`] round trips, or `None` if none succeeded.
+#[expect(clippy::disallowed_methods, reason = "the duration of a round trip is measured")]
 fn round_trip(conn: &mut impl R2D2Connection) -> Option<Duration> {
-    let time = |()| {
+    let measure = |()| {
         let began = Instant::now();
         conn.ping().ok().map(|()| began.elapsed())
     };
-    [(); ROUND_TRIPS].map(time).into_iter().flatten().min()
+    [(); ROUND_TRIPS].map(measure).into_iter().flatten().min()
 }
 
-/// SQLite would create a file that is missing, as the pool would. To look must not change anything.
-fn without_a_file<C: 'static>(name: &str, url: &PeerUrl) -> Option<Finding> {
+/// Returns a finding if the login would create a missing SQLite file: an examination must not change
+/// anything.
+fn missing_file<C: 'static>(name: &str, url: &PeerUrl) -> Option<Finding> {
     let is_sqlite = Dialect::of::<C>() == Dialect::Sqlite;
-    let path = sqlite_file::created_by(url.expose()).filter(|_| is_sqlite)?;
+    let path = sqlite_file::file_created_by(url.expose()).filter(|_| is_sqlite)?;
     if path.exists() {
         return None;
     }
-    let reason = "there is no such file, and the pool would create an empty database: write \
-               `file:PATH?mode=rw`, which creates none";
+    let reason = "the file does not exist, and the pool would create an empty database; to prevent \
+                  that, use `file:PATH?mode=rw`";
     let refusal = Refusal::new(Fault::Misconfigured, reason);
-    Some(PeerProgress::default().finding(name.to_owned(), Err(LoginFailure::Refused(refusal))))
+    Some(PeerProgress::default().take_finding(name.to_owned(), Err(LoginFailure::Refused(refusal))))
 }

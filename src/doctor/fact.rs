@@ -1,62 +1,64 @@
-//! What a peer can be asked about itself, and what it may say.
+//! The aspects in which peers are compared, and the values that peers have for them.
 
 use std::fmt;
 
-/// What a peer is asked about itself. Some are the server's, others those of a session as the application
-/// has it.
+/// A property of a peer that the examination collects and compares. Some describe the server, others a
+/// session as the application gets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Aspect {
-    /// Its version. For SQLite that of the library.
+    /// The version of the server; for SQLite, the version of the library.
     Version,
-    /// Where it says it is: its host and port. (Not for SQLite.)
+    /// The host and port that the server itself reports. (Not for SQLite.)
     Server,
-    /// The database that a session is in. (Not for SQLite.)
+    /// The current database of a session. (Not for SQLite.)
     Database,
-    /// The TLS version and cipher of the session, or none. (Not for SQLite.)
+    /// The TLS version and cipher of a session, or none if it is not encrypted. (Not for SQLite.)
     Encryption,
-    /// Whether it takes writes: `read-write`, `read-only` or `standby`. (Not for SQLite.)
+    /// Whether the peer accepts writes: `read-write`, `read-only` or `standby`. (Not for SQLite.)
     Role,
-    /// The Galera cluster's UUID, or none. (MySQL and MariaDB.)
+    /// The UUID of the Galera cluster, or none if the server is not a Galera node. (MySQL and MariaDB.)
     Cluster,
-    /// Galera: whether its part of the cluster has a quorum.
+    /// Whether the node's part of the cluster has a quorum: `wsrep_cluster_status`. (Galera.)
     ClusterStatus,
-    /// Galera: of how many nodes its part of the cluster is.
+    /// The number of nodes in the node's part of the cluster. (Galera.)
     ClusterSize,
-    /// Galera: what the node does, as `Synced`.
+    /// The state of the node, such as `Synced`. (Galera.)
     NodeState,
-    /// Galera: whether the node takes queries.
+    /// Whether the node accepts queries. (Galera.)
     NodeReady,
-    /// What a cluster's data were made as, which a standby has in common with its primary. (PostgreSQL.)
+    /// The system identifier of the database cluster, which a standby shares with its primary.
+    /// (PostgreSQL.)
     SystemIdentifier,
-    /// The file that the path leads to: its inode and device. (SQLite, on Unix.)
+    /// The inode and device of the database's file. (SQLite, on Unix.)
     File,
-    /// The versions in diesel's `__diesel_schema_migrations`, or none where there is no such table.
+    /// The versions in diesel's table `__diesel_schema_migrations`, or none if the table does not exist.
     Migrations,
-    /// The session's modes. (MySQL and MariaDB.)
+    /// The `sql_mode` of a session. (MySQL and MariaDB.)
     SqlMode,
-    /// The isolation level of the session's transactions. (Not for SQLite.)
+    /// The isolation level of a session's transactions. (Not for SQLite.)
     Isolation,
     /// The character set of the database.
     CharacterSet,
     /// The collation of the database. (Not for SQLite.)
     Collation,
-    /// The collation of a session's texts. (MySQL and MariaDB.)
+    /// The collation of a session's connection. (MySQL and MariaDB.)
     SessionCollation,
-    /// The character set of a session's texts. (Not for SQLite.)
+    /// The client character set of a session. (Not for SQLite.)
     ClientCharacterSet,
-    /// The character set and collation of databases that are created. (MySQL and MariaDB.)
+    /// The default character set and collation of new databases. (MySQL and MariaDB.)
     ServerCharacterSet,
-    /// The server's time zone. diesel sets that of its sessions to UTC. (Not for SQLite.)
+    /// The time zone of the server. diesel sets the time zone of its own sessions to UTC. (Not for
+    /// SQLite.)
     TimeZone,
-    /// How the file keeps its transactions. (SQLite.)
+    /// The journal mode of the database's file. (SQLite.)
     JournalMode,
 }
 
 impl Aspect {
-    /// What it is called in [`Report::to_json`](super::Report::to_json).
+    /// Returns a stable `snake_case` name, as used in [`Report::to_json`](super::Report::to_json).
     #[must_use]
-    pub fn key(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Version => "version",
             Self::Server => "server",
@@ -84,44 +86,44 @@ impl Aspect {
     }
 }
 
-/// The key, in words.
+/// Writes the name with spaces instead of underscores. `sql_mode` keeps its underscore.
 impl fmt::Display for Aspect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&match self {
-            Self::SqlMode => self.key().to_owned(),
-            _ => self.key().replace('_', " "),
+            Self::SqlMode => self.as_str().to_owned(),
+            _ => self.as_str().replace('_', " "),
         })
     }
 }
 
-/// What a peer says of one [`Aspect`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The value that a peer has for one [`Aspect`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Value {
-    /// There is no such thing: no table of migrations, no encryption, no cluster.
+pub enum FactValue {
+    /// The peer has no such thing: no table of migrations, no encryption or no cluster.
     None,
-    /// As the server says it.
+    /// A single value, as the server reports it.
     Text(String),
-    /// Several, sorted: modes, migrations.
+    /// Several values in ascending order, such as the parts of `sql_mode` or the migrations.
     List(Vec<String>),
-    /// It could not be asked, and why. It is not compared.
+    /// The reason why the value could not be read. Unknown values are not compared.
     Unknown(String),
 }
 
-impl Value {
+impl FactValue {
     #[cfg(any(test, feature = "mysql"))]
     pub(super) fn text(text: impl Into<String>) -> Self {
         Self::Text(text.into())
     }
 
-    pub(super) fn list(values: impl IntoIterator<Item = String>) -> Self {
+    pub(super) fn sorted_list(values: impl IntoIterator<Item = String>) -> Self {
         let mut values: Vec<String> = values.into_iter().collect();
         values.sort_unstable();
         Self::List(values)
     }
 
-    /// As it is shown in a table. Of migrations only the newest matters.
-    pub(super) fn shown(&self, aspect: Aspect) -> String {
+    /// Returns the text for tables and sentences. Migrations are reduced to their number and the newest.
+    pub(super) fn summary(&self, aspect: Aspect) -> String {
         match (self, aspect) {
             (Self::None, _) => "none".to_owned(),
             (Self::Text(text), _) => text.clone(),
@@ -130,7 +132,7 @@ impl Value {
                 None => "0".to_owned(),
             },
             (Self::List(values), _) => values.join(","),
-            (Self::Unknown(reason), _) => format!("not known: {reason}"),
+            (Self::Unknown(reason), _) => format!("unknown: {reason}"),
         }
     }
 }

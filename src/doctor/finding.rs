@@ -1,89 +1,93 @@
-//! What was found out about one peer.
+//! The result of the examination of one peer.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use super::fact::{Aspect, Value};
+use super::fact::{Aspect, FactValue};
 use crate::fault::Fault;
 
-/// What was found out about one peer.
-#[derive(Debug, Clone)]
+/// The result of the examination of one peer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Finding {
-    /// Its name.
+    /// The name of the peer.
     pub name: String,
-    /// Whether the pool would use it.
+    /// Whether the pool would use the peer.
     pub condition: Condition,
-    /// What kind of failure it is. `None` where the peer is ready, or has said nothing.
+    /// The kind of the failure. `None` if the peer is ready, is unresponsive or was not examined.
     pub fault: Option<Fault>,
-    /// Why it is not ready: client libraries' messages, without URL or password.
+    /// The reason why the peer is not ready, without URL or password; often a message of the client
+    /// library. `None` if the peer is ready.
     pub reason: Option<String>,
-    /// How long the login took, with all that a new connection of the pool is put to. `None` where it
-    /// did not let us in.
+    /// The duration of the login, including all that the pool does to prepare and test a new connection.
+    /// `None` if the login failed.
     pub login: Option<Duration>,
-    /// How long a `SELECT 1` takes there and back, the shortest of three. `None` where it was not
-    /// answered.
+    /// The shortest of three measured round trips of `SELECT 1`. `None` if the peer answered none of
+    /// them.
     pub round_trip: Option<Duration>,
-    /// What it says of itself. What a server has nothing to say of is not there.
-    pub facts: BTreeMap<Aspect, Value>,
+    /// The values that the peer reported. Aspects that the peer does not have are left out.
+    pub facts: BTreeMap<Aspect, FactValue>,
 }
 
 impl Finding {
-    /// In a sentence, if it is not ready.
+    /// Returns a sentence about the peer if it is not ready.
     pub(super) fn problem(&self) -> Option<String> {
         let Self { name, condition, reason, .. } = self;
         let reason = reason.as_ref()?;
         let verdict = match condition {
             Condition::WrongRole => "has the wrong role",
-            Condition::Misconfigured => "does not let us in",
-            Condition::NotAsked => "was not asked",
+            Condition::NotExamined => "was not examined",
             _ => return Some(format!("{name} is {condition}: {reason}")),
         };
         Some(format!("{name} {verdict}: {reason}"))
     }
 }
 
-/// Whether the pool would use a peer.
+/// Whether the pool would use a peer, and if not, what prevents that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Condition {
-    /// It would: the peer was logged in to and has passed the pool's tests.
+    /// The pool would use this peer: the login succeeded and the pool's tests passed.
     Ready,
-    /// It is there, and takes no work ([`Fault::PeerNotReady`]), or has failed a test.
+    /// The peer is running, but takes no work at the moment ([`Fault::PeerNotReady`]) or fails one of the
+    /// pool's tests.
     NotReady,
-    /// It cannot do what [`require`](crate::PeerManagerBuilder::require) asks for.
+    /// The peer does not have the role that [`require`](crate::PeerManagerBuilder::require) demands.
     WrongRole,
-    /// It has as many connections as it takes.
+    /// The peer has reached its limit of connections.
     Full,
-    /// It does not let us in: user, password, database or TLS are wrong, here or there.
+    /// The user, password, database or TLS does not match between our settings and the server's. For
+    /// SQLite also: the file does not exist, and the pool would create it.
     Misconfigured,
-    /// It cannot be reached, or does not say why it refuses.
+    /// The peer cannot be reached, or refuses the login without a known reason.
     Unreachable,
-    /// It did not answer within `connect_timeout`, the login or what it was asked after that.
-    Silent,
-    /// It was not asked, because of this process: there were no credentials, or no thread.
-    NotAsked,
+    /// The peer did not complete the login or answer the queries after it within
+    /// [`connect_timeout`](crate::PeerManagerBuilder::connect_timeout).
+    Unresponsive,
+    /// The peer was not examined, or not completely, because of this process: for example, there were no
+    /// credentials for the peer, or no thread could be started.
+    NotExamined,
 }
 
 impl Condition {
-    /// What a refusal says, of a peer that did or did not let us in before.
-    pub(super) fn of(fault: Fault, let_in: bool) -> Self {
+    /// Converts the fault of a refusal. After the login a peer counts as reachable.
+    pub(super) fn from_fault(fault: Fault, is_logged_in: bool) -> Self {
         match fault {
             Fault::PeerNotReady => Self::NotReady,
             Fault::WrongRole => Self::WrongRole,
             Fault::PeerFull => Self::Full,
             Fault::Misconfigured => Self::Misconfigured,
-            Fault::PeerDown | Fault::Retryable | Fault::Query if let_in => Self::NotReady,
+            Fault::PeerDown | Fault::Retryable | Fault::Query if is_logged_in => Self::NotReady,
             Fault::PeerDown | Fault::Retryable | Fault::Query | Fault::ConnectionLost => {
                 Self::Unreachable
             }
         }
     }
 
-    /// What it is called in [`Report::to_json`](super::Report::to_json).
+    /// Returns a stable `snake_case` name, as used in [`Report::to_json`](super::Report::to_json).
     #[must_use]
-    pub fn key(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
             Self::NotReady => "not_ready",
@@ -91,15 +95,15 @@ impl Condition {
             Self::Full => "full",
             Self::Misconfigured => "misconfigured",
             Self::Unreachable => "unreachable",
-            Self::Silent => "silent",
-            Self::NotAsked => "not_asked",
+            Self::Unresponsive => "unresponsive",
+            Self::NotExamined => "not_examined",
         }
     }
 }
 
-/// The key, in words.
+/// Writes the name with spaces instead of underscores.
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.key().replace('_', " "))
+        f.pad(&self.as_str().replace('_', " "))
     }
 }

@@ -1,15 +1,15 @@
-//! A report for machines. Its keys are told where [`Report::to_json`] is.
+//! A report as JSON. [`Report::to_json`] documents the keys.
 
 use serde_json::{Map, Value as Json, json};
 
 use super::Report;
 use super::compare::{Difference, Group};
-use super::fact::Value;
+use super::fact::FactValue;
 use super::finding::Finding;
 use super::text::milliseconds;
 use crate::fault::Fault;
 
-pub(super) fn of(report: &Report) -> String {
+pub(super) fn report(report: &Report) -> String {
     let peers: Vec<Json> = report.peers.iter().map(peer).collect();
     let differences: Vec<Json> = report.differences.iter().map(difference).collect();
     let json = json!({
@@ -24,13 +24,13 @@ pub(super) fn of(report: &Report) -> String {
 }
 
 fn peer(peer: &Finding) -> Json {
-    let Finding { name, condition, fault: of_it, reason, login, round_trip, facts } = peer;
+    let Finding { name, condition, fault, reason, login, round_trip, facts } = peer;
     let facts: Map<String, Json> =
-        facts.iter().map(|(aspect, told)| (aspect.key().to_owned(), value(told))).collect();
+        facts.iter().map(|(aspect, fact)| (aspect.as_str().to_owned(), value(fact))).collect();
     json!({
         "name": name,
-        "condition": condition.key(),
-        "fault": of_it.map(Fault::as_str),
+        "condition": condition.as_str(),
+        "fault": fault.map(Fault::as_str),
         "reason": reason,
         "login_ms": login.map(milliseconds),
         "round_trip_ms": round_trip.map(milliseconds),
@@ -40,21 +40,21 @@ fn peer(peer: &Finding) -> Json {
 
 fn difference(difference: &Difference) -> Json {
     let group =
-        |Group { value: told, peers }: &Group| json!({ "value": value(told), "peers": peers });
+        |Group { value: fact, peers }: &Group| json!({ "value": value(fact), "peers": peers });
     let groups: Vec<Json> = difference.groups.iter().map(group).collect();
     json!({
-        "aspect": difference.aspect.key(),
-        "severity": difference.severity.key(),
+        "aspect": difference.aspect.as_str(),
+        "severity": difference.severity.as_str(),
         "groups": groups,
-        "odd": difference.odd(),
+        "outliers": difference.outliers(),
     })
 }
 
-fn value(value: &Value) -> Json {
+fn value(value: &FactValue) -> Json {
     match value {
-        Value::None => Json::Null,
-        Value::Text(text) => json!(text),
-        Value::List(values) => json!(values),
-        Value::Unknown(reason) => json!({ "unknown": reason }),
+        FactValue::None => Json::Null,
+        FactValue::Text(text) => json!(text),
+        FactValue::List(values) => json!(values),
+        FactValue::Unknown(reason) => json!({ "unknown": reason }),
     }
 }

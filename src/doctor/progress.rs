@@ -1,64 +1,73 @@
-//! What is known of a peer so far, while it is examined: of one that falls silent it is told how far it
-//! got.
+//! What the examination of one peer has found so far. A peer that stops answering is reported with the
+//! facts that it returned before, and with the step that it did not complete.
 
 use std::collections::BTreeMap;
 use std::mem;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::fact::{Aspect, Value};
+use super::fact::{Aspect, FactValue};
 use super::finding::{Condition, Finding};
 use crate::fault::Refusal;
 use crate::login::bounded::LoginFailure;
 use crate::panics::lock;
 
-/// What is known of a peer so far.
+/// The progress of one peer's examination.
 #[derive(Debug, Default)]
-pub(super) struct PeerProgress(Mutex<Known>);
+pub(super) struct PeerProgress(Mutex<Collected>);
 
 #[derive(Debug, Default)]
-struct Known {
+struct Collected {
     login: Option<Duration>,
     round_trip: Option<Duration>,
-    /// Why the pool would not use it.
+    /// Why the pool would not use the peer although the login succeeded.
     unfit: Option<LoginFailure>,
-    facts: BTreeMap<Aspect, Value>,
-    /// What it is being asked to do.
-    asked: Option<&'static str>,
+    facts: BTreeMap<Aspect, FactValue>,
+    /// The step that has begun last. `None` before the first and after the last step.
+    step: Option<&'static str>,
 }
 
 impl PeerProgress {
-    /// It has let us in.
-    pub(super) fn logged_in(&self, login: Duration, unfit: Option<LoginFailure>) {
-        let known = &mut *lock(&self.0);
-        known.login = Some(login);
-        known.unfit = unfit;
+    /// Records a successful login: how long it took, and why the pool would not use the peer, if so.
+    pub(super) fn record_login(&self, login: Duration, unfit: Option<LoginFailure>) {
+        let collected = &mut *lock(&self.0);
+        collected.login = Some(login);
+        collected.unfit = unfit;
     }
 
-    pub(super) fn answers_within(&self, round_trip: Duration) {
+    pub(super) fn record_round_trip(&self, round_trip: Duration) {
         lock(&self.0).round_trip = Some(round_trip);
     }
 
-    /// It is asked to do this next; nothing, once it has told all.
-    pub(super) fn asks(&self, asked: Option<&'static str>) {
-        lock(&self.0).asked = asked;
+    /// Records what the peer is expected to do next, as in "the peer did not ...".
+    pub(super) fn begin_step(&self, step: &'static str) {
+        lock(&self.0).step = Some(step);
     }
 
-    pub(super) fn put(&self, aspect: Aspect, value: Value) {
+    /// Records that the peer has completed all steps.
+    pub(super) fn finish_steps(&self) {
+        lock(&self.0).step = None;
+    }
+
+    pub(super) fn record_fact(&self, aspect: Aspect, value: FactValue) {
         lock(&self.0).facts.insert(aspect, value);
     }
 
-    /// What becomes of it: `outcome` is the whole examination's.
-    pub(super) fn finding(&self, name: String, outcome: Result<(), LoginFailure>) -> Finding {
-        let Known { login, round_trip, unfit, facts, asked } = mem::take(&mut *lock(&self.0));
-        let let_in = login.is_some();
-        // It was refused before it fell silent. And closing a connection may hang, too.
+    /// Takes what was recorded and makes a finding of it. `outcome` is the result of the whole
+    /// examination.
+    pub(super) fn take_finding(&self, name: String, outcome: Result<(), LoginFailure>) -> Finding {
+        let Collected { login, round_trip, unfit, facts, step } = mem::take(&mut *lock(&self.0));
+        let is_logged_in = login.is_some();
         let failure = match (unfit, outcome) {
+            // The refusal came first, so a later timeout does not matter.
             (Some(unfit), _) => Some(unfit),
-            (None, Err(LoginFailure::Unanswered(_))) if let_in && asked.is_none() => None,
-            (None, Err(LoginFailure::Unanswered(_))) if let_in => {
-                let asked = asked.unwrap_or_default();
-                let reason = format!("it let us in, and did not {asked} within `connect_timeout`");
+            // All steps are complete: closing the connection has timed out.
+            (None, Err(LoginFailure::Unanswered(_))) if is_logged_in && step.is_none() => None,
+            (None, Err(LoginFailure::Unanswered(_))) if is_logged_in => {
+                let step = step.unwrap_or_default();
+                let reason = format!(
+                    "the login succeeded, but the peer did not {step} within `connect_timeout`"
+                );
                 Some(LoginFailure::Unanswered(reason.into()))
             }
             (None, outcome) => outcome.err(),
@@ -66,10 +75,10 @@ impl PeerProgress {
         let (condition, fault) = match &failure {
             None => (Condition::Ready, None),
             Some(LoginFailure::Refused(Refusal { fault, .. })) => {
-                (Condition::of(*fault, let_in), Some(*fault))
+                (Condition::from_fault(*fault, is_logged_in), Some(*fault))
             }
-            Some(LoginFailure::Unanswered(_)) => (Condition::Silent, None),
-            Some(LoginFailure::NotAttempted(_)) => (Condition::NotAsked, None),
+            Some(LoginFailure::Unanswered(_)) => (Condition::Unresponsive, None),
+            Some(LoginFailure::NotAttempted(_)) => (Condition::NotExamined, None),
         };
         let reason = failure.map(|failure| failure.to_string());
         Finding { name, condition, fault, reason, login, round_trip, facts }

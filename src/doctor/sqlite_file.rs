@@ -1,16 +1,17 @@
-//! Which file SQLite would create that is missing.
+//! Predicts which file SQLite would create for a URL.
 
 use std::path::PathBuf;
 
 use crate::url::percent_decoded;
 
-/// The file of an SQLite URL that is created where it is missing. `None` where none is.
-pub(super) fn created_by(url: &str) -> Option<PathBuf> {
+/// Returns the file that SQLite would create for this URL if the file does not exist. `None` if SQLite
+/// would create no file.
+pub(super) fn file_created_by(url: &str) -> Option<PathBuf> {
     let uri = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("file:"));
     let path = match uri {
         None => url.to_owned(),
         Some(uri) => {
-            // A fragment is left out, parameters and all.
+            // SQLite ignores a fragment, and also parameters inside it.
             let uri = uri.split('#').next().unwrap_or_default();
             let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
             let mut parameters = query.split('&').map(|it| it.split_once('=').unwrap_or((it, "")));
@@ -18,7 +19,7 @@ pub(super) fn created_by(url: &str) -> Option<PathBuf> {
             if mode.is_some_and(|(_, mode)| decoded(mode) != "rwc") {
                 return None;
             }
-            // An empty host, or `localhost`, may stand before the path.
+            // The path may follow an authority, which SQLite allows to be empty or `localhost`.
             let path = match path.strip_prefix("//") {
                 Some(rest) => &rest[rest.find('/').unwrap_or(rest.len())..],
                 None => path,
@@ -29,7 +30,7 @@ pub(super) fn created_by(url: &str) -> Option<PathBuf> {
     (!path.is_empty() && path != ":memory:").then(|| path.into())
 }
 
-/// As SQLite does it, for which a NUL ends it.
+/// Decodes percent escapes as SQLite does: the text ends at a NUL.
 fn decoded(text: &str) -> String {
     let mut text = percent_decoded(text);
     text.truncate(text.find('\0').unwrap_or(text.len()));
@@ -41,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_created() {
+    fn only_urls_of_writable_files_create_a_file() {
         for (url, expected) in [
             ("shop.db", Some("shop.db")),
             ("a b?c.db", Some("a b?c.db")),
@@ -68,7 +69,7 @@ mod tests {
             (":memory:", None),
             ("", None),
         ] {
-            assert_eq!(created_by(url), expected.map(PathBuf::from), "{url}");
+            assert_eq!(file_created_by(url), expected.map(PathBuf::from), "{url}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A report as a table, for people.
+//! Writes a report as a table.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use super::Report;
 use super::compare::{Severity, groups};
-use super::fact::{Aspect, Value};
+use super::fact::{Aspect, FactValue};
 use super::finding::{Condition, Finding};
 use super::text::{milliseconds, printable};
 
-/// What stands where nothing is known.
-const NOTHING: &str = "-";
+/// Shown in place of a time that is not known.
+const UNKNOWN_TIME: &str = "-";
 
-/// Who says what everybody says that says anything.
+/// Shown in place of names where all peers that reported facts have the same value.
 const ALL: &str = "all";
 
-/// A report in colors.
+/// A report whose `Display` uses colors.
 pub(super) struct Colored<'a>(pub(super) &'a Report);
 
 impl fmt::Display for Colored<'_> {
@@ -25,18 +25,18 @@ impl fmt::Display for Colored<'_> {
     }
 }
 
-/// How a line is to look.
+/// The style of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Look {
+enum Style {
     Plain,
     Heading,
-    Well,
+    Success,
     Note,
     Problem,
 }
 
-impl Look {
-    fn of(severity: Option<Severity>) -> Self {
+impl Style {
+    fn from_severity(severity: Option<Severity>) -> Self {
         match severity {
             None => Self::Plain,
             Some(Severity::Note) => Self::Note,
@@ -44,40 +44,40 @@ impl Look {
         }
     }
 
-    /// What stands before it, also where there are no colors.
+    /// The first character of the line, which makes the severity visible without colors.
     fn mark(self) -> char {
         match self {
             Self::Problem => '!',
             Self::Note => '~',
-            Self::Plain | Self::Heading | Self::Well => ' ',
+            Self::Plain | Self::Heading | Self::Success => ' ',
         }
     }
 
-    /// The code that switches it on.
+    /// The escape sequence that turns the style on.
     fn code(self) -> &'static str {
         match self {
             Self::Plain => "",
             Self::Heading => "\x1b[1m",
-            Self::Well => "\x1b[32m",
+            Self::Success => "\x1b[32m",
             Self::Note => "\x1b[33m",
             Self::Problem => "\x1b[31m",
         }
     }
 }
 
-type Row<const COLUMNS: usize> = (Look, [String; COLUMNS]);
+type Row<const COLUMNS: usize> = (Style, [String; COLUMNS]);
 
-/// On which side a column stands.
+/// The alignment of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Align {
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
 use Align::{Left, Right};
 
-/// Writes all of it.
+/// Writes the peers, then the facts, then the problems and notes.
 pub(super) fn write(report: &Report, f: &mut fmt::Formatter<'_>, colored: bool) -> fmt::Result {
     write_rows(f, colored, &peers(report), [Left, Left, Right, Right])?;
     let facts = facts(report);
@@ -86,45 +86,47 @@ pub(super) fn write(report: &Report, f: &mut fmt::Formatter<'_>, colored: bool) 
         write_rows(f, colored, &facts, [Left; 3])?;
     }
     writeln!(f)?;
-    let mut line = |look: Look, text: &str| {
-        let (on, off) = ends(look, colored);
+    let mut line = |style: Style, text: &str| {
+        let (on, off) = escape_codes(style, colored);
         writeln!(f, "{on}{}{off}", printable(text))
     };
     let (problems, notes) = (report.problems(), report.notes());
     for problem in &problems {
-        line(Look::Problem, &format!("! {problem}"))?;
+        line(Style::Problem, &format!("! {problem}"))?;
     }
     for note in &notes {
-        line(Look::Note, &format!("~ {note}"))?;
+        line(Style::Note, &format!("~ {note}"))?;
     }
     if report.is_ok() {
-        line(Look::Well, "All is well.")
-    } else {
-        line(Look::Problem, &format!("Trouble: {}.", problems.len()))
+        return line(Style::Success, "No problems found.");
+    }
+    match problems.len() {
+        1 => line(Style::Problem, "1 problem found."),
+        count => line(Style::Problem, &format!("{count} problems found.")),
     }
 }
 
-/// What is switched on and off around a text.
-fn ends(look: Look, colored: bool) -> (&'static str, &'static str) {
-    if colored && look != Look::Plain { (look.code(), "\x1b[0m") } else { ("", "") }
+/// Returns the escape sequences before and after a text.
+fn escape_codes(style: Style, colored: bool) -> (&'static str, &'static str) {
+    if colored && style != Style::Plain { (style.code(), "\x1b[0m") } else { ("", "") }
 }
 
-/// A line for each peer.
+/// Returns a row for each peer, after a heading.
 fn peers(report: &Report) -> Vec<Row<4>> {
     let heading = ["peer", "state", "login", "round trip"].map(str::to_owned);
     let peer = |peer: &Finding| {
         let Finding { name, condition, login, round_trip, .. } = peer;
-        let look = if *condition == Condition::Ready { Look::Plain } else { Look::Problem };
+        let style = if *condition == Condition::Ready { Style::Plain } else { Style::Problem };
         let time = |time: Option<Duration>| match time {
             Some(time) => format!("{:.2} ms", milliseconds(time)),
-            None => NOTHING.to_owned(),
+            None => UNKNOWN_TIME.to_owned(),
         };
-        (look, [name.clone(), condition.to_string(), time(*login), time(*round_trip)])
+        (style, [name.clone(), condition.to_string(), time(*login), time(*round_trip)])
     };
-    [(Look::Heading, heading)].into_iter().chain(report.peers.iter().map(peer)).collect()
+    [(Style::Heading, heading)].into_iter().chain(report.peers.iter().map(peer)).collect()
 }
 
-/// A line for each thing that some peers say, and one for each that they do not.
+/// Returns a row for each aspect and value, and for each peer whose value is unknown.
 fn facts(report: &Report) -> Vec<Row<3>> {
     let aspects: BTreeSet<Aspect> =
         report.peers.iter().flat_map(|peer| peer.facts.keys().copied()).collect();
@@ -133,23 +135,24 @@ fn facts(report: &Report) -> Vec<Row<3>> {
 
 fn facts_of(report: &Report, aspect: Aspect) -> Vec<Row<3>> {
     let difference = report.differences.iter().find(|it| it.aspect == aspect);
-    let look = Look::of(difference.map(|it| it.severity));
-    let told = report.peers.iter().filter(|peer| !peer.facts.is_empty()).count();
+    let style = Style::from_severity(difference.map(|it| it.severity));
+    let reporting = report.peers.iter().filter(|peer| !peer.facts.is_empty()).count();
     let known = groups(&report.peers, aspect).into_iter().map(|group| {
-        let is_all = group.peers.len() == told && told > 1;
-        let who = if is_all { ALL.to_owned() } else { group.peers.join(", ") };
-        (who, group.value.shown(aspect))
+        let is_all = group.peers.len() == reporting && reporting > 1;
+        let names = if is_all { ALL.to_owned() } else { group.peers.join(", ") };
+        (names, group.value.summary(aspect))
     });
     let unknown = report.peers.iter().filter_map(|peer| {
-        let value = peer.facts.get(&aspect).filter(|value| matches!(value, Value::Unknown(_)))?;
-        Some((peer.name.clone(), value.shown(aspect)))
+        let value =
+            peer.facts.get(&aspect).filter(|value| matches!(value, FactValue::Unknown(_)))?;
+        Some((peer.name.clone(), value.summary(aspect)))
     });
     let rows = known.chain(unknown).enumerate();
     let name = |index: usize| if index == 0 { aspect.to_string() } else { String::new() };
-    rows.map(|(index, (who, what))| (look, [name(index), who, what])).collect()
+    rows.map(|(index, (names, value))| (style, [name(index), names, value])).collect()
 }
 
-/// Columns as wide as they have to be.
+/// Writes the rows in columns, each as wide as its widest cell.
 fn write_rows<const COLUMNS: usize>(
     f: &mut fmt::Formatter<'_>,
     colored: bool,
@@ -159,8 +162,8 @@ fn write_rows<const COLUMNS: usize>(
     let width = |column: usize| {
         rows.iter().map(|(_, row)| row[column].chars().count()).max().unwrap_or_default()
     };
-    for (look, row) in rows {
-        let (on, off) = ends(*look, colored);
+    for (style, row) in rows {
+        let (on, off) = escape_codes(*style, colored);
         let cells = row.iter().zip(align).enumerate().map(|(column, (cell, align))| {
             let width = width(column);
             match align {
@@ -169,7 +172,7 @@ fn write_rows<const COLUMNS: usize>(
             }
         });
         let line = cells.collect::<Vec<_>>().join("  ");
-        writeln!(f, "{on}{} {}{off}", look.mark(), printable(line.trim_end()))?;
+        writeln!(f, "{on}{} {}{off}", style.mark(), printable(line.trim_end()))?;
     }
     Ok(())
 }
@@ -190,14 +193,14 @@ mod tests {
             login: Some(Duration::from_micros(3210)),
             round_trip: Some(Duration::from_micros(80)),
             facts: BTreeMap::from([
-                (Aspect::Version, Value::text("10.11.6-MariaDB")),
-                (Aspect::Isolation, Value::text(isolation)),
-                (Aspect::Migrations, Value::list(["1".to_owned(), "2".to_owned()])),
+                (Aspect::Version, FactValue::text("10.11.6-MariaDB")),
+                (Aspect::Isolation, FactValue::text(isolation)),
+                (Aspect::Migrations, FactValue::sorted_list(["1".to_owned(), "2".to_owned()])),
             ]),
         };
         let mut unknown = ready("db2", "REPEATABLE-READ");
-        unknown.facts.insert(Aspect::Version, Value::text("10.11.7-MariaDB"));
-        unknown.facts.insert(Aspect::Migrations, Value::Unknown("SELECT denied".to_owned()));
+        unknown.facts.insert(Aspect::Version, FactValue::text("10.11.7-MariaDB"));
+        unknown.facts.insert(Aspect::Migrations, FactValue::Unknown("SELECT denied".to_owned()));
         let down = Finding {
             name: "db3".to_owned(),
             condition: Condition::Unreachable,
@@ -207,7 +210,7 @@ mod tests {
             round_trip: None,
             facts: BTreeMap::new(),
         };
-        Report::of(vec![
+        Report::new(vec![
             ready("db0", "REPEATABLE-READ"),
             ready("db1", "SERIALIZABLE"),
             unknown,
@@ -216,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn says_once_what_peers_have_in_common() {
+    fn values_are_grouped_by_peers() {
         let expected = "  \
   peer  state          login  round trip
   db0   ready        3.21 ms     0.08 ms
@@ -227,34 +230,43 @@ mod tests {
 ~ version     db0, db1  10.11.6-MariaDB
 ~             db2       10.11.7-MariaDB
   migrations  db0, db1  2, the newest 2
-              db2       not known: SELECT denied
+              db2       unknown: SELECT denied
 ! isolation   db0, db2  REPEATABLE-READ
 !             db1       SERIALIZABLE
 
 ! db3 is unreachable: Can't connect
 ! isolation: db1 has SERIALIZABLE; db0 and db2 have REPEATABLE-READ
 ~ version: db2 has 10.11.7-MariaDB; db0 and db1 have 10.11.6-MariaDB
-Trouble: 2.
+2 problems found.
 ";
         assert_eq!(report().to_string(), expected);
     }
 
     #[test]
-    fn a_server_does_not_move_the_cursor() {
+    fn control_characters_of_a_server_are_replaced() {
         let mut report = report();
-        let version = Value::text("8.4\x1b[2J\nAll is well.");
+        let version = FactValue::text("8.4\x1b[2J\nNo problems found.");
         report.peers[0].facts.insert(Aspect::Version, version);
         report.peers[3].reason = Some("no\r\x07way".to_owned());
         let shown = report.to_string();
-        assert!(!shown.contains(['\x1b', '\r', '\x07']), "{shown:?}");
-        assert!(!shown.lines().any(|line| line.starts_with("All")), "{shown:?}");
+        assert!(
+            !shown.contains(['\x1b', '\r', '\x07']),
+            "no control characters are shown: {shown:?}"
+        );
+        assert!(
+            !shown.lines().any(|line| line.starts_with("No problems")),
+            "a server's text does not begin a line: {shown:?}"
+        );
     }
 
     #[test]
-    fn colors_change_nothing_else() {
+    fn colored_text_equals_plain_text_without_codes() {
         let colored = report().colored().to_string();
-        let codes = [Look::Heading, Look::Note, Look::Problem].map(Look::code);
-        assert!(codes.iter().all(|code| colored.contains(code)), "{colored:?}");
+        let codes = [Style::Heading, Style::Note, Style::Problem].map(Style::code);
+        assert!(
+            codes.iter().all(|code| colored.contains(code)),
+            "all styles are used: {colored:?}"
+        );
         let codes = codes.iter().chain(&["\x1b[0m"]);
         let plain = codes.fold(colored.clone(), |text, code| text.replace(code, ""));
         assert_eq!(plain, report().to_string());

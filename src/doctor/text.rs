@@ -1,9 +1,9 @@
-//! Names and times in sentences.
+//! Helpers for names and times in sentences.
 
 use std::time::Duration;
 
-/// `a`, `a and b`, `a, b and c`.
-pub(super) fn listed(names: &[String]) -> String {
+/// Joins names as `a`, `a and b` or `a, b and c`.
+pub(super) fn join_names(names: &[String]) -> String {
     match names {
         [] => String::new(),
         [name] => name.clone(),
@@ -11,17 +11,17 @@ pub(super) fn listed(names: &[String]) -> String {
     }
 }
 
-/// What follows one name, or several.
-pub(super) fn listed_with<'a>(names: &[String], one: &'a str, several: &'a str) -> &'a str {
-    if names.len() == 1 { one } else { several }
+/// Returns the form of a verb whose subject is these names.
+pub(super) fn verb_for<'a>(names: &[String], singular: &'a str, plural: &'a str) -> &'a str {
+    if names.len() == 1 { singular } else { plural }
 }
 
-/// A server's words, without what would move a terminal's cursor.
+/// Replaces control characters, so that a server's text cannot move the cursor of a terminal.
 pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
-/// So many milliseconds.
+/// Converts a duration to milliseconds.
 pub(super) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }

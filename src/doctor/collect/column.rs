@@ -1,4 +1,4 @@
-//! Queries that give one column of texts.
+//! Queries whose result is one column of texts.
 
 use diesel::query_builder::SqlQuery;
 use diesel::query_dsl::methods::LoadQuery;
@@ -6,16 +6,16 @@ use diesel::result::QueryResult;
 use diesel::sql_types::{Nullable, Text};
 use diesel::{Connection, QueryableByName, RunQueryDsl, sql_query};
 
-use crate::doctor::fact::Value;
+use crate::doctor::fact::FactValue;
 
-/// A row of one column that is called `value`.
+/// A row with one column, whose name is `value`.
 #[derive(QueryableByName)]
 pub(in crate::doctor) struct Row {
     #[diesel(sql_type = Nullable<Text>)]
     pub(in crate::doctor) value: Option<String>,
 }
 
-/// The texts that a query gives.
+/// Returns the column `value` of a query, without NULLs.
 pub(super) fn texts<C: Connection>(conn: &mut C, query: &str) -> QueryResult<Vec<String>>
 where
     SqlQuery: LoadQuery<'static, C, Row>,
@@ -24,23 +24,27 @@ where
     Ok(rows.into_iter().filter_map(|row| row.value).collect())
 }
 
-/// The first of them, or that there is none.
-pub(super) fn text<C: Connection>(conn: &mut C, query: &str) -> QueryResult<Option<Value>>
+/// Returns the first text of a query, or [`FactValue::None`] if there is none.
+pub(super) fn text<C: Connection>(conn: &mut C, query: &str) -> QueryResult<Option<FactValue>>
 where
     SqlQuery: LoadQuery<'static, C, Row>,
 {
     let first = texts(conn, query)?.into_iter().next();
-    Ok(Some(first.map_or(Value::None, Value::Text)))
+    Ok(Some(first.map_or(FactValue::None, FactValue::Text)))
 }
 
-/// The migrations, if `query` finds their table.
-pub(super) fn migrations<C: Connection>(conn: &mut C, query: &str) -> QueryResult<Option<Value>>
+/// Returns the versions of the applied migrations, or [`FactValue::None`] if `find_table` finds no table
+/// of migrations.
+pub(super) fn migrations<C: Connection>(
+    conn: &mut C,
+    find_table: &str,
+) -> QueryResult<Option<FactValue>>
 where
     SqlQuery: LoadQuery<'static, C, Row>,
 {
-    if texts(conn, query)?.is_empty() {
-        return Ok(Some(Value::None));
+    if texts(conn, find_table)?.is_empty() {
+        return Ok(Some(FactValue::None));
     }
     let query = format!("SELECT version AS value FROM {}", super::MIGRATIONS);
-    texts(conn, &query).map(|versions| Some(Value::list(versions)))
+    texts(conn, &query).map(|versions| Some(FactValue::sorted_list(versions)))
 }

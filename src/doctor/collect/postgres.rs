@@ -1,4 +1,4 @@
-//! What a PostgreSQL server is asked.
+//! Collects the facts of a PostgreSQL server.
 
 use std::collections::HashMap;
 
@@ -6,17 +6,17 @@ use diesel::deserialize::QueryableByName;
 use diesel::sql_types::Text;
 use diesel::{PgConnection, QueryResult, RunQueryDsl, sql_query};
 
-use super::{APPLIED, Asker, MIGRATIONS, SETTINGS, one};
-use crate::doctor::fact::{Aspect, Value};
+use super::{FactRecorder, MIGRATIONS, RETURN_MIGRATIONS, RETURN_SETTINGS, column};
+use crate::doctor::fact::{Aspect, FactValue};
 use crate::login::bounded::LoginFailure;
 
-/// A view that every server has, whichever of the settings it has. diesel sets the time zone of its own
-/// sessions; what it was before is the server's.
-const QUERY: &str = "SELECT name::text AS name, \
+/// Reads settings from a view, because the query then succeeds even if the server lacks one of them.
+/// diesel sets the time zone of its own sessions, so the server's time zone is the reset value.
+const SETTINGS: &str = "SELECT name::text AS name, \
                      CASE name WHEN 'TimeZone' THEN reset_val ELSE setting END AS value \
                      FROM pg_settings WHERE name IN ('server_version', 'server_encoding', \
                      'client_encoding', 'TimeZone', 'default_transaction_isolation')";
-const OF_SETTINGS: [(Aspect, &str); 5] = [
+const SETTINGS_BY_ASPECT: [(Aspect, &str); 5] = [
     (Aspect::Version, "server_version"),
     (Aspect::Isolation, "default_transaction_isolation"),
     (Aspect::CharacterSet, "server_encoding"),
@@ -24,10 +24,9 @@ const OF_SETTINGS: [(Aspect, &str); 5] = [
     (Aspect::TimeZone, "TimeZone"),
 ];
 
-/// Each is asked for by itself: a pooler, or another server that speaks this protocol, may not know one
-/// of them.
+/// One query for each aspect, because a pooler or a compatible server may not support all of them.
 const QUERIES: [(Aspect, &str); 6] = [
-    // Over a Unix socket there is no address.
+    // A connection over a Unix socket has no server address.
     (
         Aspect::Server,
         "SELECT COALESCE(host(inet_server_addr()), 'localhost') || ':' || \
@@ -60,22 +59,29 @@ struct Setting {
     value: String,
 }
 
-pub(super) fn ask(conn: &mut PgConnection, asker: &Asker<'_>) -> Result<(), LoginFailure> {
-    asker.peer_progress.asks(Some(SETTINGS));
-    asker.put_all(&OF_SETTINGS.map(|(aspect, _)| aspect), settings(conn), |mut known| {
-        let told = |(aspect, name)| Some((aspect, Value::Text(known.remove(name)?)));
-        OF_SETTINGS.into_iter().filter_map(told).collect()
-    })?;
+pub(super) fn collect(
+    conn: &mut PgConnection,
+    recorder: &FactRecorder<'_>,
+) -> Result<(), LoginFailure> {
+    recorder.peer_progress.begin_step(RETURN_SETTINGS);
+    recorder.record_all(
+        &SETTINGS_BY_ASPECT.map(|(aspect, _)| aspect),
+        settings(conn),
+        |mut settings| {
+            let fact = |(aspect, name)| Some((aspect, FactValue::Text(settings.remove(name)?)));
+            SETTINGS_BY_ASPECT.into_iter().filter_map(fact).collect()
+        },
+    )?;
     for (aspect, query) in QUERIES {
-        asker.put(aspect, one::text(conn, query))?;
+        recorder.record(aspect, column::text(conn, query))?;
     }
-    asker.peer_progress.asks(Some(APPLIED));
-    // As a query finds it, by the search path.
-    let find = format!("SELECT to_regclass('{MIGRATIONS}')::text AS value");
-    asker.put(Aspect::Migrations, one::migrations(conn, &find))
+    recorder.peer_progress.begin_step(RETURN_MIGRATIONS);
+    // The search path decides which table is found, as in a query of the application.
+    let find_table = format!("SELECT to_regclass('{MIGRATIONS}')::text AS value");
+    recorder.record(Aspect::Migrations, column::migrations(conn, &find_table))
 }
 
 fn settings(conn: &mut PgConnection) -> QueryResult<HashMap<String, String>> {
-    let settings: Vec<Setting> = sql_query(QUERY).load(conn)?;
+    let settings: Vec<Setting> = sql_query(SETTINGS).load(conn)?;
     Ok(settings.into_iter().map(|Setting { name, value }| (name, value)).collect())
 }
