@@ -15,8 +15,8 @@ use crate::builder::PeerManagerBuilder;
 use crate::dialect::Dialect;
 use crate::error::BuildError;
 use crate::fault::{Fault, Refusal};
-use crate::login::bounded::{self, LoginFailure, Patience, Progress};
-use crate::login::session::{Hooks, Login, Look};
+use crate::login::bounded::{self, LoginFailure, LoginProgress, LoginTimeout};
+use crate::login::session::{Hooks, Inspection, Login};
 use crate::panics::catch_panic;
 use crate::peers::set::PeerSet;
 use crate::url::PeerUrl;
@@ -112,7 +112,7 @@ fn start<C: R2D2Connection + Send + 'static>(
     bounded::start(
         set,
         peer,
-        (began, Patience::of(patience)),
+        (began, LoginTimeout::uniform(patience)),
         move |progress| look(login, progress, began, &peer_progress),
         // Nobody may be there to hear it.
         move |outcome| drop(done.send((number, known.finding(name, outcome)))),
@@ -122,11 +122,11 @@ fn start<C: R2D2Connection + Send + 'static>(
 /// Logs in, and asks what there is to ask.
 fn look<C: R2D2Connection + 'static>(
     login: Login<C>,
-    progress: &Progress,
+    progress: &LoginProgress,
     began: Instant,
     peer_progress: &PeerProgress,
 ) -> Result<(), LoginFailure> {
-    let Look { url, mut conn, unfit } = login.look(progress)?;
+    let Inspection { url, mut conn, failure: unfit } = login.inspect(progress)?;
     peer_progress.logged_in(began.elapsed(), unfit);
     peer_progress.asks(Some("answer `SELECT 1`"));
     if let Some(round_trip) = round_trip(&mut conn) {
