@@ -319,7 +319,8 @@ fn peers_are_judged_as_the_pool_judges_them() {
     let (servers, url, names) = three();
     servers[1].sql("SET GLOBAL read_only = ON");
     let told = check(&[&format!("{url}?require=read_write")]);
-    let role = format!("! {} has the wrong role: it only reads (read_only is ON)", names[1]);
+    let role =
+        format!("! {} has the wrong role: the server is read-only (read_only is ON)", names[1]);
     told.is(TROUBLE, &["wrong role", &role, "! role: "]);
     for server in &servers {
         server.sql("SET GLOBAL read_only = ON");
