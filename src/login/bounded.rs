@@ -150,7 +150,7 @@ struct BoundedLogin<T> {
 /// The state of a login. The thread that knows the outcome first takes the callback out of it.
 enum State<T> {
     InProgress(OnOutcome<T>),
-    /// The timeout was reported, and the thread has not ended yet.
+    /// The login was aborted, and its thread has not ended yet.
     Stuck,
     Ended,
 }
@@ -190,8 +190,8 @@ pub(crate) fn start<T: Send + 'static>(
         state: Mutex::new(State::InProgress(Box::new(on_outcome))),
     });
     let late = login.clone();
-    let ticket =
-        set.bound(began + timeout.silent, move |reason| late.abort(reason, SHUT_DOWN_AGAIN));
+    let ticket = set
+        .bound(began + timeout.silent, move |reason| late.handle_deadline(reason, SHUT_DOWN_AGAIN));
     let worker = login.clone();
     let thread = thread::Builder::new().name(DIALER.to_owned()).spawn(move || {
         let outcome = catch_panic(|| work(&worker.progress));
@@ -236,7 +236,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
         if is_late {
             *self.lock() = State::Ended;
             self.set.count(self.peer, |counts| counts.stuck_logins -= 1);
-            // While the login was stuck, its peer was not dialed. The checker may dial it now.
+            // While the login was stuck, only the regular checks dialed its peer.
             self.set.wake();
         }
     }
@@ -259,9 +259,9 @@ impl<T: Send + 'static> BoundedLogin<T> {
         }
     }
 
-    /// Aborts a login that is late: reports the failure once, and shuts down the socket again and again
-    /// until the login ends.
-    fn abort(self: &Arc<Self>, reason: Late, delay: Duration) {
+    /// Handles the deadline of a login. Unless the login is given more time, this reports the failure
+    /// once, and shuts down the socket again and again until the login ends.
+    fn handle_deadline(self: &Arc<Self>, reason: Late, delay: Duration) {
         let (on_outcome, failure) = {
             // While this lock is held, the login neither ends nor changes its state.
             let state = &mut *self.lock();
@@ -270,7 +270,9 @@ impl<T: Send + 'static> BoundedLogin<T> {
                 (State::InProgress(_), Late::At(now)) => {
                     let Some(failure) = self.failure_if_late(now) else {
                         let later = self.clone();
-                        self.set.bound(now + CHECK_AGAIN, move |reason| later.abort(reason, delay));
+                        self.set.bound(now + CHECK_AGAIN, move |reason| {
+                            later.handle_deadline(reason, delay)
+                        });
                         return;
                     };
                     Some(failure)
@@ -295,7 +297,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
             Late::NobodyWaits => self.began,
         };
         let longer = (delay * 2).min(SHUT_DOWN_AGAIN_MAX);
-        self.set.bound(now + delay, move |reason| again.abort(reason, longer));
+        self.set.bound(now + delay, move |reason| again.handle_deadline(reason, longer));
         if let (Some(on_outcome), Some(failure)) = (on_outcome, failure) {
             let _ = catch_panic(|| on_outcome(Err(failure)));
         }

@@ -117,7 +117,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
     let rng = set.rng();
     let login = Login { set: set.clone(), peer, activity, url, hooks, rng };
     let timeout = set.settings().connect_timeout.min(set.settings().connect_deadline);
-    let set_of_outcome = set.clone();
+    let peer_set = set.clone();
     bounded::start(
         set,
         peer,
@@ -127,8 +127,8 @@ fn dial<C: R2D2Connection + Send + 'static>(
             let result = match outcome {
                 Ok(session) => {
                     let now = now();
-                    set_of_outcome.update(peer, now, |peer, _| peer.connected(began, now));
-                    Ok(Link::new(session, guard, now, set_of_outcome.expiry(now)))
+                    peer_set.update(peer, now, |peer, _| peer.connected(began, now));
+                    Ok(Link::new(session, guard, now, peer_set.expiry(now)))
                 }
                 Err(failure) => {
                     let reason: Arc<str> = failure.to_string().into();
@@ -143,11 +143,11 @@ fn dial<C: R2D2Connection + Send + 'static>(
                     } else {
                         Attempt::Failed(reason)
                     };
-                    set_of_outcome.update(peer, now, |peer, due| {
+                    peer_set.update(peer, now, |peer, due| {
                         peer.connect_failed((began, now), answer, due)
                     });
                     if let Some(failed) = failed {
-                        set_of_outcome.tell(peer, failed);
+                        peer_set.tell(peer, failed);
                     }
                     // Until now the login is counted as connecting.
                     drop(guard);
@@ -175,7 +175,7 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
         // the time to finish.
         CheckKind::Stall => LoginTimeout { silent: timeout, total: set.settings().connect_timeout },
     };
-    let set_of_outcome = set.clone();
+    let peer_set = set.clone();
     bounded::start(
         set,
         peer,
@@ -184,7 +184,7 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
         move |outcome| {
             let is_regular = kind == CheckKind::Regular;
             if let (true, Err(LoginFailure::NotAttempted(error))) = (is_regular, &outcome) {
-                let name = set_of_outcome.read(|peers| peers[peer].name.clone());
+                let name = peer_set.read(|peers| peers[peer].name.clone());
                 // A logger is user code, which may panic.
                 let _ = catch_panic(|| {
                     warn!("cannot check peer {name}: {error}; its state stays unchanged");
@@ -192,7 +192,7 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
             }
             let answer = outcome.map_or_else(Answer::from_failure, |()| Answer::Works);
             let now = now();
-            set_of_outcome
+            peer_set
                 .update(peer, now, |peer, due| peer.check_ended(kind, (began, now), answer, due));
         },
     );
@@ -233,6 +233,7 @@ enum Attempt {
     InProgress,
     /// This process is the cause: it sent no login, or it did not come to read the answer.
     NotAttempted(Arc<str>),
+    /// The peer refused the login, or did not answer in time.
     Failed(Arc<str>),
 }
 
