@@ -196,7 +196,7 @@ impl<L: Parkable> Exchange<L> {
 
     /// Checks in a slot: parks its link. Returns a link to close together with the slot, if a link was
     /// evicted or if `surplus` names a peer that has one link too many. `surplus` receives a function
-    /// that tells whether a peer has a link parked here. It is called under the lock, so the peer that
+    /// that returns whether a peer has a parked link. `surplus` is called under the lock, so the peer that
     /// it names still has that link.
     pub(crate) fn check_in(
         &self,
