@@ -271,7 +271,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
                     let Some(failure) = self.failure_if_late(now) else {
                         let later = self.clone();
                         self.set.bound(now + CHECK_AGAIN, move |reason| {
-                            later.handle_deadline(reason, delay)
+                            later.handle_deadline(reason, delay);
                         });
                         return;
                     };
