@@ -1,4 +1,4 @@
-//! Logging in to a peer, under a deadline, and what a new connection is put to.
+//! Logs in to a peer, under a deadline, and prepares and tests the new connection.
 
 pub(crate) mod bounded;
 pub(crate) mod dial;

@@ -1,4 +1,4 @@
-//! What r2d2 calls.
+//! The connection manager that r2d2 calls.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -18,15 +18,15 @@ use crate::peers::handle::Peers;
 use crate::peers::set::PeerSet;
 use crate::pool::connection::{Links, PeerConnection};
 
-/// Makes and checks the connections of one `r2d2::Pool` over several equivalent peers.
+/// Opens and validates the connections of one `r2d2::Pool` over several equivalent peers.
 ///
-/// It takes the place of diesel's `ConnectionManager`. It is not `Clone`: one manager, one pool.
-/// Its checker thread ends with it.
+/// A `PeerManager` takes the place of diesel's `ConnectionManager`. It is not `Clone`, because each
+/// manager serves one pool. Its background threads end when it is dropped.
 pub struct PeerManager<C> {
     links: Arc<Links<C>>,
     hooks: Arc<Hooks<C>>,
-    /// Dropping it ends the checker, and who tells of events. Nothing is joined: the last owner of a pool may be one of
-    /// r2d2's own workers.
+    /// Dropping this sender stops all background threads of the manager. No thread is joined, because
+    /// the last owner of a pool may be one of r2d2's own workers.
     _stop: Sender<Infallible>,
 }
 
@@ -45,13 +45,13 @@ impl<C> PeerManager<C> {
         Self { links, hooks, _stop: stop }
     }
 
-    /// What a login is made with.
+    /// Returns what a login needs.
     #[cfg(feature = "doctor")]
     pub(crate) fn parts(&self) -> (&Arc<PeerSet>, &Arc<Hooks<C>>) {
         (&self.links.set, &self.hooks)
     }
 
-    /// A handle to the state of the peers. Take it before the manager goes into its pool.
+    /// Returns a handle to the state of the peers. Get the handle before you pass the manager to a pool.
     #[must_use]
     pub fn peers(&self) -> Peers {
         Peers::new(self.links.set.clone())
@@ -62,22 +62,22 @@ impl<C: R2D2Connection + Send + 'static> ManageConnection for PeerManager<C> {
     type Connection = PeerConnection<C>;
     type Error = Error;
 
-    /// Logs in to a random one of the live peers that have the fewest connections for their weight,
-    /// and to the next when that fails or does not answer.
+    /// Logs in to the peer with the fewest connections for its weight, by chance among equals. Tries
+    /// the next peer if the login fails or is not answered.
     fn connect(&self) -> Result<PeerConnection<C>, Error> {
         let link = dial::connect(&self.links.set, &self.hooks)
-            .map_err(|story| Error::ConnectionError(ConnectionError::BadConnection(story)))?;
+            .map_err(|error| Error::ConnectionError(ConnectionError::BadConnection(error)))?;
         Ok(PeerConnection::new(self.links.clone(), Box::new(link)))
     }
 
-    /// Gives the slot the connection that should serve, and sees that it is fine.
-    #[expect(clippy::disallowed_methods, reason = "a checkout is stamped when it is made")]
+    /// Attaches the connection that the strategy chooses, and validates it.
+    #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
     fn is_valid(&self, conn: &mut PeerConnection<C>) -> Result<(), Error> {
         conn.check_out(Instant::now)
     }
 
-    /// Looks at what is known about the connection, without asking the server.
-    #[expect(clippy::disallowed_methods, reason = "a checkin is stamped when it is made")]
+    /// Checks in the connection, and returns whether r2d2 has to close it. Does not query the server.
+    #[expect(clippy::disallowed_methods, reason = "the time of a checkin is taken here")]
     fn has_broken(&self, conn: &mut PeerConnection<C>) -> bool {
         thread::panicking() || conn.check_in(Instant::now())
     }
@@ -89,7 +89,7 @@ impl<C> Drop for PeerManager<C> {
     }
 }
 
-/// The peers' names and states; their URLs are secrets.
+/// Shows the names and states of the peers. Their URLs are secrets.
 impl<C> fmt::Debug for PeerManager<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PeerManager")

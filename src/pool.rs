@@ -1,4 +1,4 @@
-//! The pool's slots, the links that they swap, and which link serves.
+//! The pool's slots, the links that they exchange, and the choice of a link for a checkout.
 
 pub(crate) mod connection;
 pub(crate) mod exchange;

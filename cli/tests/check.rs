@@ -325,7 +325,8 @@ fn required_role_is_tested_as_in_the_pool() {
     let (servers, url, names) = three();
     servers[1].sql("SET GLOBAL read_only = ON");
     let outcome = check(&[&format!("{url}?require=read_write")]);
-    let role = format!("! {} has the wrong role: it only reads (read_only is ON)", names[1]);
+    let role =
+        format!("! {} has the wrong role: the server is read-only (read_only is ON)", names[1]);
     outcome.is(PROBLEMS, &["wrong role", &role, "! role: "]);
     for server in &servers {
         server.sql("SET GLOBAL read_only = ON");

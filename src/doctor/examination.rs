@@ -15,8 +15,8 @@ use crate::builder::PeerManagerBuilder;
 use crate::dialect::Dialect;
 use crate::error::BuildError;
 use crate::fault::{Fault, Refusal};
-use crate::login::bounded::{self, LoginFailure, Patience, Progress};
-use crate::login::session::{Hooks, Login, Look};
+use crate::login::bounded::{self, LoginFailure, LoginProgress, LoginTimeout};
+use crate::login::session::{Hooks, Inspection, Login};
 use crate::panics::catch_panic;
 use crate::peers::set::PeerSet;
 use crate::url::PeerUrl;
@@ -122,7 +122,7 @@ fn start<C: R2D2Connection + Send + 'static>(
     bounded::start(
         set,
         peer,
-        (began, Patience::of(patience)),
+        (began, LoginTimeout::uniform(patience)),
         move |progress| examine_peer(login, progress, began, &thread_progress),
         // The receiver may be gone.
         move |outcome| drop(completed.send((number, peer_progress.take_finding(name, outcome)))),
@@ -132,12 +132,12 @@ fn start<C: R2D2Connection + Send + 'static>(
 /// Logs in to a peer, measures the round trip and collects the peer's facts.
 fn examine_peer<C: R2D2Connection + 'static>(
     login: Login<C>,
-    progress: &Progress,
+    progress: &LoginProgress,
     began: Instant,
     peer_progress: &PeerProgress,
 ) -> Result<(), LoginFailure> {
-    let Look { url, mut conn, unfit } = login.look(progress)?;
-    peer_progress.record_login(began.elapsed(), unfit);
+    let Inspection { url, mut conn, failure } = login.inspect(progress)?;
+    peer_progress.record_login(began.elapsed(), failure);
     peer_progress.begin_step("answer `SELECT 1`");
     if let Some(round_trip) = round_trip(&mut conn) {
         peer_progress.record_round_trip(round_trip);

@@ -1,9 +1,10 @@
-//! A thread that makes one login, under a deadline: client libraries set no timeouts, and a server
-//! that accepts and says nothing would keep its caller for ever.
+//! Runs one login on a thread of its own, under a deadline. Client libraries set no timeouts, and a
+//! server that accepts a connection without ever answering would block its caller for ever.
 //!
-//! At the deadline the checker says so to whoever waits, and shuts the login's socket down, so that
-//! the thread ends. Where the socket cannot be found the thread stays until its server or the kernel
-//! ends it; it counts as *stuck*, and while one is, its peer is dialed by the checker alone.
+//! At the deadline the checker's thread reports the timeout to the caller, and shuts down the login's
+//! socket, so that the login's thread ends. If the socket cannot be found, the thread stays until the
+//! server or the kernel ends its connection. From the deadline until the thread ends, the login counts
+//! as *stuck*. While a peer has a stuck login, only the checker dials that peer.
 
 use std::fmt;
 use std::mem;
@@ -20,28 +21,28 @@ use crate::peers::set::PeerSet;
 /// The name of a thread that makes one login. Linux shows the first 15 characters.
 const DIALER: &str = "peers-dial";
 
-/// After how long a login that did not end when it was cut off is cut off again (it may have gone on
-/// to the next address), and up to how long that grows.
-const CUT_AGAIN: Duration = Duration::from_millis(250);
-const CUT_AGAIN_AT_MOST: Duration = Duration::from_secs(30);
+/// The delay until the socket of a stuck login is shut down again, because the client library may have
+/// dialed the next address meanwhile. The delay doubles each time, up to the maximum.
+const SHUT_DOWN_AGAIN: Duration = Duration::from_millis(250);
+const SHUT_DOWN_AGAIN_MAX: Duration = Duration::from_secs(30);
 
-/// How often it is looked whether a login is met with silence that is late.
-const LISTEN_AGAIN: Duration = Duration::from_millis(100);
+/// The interval at which a late login is checked again, while it is given more time.
+const CHECK_AGAIN: Duration = Duration::from_millis(100);
 
-/// Why a login came to nothing.
+/// The reason why a login failed.
 #[derive(Debug)]
 pub(crate) enum LoginFailure {
-    /// The peer, or its host, said so.
+    /// The peer, or its host, refused the login.
     Refused(Refusal),
-    /// It has not answered in time, ours or the client library's own.
+    /// The peer did not answer before our timeout or the client library's own.
     Unanswered(Arc<str>),
-    /// Because of this process: nobody was asked, or it did not come to hear the answer.
+    /// This process is the cause: it sent no login, or it did not come to read the answer.
     NotAttempted(Arc<str>),
 }
 
 impl LoginFailure {
-    /// As the client library says.
-    pub(crate) fn said(refusal: Refusal) -> Self {
+    /// Classifies a failure that the client library reports.
+    pub(crate) fn from_refusal(refusal: Refusal) -> Self {
         if is_timeout(&refusal.reason) {
             Self::Unanswered(refusal.reason)
         } else {
@@ -49,8 +50,8 @@ impl LoginFailure {
         }
     }
 
-    fn late(patience: Duration) -> Self {
-        Self::Unanswered(format!("no answer to a login within {patience:?}").into())
+    fn timed_out(timeout: Duration) -> Self {
+        Self::Unanswered(format!("no answer to a login within {timeout:?}").into())
     }
 }
 
@@ -64,134 +65,138 @@ impl fmt::Display for LoginFailure {
     }
 }
 
-/// How far a login is, and so where its socket is.
+/// The stage that a login has reached, which determines how its socket is found.
 #[derive(Debug, Default)]
-pub(crate) struct Progress {
+pub(crate) struct LoginProgress {
     stage: Mutex<Stage>,
 }
 
 #[derive(Debug, Default)]
 enum Stage {
-    /// Code runs that is not the client library's.
+    /// Other code than the client library's is running.
     #[default]
-    Elsewhere,
-    /// The client library is at work: the thread waits for nothing but its server.
+    OtherCode,
+    /// The client library is logging in: the thread waits for nothing but its server.
     LoggingIn { thread: Thread, before: Arc<Sockets> },
-    /// Logged in, over this socket.
-    In(Arc<Socket>),
+    /// The login has succeeded, over this socket.
+    LoggedIn(Arc<Socket>),
 }
 
-impl Progress {
+impl LoginProgress {
     fn lock(&self) -> MutexGuard<'_, Stage> {
         lock(&self.stage)
     }
 
-    /// From now on this thread only talks to the server. Returns the sockets that there were before.
-    pub(crate) fn logs_in(&self) -> Arc<Sockets> {
-        let before = Arc::new(Sockets::of_this_process());
+    /// Records that from now on this thread only communicates with the server. Returns the sockets that
+    /// the process had before.
+    pub(crate) fn begin_login(&self) -> Arc<Sockets> {
+        let before = Arc::new(Sockets::list());
         if let Some(thread) = Thread::current() {
             *self.lock() = Stage::LoggingIn { thread, before: before.clone() };
         }
         before
     }
 
-    /// Does something in between that is not the client library's.
-    pub(crate) fn aside<T>(&self, work: impl FnOnce() -> T) -> T {
+    /// Runs other code than the client library's in the middle of a login.
+    pub(crate) fn run_other_code<T>(&self, work: impl FnOnce() -> T) -> T {
         let stage = mem::take(&mut *self.lock());
         let outcome = work();
         *self.lock() = stage;
         outcome
     }
 
-    /// From now on it may do anything; its connection's socket is this, as far as is known.
-    pub(crate) fn logged_in(&self, socket: Option<Arc<Socket>>) {
-        *self.lock() = socket.map_or(Stage::Elsewhere, Stage::In);
+    /// Records that the login has succeeded. From now on the thread may run any code. `socket` is the
+    /// connection's socket, if it was found.
+    pub(crate) fn end_login(&self, socket: Option<Arc<Socket>>) {
+        *self.lock() = socket.map_or(Stage::OtherCode, Stage::LoggedIn);
     }
 
-    /// How much the server has said for which the thread waits. `None` when it waits for something
-    /// else: a processor, a resolver.
-    fn heard(&self) -> Option<u64> {
+    /// Returns how many bytes have come from the server for which the thread waits. Returns `None` if
+    /// the thread waits for something else: a processor, a resolver.
+    fn bytes_received(&self) -> Option<u64> {
         match &*self.lock() {
             Stage::LoggingIn { thread, before } => socket::awaited_by(thread, before)?.received(),
-            Stage::Elsewhere | Stage::In(_) => None,
+            Stage::OtherCode | Stage::LoggedIn(_) => None,
         }
     }
 
-    /// Shuts its socket down, as far as that is known.
-    fn cut(&self) {
-        // The stage does not change meanwhile.
+    /// Shuts down the login's socket, if it can be found.
+    fn shut_down_socket(&self) {
+        // The lock is held meanwhile, so that the stage does not change.
         match &*self.lock() {
-            Stage::Elsewhere => {}
+            Stage::OtherCode => {}
             Stage::LoggingIn { thread, before } => {
                 if let Some(socket) = socket::awaited_by(thread, before) {
                     socket.shut_down();
                 }
             }
-            Stage::In(socket) => socket.shut_down(),
+            Stage::LoggedIn(socket) => socket.shut_down(),
         }
     }
 }
 
-/// Who is told what became of the login.
-type Report<T> = Box<dyn FnOnce(Result<T, LoginFailure>) + Send>;
+/// The callback that receives the outcome of the login.
+type OnOutcome<T> = Box<dyn FnOnce(Result<T, LoginFailure>) + Send>;
 
-struct Call<T> {
+struct BoundedLogin<T> {
     set: Arc<PeerSet>,
     peer: usize,
     began: Instant,
-    patience: Patience,
-    progress: Progress,
+    timeout: LoginTimeout,
+    progress: LoginProgress,
     state: Mutex<State<T>>,
 }
 
-/// Whoever knows the outcome first takes the report.
+/// The state of a login. The thread that knows the outcome first takes the callback out of it.
 enum State<T> {
-    UnderWay(Report<T>),
-    /// It was reported to be late, and is stuck.
-    Late,
+    InProgress(OnOutcome<T>),
+    /// The login was aborted, and its thread has not ended yet.
+    Stuck,
     Ended,
 }
 
-/// For how long a login is waited for.
+/// The time after which a login is given up.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
-    pub(crate) with_silence: Duration,
-    /// When the server has begun to answer, or this process has not come to read it.
-    pub(crate) at_most: Duration,
+pub(crate) struct LoginTimeout {
+    /// For a server that has not sent a single byte.
+    pub(crate) silent: Duration,
+    /// For a server that has begun to answer, or whose answer this process has not come to read.
+    pub(crate) total: Duration,
 }
 
-impl Patience {
-    /// The same whether the server says something or not.
-    pub(crate) fn of(at_most: Duration) -> Self {
-        Self { with_silence: at_most, at_most }
+impl LoginTimeout {
+    /// Creates a timeout that does not depend on whether the server has begun to answer.
+    pub(crate) fn uniform(total: Duration) -> Self {
+        Self { silent: total, total }
     }
 }
 
-/// Runs `work`, which talks to a server, on a thread of its own, and reports its outcome; or that it
-/// has taken longer than `patience`, when it has.
+/// Runs `work`, which logs in to a server, on a thread of its own. Calls `on_outcome` at most
+/// once: with the outcome of `work`, or with a failure when `timeout` is over. After the pool is gone,
+/// an aborted login is not reported.
 pub(crate) fn start<T: Send + 'static>(
     set: &Arc<PeerSet>,
     peer: usize,
-    (began, patience): (Instant, Patience),
-    work: impl FnOnce(&Progress) -> Result<T, LoginFailure> + Send + 'static,
-    report: impl FnOnce(Result<T, LoginFailure>) + Send + 'static,
+    (began, timeout): (Instant, LoginTimeout),
+    work: impl FnOnce(&LoginProgress) -> Result<T, LoginFailure> + Send + 'static,
+    on_outcome: impl FnOnce(Result<T, LoginFailure>) + Send + 'static,
 ) {
-    let call = Arc::new(Call {
+    let login = Arc::new(BoundedLogin {
         set: set.clone(),
         peer,
         began,
-        patience,
-        progress: Progress::default(),
-        state: Mutex::new(State::UnderWay(Box::new(report))),
+        timeout,
+        progress: LoginProgress::default(),
+        state: Mutex::new(State::InProgress(Box::new(on_outcome))),
     });
-    let late = call.clone();
-    let ticket =
-        set.bound(began + patience.with_silence, move |reason| late.cut_off(reason, CUT_AGAIN));
-    let worker = call.clone();
+    let late = login.clone();
+    let ticket = set
+        .bound(began + timeout.silent, move |reason| late.handle_deadline(reason, SHUT_DOWN_AGAIN));
+    let worker = login.clone();
     let thread = thread::Builder::new().name(DIALER.to_owned()).spawn(move || {
         let outcome = catch_panic(|| work(&worker.progress));
         let panicked = |_| {
-            let reason = format!("a login ended without a word: {Panicked}");
+            let reason = format!("the login was aborted: {Panicked}");
             Err(LoginFailure::Refused(Refusal::new(Fault::PeerDown, reason)))
         };
         worker.end(outcome.unwrap_or_else(panicked));
@@ -199,98 +204,102 @@ pub(crate) fn start<T: Send + 'static>(
     });
     if let Err(error) = thread {
         set.deadlines().end(ticket);
-        let reason = format!("no thread to log in from: {error}");
-        call.end(Err(LoginFailure::NotAttempted(reason.into())));
+        let reason = format!("cannot start a thread for the login: {error}");
+        login.end(Err(LoginFailure::NotAttempted(reason.into())));
     }
 }
 
-impl<T: Send + 'static> Call<T> {
+impl<T: Send + 'static> BoundedLogin<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         lock(&self.state)
     }
 
-    /// The login has ended. What comes too late is closed over here.
+    /// Ends the login: reports the outcome, or closes a connection that comes too late.
     fn end(&self, outcome: Result<T, LoginFailure>) {
-        let report = {
+        let on_outcome = {
             let state = &mut *self.lock();
             match mem::replace(state, State::Ended) {
-                State::UnderWay(report) => Some(report),
-                State::Late | State::Ended => {
-                    // Closing it may hang as well, and be cut off.
-                    *state = State::Late;
+                State::InProgress(on_outcome) => Some(on_outcome),
+                State::Stuck | State::Ended => {
+                    // Closing the connection may hang as well, and then its socket is shut down again.
+                    *state = State::Stuck;
                     None
                 }
             }
         };
-        let is_late = report.is_none();
-        // What it is reported to may panic, and so may what is reported to nobody.
-        let _ = catch_panic(|| match report {
-            Some(report) => report(outcome),
+        let is_late = on_outcome.is_none();
+        // The callback may panic, and so may the destructor of an outcome that nobody waits for.
+        let _ = catch_panic(|| match on_outcome {
+            Some(on_outcome) => on_outcome(outcome),
             None => drop(outcome),
         });
         if is_late {
             *self.lock() = State::Ended;
             self.set.count(self.peer, |counts| counts.stuck_logins -= 1);
-            // While it was stuck its peer was left alone.
+            // While the login was stuck, only the regular checks dialed its peer.
             self.set.wake();
         }
     }
 
-    /// What there is to say of one that is late. `None` when it is given more time: only a server that
-    /// has not said a word is silent.
-    fn verdict(&self, now: Instant) -> Option<LoginFailure> {
-        let Patience { with_silence, at_most } = self.patience;
-        if with_silence >= at_most {
-            return Some(LoginFailure::late(at_most));
+    /// Returns the failure of a login that is late, or `None` if the login is given more time. The
+    /// shorter timeout is only for a server that has not sent a single byte.
+    fn failure_if_late(&self, now: Instant) -> Option<LoginFailure> {
+        let LoginTimeout { silent, total } = self.timeout;
+        if silent >= total {
+            return Some(LoginFailure::timed_out(total));
         }
-        let heard = self.progress.heard();
-        match heard {
-            Some(0) => Some(LoginFailure::late(with_silence)),
-            _ if now < self.began + at_most => None,
-            Some(_) => Some(LoginFailure::late(at_most)),
-            // It did not come to ask.
-            None => Some(LoginFailure::NotAttempted("this process stood still".into())),
+        match self.progress.bytes_received() {
+            Some(0) => Some(LoginFailure::timed_out(silent)),
+            _ if now < self.began + total => None,
+            Some(_) => Some(LoginFailure::timed_out(total)),
+            // The thread waits for something else than the server, so the server is not to blame.
+            None => Some(LoginFailure::NotAttempted(
+                "this process did not get to send the login or to read the answer".into(),
+            )),
         }
     }
 
-    /// It is late. Says so, once, if anybody waits for it, and cuts it off, until it ends.
-    fn cut_off(self: &Arc<Self>, reason: Late, wait: Duration) {
-        let (report, failure) = {
-            // It neither ends nor goes on to anything else meanwhile.
+    /// Handles the deadline of a login. Unless the login is given more time, this reports the failure
+    /// once, and shuts down the socket again and again until the login ends.
+    fn handle_deadline(self: &Arc<Self>, reason: Late, delay: Duration) {
+        let (on_outcome, failure) = {
+            // While this lock is held, the login neither ends nor changes its state.
             let state = &mut *self.lock();
             let failure = match (&*state, reason) {
                 (State::Ended, _) => return,
-                (State::UnderWay(_), Late::At(now)) => {
-                    let Some(failure) = self.verdict(now) else {
+                (State::InProgress(_), Late::At(now)) => {
+                    let Some(failure) = self.failure_if_late(now) else {
                         let later = self.clone();
-                        self.set
-                            .bound(now + LISTEN_AGAIN, move |reason| later.cut_off(reason, wait));
+                        self.set.bound(now + CHECK_AGAIN, move |reason| {
+                            later.handle_deadline(reason, delay);
+                        });
                         return;
                     };
                     Some(failure)
                 }
-                (State::UnderWay(_) | State::Late, _) => None,
+                (State::InProgress(_) | State::Stuck, _) => None,
             };
-            let report = match mem::replace(state, State::Late) {
-                State::UnderWay(report) => {
+            let on_outcome = match mem::replace(state, State::Stuck) {
+                State::InProgress(on_outcome) => {
                     self.set.count(self.peer, |counts| counts.stuck_logins += 1);
-                    Some(report)
+                    Some(on_outcome)
                 }
-                State::Late | State::Ended => None,
+                State::Stuck | State::Ended => None,
             };
-            self.progress.cut();
-            (report, failure)
+            self.progress.shut_down_socket();
+            (on_outcome, failure)
         };
         let again = self.clone();
         let now = match reason {
             Late::At(now) => now,
-            // All that is on the list is cut off again and again, whenever it is due.
+            // Once the pool is gone, every call on the list of deadlines is aborted again and again,
+            // whatever its deadline.
             Late::NobodyWaits => self.began,
         };
-        let longer = (wait * 2).min(CUT_AGAIN_AT_MOST);
-        self.set.bound(now + wait, move |reason| again.cut_off(reason, longer));
-        if let (Some(report), Some(failure)) = (report, failure) {
-            let _ = catch_panic(|| report(Err(failure)));
+        let longer = (delay * 2).min(SHUT_DOWN_AGAIN_MAX);
+        self.set.bound(now + delay, move |reason| again.handle_deadline(reason, longer));
+        if let (Some(on_outcome), Some(failure)) = (on_outcome, failure) {
+            let _ = catch_panic(|| on_outcome(Err(failure)));
         }
     }
 }

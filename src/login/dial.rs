@@ -1,4 +1,4 @@
-//! Which peers are logged in to: for the pool, and for a check.
+//! Dials peers: for a new connection of the pool, and for a health check.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use log::warn;
 
 use crate::event::{EventKind, in_words};
 use crate::fault::Fault;
-use crate::login::bounded::{self, LoginFailure, Patience};
+use crate::login::bounded::{self, LoginFailure, LoginTimeout};
 use crate::login::session::{Hooks, Login};
 use crate::panics::catch_panic;
 use crate::peers::link_guard::LinkGuard;
@@ -22,12 +22,12 @@ use crate::peers::set::{PeerSet, Picked};
 use crate::policy::AllDown;
 use crate::pool::link::Link;
 
-/// Makes a connection to one of the peers. While all are down, who asks first is told the story at
-/// once; after that, one waits for the end of it.
+/// Opens a connection to one of the peers. While all peers are down, the first caller gets the error at
+/// once, and after that one caller at a time waits until a peer is up.
 ///
 /// # Errors
 ///
-/// The whole story, peer by peer, without any URL or password.
+/// Returns a summary of what happened at each peer, without any URL or password.
 #[expect(clippy::disallowed_methods, reason = "the wait is bounded as a whole")]
 pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
@@ -35,38 +35,38 @@ pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
 ) -> Result<Link<C>, String> {
     let mut end = None;
     loop {
-        let story = match dial_around(set, hooks) {
+        let summary = match dial_peers(set, hooks) {
             Ok(link) => return Ok(link),
-            Err(story) => story,
+            Err(summary) => summary,
         };
         if set.settings().all_down == AllDown::Fail || !set.nobody_takes_work() {
-            return Err(story);
+            return Err(summary);
         }
         let now = Instant::now();
         let end = *end.get_or_insert(now + set.settings().all_down_wait);
         let left = end.saturating_duration_since(now);
         if set.outage().wait(now, left, || !set.nobody_takes_work()) == Word::Fail {
-            return Err(story);
+            return Err(summary);
         }
     }
 }
 
-/// What became of one login.
-struct Outcome<C> {
+/// The outcome of the login to the peer with this number.
+struct DialOutcome<C> {
     number: u64,
     result: Result<Link<C>, Attempt>,
 }
 
-/// Logs in to one peer after the other, each at most once, until one takes the connection. When one
-/// does not answer for longer than it should take, the next is tried beside it.
-#[expect(clippy::disallowed_methods, reason = "an attempt is stamped when it is made")]
-fn dial_around<C: R2D2Connection + Send + 'static>(
+/// Logs in to one peer after the other, to each at most once, until a login succeeds. When a login takes
+/// longer than it should, the next peer is dialed in parallel.
+#[expect(clippy::disallowed_methods, reason = "the time of an attempt is taken here")]
+fn dial_peers<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
     hooks: &Arc<Hooks<C>>,
 ) -> Result<Link<C>, String> {
     let (done, outcomes) = unbounded();
     let mut attempts = Attempts::new();
-    let mut under_way = 0;
+    let mut in_progress = 0;
     let mut now = Instant::now();
     let end = now + set.settings().connect_deadline;
     let mut next = now;
@@ -74,23 +74,23 @@ fn dial_around<C: R2D2Connection + Send + 'static>(
         if next <= now {
             next = end;
             if let Some(picked) = set.pick(|peer| attempts.contains_key(&peer.number)) {
-                attempts.insert(picked.number, Attempt::UnderWay);
-                under_way += 1;
+                attempts.insert(picked.number, Attempt::InProgress);
+                in_progress += 1;
                 next = now + set.hedge(picked.peer);
                 dial(set, picked, now, hooks.clone(), done.clone());
             }
         }
-        if under_way == 0 {
+        if in_progress == 0 {
             break;
         }
         match outcomes.recv_deadline(next.min(end)) {
-            // Those that are still under way close what comes of them.
-            Ok(Outcome { result: Ok(mut link), .. }) => {
-                link.is_used();
+            // Logins that are still in progress close the connections that they open.
+            Ok(DialOutcome { result: Ok(mut link), .. }) => {
+                link.count_as_open();
                 return Ok(link);
             }
-            Ok(Outcome { number, result: Err(attempt) }) => {
-                under_way -= 1;
+            Ok(DialOutcome { number, result: Err(attempt) }) => {
+                in_progress -= 1;
                 attempts.insert(number, attempt);
                 next = Instant::now();
             }
@@ -101,102 +101,105 @@ fn dial_around<C: R2D2Connection + Send + 'static>(
             break;
         }
     }
-    Err(set.read(|peers| story(peers, &attempts, now)))
+    Err(set.read(|peers| summary(peers, &attempts, now)))
 }
 
-/// Logs in to one peer. What comes of it decides about the peer, also when nobody waits any more.
+/// Logs in to one peer. The outcome decides about the peer, even if the caller has stopped waiting.
 fn dial<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
     picked: Picked,
     began: Instant,
     hooks: Arc<Hooks<C>>,
-    done: Sender<Outcome<C>>,
+    done: Sender<DialOutcome<C>>,
 ) {
     let guard = LinkGuard::of_dial(set.clone(), &picked);
     let Picked { peer, number, url, activity, .. } = picked;
     let rng = set.rng();
     let login = Login { set: set.clone(), peer, activity, url, hooks, rng };
-    let patience = set.settings().connect_timeout.min(set.settings().connect_deadline);
-    let judged = set.clone();
+    let timeout = set.settings().connect_timeout.min(set.settings().connect_deadline);
+    let peer_set = set.clone();
     bounded::start(
         set,
         peer,
-        (began, Patience::of(patience)),
-        move |progress| login.make(progress),
+        (began, LoginTimeout::uniform(timeout)),
+        move |progress| login.open(progress),
         move |outcome| {
             let result = match outcome {
                 Ok(session) => {
-                    let now = stamp();
-                    judged.update(peer, now, |peer, _| peer.connected(began, now));
-                    Ok(Link::new(session, guard, now, judged.expiry(now)))
+                    let now = now();
+                    peer_set.update(peer, now, |peer, _| peer.connected(began, now));
+                    Ok(Link::new(session, guard, now, peer_set.expiry(now)))
                 }
                 Err(failure) => {
                     let reason: Arc<str> = failure.to_string().into();
-                    let (answer, now) = (Answer::of(failure), stamp());
+                    let (answer, now) = (Answer::from_failure(failure), now());
                     let failed = answer.fault().map(|fault| EventKind::ConnectFailed {
                         reason: reason.to_string(),
                         fault,
                         took: now.saturating_duration_since(began),
                     });
                     let attempt = if answer == Answer::NotAsked {
-                        Attempt::NotMade(reason)
+                        Attempt::NotAttempted(reason)
                     } else {
                         Attempt::Failed(reason)
                     };
-                    judged.update(peer, now, |peer, due| {
+                    peer_set.update(peer, now, |peer, due| {
                         peer.connect_failed((began, now), answer, due)
                     });
                     if let Some(failed) = failed {
-                        judged.tell(peer, failed);
+                        peer_set.tell(peer, failed);
                     }
-                    // Until now it keeps the peer's place.
+                    // Until now the login is counted as connecting.
                     drop(guard);
                     Err(attempt)
                 }
             };
-            // When nobody waits for it any more a connection is closed here.
-            drop(done.send(Outcome { number, result }));
+            // If the caller has stopped waiting, the connection is closed here.
+            drop(done.send(DialOutcome { number, result }));
         },
     );
 }
 
-/// Logs in to see whether the peer takes work.
+/// Performs a health check: logs in to the peer, and tests whether it takes work.
 pub(crate) fn check<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
     hooks: &Arc<Hooks<C>>,
     health_check: HealthCheck,
 ) {
-    let HealthCheck { peer, url, activity, began, patience, kind } = health_check;
+    let HealthCheck { peer, url, activity, began, patience: timeout, kind } = health_check;
     let login =
         Login { set: set.clone(), peer, activity, url, hooks: hooks.clone(), rng: set.rng() };
-    let patience = match kind {
-        CheckKind::Regular => Patience::of(patience),
-        // Queries may be cut off when it is not answered: who has begun to answer is heard out.
-        CheckKind::Stall => {
-            Patience { with_silence: patience, at_most: set.settings().connect_timeout }
-        }
+    let timeout = match kind {
+        CheckKind::Regular => LoginTimeout::uniform(timeout),
+        // An unanswered check may get running queries aborted. So a peer that has begun to answer is given
+        // the time to finish.
+        CheckKind::Stall => LoginTimeout { silent: timeout, total: set.settings().connect_timeout },
     };
-    let judged = set.clone();
+    let peer_set = set.clone();
     bounded::start(
         set,
         peer,
-        (began, patience),
+        (began, timeout),
         move |progress| login.check(progress),
         move |outcome| {
             let is_regular = kind == CheckKind::Regular;
             if let (true, Err(LoginFailure::NotAttempted(error))) = (is_regular, &outcome) {
-                // A logger is user code.
-                let _ = catch_panic(|| warn!("a peer could not be checked: {error}"));
+                let name = peer_set.read(|peers| peers[peer].name.clone());
+                // A logger is user code, which may panic.
+                let _ = catch_panic(|| {
+                    warn!("cannot check peer {name}: {error}; its state stays unchanged");
+                });
             }
-            let answer = outcome.map_or_else(Answer::of, |()| Answer::Works);
-            let now = stamp();
-            judged.update(peer, now, |peer, due| peer.check_ended(kind, (began, now), answer, due));
+            let answer = outcome.map_or_else(Answer::from_failure, |()| Answer::Works);
+            let now = now();
+            peer_set
+                .update(peer, now, |peer, due| peer.check_ended(kind, (began, now), answer, due));
         },
     );
 }
 
 impl Answer {
-    /// What it says of the peer, if it says anything against it.
+    /// Returns the fault of the peer that the answer shows, if any.
     fn fault(&self) -> Option<Fault> {
         match self {
             Self::Refused(refusal) => Some(refusal.fault),
@@ -205,56 +208,62 @@ impl Answer {
         }
     }
 
-    fn of(failure: LoginFailure) -> Self {
+    fn from_failure(failure: LoginFailure) -> Self {
         match failure {
             LoginFailure::Refused(refusal) => Self::Refused(refusal),
             LoginFailure::Unanswered(reason) => Self::None(reason),
-            // That says something about this process, not about the peer.
+            // The cause is this process, not the peer.
             LoginFailure::NotAttempted(_) => Self::NotAsked,
         }
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "an attempt is stamped when it ends")]
-fn stamp() -> Instant {
+#[expect(clippy::disallowed_methods, reason = "the time at which a login ends is taken here")]
+fn now() -> Instant {
     Instant::now()
 }
 
-/// What was done about each peer, by its number: another one may have its name meanwhile.
+/// The attempts of one call, by the number of the peer. Names do not identify peers here, because a
+/// peer may be replaced meanwhile by another one of the same name.
 type Attempts = BTreeMap<u64, Attempt>;
 
-/// What was done about one peer.
+/// The attempt to log in to one peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Attempt {
-    UnderWay,
-    /// Because of this process.
-    NotMade(Arc<str>),
+    InProgress,
+    /// This process is the cause: it sent no login, or it did not come to read the answer.
+    NotAttempted(Arc<str>),
+    /// The peer refused the login, or did not answer in time.
     Failed(Arc<str>),
 }
 
-/// What happened at each peer in this call, or made it be left out, and when it is checked next.
-fn story(peers: &[Peer], attempts: &Attempts, now: Instant) -> String {
+/// Describes for each peer what happened in this call, or why the peer was skipped, and when the peer is
+/// checked next.
+fn summary(peers: &[Peer], attempts: &Attempts, now: Instant) -> String {
     let all_down = nobody_takes_work(peers);
-    let chapter = |peer: &Peer| {
+    let describe = |peer: &Peer| {
         let next = in_words(peer.due(all_down).saturating_duration_since(now));
         let name = &peer.name;
         match (attempts.get(&peer.number), &peer.health) {
             (Some(Attempt::Failed(reason)), Health::Up { .. }) if !peer.is_full => {
-                format!("{name}: {reason} (up again since)")
+                format!("{name}: {reason}, up again by now")
             }
-            (Some(Attempt::Failed(reason)), _) => format!("{name}: {reason} ({next})"),
-            (Some(Attempt::NotMade(reason)), _) => format!("{name}: {reason}"),
-            (Some(Attempt::UnderWay), _) => format!("{name}: no answer yet"),
-            (None, _) if !peer.is_in_service() => format!("{name}: not tried, as it is drained"),
+            (Some(Attempt::Failed(reason)), _) => format!("{name}: {reason}, {next}"),
+            (Some(Attempt::NotAttempted(reason)), _) => format!("{name}: {reason}"),
+            (Some(Attempt::InProgress), _) => format!("{name}: no answer yet"),
+            (None, _) if !peer.is_in_service() => {
+                format!("{name}: skipped, not in service (draining or drained)")
+            }
             (None, Health::Down { refusal, .. }) => {
-                format!("{name}: not tried, down since: {} ({next})", refusal.reason)
+                format!("{name}: skipped, marked down ({}), {next}", refusal.reason)
             }
             (None, Health::Up { .. }) if peer.weight == 0 => {
-                format!("{name}: not tried, as its weight is 0")
+                format!("{name}: skipped, its weight is 0")
             }
-            (None, Health::Up { .. }) => format!("{name}: up again since"),
+            (None, Health::Up { .. }) => format!("{name}: not dialed, but up by now"),
         }
     };
-    let chapters: Vec<String> = peers.iter().filter(|peer| peer.is_member()).map(chapter).collect();
-    format!("no peer took the connection: {}", chapters.join("; "))
+    let members = peers.iter().filter(|peer| peer.is_member());
+    let summaries: Vec<String> = members.map(describe).collect();
+    format!("no peer accepted a connection: {}", summaries.join("; "))
 }

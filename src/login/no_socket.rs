@@ -1,4 +1,4 @@
-//! In the place of `socket.rs` where there is no way to find a connection's socket: none is found.
+//! Replaces `socket.rs` on systems where a connection's socket cannot be found: no socket is ever found.
 
 use crate::settings::Tuning;
 
@@ -27,7 +27,7 @@ impl Socket {
 pub(crate) struct Sockets;
 
 impl Sockets {
-    pub(crate) fn of_this_process() -> Self {
+    pub(crate) fn list() -> Self {
         Self
     }
 }

@@ -1,5 +1,6 @@
-//! Sees every error of a link, also of queries made through a plain `&mut MysqlConnection`: it is
-//! the link's instrumentation, with the user's own behind it.
+//! Observes every query and every error of a link, also of queries through a plain
+//! `&mut MysqlConnection`. The observer is the link's instrumentation, and forwards each event to the
+//! application's own instrumentation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,55 +15,58 @@ use crate::peers::activity::{Activity, LinkState};
 use crate::peers::set::PeerSet;
 use crate::policy::Role;
 
-/// Where what is seen of one link goes.
+/// Records what the observer sees of one link: in the link's state, and in the state of its peer.
 #[derive(Debug, Clone)]
-pub(crate) struct Watch {
+pub(crate) struct LinkMonitor {
     link_state: Arc<LinkState>,
     activity: Arc<Activity>,
     set: Arc<PeerSet>,
     peer: usize,
-    /// Whether what is run is ours, and none of the application's business.
-    hushed: Arc<AtomicBool>,
+    /// Whether this crate's own queries are running, which are neither recorded nor forwarded to the
+    /// application's instrumentation.
+    muted: Arc<AtomicBool>,
 }
 
-impl Watch {
+impl LinkMonitor {
     pub(crate) fn new(set: Arc<PeerSet>, peer: usize, activity: Arc<Activity>) -> Self {
-        Self { link_state: Arc::default(), activity, set, peer, hushed: Arc::default() }
+        Self { link_state: Arc::default(), activity, set, peer, muted: Arc::default() }
     }
 
     pub(crate) fn link_state(&self) -> &Arc<LinkState> {
         &self.link_state
     }
 
-    /// Puts the observer in front of the instrumentation that diesel sets by default. The one that
-    /// `establish` made cannot be taken out of the connection again, so this is a second one.
+    /// Installs an observer in front of the instrumentation that diesel sets by default. The instance
+    /// that `establish` has created cannot be taken out of the connection again, so this is a second
+    /// instance.
     pub(crate) fn install(&self, conn: &mut impl Connection) {
         self.install_before(DynInstrumentation::default_instrumentation(), conn);
     }
 
-    /// Puts it in front of the user's own.
+    /// Installs an observer in front of the application's own instrumentation.
     pub(crate) fn install_before(&self, user: DynInstrumentation, conn: &mut impl Connection) {
-        conn.set_instrumentation(Observer { watch: self.clone(), user });
+        conn.set_instrumentation(Observer { monitor: self.clone(), user });
     }
 
-    /// Whether the application's instrumentation is spared what is run next.
-    pub(crate) fn hush(&self, hushed: bool) {
-        // Only read by who runs it, in this thread.
-        self.hushed.store(hushed, Ordering::Relaxed);
+    /// Sets whether the next queries are neither recorded nor forwarded to the application's
+    /// instrumentation.
+    pub(crate) fn set_muted(&self, muted: bool) {
+        // Only the thread that runs the queries reads this flag.
+        self.muted.store(muted, Ordering::Relaxed);
     }
 
-    #[expect(clippy::disallowed_methods, reason = "a query is stamped when it begins")]
+    #[expect(clippy::disallowed_methods, reason = "the time at which a query begins is taken here")]
     fn query_begins(&self) {
         let now = Instant::now();
         self.link_state.query_begins(now);
         self.set.query_begins();
     }
 
-    #[expect(clippy::disallowed_methods, reason = "a query is stamped when it ends")]
+    #[expect(clippy::disallowed_methods, reason = "the time at which a query ends is taken here")]
     fn query_ended(&self, error: Option<&Error>) {
         let now = Instant::now();
         let took = self.link_state.query_ends(now);
-        // Pings are no queries of the application's, although its instrumentation sees them.
+        // Pings are not the application's queries, although its instrumentation sees them.
         let counters = (!self.link_state.is_pinging()).then_some(&self.activity.counters);
         if let Some(counters) = counters {
             counters.queries.add(took);
@@ -94,37 +98,41 @@ impl Watch {
     }
 }
 
-/// The instrumentation that is set on every link.
+/// The instrumentation that is installed on every link.
 pub(crate) struct Observer {
-    watch: Watch,
+    monitor: LinkMonitor,
     user: DynInstrumentation,
 }
 
 impl Observer {
-    /// Whether it is there: a user may have replaced it, on the bare connection.
-    pub(crate) fn is_on(conn: &mut impl Connection) -> bool {
+    /// Returns whether the observer is installed. The application may have replaced it on the wrapped
+    /// connection.
+    pub(crate) fn is_installed(conn: &mut impl Connection) -> bool {
         conn.instrumentation().is::<Self>()
     }
 
-    /// The user's instrumentation: behind ours where `installed` is ours, else `installed` itself.
-    pub(crate) fn user_of(installed: &mut dyn Instrumentation) -> &mut dyn Instrumentation {
+    /// Returns the application's instrumentation: the one behind the observer if `installed` is an
+    /// observer, and otherwise `installed` itself.
+    pub(crate) fn user_instrumentation(
+        installed: &mut dyn Instrumentation,
+    ) -> &mut dyn Instrumentation {
         if !installed.is::<Self>() {
             return installed;
         }
-        let observer = installed.downcast_mut::<Self>().expect("its type was just looked at");
+        let observer = installed.downcast_mut::<Self>().expect("the type was checked above");
         &mut *observer.user
     }
 }
 
 impl Instrumentation for Observer {
     fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
-        if self.watch.hushed.load(Ordering::Relaxed) {
+        if self.monitor.muted.load(Ordering::Relaxed) {
             return;
         }
-        // First, because the user's may panic.
+        // Recorded first, because the application's instrumentation may panic.
         match &event {
-            InstrumentationEvent::StartQuery { .. } => self.watch.query_begins(),
-            InstrumentationEvent::FinishQuery { error, .. } => self.watch.query_ended(*error),
+            InstrumentationEvent::StartQuery { .. } => self.monitor.query_begins(),
+            InstrumentationEvent::FinishQuery { error, .. } => self.monitor.query_ended(*error),
             _ => {}
         }
         self.user.on_connection_event(event);

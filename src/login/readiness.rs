@@ -1,5 +1,5 @@
-//! Whether a peer takes the work that it is to get, which a login does not show, and a ping
-//! (`SELECT 1`) neither: a Galera node that refuses all work accepts logins and answers pings.
+//! Tests whether a peer takes the work that it is to get. Neither a login nor a ping (`SELECT 1`) shows
+//! that: a Galera node that refuses all work accepts logins and answers pings.
 
 use std::any::Any;
 use std::fmt;
@@ -11,40 +11,42 @@ use diesel::result::{Error, QueryResult};
 use crate::fault::Fault;
 use crate::policy::Requirements;
 
-/// Why a peer that answers is not to be used.
+/// The reason why a peer that answers cannot be used.
 #[derive(Debug)]
-pub(crate) enum Unready {
+pub(crate) enum NotReady {
+    /// A query of the test failed.
     Query(Error),
+    /// The peer is in a state in which it cannot be used.
     #[cfg_attr(
         not(any(feature = "mysql", feature = "postgres")),
-        expect(dead_code, reason = "other databases are not asked")
+        expect(dead_code, reason = "other databases are not queried for their state")
     )]
-    Says(Fault, String),
+    State(Fault, String),
 }
 
-impl fmt::Display for Unready {
+impl fmt::Display for NotReady {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Query(error) => fmt::Display::fmt(error, f),
-            Self::Says(_, text) => f.write_str(text),
+            Self::State(_, text) => f.write_str(text),
         }
     }
 }
 
-impl From<Error> for Unready {
+impl From<Error> for NotReady {
     fn from(error: Error) -> Self {
         Self::Query(error)
     }
 }
 
-/// Looks at it, by a new connection.
+/// Tests the peer over a new connection.
 pub(crate) fn check<C: R2D2Connection + 'static>(
     conn: &mut C,
-    wanted: Requirements,
-) -> Result<(), Unready> {
+    requirements: Requirements,
+) -> Result<(), NotReady> {
     let connection: &mut dyn Any = conn;
     #[cfg(feature = "mysql")]
-    if let (true, Some(conn)) = (wanted.encrypted, connection.downcast_mut()) {
+    if let (true, Some(conn)) = (requirements.encrypted, connection.downcast_mut()) {
         mysql::check_encryption(conn)?;
     }
     let _ = connection;
@@ -52,38 +54,44 @@ pub(crate) fn check<C: R2D2Connection + 'static>(
     let conn: &mut dyn Any = conn;
     #[cfg(feature = "mysql")]
     if let Some(conn) = conn.downcast_mut() {
-        return mysql::check(conn, wanted);
+        return mysql::check(conn, requirements);
     }
     #[cfg(feature = "postgres")]
     if let Some(conn) = conn.downcast_mut() {
-        return postgres::check(conn, wanted);
+        return postgres::check(conn, requirements);
     }
-    let _ = (conn, wanted);
+    let _ = (conn, requirements);
     Ok(())
 }
 
-/// What every database has. A Galera node without a quorum, and one that rejects queries, refuse it.
+/// Begins and rolls back a transaction, which every database supports. A Galera node without a quorum
+/// refuses this, and so does a node that rejects queries.
 fn begin_and_roll_back<C: R2D2Connection>(conn: &mut C) -> QueryResult<()> {
     C::TransactionManager::begin_transaction(conn)?;
     C::TransactionManager::rollback_transaction(conn)
 }
 
-/// Whether it only reads, as far as that matters.
+/// Checks whether the server has the required role. `evidence` is how the server shows its role.
 #[cfg(any(feature = "mysql", feature = "postgres"))]
-fn check_role(only_reads: bool, how: &str, role: crate::policy::Role) -> Result<(), Unready> {
+fn check_role(
+    is_read_only: bool,
+    evidence: &str,
+    role: crate::policy::Role,
+) -> Result<(), NotReady> {
     use crate::policy::Role;
 
-    let text = match (role, only_reads) {
+    let text = match (role, is_read_only) {
         (Role::Any, _) | (Role::ReadWrite, false) | (Role::ReadOnly, true) => return Ok(()),
-        (Role::ReadWrite, true) => format!("it only reads ({how})"),
-        (Role::ReadOnly, false) => format!("it does not only read ({how})"),
+        (Role::ReadWrite, true) => format!("the server is read-only ({evidence})"),
+        (Role::ReadOnly, false) => format!("the server is not read-only ({evidence})"),
     };
-    Err(Unready::Says(Fault::WrongRole, text))
+    Err(NotReady::State(Fault::WrongRole, text))
 }
 
-/// What a server cannot be asked is no reason against it, as long as it answers.
+/// Ignores the error of a query that the server does not support. An unsupported query is no reason
+/// against a server that answers.
 #[cfg(any(feature = "mysql", feature = "postgres"))]
-fn unless_unknown<T>(answer: QueryResult<T>) -> Result<Option<T>, Unready> {
+fn ignore_unsupported<T>(answer: QueryResult<T>) -> Result<Option<T>, NotReady> {
     match answer {
         Ok(answer) => Ok(Some(answer)),
         Err(error) if Fault::of(&error) == Fault::Query => Ok(None),
@@ -101,20 +109,22 @@ pub(crate) mod mysql {
     use diesel::result::QueryResult;
     use diesel::sql_types::Text;
 
-    use super::{Unready, check_role, unless_unknown};
+    use super::{NotReady, check_role, ignore_unsupported};
     use crate::fault::Fault;
     use crate::policy::{Donors, Requirements};
 
-    /// The state of a Galera node that has all that the others have, and of one that helps another to
-    /// get it, or was taken out of step by hand (`wsrep_desync`).
+    /// The state of a Galera node that has the same data as the cluster.
     const SYNCED: &str = "4";
+
+    /// The state of a Galera node that transfers its state to another node, or that was desynchronized
+    /// by hand (`wsrep_desync`).
     const DONOR: &str = "2";
 
-    /// How a donor may hand over its state without being blocked meanwhile.
+    /// The methods by which a donor transfers its state without being blocked meanwhile.
     const NON_BLOCKING: [&str; 4] = ["mariabackup", "xtrabackup-v2", "xtrabackup", "clone"];
 
-    /// Every server knows these statements, whichever of the variables it has; and a Galera node
-    /// answers them in each state.
+    /// Every server supports these statements, whichever of the variables it has. A Galera node answers
+    /// them in every state.
     const VARIABLES: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('read_only', 'wsrep_on', \
                              'wsrep_reject_queries', 'wsrep_desync', 'wsrep_sst_method')";
     const STATUS: &str = "SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_ready', \
@@ -128,7 +138,7 @@ pub(crate) mod mysql {
         value: String,
     }
 
-    /// Variables by their names, in small letters.
+    /// The values of variables by their names in lower case.
     pub(crate) type Variables = HashMap<String, String>;
 
     pub(crate) fn load(conn: &mut MysqlConnection, query: &str) -> QueryResult<Variables> {
@@ -137,36 +147,44 @@ pub(crate) mod mysql {
         Ok(variables.into_iter().map(pair).collect())
     }
 
-    /// Which cipher this session uses.
+    /// Reports the cipher of this session.
     const CIPHER: &str = "SHOW SESSION STATUS WHERE Variable_name = 'Ssl_cipher'";
 
-    pub(super) fn check_encryption(conn: &mut MysqlConnection) -> Result<(), Unready> {
-        let known = load(conn, CIPHER)?;
-        if known.get("ssl_cipher").is_some_and(|cipher| !cipher.is_empty()) {
+    pub(super) fn check_encryption(conn: &mut MysqlConnection) -> Result<(), NotReady> {
+        let variables = load(conn, CIPHER)?;
+        if variables.get("ssl_cipher").is_some_and(|cipher| !cipher.is_empty()) {
             return Ok(());
         }
-        let text = "the connection is not encrypted, which its URL requires (`ssl_mode`); MariaDB's \
-                    client library knows no `ssl_mode`, and encrypts where there is an `ssl_ca`";
-        Err(Unready::Says(Fault::Misconfigured, text.to_owned()))
+        let text = "the connection is not encrypted, but the URL requires it (`ssl_mode`); MariaDB's \
+                    client library does not support `ssl_mode`, and encrypts if `ssl_ca` is set";
+        Err(NotReady::State(Fault::Misconfigured, text.to_owned()))
     }
 
-    pub(super) fn check(conn: &mut MysqlConnection, wanted: Requirements) -> Result<(), Unready> {
-        let Some(mut known) = unless_unknown(load(conn, VARIABLES))? else { return Ok(()) };
-        if known.get("wsrep_on").is_some_and(|on| on == "ON") {
-            known.extend(unless_unknown(load(conn, STATUS))?.unwrap_or_default());
-        }
-        judge(&known, wanted)
-    }
-
-    /// What follows from what is known.
-    pub(super) fn judge(known: &Variables, wanted: Requirements) -> Result<(), Unready> {
-        let is = |name: &str, value: &str| {
-            known.get(name).is_none_or(|known| known.eq_ignore_ascii_case(value))
+    pub(super) fn check(
+        conn: &mut MysqlConnection,
+        requirements: Requirements,
+    ) -> Result<(), NotReady> {
+        let Some(mut variables) = ignore_unsupported(load(conn, VARIABLES))? else {
+            return Ok(());
         };
-        let shown = |name: &str| known.get(name).map_or("", String::as_str);
+        if variables.get("wsrep_on").is_some_and(|on| on == "ON") {
+            variables.extend(ignore_unsupported(load(conn, STATUS))?.unwrap_or_default());
+        }
+        evaluate(&variables, requirements)
+    }
+
+    /// Decides from a server's variables whether the server can be used.
+    pub(super) fn evaluate(
+        variables: &Variables,
+        requirements: Requirements,
+    ) -> Result<(), NotReady> {
+        let is = |name: &str, value: &str| {
+            variables.get(name).is_none_or(|actual| actual.eq_ignore_ascii_case(value))
+        };
+        let shown = |name: &str| variables.get(name).map_or("", String::as_str);
         let not_ready = |name: &str| {
             let text = format!("the Galera node takes no work ({name} is {})", shown(name));
-            Err(Unready::Says(Fault::PeerNotReady, text))
+            Err(NotReady::State(Fault::PeerNotReady, text))
         };
         for (name, value) in [
             ("wsrep_cluster_status", "Primary"),
@@ -177,22 +195,22 @@ pub(crate) mod mysql {
                 return not_ready(name);
             }
         }
-        let donor_serves = match wanted.donors {
+        let donor_serves = match requirements.donors {
             Donors::Serve => true,
             Donors::Wait => false,
             Donors::ServeUnlessBlocked => {
                 shown("wsrep_desync") == "ON" || NON_BLOCKING.contains(&shown("wsrep_sst_method"))
             }
         };
-        let has_all = is("wsrep_local_state", SYNCED);
-        let helps_another = is("wsrep_local_state", DONOR);
-        if !(has_all || helps_another && donor_serves) {
+        let is_synced = is("wsrep_local_state", SYNCED);
+        let is_donor = is("wsrep_local_state", DONOR);
+        if !(is_synced || is_donor && donor_serves) {
             return not_ready("wsrep_local_state_comment");
         }
         let read_only = shown("read_only");
-        let how = format!("read_only is {read_only}");
-        let only_reads = !matches!(read_only, "" | "OFF" | "0");
-        check_role(only_reads, &how, wanted.role)
+        let evidence = format!("read_only is {read_only}");
+        let is_read_only = !matches!(read_only, "" | "OFF" | "0");
+        check_role(is_read_only, &evidence, requirements.role)
     }
 }
 
@@ -203,32 +221,37 @@ mod postgres {
     use diesel::query_dsl::RunQueryDsl;
     use diesel::sql_types::Bool;
 
-    use super::{Unready, check_role, unless_unknown};
+    use super::{NotReady, check_role, ignore_unsupported};
     use crate::policy::{Requirements, Role};
 
-    const QUERY: &str = "SELECT pg_is_in_recovery() AS recovers, \
-                         current_setting('transaction_read_only') = 'on' AS only_reads";
+    const QUERY: &str = "SELECT pg_is_in_recovery() AS in_recovery, \
+                         current_setting('transaction_read_only') = 'on' AS read_only";
 
     #[derive(QueryableByName)]
     struct State {
         #[diesel(sql_type = Bool)]
-        recovers: bool,
+        in_recovery: bool,
         #[diesel(sql_type = Bool)]
-        only_reads: bool,
+        read_only: bool,
     }
 
-    pub(super) fn check(conn: &mut PgConnection, wanted: Requirements) -> Result<(), Unready> {
-        if wanted.role == Role::Any {
+    pub(super) fn check(
+        conn: &mut PgConnection,
+        requirements: Requirements,
+    ) -> Result<(), NotReady> {
+        if requirements.role == Role::Any {
             return Ok(());
         }
         let state = diesel::sql_query(QUERY).get_result(conn);
-        let Some(State { recovers, only_reads }) = unless_unknown(state)? else { return Ok(()) };
-        let how = match (recovers, only_reads) {
+        let Some(State { in_recovery, read_only }) = ignore_unsupported(state)? else {
+            return Ok(());
+        };
+        let evidence = match (in_recovery, read_only) {
             (true, _) => "it is in recovery, as a standby is",
             (false, true) => "transactions are read-only",
             (false, false) => "it is a primary",
         };
-        check_role(recovers || only_reads, how, wanted.role)
+        check_role(in_recovery || read_only, evidence, requirements.role)
     }
 }
 
@@ -237,9 +260,12 @@ mod tests {
     use super::*;
     use crate::policy::{Donors, Role};
 
-    /// What becomes of a node of which this is known besides that it is fine.
-    fn verdict(different: &[(&str, &str)], wanted: Requirements) -> Option<(Fault, String)> {
-        let fine = [
+    /// Returns the reason, if any, against a healthy node with these differences.
+    fn reason_against(
+        different: &[(&str, &str)],
+        requirements: Requirements,
+    ) -> Option<(Fault, String)> {
+        let healthy = [
             ("wsrep_on", "ON"),
             ("wsrep_reject_queries", "NONE"),
             ("wsrep_desync", "OFF"),
@@ -250,19 +276,20 @@ mod tests {
             ("wsrep_local_state_comment", "Synced"),
             ("read_only", "OFF"),
         ];
-        let known = fine.iter().chain(different);
-        let known = known.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        match mysql::judge(&known, wanted) {
+        let variables = healthy.iter().chain(different);
+        let variables =
+            variables.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        match mysql::evaluate(&variables, requirements) {
             Ok(()) => None,
-            Err(Unready::Says(fault, text)) => Some((fault, text)),
-            Err(Unready::Query(error)) => panic!("nothing was asked: {error}"),
+            Err(NotReady::State(fault, text)) => Some((fault, text)),
+            Err(NotReady::Query(error)) => panic!("`evaluate` makes no query: {error}"),
         }
     }
 
     #[test]
-    fn galera_nodes() {
-        let wanted = Requirements::default();
-        assert_eq!(verdict(&[], wanted), None, "it is synced");
+    fn galera_node_that_is_not_synced_is_not_ready() {
+        let requirements = Requirements::default();
+        assert_eq!(reason_against(&[], requirements), None, "a synced node can be used");
         for (different, expected) in [
             (&[("wsrep_ready", "OFF")][..], "wsrep_ready is OFF"),
             (&[("wsrep_cluster_status", "non-Primary")], "wsrep_cluster_status is non-Primary"),
@@ -273,14 +300,14 @@ mod tests {
                 "wsrep_local_state_comment is Joined",
             ),
         ] {
-            let (fault, text) = verdict(different, wanted).expect(expected);
+            let (fault, text) = reason_against(different, requirements).expect(expected);
             assert_eq!(fault, Fault::PeerNotReady);
             assert!(text.contains(expected), "{text}");
         }
     }
 
     #[test]
-    fn donors() {
+    fn donor_serves_as_the_setting_requires() {
         let donor = [("wsrep_local_state", "2")];
         let with_backup = [donor[0], ("wsrep_sst_method", "mariabackup")];
         let by_hand = [donor[0], ("wsrep_desync", "ON")];
@@ -289,15 +316,15 @@ mod tests {
             (Donors::Serve, [true, true, true]),
             (Donors::Wait, [false, false, false]),
         ] {
-            let wanted = Requirements { donors, ..Requirements::default() };
+            let requirements = Requirements { donors, ..Requirements::default() };
             let serves = [&donor[..], &with_backup, &by_hand]
-                .map(|different| verdict(different, wanted).is_none());
+                .map(|different| reason_against(different, requirements).is_none());
             assert_eq!(serves, expected, "{donors:?}");
         }
     }
 
     #[test]
-    fn roles() {
+    fn server_is_used_only_in_the_required_role() {
         for (role, read_only, serves) in [
             (Role::Any, "ON", true),
             (Role::ReadWrite, "ON", false),
@@ -305,19 +332,22 @@ mod tests {
             (Role::ReadOnly, "ON", true),
             (Role::ReadOnly, "OFF", false),
         ] {
-            let wanted = Requirements { role, ..Requirements::default() };
-            let verdict = verdict(&[("read_only", read_only)], wanted);
-            assert_eq!(verdict.is_none(), serves, "{role:?} where read_only is {read_only}");
+            let requirements = Requirements { role, ..Requirements::default() };
+            let reason = reason_against(&[("read_only", read_only)], requirements);
+            assert_eq!(reason.is_none(), serves, "{role:?} where read_only is {read_only}");
         }
     }
 
     #[test]
-    fn other_servers() {
-        let known = mysql::Variables::from([("wsrep_on".to_owned(), "OFF".to_owned())]);
-        assert!(mysql::judge(&known, Requirements::default()).is_ok(), "no Galera node");
+    fn servers_outside_a_cluster_are_ready() {
+        let variables = mysql::Variables::from([("wsrep_on".to_owned(), "OFF".to_owned())]);
         assert!(
-            mysql::judge(&mysql::Variables::new(), Requirements::default()).is_ok(),
-            "nor MySQL 8"
+            mysql::evaluate(&variables, Requirements::default()).is_ok(),
+            "MariaDB without Galera is ready"
+        );
+        assert!(
+            mysql::evaluate(&mysql::Variables::new(), Requirements::default()).is_ok(),
+            "MySQL 8 is ready"
         );
     }
 }

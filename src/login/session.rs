@@ -1,4 +1,4 @@
-//! Logging in to one peer: what runs on a helper's thread.
+//! Logs in to one peer, and prepares and tests the new connection. Runs on the login's own thread.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -10,9 +10,9 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngExt};
 
 use crate::fault::{Fault, Refusal};
-use crate::login::bounded::{LoginFailure, Progress};
-use crate::login::observer::{Observer, Watch};
-use crate::login::readiness::{self, Unready};
+use crate::login::bounded::{LoginFailure, LoginProgress};
+use crate::login::observer::{LinkMonitor, Observer};
+use crate::login::readiness::{self, NotReady};
 use crate::login::socket::{Proof, Socket, Sockets};
 use crate::panics::catch_panic;
 use crate::peers::activity::Activity;
@@ -20,19 +20,19 @@ use crate::peers::set::PeerSet;
 use crate::policy::Requirements;
 use crate::url::{AskCredentials, PeerUrl};
 
-/// What the application does with each new connection before it is used.
+/// A closure of the application that runs on each new connection before the connection is used.
 pub(crate) type OnConnect<C> = dyn Fn(&mut C) -> QueryResult<()> + Send + Sync;
 
-/// Where a login is the application's to decide.
+/// The closures of the application that take part in a login.
 pub(crate) struct Hooks<C> {
-    /// What a peer has to pass.
+    /// The health check that a peer has to pass.
     pub(crate) health_check: Box<OnConnect<C>>,
     pub(crate) on_connect: Box<OnConnect<C>>,
-    /// Who logs in, where the URL does not tell.
+    /// Provides the credentials that replace those in the URL.
     pub(crate) credentials: Option<Box<AskCredentials>>,
 }
 
-/// One login to be made.
+/// The parameters of one login.
 pub(crate) struct Login<C> {
     pub(crate) set: Arc<PeerSet>,
     pub(crate) peer: usize,
@@ -42,35 +42,36 @@ pub(crate) struct Login<C> {
     pub(crate) rng: SmallRng,
 }
 
-/// A login that came to nothing, with its connection where it got that far.
-struct Unfit<C> {
+/// A failed login, with its connection if one was established.
+struct FailedLogin<C> {
     conn: Option<C>,
-    reason: LoginFailure,
+    failure: LoginFailure,
 }
 
-impl<C> Unfit<C> {
+impl<C> FailedLogin<C> {
+    /// Closes the connection, and returns the failure.
     fn close(self) -> LoginFailure {
-        // A destructor is user code, where the connection's type is.
+        // The destructor of a user-defined connection type is user code.
         let _ = catch_panic(|| drop(self.conn));
-        self.reason
+        self.failure
     }
 }
 
-/// A peer that lets us in, whether or not it is to be used.
+/// A connection to a peer that accepts our login, for an examination of the peer.
 #[cfg(feature = "doctor")]
-pub(crate) struct Look<C> {
+pub(crate) struct Inspection<C> {
     pub(crate) url: Arc<PeerUrl>,
-    /// None of its queries are the application's.
+    /// The connection. The application's instrumentation sees none of its queries.
     pub(crate) conn: C,
-    /// Why it is not to be used.
-    pub(crate) unfit: Option<LoginFailure>,
+    /// The reason why the pool would not use the peer, if there is one.
+    pub(crate) failure: Option<LoginFailure>,
 }
 
-/// A connection that was just made, and is observed.
+/// A new connection whose queries are observed.
 #[derive(Debug)]
 pub(crate) struct Session<C> {
     pub(crate) conn: C,
-    pub(crate) watch: Watch,
+    pub(crate) monitor: LinkMonitor,
 }
 
 impl<C: R2D2Connection + 'static> Login<C> {
@@ -78,28 +79,31 @@ impl<C: R2D2Connection + 'static> Login<C> {
     ///
     /// # Errors
     ///
-    /// Why the peer is not to be used, without its URL or password.
-    pub(crate) fn make(self, progress: &Progress) -> Result<Session<C>, LoginFailure> {
+    /// Returns the reason why the peer cannot be used, without its URL or password.
+    pub(crate) fn open(self, progress: &LoginProgress) -> Result<Session<C>, LoginFailure> {
         let url = self.url()?;
-        self.prepare(&url, progress, false).map_err(Unfit::close)
+        self.prepare(&url, progress, false).map_err(FailedLogin::close)
     }
 
-    /// As [`check`](Self::check), and keeps the connection, also of a peer that is not to be used.
+    /// Does the same as [`check`](Self::check), but keeps the connection, even if the pool would not use
+    /// the peer.
     #[cfg(feature = "doctor")]
-    pub(crate) fn look(self, progress: &Progress) -> Result<Look<C>, LoginFailure> {
+    pub(crate) fn inspect(self, progress: &LoginProgress) -> Result<Inspection<C>, LoginFailure> {
         let url = self.url()?;
         match self.prepare(&url, progress, true) {
-            Ok(Session { conn, .. }) => Ok(Look { url, conn, unfit: None }),
-            Err(Unfit { conn: Some(conn), reason }) => Ok(Look { url, conn, unfit: Some(reason) }),
-            Err(Unfit { conn: None, reason }) => Err(reason),
+            Ok(Session { conn, .. }) => Ok(Inspection { url, conn, failure: None }),
+            Err(FailedLogin { conn: Some(conn), failure }) => {
+                Ok(Inspection { url, conn, failure: Some(failure) })
+            }
+            Err(FailedLogin { conn: None, failure }) => Err(failure),
         }
     }
 
-    /// As [`make`](Self::make), and closes the connection.
-    pub(crate) fn check(self, progress: &Progress) -> Result<(), LoginFailure> {
+    /// Does the same as [`open`](Self::open), for a health check, and closes the connection.
+    pub(crate) fn check(self, progress: &LoginProgress) -> Result<(), LoginFailure> {
         let url = self.url()?;
-        let session = self.prepare(&url, progress, true).map_err(Unfit::close)?;
-        reasoned(
+        let session = self.prepare(&url, progress, true).map_err(FailedLogin::close)?;
+        run_redacted(
             &url,
             |_: &Error| Fault::PeerDown,
             || {
@@ -109,78 +113,83 @@ impl<C: R2D2Connection + 'static> Login<C> {
         )
     }
 
-    /// The peer's URL, with the credentials that the application gives for this login.
+    /// Returns the peer's URL, with the credentials that the application provides for this login.
     fn url(&self) -> Result<Arc<PeerUrl>, LoginFailure> {
         let Some(credentials) = &self.hooks.credentials else {
             return Ok(self.url.clone());
         };
         let name = self.set.read(|peers| peers[self.peer].name.clone());
-        let ask = || credentials(&name).map_err(|error| format!("no credentials: {error}"));
-        // That the application does not know them says nothing about the peer.
-        let here = |failure: LoginFailure| LoginFailure::NotAttempted(failure.to_string().into());
-        let given = reasoned(&self.url, |_| Fault::Misconfigured, ask).map_err(here)?;
+        let get = || credentials(&name).map_err(|error| format!("no credentials: {error}"));
+        // An application that cannot provide credentials says nothing about the peer.
+        let not_attempted =
+            |failure: LoginFailure| LoginFailure::NotAttempted(failure.to_string().into());
+        let given =
+            run_redacted(&self.url, |_| Fault::Misconfigured, get).map_err(not_attempted)?;
         let url = self.url.with_credentials(&given);
         url.map(Arc::new)
             .map_err(|flaw| LoginFailure::NotAttempted(format!("the URL {flaw}").into()))
     }
 
-    /// `is_check`: none of its queries are the application's.
+    /// Establishes a connection, finds its socket, and runs the tests and closures of a login. With
+    /// `is_check`, the application's instrumentation sees none of its queries.
     fn prepare(
         mut self,
         url: &PeerUrl,
-        progress: &Progress,
+        progress: &LoginProgress,
         is_check: bool,
-    ) -> Result<Session<C>, Unfit<C>> {
-        let before = progress.logs_in();
+    ) -> Result<Session<C>, FailedLogin<C>> {
+        let before = progress.begin_login();
         let settings = self.set.settings();
         let classifier = &settings.classifier;
         let mut conn =
-            reasoned(url, |error| classifier.of_login(error), || C::establish(url.expose()))
-                .map_err(|reason| Unfit { conn: None, reason })?;
-        let watch = Watch::new(self.set.clone(), self.peer, self.activity);
-        let of_first_queries = |unready: &Unready| match unready {
-            Unready::Says(fault, _) => *fault,
-            Unready::Query(error) => match classifier.of_query(error).0 {
+            run_redacted(url, |error| classifier.of_login(error), || C::establish(url.expose()))
+                .map_err(|failure| FailedLogin { conn: None, failure })?;
+        let monitor = LinkMonitor::new(self.set.clone(), self.peer, self.activity);
+        let fault_of_preparation = |not_ready: &NotReady| match not_ready {
+            NotReady::State(fault, _) => *fault,
+            NotReady::Query(error) => match classifier.of_query(error).0 {
                 Fault::Query | Fault::ConnectionLost => Fault::PeerDown,
                 fault => fault,
             },
         };
-        let prepared = reasoned(url, of_first_queries, || {
-            progress.aside(|| watch.install(&mut conn));
-            // These are not the application's queries: its instrumentation is spared them.
-            watch.hush(true);
+        let prepared = run_redacted(url, fault_of_preparation, || {
+            progress.run_other_code(|| monitor.install(&mut conn));
+            // The following queries are not the application's, so its instrumentation must not see them.
+            monitor.set_muted(true);
             let socket = find_socket(&before, &mut conn, &mut self.rng);
             let encrypted = url.requires_encryption();
             readiness::check(&mut conn, Requirements { encrypted, ..settings.requirements })?;
-            progress.logged_in(socket.clone());
+            progress.end_login(socket.clone());
             if let Some(socket) = socket {
                 socket.tune(settings.tuning);
-                watch.link_state().set_socket(socket);
+                monitor.link_state().set_socket(socket);
             }
             (self.hooks.health_check)(&mut conn)?;
-            watch.hush(is_check);
+            monitor.set_muted(is_check);
             (self.hooks.on_connect)(&mut conn)?;
-            if !Observer::is_on(&mut conn) {
-                watch.install(&mut conn);
+            if !Observer::is_installed(&mut conn) {
+                monitor.install(&mut conn);
             }
             Ok(())
         });
         match prepared {
-            Ok(()) => Ok(Session { conn, watch }),
-            Err(reason) => Err(Unfit { conn: Some(conn), reason }),
+            Ok(()) => Ok(Session { conn, monitor }),
+            Err(failure) => Err(FailedLogin { conn: Some(conn), failure }),
         }
     }
 }
 
-/// How many queries prove which socket is the connection's, and how long they are: of lengths by
-/// chance, each longer than the one before, in steps of a cipher's block. A connection over a Unix
-/// socket must not be taken for one over TCP that is made at the same time and proved in the same way,
-/// hence how many there are.
-const PROOFS: usize = 3;
+/// The number of queries that prove which socket belongs to the connection. A connection over a Unix
+/// socket must not be mistaken for a TCP connection that another thread opens and proves at the same
+/// time, so one query is not enough.
+const PROOF_QUERIES: usize = 3;
+
+/// Each proof query is longer than the one before by a random number of steps. A step is the block
+/// length of a cipher.
 const STEP: u64 = 16;
 const STEPS: RangeInclusive<u64> = 1..=128;
 
-/// The connection's TCP socket, if it has one and it is certain which one it is.
+/// Returns the connection's TCP socket, if the connection has one and there is no doubt which it is.
 fn find_socket<C: R2D2Connection>(
     before: &Sockets,
     conn: &mut C,
@@ -188,20 +197,20 @@ fn find_socket<C: R2D2Connection>(
 ) -> Option<Arc<Socket>> {
     let mut proof = Proof::begin(before)?;
     let mut length = 0;
-    let lengths = [(); PROOFS].map(|()| {
+    let lengths = [(); PROOF_QUERIES].map(|()| {
         length += STEP * rng.random_range(STEPS);
         length
     });
     for length in lengths {
-        let padding = "x".repeat(usize::try_from(length).expect("it is short"));
+        let padding = "x".repeat(usize::try_from(length).expect("the query is short"));
         catch_panic(|| conn.batch_execute(&format!("SELECT 1 /*{padding}*/"))).ok()?.ok()?;
         proof.query_answered();
     }
     proof.end(&lengths).map(Arc::new)
 }
 
-/// Runs `work`, and turns its error, or its panic, into a failure that can be shown.
-fn reasoned<T, E: fmt::Display>(
+/// Runs `work`, and converts its error or its panic into a failure whose text contains no secrets.
+fn run_redacted<T, E: fmt::Display>(
     url: &PeerUrl,
     fault: impl FnOnce(&E) -> Fault,
     work: impl FnOnce() -> Result<T, E>,
@@ -212,7 +221,7 @@ fn reasoned<T, E: fmt::Display>(
         Err(panicked) => (Fault::PeerDown, panicked.to_string()),
     };
     let text = url.redact(&text);
-    // On one line: libpq's messages are several.
+    // On one line, because libpq's messages have several lines.
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    Err(LoginFailure::said(Refusal::new(fault, lines.join(", "))))
+    Err(LoginFailure::from_refusal(Refusal::new(fault, lines.join(", "))))
 }

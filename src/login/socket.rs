@@ -1,23 +1,25 @@
-//! The TCP socket under a connection: found, proved to be its own, looked at, tuned, shut down.
+//! Finds, verifies, inspects, tunes and shuts down the TCP socket of a connection.
 //!
-//! Client libraries do not show their sockets, so one is looked for among those that the process has
-//! opened since the login began, by the inode, which is never two sockets' at a time. A socket of
-//! somebody else's must never be touched, hence two ways to be sure:
+//! Client libraries do not expose their sockets. So a connection's socket is searched among the sockets
+//! that the process has opened since the login began. Sockets are identified by their inode, because
+//! no two sockets have the same inode at the same time. A foreign socket, which belongs to another part
+//! of the application, must never be touched. There are two ways to be sure:
 //!
-//! - [`Proof`]: queries of chosen lengths were run on the connection, and the bytes that the socket
-//!   has sent grew by just those. (A stranger who dials the same server at the same moment cannot be
-//!   told apart by addresses.)
-//! - [`awaited_by`]: during a login nothing can be asked yet, but the kernel tells on which descriptor
-//!   a thread waits.
+//! - [`Proof`]: queries of chosen lengths are run on the connection, and the number of bytes that the
+//!   socket has sent grows by exactly these lengths. (Addresses do not tell the connection from a foreign
+//!   connection that is opened to the same server at the same moment.)
+//! - [`awaited_by`]: during a login no query can be run yet, but the kernel shows on which descriptor a
+//!   thread waits.
 //!
-//! What is kept is a duplicate of the descriptor, verified after it was made, as another thread may
-//! close the original and be given its number at any time. It is closed on exec. The flags of a
-//! socket belong to all its descriptors, so none are changed. Nothing else is duplicated: a stranger's
-//! connection ends, and its port is free, when the stranger closes it, and not later.
+//! A [`Socket`] is a duplicate of the descriptor. The duplicate is verified after it was created,
+//! because at any time another thread may close the original and reuse its number. The duplicate is
+//! closed on exec. The flags of a socket belong to all its descriptors, so no flags are changed. No
+//! duplicate of a foreign socket is kept: a foreign connection ends, and its port is free, when its owner
+//! closes it, and not later.
 //!
-//! The only unsafe code of the crate: four system calls.
+//! This module holds the only unsafe code of the crate: four system calls.
 
-#![allow(unsafe_code, reason = "what std does not offer: see `system`")]
+#![allow(unsafe_code, reason = "std does not offer these calls: see `system`")]
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -32,30 +34,32 @@ use crate::settings::Tuning;
 /// A duplicate of the descriptor of a connection's socket.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    /// In a test or for a login it may be of another family: none of what is called here minds.
+    /// In a test or during a login, the socket may be of another family than TCP. All calls of this module
+    /// work for other families too.
     stream: TcpStream,
 }
 
-/// How often the kernel asks again before it gives a connection up.
+/// The number of unanswered keepalive probes after which the kernel gives up a connection.
 const KEEPALIVE_PROBES: libc::c_int = 3;
 
 impl Socket {
-    /// Whether nothing has arrived, and nothing has ended: a connection at rest.
+    /// Returns whether the socket is open and has nothing to read. That is so for an idle
+    /// connection.
     pub(crate) fn is_quiet(&self) -> bool {
         system::has_nothing_to_read(self.stream.as_raw_fd())
     }
 
-    /// Ends the connection: whoever waits on it, in whatever thread, gets an error.
+    /// Ends the connection. Every thread that waits on the socket is woken with an error or an end of file.
     pub(crate) fn shut_down(&self) {
-        // What is closed already is not connected.
+        // The call fails if the connection is closed already.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
-    /// Has the kernel notice a peer that vanished.
+    /// Sets the options by which the kernel notices that the other machine has vanished.
     pub(crate) fn tune(&self, tuning: Tuning) {
         let set =
             |level, name, value| system::set_option(self.stream.as_raw_fd(), level, name, value);
-        // A kernel that refuses one of these goes on as it would have.
+        // If the kernel refuses an option, the connection works without it.
         if let Some(idle) = tuning.keepalive {
             set(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, seconds(idle));
             set(libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, seconds(idle / 3));
@@ -68,7 +72,8 @@ impl Socket {
         }
     }
 
-    /// How many bytes have come from the other end. `None` for what is not a TCP socket.
+    /// Returns the number of bytes that have come from the other end, or `None` if this is not a TCP
+    /// socket.
     pub(crate) fn received(&self) -> Option<u64> {
         system::traffic(self.stream.as_raw_fd()).map(|traffic| traffic.received)
     }
@@ -76,15 +81,15 @@ impl Socket {
 
 #[cfg(test)]
 impl Socket {
-    /// Any socket will do.
+    /// Creates a socket for tests that need any socket.
     pub(crate) fn of_listener() -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("there are ports");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
         Self { stream: TcpStream::from(std::os::fd::OwnedFd::from(listener)) }
     }
 }
 
 fn seconds(duration: Duration) -> libc::c_int {
-    duration.as_secs().clamp(1, 32_767).try_into().expect("it fits")
+    duration.as_secs().clamp(1, 32_767).try_into().expect("the clamped value fits")
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +98,7 @@ struct Traffic {
     received: u64,
 }
 
-/// The sockets that the process had at one time.
+/// The sockets that the process had at a point in time.
 #[derive(Debug)]
 pub(crate) struct Sockets {
     /// In ascending order.
@@ -101,66 +106,75 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
-    /// All that there are now, whoever has opened them.
-    pub(crate) fn of_this_process() -> Self {
-        let mut inodes: Vec<u64> = descriptors().map(|(_, inode)| inode).collect();
+    /// Lists all open sockets of the process, whichever code has opened them.
+    pub(crate) fn list() -> Self {
+        let mut inodes: Vec<u64> = socket_descriptors().map(|(_, inode)| inode).collect();
         inodes.sort_unstable();
         Self { inodes }
     }
 
-    /// The TCP sockets that there are now and were not then, and what they have carried so far.
-    fn opened_since(&self) -> Vec<(Place, Traffic)> {
+    /// Returns the TCP sockets that were opened after this list was made, and the bytes that they have
+    /// carried so far.
+    fn opened_since(&self) -> Vec<(SeenSocket, Traffic)> {
         let mut new = BTreeMap::new();
-        for (fd, inode) in descriptors() {
-            // One may have several descriptors, and some of them may be closed meanwhile: duplicates,
-            // such as those that are made here.
+        for (fd, inode) in socket_descriptors() {
+            // A socket may have several descriptors (such as the duplicates that this module creates), and
+            // some of them may be closed meanwhile.
             if self.inodes.binary_search(&inode).is_err() && !new.contains_key(&inode) {
-                let place = Place { fd, inode };
-                new.extend(place.traffic().map(|traffic| (inode, (place, traffic))));
+                let seen = SeenSocket { fd, inode };
+                new.extend(seen.traffic().map(|traffic| (inode, (seen, traffic))));
             }
         }
         new.into_values().collect()
     }
 }
 
-/// A socket that may be a stranger's, where it was seen: it is only looked at.
+/// A socket that may be foreign, and the descriptor under which it was seen. It is only inspected.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct SeenSocket {
     fd: RawFd,
     inode: u64,
 }
 
-impl Place {
-    /// The bytes that were sent to the other end, and those that came from it. `None` for what is
-    /// not a TCP socket, or not there any more.
+impl SeenSocket {
+    /// Returns the numbers of bytes that were sent to and received from the other end. Returns `None` if
+    /// this is not a TCP socket, or the descriptor is no longer this socket.
     fn traffic(self) -> Option<Traffic> {
         let traffic = system::traffic(self.fd)?;
         (inode(self.fd) == Some(self.inode)).then_some(traffic)
     }
 }
 
-/// The sockets among which a new connection's must be, until it is proved which one it is.
+/// The candidates for the socket of a new connection, until one of them is proved to be the socket.
 #[derive(Debug)]
 pub(crate) struct Proof {
-    candidates: Vec<(Place, Traffic, Vec<Traffic>)>,
+    candidates: Vec<Candidate>,
+}
+
+/// A socket that may be the connection's, with its last traffic and the growth by each query.
+#[derive(Debug)]
+struct Candidate {
+    seen: SeenSocket,
+    last: Traffic,
+    growths: Vec<Traffic>,
 }
 
 impl Proof {
-    /// The sockets that were opened since `before`. `None` when there are none: the connection has no
-    /// TCP socket.
+    /// Begins a proof with the TCP sockets that were opened since `before`. Returns `None` if there are
+    /// none, because then the connection has no TCP socket.
     pub(crate) fn begin(before: &Sockets) -> Option<Self> {
         let candidates: Vec<_> = before
             .opened_since()
             .into_iter()
-            .map(|(place, traffic)| (place, traffic, Vec::new()))
+            .map(|(seen, last)| Candidate { seen, last, growths: Vec::new() })
             .collect();
         (!candidates.is_empty()).then_some(Self { candidates })
     }
 
-    /// A query was made on the connection, and answered.
+    /// Records the traffic of one query that was run on the connection and answered.
     pub(crate) fn query_answered(&mut self) {
-        self.candidates.retain_mut(|(place, last, growths)| {
-            let Some(now) = place.traffic() else { return false };
+        self.candidates.retain_mut(|Candidate { seen, last, growths }| {
+            let Some(now) = seen.traffic() else { return false };
             growths.push(Traffic {
                 sent: now.sent.saturating_sub(last.sent),
                 received: now.received.saturating_sub(last.received),
@@ -170,52 +184,52 @@ impl Proof {
         });
     }
 
-    /// The one socket that has sent queries of these lengths, as far as they differ from each other,
-    /// was answered each time, and has rested otherwise. `None` if there is not just one: rather none
-    /// than a stranger's.
+    /// Ends the proof, and returns the one socket whose traffic matches queries of these `lengths`: the
+    /// bytes sent differ as the lengths do, each query was answered, and nothing else was sent. Returns
+    /// `None` unless exactly one socket matches, because a foreign socket must never be returned.
     pub(crate) fn end(self, lengths: &[u64]) -> Option<Socket> {
-        let mut proved = self.candidates.into_iter().filter(|(place, last, growths)| {
-            // What a query's bytes are wrapped in is the same for each.
-            let wrappings = growths.iter().zip(lengths).map(|(growth, length)| {
+        let mut proved = self.candidates.into_iter().filter(|Candidate { seen, last, growths }| {
+            // The protocol's overhead around the text of a query is the same for each query.
+            let overheads = growths.iter().zip(lengths).map(|(growth, length)| {
                 growth.sent.checked_sub(*length).filter(|_| growth.received > 0)
             });
-            let wrappings: Vec<Option<u64>> = wrappings.collect();
-            wrappings.len() == lengths.len()
-                && wrappings.iter().all(|one| one.is_some() && *one == wrappings[0])
-                && place.traffic().is_some_and(|now| now.sent == last.sent)
+            let overheads: Vec<Option<u64>> = overheads.collect();
+            overheads.len() == lengths.len()
+                && overheads.iter().all(|overhead| overhead.is_some() && *overhead == overheads[0])
+                && seen.traffic().is_some_and(|now| now.sent == last.sent)
         });
-        let (place, ..) = proved.next()?;
+        let Candidate { seen, .. } = proved.next()?;
         if proved.next().is_some() {
             return None;
         }
-        duplicate(place.fd, place.inode)
+        duplicate(seen.fd, seen.inode)
     }
 }
 
-/// A thread of this process, as the kernel knows it.
+/// A thread of this process, as the kernel shows it.
 #[derive(Debug)]
 pub(crate) struct Thread {
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 impl Thread {
-    /// The calling thread.
+    /// Returns the calling thread.
     pub(crate) fn current() -> Option<Self> {
-        let folder = fs::read_link("/proc/thread-self").ok()?;
-        Some(Self { folder: PathBuf::from("/proc").join(folder) })
+        let directory = fs::read_link("/proc/thread-self").ok()?;
+        Some(Self { directory: PathBuf::from("/proc").join(directory) })
     }
 
-    /// The descriptor on which it waits in the kernel. (The kernel lets a process look at its own
-    /// threads, whatever else it forbids.)
-    fn awaits(&self) -> Option<RawFd> {
-        let call = fs::read_to_string(self.folder.join("syscall")).ok()?;
+    /// Returns the descriptor on which the thread waits in the kernel. (The kernel always lets a process
+    /// inspect its own threads, whatever else it forbids.)
+    fn awaited_descriptor(&self) -> Option<RawFd> {
+        let call = fs::read_to_string(self.directory.join("syscall")).ok()?;
         let mut words = call.split_whitespace();
         let number: libc::c_long = words.next()?.parse().ok()?;
         let mut argument = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
-        if system::TAKES_A_DESCRIPTOR.contains(&number) {
+        if system::WAIT_ON_ONE_DESCRIPTOR.contains(&number) {
             return argument()?.try_into().ok();
         }
-        if !system::TAKES_DESCRIPTORS.contains(&number) {
+        if !system::WAIT_ON_DESCRIPTORS.contains(&number) {
             return None;
         }
         let (list, count) = (argument()?, argument()?);
@@ -226,21 +240,21 @@ impl Thread {
     }
 }
 
-/// The socket on which `thread` waits, if it was opened since `before`.
+/// Returns the socket on which `thread` waits, if the socket was opened since `before`.
 pub(crate) fn awaited_by(thread: &Thread, before: &Sockets) -> Option<Socket> {
-    let fd = thread.awaits()?;
+    let fd = thread.awaited_descriptor()?;
     let inode = inode(fd)?;
     if before.inodes.binary_search(&inode).is_ok() {
         return None;
     }
     let socket = duplicate(fd, inode)?;
-    // While it waits on that number, the number is its socket's; and while the duplicate is open the
-    // inode is nobody else's.
-    (thread.awaits() == Some(fd) && self::inode(fd) == Some(inode)).then_some(socket)
+    // While the thread waits on this descriptor, the descriptor belongs to the thread's socket. While the
+    // duplicate is open, no other socket has this inode.
+    (thread.awaited_descriptor() == Some(fd) && self::inode(fd) == Some(inode)).then_some(socket)
 }
 
-/// The sockets of this process: descriptors and inodes.
-fn descriptors() -> impl Iterator<Item = (RawFd, u64)> {
+/// Returns the descriptors and inodes of all sockets of this process.
+fn socket_descriptors() -> impl Iterator<Item = (RawFd, u64)> {
     let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     entries.filter_map(|entry| {
         let fd: RawFd = entry.file_name().to_str()?.parse().ok()?;
@@ -248,7 +262,7 @@ fn descriptors() -> impl Iterator<Item = (RawFd, u64)> {
     })
 }
 
-/// The inode of a descriptor that is a socket.
+/// Returns the inode of a descriptor, if it is a socket.
 fn inode(fd: RawFd) -> Option<u64> {
     inode_of(&target(fd)?)
 }
@@ -257,12 +271,12 @@ fn inode_of(target: &Path) -> Option<u64> {
     target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// What a descriptor is: the path of a file, or a word and an inode.
+/// Returns what a descriptor leads to: the path of a file, or a kind and an inode (`socket:[42]`).
 fn target(fd: RawFd) -> Option<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{fd}")).ok()
 }
 
-/// A duplicate of this descriptor, if it is (still) this socket.
+/// Duplicates this descriptor. Returns `None` if the descriptor is not (or no longer) this socket.
 fn duplicate(fd: RawFd, inode: u64) -> Option<Socket> {
     let duplicate = system::duplicate(fd)?;
     let target = target(duplicate.as_raw_fd())?;
@@ -270,8 +284,8 @@ fn duplicate(fd: RawFd, inode: u64) -> Option<Socket> {
         return Some(Socket { stream: TcpStream::from(duplicate) });
     }
     if target.is_absolute() {
-        // Meanwhile the number was given to a file. It must not be closed: closing any descriptor of a
-        // file ends all locks that the process has on it, SQLite's for one.
+        // Meanwhile the number was reused for a file. The duplicate must not be closed: closing any
+        // descriptor of a file releases all locks that the process has on the file, such as SQLite's.
         let _ = duplicate.into_raw_fd();
     }
     None
@@ -285,8 +299,8 @@ mod system {
 
     use super::Traffic;
 
-    /// Those that wait on the descriptor that is their first argument.
-    pub(super) const TAKES_A_DESCRIPTOR: [libc::c_long; 8] = [
+    /// The calls that wait on the descriptor that is their first argument.
+    pub(super) const WAIT_ON_ONE_DESCRIPTOR: [libc::c_long; 8] = [
         libc::SYS_connect,
         libc::SYS_read,
         libc::SYS_readv,
@@ -297,16 +311,16 @@ mod system {
         libc::SYS_write,
     ];
 
-    /// Those that wait on a list of descriptors.
+    /// The calls that wait on a list of descriptors.
     #[cfg(target_arch = "x86_64")]
-    pub(super) const TAKES_DESCRIPTORS: [libc::c_long; 2] = [libc::SYS_poll, libc::SYS_ppoll];
+    pub(super) const WAIT_ON_DESCRIPTORS: [libc::c_long; 2] = [libc::SYS_poll, libc::SYS_ppoll];
     #[cfg(not(target_arch = "x86_64"))]
-    pub(super) const TAKES_DESCRIPTORS: [libc::c_long; 1] = [libc::SYS_ppoll];
+    pub(super) const WAIT_ON_DESCRIPTORS: [libc::c_long; 1] = [libc::SYS_ppoll];
 
     pub(super) fn duplicate(fd: RawFd) -> Option<OwnedFd> {
-        // SAFETY: no memory is involved; of a number that is not open the kernel says so.
+        // SAFETY: no memory is involved, and for a number that is not open the kernel returns an error.
         let duplicate = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
-        // SAFETY: the kernel has just made it, and nobody else has it.
+        // SAFETY: the kernel has just created the descriptor, and nothing else owns it.
         (duplicate >= 0).then(|| unsafe { OwnedFd::from_raw_fd(duplicate) })
     }
 
@@ -319,26 +333,26 @@ mod system {
     }
 
     pub(super) fn set_option(fd: RawFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) {
-        let size = size_of_val(&value).try_into().expect("it is small");
-        // SAFETY: the value is as long as is said, and outlives the call.
+        let size = size_of_val(&value).try_into().expect("the size is small");
+        // SAFETY: the value has the size that is passed, and outlives the call.
         unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), size) };
     }
 
-    /// Where in `struct tcp_info`, in words of eight bytes, the kernel (4.19 and newer) counts bytes. The
-    /// `libc` crate does not know these fields on every C library; the kernel only ever adds to the
-    /// end.
+    /// The positions, in words of eight bytes, of the byte counters in the kernel's `struct tcp_info`
+    /// (Linux 4.19 and newer). The `libc` crate does not define these fields for every C library. The
+    /// kernel only ever adds fields at the end.
     const BYTES_RECEIVED: usize = 128 / 8;
     const BYTES_SENT: usize = 200 / 8;
     const BYTES_RETRANSMITTED: usize = 208 / 8;
 
     pub(super) fn traffic(fd: RawFd) -> Option<Traffic> {
         let mut info = [0_u64; BYTES_RETRANSMITTED + 1];
-        let mut size: libc::socklen_t = size_of_val(&info).try_into().expect("it is small");
+        let mut size: libc::socklen_t = size_of_val(&info).try_into().expect("the size is small");
         let into = (&raw mut info).cast();
-        // SAFETY: the buffer is as long as is said, and any bytes are a valid value of it.
+        // SAFETY: the buffer has the size that is passed, and any bytes are a valid value of it.
         let outcome =
             unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, into, &raw mut size) };
-        // An older kernel tells less.
+        // An older kernel returns fewer fields.
         let is_whole = usize::try_from(size) == Ok(size_of_val(&info));
         (outcome == 0 && is_whole).then(|| Traffic {
             sent: info[BYTES_SENT].saturating_sub(info[BYTES_RETRANSMITTED]),

@@ -14,29 +14,30 @@ use crate::peers::set::PeerSet;
 use crate::policy::Balance;
 use crate::pool::exchange::{Exchange, Reservation};
 use crate::pool::link::Link;
-use crate::pool::liveness::{Validation, refused};
+use crate::pool::liveness::{Validation, discarded};
 
 /// A connection to one of the peers.
 ///
-/// It dereferences to the diesel connection `C`, and implements the diesel traits that a pooled
-/// connection of diesel's own manager implements, so that code written for
-/// `&mut MysqlConnection`, for `impl Connection<Backend = Mysql>` or for
-/// `&mut PooledConnection<_>` takes it as it is.
+/// A `PeerConnection` dereferences to the diesel connection `C`. It implements the diesel traits that
+/// a pooled connection of diesel's own manager implements. So code written for
+/// `&mut MysqlConnection`, for `impl Connection<Backend = Mysql>` or for `&mut PooledConnection<_>`
+/// accepts it unchanged.
 ///
-/// PostgreSQL's `COPY` is the exception, as diesel ties it to the type of its own manager: `COPY
-/// FROM` needs `&mut *conn`, which is this type, and `COPY TO` the connection itself, `&mut **conn`.
+/// PostgreSQL's `COPY` is the exception, because diesel ties `COPY` to the type of its own manager:
+/// `COPY FROM` needs `&mut *conn`, which is this type, and `COPY TO` needs the connection itself,
+/// `&mut **conn`.
 ///
-/// For as long as it is checked out, it is one connection to one peer. Between two checkouts the
-/// pool's connections change places, so the next checkout may get another one.
+/// During a checkout, a `PeerConnection` is one connection to one peer. Between two checkouts the
+/// pool's slots exchange their connections, so the next checkout may get another connection.
 pub struct PeerConnection<C> {
     links: Arc<Links<C>>,
-    /// The link in hand, if there is one; else the exchange has one for it.
-    hand: OnceCell<Box<Link<C>>>,
-    /// Until it is touched or checked out for the first time.
-    own: Cell<Option<Reservation>>,
+    /// The link that this slot holds. If the slot is empty, the exchange has a link for it.
+    held: OnceCell<Box<Link<C>>>,
+    /// The reservation of a new link, until the slot is dereferenced or checked out for the first time.
+    reservation: Cell<Option<Reservation>>,
 }
 
-/// All links of one manager.
+/// The state that the links of one manager share.
 #[derive(Debug)]
 pub(crate) struct Links<C> {
     pub(crate) set: Arc<PeerSet>,
@@ -45,38 +46,40 @@ pub(crate) struct Links<C> {
 }
 
 impl<C> Links<C> {
-    /// The exchange, which knows the peers' newest states.
+    /// Returns the exchange, after an update with the peers' current standings.
     pub(crate) fn exchange(&self) -> &Exchange<Box<Link<C>>> {
-        self.exchange.learn(self.set.epoch(), || self.set.standings());
+        self.exchange.update_standings(self.set.epoch(), || self.set.standings());
         &self.exchange
     }
 }
 
 impl<C> PeerConnection<C> {
-    /// A slot of the pool with a new link: in the exchange, reserved for it, so that the pool is
-    /// balanced before each of its slots has been checked out.
+    /// Creates a slot of the pool for a new link. If checkouts are balanced, the link goes to the
+    /// exchange, reserved for the slot, so that the pool is balanced before each of its slots has been
+    /// checked out.
     pub(crate) fn new(links: Arc<Links<C>>, link: Box<Link<C>>) -> Self {
         match links.balance {
             Balance::PerCheckout => {
-                let own = links.exchange().add_slot(link, thread::current().id());
-                Self { links, hand: OnceCell::new(), own: Cell::new(Some(own)) }
+                let reservation = links.exchange().add_slot(link, thread::current().id());
+                Self { links, held: OnceCell::new(), reservation: Cell::new(Some(reservation)) }
             }
             Balance::PerConnection => {
-                Self { links, hand: OnceCell::from(link), own: Cell::new(None) }
+                Self { links, held: OnceCell::from(link), reservation: Cell::new(None) }
             }
         }
     }
 
-    /// The name of the peer that this connection leads to.
+    /// Returns the name of the peer that this connection leads to.
     #[must_use]
     pub fn peer(&self) -> &str {
         self.link().guard.name()
     }
 
     fn link(&self) -> &Link<C> {
-        self.hand.get_or_init(|| {
-            let link = self.links.exchange().take(self.own.take(), thread::current().id());
-            // Not by the pool's customizer, and in a pool that does not look at what it hands out.
+        self.held.get_or_init(|| {
+            let link = self.links.exchange().take(self.reservation.take(), thread::current().id());
+            // This counts a checkout in a pool that does not test connections on checkout. A use by the
+            // pool's customizer does not count.
             if link.guard.is_in_use() {
                 link.guard.serves();
             }
@@ -86,23 +89,23 @@ impl<C> PeerConnection<C> {
 
     pub(crate) fn link_mut(&mut self) -> &mut Link<C> {
         self.link();
-        self.hand.get_mut().expect("it was just taken in hand")
+        self.held.get_mut().expect("`link` has just taken one")
     }
 }
 
 impl<C: R2D2Connection> PeerConnection<C> {
-    /// Takes the link that should serve in hand, and sees that its server answers. A dead one is
-    /// exchanged for another in the same call.
+    /// Attaches the link that the strategy chooses, and validates it. A dead link is exchanged for
+    /// another one in the same call.
     pub(crate) fn check_out(&mut self, clock: impl Fn() -> Instant) -> Result<(), Error> {
         let mut validation = Validation::begin(&self.links.set, clock);
         let outcome = if self.keeps_its_link() {
-            self.check_out_as_it_is(&mut validation)
+            self.check_out_own_link(&mut validation)
         } else {
             self.check_out_balanced(&mut validation)
         };
         match &outcome {
             Ok(()) => self.link().guard.serves(),
-            Err(_) => validation.fails(&self.links.set),
+            Err(_) => validation.record_failure(&self.links.set),
         }
         outcome
     }
@@ -113,17 +116,18 @@ impl<C: R2D2Connection> PeerConnection<C> {
     ) -> Result<(), Error> {
         let exchange = self.links.exchange();
         let now = validation.began;
-        let Some(link) = exchange.check_out(self.hand.take(), self.own.take(), || now) else {
-            return Err(refused("no live connection is idle"));
+        let Some(link) = exchange.check_out(self.held.take(), self.reservation.take(), || now)
+        else {
+            return Err(discarded("no live connection is idle"));
         };
-        self.hand = OnceCell::from(link);
-        while let Err(error) = validation.of(self.link_mut()) {
-            let Some(mut dead) = self.hand.take() else { return Err(error) };
+        self.held = OnceCell::from(link);
+        while let Err(error) = validation.check(self.link_mut()) {
+            let Some(mut dead) = self.held.take() else { return Err(error) };
             dead.guard.retire(CloseReason::Broken);
             match self.links.exchange().swap_dead(dead) {
-                Ok(live) => self.hand = OnceCell::from(live),
+                Ok(live) => self.held = OnceCell::from(live),
                 Err(dead) => {
-                    self.hand = OnceCell::from(dead);
+                    self.held = OnceCell::from(dead);
                     return Err(error);
                 }
             }
@@ -131,20 +135,21 @@ impl<C: R2D2Connection> PeerConnection<C> {
         Ok(())
     }
 
-    /// Lets go of the link. Says whether the slot is to be closed, with the link that it then has in
-    /// hand: its own if that must not be used again, else one that waits to be carried out.
+    /// Checks in the slot. Returns whether r2d2 has to close the slot, together with the link that it
+    /// then holds: its own link if that must not be used again, or an evicted or surplus link of the
+    /// exchange.
     pub(crate) fn check_in(&mut self, now: Instant) -> bool {
-        if let Some(link) = self.hand.get_mut() {
+        if let Some(link) = self.held.get_mut() {
             if link.is_broken() {
                 link.guard.retire(CloseReason::Broken);
                 return true;
             }
-            link.comes_to_rest(now);
+            link.set_idle(now);
             if link.holds_test_transaction() {
                 link.guard.set_in_use(false);
                 return false;
             }
-            // While no peer takes work none could be opened in its place.
+            // While no peer takes work, no connection could be opened in its place.
             if link.is_too_old(now) && !link.guard.set().nobody_takes_work() {
                 link.guard.retire(CloseReason::TooOld);
                 return true;
@@ -155,44 +160,48 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 let set = &self.links.set;
                 let surplus = |is_parked: &dyn Fn(usize) -> bool| set.take_surplus(is_parked, now);
                 let exchange = self.links.exchange();
-                let carried = exchange.check_in(self.hand.take(), self.own.take(), surplus);
-                let Some(mut carried) = carried else { return false };
-                let reason =
-                    if carried.is_broken() { CloseReason::Broken } else { CloseReason::Rebalanced };
-                carried.guard.retire(reason);
-                self.hand = OnceCell::from(carried);
+                let to_close =
+                    exchange.check_in(self.held.take(), self.reservation.take(), surplus);
+                let Some(mut to_close) = to_close else { return false };
+                let reason = if to_close.is_broken() {
+                    CloseReason::Broken
+                } else {
+                    CloseReason::Rebalanced
+                };
+                to_close.guard.retire(reason);
+                self.held = OnceCell::from(to_close);
                 true
             }
             Balance::PerConnection => {
                 let guard = &mut self.link_mut().guard;
                 guard.set_in_use(false);
                 let (set, peer) = (guard.set(), guard.peer());
-                let is_last = set.is_retired(peer)
+                let must_close = set.is_retired(peer)
                     || set.take_surplus(|surplus| surplus == peer, now).is_some();
-                if is_last {
+                if must_close {
                     guard.retire(CloseReason::Rebalanced);
                 }
-                is_last
+                must_close
             }
         }
     }
 
-    /// Whether this slot's link is its own for good: connections are balanced and not checkouts, or
-    /// it holds a test transaction.
+    /// Returns whether this slot always keeps its own link. It does if the manager balances connections
+    /// and not checkouts, or if the link holds a test transaction.
     fn keeps_its_link(&mut self) -> bool {
         self.links.balance == Balance::PerConnection
-            || self.hand.get_mut().is_some_and(|link| link.holds_test_transaction())
+            || self.held.get_mut().is_some_and(|link| link.holds_test_transaction())
     }
 
-    fn check_out_as_it_is(
+    fn check_out_own_link(
         &mut self,
         validation: &mut Validation<impl Fn() -> Instant>,
     ) -> Result<(), Error> {
         if self.links.set.is_retired(self.link().guard.peer()) {
-            return Err(refused(&format!("peer {} is down", self.peer())));
+            return Err(discarded(&format!("peer {} is down", self.peer())));
         }
         let link = self.link_mut();
-        let validated = validation.of(link);
+        let validated = validation.check(link);
         match validated {
             Ok(()) => link.guard.set_in_use(true),
             Err(_) => link.guard.retire(CloseReason::Broken),
@@ -201,13 +210,14 @@ impl<C: R2D2Connection> PeerConnection<C> {
     }
 }
 
-/// A slot that ends without a link in hand takes one along, or there would be one too many.
+/// An empty slot takes a link out of the exchange when it is dropped. Otherwise the exchange would hold
+/// one link too many.
 impl<C> Drop for PeerConnection<C> {
     fn drop(&mut self) {
-        if self.hand.get().is_none() && self.links.balance == Balance::PerCheckout {
-            let carried = self.links.exchange.drop_slot(self.own.take());
-            // Closed here, outside the exchange's lock.
-            drop(carried);
+        if self.held.get().is_none() && self.links.balance == Balance::PerCheckout {
+            let link = self.links.exchange.drop_slot(self.reservation.take());
+            // The link is closed here, outside the exchange's lock.
+            drop(link);
         }
     }
 }
@@ -226,11 +236,11 @@ impl<C> DerefMut for PeerConnection<C> {
     }
 }
 
-/// Not derived: `C` need not be `Debug`, and may show its URL where it is. Being printed takes no
-/// link in hand.
+/// Shows the name of the peer only. Not derived, because `C` need not be `Debug`, and its output might
+/// contain the URL. Formatting an empty slot does not take a link.
 impl<C> fmt::Debug for PeerConnection<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let peer = self.hand.get().map(|link| link.guard.name());
+        let peer = self.held.get().map(|link| link.guard.name());
         f.debug_struct("PeerConnection").field("peer", &peer).finish_non_exhaustive()
     }
 }

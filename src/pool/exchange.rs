@@ -1,23 +1,26 @@
-//! Where the links are that no slot has in hand.
+//! Holds the links that no slot is using at the moment.
 //!
-//! r2d2 hands out the slot that came back last, so for as long as a slot keeps its link, one busy
-//! thread sends all its work to one peer. Here slots swap links: a slot that comes back *parks* its
-//! link, and a slot that is checked out *takes* the link of the peer that should serve.
+//! r2d2 hands out the slot that was returned last. If each slot kept its link, one busy thread would
+//! send all its work to one peer. Here slots exchange links: a slot that is returned *parks* its
+//! link, and a slot that is checked out *takes* a link of the peer that the strategy chooses.
 //!
-//! **The law: the number of links in the exchange equals the number of living slots without a link
-//! in hand.** So whoever dereferences a slot without one finds one here, wherever r2d2 hands the
-//! slot out. Every move keeps the law, each under the one lock, which is never held across a server
-//! call or a destructor:
+//! A slot that holds no link is an *empty* slot.
 //!
-//! | move      | links here | slots without one |                                                 |
-//! |-----------|------------|-------------------|-------------------------------------------------|
-//! | `add_slot`    | + 1        | + 1               | a new slot, its link reserved for it             |
-//! | `take`    | - 1        | - 1               | a slot is dereferenced                           |
-//! | `park`    | + 1        | + 1               | a slot comes back                                |
-//! | `swap`    | + 1 - 1    | - 1 + 1           | a dead or surplus link against another           |
-//! | `drop`    | - 1        | - 1               | a slot without one in hand ends, and a link with it |
+//! **The invariant: the number of links in the exchange equals the number of living empty slots.**
+//! So an empty slot that is dereferenced always finds a link here, wherever r2d2 hands the slot out.
+//! Every method keeps the invariant. Each method takes the one lock once, and never holds the lock
+//! across a server call or a destructor:
 //!
-//! No link leaves by another door: none is lent out, none is kept in reserve.
+//! | method      | links here     | empty slots    |                                                  |
+//! |-------------|----------------|----------------|--------------------------------------------------|
+//! | `add_slot`  | + 1            | + 1            | a new slot, with its link reserved for it        |
+//! | `take`      | - 1            | - 1            | an empty slot is dereferenced                    |
+//! | `check_out` | (+ 1) - 1      | (+ 1) - 1      | the slot parks its link, if any, and takes one   |
+//! | `swap_dead` | - 1 + 1        | - 1 + 1        | a dead link is exchanged for a live one          |
+//! | `check_in`  | (+ 1) (- 1)    | (+ 1) (- 1)    | the slot parks its link; it may get one to close |
+//! | `drop_slot` | - 1            | - 1            | an empty slot is dropped, and a link with it     |
+//!
+//! Links leave the exchange in no other way: none is lent out, and none is kept in reserve.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,50 +35,53 @@ use crate::peers::placement::{Candidate, Standing};
 use crate::policy::Strategy;
 use crate::pool::strategy::Chooser;
 
-/// How long the newest link of a thread stays reserved for its slot once it is known that the pool's
-/// customizer leaves links alone. r2d2 runs the customizer right after `connect()` has returned, so
-/// one that does touch its link does so far sooner; this is for one that touches some and not others.
+/// The time for which the newest link of a thread stays reserved for its slot, once a slot has shown
+/// that the pool's customizer does not use its connection. r2d2 runs the customizer right after
+/// `connect()` has returned, so a customizer that does use the connection does so far sooner. This
+/// time is for a customizer that uses some connections and not others.
 const RESERVATION: Duration = Duration::from_millis(1);
 
-/// What is exchanged.
+/// A link, as the exchange sees it.
 pub(crate) trait Parkable {
-    /// The index of its peer.
+    /// The index of the peer that the link leads to.
     fn peer(&self) -> usize;
-    /// When it was made.
+    /// The time at which the link was created.
     fn created_at(&self) -> Instant;
-    /// Counts it as checked out, or no more.
+    /// Counts the link as in use, or as idle.
     fn set_in_use(&mut self, in_use: bool);
-    /// Ends its session with the server at once, without waiting for anything. Says whether it could:
-    /// not if its socket is not known.
+    /// Ends the session with the server at once, without waiting for anything. Returns whether that
+    /// was possible: it is not if the link's socket is unknown.
     fn shut_down(&mut self) -> bool;
 }
 
-/// A new slot's claim to the link that was made for it.
+/// A new slot's claim to the link that was created for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reservation(u64);
 
-/// The links that no slot has in hand.
+/// The links that no slot is using at the moment.
 #[derive(Debug)]
 pub(crate) struct Exchange<L> {
     inner: Mutex<Inner<L>>,
-    /// The age of what is known about the peers.
+    /// The epoch of the peers' standings that are stored here.
     epoch: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Inner<L> {
     queues: Vec<Queue<L>>,
-    /// The shelves to choose from: those with a share of the work and at least one link.
+    /// The peers to choose from: those with a share of the work and at least one parked link.
     available: Vec<usize>,
-    /// The newest link of each thread that makes links, reserved for its slot until the pool's
-    /// customizer has had its turn with it, in that thread.
+    /// The newest link of each thread that creates links. It stays reserved for its slot until the
+    /// pool's customizer, which runs in the same thread, has had the chance to use it.
     reserved: Vec<ReservedLink<L>>,
-    /// Links that must not be used again, until a slot carries them out.
+    /// Links that must not be used again. Each stays here until it is closed together with a slot.
     evicted: Vec<Evicted<L>>,
-    /// Whether a slot was seen checked out untouched: the customizer leaves links alone.
-    untouched: bool,
+    /// Whether some slot still had its reservation when it was checked out or returned, which shows
+    /// that the customizer does not use its connection.
+    customizer_is_passive: bool,
+    /// The number of reservations made so far.
     reservations: u64,
-    /// The other side of the law.
+    /// The number of living slots without a link: the other side of the invariant.
     empty_slots: usize,
     chooser: Chooser,
     rng: SmallRng,
@@ -84,38 +90,38 @@ struct Inner<L> {
 #[derive(Debug)]
 struct ReservedLink<L> {
     reservation: Reservation,
-    maker: ThreadId,
+    creator: ThreadId,
     link: L,
 }
 
 #[derive(Debug)]
 struct Evicted<L> {
     link: L,
-    /// Whether it was found dead, or shut down; else it is its peer that is not usable, which may
-    /// change before a slot has come by.
+    /// Whether the link was found dead, or was shut down. Otherwise only its peer is not usable,
+    /// which may change before a slot takes the link away.
     is_dead: bool,
 }
 
 impl<L: Parkable> Evicted<L> {
-    /// Of a peer that is not usable. Its session ends where it is, so that the peer is rid of it also
-    /// when nobody uses the pool.
-    fn of_unusable(mut link: L) -> Self {
+    /// Evicts a link of a peer that is not usable. The session is ended at once, so that it does not
+    /// stay open on the peer while nobody uses the pool.
+    fn from_unusable_peer(mut link: L) -> Self {
         let is_dead = link.shut_down();
         Self { link, is_dead }
     }
 }
 
-/// The parked links of one peer, the one that has rested longest in front.
+/// The parked links of one peer, the longest idle link first.
 #[derive(Debug)]
 struct Queue<L> {
     links: VecDeque<L>,
     standing: Standing,
-    /// Where it is in `available`.
+    /// The peer's position in `Inner::available`, if it is there.
     available: Option<usize>,
 }
 
 impl<L: Parkable> Exchange<L> {
-    /// An empty exchange, which knows no peers yet.
+    /// Creates an empty exchange, without any peers yet.
     pub(crate) fn new(strategy: Strategy, rng: SmallRng) -> Self {
         Self {
             inner: Mutex::new(Inner {
@@ -123,7 +129,7 @@ impl<L: Parkable> Exchange<L> {
                 available: Vec::new(),
                 reserved: Vec::new(),
                 evicted: Vec::new(),
-                untouched: false,
+                customizer_is_passive: false,
                 reservations: 0,
                 empty_slots: 0,
                 chooser: Chooser::new(strategy),
@@ -137,44 +143,46 @@ impl<L: Parkable> Exchange<L> {
         lock(&self.inner)
     }
 
-    /// Learns how the peers stand, if `epoch` is newer than what is known. The parked links of a
-    /// peer that is not usable become corpses where they are.
-    pub(crate) fn learn(&self, epoch: u64, standings: impl FnOnce() -> Vec<Standing>) {
-        // Most often there is nothing new, and no lock is taken.
+    /// Stores the peers' standings, if `epoch` is newer than the stored epoch. The parked links of a
+    /// peer that is not usable are evicted.
+    pub(crate) fn update_standings(&self, epoch: u64, standings: impl FnOnce() -> Vec<Standing>) {
+        // Usually nothing is new, and no lock is taken.
         if epoch > self.epoch.load(Ordering::Acquire) {
             let mut inner = self.lock();
-            inner.learn(standings());
+            inner.update_standings(standings());
             self.epoch.fetch_max(epoch, Ordering::Release);
         }
     }
 
-    /// A new slot: its link, which this thread has made, waits here, reserved for it.
-    pub(crate) fn add_slot(&self, link: L, maker: ThreadId) -> Reservation {
-        self.lock().add_slot(link, maker)
+    /// Adds a new slot. Its link, which the thread `creator` has created, is parked here and reserved
+    /// for the slot.
+    pub(crate) fn add_slot(&self, link: L, creator: ThreadId) -> Reservation {
+        self.lock().add_slot(link, creator)
     }
 
-    /// A slot is dereferenced, by this thread: its own link, if it is reserved, else that of the peer
-    /// that should serve; a corpse rather than none.
-    pub(crate) fn take(&self, own: Option<Reservation>, by: ThreadId) -> L {
-        self.lock().take(own, by)
+    /// Takes a link for an empty slot that the thread `caller` dereferences. That is the link reserved
+    /// for the slot, if there is one, or a link of the peer that the strategy chooses, or an evicted
+    /// link if no other is left.
+    pub(crate) fn take(&self, reservation: Option<Reservation>, caller: ThreadId) -> L {
+        self.lock().take(reservation, caller)
     }
 
-    /// A slot is checked out: it parks the link that it may have in hand, gives its reservation up,
-    /// and takes the link of the peer that should serve. `None` when no live link is here.
+    /// Checks out a slot: parks the link that the slot may hold, ends its reservation, and takes a
+    /// link of the peer that the strategy chooses. Returns `None` if no live link is here.
     pub(crate) fn check_out(
         &self,
-        in_hand: Option<L>,
-        own: Option<Reservation>,
+        held: Option<L>,
+        reservation: Option<Reservation>,
         now: impl FnOnce() -> Instant,
     ) -> Option<L> {
         let mut inner = self.lock();
-        inner.let_go(in_hand, own);
-        inner.end_reservations(now);
+        inner.park_and_release(held, reservation);
+        inner.expire_reservations(now);
         inner.take_live(None)
     }
 
-    /// The link in hand is dead: against a live one, of another peer if possible. Gives it back when
-    /// there is none.
+    /// Evicts a dead link and returns a live one for it, of another peer if possible. Returns the dead
+    /// link as the error if no live link is here.
     pub(crate) fn swap_dead(&self, dead: L) -> Result<L, L> {
         let mut inner = self.lock();
         match inner.take_live(Some(dead.peer())) {
@@ -186,82 +194,85 @@ impl<L: Parkable> Exchange<L> {
         }
     }
 
-    /// A slot comes back: it parks its link. If a corpse waits, or if `surplus` names a peer that
-    /// has a link too many, the slot is given that to carry out. `surplus` is told which peers have
-    /// a link here, and asked under the lock, so that what it names is there.
+    /// Checks in a slot: parks its link. Returns a link to close together with the slot, if a link was
+    /// evicted or if `surplus` names a peer that has one link too many. `surplus` receives a function
+    /// that returns whether a peer has a parked link. `surplus` is called under the lock, so the peer that
+    /// it names still has that link.
     pub(crate) fn check_in(
         &self,
-        in_hand: Option<L>,
-        own: Option<Reservation>,
+        held: Option<L>,
+        reservation: Option<Reservation>,
         surplus: impl FnOnce(&dyn Fn(usize) -> bool) -> Option<usize>,
     ) -> Option<L> {
         let mut inner = self.lock();
-        inner.let_go(in_hand, own);
-        let carried = inner.evicted().or_else(|| {
+        inner.park_and_release(held, reservation);
+        let to_close = inner.take_evicted().or_else(|| {
             let is_parked = |peer: usize| {
-                // It may be one that was added a moment ago.
+                // The peer may have been added a moment ago and have no queue yet.
                 inner.queues.get(peer).is_some_and(|queue| !queue.links.is_empty())
             };
             surplus(&is_parked).and_then(|peer| inner.take_from(peer))
         });
-        if carried.is_some() {
+        if to_close.is_some() {
             inner.empty_slots -= 1;
         }
         inner.check_invariant();
-        carried
+        to_close
     }
 
-    /// A slot without a link in hand ends, and takes one along: its own if it never had it, else a
-    /// corpse, else the one that was born first.
-    pub(crate) fn drop_slot(&self, own: Option<Reservation>) -> Option<L> {
-        self.lock().drop_slot(own)
+    /// Removes an empty slot, and returns the link to close with it: the link reserved for the slot if
+    /// the slot never took it, or else an evicted link, or else the oldest link.
+    pub(crate) fn drop_slot(&self, reservation: Option<Reservation>) -> Option<L> {
+        self.lock().drop_slot(reservation)
     }
 
-    /// How many links are here.
+    /// Returns the number of links in the exchange.
     #[cfg(test)]
     fn count(&self) -> usize {
-        self.lock().links()
+        self.lock().link_count()
     }
 }
 
 impl<L: Parkable> Inner<L> {
-    fn add_slot(&mut self, mut link: L, maker: ThreadId) -> Reservation {
+    fn add_slot(&mut self, mut link: L, creator: ThreadId) -> Reservation {
         if !self.queues[link.peer()].standing.usable {
-            // Since its login began. It is its slot's all the same, which finds it dead.
+            // The peer became unusable after the login had begun. The link stays reserved for its slot
+            // all the same, and the slot finds it dead.
             link.shut_down();
         }
-        // The customizer is done with the last one that this thread has made, and left it here.
-        self.park_reserved(|reserved| reserved.maker == maker);
+        // The customizer has finished with the previous link of this thread, and has not taken it.
+        self.park_reserved(|reserved| reserved.creator == creator);
         self.reservations += 1;
         let reservation = Reservation(self.reservations);
-        self.reserved.push(ReservedLink { reservation, maker, link });
+        self.reserved.push(ReservedLink { reservation, creator, link });
         self.empty_slots += 1;
         self.check_invariant();
         reservation
     }
 
-    fn take(&mut self, own: Option<Reservation>, by: ThreadId) -> L {
-        let own = own.and_then(|own| self.reserved(own));
-        // The thread that made it is the customizer's: the slot is not checked out yet.
-        let is_customizer = own.as_ref().is_some_and(|own| own.maker == by);
-        let link = own.map(|own| own.link).or_else(|| self.choose(None));
-        // By the law there is one for each slot without; by `release` and `reserved`, one that is
-        // not reserved for each slot without a reservation.
-        let link = link.or_else(|| self.evicted());
-        let mut link = link.expect("a slot without a link in hand has one in the exchange");
+    fn take(&mut self, reservation: Option<Reservation>, caller: ThreadId) -> L {
+        let reserved = reservation.and_then(|reservation| self.take_reserved(reservation));
+        // In the thread that created the link only the customizer uses it: the slot is not checked out
+        // yet.
+        let is_customizer = reserved.as_ref().is_some_and(|reserved| reserved.creator == caller);
+        let link = reserved.map(|reserved| reserved.link).or_else(|| self.take_chosen(None));
+        // By the invariant there is a link for each empty slot. As `release` and `take_reserved` end
+        // reservations, there is an unreserved link for each empty slot without a reservation.
+        let link = link.or_else(|| self.take_evicted());
+        let mut link = link.expect("the exchange has a link for each empty slot");
         link.set_in_use(!is_customizer);
         self.empty_slots -= 1;
         self.check_invariant();
         link
     }
 
-    /// A slot has nothing in hand any more, and no claim to anything.
-    fn let_go(&mut self, in_hand: Option<L>, own: Option<Reservation>) {
-        if let Some(link) = in_hand {
+    /// Parks the link of a slot and ends its reservation, if it has them.
+    fn park_and_release(&mut self, held: Option<L>, reservation: Option<Reservation>) {
+        if let Some(link) = held {
             self.park(link);
         }
-        if let Some(own) = own {
-            self.release(own);
+        if let Some(reservation) = reservation {
+            self.release(reservation);
         }
     }
 
@@ -273,7 +284,7 @@ impl<L: Parkable> Inner<L> {
     }
 
     fn take_live(&mut self, avoid: Option<usize>) -> Option<L> {
-        let mut link = self.choose(avoid)?;
+        let mut link = self.take_chosen(avoid)?;
         link.set_in_use(true);
         self.empty_slots -= 1;
         self.check_invariant();
@@ -288,48 +299,52 @@ impl<L: Parkable> Inner<L> {
         self.check_invariant();
     }
 
-    fn drop_slot(&mut self, own: Option<Reservation>) -> Option<L> {
-        let own = own.and_then(|own| self.reserved(own)).map(|own| own.link);
-        let link = own.or_else(|| self.evicted()).or_else(|| self.oldest());
+    fn drop_slot(&mut self, reservation: Option<Reservation>) -> Option<L> {
+        let reserved = reservation.and_then(|reservation| self.take_reserved(reservation));
+        let link = reserved.map(|reserved| reserved.link);
+        let link = link.or_else(|| self.take_evicted()).or_else(|| self.take_oldest());
         self.empty_slots -= usize::from(link.is_some());
         self.check_invariant();
         link
     }
 
-    /// Of the links on the shelves the one that was born first.
-    fn oldest(&mut self) -> Option<L> {
-        let parked = |(peer, queue): (usize, &Queue<L>)| {
-            let births = queue.links.iter().enumerate().map(|(at, link)| (link.created_at(), at));
-            births.min().map(|(created_at, at)| (created_at, peer, at))
+    /// Takes the parked link that was created first.
+    fn take_oldest(&mut self) -> Option<L> {
+        let oldest_of_queue = |(peer, queue): (usize, &Queue<L>)| {
+            let links = queue.links.iter().enumerate();
+            let creation_times = links.map(|(at, link)| (link.created_at(), at));
+            creation_times.min().map(|(created_at, at)| (created_at, peer, at))
         };
-        let (_, peer, at) = self.queues.iter().enumerate().filter_map(parked).min()?;
+        let (_, peer, at) = self.queues.iter().enumerate().filter_map(oldest_of_queue).min()?;
         let link = self.queues[peer].links.remove(at);
         self.update_available(peer);
         link
     }
 
-    /// A link of the peer that the strategy chooses: among those that do not hesitate, if there are
-    /// any; of one without a share of the work only if there is no other. All these may be used.
-    fn choose(&mut self, avoid: Option<usize>) -> Option<L> {
+    /// Takes a link of the peer that the strategy chooses, always of a usable peer. Responsive peers
+    /// come first, then unresponsive ones, then the peer to `avoid`, and last the peers without a share
+    /// of the work.
+    fn take_chosen(&mut self, avoid: Option<usize>) -> Option<L> {
         let Self { queues, available, chooser, rng, .. } = self;
         let others = available.iter().filter(|peer| Some(**peer) != avoid);
-        let swift =
+        let responsive =
             others.clone().filter(|peer| !queues[**peer].standing.activity.is_unresponsive());
         let candidate = |peer: &usize| {
             let Standing { activity, share, .. } = &queues[*peer].standing;
             Candidate { index: *peer, load: activity.in_use(), weight: *share }
         };
         match chooser
-            .choose(swift.map(candidate), rng)
+            .choose(responsive.map(candidate), rng)
             .or_else(|| chooser.choose(others.map(candidate), rng))
             .or_else(|| avoid.filter(|peer| available.contains(peer)))
         {
             Some(peer) => self.take_from(peer),
-            None => self.any_usable(),
+            None => self.take_usable(),
         }
     }
 
-    fn any_usable(&mut self) -> Option<L> {
+    /// Takes a link of any usable peer, of the lowest tier that has one.
+    fn take_usable(&mut self) -> Option<L> {
         let queues = self.queues.iter().enumerate();
         let usable = queues.filter(|(_, queue)| queue.standing.usable && !queue.links.is_empty());
         let (peer, _) = usable.min_by_key(|(_, queue)| queue.standing.tier)?;
@@ -342,21 +357,22 @@ impl<L: Parkable> Inner<L> {
         link
     }
 
+    /// Adds the link to the queue of its peer, or evicts it if the peer is not usable.
     fn enqueue(&mut self, link: L) {
         let peer = link.peer();
         if self.queues[peer].standing.usable {
             self.queues[peer].links.push_back(link);
             self.update_available(peer);
         } else {
-            self.evicted.push(Evicted::of_unusable(link));
+            self.evicted.push(Evicted::from_unusable_peer(link));
         }
     }
 
-    fn evicted(&mut self) -> Option<L> {
+    fn take_evicted(&mut self) -> Option<L> {
         self.evicted.pop().map(|evicted| evicted.link)
     }
 
-    /// Puts a shelf on the list of those to choose from, or strikes it off.
+    /// Adds a peer to the peers to choose from, or removes it from them.
     fn update_available(&mut self, peer: usize) {
         let queue = &mut self.queues[peer];
         let is_available = queue.standing.share > 0 && !queue.links.is_empty();
@@ -376,8 +392,8 @@ impl<L: Parkable> Inner<L> {
         }
     }
 
-    fn learn(&mut self, standings: Vec<Standing>) {
-        self.chooser.learn(standings.len());
+    fn update_standings(&mut self, standings: Vec<Standing>) {
+        self.chooser.set_peer_count(standings.len());
         for (peer, standing) in standings.into_iter().enumerate() {
             if let Some(queue) = self.queues.get_mut(peer) {
                 queue.standing = standing;
@@ -386,18 +402,19 @@ impl<L: Parkable> Inner<L> {
             }
             if !self.queues[peer].standing.usable {
                 let unusable = std::mem::take(&mut self.queues[peer].links);
-                self.evicted.extend(unusable.into_iter().map(Evicted::of_unusable));
+                self.evicted.extend(unusable.into_iter().map(Evicted::from_unusable_peer));
             }
             self.update_available(peer);
         }
-        // New links stay reserved, for slots that may find them dead, but their sessions end as well.
+        // New links stay reserved for their slots, which may find them dead, but their sessions end as
+        // well.
         for reserved in &mut self.reserved {
             if !self.queues[reserved.link.peer()].standing.usable {
                 reserved.link.shut_down();
             }
         }
-        // A peer that is usable again, or must be for want of others, has those links back that
-        // could not be shut down.
+        // When a peer becomes usable again, or no other peer is left, links that could not be shut down
+        // go back to its queue.
         for evicted in std::mem::take(&mut self.evicted) {
             if evicted.is_dead {
                 self.evicted.push(evicted);
@@ -408,22 +425,23 @@ impl<L: Parkable> Inner<L> {
         self.check_invariant();
     }
 
-    /// The link that is reserved for this slot.
-    fn reserved(&mut self, own: Reservation) -> Option<ReservedLink<L>> {
-        let at = self.reserved.iter().position(|reserved| reserved.reservation == own)?;
+    /// Takes the link that is reserved for a slot, and so ends the reservation.
+    fn take_reserved(&mut self, reservation: Reservation) -> Option<ReservedLink<L>> {
+        let at = self.reserved.iter().position(|reserved| reserved.reservation == reservation)?;
         Some(self.reserved.swap_remove(at))
     }
 
-    /// A slot is seen that never touched its link: it has no claim to it any more, and the pool's
-    /// customizer leaves links alone.
-    fn release(&mut self, own: Reservation) {
-        self.untouched = true;
-        self.park_reserved(|reserved| reserved.reservation == own);
+    /// Ends the reservation of a slot that has not taken its link. Such a slot shows that the pool's
+    /// customizer does not use its connection.
+    fn release(&mut self, reservation: Reservation) {
+        self.customizer_is_passive = true;
+        self.park_reserved(|reserved| reserved.reservation == reservation);
     }
 
-    /// New links whose slots' customizer must have run, and leaves links alone, are anybody's.
-    fn end_reservations(&mut self, now: impl FnOnce() -> Instant) {
-        if self.untouched && !self.reserved.is_empty() {
+    /// Makes reserved links available to all slots, if the customizer does not use its connection and
+    /// must have run for them already.
+    fn expire_reservations(&mut self, now: impl FnOnce() -> Instant) {
+        if self.customizer_is_passive && !self.reserved.is_empty() {
             let now = now();
             self.park_reserved(|reserved| {
                 now.saturating_duration_since(reserved.link.created_at()) >= RESERVATION
@@ -431,20 +449,24 @@ impl<L: Parkable> Inner<L> {
         }
     }
 
-    fn park_reserved(&mut self, is_free: impl Fn(&ReservedLink<L>) -> bool) {
-        while let Some(at) = self.reserved.iter().position(&is_free) {
+    fn park_reserved(&mut self, is_over: impl Fn(&ReservedLink<L>) -> bool) {
+        while let Some(at) = self.reserved.iter().position(&is_over) {
             let reserved = self.reserved.swap_remove(at);
             self.enqueue(reserved.link);
         }
     }
 
-    fn links(&self) -> usize {
+    fn link_count(&self) -> usize {
         let parked: usize = self.queues.iter().map(|queue| queue.links.len()).sum();
         parked + self.reserved.len() + self.evicted.len()
     }
 
     fn check_invariant(&self) {
-        debug_assert_eq!(self.links(), self.empty_slots, "links here = slots without one in hand");
+        debug_assert_eq!(
+            self.link_count(),
+            self.empty_slots,
+            "the exchange holds as many links as there are empty slots"
+        );
     }
 }
 

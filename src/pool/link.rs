@@ -5,26 +5,26 @@ use std::time::{Duration, Instant};
 use diesel::connection::{DynInstrumentation, TransactionManager};
 use diesel::r2d2::R2D2Connection;
 
-use crate::login::observer::{Observer, Watch};
+use crate::login::observer::{LinkMonitor, Observer};
 use crate::login::session::Session;
 use crate::panics::catch_panic;
 use crate::peers::link_guard::LinkGuard;
 use crate::pool::exchange::Parkable;
 
-/// A diesel connection, and what is known about it.
+/// A diesel connection with its guard and its state.
 #[derive(Debug)]
 pub(crate) struct Link<C> {
-    // Closed before the lease gives its place back.
+    // Dropped before `guard`, so that the connection is closed before it is no longer counted.
     pub(crate) conn: C,
-    watch: Watch,
+    monitor: LinkMonitor,
     pub(crate) guard: LinkGuard,
     created_at: Instant,
-    /// When it is too old.
-    expires: Instant,
-    /// When it was known to be fine, and since when it rests.
-    rests: Instant,
-    /// Whether its queries are observed. A user may have replaced the observer.
-    observed: bool,
+    /// The time from which the link is too old.
+    expires_at: Instant,
+    /// The time at which the link became idle, and was last known to be alive.
+    idle_since: Instant,
+    /// Whether the link's queries are observed. The application may have replaced the observer.
+    is_observed: bool,
 }
 
 impl<C: R2D2Connection> Link<C> {
@@ -32,36 +32,46 @@ impl<C: R2D2Connection> Link<C> {
         session: Session<C>,
         guard: LinkGuard,
         created_at: Instant,
-        expires: Instant,
+        expires_at: Instant,
     ) -> Self {
-        let Session { conn, watch } = session;
-        Self { conn, watch, guard, created_at, expires, rests: created_at, observed: true }
+        let Session { conn, monitor } = session;
+        Self {
+            conn,
+            monitor,
+            guard,
+            created_at,
+            expires_at,
+            idle_since: created_at,
+            is_observed: true,
+        }
     }
 
-    /// The one who asked for it has it.
-    pub(crate) fn is_used(&mut self) {
-        self.guard.becomes_link(self.watch.link_state().clone(), self.created_at);
+    /// Counts the link as an open connection. Called when the link is handed to the caller that
+    /// requested it.
+    pub(crate) fn count_as_open(&mut self) {
+        self.guard.becomes_link(self.monitor.link_state().clone(), self.created_at);
     }
 
     pub(crate) fn set_user_instrumentation(&mut self, user: DynInstrumentation) {
-        self.watch.install_before(user, &mut self.conn);
+        self.monitor.install_before(user, &mut self.conn);
     }
 
-    /// Nobody uses it from now on.
-    pub(crate) fn comes_to_rest(&mut self, now: Instant) {
-        self.rests = now;
-        // A query that never ended, as far as could be seen, has ended.
-        self.watch.link_state().rest();
-        self.observed = catch_panic(|| Observer::is_on(&mut self.conn)).unwrap_or(false);
+    /// Marks the link as idle from `now` on.
+    pub(crate) fn set_idle(&mut self, now: Instant) {
+        self.idle_since = now;
+        // A query whose end was not observed has ended by now.
+        self.monitor.link_state().rest();
+        self.is_observed = catch_panic(|| Observer::is_installed(&mut self.conn)).unwrap_or(false);
     }
 
-    /// Whether it must not be used again, as far as is known without asking its server.
+    /// Returns whether the link must not be used again, as far as is known without a query to its
+    /// server.
     pub(crate) fn is_broken(&mut self) -> bool {
-        self.watch.link_state().is_lost() || catch_panic(|| self.conn.is_broken()).unwrap_or(true)
+        self.monitor.link_state().is_lost() || catch_panic(|| self.conn.is_broken()).unwrap_or(true)
     }
 
-    /// Whether it holds a transaction that is to stay open (diesel's `begin_test_transaction`): it
-    /// is not broken, and yet inside one.
+    /// Returns whether the link holds a transaction that is to stay open (diesel's
+    /// `begin_test_transaction`): the link is inside a transaction and yet not broken.
     pub(crate) fn holds_test_transaction(&mut self) -> bool {
         let depth = || {
             C::TransactionManager::transaction_manager_status_mut(&mut self.conn)
@@ -70,58 +80,62 @@ impl<C: R2D2Connection> Link<C> {
         matches!(catch_panic(depth), Ok(Ok(Some(_)))) && !self.is_broken()
     }
 
+    /// Returns whether the link has reached its maximum age.
     pub(crate) fn is_too_old(&self, now: Instant) -> bool {
-        self.expires <= now
+        self.expires_at <= now
     }
 
-    /// Whether it is fine, as far as can be seen without asking its server: its socket is open and
-    /// quiet, and it has not rested for longer than `at_most`. A socket that has something to read may
-    /// hold no more than a notice, and the client library reads that away with the next query.
-    pub(crate) fn is_alive(&self, at_most: Duration, now: Instant) -> bool {
-        self.observed && now.saturating_duration_since(self.rests) <= at_most && self.is_quiet()
+    /// Returns whether the link is alive without a query to its server: its socket is open and quiet,
+    /// and the link has been idle for no longer than `max_idle`. A socket with unread data may hold no
+    /// more than a notice, which the client library reads with the next query. So `false` does not prove
+    /// that the link is dead.
+    pub(crate) fn is_alive(&self, max_idle: Duration, now: Instant) -> bool {
+        let idle_time = now.saturating_duration_since(self.idle_since);
+        self.is_observed && idle_time <= max_idle && self.is_quiet()
     }
 
-    /// Whether its socket is open and has nothing to read.
+    /// Returns whether the link's socket is open and has nothing to read.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.watch.link_state().socket().is_some_and(|socket| socket.is_quiet())
+        self.monitor.link_state().socket().is_some_and(|socket| socket.is_quiet())
     }
 
-    /// Asks the server, and waits for the answer until `end`, if the socket is known; else for ever.
+    /// Pings the server, and waits for the answer until `end`. If the link's socket is not known, the
+    /// wait has no limit.
     ///
     /// # Errors
     ///
-    /// What the server said, or that it said nothing.
-    pub(crate) fn ping(&mut self, end: Instant) -> Result<(), Unanswered> {
+    /// Returns the server's error, or that the server did not answer, or that the ping panicked.
+    pub(crate) fn ping(&mut self, end: Instant) -> Result<(), PingError> {
         let set = self.guard.set().clone();
-        let ticket = self.can_be_cut().then(|| {
-            let link_state = self.watch.link_state().clone();
+        let ticket = self.can_be_aborted().then(|| {
+            let link_state = self.monitor.link_state().clone();
             set.bound(end, move |_| {
                 link_state.shut_down();
             })
         });
-        self.watch.link_state().set_pinging(true);
+        self.monitor.link_state().set_pinging(true);
         let answer = catch_panic(|| self.conn.ping());
-        self.watch.link_state().set_pinging(false);
+        self.monitor.link_state().set_pinging(false);
         if ticket.is_some_and(|ticket| !set.deadlines().end(ticket)) {
-            return Err(Unanswered::Late);
+            return Err(PingError::TimedOut);
         }
         match answer {
-            Ok(answer) => answer.map_err(Unanswered::Query),
-            Err(panicked) => Err(Unanswered::Panicked(panicked)),
+            Ok(answer) => answer.map_err(PingError::Query),
+            Err(panicked) => Err(PingError::Panicked(panicked)),
         }
     }
 
-    /// Whether a ping of it is bounded.
-    pub(crate) fn can_be_cut(&self) -> bool {
-        self.watch.link_state().socket().is_some()
+    /// Returns whether a ping can be aborted at its deadline: only if the link's socket is known.
+    pub(crate) fn can_be_aborted(&self) -> bool {
+        self.monitor.link_state().socket().is_some()
     }
 }
 
-/// Why a ping has failed.
+/// The reason why a ping failed.
 #[derive(Debug)]
-pub(crate) enum Unanswered {
+pub(crate) enum PingError {
     Query(diesel::result::Error),
-    Late,
+    TimedOut,
     Panicked(crate::panics::Panicked),
 }
 
@@ -139,6 +153,6 @@ impl<C> Parkable for Box<Link<C>> {
     }
 
     fn shut_down(&mut self) -> bool {
-        self.watch.link_state().shut_down()
+        self.monitor.link_state().shut_down()
     }
 }

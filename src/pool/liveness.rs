@@ -1,5 +1,5 @@
-//! Seeing that a link is fine before it is handed out: for free when its socket shows it, else by a
-//! ping.
+//! Validates a link before it is handed out: by its socket where that is enough, which costs no round
+//! trip, and otherwise by a ping.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -9,14 +9,15 @@ use diesel::ConnectionError;
 use diesel::r2d2::{Error, R2D2Connection};
 
 use crate::peers::set::PeerSet;
-use crate::pool::link::{Link, Unanswered};
+use crate::pool::link::{Link, PingError};
 
-/// When a checkout has failed r2d2 tries the next slot at once, in the same thread. Such checkouts
-/// are one to whoever waits for them, and share one deadline; this is how soon "at once" is.
-const AT_ONCE: Duration = Duration::from_millis(10);
+/// The longest gap between a failed checkout and the checkout that r2d2 tries next. After a failure r2d2
+/// tries the next slot at once, in the same thread. The caller waits for all these checkouts as one, so
+/// they share one deadline.
+const RETRY_GAP: Duration = Duration::from_millis(10);
 
 thread_local! {
-    /// This thread's last checkout, if it failed and a peer did not answer.
+    /// The last checkout of this thread, if it failed because a peer did not answer.
     static LAST_FAILED: Cell<Option<FailedCheckout>> = const { Cell::new(None) };
 }
 
@@ -25,70 +26,80 @@ struct FailedCheckout {
     set: *const PeerSet,
     at: Instant,
     end: Instant,
-    silent: usize,
+    timed_out_peer: usize,
 }
 
-/// The check of one checkout, of however many links.
+/// The validation of one checkout, which may try several links.
 pub(crate) struct Validation<Clock> {
     clock: Clock,
     pub(crate) began: Instant,
-    /// When all its pings must have ended, if there was one.
+    /// The deadline for all pings of this checkout, from the first ping on.
     end: Option<Instant>,
-    /// The peer that has not answered, and used up the time.
-    silent: Option<usize>,
+    /// The peer that did not answer a ping, and so used up the time.
+    timed_out_peer: Option<usize>,
 }
 
 impl<Clock: Fn() -> Instant> Validation<Clock> {
+    /// Begins the validation of a checkout. If r2d2 has just retried after a failed checkout, this
+    /// validation continues with the deadline of that one.
     pub(crate) fn begin(set: &Arc<PeerSet>, clock: Clock) -> Self {
         let began = clock();
-        let goes_on = |failed: &FailedCheckout| {
-            failed.set == Arc::as_ptr(set) && began.saturating_duration_since(failed.at) < AT_ONCE
+        let is_continued = |failed: &FailedCheckout| {
+            failed.set == Arc::as_ptr(set) && began.saturating_duration_since(failed.at) < RETRY_GAP
         };
-        let failed = LAST_FAILED.take().filter(goes_on);
-        let (end, silent) = failed.map(|failed| (failed.end, failed.silent)).unzip();
-        Self { clock, began, end, silent }
+        let failed = LAST_FAILED.take().filter(is_continued);
+        let (end, timed_out_peer) =
+            failed.map(|failed| (failed.end, failed.timed_out_peer)).unzip();
+        Self { clock, began, end, timed_out_peer }
     }
 
-    /// The checkout has failed.
-    pub(crate) fn fails(&self, set: &Arc<PeerSet>) {
-        if let (Some(end), Some(silent)) = (self.end, self.silent) {
+    /// Records that the checkout has failed, for the checkout that r2d2 tries next.
+    pub(crate) fn record_failure(&self, set: &Arc<PeerSet>) {
+        if let (Some(end), Some(timed_out_peer)) = (self.end, self.timed_out_peer) {
             let at = (self.clock)();
-            LAST_FAILED.set(Some(FailedCheckout { set: Arc::as_ptr(set), at, end, silent }));
+            LAST_FAILED.set(Some(FailedCheckout {
+                set: Arc::as_ptr(set),
+                at,
+                end,
+                timed_out_peer,
+            }));
         }
     }
 
-    /// Sees whether this link can be handed out.
-    pub(crate) fn of<C: R2D2Connection>(&mut self, link: &mut Link<C>) -> Result<(), Error> {
+    /// Checks whether this link can be handed out. Pings its server if the socket is not proof enough.
+    pub(crate) fn check<C: R2D2Connection>(&mut self, link: &mut Link<C>) -> Result<(), Error> {
         let settings = link.guard.set().settings();
         let (timeout, idle) = (settings.ping_timeout, settings.ping_idle);
         if link.is_alive(idle, self.began) {
             return Ok(());
         }
         let peer = link.guard.peer();
-        if self.silent.is_some_and(|silent| silent != peer) && link.is_quiet() {
-            // There is no time left to ask, and that one peer is silent says nothing about another.
+        if self.timed_out_peer.is_some_and(|timed_out| timed_out != peer) && link.is_quiet() {
+            // No time is left for a ping, and one peer without an answer says nothing about another.
             return Ok(());
         }
         let now = (self.clock)();
         let end = *self.end.get_or_insert(now + timeout);
-        if end <= now && link.can_be_cut() {
-            return Err(refused(&format!("no time was left to ask peer {}", link.guard.name())));
+        if end <= now && link.can_be_aborted() {
+            return Err(discarded(&format!("no time was left to ping peer {}", link.guard.name())));
         }
         match link.ping(end) {
             Ok(()) => Ok(()),
-            Err(Unanswered::Query(error)) => Err(error.into()),
-            Err(Unanswered::Panicked(panicked)) => Err(refused(&panicked.to_string())),
-            Err(Unanswered::Late) => {
-                self.silent = Some(peer);
+            Err(PingError::Query(error)) => Err(error.into()),
+            Err(PingError::Panicked(panicked)) => Err(discarded(&panicked.to_string())),
+            Err(PingError::TimedOut) => {
+                self.timed_out_peer = Some(peer);
                 link.guard.set().suspect(peer, (self.clock)());
                 let name = link.guard.name();
-                Err(refused(&format!("peer {name} did not answer a ping within {timeout:?}")))
+                Err(discarded(&format!("peer {name} did not answer a ping within {timeout:?}")))
             }
         }
     }
 }
 
-/// Why a connection is not handed out, when no query said so.
-pub(crate) fn refused(reason: &str) -> Error {
-    Error::ConnectionError(ConnectionError::BadConnection(format!("connection retired: {reason}")))
+/// Returns the error of a connection that is not handed out for another reason than a query's error.
+pub(crate) fn discarded(reason: &str) -> Error {
+    Error::ConnectionError(ConnectionError::BadConnection(format!(
+        "connection discarded: {reason}"
+    )))
 }

@@ -1,7 +1,7 @@
-//! diesel's traits, passed through to the connection inside. No logic.
+//! Passes diesel's traits through to the wrapped connection, without any logic.
 //!
-//! What goes through `Deref` does not come by here (a function that takes `&mut MysqlConnection`,
-//! `build_transaction`), so nothing may depend on it: errors are seen by the observer.
+//! Calls through `Deref` bypass this module (a function that takes `&mut MysqlConnection`,
+//! `build_transaction`), so nothing may depend on it. Errors are recorded by the observer instead.
 
 use std::any::Any;
 use std::marker::PhantomData;
@@ -34,11 +34,11 @@ impl<C: R2D2Connection> Connection for PeerConnection<C> {
     type Backend = C::Backend;
     type TransactionManager = PeerTransactionManager<C::TransactionManager>;
 
-    /// Always an error, as it is for diesel's own pooled connections: a [`PeerConnection`] comes
-    /// out of a pool.
+    /// Always returns an error, as diesel's own pooled connections do: a [`PeerConnection`] comes from a
+    /// pool.
     fn establish(_: &str) -> ConnectionResult<Self> {
         Err(ConnectionError::BadConnection(
-            "a connection to one of several peers comes out of a pool".to_owned(),
+            "a `PeerConnection` cannot be established directly: get it from a pool".to_owned(),
         ))
     }
 
@@ -60,7 +60,7 @@ impl<C: R2D2Connection> Connection for PeerConnection<C> {
     }
 
     fn instrumentation(&mut self) -> &mut dyn Instrumentation {
-        Observer::user_of((**self).instrumentation())
+        Observer::user_instrumentation((**self).instrumentation())
     }
 
     fn set_instrumentation(&mut self, instrumentation: impl Instrumentation) {
@@ -91,7 +91,7 @@ impl<B, C: R2D2Connection + LoadConnection<B>> LoadConnection<B> for PeerConnect
     }
 }
 
-/// The transaction manager of a [`PeerConnection`]: its connection's own.
+/// The transaction manager of a [`PeerConnection`], which delegates to that of the wrapped connection.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct PeerTransactionManager<T>(PhantomData<fn() -> T>);

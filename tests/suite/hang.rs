@@ -133,7 +133,7 @@ fn it_is_not_dialed_again_and_again() {
     connect().expect_err("no answer");
     for _ in 0..5 {
         let story = connect().expect_err("it is not even tried").to_string();
-        assert!(story.contains("not tried, down since: no answer"), "{story}");
+        assert!(story.contains("skipped, marked down (no answer"), "{story}");
     }
     assert_eq!(server.logins(), 1, "one login is left behind");
     server.hold_logins(false);

@@ -421,8 +421,8 @@ fn who_is_not_to_serve_is_not_said_to_have_been_down() {
     peers.set_weight("peer0", 0).expect("the other has one");
     drop(peers.drain("peer1").expect("there is such a peer"));
     let told = manager.connect().map(drop).expect_err("nobody is left").to_string();
-    assert!(told.contains("peer0: not tried, as its weight is 0"), "{told}");
-    assert!(told.contains("peer1: not tried, as it is drained"), "{told}");
+    assert!(told.contains("peer0: skipped, its weight is 0"), "{told}");
+    assert!(told.contains("peer1: skipped, not in service (draining or drained)"), "{told}");
 }
 
 /// With every peer drained nobody serves, and that is what the error says.
@@ -433,7 +433,7 @@ fn when_all_are_drained_nobody_serves_until_one_is_resumed() {
     fill(&pool, &peers, &[2]);
     peers.drain("peer0").expect("there is such a peer");
     let error = pool.get_timeout(Duration::from_secs(1)).expect_err("nobody serves");
-    assert!(error.to_string().contains("not tried, as it is drained"), "{error}");
+    assert!(error.to_string().contains("skipped, not in service (draining or drained)"), "{error}");
     peers.resume("peer0").expect("there is such a peer");
     drop(pool.get().expect("it serves again"));
 }

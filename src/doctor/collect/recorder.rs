@@ -74,7 +74,7 @@ impl FactRecorder<'_> {
         let text = self.url.redact(&error.to_string());
         match Fault::of(error) {
             Fault::ConnectionLost => {
-                Err(LoginFailure::said(Refusal::new(Fault::ConnectionLost, text)))
+                Err(LoginFailure::from_refusal(Refusal::new(Fault::ConnectionLost, text)))
             }
             _ => Ok(text),
         }

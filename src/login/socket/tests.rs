@@ -1,5 +1,5 @@
-//! No database is needed: what is looked for are plain sockets on loopback. Other tests run beside
-//! these in the same process, so that there are always strangers.
+//! These tests need no database: they use plain sockets on the loopback interface. Other tests run in
+//! the same process at the same time, so there are always foreign sockets.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
@@ -14,8 +14,8 @@ use super::*;
 const V4: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const V6: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::LOCALHOST), 0);
 
-/// Longer than anything takes that works.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than any working operation takes.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 #[expect(clippy::disallowed_methods, reason = "these tests wait for the kernel")]
 fn now() -> Instant {
@@ -29,14 +29,14 @@ fn pause() {
 
 #[track_caller]
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = now() + PATIENCE;
+    let end = now() + TIMEOUT;
     while !condition() {
-        assert!(now() < end, "waited {PATIENCE:?} in vain for: {what}");
+        assert!(now() < end, "this did not happen within {TIMEOUT:?}: {what}");
         pause();
     }
 }
 
-/// What stops threads of a scope, also when the test panics.
+/// Stops the threads of a scope on drop, also when the test panics.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -45,27 +45,27 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Answers each message, which comes after its length, with one byte.
+/// Answers each message with one byte. A message follows its length.
 fn answer(mut stream: impl Read + Write) {
     let mut length = [0; 4];
     while stream.read_exact(&mut length).is_ok() {
-        let length = u32::from_be_bytes(length).try_into().expect("it is short");
+        let length = u32::from_be_bytes(length).try_into().expect("the message is short");
         if stream.read_exact(&mut vec![0; length]).is_err() || stream.write_all(b"!").is_err() {
             return;
         }
     }
 }
 
-/// A query of this length, and its answer.
+/// Sends a query of this length, and reads the answer.
 fn ask(stream: &mut (impl Read + Write), length: u64) {
-    let length = u32::try_from(length).expect("it is short");
+    let length = u32::try_from(length).expect("the message is short");
     let mut message = length.to_be_bytes().to_vec();
-    message.resize(4 + usize::try_from(length).expect("it is short"), 0);
+    message.resize(4 + usize::try_from(length).expect("the message is short"), 0);
     stream.write_all(&message).expect("the server reads");
     stream.read_exact(&mut [0]).expect("the server answers");
 }
 
-/// A server that answers whoever dials it.
+/// A server that answers every client.
 struct Server {
     address: SocketAddr,
     stopped: std::sync::Arc<AtomicBool>,
@@ -75,7 +75,7 @@ struct Server {
 impl Server {
     fn start(address: SocketAddr) -> Self {
         let listener = TcpListener::bind(address).expect("a port is free");
-        let address = listener.local_addr().expect("it is bound");
+        let address = listener.local_addr().expect("the listener is bound");
         let stopped = std::sync::Arc::new(AtomicBool::new(false));
         let is_stopped = stopped.clone();
         let thread = thread::Builder::new().name("server".to_owned()).spawn(move || {
@@ -84,35 +84,35 @@ impl Server {
                     return;
                 }
                 let session = thread::Builder::new().name("session".to_owned());
-                session.spawn(move || answer(stream)).expect("one thread more");
+                session.spawn(move || answer(stream)).expect("a thread can be started");
             }
         });
-        Self { address, stopped, thread: Some(thread.expect("one thread more")) }
+        Self { address, stopped, thread: Some(thread.expect("a thread can be started")) }
     }
 
     fn dial(&self) -> TcpStream {
-        TcpStream::connect(self.address).expect("it listens")
+        TcpStream::connect(self.address).expect("the server listens")
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.stopped.store(true, Ordering::Relaxed);
-        // The thread waits for a connection: give it one.
+        // The thread waits for a connection, so this opens one.
         if TcpStream::connect(self.address).is_ok() {
             let _ = self.thread.take().map(JoinHandle::join);
         }
     }
 }
 
-/// Two lengths that differ by something else than any others of these tests, and than what the
-/// strangers in them say: that is always a multiple of four.
+/// Returns two lengths with a unique difference, which no other test of this file uses. The messages of
+/// foreign connections always differ by a multiple of four.
 fn lengths() -> [u64; 2] {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     [16, 17 + 16 * NEXT.fetch_add(1, Ordering::Relaxed)]
 }
 
-/// As a login does it.
+/// Proves which socket belongs to `stream`, in the way of a login.
 fn prove(before: &Sockets, stream: &mut (impl Read + Write), lengths: [u64; 2]) -> Option<Socket> {
     let mut proof = Proof::begin(before)?;
     for length in lengths {
@@ -124,19 +124,19 @@ fn prove(before: &Sockets, stream: &mut (impl Read + Write), lengths: [u64; 2]) 
 
 #[track_caller]
 fn inode_of(descriptor: &impl AsRawFd) -> u64 {
-    inode(descriptor.as_raw_fd()).expect("it is a socket")
+    inode(descriptor.as_raw_fd()).expect("the descriptor is a socket")
 }
 
 #[track_caller]
 fn assert_is(found: Option<&Socket>, stream: &TcpStream) {
-    let found = found.expect("it is found");
-    assert_eq!(inode_of(&found.stream), inode_of(stream), "it is the connection's own");
+    let found = found.expect("the socket is found");
+    assert_eq!(inode_of(&found.stream), inode_of(stream), "the socket is the connection's own");
 }
 
 #[test]
-fn of_many_the_one_is_found_that_carried_these_lengths() {
+fn socket_is_found_among_many_by_the_lengths_of_its_queries() {
     let server = Server::start(V4);
-    let before = Sockets::of_this_process();
+    let before = Sockets::list();
     let mut streams: Vec<_> = (0..50).map(|_| server.dial()).collect();
     for index in [0, 17, 49] {
         let found = prove(&before, &mut streams[index], lengths());
@@ -145,104 +145,108 @@ fn of_many_the_one_is_found_that_carried_these_lengths() {
 }
 
 #[test]
-fn over_ipv6_as_well() {
+fn ipv6_socket_is_found() {
     let server = Server::start(V6);
-    let before = Sockets::of_this_process();
+    let before = Sockets::list();
     let mut stream = server.dial();
     let found = prove(&before, &mut stream, lengths());
     assert_is(found.as_ref(), &stream);
 }
 
 #[test]
-fn what_was_there_before_is_not_found() {
+fn socket_that_is_older_than_the_login_is_not_found() {
     let server = Server::start(V4);
     let mut stream = server.dial();
-    let before = Sockets::of_this_process();
-    assert!(prove(&before, &mut stream, lengths()).is_none(), "it is older than the login");
+    let before = Sockets::list();
+    assert!(
+        prove(&before, &mut stream, lengths()).is_none(),
+        "a socket that is older than the login is not found"
+    );
 }
 
 #[test]
-fn of_two_that_match_neither_is_found() {
+fn no_socket_is_found_if_two_match() {
     let server = Server::start(V4);
-    let before = Sockets::of_this_process();
+    let before = Sockets::list();
     let mut streams = [server.dial(), server.dial()];
     let lengths = lengths();
-    let mut proof = Proof::begin(&before).expect("there are two");
+    let mut proof = Proof::begin(&before).expect("there are two candidates");
     for length in lengths {
         for stream in &mut streams {
             ask(stream, length);
         }
         proof.query_answered();
     }
-    assert!(proof.end(&lengths).is_none(), "it could be either");
+    assert!(proof.end(&lengths).is_none(), "no socket is found if there is a choice of two");
 }
 
-/// It does not rest when it should, or it is not spoken to each time, or is never answered, or it sends
-/// the same each time.
+/// A socket does not match if it sends more than the queries, misses a query, sends queries of equal
+/// lengths, or gets no answer.
 #[test]
-fn one_that_does_something_else_is_not_found() {
+fn socket_with_other_traffic_is_not_found() {
     let server = Server::start(V4);
     let lengths = lengths();
-    let story = |story: &dyn Fn(&mut TcpStream, &mut Proof)| {
-        let before = Sockets::of_this_process();
+    let assert_not_found = |traffic: &dyn Fn(&mut TcpStream, &mut Proof)| {
+        let before = Sockets::list();
         let mut stream = server.dial();
-        let mut proof = Proof::begin(&before).expect("there is one");
-        story(&mut stream, &mut proof);
-        assert!(proof.end(&lengths).is_none(), "it could be anything");
+        let mut proof = Proof::begin(&before).expect("there is a candidate");
+        traffic(&mut stream, &mut proof);
+        assert!(proof.end(&lengths).is_none(), "a socket with other traffic is not found");
     };
-    story(&|stream, proof| {
+    assert_not_found(&|stream, proof| {
         for length in lengths {
             ask(stream, length);
             proof.query_answered();
         }
         ask(stream, 1);
     });
-    story(&|stream, proof| {
+    assert_not_found(&|stream, proof| {
         ask(stream, lengths[1]);
         proof.query_answered();
         proof.query_answered();
     });
-    story(&|stream, proof| {
+    assert_not_found(&|stream, proof| {
         for _ in lengths {
             ask(stream, lengths[1]);
             proof.query_answered();
         }
     });
-    story(&|stream, proof| {
+    assert_not_found(&|stream, proof| {
         for length in lengths {
             // The server waits for the rest of one long message.
-            let message = vec![0xff; usize::try_from(length).expect("it is short")];
-            stream.write_all(&message).expect("it reads");
+            let message = vec![0xff; usize::try_from(length).expect("the message is short")];
+            stream.write_all(&message).expect("the server reads");
             proof.query_answered();
         }
     });
 }
 
-/// Strangers dial the same server all the time, and talk: with messages of all lengths, and of these.
+/// Other threads keep connecting to the same server, and send messages of all lengths, including those of
+/// the proof.
 #[test]
-fn a_stranger_is_never_found() {
+fn foreign_socket_is_never_found() {
     const PROOFS: u64 = 300;
     let server = Server::start(V4);
     let stopped = AtomicBool::new(false);
     let mut found = 0;
     thread::scope(|scope| {
         let _stop = Stop(&stopped);
-        for stranger in 0..4 {
+        for number in 0..4 {
             let (server, stopped) = (&server, &stopped);
             scope.spawn(move || {
-                let mut length = 16 * stranger;
+                let mut length = 16 * number;
                 while !stopped.load(Ordering::Relaxed) {
                     let mut stream = server.dial();
                     for _ in 0..20 {
-                        // Two speak with messages that are all equal.
-                        ask(&mut stream, if stranger < 2 { 16 } else { length });
+                        // Two threads send messages of equal length.
+                        ask(&mut stream, if number < 2 { 16 } else { length });
                         length = (length + 16) % 500;
                     }
                 }
             });
         }
         for number in 0..PROOFS {
-            let before = Sockets::of_this_process();
+            let before = Sockets::list();
             let mut stream = server.dial();
             if let Some(socket) = prove(&before, &mut stream, [16, 32 + 16 * (number % 32)]) {
                 assert_is(Some(&socket), &stream);
@@ -250,46 +254,47 @@ fn a_stranger_is_never_found() {
             }
         }
     });
-    assert!(found > PROOFS / 2, "it is seldom mistaken for a stranger: {found}");
+    assert!(found > PROOFS / 2, "the socket is found in most cases: {found}");
 }
 
-/// What is not TCP does not count, whatever it carries.
+/// A descriptor that is not a TCP socket is not a candidate, whatever it carries.
 #[test]
-fn what_is_no_tcp_socket_is_no_candidate() {
-    let before = Sockets::of_this_process();
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let _listener = UnixListener::bind(folder.path().join("socket")).expect("our own folder");
+fn only_tcp_sockets_are_candidates() {
+    let before = Sockets::list();
+    let folder = tempfile::tempdir().expect("a temporary folder can be created");
+    let _listener =
+        UnixListener::bind(folder.path().join("socket")).expect("the folder is writable");
     let (unix, _other) = UnixStream::pair().expect("a pair");
     let udp = UdpSocket::bind(V4).expect("a port is free");
     let (_reader, _writer) = std::io::pipe().expect("a pipe");
-    let _file = File::create(folder.path().join("file")).expect("our own folder");
+    let _file = File::create(folder.path().join("file")).expect("the folder is writable");
     let tcp = Server::start(V4);
     let stream = tcp.dial();
-    let candidates: Vec<u64> = before.opened_since().iter().map(|(place, _)| place.inode).collect();
-    assert!(candidates.contains(&inode_of(&stream)), "this one is");
+    let candidates: Vec<u64> = before.opened_since().iter().map(|(seen, _)| seen.inode).collect();
+    assert!(candidates.contains(&inode_of(&stream)), "a TCP socket is a candidate");
     for other in [inode_of(&unix), inode_of(&udp)] {
-        assert!(!candidates.contains(&other), "this one is not");
+        assert!(!candidates.contains(&other), "a Unix or UDP socket is not a candidate");
     }
 }
 
-/// A connection over a Unix socket is never taken for a stranger's TCP connection.
+/// A connection over a Unix socket is never mistaken for a foreign TCP connection.
 #[test]
-fn a_unix_socket_is_not_found() {
+fn unix_socket_is_not_found() {
     let server = Server::start(V4);
-    let before = Sockets::of_this_process();
-    let mut stranger = server.dial();
+    let before = Sockets::list();
+    let mut foreign = server.dial();
     let (mut ours, theirs) = UnixStream::pair().expect("a pair");
     thread::scope(|scope| {
         scope.spawn(|| answer(theirs));
-        assert!(prove(&before, &mut ours, lengths()).is_none(), "it has no counters");
-        let mut proof = Proof::begin(&before).expect("there is the stranger");
+        assert!(prove(&before, &mut ours, lengths()).is_none(), "a Unix socket has no counters");
+        let mut proof = Proof::begin(&before).expect("the foreign socket is a candidate");
         let lengths = lengths();
         for length in lengths {
             ask(&mut ours, length);
-            ask(&mut stranger, 2 * length);
+            ask(&mut foreign, 2 * length);
             proof.query_answered();
         }
-        assert!(proof.end(&lengths).is_none(), "the stranger said something else");
+        assert!(proof.end(&lengths).is_none(), "the foreign socket sent something else");
         drop(ours);
     });
 }
@@ -297,27 +302,28 @@ fn a_unix_socket_is_not_found() {
 #[test]
 fn several_descriptors_of_one_socket_are_one_candidate() {
     let server = Server::start(V4);
-    let before = Sockets::of_this_process();
+    let before = Sockets::list();
     let mut stream = server.dial();
-    let copies: Vec<_> = (0..3).map(|_| stream.try_clone().expect("one more")).collect();
+    let copies: Vec<_> =
+        (0..3).map(|_| stream.try_clone().expect("a descriptor is free")).collect();
     let found = prove(&before, &mut stream, lengths());
     assert_is(found.as_ref(), &stream);
     drop(copies);
     assert_is(found.as_ref(), &stream);
 }
 
-/// Numbers of descriptors go from one thing to another all the time: none is ever mixed up, nothing
-/// is closed that is not ours, and nothing is left behind.
+/// Descriptor numbers are reused all the time. No descriptor is ever mixed up, and no foreign descriptor
+/// is closed.
 #[test]
-fn descriptors_may_come_and_go() {
+fn foreign_descriptors_survive_while_numbers_are_reused() {
     let server = Server::start(V4);
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = tempfile::tempdir().expect("a temporary folder can be created");
     let path = folder.path();
     let stopped = AtomicBool::new(false);
     let end = now() + Duration::from_secs(1);
     thread::scope(|scope| {
         let _stop = Stop(&stopped);
-        let hammer = |work: &'static (dyn Fn(&std::path::Path) + Sync)| {
+        let repeat = |work: &'static (dyn Fn(&std::path::Path) + Sync)| {
             let stopped = &stopped;
             scope.spawn(move || {
                 while !stopped.load(Ordering::Relaxed) {
@@ -325,30 +331,30 @@ fn descriptors_may_come_and_go() {
                 }
             });
         };
-        hammer(&|folder| {
-            let mut file = tempfile::tempfile_in(folder).expect("our own folder");
-            file.write_all(b"ours").expect("it is still open");
+        repeat(&|folder| {
+            let mut file = tempfile::tempfile_in(folder).expect("the folder is writable");
+            file.write_all(b"ours").expect("the descriptor is still open");
         });
-        hammer(&|_| {
+        repeat(&|_| {
             let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
-            writer.write_all(b"ours").expect("it is still open");
+            writer.write_all(b"ours").expect("the descriptor is still open");
             let mut read = [0; 4];
-            reader.read_exact(&mut read).expect("it is still open");
+            reader.read_exact(&mut read).expect("the descriptor is still open");
             assert_eq!(&read, b"ours");
         });
-        hammer(&|_| {
+        repeat(&|_| {
             let (mut one, mut other) = UnixStream::pair().expect("a pair");
-            one.write_all(b"ours").expect("it is still open");
-            other.read_exact(&mut [0; 4]).expect("it is still open");
+            one.write_all(b"ours").expect("the descriptor is still open");
+            other.read_exact(&mut [0; 4]).expect("the descriptor is still open");
         });
-        hammer(&|_| {
+        repeat(&|_| {
             let socket = UdpSocket::bind(V4).expect("a port is free");
-            let to = socket.local_addr().expect("it is bound");
-            socket.send_to(b"ours", to).expect("it is still open");
+            let to = socket.local_addr().expect("the listener is bound");
+            socket.send_to(b"ours", to).expect("the descriptor is still open");
         });
         let mut found = 0;
         while now() < end {
-            let before = Sockets::of_this_process();
+            let before = Sockets::list();
             let mut stream = server.dial();
             if let Some(socket) = prove(&before, &mut stream, lengths()) {
                 assert_is(Some(&socket), &stream);
@@ -356,83 +362,86 @@ fn descriptors_may_come_and_go() {
             }
             ask(&mut stream, 1);
         }
-        assert!(found > 0, "it is found all the same");
+        assert!(found > 0, "the socket is found all the same");
     });
 }
 
-/// Others' connections end when they close them, while a proof is under way, and their ports are free.
+/// A foreign connection ends, and its port is free, when its owner closes it during a proof.
 #[test]
-fn nothing_of_a_stranger_is_kept_open() {
-    let before = Sockets::of_this_process();
+fn foreign_socket_is_not_kept_open() {
+    let before = Sockets::list();
     let listener = TcpListener::bind(V4).expect("a port is free");
-    let address = listener.local_addr().expect("it is bound");
-    let stranger = TcpStream::connect(address).expect("it listens");
-    let (mut other, _) = listener.accept().expect("it was dialed");
-    let _proof = Proof::begin(&before).expect("there is the stranger");
-    drop((stranger, listener));
-    other.set_read_timeout(Some(PATIENCE)).expect("longer than nothing");
-    assert_eq!(other.read(&mut [0]).expect("in time"), 0, "it is closed");
-    wait_until("its port is free", || TcpStream::connect(address).is_err());
+    let address = listener.local_addr().expect("the listener is bound");
+    let foreign = TcpStream::connect(address).expect("the server listens");
+    let (mut other, _) = listener.accept().expect("a client has connected");
+    let _proof = Proof::begin(&before).expect("the foreign socket is a candidate");
+    drop((foreign, listener));
+    other.set_read_timeout(Some(TIMEOUT)).expect("the timeout is not zero");
+    assert_eq!(other.read(&mut [0]).expect("the read ends in time"), 0, "the connection is closed");
+    wait_until("the port is free", || TcpStream::connect(address).is_err());
 }
 
 #[test]
-fn a_connection_is_quiet_or_is_not() {
+fn socket_is_quiet_until_something_arrives_or_ends() {
     let listener = TcpListener::bind(V4).expect("a port is free");
-    let address = listener.local_addr().expect("it is bound");
+    let address = listener.local_addr().expect("the listener is bound");
     let dial = || {
-        let ours = TcpStream::connect(address).expect("it listens");
-        let theirs = listener.accept().expect("it was dialed").0;
-        let socket = duplicate(ours.as_raw_fd(), inode_of(&ours)).expect("it is open");
-        assert!(socket.is_quiet(), "nothing has happened");
+        let ours = TcpStream::connect(address).expect("the server listens");
+        let theirs = listener.accept().expect("a client has connected").0;
+        let socket = duplicate(ours.as_raw_fd(), inode_of(&ours)).expect("the socket is open");
+        assert!(socket.is_quiet(), "a new socket is quiet");
         (ours, theirs, socket)
     };
 
     let (mut ours, mut theirs, socket) = dial();
-    theirs.write_all(b"!").expect("it is open");
+    theirs.write_all(b"!").expect("the socket is open");
     wait_until("there is something to read", || !socket.is_quiet());
-    ours.read_exact(&mut [0]).expect("looking has taken nothing away");
-    assert!(socket.is_quiet(), "it was read");
-    ours.write_all(b"?").expect("it is open");
-    assert!(socket.is_quiet(), "what is sent does not count");
+    ours.read_exact(&mut [0]).expect("the inspection has not consumed the byte");
+    assert!(socket.is_quiet(), "the socket is quiet once the data is read");
+    ours.write_all(b"?").expect("the socket is open");
+    assert!(socket.is_quiet(), "sent data does not count");
 
     let (_ours, theirs, socket) = dial();
     drop(theirs);
     wait_until("the other end is closed", || !socket.is_quiet());
 
     let (mut ours, theirs, socket) = dial();
-    // What is closed with something unread is reset.
-    ours.write_all(b"?").expect("it is open");
-    wait_until("it has arrived", || theirs.peek(&mut [0]).is_ok_and(|read| read > 0));
+    // A socket that is closed with unread data resets the connection.
+    ours.write_all(b"?").expect("the socket is open");
+    wait_until("the byte has arrived", || theirs.peek(&mut [0]).is_ok_and(|read| read > 0));
     drop(theirs);
-    // That does not take the error away.
-    assert_ne!(poll(&ours, 0) & libc::POLLERR, 0, "it is reset");
+    // `poll` does not clear the error.
+    assert_ne!(poll(&ours, 0) & libc::POLLERR, 0, "the connection is reset");
     for _ in 0..2 {
-        assert!(!socket.is_quiet(), "it stays so, though the error is told once");
+        assert!(
+            !socket.is_quiet(),
+            "the socket stays not quiet, although the error is reported once"
+        );
     }
 
     let (_ours, _theirs, socket) = dial();
     socket.shut_down();
-    assert!(!socket.is_quiet(), "it was ended here");
+    assert!(!socket.is_quiet(), "a socket that was shut down is not quiet");
 }
 
-/// A whole number that is set on a socket.
-#[allow(unsafe_code, reason = "std does not tell it")]
+/// Returns an integer option of a socket.
+#[allow(unsafe_code, reason = "std does not offer this call")]
 fn option(stream: &TcpStream, level: libc::c_int, name: libc::c_int) -> libc::c_int {
     let mut value: libc::c_int = 0;
-    let mut size: libc::socklen_t = size_of_val(&value).try_into().expect("it is small");
+    let mut size: libc::socklen_t = size_of_val(&value).try_into().expect("the size is small");
     let into = (&raw mut value).cast();
-    // SAFETY: the buffer is as long as is said, and outlives the call.
+    // SAFETY: the buffer has the size that is passed, and outlives the call.
     let outcome = unsafe { libc::getsockopt(stream.as_raw_fd(), level, name, into, &raw mut size) };
-    assert_eq!(outcome, 0, "it can be read");
+    assert_eq!(outcome, 0, "the option can be read");
     value
 }
 
 #[test]
-fn the_kernel_is_told_to_notice_who_vanishes() {
-    let told = |tuning: Tuning| {
+fn tuning_sets_keepalive_and_user_timeout() {
+    let options_with = |tuning: Tuning| {
         let (ours, _theirs) = silent_pair();
         let fd = ours.as_raw_fd();
-        let socket = duplicate(fd, inode_of(&ours)).expect("it is a socket");
+        let socket = duplicate(fd, inode_of(&ours)).expect("the descriptor is a socket");
         socket.tune(tuning);
         [
             (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
@@ -445,135 +454,145 @@ fn the_kernel_is_told_to_notice_who_vanishes() {
     };
     let keepalive = Some(Duration::from_secs(9));
     let user_timeout = Some(Duration::from_millis(20_500));
-    let untold = told(Tuning { keepalive: None, user_timeout: None });
-    let all = told(Tuning { keepalive, user_timeout });
-    assert_eq!(all, [1, 9, 3, 3, 20_500], "seconds, and milliseconds");
-    let half = told(Tuning { keepalive: None, user_timeout });
-    assert_eq!(half[..4], untold[..4], "what is not to be set is left alone");
-    let half = told(Tuning { keepalive, user_timeout: None });
-    assert_eq!((half[0], half[4]), (1, untold[4]), "what is not to be set is left alone");
+    let untuned = options_with(Tuning { keepalive: None, user_timeout: None });
+    let all = options_with(Tuning { keepalive, user_timeout });
+    assert_eq!(all, [1, 9, 3, 3, 20_500], "the options are in seconds and milliseconds");
+    let half = options_with(Tuning { keepalive: None, user_timeout });
+    assert_eq!(half[..4], untuned[..4], "an option that is not configured stays unchanged");
+    let half = options_with(Tuning { keepalive, user_timeout: None });
+    assert_eq!(
+        (half[0], half[4]),
+        (1, untuned[4]),
+        "an option that is not configured stays unchanged"
+    );
 }
 
-/// The numbers of the standard library's own calls are not for tests to know.
+/// Polls one descriptor, and returns the events that occurred.
 fn poll(stream: &impl AsRawFd, events: libc::c_short) -> libc::c_short {
     let mut polled = libc::pollfd { fd: stream.as_raw_fd(), events, revents: 0 };
-    let millis = PATIENCE.as_millis().try_into().expect("it is short");
-    // SAFETY: one descriptor is on the list, which outlives the call.
+    let millis = TIMEOUT.as_millis().try_into().expect("the timeout is short");
+    // SAFETY: the list holds one descriptor, and outlives the call.
     unsafe { libc::poll(&raw mut polled, 1, millis) };
     polled.revents
 }
 
 fn flags_of(fd: &impl AsRawFd) -> String {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()));
-    let info = info.expect("it is open");
-    let line = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("it has flags");
+    let info = info.expect("the descriptor is open");
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("flags:"))
+        .expect("the file has a line of flags");
     line.trim().to_owned()
 }
 
 fn is_set(flags: &str, flag: libc::c_int) -> bool {
-    i32::from_str_radix(flags, 8).expect("they are octal") & flag == flag
+    i32::from_str_radix(flags, 8).expect("the flags are octal") & flag == flag
 }
 
 #[test]
-fn a_duplicate_is_closed_on_exec_and_changes_nothing() {
+fn duplicate_is_closed_on_exec_and_leaves_the_flags_unchanged() {
     let server = Server::start(V4);
     for nonblocking in [false, true] {
-        let before = Sockets::of_this_process();
+        let before = Sockets::list();
         let mut stream = server.dial();
-        let mut proof = Proof::begin(&before).expect("there is one");
+        let mut proof = Proof::begin(&before).expect("there is a candidate");
         let lengths = lengths();
         for length in lengths {
             ask(&mut stream, length);
             proof.query_answered();
         }
-        stream.set_nonblocking(nonblocking).expect("it is open");
+        stream.set_nonblocking(nonblocking).expect("the socket is open");
         let flags = flags_of(&stream);
-        let found = proof.end(&lengths).expect("it is found");
-        assert!(is_set(&flags_of(&found.stream), libc::O_CLOEXEC), "it is closed on exec");
+        let found = proof.end(&lengths).expect("the socket is found");
+        assert!(
+            is_set(&flags_of(&found.stream), libc::O_CLOEXEC),
+            "the duplicate is closed on exec"
+        );
         found.tune(Tuning {
             keepalive: Some(Duration::from_secs(9)),
             user_timeout: Some(Duration::from_secs(20)),
         });
         assert!(found.is_quiet());
-        assert_eq!(flags_of(&stream), flags, "it is as it was");
+        assert_eq!(flags_of(&stream), flags, "the flags of the original are unchanged");
         assert_eq!(is_set(&flags, libc::O_NONBLOCK), nonblocking);
         drop(found);
-        assert_eq!(flags_of(&stream), flags, "and open");
+        assert_eq!(flags_of(&stream), flags, "the original is still open");
     }
 }
 
-/// Blocks a thread by `block`, and hands it to `story` when it is blocked.
-fn blocked<T: Send>(block: impl FnOnce() -> T + Send, story: impl FnOnce(&Thread)) -> T {
+/// Runs `block`, which blocks, on a thread of its own, and passes that thread to `inspect` meanwhile.
+fn blocked<T: Send>(block: impl FnOnce() -> T + Send, inspect: impl FnOnce(&Thread)) -> T {
     thread::scope(|scope| {
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let blocked = scope.spawn(move || {
-            tell.send(Thread::current().expect("/proc is mounted")).expect("the test waits");
+            sender.send(Thread::current().expect("/proc is mounted")).expect("the test waits");
             block()
         });
-        let thread = told.recv().expect("it tells");
-        story(&thread);
-        blocked.join().expect("it does not panic")
+        let thread = receiver.recv().expect("the thread reports itself");
+        inspect(&thread);
+        blocked.join().expect("the thread does not panic")
     })
 }
 
-/// As the checker does it: until the one is found.
+/// Waits until the socket on which the thread waits is found.
 #[track_caller]
 fn wait_for(thread: &Thread, before: &Sockets) -> Socket {
     let mut found = None;
-    wait_until("it is found", || {
+    wait_until("the socket is found", || {
         found = awaited_by(thread, before);
         found.is_some()
     });
-    found.expect("it was found")
+    found.expect("the socket was found")
 }
 
 fn silent_pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind(V4).expect("a port is free");
-    let ours = TcpStream::connect(listener.local_addr().expect("it is bound"));
-    let ours = ours.expect("it listens");
-    // A test that fails ends all the same.
-    ours.set_read_timeout(Some(PATIENCE)).expect("longer than nothing");
-    ours.set_write_timeout(Some(PATIENCE)).expect("longer than nothing");
-    (ours, listener.accept().expect("it was dialed").0)
+    let ours = TcpStream::connect(listener.local_addr().expect("the listener is bound"));
+    let ours = ours.expect("the server listens");
+    // With a timeout, a failing test ends too.
+    ours.set_read_timeout(Some(TIMEOUT)).expect("the timeout is not zero");
+    ours.set_write_timeout(Some(TIMEOUT)).expect("the timeout is not zero");
+    (ours, listener.accept().expect("a client has connected").0)
 }
 
 #[test]
-fn shutting_down_wakes_who_reads() {
-    let before = Sockets::of_this_process();
+fn shutting_down_wakes_a_reading_thread() {
+    let before = Sockets::list();
     let (mut ours, _theirs) = silent_pair();
     let inode = inode_of(&ours);
     let read = blocked(
         move || ours.read(&mut [0]),
         |thread| {
             let socket = wait_for(thread, &before);
-            assert_eq!(inode_of(&socket.stream), inode, "it is the one that is read");
+            assert_eq!(inode_of(&socket.stream), inode, "the socket is the one that is read");
             socket.shut_down();
         },
     );
-    assert_eq!(read.expect("as if the other had closed it"), 0);
+    assert_eq!(read.expect("the read ends as if the other end had closed"), 0);
 }
 
 #[test]
-fn shutting_down_wakes_who_polls() {
+fn shutting_down_wakes_a_polling_thread() {
     for events in [libc::POLLIN, libc::POLLIN | libc::POLLPRI, 0] {
-        let before = Sockets::of_this_process();
+        let before = Sockets::list();
         let (ours, _theirs) = silent_pair();
         let inode = inode_of(&ours);
         let seen = blocked(
             || poll(&ours, events),
             |thread| {
                 let socket = wait_for(thread, &before);
-                assert_eq!(inode_of(&socket.stream), inode, "it is the one that is polled");
+                assert_eq!(inode_of(&socket.stream), inode, "the socket is the one that is polled");
                 socket.shut_down();
             },
         );
-        assert_ne!(seen & libc::POLLHUP, 0, "it has ended: {seen:#x}");
+        assert_ne!(seen & libc::POLLHUP, 0, "the socket has hung up: {seen:#x}");
     }
 }
 
 #[test]
-fn shutting_down_wakes_who_writes() {
-    let before = Sockets::of_this_process();
+fn shutting_down_wakes_a_writing_thread() {
+    let before = Sockets::list();
     let (mut ours, _theirs) = silent_pair();
     let inode = inode_of(&ours);
     let written = blocked(
@@ -584,20 +603,20 @@ fn shutting_down_wakes_who_writes() {
         },
         |thread| {
             let socket = wait_for(thread, &before);
-            assert_eq!(inode_of(&socket.stream), inode, "it is the one that is written to");
-            // While it still gets rid of something it is not stuck.
+            assert_eq!(inode_of(&socket.stream), inode, "the socket is the one that is written to");
+            // `wait_for` finds the socket only once the thread is blocked in a write.
             socket.shut_down();
         },
     );
     assert_eq!(written.kind(), std::io::ErrorKind::BrokenPipe);
 }
 
-/// As with a machine that is off: nobody accepts, and the queue of those who wait for it is full.
+/// Behaves like a machine that is off: no connection is accepted, and the queue of connections is full.
 fn full_backlog() -> (TcpListener, Vec<TcpStream>) {
     let listener = TcpListener::bind(V4).expect("a port is free");
-    // SAFETY: no memory is involved. It only makes the queue shorter.
+    // SAFETY: no memory is involved. The call only shortens the queue.
     assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
-    let address = listener.local_addr().expect("it is bound");
+    let address = listener.local_addr().expect("the listener is bound");
     let mut queue = Vec::new();
     let mut hung = 0;
     while hung < 2 {
@@ -610,71 +629,77 @@ fn full_backlog() -> (TcpListener, Vec<TcpStream>) {
 }
 
 #[test]
-fn shutting_down_wakes_who_connects() {
+fn shutting_down_wakes_a_connecting_thread() {
     let (listener, _queue) = full_backlog();
-    let address = listener.local_addr().expect("it is bound");
-    let before = Sockets::of_this_process();
+    let address = listener.local_addr().expect("the listener is bound");
+    let before = Sockets::list();
     let dialed =
         blocked(|| TcpStream::connect(address), |thread| wait_for(thread, &before).shut_down());
-    dialed.expect_err("it was cut off");
+    dialed.expect_err("the connecting call was aborted");
 
-    // With a timeout it is polled.
-    let before = Sockets::of_this_process();
+    // With a timeout, the standard library polls the socket.
+    let before = Sockets::list();
     let dialed = blocked(
-        || TcpStream::connect_timeout(&address, PATIENCE),
+        || TcpStream::connect_timeout(&address, TIMEOUT),
         |thread| wait_for(thread, &before).shut_down(),
     );
-    let error = dialed.expect_err("it was cut off");
+    let error = dialed.expect_err("the connecting call was aborted");
     assert_ne!(error.kind(), std::io::ErrorKind::TimedOut, "{error}");
 }
 
 #[test]
-fn one_that_was_there_before_is_not_touched() {
+fn awaited_socket_that_is_older_than_the_login_is_not_found() {
     let (mut ours, mut theirs) = silent_pair();
-    let before = Sockets::of_this_process();
+    let before = Sockets::list();
     let read = blocked(
         move || ours.read(&mut [0]),
         |thread| {
-            wait_until("it waits", || thread.awaits().is_some());
-            assert!(awaited_by(thread, &before).is_none(), "it is older than the login");
-            theirs.write_all(b"!").expect("it is open");
+            wait_until("the thread waits", || thread.awaited_descriptor().is_some());
+            assert!(
+                awaited_by(thread, &before).is_none(),
+                "a socket that is older than the login is not found"
+            );
+            theirs.write_all(b"!").expect("the socket is open");
         },
     );
-    assert_eq!(read.expect("it is open"), 1);
+    assert_eq!(read.expect("the socket is open"), 1);
 }
 
 #[test]
-fn who_waits_for_no_socket_is_left_alone() {
-    let before = Sockets::of_this_process();
+fn no_socket_is_found_for_a_thread_that_waits_for_something_else() {
+    let before = Sockets::list();
     let _pair = silent_pair();
 
-    // For what is neither a descriptor nor the kernel's.
-    let (tell, told) = mpsc::channel::<()>();
+    // The thread waits for another thread.
+    let (sender, receiver) = mpsc::channel::<()>();
     blocked(
-        move || told.recv(),
+        move || receiver.recv(),
         |thread| {
             for _ in 0..20 {
-                assert!(awaited_by(thread, &before).is_none(), "it waits for another thread");
+                assert!(
+                    awaited_by(thread, &before).is_none(),
+                    "a thread that waits for another thread waits on no socket"
+                );
                 pause();
             }
-            drop(tell);
+            drop(sender);
         },
     )
-    .expect_err("nothing is told");
+    .expect_err("nothing is sent");
 
-    // For a pipe.
+    // The thread waits for a pipe.
     let (mut reader, writer) = std::io::pipe().expect("a pipe");
     let read = blocked(
         move || reader.read(&mut [0]),
         |thread| {
-            wait_until("it waits", || thread.awaits().is_some());
-            assert!(awaited_by(thread, &before).is_none(), "it is no socket");
+            wait_until("the thread waits", || thread.awaited_descriptor().is_some());
+            assert!(awaited_by(thread, &before).is_none(), "a pipe is not a socket");
             drop(writer);
         },
     );
-    assert_eq!(read.expect("it is closed"), 0);
+    assert_eq!(read.expect("the pipe is closed"), 0);
 
-    // For nothing: it is at work.
+    // The thread is busy.
     let stopped = AtomicBool::new(false);
     blocked(
         || {
@@ -685,30 +710,34 @@ fn who_waits_for_no_socket_is_left_alone() {
         |thread| {
             let _stop = Stop(&stopped);
             for _ in 0..20 {
-                assert!(awaited_by(thread, &before).is_none(), "it does not wait");
+                assert!(awaited_by(thread, &before).is_none(), "a busy thread waits on no socket");
                 pause();
             }
         },
     );
 
-    // It has ended.
+    // The thread has ended.
     let thread = thread::scope(|scope| {
-        scope.spawn(Thread::current).join().expect("it does not panic").expect("/proc is mounted")
+        scope
+            .spawn(Thread::current)
+            .join()
+            .expect("the thread does not panic")
+            .expect("/proc is mounted")
     });
-    wait_until("it has gone", || !thread.folder_is_there());
-    assert!(awaited_by(&thread, &before).is_none(), "it is gone");
+    wait_until("the kernel has removed the thread", || !thread.exists());
+    assert!(awaited_by(&thread, &before).is_none(), "a thread that has ended waits on no socket");
 }
 
 impl Thread {
-    fn folder_is_there(&self) -> bool {
-        self.folder.exists()
+    fn exists(&self) -> bool {
+        self.directory.exists()
     }
 }
 
-/// Lists of several descriptors tell nothing: any of them may be a stranger's.
+/// A list of several descriptors is ambiguous, because any of them may be foreign.
 #[test]
-fn who_waits_for_several_is_left_alone() {
-    let before = Sockets::of_this_process();
+fn no_socket_is_found_for_a_thread_that_waits_on_several() {
+    let before = Sockets::list();
     let pairs = [silent_pair(), silent_pair()];
     let count = blocked(
         || {
@@ -717,37 +746,44 @@ fn who_waits_for_several_is_left_alone() {
                 events: libc::POLLIN,
                 revents: 0,
             });
-            // SAFETY: two descriptors are on the list, which outlives the call.
+            // SAFETY: the list holds two descriptors, and outlives the call.
             unsafe { libc::poll(polled.as_mut_ptr(), 2, 20_000) }
         },
         |thread| {
             for _ in 0..20 {
-                assert!(awaited_by(thread, &before).is_none(), "it could be either");
+                assert!(
+                    awaited_by(thread, &before).is_none(),
+                    "no socket is found if there is a choice of two"
+                );
                 pause();
             }
-            (&pairs[0].1).write_all(b"!").expect("it is open");
+            (&pairs[0].1).write_all(b"!").expect("the socket is open");
         },
     );
     assert_eq!(count, 1);
 }
 
-/// Has the process be allowed so many descriptors.
+/// Raises the limit of descriptors of this process to at least this number.
 fn allow_descriptors(wanted: libc::rlim_t) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the structure is the kernel's own, and outlives the call.
+    // SAFETY: the structure is the one that the kernel expects, and outlives the call.
     assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
     if limit.rlim_cur < wanted {
         limit.rlim_cur = wanted;
         limit.rlim_max = limit.rlim_max.max(wanted);
-        // SAFETY: the structure is the kernel's own, and outlives the call.
+        // SAFETY: the structure is the one that the kernel expects, and outlives the call.
         let outcome = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-        assert_eq!(outcome, 0, "this test needs {wanted} descriptors: raise `ulimit -Hn`");
+        assert_eq!(
+            outcome, 0,
+            "this test needs {wanted} descriptors: raise the limit with `ulimit -Hn`"
+        );
     }
 }
 
-/// Most are of a kind that a busy server has many of; half of the sockets come during the login.
+/// Most descriptors are of kinds that a busy server has many of. Half of the sockets are opened during the
+/// login.
 #[test]
-fn among_ten_thousand_descriptors() {
+fn socket_is_found_among_ten_thousand_descriptors() {
     const MANY: usize = 10_000;
     allow_descriptors(12_000);
     let server = Server::start(V4);
@@ -755,24 +791,25 @@ fn among_ten_thousand_descriptors() {
         (0..count / 2).map(|_| UnixStream::pair().expect("a pair")).collect()
     };
     let listener = UdpSocket::bind(V4).expect("a port is free");
-    let copies: Vec<_> = (0..MANY / 2).map(|_| listener.try_clone().expect("one more")).collect();
+    let copies: Vec<_> =
+        (0..MANY / 2).map(|_| listener.try_clone().expect("a descriptor is free")).collect();
     let old = pairs(MANY / 4);
     let began = now();
-    let before = Sockets::of_this_process();
+    let before = Sockets::list();
     let listed = began.elapsed();
     let new = pairs(MANY / 4);
     let mut stream = server.dial();
     let lengths = lengths();
     let began = now();
-    let mut proof = Proof::begin(&before).expect("there is one");
-    let begun = began.elapsed();
+    let mut proof = Proof::begin(&before).expect("there is a candidate");
+    let proof_began = began.elapsed();
     for length in lengths {
         ask(&mut stream, length);
         proof.query_answered();
     }
     let found = proof.end(&lengths);
     println!(
-        "{} descriptors: listing the sockets takes {listed:?}, beginning a proof {begun:?}",
+        "{} descriptors: listing the sockets takes {listed:?}, beginning a proof {proof_began:?}",
         fs::read_dir("/proc/self/fd").expect("/proc is mounted").count(),
     );
     assert_is(found.as_ref(), &stream);

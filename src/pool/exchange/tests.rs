@@ -7,17 +7,17 @@ use super::*;
 
 const PEERS: usize = 2;
 
-/// A link that is only a number.
+/// A stand-in for a link: a number.
 #[derive(Debug, PartialEq, Eq)]
-struct Number {
-    is: usize,
+struct TestLink {
+    number: usize,
     peer: usize,
     created_at: Instant,
-    /// Whether its session can be ended where it is.
+    /// Whether its session can be ended without closing it.
     has_socket: bool,
 }
 
-impl Parkable for Number {
+impl Parkable for TestLink {
     fn peer(&self) -> usize {
         self.peer
     }
@@ -39,33 +39,33 @@ fn start() -> Instant {
     *START.get_or_init(Instant::now)
 }
 
-/// The link of this number: even ones lead to peer 0, and lower ones are older.
-fn link(number: usize) -> Number {
+/// Creates the link with this number. Even links lead to peer 0, and lower numbers are older.
+fn link(number: usize) -> TestLink {
     let created_at = start() + Duration::from_secs(number as u64);
-    Number { is: number, peer: number % PEERS, created_at, has_socket: false }
+    TestLink { number, peer: number % PEERS, created_at, has_socket: false }
 }
 
-fn exchange() -> Exchange<Number> {
+fn exchange() -> Exchange<TestLink> {
     let exchange = Exchange::new(Strategy::Random, SmallRng::seed_from_u64(3));
-    tell(&exchange, 1, [true; PEERS]);
+    set_usable(&exchange, 1, [true; PEERS]);
     exchange
 }
 
-fn add_slot(exchange: &Exchange<Number>, number: usize) -> Reservation {
+fn add_slot(exchange: &Exchange<TestLink>, number: usize) -> Reservation {
     exchange.add_slot(link(number), thread::current().id())
 }
 
-fn take(exchange: &Exchange<Number>, own: Option<Reservation>) -> Number {
-    exchange.take(own, thread::current().id())
+fn take(exchange: &Exchange<TestLink>, reservation: Option<Reservation>) -> TestLink {
+    exchange.take(reservation, thread::current().id())
 }
 
-/// Long after every link was born.
+/// Returns a time long after the creation of every link.
 fn later() -> Instant {
     start() + Duration::from_secs(3600)
 }
 
-fn tell(exchange: &Exchange<Number>, epoch: u64, usable: [bool; PEERS]) {
-    exchange.learn(epoch, || {
+fn set_usable(exchange: &Exchange<TestLink>, epoch: u64, usable: [bool; PEERS]) {
+    exchange.update_standings(epoch, || {
         let standing = |usable| Standing {
             activity: Arc::default(),
             usable,
@@ -77,98 +77,119 @@ fn tell(exchange: &Exchange<Number>, epoch: u64, usable: [bool; PEERS]) {
 }
 
 #[test]
-fn a_new_slot_finds_its_own_link_until_its_customizer_has_had_its_turn() {
+fn new_slot_gets_its_own_link_until_its_customizer_has_run() {
     let exchange = exchange();
     let one = add_slot(&exchange, 0);
-    assert_eq!(take(&exchange, Some(one)).is, 0, "its customizer touches its own link");
+    assert_eq!(take(&exchange, Some(one)).number, 0, "a customizer gets the link of its own slot");
     let two = add_slot(&exchange, 1);
     let three = add_slot(&exchange, 2);
-    // The thread went on to the next link, so it is done with link 1, which is anybody's now.
-    assert_eq!(take(&exchange, None).is, 1, "an unreserved one");
-    assert_eq!(take(&exchange, Some(three)).is, 2, "the newest is still its slot's own");
+    // The thread has created another link, so it is done with link 1, which is available now.
+    assert_eq!(
+        take(&exchange, None).number,
+        1,
+        "a slot without a reservation gets an available link"
+    );
+    assert_eq!(
+        take(&exchange, Some(three)).number,
+        2,
+        "the newest link is still reserved for its slot"
+    );
     exchange.check_in(Some(link(2)), None, |_| None);
-    assert_eq!(take(&exchange, Some(two)).is, 2, "a reservation may have ended: any other");
+    assert_eq!(
+        take(&exchange, Some(two)).number,
+        2,
+        "a slot whose reservation has ended gets any other link"
+    );
 }
 
 #[test]
-fn reservations_end_once_the_customizer_is_seen_to_leave_links_alone() {
+fn reservations_expire_once_the_customizer_has_not_used_a_link() {
     let exchange = exchange();
     thread::scope(|scope| {
         scope.spawn(|| add_slot(&exchange, 1));
     });
-    let own = add_slot(&exchange, 0);
+    let reservation = add_slot(&exchange, 0);
     let early = link(0).created_at + RESERVATION / 2;
-    let taken = exchange.check_out(None, Some(own), || early).expect("its own, at least");
-    assert_eq!(taken.is, 0, "the other one is reserved, and too young");
+    let taken = exchange
+        .check_out(None, Some(reservation), || early)
+        .expect("the slot's own link is available at least");
+    assert_eq!(taken.number, 0, "the other link is too young and still reserved");
     let numbers: Vec<_> = [Some(taken), None]
         .into_iter()
-        .map(|in_hand| exchange.check_out(in_hand, None, later).map(|link| link.is))
+        .map(|held| exchange.check_out(held, None, later).map(|link| link.number))
         .collect();
-    assert!(numbers.contains(&Some(1)), "it is old enough to be anybody's: {numbers:?}");
+    assert!(
+        numbers.contains(&Some(1)),
+        "a link that is old enough is available to every slot: {numbers:?}"
+    );
 }
 
-/// So many slots, whose links are all anybody's.
-fn available(links: usize) -> Exchange<Number> {
+/// Creates an exchange with this many slots, all links of which are available.
+fn available(links: usize) -> Exchange<TestLink> {
     let exchange = exchange();
     let last = (0..links).map(|number| add_slot(&exchange, number)).last();
-    // The last slot comes back untouched.
-    assert_eq!(exchange.check_in(None, last, |_| None), None, "nothing waits to be carried out");
+    // The last slot is returned without having taken its link.
+    assert_eq!(exchange.check_in(None, last, |_| None), None, "no link has to be closed");
     exchange
 }
 
 #[test]
-fn links_of_a_peer_that_is_down_are_met_by_nobody() {
+fn links_of_a_peer_that_is_down_are_not_handed_out() {
     let exchange = available(4);
-    tell(&exchange, 2, [false, true]);
+    set_usable(&exchange, 2, [false, true]);
     for _ in 0..2 {
-        let taken = exchange.check_out(None, None, later).expect("two links live");
-        assert_eq!(taken.peer, 1, "of the other peer");
+        let taken = exchange.check_out(None, None, later).expect("two live links are here");
+        assert_eq!(taken.peer, 1, "only links of the other peer are handed out");
     }
-    assert_eq!(exchange.check_out(None, None, later), None, "rather none than a dead one");
-    assert_eq!(take(&exchange, None).peer, 0, "but who must have one gets it");
+    assert_eq!(exchange.check_out(None, None, later), None, "a checkout never gets a dead link");
+    assert_eq!(take(&exchange, None).peer, 0, "a slot that is dereferenced gets even a dead link");
 }
 
 #[test]
-fn links_of_a_peer_that_is_usable_again_are_taken_again_but_not_dead_ones() {
+fn links_of_a_peer_that_recovers_are_handed_out_again_except_dead_ones() {
     let exchange = available(4);
-    tell(&exchange, 2, [false, true]);
-    let dead = exchange.check_out(None, None, later).expect("two links live");
-    exchange.swap_dead(dead).expect("one other is there");
-    tell(&exchange, 3, [true, true]);
+    set_usable(&exchange, 2, [false, true]);
+    let dead = exchange.check_out(None, None, later).expect("two live links are here");
+    exchange.swap_dead(dead).expect("another live link is here");
+    set_usable(&exchange, 3, [true, true]);
     let taken = || exchange.check_out(None, None, later).map(|link| link.peer);
-    assert_eq!([taken(), taken(), taken()], [Some(0), Some(0), None], "all but the dead one");
+    assert_eq!(
+        [taken(), taken(), taken()],
+        [Some(0), Some(0), None],
+        "every link but the dead one returns"
+    );
 }
 
 #[test]
-fn each_link_gets_its_turn() {
+fn longest_idle_link_of_a_peer_is_handed_out_first() {
     let exchange = available(6);
     let mut turns = Vec::new();
     for _ in 0..60 {
-        let link = exchange.check_out(None, None, later).expect("six are there");
-        turns.push(link.is);
+        let link = exchange.check_out(None, None, later).expect("six links are here");
+        turns.push(link.number);
         exchange.check_in(Some(link), None, |_| None);
     }
-    let of_peer_0: Vec<_> = turns.into_iter().filter(|is| is % PEERS == 0).collect();
+    let of_peer_0: Vec<_> = turns.into_iter().filter(|number| number % PEERS == 0).collect();
     let rounds = of_peer_0.chunks_exact(3).all(|round| {
         let mut round = round.to_vec();
         round.sort_unstable();
         round == [0, 2, 4]
     });
-    assert!(rounds, "the one that has rested longest: {of_peer_0:?}");
+    assert!(rounds, "the longest idle link comes next: {of_peer_0:?}");
 }
 
 #[test]
-fn who_must_have_a_link_gets_a_live_one_if_there_is_one() {
+fn dereferenced_slot_gets_a_live_link_if_there_is_one() {
     let exchange = available(4);
-    tell(&exchange, 2, [false, true]);
+    set_usable(&exchange, 2, [false, true]);
     let peers: Vec<_> = (0..4).map(|_| take(&exchange, None).peer).collect();
-    assert_eq!(peers, [1, 1, 0, 0], "corpses last");
+    assert_eq!(peers, [1, 1, 0, 0], "evicted links come last");
 }
 
 #[test]
-fn of_peers_without_a_share_the_lowest_tier_serves() {
+fn lowest_tier_serves_if_no_peer_has_a_share() {
     let exchange = available(2);
-    exchange.learn(2, || {
+    exchange.update_standings(2, || {
         let standing =
             |(share, tier)| Standing { activity: Arc::default(), usable: true, share, tier };
         [(0, 2), (0, 1)].map(standing).to_vec()
@@ -177,42 +198,52 @@ fn of_peers_without_a_share_the_lowest_tier_serves() {
 }
 
 #[test]
-fn a_slot_that_comes_back_carries_a_corpse_out_else_what_is_too_many() {
+fn returned_slot_closes_an_evicted_link_or_else_a_surplus_link() {
     let exchange = available(4);
-    let taken = exchange.check_out(None, None, later).expect("four are there");
-    let carried = exchange.check_in(Some(taken), None, |_| Some(1)).expect("peer 1 has too many");
-    assert_eq!(carried.peer, 1, "one of its links");
-    tell(&exchange, 2, [false, true]);
-    let taken = exchange.check_out(None, None, later).expect("one is left");
-    let carried = exchange.check_in(Some(taken), None, |_| Some(1)).expect("two corpses wait");
-    assert_eq!(carried.peer, 0, "a corpse goes first");
+    let taken = exchange.check_out(None, None, later).expect("four links are here");
+    let to_close =
+        exchange.check_in(Some(taken), None, |_| Some(1)).expect("peer 1 has a surplus link");
+    assert_eq!(to_close.peer, 1, "the surplus link is one of peer 1");
+    set_usable(&exchange, 2, [false, true]);
+    let taken = exchange.check_out(None, None, later).expect("one live link is left");
+    let to_close =
+        exchange.check_in(Some(taken), None, |_| Some(1)).expect("two links were evicted");
+    assert_eq!(to_close.peer, 0, "evicted links are closed before surplus links");
 }
 
 #[test]
-fn a_slot_that_ends_takes_a_corpse_else_the_oldest() {
+fn dropped_slot_closes_an_evicted_link_or_else_the_oldest_link() {
     let exchange = available(5);
-    assert_eq!(exchange.drop_slot(None).map(|link| link.is), Some(0), "the oldest");
-    tell(&exchange, 2, [true, false]);
-    assert_eq!(exchange.drop_slot(None).map(|link| link.peer), Some(1), "a corpse");
+    assert_eq!(
+        exchange.drop_slot(None).map(|link| link.number),
+        Some(0),
+        "the oldest link is closed"
+    );
+    set_usable(&exchange, 2, [true, false]);
+    assert_eq!(
+        exchange.drop_slot(None).map(|link| link.peer),
+        Some(1),
+        "an evicted link is closed"
+    );
 }
 
 #[test]
-fn a_dead_link_is_exchanged_for_another_peers_if_there_is_one() {
+fn dead_link_is_exchanged_for_a_link_of_another_peer_if_there_is_one() {
     let exchange = available(5);
-    let mut dead = exchange.check_out(None, None, later).expect("five are there");
+    let mut dead = exchange.check_out(None, None, later).expect("five links are here");
     let first = dead.peer;
-    dead = exchange.swap_dead(dead).expect("others are there");
-    assert_ne!(dead.peer, first, "the other peer's first");
+    dead = exchange.swap_dead(dead).expect("other links are here");
+    assert_ne!(dead.peer, first, "a link of the other peer comes first");
     for _ in 0..3 {
-        dead = exchange.swap_dead(dead).expect("others are there");
+        dead = exchange.swap_dead(dead).expect("other links are here");
     }
-    exchange.swap_dead(dead).expect_err("all others are dead");
+    exchange.swap_dead(dead).expect_err("all other links are dead");
 }
 
-/// What one slot goes through, step by step.
+/// One step in the life of a slot, or a change of a peer.
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    Born,
+    AddSlot,
     CheckOut,
     Deref,
     FindDead,
@@ -224,50 +255,50 @@ enum Step {
 
 /// A slot as r2d2 treats it.
 struct Slot {
-    own: Option<Reservation>,
-    hand: Option<Number>,
+    reservation: Option<Reservation>,
+    held: Option<TestLink>,
 }
 
 impl Slot {
-    /// Whether r2d2 keeps the slot.
-    fn goes_through(&mut self, step: Step, exchange: &Exchange<Number>) -> bool {
-        let (hand, own) = (self.hand.take(), self.own.take());
-        let (hand, kept) = match step {
+    /// Runs one step. Returns whether r2d2 keeps the slot.
+    fn run(&mut self, step: Step, exchange: &Exchange<TestLink>) -> bool {
+        let (held, reservation) = (self.held.take(), self.reservation.take());
+        let (held, kept) = match step {
             Step::CheckOut => {
-                let taken = exchange.check_out(hand, own, later);
+                let taken = exchange.check_out(held, reservation, later);
                 let is_valid = taken.is_some();
                 (taken, is_valid)
             }
-            Step::Deref => {
-                (Some(hand.unwrap_or_else(|| exchange.take(own, thread::current().id()))), true)
-            }
-            Step::FindDead => match exchange.swap_dead(hand.expect("it is checked out")) {
+            Step::Deref => (Some(held.unwrap_or_else(|| take(exchange, reservation))), true),
+            Step::FindDead => match exchange.swap_dead(held.expect("the slot is checked out")) {
                 Ok(live) => (Some(live), true),
                 Err(dead) => (Some(dead), false),
             },
             Step::CheckIn => {
-                let carried = exchange.check_in(hand, own, |_| None);
-                let is_broken = carried.is_some();
-                (carried, !is_broken)
+                let to_close = exchange.check_in(held, reservation, |_| None);
+                let is_broken = to_close.is_some();
+                (to_close, !is_broken)
             }
             Step::Drop => {
-                self.own = own;
-                (hand, false)
+                self.reservation = reservation;
+                (held, false)
             }
-            Step::Born | Step::PeerDown | Step::PeerUp => unreachable!("no step of a slot"),
+            Step::AddSlot | Step::PeerDown | Step::PeerUp => {
+                unreachable!("this is not a step of an existing slot")
+            }
         };
-        self.hand = hand;
+        self.held = held;
         kept
     }
 
-    /// The link that is closed with it.
-    fn ends(self, exchange: &Exchange<Number>) -> usize {
-        let link = self.hand.or_else(|| exchange.drop_slot(self.own));
-        link.expect("each slot has a link, in hand or in the exchange").is
+    /// Drops the slot. Returns the number of the link that is closed with it.
+    fn close(self, exchange: &Exchange<TestLink>) -> usize {
+        let link = self.held.or_else(|| exchange.drop_slot(self.reservation));
+        link.expect("each slot has a link, in the slot or in the exchange").number
     }
 }
 
-/// Every order in which the steps of these slots can follow each other. Each step is one move
+/// Visits every order in which the steps of these scripts can follow each other. Each step is one call
 /// under the exchange's lock, so these are all the interleavings that threads can bring about.
 fn in_every_order(scripts: &[&[Step]], visit: &mut impl FnMut(&[(usize, Step)])) {
     fn go(
@@ -295,12 +326,12 @@ fn in_every_order(scripts: &[&[Step]], visit: &mut impl FnMut(&[(usize, Step)]))
 }
 
 #[test]
-fn the_law_holds_in_every_order_of_events() {
-    use Step::{Born, CheckIn, CheckOut, Deref, Drop, FindDead, PeerDown, PeerUp};
+fn invariant_holds_in_every_order_of_events() {
+    use Step::{AddSlot, CheckIn, CheckOut, Deref, Drop, FindDead, PeerDown, PeerUp};
     let scripts: [&[Step]; 4] = [
-        &[Born, CheckOut, CheckIn, Drop],
-        &[Born, CheckOut, FindDead, CheckIn],
-        &[Born, Deref, Drop],
+        &[AddSlot, CheckOut, CheckIn, Drop],
+        &[AddSlot, CheckOut, FindDead, CheckIn],
+        &[AddSlot, Deref, Drop],
         &[PeerDown, PeerUp],
     ];
     let mut orders = 0_u32;
@@ -308,79 +339,79 @@ fn the_law_holds_in_every_order_of_events() {
         orders += 1;
         let exchange = exchange();
         let mut slots: [Option<Slot>; 3] = [const { None }; 3];
-        let (mut epoch, mut made, mut closed) = (1, 0, Vec::new());
+        let (mut epoch, mut created, mut closed) = (1, 0, Vec::new());
         for &(actor, step) in order {
             match step {
                 PeerDown | PeerUp => {
                     epoch += 1;
-                    tell(&exchange, epoch, [matches!(step, PeerUp), true]);
+                    set_usable(&exchange, epoch, [matches!(step, PeerUp), true]);
                 }
-                Born => {
-                    let own = Some(add_slot(&exchange, made));
-                    slots[actor] = Some(Slot { own, hand: None });
-                    made += 1;
+                AddSlot => {
+                    let reservation = Some(add_slot(&exchange, created));
+                    slots[actor] = Some(Slot { reservation, held: None });
+                    created += 1;
                 }
                 step => {
-                    // r2d2 drops a slot that is not valid or comes back broken, and then its
-                    // later steps do not happen.
+                    // r2d2 drops a slot that is not valid or is returned broken. The later steps of the
+                    // slot do not happen then.
                     let slot = slots[actor].as_mut();
-                    if slot.is_some_and(|slot| !slot.goes_through(step, &exchange)) {
-                        closed.extend(slots[actor].take().map(|slot| slot.ends(&exchange)));
+                    if slot.is_some_and(|slot| !slot.run(step, &exchange)) {
+                        closed.extend(slots[actor].take().map(|slot| slot.close(&exchange)));
                     }
                 }
             }
         }
-        closed.extend(slots.into_iter().flatten().map(|slot| slot.ends(&exchange)));
-        assert_eq!(exchange.count(), 0, "every slot ended, so every link did: {order:?}");
+        closed.extend(slots.into_iter().flatten().map(|slot| slot.close(&exchange)));
+        assert_eq!(exchange.count(), 0, "no link is left once every slot is dropped: {order:?}");
         closed.sort_unstable();
-        assert_eq!(closed, [0, 1, 2], "each link was closed once: {order:?}");
+        assert_eq!(closed, [0, 1, 2], "each link is closed exactly once: {order:?}");
     });
-    assert!(orders > 100_000, "{orders} orders");
+    assert!(orders > 100_000, "only {orders} orders were tested");
 }
 
 #[test]
-fn what_is_too_many_is_only_asked_of_what_is_here() {
+fn surplus_is_only_taken_from_parked_links() {
     let exchange = available(2);
-    let one = exchange.check_out(None, None, later).expect("two are there");
-    let other = exchange.check_out(None, None, later).expect("one is there");
+    let one = exchange.check_out(None, None, later).expect("two links are here");
+    let other = exchange.check_out(None, None, later).expect("one link is here");
     let (mine, theirs) = (one.peer, other.peer);
-    let carried = exchange.check_in(Some(one), None, |is_parked| {
-        assert!(is_parked(mine), "what the slot has just parked is here");
-        assert!(!is_parked(theirs), "what another slot has in hand is not");
+    let to_close = exchange.check_in(Some(one), None, |is_parked| {
+        assert!(is_parked(mine), "the link that the slot has just parked is here");
+        assert!(!is_parked(theirs), "the link that another slot holds is not here");
         None
     });
-    assert_eq!(carried, None, "nobody has too many");
+    assert_eq!(to_close, None, "no peer has a surplus link");
 }
 
 #[test]
-fn links_that_were_shut_down_with_their_peer_do_not_come_back() {
+fn links_that_were_shut_down_with_their_peer_are_not_handed_out_again() {
     let exchange = exchange();
     let slots = [0, 2, 4].map(|number| {
-        let link = Number { has_socket: number != 0, ..link(number) };
+        let link = TestLink { has_socket: number != 0, ..link(number) };
         exchange.add_slot(link, thread::current().id())
     });
-    // Two are on the shelf, and the newest is still reserved.
-    tell(&exchange, 2, [false, true]);
-    tell(&exchange, 3, [true, true]);
+    // Two links are in the queue, and the newest is still reserved.
+    set_usable(&exchange, 2, [false, true]);
+    set_usable(&exchange, 3, [true, true]);
     let mut served = Vec::new();
     while let Some(link) = exchange.check_out(None, None, start) {
-        served.push(link.is);
+        served.push(link.number);
     }
-    assert_eq!(served, [0], "the one whose session could not be ended");
+    assert_eq!(served, [0], "only the link whose session could not be ended returns");
     let reserved = take(&exchange, Some(slots[2]));
-    assert_eq!(reserved.is, 4, "a new link stays its slot's, which finds it dead");
-    let carried = exchange.drop_slot(None).expect("one is left");
-    assert_eq!(carried.is, 2, "and the other one is carried out");
+    assert_eq!(reserved.number, 4, "a new link stays reserved for its slot, which finds it dead");
+    let closed = exchange.drop_slot(None).expect("one link is left");
+    assert_eq!(closed.number, 2, "the evicted link is closed with the slot");
 }
 
-/// An operator may have had its peer drained while its login was under way.
+/// An operator may drain a peer while a login to it is in progress.
 #[test]
-fn a_link_that_is_born_to_a_peer_that_is_not_usable_ends_where_it_is() {
+fn new_link_of_an_unusable_peer_is_shut_down() {
     thread_local! {
-        static ENDED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+        static SHUT_DOWNS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
     }
-    struct Told(Number);
-    impl Parkable for Told {
+    struct CountingLink(TestLink);
+    impl Parkable for CountingLink {
         fn peer(&self) -> usize {
             self.0.peer()
         }
@@ -392,18 +423,18 @@ fn a_link_that_is_born_to_a_peer_that_is_not_usable_ends_where_it_is() {
         fn set_in_use(&mut self, _: bool) {}
 
         fn shut_down(&mut self) -> bool {
-            ENDED.set(ENDED.get() + 1);
+            SHUT_DOWNS.set(SHUT_DOWNS.get() + 1);
             true
         }
     }
 
     let exchange = Exchange::new(Strategy::Random, SmallRng::seed_from_u64(3));
     let standing = |usable| Standing { activity: Arc::default(), usable, share: 1, tier: 0 };
-    exchange.learn(1, || vec![standing(true), standing(false)]);
-    let maker = thread::current().id();
-    exchange.add_slot(Told(link(0)), maker);
-    assert_eq!(ENDED.get(), 0, "its peer is fine");
-    let own = exchange.add_slot(Told(link(1)), maker);
-    assert_eq!(ENDED.get(), 1, "its session is not wanted");
-    assert_eq!(exchange.take(Some(own), maker).0.is, 1, "but its slot has it");
+    exchange.update_standings(1, || vec![standing(true), standing(false)]);
+    let creator = thread::current().id();
+    exchange.add_slot(CountingLink(link(0)), creator);
+    assert_eq!(SHUT_DOWNS.get(), 0, "a link of a usable peer stays open");
+    let reservation = exchange.add_slot(CountingLink(link(1)), creator);
+    assert_eq!(SHUT_DOWNS.get(), 1, "the session on an unusable peer is ended");
+    assert_eq!(exchange.take(Some(reservation), creator).0.number, 1, "the slot keeps its link");
 }
