@@ -16,16 +16,16 @@ use crate::peers::set::PeerSet;
 use crate::pool::connection::Links;
 
 /// The name of the checker's thread. Linux shows the first 15 characters of a thread's name.
-const CHECKER: &str = "peers-checker";
+const THREAD_NAME: &str = "peers-checker";
 
 /// How often, and how many times, what is under way is cut off when the pool is gone. What cannot be
 /// cut off goes on by itself.
-const FAREWELL: Duration = Duration::from_millis(100);
-const FAREWELLS: usize = 50;
+const CANCEL_INTERVAL: Duration = Duration::from_millis(100);
+const CANCEL_ATTEMPTS: usize = 50;
 
 /// Later than this a thread is not woken that only has to wait for a processor, as a rule: the process
 /// stood still.
-const LATE: Duration = Duration::from_millis(100);
+const SUSPENDED_AFTER: Duration = Duration::from_millis(100);
 
 /// Starts the checker. It ends when the other end of `stopped` is dropped.
 #[expect(clippy::disallowed_methods, reason = "the checker's clock")]
@@ -36,9 +36,9 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
     wake: Receiver<()>,
     stopped: Receiver<Infallible>,
 ) -> io::Result<()> {
-    thread::Builder::new().name(CHECKER.to_owned()).spawn(move || {
+    thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(move || {
         let schedule = |now| {
-            let (checks, next) = set.take_due(now);
+            let (checks, next) = set.tick(now);
             for check in checks {
                 dial::check(&set, &hooks, check);
             }
@@ -48,10 +48,11 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
             }
             next
         };
-        run(schedule, |late| set.stood_still(late), &wake, &stopped, at, Instant::now);
+        run(schedule, |late| set.postpone_deadlines(late), &wake, &stopped, at, Instant::now);
         // One that is not waiting just then is missed, and cut off next time.
-        let farewells = (0..FAREWELLS).map_while(|_| set.cut_all_off().then(|| after(FAREWELL)));
-        for wait in farewells {
+        let pauses =
+            (0..CANCEL_ATTEMPTS).map_while(|_| set.cancel_all().then(|| after(CANCEL_INTERVAL)));
+        for wait in pauses {
             let _ = wait.recv();
         }
         set.deadlines().close();
@@ -62,7 +63,7 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
 /// The loop: does what is due, learns when something is due again, and waits for that.
 fn run(
     schedule: impl Fn(Instant) -> Option<Instant>,
-    stood_still: impl Fn(Duration),
+    on_suspended: impl Fn(Duration),
     wake: &Receiver<()>,
     stopped: &Receiver<Infallible>,
     timer: impl Fn(Instant) -> Receiver<Instant>,
@@ -77,8 +78,8 @@ fn run(
             recv(due) -> _ => {}
         }
         let late = next.map(|next| clock().saturating_duration_since(next));
-        if let Some(late) = late.filter(|late| *late > LATE) {
-            stood_still(late);
+        if let Some(late) = late.filter(|late| *late > SUSPENDED_AFTER) {
+            on_suspended(late);
         }
     }
 }
@@ -90,7 +91,7 @@ mod tests {
     use crossbeam_channel::{bounded, unbounded};
 
     use super::*;
-    use crate::peers::peer::{Answer, CheckKind};
+    use crate::peers::peer::{CheckKind, LoginOutcome};
     use crate::peers::schedule::HealthCheck;
     use crate::peers::set::tests::set_of;
     use crate::policy::Recovery;
@@ -124,7 +125,7 @@ mod tests {
                     ticks.clone()
                 };
                 let schedule = |now| {
-                    let (checks, next) = set.take_due(now);
+                    let (checks, next) = set.tick(now);
                     for check in checks {
                         made.send(check).expect("the test listens");
                     }
@@ -151,7 +152,12 @@ mod tests {
             assert!(checks.is_empty(), "a check of the suspected peer is running already");
 
             set.update(check.peer, later, |peer, due| {
-                peer.check_ended(CheckKind::Regular, (check.began, later), Answer::Works, due)
+                peer.check_ended(
+                    CheckKind::Regular,
+                    (check.began, later),
+                    LoginOutcome::Succeeded,
+                    due,
+                )
             });
             let again = checks.recv().expect("the suspicion is newer than the check");
             assert_eq!(again.peer, check.peer, "so the same peer is checked once more");
@@ -191,9 +197,9 @@ mod tests {
                 clock.set(now);
                 ticker.send(now).expect("the checker waits");
             };
-            tick_after(due + LATE);
-            tick_after(due + LATE + due);
-            assert_eq!(told.recv(), Ok(LATE + due), "a little late is not late");
+            tick_after(due + SUSPENDED_AFTER);
+            tick_after(due + SUSPENDED_AFTER + due);
+            assert_eq!(told.recv(), Ok(SUSPENDED_AFTER + due), "a little late is not late");
             drop(stop);
         });
     }

@@ -13,14 +13,14 @@ use log::{info, warn};
 
 use crate::panics::catch_panic;
 use crate::peers::journal::TARGET;
-use crate::peers::resolved_host::Heard;
+use crate::peers::resolved_host::ResolutionChange;
 use crate::peers::set::PeerSet;
 
 /// The name of the thread. Linux shows the first 15 characters of a thread's name.
-const RESOLVER: &str = "peers-resolver";
+const THREAD_NAME: &str = "peers-resolver";
 
 /// For how long the first answers are waited for, so that the first connections go where they belong.
-const FIRST_ANSWERS: Duration = Duration::from_secs(1);
+const FIRST_PASS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Resolves the name of a host.
 pub(crate) type Resolve = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send;
@@ -39,35 +39,37 @@ pub(crate) fn start(
     set: Arc<PeerSet>,
     stopped: Receiver<Infallible>,
 ) -> io::Result<()> {
-    let (asking, all_were_asked) = bounded::<Infallible>(0);
-    let mut asking = Some(asking);
+    let (first_pass, first_pass_done) = bounded::<Infallible>(0);
+    let mut first_pass = Some(first_pass);
     let mut rng = set.rng();
-    let names_given = set.names_given();
-    thread::Builder::new().name(RESOLVER.to_owned()).spawn(move || {
-        let look_up = |is_due| {
-            let hosts = set.hosts();
+    let hosts_changed = set.hosts_changed();
+    thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(move || {
+        let look_up = |is_scheduled| {
+            let hosts = set.hosts_to_resolve();
             for (number, host) in &hosts {
-                let answer = ask(&*resolve, host);
+                let answer = resolve_host(&*resolve, host);
                 if set.is_closed() {
                     break;
                 }
-                if let Some(heard) = set.follow(*number, &answer, is_due, Instant::now()) {
-                    let _ = catch_panic(|| write(&heard));
+                if let Some(change) =
+                    set.apply_answer(*number, &answer, is_scheduled, Instant::now())
+                {
+                    let _ = catch_panic(|| log_change(&change));
                 }
             }
-            asking = None;
+            first_pass = None;
             let next = set.settings().next_resolve(Instant::now(), &mut rng);
             next.filter(|_| !hosts.is_empty())
         };
-        run(look_up, &names_given, &stopped, at);
+        run(look_up, &hosts_changed, &stopped, at);
         // Its destructor is the application's as well.
         let _ = catch_panic(|| drop(resolve));
     })?;
-    let _ = all_were_asked.recv_timeout(FIRST_ANSWERS);
+    let _ = first_pass_done.recv_timeout(FIRST_PASS_TIMEOUT);
     Ok(())
 }
 
-fn ask(resolve: &Resolve, host: &str) -> Result<Vec<IpAddr>, String> {
+fn resolve_host(resolve: &Resolve, host: &str) -> Result<Vec<IpAddr>, String> {
     match catch_panic(|| resolve(host)) {
         Ok(Ok(mut addresses)) => {
             // Some name servers say "nobody" so.
@@ -79,13 +81,13 @@ fn ask(resolve: &Resolve, host: &str) -> Result<Vec<IpAddr>, String> {
     }
 }
 
-fn write(heard: &Heard) {
-    match heard {
-        Heard::Unresolved { peer, reason } => warn!(
+fn log_change(change: &ResolutionChange) {
+    match change {
+        ResolutionChange::Unresolved { peer, reason } => warn!(
             target: TARGET, peer = &**peer, event = "unresolved", reason = reason.as_str();
             "the host of peer {peer} is not resolved: {reason}; what is known stays"
         ),
-        Heard::Resolved { peer } => info!(
+        ResolutionChange::Resolved { peer } => info!(
             target: TARGET, peer = &**peer, event = "resolved";
             "the host of peer {peer} is resolved again"
         ),
@@ -96,16 +98,16 @@ fn write(heard: &Heard) {
 /// are new. `look_up` is told whether it is its time.
 fn run(
     mut look_up: impl FnMut(bool) -> Option<Instant>,
-    names_given: &Receiver<()>,
+    hosts_changed: &Receiver<()>,
     stopped: &Receiver<Infallible>,
     timer: impl Fn(Instant) -> Receiver<Instant>,
 ) {
-    let mut is_due = true;
+    let mut is_scheduled = true;
     loop {
-        let due = look_up(is_due).map_or_else(never, &timer);
-        is_due = select! {
+        let due = look_up(is_scheduled).map_or_else(never, &timer);
+        is_scheduled = select! {
             recv(stopped) -> _ => return,
-            recv(names_given) -> _ => false,
+            recv(hosts_changed) -> _ => false,
             recv(due) -> _ => true,
         };
     }
@@ -128,8 +130,8 @@ mod tests {
         let (stop, stopped) = bounded(0);
         thread::scope(|scope| {
             scope.spawn(|| {
-                let look_up = |is_due| {
-                    looked.send(is_due).expect("the test listens");
+                let look_up = |is_scheduled| {
+                    looked.send(is_scheduled).expect("the test listens");
                     Some(start)
                 };
                 let timer = |due| {
@@ -158,12 +160,12 @@ mod tests {
     #[test]
     fn nobody_is_no_peer() {
         let nobody = |_: &str| Ok(vec![[0, 0, 0, 0].into(), [224, 0, 0, 1].into()]);
-        assert_eq!(ask(&nobody, "db"), Ok(vec![]));
+        assert_eq!(resolve_host(&nobody, "db"), Ok(vec![]));
     }
 
     #[test]
     fn a_resolver_that_panics_gives_no_answer() {
-        let told = ask(&|_| panic!("on purpose"), "db").expect_err("it panicked");
+        let told = resolve_host(&|_| panic!("on purpose"), "db").expect_err("it panicked");
         assert_eq!(told, "the resolver panicked");
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::fault::{Fault, Refusal, is_timeout};
 use crate::login::socket::{self, Socket, Sockets, Thread};
 use crate::panics::{Panicked, catch_panic, lock};
-use crate::peers::deadline::Late;
+use crate::peers::deadline::CancelReason;
 use crate::peers::set::PeerSet;
 
 /// The name of a thread that makes one login. Linux shows the first 15 characters.
@@ -185,8 +185,8 @@ pub(crate) fn start<T: Send + 'static>(
         state: Mutex::new(State::UnderWay(Box::new(report))),
     });
     let late = call.clone();
-    let ticket =
-        set.bound(began + patience.with_silence, move |reason| late.cut_off(reason, CUT_AGAIN));
+    let ticket = set
+        .add_deadline(began + patience.with_silence, move |reason| late.cut_off(reason, CUT_AGAIN));
     let worker = call.clone();
     let thread = thread::Builder::new().name(DIALER.to_owned()).spawn(move || {
         let outcome = catch_panic(|| work(&worker.progress));
@@ -230,7 +230,7 @@ impl<T: Send + 'static> Call<T> {
         });
         if is_late {
             *self.lock() = State::Ended;
-            self.set.count(self.peer, |counts| counts.stuck_logins -= 1);
+            self.set.update_counts(self.peer, |counts| counts.stuck_logins -= 1);
             // While it was stuck its peer was left alone.
             self.set.wake();
         }
@@ -254,17 +254,18 @@ impl<T: Send + 'static> Call<T> {
     }
 
     /// It is late. Says so, once, if anybody waits for it, and cuts it off, until it ends.
-    fn cut_off(self: &Arc<Self>, reason: Late, wait: Duration) {
+    fn cut_off(self: &Arc<Self>, reason: CancelReason, wait: Duration) {
         let (report, failure) = {
             // It neither ends nor goes on to anything else meanwhile.
             let state = &mut *self.lock();
             let failure = match (&*state, reason) {
                 (State::Ended, _) => return,
-                (State::UnderWay(_), Late::At(now)) => {
+                (State::UnderWay(_), CancelReason::Deadline(now)) => {
                     let Some(failure) = self.verdict(now) else {
                         let later = self.clone();
-                        self.set
-                            .bound(now + LISTEN_AGAIN, move |reason| later.cut_off(reason, wait));
+                        self.set.add_deadline(now + LISTEN_AGAIN, move |reason| {
+                            later.cut_off(reason, wait)
+                        });
                         return;
                     };
                     Some(failure)
@@ -273,7 +274,7 @@ impl<T: Send + 'static> Call<T> {
             };
             let report = match mem::replace(state, State::Late) {
                 State::UnderWay(report) => {
-                    self.set.count(self.peer, |counts| counts.stuck_logins += 1);
+                    self.set.update_counts(self.peer, |counts| counts.stuck_logins += 1);
                     Some(report)
                 }
                 State::Late | State::Ended => None,
@@ -283,12 +284,12 @@ impl<T: Send + 'static> Call<T> {
         };
         let again = self.clone();
         let now = match reason {
-            Late::At(now) => now,
+            CancelReason::Deadline(now) => now,
             // All that is on the list is cut off again and again, whenever it is due.
-            Late::NobodyWaits => self.began,
+            CancelReason::PoolClosed => self.began,
         };
         let longer = (wait * 2).min(CUT_AGAIN_AT_MOST);
-        self.set.bound(now + wait, move |reason| again.cut_off(reason, longer));
+        self.set.add_deadline(now + wait, move |reason| again.cut_off(reason, longer));
         if let (Some(report), Some(failure)) = (report, failure) {
             let _ = catch_panic(|| report(Err(failure)));
         }

@@ -14,9 +14,9 @@ use crate::login::bounded::{self, LoginFailure, Patience};
 use crate::login::session::{Hooks, Login};
 use crate::panics::catch_panic;
 use crate::peers::link_guard::LinkGuard;
-use crate::peers::outage::Word;
-use crate::peers::peer::{Answer, CheckKind, Health, Peer};
-use crate::peers::placement::nobody_takes_work;
+use crate::peers::outage::NextStep;
+use crate::peers::peer::{CheckKind, Health, LoginOutcome, Peer};
+use crate::peers::placement::no_peer_available;
 use crate::peers::schedule::HealthCheck;
 use crate::peers::set::{PeerSet, Picked};
 use crate::policy::AllDown;
@@ -39,13 +39,13 @@ pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
             Ok(link) => return Ok(link),
             Err(story) => story,
         };
-        if set.settings().all_down == AllDown::Fail || !set.nobody_takes_work() {
+        if set.settings().all_down == AllDown::Fail || !set.no_peer_available() {
             return Err(story);
         }
         let now = Instant::now();
         let end = *end.get_or_insert(now + set.settings().all_down_wait);
         let left = end.saturating_duration_since(now);
-        if set.outage().wait(now, left, || !set.nobody_takes_work()) == Word::Fail {
+        if set.outage().wait(now, left, || !set.no_peer_available()) == NextStep::Fail {
             return Err(story);
         }
     }
@@ -73,10 +73,10 @@ fn dial_around<C: R2D2Connection + Send + 'static>(
     loop {
         if next <= now {
             next = end;
-            if let Some(picked) = set.pick(|peer| attempts.contains_key(&peer.number)) {
-                attempts.insert(picked.number, Attempt::UnderWay);
+            if let Some(picked) = set.pick(|peer| attempts.contains_key(&peer.id)) {
+                attempts.insert(picked.id, Attempt::UnderWay);
                 under_way += 1;
-                next = now + set.hedge(picked.peer);
+                next = now + set.hedge_delay(picked.peer);
                 dial(set, picked, now, hooks.clone(), done.clone());
             }
         }
@@ -112,8 +112,8 @@ fn dial<C: R2D2Connection + Send + 'static>(
     hooks: Arc<Hooks<C>>,
     done: Sender<Outcome<C>>,
 ) {
-    let guard = LinkGuard::of_dial(set.clone(), &picked);
-    let Picked { peer, number, url, activity, .. } = picked;
+    let guard = LinkGuard::for_login(set.clone(), &picked);
+    let Picked { peer, id: number, url, activity, .. } = picked;
     let rng = set.rng();
     let login = Login { set: set.clone(), peer, activity, url, hooks, rng };
     let patience = set.settings().connect_timeout.min(set.settings().connect_deadline);
@@ -132,13 +132,13 @@ fn dial<C: R2D2Connection + Send + 'static>(
                 }
                 Err(failure) => {
                     let reason: Arc<str> = failure.to_string().into();
-                    let (answer, now) = (Answer::of(failure), stamp());
+                    let (answer, now) = (LoginOutcome::of(failure), stamp());
                     let failed = answer.fault().map(|fault| EventKind::ConnectFailed {
                         reason: reason.to_string(),
                         fault,
                         took: now.saturating_duration_since(began),
                     });
-                    let attempt = if answer == Answer::NotAsked {
+                    let attempt = if answer == LoginOutcome::NotAttempted {
                         Attempt::NotMade(reason)
                     } else {
                         Attempt::Failed(reason)
@@ -147,7 +147,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
                         peer.connect_failed((began, now), answer, due)
                     });
                     if let Some(failed) = failed {
-                        judged.tell(peer, failed);
+                        judged.record(peer, failed);
                     }
                     // Until now it keeps the peer's place.
                     drop(guard);
@@ -166,7 +166,7 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
     hooks: &Arc<Hooks<C>>,
     health_check: HealthCheck,
 ) {
-    let HealthCheck { peer, url, activity, began, patience, kind } = health_check;
+    let HealthCheck { peer, url, activity, began, timeout: patience, kind } = health_check;
     let login =
         Login { set: set.clone(), peer, activity, url, hooks: hooks.clone(), rng: set.rng() };
     let patience = match kind {
@@ -188,29 +188,29 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
                 // A logger is user code.
                 let _ = catch_panic(|| warn!("a peer could not be checked: {error}"));
             }
-            let answer = outcome.map_or_else(Answer::of, |()| Answer::Works);
+            let answer = outcome.map_or_else(LoginOutcome::of, |()| LoginOutcome::Succeeded);
             let now = stamp();
             judged.update(peer, now, |peer, due| peer.check_ended(kind, (began, now), answer, due));
         },
     );
 }
 
-impl Answer {
+impl LoginOutcome {
     /// What it says of the peer, if it says anything against it.
     fn fault(&self) -> Option<Fault> {
         match self {
             Self::Refused(refusal) => Some(refusal.fault),
-            Self::None(_) => Some(Fault::PeerDown),
-            Self::Works | Self::NotAsked => None,
+            Self::Unanswered(_) => Some(Fault::PeerDown),
+            Self::Succeeded | Self::NotAttempted => None,
         }
     }
 
     fn of(failure: LoginFailure) -> Self {
         match failure {
             LoginFailure::Refused(refusal) => Self::Refused(refusal),
-            LoginFailure::Unanswered(reason) => Self::None(reason),
+            LoginFailure::Unanswered(reason) => Self::Unanswered(reason),
             // That says something about this process, not about the peer.
-            LoginFailure::NotAttempted(_) => Self::NotAsked,
+            LoginFailure::NotAttempted(_) => Self::NotAttempted,
         }
     }
 }
@@ -234,11 +234,11 @@ enum Attempt {
 
 /// What happened at each peer in this call, or made it be left out, and when it is checked next.
 fn story(peers: &[Peer], attempts: &Attempts, now: Instant) -> String {
-    let all_down = nobody_takes_work(peers);
+    let all_down = no_peer_available(peers);
     let chapter = |peer: &Peer| {
-        let next = in_words(peer.due(all_down).saturating_duration_since(now));
+        let next = in_words(peer.scheduled_check(all_down).saturating_duration_since(now));
         let name = &peer.name;
-        match (attempts.get(&peer.number), &peer.health) {
+        match (attempts.get(&peer.id), &peer.health) {
             (Some(Attempt::Failed(reason)), Health::Up { .. }) if !peer.is_full => {
                 format!("{name}: {reason} (up again since)")
             }

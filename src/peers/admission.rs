@@ -9,10 +9,10 @@ use crate::error::{Flaw, Kind};
 use crate::url::{Credentials, PeerUrl};
 
 /// How much later than this crate libpq ends a login by itself. It counts whole seconds of the clock.
-const LIBPQ_LATER: Duration = Duration::from_secs(2);
+const LIBPQ_TIMEOUT_MARGIN: Duration = Duration::from_secs(2);
 
 /// Where libpq finds the timeout of a login that no URL sets.
-const LIBPQ_TIMEOUT: &str = "PGCONNECT_TIMEOUT";
+const LIBPQ_TIMEOUT_VARIABLE: &str = "PGCONNECT_TIMEOUT";
 
 /// A peer as it is given: its name, its URL, and, if they are not to be left as they are, its weight
 /// and its tier.
@@ -74,10 +74,10 @@ pub(crate) struct Admission {
     /// Who logs in to every peer, in place of what its URL says.
     pub(crate) login: Credentials,
     /// Whether that is asked for at each login.
-    pub(crate) asked_at_login: bool,
+    pub(crate) credentials_at_login: bool,
     pub(crate) connect_timeout: Duration,
     /// Whether the names of hosts are resolved.
-    pub(crate) resolves: bool,
+    pub(crate) resolve_hosts: bool,
 }
 
 impl Admission {
@@ -115,7 +115,7 @@ impl Admission {
 
     /// The name of a peer's host, if it is one that is resolved.
     pub(crate) fn host_name(&self, url: &PeerUrl) -> Option<String> {
-        self.resolves.then(|| url.host_name(self.dialect)).flatten()
+        self.resolve_hosts.then(|| url.host_name(self.dialect)).flatten()
     }
 
     fn url(&self, url: String) -> Result<PeerUrl, Flaw> {
@@ -124,12 +124,12 @@ impl Admission {
         if self.login != Credentials::default() {
             url = url.with_credentials(&self.login)?;
         }
-        if self.asked_at_login {
+        if self.credentials_at_login {
             url.with_credentials(&Credentials::new("", ""))?;
         }
-        if self.dialect == Dialect::Postgres && env::var_os(LIBPQ_TIMEOUT).is_none() {
+        if self.dialect == Dialect::Postgres && env::var_os(LIBPQ_TIMEOUT_VARIABLE).is_none() {
             // After ours: libpq's reads like an answer.
-            url = url.with_libpq_timeout(self.connect_timeout.saturating_add(LIBPQ_LATER));
+            url = url.with_libpq_timeout(self.connect_timeout.saturating_add(LIBPQ_TIMEOUT_MARGIN));
         }
         Ok(url)
     }
@@ -160,9 +160,9 @@ impl Default for Admission {
         Self {
             dialect: Dialect::Other,
             login: Credentials::default(),
-            asked_at_login: false,
+            credentials_at_login: false,
             connect_timeout: Duration::from_secs(5),
-            resolves: false,
+            resolve_hosts: false,
         }
     }
 }

@@ -11,14 +11,14 @@ use crate::peers::peer::Peer;
 use crate::url::PeerUrl;
 
 /// In how many answers in a row an address is missing that is gone: one may be a server's slip.
-const GONE_AFTER: u32 = 2;
+const REMOVE_AFTER_MISSES: u32 = 2;
 
 /// A peer that was given by the name of its host, for which its addresses stand as soon as they are
 /// known.
 #[derive(Debug)]
 pub(crate) struct ResolvedHost {
     /// That of the peer, which stands for itself until then.
-    pub(crate) number: u64,
+    pub(crate) peer_id: u64,
     pub(crate) peer: Arc<str>,
     pub(crate) host: Arc<str>,
     pub(crate) url: Arc<PeerUrl>,
@@ -29,30 +29,30 @@ pub(crate) struct ResolvedHost {
     pub(crate) is_resolved: bool,
     /// Whether the last answer was of no use.
     is_unknown: bool,
-    pub(crate) known: Known,
+    pub(crate) known: KnownAddresses,
 }
 
 /// The addresses that a name leads to.
-pub(crate) type Known = BTreeMap<IpAddr, Address>;
+pub(crate) type KnownAddresses = BTreeMap<IpAddr, KnownAddress>;
 
 /// What is known of an address.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Address {
+pub(crate) struct KnownAddress {
     /// The number of its peer. None where an operator's own peer has its name.
     pub(crate) peer: Option<u64>,
     /// How many answers in a row it was missing from.
     missed: u32,
 }
 
-impl Address {
-    pub(crate) fn of(peer: Option<u64>) -> Self {
+impl KnownAddress {
+    pub(crate) fn new(peer: Option<u64>) -> Self {
         Self { peer, missed: 0 }
     }
 }
 
 /// What is to be logged of an answer.
 #[derive(Debug)]
-pub(crate) enum Heard {
+pub(crate) enum ResolutionChange {
     Unresolved { peer: Arc<str>, reason: String },
     Resolved { peer: Arc<str> },
 }
@@ -66,10 +66,10 @@ pub(crate) struct Changes {
 
 impl ResolvedHost {
     /// The name of this peer's host, if it is one that is resolved.
-    pub(crate) fn of(peer: &Peer, admission: &Admission) -> Option<Self> {
+    pub(crate) fn from_peer(peer: &Peer, admission: &Admission) -> Option<Self> {
         let host = admission.host_name(&peer.url)?;
         Some(Self {
-            number: peer.number,
+            peer_id: peer.id,
             peer: peer.name.clone(),
             host: host.into(),
             url: peer.url.clone(),
@@ -77,7 +77,7 @@ impl ResolvedHost {
             tier: peer.tier,
             is_resolved: false,
             is_unknown: false,
-            known: Known::new(),
+            known: KnownAddresses::new(),
         })
     }
 
@@ -88,7 +88,10 @@ impl ResolvedHost {
     }
 
     /// Whether an answer is of use, where that has changed.
-    pub(crate) fn heard(&mut self, answer: &Result<Vec<IpAddr>, String>) -> Option<Heard> {
+    pub(crate) fn record_answer(
+        &mut self,
+        answer: &Result<Vec<IpAddr>, String>,
+    ) -> Option<ResolutionChange> {
         let flaw = match answer {
             Ok(addresses) if addresses.is_empty() => Some("it has no address".to_owned()),
             Ok(_) => None,
@@ -97,24 +100,28 @@ impl ResolvedHost {
         let was_unknown = mem::replace(&mut self.is_unknown, flaw.is_some());
         match flaw {
             Some(reason) if !was_unknown => {
-                Some(Heard::Unresolved { peer: self.peer.clone(), reason })
+                Some(ResolutionChange::Unresolved { peer: self.peer.clone(), reason })
             }
-            None if was_unknown => Some(Heard::Resolved { peer: self.peer.clone() }),
+            None if was_unknown => Some(ResolutionChange::Resolved { peer: self.peer.clone() }),
             _ => None,
         }
     }
 }
 
 /// What follows from an answer that is of use. One that was asked for out of turn only adds.
-pub(crate) fn learn(known: &mut Known, answer: &[IpAddr], is_due: bool) -> Changes {
+pub(crate) fn update_known(
+    known: &mut KnownAddresses,
+    answer: &[IpAddr],
+    is_scheduled: bool,
+) -> Changes {
     // In an order of its own, as servers deal them out in any; each once, however it is written.
     let answer: BTreeSet<IpAddr> = answer.iter().map(IpAddr::to_canonical).collect();
     let add = answer.iter().filter(|address| !known.contains_key(*address)).copied().collect();
     let mut remove = Vec::new();
-    for (address, Address { missed, .. }) in known {
-        let now_missing = missed.saturating_add(is_due.into());
+    for (address, KnownAddress { missed, .. }) in known {
+        let now_missing = missed.saturating_add(is_scheduled.into());
         *missed = if answer.contains(address) { 0 } else { now_missing };
-        if *missed >= GONE_AFTER {
+        if *missed >= REMOVE_AFTER_MISSES {
             remove.push(*address);
         }
     }
@@ -131,20 +138,22 @@ mod tests {
 
     #[test]
     fn an_answer_out_of_turn_is_no_reason_against_an_address() {
-        let mut known =
-            Known::from([(address(1), Address::of(None)), (address(2), Address::of(None))]);
+        let mut known = KnownAddresses::from([
+            (address(1), KnownAddress::new(None)),
+            (address(2), KnownAddress::new(None)),
+        ]);
         for _ in 0..5 {
-            assert_eq!(learn(&mut known, &[address(2)], false), Changes::default());
+            assert_eq!(update_known(&mut known, &[address(2)], false), Changes::default());
         }
-        assert_eq!(learn(&mut known, &[address(2)], true), Changes::default(), "once");
+        assert_eq!(update_known(&mut known, &[address(2)], true), Changes::default(), "once");
         let gone = Changes { add: vec![], remove: vec![address(1)] };
-        assert_eq!(learn(&mut known, &[address(2)], true), gone, "twice");
+        assert_eq!(update_known(&mut known, &[address(2)], true), gone, "twice");
     }
 
     #[test]
     fn an_address_is_the_same_however_it_is_written() {
         let mapped = IpAddr::from([0, 0, 0, 0, 0, 0xffff, 0x0a00, 1]);
-        let changes = learn(&mut Known::new(), &[mapped, address(1)], true);
+        let changes = update_known(&mut KnownAddresses::new(), &[mapped, address(1)], true);
         assert_eq!(changes.add, [address(1)]);
     }
 
@@ -169,12 +178,12 @@ mod tests {
         ];
         for (before, answer, add, remove, missed) in cases {
             let entry = |(last, missed): &(u8, u32)| {
-                (address(*last), Address { peer: None, missed: *missed })
+                (address(*last), KnownAddress { peer: None, missed: *missed })
             };
             let all = |lasts: &[u8]| lasts.iter().copied().map(address).collect::<Vec<_>>();
-            let mut known: Known = before.iter().map(entry).collect();
-            let unasked = learn(&mut known.clone(), &all(answer), false);
-            let changes = learn(&mut known, &all(answer), true);
+            let mut known: KnownAddresses = before.iter().map(entry).collect();
+            let unasked = update_known(&mut known.clone(), &all(answer), false);
+            let changes = update_known(&mut known, &all(answer), true);
             let expected = Changes { add: all(add), remove: all(remove) };
             assert_eq!(unasked.add, expected.add, "{before:?} {answer:?}, out of turn");
             assert_eq!(changes, expected, "{before:?} {answer:?}");

@@ -16,29 +16,29 @@ use crate::event::EventKind;
 use crate::panics::{catch_panic, lock};
 use crate::peers::activity::Activity;
 use crate::peers::admission::Admission;
-use crate::peers::deadline::{Deadlines, Late, Ticket};
+use crate::peers::deadline::{CancelReason, Deadlines, Ticket};
 use crate::peers::journal::{Journal, News};
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
-use crate::peers::placement::{Standing, nobody_takes_work, pick, shares, surplus};
+use crate::peers::placement::{Standing, no_peer_available, pick, shares, surplus};
 use crate::peers::resolved_host::ResolvedHost;
-use crate::peers::schedule::{self, HealthCheck, Stalled, Work};
+use crate::peers::schedule::{self, HealthCheck, StalledPeer, Work};
 use crate::settings::{Due, Settings};
 use crate::url::PeerUrl;
 
 /// How often the checker looks at the queries that are running, while there are any.
-const LOOK: Duration = Duration::from_millis(50);
+const QUERY_SCAN_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How often the checker looks whether a peer that is being drained is empty.
-const DRAIN_LOOK: Duration = Duration::from_millis(100);
+const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// After how long without an answer the next peer is tried beside it: at least, and as long as it is
 /// not known how long a login takes there.
-const HEDGE: Duration = Duration::from_millis(250);
-const FIRST_HEDGE: Duration = Duration::from_secs(1);
+const MIN_HEDGE_DELAY: Duration = Duration::from_millis(250);
+const DEFAULT_HEDGE_DELAY: Duration = Duration::from_secs(1);
 
 /// No peer, where the index of one may stand.
-const NONE: usize = usize::MAX;
+const NO_PEER: usize = usize::MAX;
 
 pub use changes::Drain;
 
@@ -50,11 +50,11 @@ pub(crate) struct PeerSet {
     journal: Journal,
     wake: Sender<()>,
     /// Has names resolved that are new.
-    names_given: (Sender<()>, Receiver<()>),
+    hosts_changed: (Sender<()>, Receiver<()>),
     deadlines: Deadlines,
     outage: Outage,
     /// Whether the checker looks at the queries that are running.
-    looking: AtomicBool,
+    scans_queries: AtomicBool,
     /// Grows with each change of a peer's state.
     epoch: AtomicU64,
     /// The peer that has a link too many, or [`NONE`]: looked at on every checkin, without the
@@ -70,19 +70,19 @@ pub(crate) struct PeerSet {
 struct Inner {
     peers: Vec<Peer>,
     /// Those of hosts that are resolved.
-    names: Vec<ResolvedHost>,
+    hosts: Vec<ResolvedHost>,
     /// The number of the newest one.
-    admitted: u64,
+    last_id: u64,
     rng: SmallRng,
-    last_move: Option<Instant>,
-    next_look: Option<Instant>,
+    last_rebalance: Option<Instant>,
+    next_query_scan: Option<Instant>,
 }
 
 /// A peer that was picked for a new connection.
 #[derive(Debug)]
 pub(crate) struct Picked {
     pub(crate) peer: usize,
-    pub(crate) number: u64,
+    pub(crate) id: u64,
     pub(crate) name: Arc<str>,
     pub(crate) url: Arc<PeerUrl>,
     pub(crate) activity: Arc<Activity>,
@@ -98,32 +98,33 @@ impl PeerSet {
         wake: Sender<()>,
         now: Instant,
     ) -> Self {
-        let mut admitted = 0;
+        let mut last_id = 0;
         for peer in &mut peers {
-            admitted += 1;
-            peer.number = admitted;
+            last_id += 1;
+            peer.id = last_id;
             peer.next_check = settings.due(now, &mut rng).next;
         }
-        let names = peers.iter().filter_map(|peer| ResolvedHost::of(peer, &admission)).collect();
+        let hosts =
+            peers.iter().filter_map(|peer| ResolvedHost::from_peer(peer, &admission)).collect();
         Self {
             settings,
             admission,
             journal,
             wake,
-            names_given: bounded(1),
+            hosts_changed: bounded(1),
             deadlines: Deadlines::default(),
             outage: Outage::default(),
-            looking: AtomicBool::new(false),
+            scans_queries: AtomicBool::new(false),
             epoch: AtomicU64::new(1),
-            surplus: AtomicUsize::new(NONE),
+            surplus: AtomicUsize::new(NO_PEER),
             closed: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 peers,
-                names,
-                admitted,
+                hosts,
+                last_id,
                 rng,
-                last_move: None,
-                next_look: None,
+                last_rebalance: None,
+                next_query_scan: None,
             }),
             changes: Condvar::new(),
         }
@@ -149,12 +150,12 @@ impl PeerSet {
             let mut event = change(&mut peers[peer], self.settings.due(now, rng));
             if let Some(EventKind::Down { next_check, .. }) = &mut event {
                 // While all are down that is sooner.
-                let next = peers[peer].due(nobody_takes_work(peers));
+                let next = peers[peer].scheduled_check(no_peer_available(peers));
                 *next_check = next.saturating_duration_since(now);
             }
             let peer = &peers[peer];
             // Of one that is gone nobody wants to know.
-            news.extend(event.filter(|_| !peer.is_gone()).map(|event| peer.news(event)));
+            news.extend(event.filter(|_| !peer.is_removed()).map(|event| peer.news(event)));
         });
     }
 
@@ -164,7 +165,7 @@ impl PeerSet {
         let outcome = {
             let inner = &mut *self.lock();
             let outcome = change(inner, &mut news);
-            self.keep(&inner.peers, news);
+            self.publish(&inner.peers, news);
             outcome
         };
         self.journal.log();
@@ -173,16 +174,16 @@ impl PeerSet {
     }
 
     /// Where there are news, the peers' states are others. They are logged outside the lock.
-    fn keep(&self, peers: &[Peer], news: Vec<News>) {
+    fn publish(&self, peers: &[Peer], news: Vec<News>) {
         if !news.is_empty() {
-            self.changed(peers);
+            self.state_changed(peers);
         }
-        self.journal.keep(news);
+        self.journal.record(news);
     }
 
     /// Something has happened there that is no change of its state.
-    pub(crate) fn tell(&self, peer: usize, kind: EventKind) {
-        self.read(|peers| self.journal.keep([peers[peer].news(kind)]));
+    pub(crate) fn record(&self, peer: usize, kind: EventKind) {
+        self.read(|peers| self.journal.record([peers[peer].news(kind)]));
         self.journal.log();
     }
 
@@ -205,17 +206,17 @@ impl PeerSet {
     }
 
     /// A peer's state is another: what was worked out from it is worked out anew.
-    fn changed(&self, peers: &[Peer]) {
+    fn state_changed(&self, peers: &[Peer]) {
         self.epoch.fetch_add(1, Ordering::Release);
         self.changes.notify_all();
-        self.look_for_surplus(peers);
-        if !nobody_takes_work(peers) {
+        self.update_surplus(peers);
+        if !no_peer_available(peers) {
             self.outage.end();
         }
     }
 
-    fn look_for_surplus(&self, peers: &[Peer]) {
-        let surplus = surplus(peers, self.settings.strategy).unwrap_or(NONE);
+    fn update_surplus(&self, peers: &[Peer]) {
+        let surplus = surplus(peers, self.settings.strategy).unwrap_or(NO_PEER);
         self.surplus.store(surplus, Ordering::Relaxed);
     }
 
@@ -227,20 +228,20 @@ impl PeerSet {
         peer.counts.connecting += 1;
         let picked = Picked {
             peer: index,
-            number: peer.number,
+            id: peer.id,
             name: peer.name.clone(),
             url: peer.url.clone(),
             activity: peer.activity.clone(),
         };
-        self.look_for_surplus(peers);
+        self.update_surplus(peers);
         Some(picked)
     }
 
     /// Changes what is counted about one peer.
-    pub(crate) fn count(&self, peer: usize, change: impl FnOnce(&mut Counts)) {
+    pub(crate) fn update_counts(&self, peer: usize, change: impl FnOnce(&mut Counts)) {
         let Inner { peers, .. } = &mut *self.lock();
         change(&mut peers[peer].counts);
-        self.look_for_surplus(peers);
+        self.update_surplus(peers);
     }
 
     /// When a link that is born at `now` is too old.
@@ -254,9 +255,9 @@ impl PeerSet {
 
     /// For how long this peer's answer to a login is waited for before the next peer is tried beside
     /// it.
-    pub(crate) fn hedge(&self, peer: usize) -> Duration {
+    pub(crate) fn hedge_delay(&self, peer: usize) -> Duration {
         let expected = self.lock().peers[peer].expected_login();
-        let hedge = expected.map_or(FIRST_HEDGE, |expected| expected.max(HEDGE));
+        let hedge = expected.map_or(DEFAULT_HEDGE_DELAY, |expected| expected.max(MIN_HEDGE_DELAY));
         // There has to be time left for another one.
         hedge.min(self.settings.connect_deadline / 2)
     }
@@ -270,8 +271,8 @@ impl PeerSet {
         &self.outage
     }
 
-    pub(crate) fn nobody_takes_work(&self) -> bool {
-        nobody_takes_work(&self.lock().peers)
+    pub(crate) fn no_peer_available(&self) -> bool {
+        no_peer_available(&self.lock().peers)
     }
 
     pub(crate) fn deadlines(&self) -> &Deadlines {
@@ -279,8 +280,12 @@ impl PeerSet {
     }
 
     /// A call begins that must have ended at `at`, or the checker runs `cut`.
-    pub(crate) fn bound(&self, at: Instant, cut: impl FnOnce(Late) + Send + 'static) -> Ticket {
-        let (ticket, is_first) = self.deadlines.begin(at, cut);
+    pub(crate) fn add_deadline(
+        &self,
+        at: Instant,
+        cancel: impl FnOnce(CancelReason) + Send + 'static,
+    ) -> Ticket {
+        let (ticket, is_first) = self.deadlines.begin(at, cancel);
         if is_first {
             self.wake();
         }
@@ -289,8 +294,8 @@ impl PeerSet {
 
     /// A query begins: the checker looks at those that run, for as long as there are any.
     pub(crate) fn query_begins(&self) {
-        if !self.looking.load(Ordering::Relaxed) {
-            self.looking.store(true, Ordering::Relaxed);
+        if !self.scans_queries.load(Ordering::Relaxed) {
+            self.scans_queries.store(true, Ordering::Relaxed);
             self.wake();
         }
     }
@@ -305,11 +310,11 @@ impl PeerSet {
     pub(crate) fn standings(&self) -> Vec<Standing> {
         let peers = &self.lock().peers;
         let share = shares(peers, self.settings.strategy);
-        let nobody = nobody_takes_work(peers);
+        let none_available = no_peer_available(peers);
         let standing = |peer: &Peer| Standing {
             activity: peer.activity.clone(),
-            usable: peer.is_in_service() && (peer.is_up() || nobody),
-            share: if nobody && peer.is_in_service() { peer.weight } else { share(peer) },
+            usable: peer.is_in_service() && (peer.is_up() || none_available),
+            share: if none_available && peer.is_in_service() { peer.weight } else { share(peer) },
             tier: peer.tier,
         };
         peers.iter().map(standing).collect()
@@ -318,7 +323,7 @@ impl PeerSet {
     /// Whether a link to this peer is not to be used again.
     pub(crate) fn is_retired(&self, peer: usize) -> bool {
         let peers = &self.lock().peers;
-        !peers[peer].is_in_service() || !peers[peer].is_up() && !nobody_takes_work(peers)
+        !peers[peer].is_in_service() || !peers[peer].is_up() && !no_peer_available(peers)
     }
 
     /// The peer that has a link too many, at most once each `rebalance_interval`: whoever asks retires
@@ -329,72 +334,74 @@ impl PeerSet {
         now: Instant,
     ) -> Option<usize> {
         let surplus = self.surplus.load(Ordering::Relaxed);
-        if surplus == NONE || !can_retire(surplus) {
+        if surplus == NO_PEER || !can_retire(surplus) {
             return None;
         }
-        let last_move = &mut self.lock().last_move;
-        let is_paced = last_move.is_some_and(|last| {
+        let last_rebalance = &mut self.lock().last_rebalance;
+        let is_paced = last_rebalance.is_some_and(|last| {
             now.saturating_duration_since(last) < self.settings.rebalance_interval
         });
         if is_paced {
             return None;
         }
-        *last_move = Some(now);
+        *last_rebalance = Some(now);
         Some(surplus)
     }
 
     /// Does what is due at `now`, and hands out the checks to make. Also says when to look again.
-    pub(crate) fn take_due(&self, now: Instant) -> (Vec<HealthCheck>, Option<Instant>) {
+    pub(crate) fn tick(&self, now: Instant) -> (Vec<HealthCheck>, Option<Instant>) {
         let (overdue, next_deadline) = self.deadlines.take_overdue(now);
-        for cut in overdue {
-            let _ = catch_panic(|| cut(Late::At(now)));
+        for cancel in overdue {
+            let _ = catch_panic(|| cancel(CancelReason::Deadline(now)));
         }
         let mut work = Work::default();
         let next = {
-            let Inner { peers, rng, next_look, .. } = &mut *self.lock();
+            let Inner { peers, rng, next_query_scan, .. } = &mut *self.lock();
             let mut due = || self.settings.due(now, rng);
-            let next_check = schedule::regular(peers, &self.settings, &mut due, now, &mut work);
-            self.look(peers, next_look, &mut due, now, &mut work);
-            let next_drained = schedule::drained(peers, now, &mut work).then_some(now + DRAIN_LOOK);
-            self.keep(peers, work.news);
-            [next_check, *next_look, next_drained, next_deadline].into_iter().flatten().min()
+            let next_check =
+                schedule::begin_checks(peers, &self.settings, &mut due, now, &mut work);
+            self.scan_queries(peers, next_query_scan, &mut due, now, &mut work);
+            let next_drained = schedule::finish_draining(peers, now, &mut work)
+                .then_some(now + DRAIN_POLL_INTERVAL);
+            self.publish(peers, work.news);
+            [next_check, *next_query_scan, next_drained, next_deadline].into_iter().flatten().min()
         };
         self.journal.log();
-        for Stalled { peer, links, is_news } in work.stalled {
+        for StalledPeer { peer, links, was_up } in work.stalled {
             let hung = links.len();
             let aborted = links.iter().filter(|link| link.shut_down()).count();
             self.read(|peers| peers[peer].activity.counters.queries_aborted.add(aborted as u64));
             // What cannot be cut off hangs on, and is no news each time.
-            if is_news || aborted > 0 {
-                self.tell(peer, EventKind::QueriesAborted { hung, aborted });
+            if was_up || aborted > 0 {
+                self.record(peer, EventKind::QueriesAborted { hung, aborted });
             }
         }
         (work.checks, next)
     }
 
     /// Looks at the queries that run, if it is time to.
-    fn look(
+    fn scan_queries(
         &self,
         peers: &mut [Peer],
-        next_look: &mut Option<Instant>,
+        next_query_scan: &mut Option<Instant>,
         due: impl FnMut() -> Due,
         now: Instant,
         work: &mut Work,
     ) {
-        if next_look.is_some_and(|at| at <= now) {
+        if next_query_scan.is_some_and(|at| at <= now) {
             // A query that begins now asks for another look, or is seen in this one or the next.
-            let asked = self.looking.swap(false, Ordering::Relaxed);
-            let is_any_running = schedule::stalls(peers, &self.settings, due, now, work);
-            self.looking.fetch_or(is_any_running, Ordering::Relaxed);
-            *next_look = (asked || is_any_running).then_some(now + LOOK);
-        } else if self.looking.load(Ordering::Relaxed) {
-            next_look.get_or_insert(now + LOOK);
+            let asked = self.scans_queries.swap(false, Ordering::Relaxed);
+            let is_any_running = schedule::find_stalls(peers, &self.settings, due, now, work);
+            self.scans_queries.fetch_or(is_any_running, Ordering::Relaxed);
+            *next_query_scan = (asked || is_any_running).then_some(now + QUERY_SCAN_INTERVAL);
+        } else if self.scans_queries.load(Ordering::Relaxed) {
+            next_query_scan.get_or_insert(now + QUERY_SCAN_INTERVAL);
         }
     }
 
     /// The checker came so much too late: this process stood still, and what is bounded had no chance
     /// to end meanwhile.
-    pub(crate) fn stood_still(&self, late: Duration) {
+    pub(crate) fn postpone_deadlines(&self, late: Duration) {
         self.deadlines.postpone(late);
     }
 
@@ -405,11 +412,11 @@ impl PeerSet {
     }
 
     /// The checker ends: what is under way is cut off. Says whether there was anything.
-    pub(crate) fn cut_all_off(&self) -> bool {
+    pub(crate) fn cancel_all(&self) -> bool {
         let all = self.deadlines.take_all();
         let were_there_any = !all.is_empty();
-        for cut in all {
-            let _ = catch_panic(|| cut(Late::NobodyWaits));
+        for cancel in all {
+            let _ = catch_panic(|| cancel(CancelReason::PoolClosed));
         }
         were_there_any
     }
@@ -423,7 +430,7 @@ impl PeerSet {
 pub(crate) mod tests {
     use super::*;
     use crate::fault::{Fault, Refusal};
-    use crate::peers::peer::Answer;
+    use crate::peers::peer::LoginOutcome;
     use crate::policy::Recovery;
     use crate::settings::tests::{INTERVAL, PACE, settings};
 
@@ -452,7 +459,7 @@ pub(crate) mod tests {
     fn take_down(set: &PeerSet, peer: usize, now: Instant) {
         set.update(peer, now, |peer, due| {
             let refused = Refusal::new(Fault::PeerDown, "refused");
-            peer.connect_failed((now, now), Answer::Refused(refused), due)
+            peer.connect_failed((now, now), LoginOutcome::Refused(refused), due)
         });
     }
 
@@ -476,18 +483,18 @@ pub(crate) mod tests {
         let (set, _woken, now) = set_of(3, Recovery::AfterCheck);
         assert_eq!(set.take_surplus(|_| true, now), None, "there is none");
         for (peer, links) in [5, 4, 3].into_iter().enumerate() {
-            set.count(peer, |counts| counts.links = links);
+            set.update_counts(peer, |counts| counts.links = links);
         }
         assert_eq!(set.take_surplus(|_| true, now), Some(0), "one is missing elsewhere");
         assert_eq!(set.take_surplus(|_| true, now + PACE / 2), None, "the next one has to wait");
         assert_eq!(set.take_surplus(|_| true, now + PACE), Some(0), "as long as it has not left");
-        set.count(2, |counts| counts.connecting = 1);
+        set.update_counts(2, |counts| counts.connecting = 1);
         assert_eq!(
             set.take_surplus(|_| true, now + 2 * PACE),
             None,
             "a dial in flight is a link to come"
         );
-        set.count(2, |counts| counts.connecting = 0);
+        set.update_counts(2, |counts| counts.connecting = 0);
         let only_1 = |peer| peer == 1;
         assert_eq!(set.take_surplus(only_1, now + 3 * PACE), None, "not of this peer");
         assert_eq!(set.take_surplus(|_| true, now + 3 * PACE), Some(0), "which costs no pace");
@@ -512,14 +519,14 @@ pub(crate) mod tests {
                 peer.next_check = now + 10 * INTERVAL;
                 None
             });
-            let (checks, next) = set.take_due(now + INTERVAL / 2);
+            let (checks, next) = set.tick(now + INTERVAL / 2);
             assert!(checks.is_empty(), "{recovery:?}: nothing is due yet");
             let next = next.expect("two peers have two due times");
             assert!(next >= now + INTERVAL, "{recovery:?}: not before the interval");
-            let (checks, _) = set.take_due(next);
+            let (checks, _) = set.tick(next);
             assert_eq!(checks.len(), checked, "{recovery:?}: the checks made when the mark is due");
             assert_eq!(is_up(&set, 0), up, "{recovery:?}: whether the mark is cleared unasked");
-            let (checks, _) = set.take_due(next);
+            let (checks, _) = set.tick(next);
             assert!(checks.is_empty(), "{recovery:?}: one at a time");
         }
     }
@@ -528,8 +535,8 @@ pub(crate) mod tests {
     fn one_that_refuses_work_is_checked_at_once_and_not_cleared_unasked() {
         for recovery in [Recovery::AfterCheck, Recovery::AfterInterval] {
             let (set, _woken, now) = set_of(2, recovery);
-            set.update(0, now, |peer, due| peer.takes_no_work(now, due));
-            let (checks, _) = set.take_due(now);
+            set.update(0, now, |peer, due| peer.query_refused(now, due));
+            let (checks, _) = set.tick(now);
             assert_eq!(checks.len(), 1, "{recovery:?}: it is checked");
             assert!(!is_up(&set, 0), "{recovery:?}: and down meanwhile");
         }
@@ -540,25 +547,25 @@ pub(crate) mod tests {
         let (set, _woken, now) = set_of(1, Recovery::AfterCheck);
         let second = Duration::from_secs(1);
         let is_cut = Arc::new(AtomicBool::new(false));
-        let cut = is_cut.clone();
-        set.bound(now + second, move |_| cut.store(true, Ordering::Relaxed));
-        set.stood_still(5 * second);
-        set.take_due(now + 5 * second);
+        let cancel = is_cut.clone();
+        set.add_deadline(now + second, move |_| cancel.store(true, Ordering::Relaxed));
+        set.postpone_deadlines(5 * second);
+        set.tick(now + 5 * second);
         assert!(!is_cut.load(Ordering::Relaxed), "it has had no chance to end");
-        set.take_due(now + 6 * second);
+        set.tick(now + 6 * second);
         assert!(is_cut.load(Ordering::Relaxed), "it had one");
     }
 
     #[test]
     fn a_mark_is_cleared_unasked_also_while_a_check_hangs() {
         let (set, _woken, now) = set_of(1, Recovery::AfterInterval);
-        let (checks, _) = set.take_due(now + 2 * INTERVAL);
+        let (checks, _) = set.tick(now + 2 * INTERVAL);
         assert_eq!(checks.len(), 1, "it is up, and checked when that is due");
         let later = now + 3 * INTERVAL;
         take_down(&set, 0, later);
-        let (_, next) = set.take_due(later);
+        let (_, next) = set.tick(later);
         let next = next.expect("its mark has a due time");
-        set.take_due(next);
+        set.tick(next);
         assert!(is_up(&set, 0), "the check has not ended, and the mark is cleared");
     }
 }

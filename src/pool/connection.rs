@@ -78,7 +78,7 @@ impl<C> PeerConnection<C> {
             let link = self.links.exchange().take(self.own.take(), thread::current().id());
             // Not by the pool's customizer, and in a pool that does not look at what it hands out.
             if link.guard.is_in_use() {
-                link.guard.serves();
+                link.guard.count_checkout();
             }
             link
         })
@@ -101,7 +101,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
             self.check_out_balanced(&mut validation)
         };
         match &outcome {
-            Ok(()) => self.link().guard.serves(),
+            Ok(()) => self.link().guard.count_checkout(),
             Err(_) => validation.fails(&self.links.set),
         }
         outcome
@@ -145,7 +145,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 return false;
             }
             // While no peer takes work none could be opened in its place.
-            if link.is_too_old(now) && !link.guard.set().nobody_takes_work() {
+            if link.is_too_old(now) && !link.guard.set().no_peer_available() {
                 link.guard.retire(CloseReason::TooOld);
                 return true;
             }

@@ -40,7 +40,7 @@ impl<C: R2D2Connection> Link<C> {
 
     /// The one who asked for it has it.
     pub(crate) fn is_used(&mut self) {
-        self.guard.becomes_link(self.watch.link_state().clone(), self.created_at);
+        self.guard.promote_to_link(self.watch.link_state().clone(), self.created_at);
     }
 
     pub(crate) fn set_user_instrumentation(&mut self, user: DynInstrumentation) {
@@ -51,7 +51,7 @@ impl<C: R2D2Connection> Link<C> {
     pub(crate) fn comes_to_rest(&mut self, now: Instant) {
         self.rests = now;
         // A query that never ended, as far as could be seen, has ended.
-        self.watch.link_state().rest();
+        self.watch.link_state().clear_running();
         self.observed = catch_panic(|| Observer::is_on(&mut self.conn)).unwrap_or(false);
     }
 
@@ -95,7 +95,7 @@ impl<C: R2D2Connection> Link<C> {
         let set = self.guard.set().clone();
         let ticket = self.can_be_cut().then(|| {
             let link_state = self.watch.link_state().clone();
-            set.bound(end, move |_| {
+            set.add_deadline(end, move |_| {
                 link_state.shut_down();
             })
         });

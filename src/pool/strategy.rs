@@ -4,7 +4,7 @@
 
 use rand::{Rng, RngExt};
 
-use crate::peers::placement::{Candidate, by_chance};
+use crate::peers::placement::{Candidate, pick_weighted};
 use crate::policy::Strategy;
 
 /// A strategy, and what it remembers between two choices.
@@ -64,7 +64,7 @@ impl Chooser {
         match self.strategy {
             // A tier that does not serve has no share of the work, and so is no candidate.
             Strategy::LeastConnections | Strategy::Ordered => self.account.next(candidates, rng),
-            Strategy::Random => by_chance(not_crowded(candidates), rng),
+            Strategy::Random => pick_weighted(not_crowded(candidates), rng),
             Strategy::RoundRobin => self.turn.next(not_crowded(candidates)),
         }
     }

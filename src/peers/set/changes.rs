@@ -19,7 +19,7 @@ impl PeerSet {
     pub(crate) fn add(&self, config: PeerConfig, now: Instant) -> Result<(), Kind> {
         let urls = self.admission.check(std::slice::from_ref(&config))?;
         self.change(|inner, news| {
-            if place_of(&inner.peers, &config.name).is_some() {
+            if member_by_name(&inner.peers, &config.name).is_some() {
                 return Err(Kind::NameTaken { name: config.name });
             }
             for url in urls {
@@ -38,7 +38,7 @@ impl PeerSet {
         let urls = self.admission.check(configs)?;
         self.admission.check_hosts(configs, &urls)?;
         self.change(|inner, news| {
-            let given = self.by_address(inner, configs, &urls);
+            let given = self.expand_hosts(inner, configs, &urls);
             let stays = |peer: &Peer| {
                 peer.is_member()
                     && given.iter().any(|(config, url)| {
@@ -56,20 +56,20 @@ impl PeerSet {
             let staying: Vec<bool> = inner.peers.iter().map(stays).collect();
             for (peer, stays) in inner.peers.iter_mut().zip(staying) {
                 if !stays {
-                    leave(peer, now, news);
+                    start_removal(peer, now, news);
                 }
             }
             for (config, url) in given {
-                if let Some(at) = place_of(&inner.peers, &config.name) {
-                    keep(&mut inner.peers[at], &config, url, news);
+                if let Some(at) = member_by_name(&inner.peers, &config.name) {
+                    apply_config(&mut inner.peers[at], &config, url, news);
                 } else {
                     let at = self.admit(inner, &config, url, now, news);
                     inner.peers[at].check_now(now);
                 }
             }
             // A tier that is another is no news.
-            self.changed(&inner.peers);
-            self.name_anew(inner, configs, urls);
+            self.state_changed(&inner.peers);
+            self.replace_hosts(inner, configs, urls);
             Ok(())
         })
     }
@@ -77,30 +77,30 @@ impl PeerSet {
     /// A peer less, once it is drained.
     pub(crate) fn remove(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, Kind> {
         self.change(|Inner { peers, .. }, news| {
-            let at = find(peers, name)?;
+            let at = find_member(peers, name)?;
             if !others_have_weight(peers, at) {
                 return Err(Kind::LastPeer { name: name.to_owned() });
             }
-            leave(&mut peers[at], now, news);
-            Ok(Drain::of(self, &peers[at]))
+            start_removal(&mut peers[at], now, news);
+            Ok(Drain::new(self, &peers[at]))
         })
     }
 
     /// No new work for a peer.
     pub(crate) fn drain(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, Kind> {
         self.change(|Inner { peers, .. }, news| {
-            let at = find(peers, name)?;
+            let at = find_member(peers, name)?;
             let peer = &mut peers[at];
             let event = peer.drain(false, now);
             news.extend(event.map(|event| peer.news(event)));
-            Ok(Drain::of(self, peer))
+            Ok(Drain::new(self, peer))
         })
     }
 
     /// It serves again.
     pub(crate) fn resume(&self, name: &str, now: Instant) -> Result<(), Kind> {
         self.change(|Inner { peers, .. }, news| {
-            let at = find(peers, name)?;
+            let at = find_member(peers, name)?;
             let peer = &mut peers[at];
             let event = peer.resume(now);
             news.extend(event.map(|event| peer.news(event)));
@@ -111,7 +111,7 @@ impl PeerSet {
     /// Its proportion of the work.
     pub(crate) fn set_weight(&self, name: &str, weight: u32) -> Result<(), Kind> {
         self.change(|Inner { peers, .. }, news| {
-            let at = find(peers, name)?;
+            let at = find_member(peers, name)?;
             if weight == 0 && !others_have_weight(peers, at) {
                 return Err(Kind::NoWeight);
             }
@@ -124,7 +124,7 @@ impl PeerSet {
     /// It is checked now.
     pub(crate) fn check_now(&self, name: &str, now: Instant) -> Result<(), Kind> {
         self.change(|Inner { peers, .. }, _| {
-            let at = find(peers, name)?;
+            let at = find_member(peers, name)?;
             peers[at].check_now(now);
             Ok(())
         })
@@ -140,12 +140,12 @@ impl PeerSet {
         now: Instant,
         news: &mut Vec<News>,
     ) -> usize {
-        let Inner { peers, rng, admitted, .. } = inner;
-        *admitted += 1;
+        let Inner { peers, rng, last_id, .. } = inner;
+        *last_id += 1;
         let PeerConfig { name, url: _, weight, tier } = config;
         let (weight, tier) = (weight.unwrap_or(1), tier.unwrap_or(0));
         let mut peer = Peer::new(name.as_str().into(), url, weight, tier, now);
-        peer.number = *admitted;
+        peer.id = *last_id;
         peer.next_check = self.settings.due(now, rng).next;
         news.push(peer.news(EventKind::Added));
         let place = peers.iter().position(Peer::is_vacant).unwrap_or(peers.len());
@@ -164,13 +164,13 @@ pub(super) fn others_have_weight(peers: &[Peer], at: usize) -> bool {
 }
 
 /// Where the peer of this name is, if it is there.
-pub(super) fn place_of(peers: &[Peer], name: &str) -> Option<usize> {
+pub(super) fn member_by_name(peers: &[Peer], name: &str) -> Option<usize> {
     peers.iter().position(|peer| peer.is_member() && *peer.name == *name)
 }
 
 /// As [`place_of`], of one that an operator has named.
-fn find(peers: &[Peer], name: &str) -> Result<usize, Kind> {
-    place_of(peers, name).ok_or_else(|| {
+fn find_member(peers: &[Peer], name: &str) -> Result<usize, Kind> {
+    member_by_name(peers, name).ok_or_else(|| {
         let members = peers.iter().filter(|peer| peer.is_member());
         let names = members.map(|peer| peer.name.to_string()).collect();
         Kind::NoSuchPeer { setting: None, name: shown_name(name), names }
@@ -178,13 +178,13 @@ fn find(peers: &[Peer], name: &str) -> Result<usize, Kind> {
 }
 
 /// It is drained, and then removed.
-pub(super) fn leave(peer: &mut Peer, now: Instant, news: &mut Vec<News>) {
+pub(super) fn start_removal(peer: &mut Peer, now: Instant, news: &mut Vec<News>) {
     let event = peer.drain(true, now);
     news.extend(event.map(|event| peer.news(event)));
 }
 
 /// It stays, with what is given anew.
-fn keep(peer: &mut Peer, config: &PeerConfig, url: PeerUrl, news: &mut Vec<News>) {
+fn apply_config(peer: &mut Peer, config: &PeerConfig, url: PeerUrl, news: &mut Vec<News>) {
     peer.url = Arc::new(url);
     peer.tier = config.tier.unwrap_or(peer.tier);
     let event = config.weight.and_then(|weight| peer.set_weight(weight));
@@ -205,7 +205,7 @@ pub struct Drain {
 }
 
 impl Drain {
-    fn of(set: &Arc<PeerSet>, peer: &Peer) -> Self {
+    fn new(set: &Arc<PeerSet>, peer: &Peer) -> Self {
         Self { set: set.clone(), name: peer.name.clone(), activity: peer.activity.clone() }
     }
 
@@ -229,7 +229,7 @@ impl Drain {
             let (guard, _) = self
                 .set
                 .changes
-                .wait_timeout(inner, left.min(super::DRAIN_LOOK))
+                .wait_timeout(inner, left.min(super::DRAIN_POLL_INTERVAL))
                 .unwrap_or_else(PoisonError::into_inner);
             inner = guard;
         }
@@ -261,8 +261,8 @@ impl fmt::Debug for Drain {
 mod tests {
     use super::*;
     use crate::fault::{Fault, Refusal};
-    use crate::peers::peer::{Answer, CheckKind};
-    use crate::peers::set::DRAIN_LOOK;
+    use crate::peers::peer::{CheckKind, LoginOutcome};
+    use crate::peers::set::DRAIN_POLL_INTERVAL;
     use crate::peers::set::tests::set_of;
     use crate::policy::Recovery;
     use crate::settings::tests::INTERVAL;
@@ -276,13 +276,13 @@ mod tests {
         add("db2");
         assert_eq!(places(), 3);
         set.remove("db2", now).expect("it is there");
-        let (checks, _) = set.take_due(now);
+        let (checks, _) = set.tick(now);
         assert_eq!(checks.len(), 1, "it was added, so it is checked");
         add("db3");
         assert_eq!(places(), 4, "the check leads to the old one");
         let ended = |peer: usize| {
             set.update(peer, now, |peer, due| {
-                peer.check_ended(CheckKind::Regular, (now, now), Answer::NotAsked, due)
+                peer.check_ended(CheckKind::Regular, (now, now), LoginOutcome::NotAttempted, due)
             });
         };
         ended(2);
@@ -295,7 +295,7 @@ mod tests {
             let name = format!("round{round}");
             add(&name);
             set.remove(&name, now).expect("it is there");
-            let (checks, _) = set.take_due(now);
+            let (checks, _) = set.tick(now);
             for check in checks {
                 ended(check.peer);
             }
@@ -309,15 +309,15 @@ mod tests {
             let (set, _woken, now) = set_of(2, recovery);
             let set = Arc::new(set);
             set.remove("peer1", now).expect("it is there");
-            set.take_due(now);
+            set.tick(now);
             let told = || set.journal().history().len();
             let before = told();
             set.update(1, now, |peer, due| {
                 let refusal = Refusal::new(Fault::PeerDown, "refused");
-                peer.connect_failed((now, now), Answer::Refused(refusal), due)
+                peer.connect_failed((now, now), LoginOutcome::Refused(refusal), due)
             });
             let later = now + 10 * INTERVAL;
-            let (checks, _) = set.take_due(later);
+            let (checks, _) = set.tick(later);
             assert!(checks.iter().all(|check| check.peer == 0), "{recovery:?}: it is not checked");
             assert!(!set.read(|peers| peers[1].is_up()), "{recovery:?}: nor cleared unasked");
             assert_eq!(told(), before, "{recovery:?}: nothing is told");
@@ -327,9 +327,9 @@ mod tests {
     #[test]
     fn newcomers_are_checked_at_once() {
         let (set, _woken, now) = set_of(1, Recovery::AfterCheck);
-        set.take_due(now);
+        set.tick(now);
         let checked = || {
-            let (checks, _) = set.take_due(now);
+            let (checks, _) = set.tick(now);
             checks.iter().map(|check| check.peer).collect::<Vec<_>>()
         };
         assert_eq!(checked(), [0; 0]);
@@ -346,14 +346,14 @@ mod tests {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let later = now + INTERVAL / 10;
-        set.take_due(now);
-        set.count(0, |counts| counts.connecting = 1);
+        set.tick(now);
+        set.update_counts(0, |counts| counts.connecting = 1);
         let drain = set.drain("peer0", now).expect("it is there");
-        let (_, next) = set.take_due(now);
-        assert!(next <= Some(now + DRAIN_LOOK), "it is looked at again soon");
-        set.count(0, |counts| counts.connecting = 0);
+        let (_, next) = set.tick(now);
+        assert!(next <= Some(now + DRAIN_POLL_INTERVAL), "it is looked at again soon");
+        set.update_counts(0, |counts| counts.connecting = 0);
         assert!(!drain.wait(Duration::ZERO), "nobody has looked");
-        set.take_due(later);
+        set.tick(later);
         assert!(drain.wait(Duration::ZERO));
         assert_eq!(set.read(|peers| peers[0].admin_state), AdminState::Drained { since: later });
     }
@@ -378,7 +378,7 @@ mod tests {
         let places = || {
             set.read(|peers| {
                 let members = peers.iter().filter(|peer| peer.is_member());
-                members.map(|peer| peer.number).collect::<Vec<_>>()
+                members.map(|peer| peer.id).collect::<Vec<_>>()
             })
         };
         let peers = |urls: [&str; 2]| {
@@ -401,13 +401,13 @@ mod tests {
     #[test]
     fn a_check_that_is_asked_for_is_made_where_marks_are_cleared_unasked_too() {
         let (set, _woken, now) = set_of(2, Recovery::AfterInterval);
-        set.update(0, now, |peer, due| peer.takes_no_work(now, due));
-        set.take_due(now);
+        set.update(0, now, |peer, due| peer.query_refused(now, due));
+        set.tick(now);
         set.update(0, now, |peer, due| {
-            peer.check_ended(CheckKind::Regular, (now, now), Answer::NotAsked, due)
+            peer.check_ended(CheckKind::Regular, (now, now), LoginOutcome::NotAttempted, due)
         });
         set.check_now("peer0", now).expect("it is there");
-        let (checks, _) = set.take_due(now);
+        let (checks, _) = set.tick(now);
         assert_eq!(checks.len(), 1, "it is asked");
         assert!(!set.read(|peers| peers[0].is_up()), "before it is believed");
     }
