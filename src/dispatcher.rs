@@ -1,5 +1,5 @@
-//! The thread that calls the application's event handler. The handler never runs on the checker's thread, and
-//! never on a thread that waits for a connection.
+//! The thread that calls the application's event handler. The handler never runs on the checker's
+//! thread, and never on a thread that waits for a connection.
 
 use std::convert::Infallible;
 use std::io;
@@ -13,8 +13,8 @@ use crate::panics::catch_panic;
 /// The name of the thread. Linux shows the first 15 characters of a thread's name.
 const THREAD_NAME: &str = "peers-events";
 
-/// Starts the thread. The thread ends when the other end of `stopped` is dropped, after the handler has received
-/// all events that were queued by then.
+/// Starts the thread. The thread ends when the other end of `stopped` is dropped, after the handler
+/// has received all events that were queued by then.
 pub(crate) fn start(
     handler: Box<EventHandler>,
     events: Receiver<Event>,

@@ -1,5 +1,5 @@
-//! Passive health signals of a peer, gathered without a request to its server: queries that run and queries
-//! that have ended.
+//! Passive health signals of a peer, gathered without a request to its server: queries that run and
+//! queries that have ended.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
@@ -9,14 +9,14 @@ use crate::login::socket::Socket;
 use crate::panics::lock;
 use crate::peers::counters::PeerCounters;
 
-/// The time after which a peer counts as unresponsive: a query has been running for this long and the peer
-/// has answered nothing since it began. This is many times what most queries take, and a short wait for the
-/// thread that runs the query.
+/// The time after which a peer counts as unresponsive: a query has been running for this long and
+/// the peer has answered nothing since it began. This is many times what most queries take, and a
+/// short wait for the thread that runs the query.
 const UNRESPONSIVE_AFTER: Duration = Duration::from_millis(100);
 
-/// The activity of one peer. Threads that run queries write the values without a lock; the checker and the
-/// choice of a peer read them. Nothing else depends on when a new value becomes visible, so relaxed ordering
-/// is enough.
+/// The activity of one peer. Threads that run queries write the values without a lock; the checker
+/// and the choice of a peer read them. Nothing else depends on when a new value becomes visible, so
+/// relaxed ordering is enough.
 #[derive(Debug, Default)]
 pub(crate) struct Activity {
     /// Links that are checked out.
@@ -85,8 +85,8 @@ impl Activity {
         self.last_query_end.get()
     }
 
-    /// Returns when the oldest running query began. With `abortable_only`, only links count whose socket is
-    /// known, because only these can be aborted.
+    /// Returns when the oldest running query began. With `abortable_only`, only links count whose
+    /// socket is known, because only these can be aborted.
     pub(crate) fn oldest_query(&self, abortable_only: bool) -> Option<Instant> {
         let links = lock(&self.links);
         let links = links.iter().filter(|link| !abortable_only || link.socket().is_some());
@@ -102,7 +102,8 @@ impl Activity {
     }
 
     /// Updates whether the peer is unresponsive: a query has been running for longer than
-    /// [`UNRESPONSIVE_AFTER`], and began after the peer last `answered`. Returns whether any query is running.
+    /// [`UNRESPONSIVE_AFTER`], and began after the peer last `answered`. Returns whether any query
+    /// is running.
     pub(crate) fn update_unresponsive(&self, answered: Option<Instant>, now: Instant) -> bool {
         let links = lock(&self.links);
         let running = || links.iter().filter_map(|link| link.running_since.get());
@@ -114,7 +115,8 @@ impl Activity {
         running().next().is_some()
     }
 
-    /// Whether a query has been running for a while and the peer has answered nothing since it began.
+    /// Whether a query has been running for a while and the peer has answered nothing since it
+    /// began.
     pub(crate) fn is_unresponsive(&self) -> bool {
         self.unresponsive.load(Ordering::Relaxed)
     }
@@ -150,8 +152,8 @@ impl LinkState {
 
     /// Whether an error on this link has shown that the connection is lost.
     pub(crate) fn is_lost(&self) -> bool {
-        // The reader holds the connection. The query that set the flag ran in this thread, or the flag was
-        // handed over together with the connection. So no stronger ordering is needed.
+        // The reader holds the connection. The query that set the flag ran in this thread, or the
+        // flag was handed over together with the connection. So no stronger ordering is needed.
         self.lost.load(Ordering::Relaxed)
     }
 
@@ -169,8 +171,8 @@ impl LinkState {
         self.socket.get()
     }
 
-    /// Shuts the link's socket down, so that a thread that waits for an answer gets an error. Returns `false`
-    /// without an effect if the socket is not known.
+    /// Shuts the link's socket down, so that a thread that waits for an answer gets an error.
+    /// Returns `false` without an effect if the socket is not known.
     pub(crate) fn shut_down(&self) -> bool {
         let Some(socket) = self.socket() else { return false };
         self.mark_lost();

@@ -1,12 +1,14 @@
-//! The counters and histograms of one peer. They only grow, and each thread updates them without a lock.
+//! The counters and histograms of one peer. They only grow, and each thread updates them without a
+//! lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::event::CloseReason;
 
-/// The inclusive upper bounds of the histogram buckets; one more bucket, without a bound, holds everything
-/// slower. They range from a query over the loopback interface to one that should have been aborted.
+/// The inclusive upper bounds of the histogram buckets; one more bucket, without a bound, holds
+/// everything slower. They range from a query over the loopback interface to one that should have
+/// been aborted.
 pub(crate) const BUCKET_BOUNDS: [Duration; 15] = [
     Duration::from_micros(100),
     Duration::from_micros(250),
@@ -87,8 +89,8 @@ impl Counter {
 #[derive(Debug, Default)]
 pub(crate) struct Histogram([Bucket; BUCKET_BOUNDS.len() + 1]);
 
-/// One bucket: how many durations fell into it, and their sum. Both are written together, so they share a
-/// cache line of the processor.
+/// One bucket: how many durations fell into it, and their sum. Both are written together, so they
+/// share a cache line of the processor.
 #[derive(Debug, Default)]
 #[repr(align(16))]
 struct Bucket {

@@ -1,4 +1,5 @@
-//! Deadlines of blocking calls. The checker cancels each call that is still running at its deadline.
+//! Deadlines of blocking calls. The checker cancels each call that is still running at its
+//! deadline.
 
 use std::fmt;
 use std::mem;
@@ -47,8 +48,8 @@ impl Deadlines {
         lock(&self.pending)
     }
 
-    /// Registers a call that is canceled with `cancel` unless it has ended by `at`. Also returns whether this
-    /// is now the earliest deadline, so that the checker has to be woken.
+    /// Registers a call that is canceled with `cancel` unless it has ended by `at`. Also returns
+    /// whether this is now the earliest deadline, so that the checker has to be woken.
     pub(crate) fn begin(
         &self,
         at: Instant,
@@ -64,8 +65,8 @@ impl Deadlines {
         (ticket, is_first)
     }
 
-    /// Unregisters a call that has ended. Returns whether it ended in time; otherwise it has been canceled, or
-    /// is being canceled.
+    /// Unregisters a call that has ended. Returns whether it ended in time; otherwise it has been
+    /// canceled, or is being canceled.
     pub(crate) fn end(&self, ticket: Ticket) -> bool {
         let ended = {
             let calls = &mut self.lock().calls;
@@ -85,8 +86,8 @@ impl Deadlines {
         (overdue, pending.calls.iter().map(|call| call.at).min())
     }
 
-    /// Moves every deadline by the time for which the whole process was suspended: the calls had no chance
-    /// to end meanwhile.
+    /// Moves every deadline by the time for which the whole process was suspended: the calls had no
+    /// chance to end meanwhile.
     pub(crate) fn postpone(&self, by: Duration) {
         self.lock().calls.iter_mut().for_each(|call| call.at += by);
     }

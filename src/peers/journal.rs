@@ -1,5 +1,5 @@
-//! The event log: writes events of the peers to the log, keeps the history that a snapshot shows, and queues
-//! events for the application's event handler.
+//! The event log: writes events of the peers to the log, keeps the history that a snapshot shows,
+//! and queues events for the application's event handler.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -14,12 +14,12 @@ use crate::fault::Fault;
 use crate::panics::{catch_panic, lock};
 use crate::peers::counters::Counter;
 
-/// The number of state changes that a snapshot shows. With three peers that go down and come back, this covers
-/// about a dozen outages.
+/// The number of state changes that a snapshot shows. With three peers that go down and come back,
+/// this covers about a dozen outages.
 const HISTORY_LEN: usize = 100;
 
-/// The number of events that may wait for a slow event handler or a slow logger: as many as one fault of a large
-/// pool causes at once.
+/// The number of events that may wait for a slow event handler or a slow logger: as many as one
+/// fault of a large pool causes at once.
 const QUEUE_LEN: usize = 4096;
 
 /// The target of every log record of this crate, whichever module writes it.
@@ -50,14 +50,16 @@ struct Unwritten {
 }
 
 impl Journal {
-    /// Creates a journal with a queue for an event handler, and returns the receiving end of the queue.
+    /// Creates a journal with a queue for an event handler, and returns the receiving end of the
+    /// queue.
     pub(crate) fn with_queue() -> (Self, Receiver<Event>) {
         let (queue, events) = bounded(QUEUE_LEN);
         (Self { queue: Some(queue), ..Self::default() }, events)
     }
 
-    /// Adds events to the history and queues them for the event handler and the log. Called with the lock of
-    /// the peers held, so that events are recorded in the order in which the peers changed.
+    /// Adds events to the history and queues them for the event handler and the log. Called with
+    /// the lock of the peers held, so that events are recorded in the order in which the peers
+    /// changed.
     #[expect(clippy::disallowed_methods, reason = "the time of day is only shown")]
     pub(crate) fn record(&self, news: impl IntoIterator<Item = News>) {
         for News { peer, in_service, kind } in news {
@@ -77,10 +79,11 @@ impl Journal {
         }
     }
 
-    /// Writes the queued state changes to the log. Called without any lock, because a logger is user code.
+    /// Writes the queued state changes to the log. Called without any lock, because a logger is
+    /// user code.
     ///
-    /// One thread writes at a time, and also writes what other threads queue meanwhile. This keeps the lines in
-    /// order and makes a logger safe that calls this function itself.
+    /// One thread writes at a time, and also writes what other threads queue meanwhile. This keeps
+    /// the lines in order and makes a logger safe that calls this function itself.
     pub(crate) fn log(&self) {
         let mut unwritten = lock(&self.unwritten);
         if mem::replace(&mut unwritten.is_being_written, true) {
@@ -131,7 +134,8 @@ fn level(event: &Event) -> Level {
         EventKind::Down { fault: Fault::Misconfigured, .. } | EventKind::Misconfigured { .. } => {
             Level::Error
         }
-        // An operator has already taken the peer out of service, because of this fault or before a shutdown.
+        // An operator has already taken the peer out of service, because of this fault or before a
+        // shutdown.
         EventKind::Down { .. } | EventKind::Full { .. } if !event.in_service => Level::Info,
         EventKind::Down { .. } | EventKind::Full { .. } | EventKind::QueriesAborted { .. } => {
             Level::Warn

@@ -1,5 +1,5 @@
-//! RAII guard that counts one connection on its peer, from the first byte of its login until the connection is
-//! closed.
+//! RAII guard that counts one connection on its peer, from the first byte of its login until the
+//! connection is closed.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,8 +8,8 @@ use crate::event::{CloseReason, EventKind};
 use crate::peers::activity::{Activity, LinkState};
 use crate::peers::set::{PeerSet, Picked};
 
-/// Counts one login in progress on a peer, then the link that results from it. Dropping the guard ends the
-/// count.
+/// Counts one login in progress on a peer, then the link that results from it. Dropping the guard
+/// ends the count.
 #[derive(Debug)]
 pub(crate) struct LinkGuard {
     set: Arc<PeerSet>,
@@ -55,7 +55,8 @@ impl LinkGuard {
     pub(crate) fn promote_to_link(&mut self, link_state: Arc<LinkState>, created_at: Instant) {
         self.is_link = true;
         self.activity.counters.connects.add_one();
-        // The link is added first, so that its peer never appears to have neither a login nor a session.
+        // The link is added first, so that its peer never appears to have neither a login nor a
+        // session.
         self.activity.add(link_state.clone());
         self.set.update_counts(self.peer, |counts| {
             counts.connecting -= 1;
@@ -78,7 +79,8 @@ impl LinkGuard {
         self.close_reason.get_or_insert(reason);
     }
 
-    /// Returns why the link is closed. The state of its peer takes precedence over the recorded reason.
+    /// Returns why the link is closed. The state of its peer takes precedence over the recorded
+    /// reason.
     fn final_close_reason(&self) -> CloseReason {
         let peer_reason = self.set.read(|peers| {
             let peer = &peers[self.peer];
@@ -119,7 +121,8 @@ impl Drop for LinkGuard {
                 counts.connecting -= 1;
             }
         });
-        // The session is removed last, so that a peer without open sessions has no counted link either.
+        // The session is removed last, so that a peer without open sessions has no counted link
+        // either.
         if let Some((link_state, _)) = &self.link_state {
             self.activity.remove(link_state);
         }

@@ -1,8 +1,8 @@
 //! All peers down: the wait of a connecting thread for the first peer that returns.
 //!
-//! After a failed connect, r2d2 puts the slot to sleep for up to half of the pool's `connection_timeout`
-//! (15 seconds by default), so it would notice a recovery that late. Therefore one connecting thread
-//! always waits here and is woken when a peer returns.
+//! After a failed connect, r2d2 puts the slot to sleep for up to half of the pool's
+//! `connection_timeout` (15 seconds by default), so it would notice a recovery that late. Therefore
+//! one connecting thread always waits here and is woken when a peer returns.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -13,9 +13,9 @@ use crate::panics::lock;
 
 /// The length of an outage after which no thread waits any more.
 ///
-/// A waiting thread keeps its pool alive, and each one that leaves is replaced by the next. An application
-/// that drops its pool and builds a new one until its database is back would otherwise keep all those
-/// pools alive. After an outage of this length, half a minute more matters little.
+/// A waiting thread keeps its pool alive, and each one that leaves is replaced by the next. An
+/// application that drops its pool and builds a new one until its database is back would otherwise
+/// keep all those pools alive. After an outage of this length, half a minute more matters little.
 const MAX_WATCH: Duration = Duration::from_secs(5 * 60);
 
 /// The state of the current outage, if there is one.
@@ -35,8 +35,8 @@ struct State {
 /// What the caller does after a failed connect.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum NextStep {
-    /// Return the full error: this is the first failure of the outage, the outage lasts too long, the wait
-    /// has timed out, or another thread waits now.
+    /// Return the full error: this is the first failure of the outage, the outage lasts too long,
+    /// the wait has timed out, or another thread waits now.
     Fail,
     /// Try again: a peer may be up.
     TryAgain,
@@ -49,9 +49,9 @@ impl Outage {
 
     /// Waits for the end of the outage after a failed connect, for at most `longest`.
     ///
-    /// The first caller of an outage returns at once, to report the full error. A later caller waits and
-    /// replaces the caller that waited before it. `is_over` is evaluated again after the caller has been
-    /// registered, so that the end of the outage cannot be missed.
+    /// The first caller of an outage returns at once, to report the full error. A later caller
+    /// waits and replaces the caller that waited before it. `is_over` is evaluated again after the
+    /// caller has been registered, so that the end of the outage cannot be missed.
     pub(crate) fn wait(
         &self,
         now: Instant,

@@ -16,16 +16,16 @@ use crate::url::PeerUrl;
 /// The minimum time between the starts of two checks of one peer, however many links are lost.
 const SUSPICION_GAP: Duration = Duration::from_millis(100);
 
-/// The time after a mark for a refused query in which another refused query only causes a check and does not
-/// mark the peer down again. The peer has been marked for the first one already, and a check has found it
-/// fine since.
+/// The time after a mark for a refused query in which another refused query only causes a check and
+/// does not mark the peer down again. The peer has been marked for the first one already, and a
+/// check has found it fine since.
 const REFUSED_QUERY_COOLDOWN: Duration = Duration::from_secs(10);
 
 /// The delay until the next check of a peer that is full. Short, because connections come and go.
 const FULL_RECHECK_DELAY: Duration = Duration::from_secs(1);
 
-/// The minimum delay between checks of a peer that rejects our login, while all peers are down. No operator
-/// corrects that within moments, and servers count failed logins.
+/// The minimum delay between checks of a peer that rejects our login, while all peers are down. No
+/// operator corrects that within moments, and servers count failed logins.
 const MISCONFIGURED_RECHECK_DELAY: Duration = Duration::from_secs(5);
 
 /// The reason of a peer that is marked down because it has stalled.
@@ -45,8 +45,8 @@ const LOGIN_SMOOTHING: u32 = 4;
 pub(crate) enum CheckKind {
     /// A scheduled check, or one after a link was lost. The outcome decides the state of the peer.
     Regular,
-    /// A check whether the peer answers at all, because queries hang on this peer or on another one. A missing
-    /// answer alone does not mark the peer down.
+    /// A check whether the peer answers at all, because queries hang on this peer or on another
+    /// one. A missing answer alone does not mark the peer down.
     Stall,
 }
 
@@ -66,8 +66,8 @@ pub(crate) enum LoginOutcome {
 /// A peer: its state, its schedule and its counts.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    /// Unique in the set, and ascending in the order in which peers were added. Distinguishes peers of the same
-    /// name.
+    /// Unique in the set, and ascending in the order in which peers were added. Distinguishes peers
+    /// of the same name.
     pub(crate) id: u64,
     pub(crate) name: Arc<str>,
     pub(crate) url: Arc<PeerUrl>,
@@ -77,7 +77,8 @@ pub(crate) struct Peer {
     pub(crate) tier: u32,
     pub(crate) health: Health,
     pub(crate) admin_state: AdminState,
-    /// Whether the peer had no free connection at the last login or check. Existing connections stay in use.
+    /// Whether the peer had no free connection at the last login or check. Existing connections
+    /// stay in use.
     pub(crate) is_full: bool,
     pub(crate) next_check: Instant,
     /// When the peer is checked next if all peers are down.
@@ -139,7 +140,8 @@ impl Counts {
 }
 
 impl Peer {
-    /// Creates a peer that has not been checked yet: assumed to be up, and scheduled for a check now.
+    /// Creates a peer that has not been checked yet: assumed to be up, and scheduled for a check
+    /// now.
     pub(crate) fn new(name: Arc<str>, url: PeerUrl, weight: u32, tier: u32, now: Instant) -> Self {
         Self {
             id: 0,
@@ -190,8 +192,8 @@ impl Peer {
         self.admin_state == AdminState::Removed
     }
 
-    /// Whether the peer has been removed and no login, link or check refers to its index any more, so that a
-    /// new peer may get the index.
+    /// Whether the peer has been removed and no login, link or check refers to its index any more,
+    /// so that a new peer may get the index.
     pub(crate) fn is_vacant(&self) -> bool {
         let Counts { connecting, stuck_logins, links, .. } = self.counts;
         let is_being_checked = self.checks.is_running || self.checks.stall_is_running;
@@ -203,14 +205,14 @@ impl Peer {
         News { peer: self.name.clone(), in_service: self.is_in_service(), kind }
     }
 
-    /// Starts draining: the peer gets no new work from now on. With `remove_when_drained` the peer is removed
-    /// as soon as it is drained.
+    /// Starts draining: the peer gets no new work from now on. With `remove_when_drained` the peer
+    /// is removed as soon as it is drained.
     pub(crate) fn drain(&mut self, remove_when_drained: bool, now: Instant) -> Option<EventKind> {
         self.admin_state.drain(remove_when_drained, now)
     }
 
-    /// Puts the peer back into service and requests a check now. Until that check ends, the health that was
-    /// found while the peer was out of service applies.
+    /// Puts the peer back into service and requests a check now. Until that check ends, the health
+    /// that was found while the peer was out of service applies.
     pub(crate) fn resume(&mut self, now: Instant) -> Option<EventKind> {
         let resumed = self.admin_state.resume()?;
         self.check_now(now);
@@ -222,7 +224,8 @@ impl Peer {
         (from != weight).then_some(EventKind::WeightChanged { from, to: weight })
     }
 
-    /// Ends the draining if the pool has no session with the peer any more, and returns the resulting events.
+    /// Ends the draining if the pool has no session with the peer any more, and returns the
+    /// resulting events.
     pub(crate) fn end_draining(&mut self, now: Instant) -> Option<[Option<EventKind>; 2]> {
         let is_empty = self.counts.connecting == 0 && self.activity.open() == 0;
         is_empty.then(|| self.admin_state.finish_draining(now)).flatten()
@@ -233,8 +236,8 @@ impl Peer {
         self.checks.requested = Some(now);
     }
 
-    /// Records a successful login for the pool that began at `began`. The connection has passed the tests of a
-    /// check.
+    /// Records a successful login for the pool that began at `began`. The connection has passed the
+    /// tests of a check.
     pub(crate) fn connected(&mut self, began: Instant, now: Instant) -> Option<EventKind> {
         self.activity.counters.logins.add(now.saturating_duration_since(began));
         let room = self.record_success(began, now);
@@ -243,8 +246,9 @@ impl Peer {
 
     /// Records a failed login for the pool that began at `began`.
     ///
-    /// A peer that is up is marked down, and its next check is scheduled by `due`. A peer that is already down
-    /// keeps its scheduled check, because frequent failures would otherwise postpone the check indefinitely.
+    /// A peer that is up is marked down, and its next check is scheduled by `due`. A peer that is
+    /// already down keeps its scheduled check, because frequent failures would otherwise postpone
+    /// the check indefinitely.
     pub(crate) fn connect_failed(
         &mut self,
         (began, now): (Instant, Instant),
@@ -258,7 +262,8 @@ impl Peer {
         }
     }
 
-    /// Records that a login or check that began at `began` was refused. A full peer stays up if it was up.
+    /// Records that a login or check that began at `began` was refused. A full peer stays up if it
+    /// was up.
     fn record_refused(
         &mut self,
         (began, now): (Instant, Instant),
@@ -309,7 +314,8 @@ impl Peer {
         was_full.then_some(EventKind::HasRoom)
     }
 
-    /// Returns how long a login may take before it counts as slow. `None` before the first successful login.
+    /// Returns how long a login may take before it counts as slow. `None` before the first
+    /// successful login.
     pub(crate) fn expected_login(&self) -> Option<Duration> {
         self.usual_login.map(|usual| usual * EXPECTED_LOGIN_FACTOR)
     }
@@ -324,20 +330,20 @@ impl Peer {
         self.checks.stall_began
     }
 
-    /// Returns when the oldest running query began. If the peer is down, only queries count that can be aborted;
-    /// if the peer is up, any query may show that it has stalled.
+    /// Returns when the oldest running query began. If the peer is down, only queries count that
+    /// can be aborted; if the peer is up, any query may show that it has stalled.
     pub(crate) fn oldest_query(&self) -> Option<Instant> {
         self.activity.oldest_query(!self.is_up())
     }
 
-    /// Records that a link to this peer was lost, so that the peer is checked soon. A lost link alone does not
-    /// mark the peer down.
+    /// Records that a link to this peer was lost, so that the peer is checked soon. A lost link
+    /// alone does not mark the peer down.
     pub(crate) fn suspect(&mut self, now: Instant) {
         self.link_lost_at = Some(now);
     }
 
-    /// Returns when this peer is checked next, suspicion included. `None` while a regular check is running, and
-    /// for a removed peer.
+    /// Returns when this peer is checked next, suspicion included. `None` while a regular check is
+    /// running, and for a removed peer.
     pub(crate) fn earliest_check(&self, all_down: bool) -> Option<Instant> {
         if self.checks.is_running || self.is_removed() {
             return None;
@@ -355,8 +361,8 @@ impl Peer {
 
     /// Returns when the peer is checked next if nothing happens before.
     pub(crate) fn scheduled_check(&self, all_down: bool) -> Instant {
-        // A peer with a stuck login is left alone for the whole interval, and no caller waits for a peer that
-        // is not in service.
+        // A peer with a stuck login is left alone for the whole interval, and no caller waits for a
+        // peer that is not in service.
         let next = if all_down && self.counts.stuck_logins == 0 && self.is_in_service() {
             self.next_check.min(self.next_check_all_down)
         } else {
@@ -389,8 +395,8 @@ impl Peer {
         }
     }
 
-    /// Records that the check that began at `began` has ended. Only a failed check renews a mark; a failed login
-    /// for the pool does not.
+    /// Records that the check that began at `began` has ended. Only a failed check renews a mark; a
+    /// failed login for the pool does not.
     pub(crate) fn check_ended(
         &mut self,
         kind: CheckKind,
@@ -431,8 +437,8 @@ impl Peer {
                 None
             }
             LoginOutcome::NotAttempted => {
-                // Whatever prevents this process from checking is not over within moments, so the suspicion
-                // must not cause another check at once.
+                // Whatever prevents this process from checking is not over within moments, so the
+                // suspicion must not cause another check at once.
                 if kind == CheckKind::Regular {
                     self.link_lost_at = None;
                 }
@@ -441,13 +447,14 @@ impl Peer {
         }
     }
 
-    /// Clears a suspicion that is not newer than `began`, when a check began that has now been answered or has
-    /// timed out.
+    /// Clears a suspicion that is not newer than `began`, when a check began that has now been
+    /// answered or has timed out.
     fn clear_suspicion(&mut self, began: Instant) {
         self.link_lost_at = self.link_lost_at.filter(|at| *at > began);
     }
 
-    /// Marks the peer down because it has stalled, as a series of checks has shown that began at `began`.
+    /// Marks the peer down because it has stalled, as a series of checks has shown that began at
+    /// `began`.
     pub(crate) fn mark_stalled(
         &mut self,
         began: Instant,
@@ -460,9 +467,9 @@ impl Peer {
 
     /// Marks the peer down because it has refused a query as it takes no work.
     ///
-    /// One refusal is enough: refusing costs the server next to nothing, so the peer would soon attract all the
-    /// work. A check follows at once and decides. If the peer is already down, nothing changes, so that the
-    /// running check is not outdated.
+    /// One refusal is enough: refusing costs the server next to nothing, so the peer would soon
+    /// attract all the work. A check follows at once and decides. If the peer is already down,
+    /// nothing changes, so that the running check is not outdated.
     pub(crate) fn query_refused(&mut self, now: Instant, due: Due) -> Option<EventKind> {
         if !self.is_up() {
             return None;
@@ -477,7 +484,8 @@ impl Peer {
         Some(down)
     }
 
-    /// Clears an expired mark without a check (`Recovery::AfterInterval`). Has no effect on a peer that is up.
+    /// Clears an expired mark without a check (`Recovery::AfterInterval`). Has no effect on a peer
+    /// that is up.
     pub(crate) fn clear_mark(&mut self, now: Instant, due: Due) -> Option<EventKind> {
         if self.is_up() {
             return None;
@@ -487,7 +495,8 @@ impl Peer {
         self.mark_up(now, now)
     }
 
-    /// Marks the peer up, unless a newer login or check has decided. Returns the event if the peer was down.
+    /// Marks the peer up, unless a newer login or check has decided. Returns the event if the peer
+    /// was down.
     fn mark_up(&mut self, began: Instant, now: Instant) -> Option<EventKind> {
         if self.is_outdated(began) {
             return None;
@@ -500,8 +509,8 @@ impl Peer {
         Some(EventKind::Up { was_down: now.saturating_duration_since(since) })
     }
 
-    /// Marks the peer down, unless a newer login or check has decided. Returns an event if the peer was up, or if
-    /// the peer now rejects our login and did not before.
+    /// Marks the peer down, unless a newer login or check has decided. Returns an event if the peer
+    /// was up, or if the peer now rejects our login and did not before.
     fn mark_down(
         &mut self,
         began: Instant,
@@ -528,7 +537,8 @@ impl Peer {
         Some(EventKind::Down { reason, fault, next_check })
     }
 
-    /// Whether a login or check that began at `began` is older than the one that decided the health.
+    /// Whether a login or check that began at `began` is older than the one that decided the
+    /// health.
     fn is_outdated(&self, began: Instant) -> bool {
         self.decided_by.is_some_and(|decided| began < decided)
     }

@@ -1,5 +1,6 @@
-//! Placement of connections: which peers are available, in which proportion they get connections, which peer
-//! gets the next connection, and which peer has one too many. Pure functions of the peers.
+//! Placement of connections: which peers are available, in which proportion they get connections,
+//! which peer gets the next connection, and which peer has one too many. Pure functions of the
+//! peers.
 //!
 //! `pool/strategy.rs` chooses the peer of a checkout, among the connections that are open already.
 
@@ -14,8 +15,8 @@ use crate::policy::{AllDown, Strategy};
 /// What the exchange needs to know about a peer to place and use its links.
 #[derive(Debug, Clone)]
 pub(crate) struct Standing {
-    /// The activity of the peer. It also identifies the peer, because a new peer may have got the index of a
-    /// removed one.
+    /// The activity of the peer. It also identifies the peer, because a new peer may have got the
+    /// index of a removed one.
     pub(crate) activity: Arc<Activity>,
     /// Whether the links of the peer may be used.
     pub(crate) usable: bool,
@@ -25,8 +26,8 @@ pub(crate) struct Standing {
     pub(crate) tier: u32,
 }
 
-/// Returns a function for a peer's current share of the work: its weight, or 0 while the peer is down or out of
-/// service or a better tier serves.
+/// Returns a function for a peer's current share of the work: its weight, or 0 while the peer is
+/// down or out of service or a better tier serves.
 pub(crate) fn shares(peers: &[Peer], strategy: Strategy) -> impl Fn(&Peer) -> u32 + use<> {
     let serving_tier = serving_tier(peers.iter(), strategy);
     move |peer| if is_available(peer, serving_tier) { peer.weight } else { 0 }
@@ -60,9 +61,10 @@ pub(crate) fn count_available(peers: &[Peer]) -> usize {
 
 /// Picks the peer for the next connection.
 ///
-/// Among the available peers that were not tried yet, this is a random one of those with the lowest load for their
-/// weight; logins in progress count. A full peer is picked only when no other is left. When no peer is left at
-/// all, [`AllDown::Try`] picks the peer that is down and has the earliest scheduled check.
+/// Among the available peers that were not tried yet, this is a random one of those with the lowest
+/// load for their weight; logins in progress count. A full peer is picked only when no other is
+/// left. When no peer is left at all, [`AllDown::Try`] picks the peer that is down and has the
+/// earliest scheduled check.
 pub(crate) fn pick(
     peers: &[Peer],
     tried: impl Fn(&Peer) -> bool,
@@ -75,8 +77,8 @@ pub(crate) fn pick(
     let candidates = |is_full| {
         untried()
             .filter(move |(_, peer)| is_available(peer, serving_tier) && peer.is_full == is_full)
-            // The load that the peer would have with one more link. `surplus` compares the same measure;
-            // otherwise links would move in circles.
+            // The load that the peer would have with one more link. `surplus` compares the same
+            // measure; otherwise links would move in circles.
             .map(|(index, peer)| Candidate {
                 index,
                 load: peer.counts.load() + 1,
@@ -99,8 +101,9 @@ pub(crate) fn pick(
     }
 }
 
-/// Returns the peer that has a link too many: moving one link from it to the peer that lacks one most makes the two
-/// more even. With a smaller difference no link moves, so that links do not oscillate.
+/// Returns the peer that has a link too many: moving one link from it to the peer that lacks one
+/// most makes the two more even. With a smaller difference no link moves, so that links do not
+/// oscillate.
 pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
     let share = shares(peers, strategy);
     let lacking = peers
@@ -130,8 +133,8 @@ pub(crate) struct Candidate {
     pub(crate) weight: u32,
 }
 
-/// Returns the candidate with the lowest load for its weight. Among equals, the choice is random, in proportion
-/// to the weights.
+/// Returns the candidate with the lowest load for its weight. Among equals, the choice is random,
+/// in proportion to the weights.
 fn pick_least_loaded(
     candidates: impl Iterator<Item = Candidate> + Clone,
     rng: &mut impl Rng,

@@ -1,5 +1,5 @@
-//! The scheduled work of the checker: expired marks, health checks, stalled peers and draining peers. Pure
-//! functions of the peers and the time.
+//! The scheduled work of the checker: expired marks, health checks, stalled peers and draining
+//! peers. Pure functions of the peers and the time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,7 +53,8 @@ impl Work {
         timeout: Duration,
         now: Instant,
     ) {
-        // A stuck login has got no answer and cannot be canceled; another login would get stuck as well.
+        // A stuck login has got no answer and cannot be canceled; another login would get stuck as
+        // well.
         let is_stuck = kind == CheckKind::Stall && peer.counts.stuck_logins > 0;
         if !is_stuck && peer.begin_check(kind, now) {
             let (url, activity) = (peer.url.clone(), peer.activity.clone());
@@ -62,8 +63,8 @@ impl Work {
     }
 }
 
-/// Clears expired marks under [`Recovery::AfterInterval`] and begins the scheduled checks. Returns when to run
-/// again.
+/// Clears expired marks under [`Recovery::AfterInterval`] and begins the scheduled checks. Returns
+/// when to run again.
 pub(crate) fn begin_checks(
     peers: &mut [Peer],
     settings: &Settings,
@@ -95,8 +96,8 @@ pub(crate) fn begin_checks(
     next
 }
 
-/// Updates which peers are unresponsive, begins stall checks, and marks stalled peers down. Returns whether any
-/// query is running.
+/// Updates which peers are unresponsive, begins stall checks, and marks stalled peers down. Returns
+/// whether any query is running.
 pub(crate) fn find_stalls(
     peers: &mut [Peer],
     settings: &Settings,
@@ -135,7 +136,8 @@ pub(crate) fn find_stalls(
                 let round =
                     *peer.stall_round.get_or_insert(StallRound { began: now, unanswered: 0 });
                 work.check(index, peer, CheckKind::Stall, short_timeout(peer, settings), now);
-                // Usually the peer itself answers the first check. Then no other peer has to be checked.
+                // Usually the peer itself answers the first check. Then no other peer has to be
+                // checked.
                 let no_other_answered = signs.others_answered.is_none_or(|at| at < round.began);
                 others_are_needed |= no_other_answered && round.unanswered > 0;
             }
@@ -151,7 +153,8 @@ pub(crate) fn find_stalls(
         }
     }
     if others_are_needed {
-        // Checks the peer that answered last and, as that peer may have stalled as well, the others in turn.
+        // Checks the peer that answered last and, as that peer may have stalled as well, the others
+        // in turn.
         let is_usable = |peer: &Peer| peer.stall_round.is_none() && !peer.is_removed();
         let others = || peers.iter().enumerate().filter(|(_, peer)| is_usable(peer));
         let most_recent =
@@ -179,8 +182,9 @@ pub(crate) fn finish_draining(peers: &mut [Peer], now: Instant, work: &mut Work)
     is_any_draining
 }
 
-/// Returns the timeout of a check whose answer is needed soon: `check_timeout`, or the expected login time if
-/// that is longer, but at most `connect_timeout`. Before the first successful login it is `connect_timeout`.
+/// Returns the timeout of a check whose answer is needed soon: `check_timeout`, or the expected
+/// login time if that is longer, but at most `connect_timeout`. Before the first successful login
+/// it is `connect_timeout`.
 fn short_timeout(peer: &Peer, settings: &Settings) -> Duration {
     let expected = peer.expected_login().unwrap_or(Duration::MAX);
     expected.max(settings.check_timeout).min(settings.connect_timeout)
@@ -236,8 +240,8 @@ mod tests {
             self.peers[peer].activity.query_ended(self.now);
         }
 
-        /// Runs the checker's scan. Returns the checked peers, the number of peers that go down, and the number
-        /// of aborted links.
+        /// Runs the checker's scan. Returns the checked peers, the number of peers that go down,
+        /// and the number of aborted links.
         fn scan(&mut self) -> (Vec<usize>, usize, usize) {
             let mut work = Work::default();
             let due = Due { next: self.now, soon: self.now };

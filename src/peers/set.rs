@@ -1,5 +1,5 @@
-//! The peers of one manager behind one lock, which is never held across a server call, a
-//! destructor or a log line.
+//! The peers of one manager behind one lock. The lock is never held during a request to a server, a
+//! destructor or a log call.
 
 mod changes;
 mod resolved;
@@ -26,18 +26,19 @@ use crate::peers::schedule::{self, HealthCheck, StalledPeer, Work};
 use crate::settings::{Due, Settings};
 use crate::url::PeerUrl;
 
-/// How often the checker looks at the queries that are running, while there are any.
+/// The interval at which the checker scans the running queries, while there are any.
 const QUERY_SCAN_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How often the checker looks whether a peer that is being drained is empty.
+/// The interval at which the checker tests whether a draining peer still has sessions.
 const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// After how long without an answer the next peer is tried beside it: at least, and as long as it is
-/// not known how long a login takes there.
+/// The minimum time without an answer after which a hedged login to the next peer starts.
 const MIN_HEDGE_DELAY: Duration = Duration::from_millis(250);
+
+/// The same time for a peer whose usual login time is not known yet.
 const DEFAULT_HEDGE_DELAY: Duration = Duration::from_secs(1);
 
-/// No peer, where the index of one may stand.
+/// The value of an atomic peer index that stands for no peer.
 const NO_PEER: usize = usize::MAX;
 
 pub use changes::Drain;
@@ -49,36 +50,35 @@ pub(crate) struct PeerSet {
     admission: Admission,
     journal: Journal,
     wake: Sender<()>,
-    /// Has names resolved that are new.
+    /// Wakes the resolver when there may be hosts that were never resolved.
     hosts_changed: (Sender<()>, Receiver<()>),
     deadlines: Deadlines,
     outage: Outage,
-    /// Whether the checker looks at the queries that are running.
+    /// Whether the checker scans the running queries.
     scans_queries: AtomicBool,
-    /// Grows with each change of a peer's state.
+    /// Incremented with each change of a peer's state.
     epoch: AtomicU64,
-    /// The peer that has a link too many, or [`NONE`]: looked at on every checkin, without the
-    /// lock.
+    /// The peer that has a link too many, or [`NO_PEER`]. Every checkin reads it, without the lock.
     surplus: AtomicUsize,
     closed: AtomicBool,
     inner: Mutex<Inner>,
-    /// Told whenever a peer's state is another.
+    /// Notified whenever the state of a peer changes.
     changes: Condvar,
 }
 
 #[derive(Debug)]
 struct Inner {
     peers: Vec<Peer>,
-    /// Those of hosts that are resolved.
+    /// The hosts whose names are resolved.
     hosts: Vec<ResolvedHost>,
-    /// The number of the newest one.
+    /// The id of the newest peer.
     last_id: u64,
     rng: SmallRng,
     last_rebalance: Option<Instant>,
     next_query_scan: Option<Instant>,
 }
 
-/// A peer that was picked for a new connection.
+/// A peer that was picked for a new connection, whose login is counted already.
 #[derive(Debug)]
 pub(crate) struct Picked {
     pub(crate) peer: usize,
@@ -89,7 +89,8 @@ pub(crate) struct Picked {
 }
 
 impl PeerSet {
-    /// `wake` reaches the checker: a bounded channel of one, so that waking it never blocks.
+    /// Creates the set. `wake` wakes the checker: a channel with a capacity of one, so that
+    /// `try_send` never blocks and one wake-up is never lost.
     pub(crate) fn new(
         mut peers: Vec<Peer>,
         settings: Settings,
@@ -134,12 +135,12 @@ impl PeerSet {
         lock(&self.inner)
     }
 
-    /// Reads the peers.
+    /// Calls `read` with the peers, under the lock.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&[Peer]) -> T) -> T {
         read(&self.lock().peers)
     }
 
-    /// Changes one peer, then tells what came of it, and lets the checker look at its schedule.
+    /// Changes one peer, publishes the resulting event, and wakes the checker.
     pub(crate) fn update(
         &self,
         peer: usize,
@@ -149,17 +150,17 @@ impl PeerSet {
         self.change(|Inner { peers, rng, .. }, news| {
             let mut event = change(&mut peers[peer], self.settings.due(now, rng));
             if let Some(EventKind::Down { next_check, .. }) = &mut event {
-                // While all are down that is sooner.
+                // The next check is sooner while all peers are down.
                 let next = peers[peer].scheduled_check(no_peer_available(peers));
                 *next_check = next.saturating_duration_since(now);
             }
             let peer = &peers[peer];
-            // Of one that is gone nobody wants to know.
+            // Events of a removed peer are not published.
             news.extend(event.filter(|_| !peer.is_removed()).map(|event| peer.news(event)));
         });
     }
 
-    /// Changes the peers. Where there are news their states are others, and they are told.
+    /// Changes the peers, publishes the resulting events, and wakes the checker.
     fn change<T>(&self, change: impl FnOnce(&mut Inner, &mut Vec<News>) -> T) -> T {
         let mut news = Vec::new();
         let outcome = {
@@ -173,7 +174,8 @@ impl PeerSet {
         outcome
     }
 
-    /// Where there are news, the peers' states are others. They are logged outside the lock.
+    /// Records events in the journal and updates what depends on the peers' states. The caller
+    /// writes the log afterwards, outside the lock.
     fn publish(&self, peers: &[Peer], news: Vec<News>) {
         if !news.is_empty() {
             self.state_changed(peers);
@@ -181,7 +183,7 @@ impl PeerSet {
         self.journal.record(news);
     }
 
-    /// Something has happened there that is no change of its state.
+    /// Records an event of a peer that does not change the peer's state.
     pub(crate) fn record(&self, peer: usize, kind: EventKind) {
         self.read(|peers| self.journal.record([peers[peer].news(kind)]));
         self.journal.log();
@@ -191,7 +193,7 @@ impl PeerSet {
         &self.journal
     }
 
-    /// A link to this peer was lost, or says nothing: the checker looks at the peer now.
+    /// Has the checker check this peer soon, because a link to it was lost or did not answer.
     pub(crate) fn suspect(&self, peer: usize, now: Instant) {
         self.update(peer, now, |peer, _| {
             peer.suspect(now);
@@ -199,13 +201,14 @@ impl PeerSet {
         });
     }
 
-    /// Has the checker look at what there is to do.
+    /// Wakes the checker, so that it runs its schedule.
     pub(crate) fn wake(&self) {
-        // Full means that it will look anyway; disconnected, that there is none any more.
+        // A full channel means that the checker wakes up anyway. A disconnected one means that it
+        // has ended.
         let _ = self.wake.try_send(());
     }
 
-    /// A peer's state is another: what was worked out from it is worked out anew.
+    /// Updates everything that is derived from the peers' states, after a change.
     fn state_changed(&self, peers: &[Peer]) {
         self.epoch.fetch_add(1, Ordering::Release);
         self.changes.notify_all();
@@ -215,12 +218,13 @@ impl PeerSet {
         }
     }
 
+    /// Recalculates which peer has a link too many.
     fn update_surplus(&self, peers: &[Peer]) {
         let surplus = surplus(peers, self.settings.strategy).unwrap_or(NO_PEER);
         self.surplus.store(surplus, Ordering::Relaxed);
     }
 
-    /// Picks a peer for a new connection and counts the dial.
+    /// Picks a peer for a new connection and counts a login in progress on it.
     pub(crate) fn pick(&self, tried: impl Fn(&Peer) -> bool) -> Option<Picked> {
         let Inner { peers, rng, .. } = &mut *self.lock();
         let index = pick(peers, tried, self.settings.strategy, self.settings.all_down, rng)?;
@@ -237,14 +241,14 @@ impl PeerSet {
         Some(picked)
     }
 
-    /// Changes what is counted about one peer.
+    /// Updates the counts of one peer.
     pub(crate) fn update_counts(&self, peer: usize, change: impl FnOnce(&mut Counts)) {
         let Inner { peers, .. } = &mut *self.lock();
         change(&mut peers[peer].counts);
         self.update_surplus(peers);
     }
 
-    /// When a link that is born at `now` is too old.
+    /// Returns when a link that is created at `now` reaches its maximum age.
     pub(crate) fn expiry(&self, now: Instant) -> Instant {
         self.settings.expiry(now, &mut self.lock().rng)
     }
@@ -253,16 +257,16 @@ impl PeerSet {
         &self.settings
     }
 
-    /// For how long this peer's answer to a login is waited for before the next peer is tried beside
-    /// it.
+    /// Returns how long to wait for this peer's answer to a login before a hedged login to the next
+    /// peer starts.
     pub(crate) fn hedge_delay(&self, peer: usize) -> Duration {
         let expected = self.lock().peers[peer].expected_login();
         let hedge = expected.map_or(DEFAULT_HEDGE_DELAY, |expected| expected.max(MIN_HEDGE_DELAY));
-        // There has to be time left for another one.
+        // Leaves time for the hedged login.
         hedge.min(self.settings.connect_deadline / 2)
     }
 
-    /// A generator of its own for whoever asks.
+    /// Returns a new random number generator, forked from the one of the set.
     pub(crate) fn rng(&self) -> SmallRng {
         self.lock().rng.fork()
     }
@@ -279,7 +283,8 @@ impl PeerSet {
         &self.deadlines
     }
 
-    /// A call begins that must have ended at `at`, or the checker runs `cut`.
+    /// Registers a call with a deadline: the checker runs `cancel` unless the call has ended by
+    /// `at`.
     pub(crate) fn add_deadline(
         &self,
         at: Instant,
@@ -292,7 +297,8 @@ impl PeerSet {
         ticket
     }
 
-    /// A query begins: the checker looks at those that run, for as long as there are any.
+    /// Starts the checker's scan of running queries, when a query begins. The scan goes on while
+    /// any query runs.
     pub(crate) fn query_begins(&self) {
         if !self.scans_queries.load(Ordering::Relaxed) {
             self.scans_queries.store(true, Ordering::Relaxed);
@@ -300,13 +306,14 @@ impl PeerSet {
         }
     }
 
-    /// Grows with each change of a peer's state.
+    /// Returns a number that grows with each change of a peer's state.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// How each peer stands. The links of a peer that is down are not to be used again; but while
-    /// no peer takes work nothing is retired: a link that still works is better than none.
+    /// Returns the standing of each peer. The links of a peer that is down or out of service must
+    /// not be used again. But while no peer is available, the links of a peer that is down stay
+    /// usable: a link that still works is better than none.
     pub(crate) fn standings(&self) -> Vec<Standing> {
         let peers = &self.lock().peers;
         let share = shares(peers, self.settings.strategy);
@@ -320,14 +327,15 @@ impl PeerSet {
         peers.iter().map(standing).collect()
     }
 
-    /// Whether a link to this peer is not to be used again.
+    /// Whether the links to this peer must not be used again.
     pub(crate) fn is_retired(&self, peer: usize) -> bool {
         let peers = &self.lock().peers;
         !peers[peer].is_in_service() || !peers[peer].is_up() && !no_peer_available(peers)
     }
 
-    /// The peer that has a link too many, at most once each `rebalance_interval`: whoever asks retires
-    /// one of its links. Not if the one who asks cannot, or the pace would be spent on nothing.
+    /// Returns the peer that has a link too many, at most once per `rebalance_interval`. The caller
+    /// retires one of its links. If the caller can retire none, the result is `None` and the
+    /// interval does not start, so that it is not wasted.
     pub(crate) fn take_surplus(
         &self,
         can_retire: impl Fn(usize) -> bool,
@@ -338,17 +346,18 @@ impl PeerSet {
             return None;
         }
         let last_rebalance = &mut self.lock().last_rebalance;
-        let is_paced = last_rebalance.is_some_and(|last| {
+        let is_too_soon = last_rebalance.is_some_and(|last| {
             now.saturating_duration_since(last) < self.settings.rebalance_interval
         });
-        if is_paced {
+        if is_too_soon {
             return None;
         }
         *last_rebalance = Some(now);
         Some(surplus)
     }
 
-    /// Does what is due at `now`, and hands out the checks to make. Also says when to look again.
+    /// Runs the checker's scheduled work at `now`: cancels overdue calls, updates the peers, and
+    /// aborts hung queries. Returns the health checks to run, and when to call this function again.
     pub(crate) fn tick(&self, now: Instant) -> (Vec<HealthCheck>, Option<Instant>) {
         let (overdue, next_deadline) = self.deadlines.take_overdue(now);
         for cancel in overdue {
@@ -371,7 +380,7 @@ impl PeerSet {
             let hung = links.len();
             let aborted = links.iter().filter(|link| link.shut_down()).count();
             self.read(|peers| peers[peer].activity.counters.queries_aborted.add(aborted as u64));
-            // What cannot be cut off hangs on, and is no news each time.
+            // A query that cannot be aborted goes on hanging, and is reported only once.
             if was_up || aborted > 0 {
                 self.record(peer, EventKind::QueriesAborted { hung, aborted });
             }
@@ -379,7 +388,7 @@ impl PeerSet {
         (work.checks, next)
     }
 
-    /// Looks at the queries that run, if it is time to.
+    /// Scans the running queries, if the next scan is due.
     fn scan_queries(
         &self,
         peers: &mut [Peer],
@@ -389,36 +398,38 @@ impl PeerSet {
         work: &mut Work,
     ) {
         if next_query_scan.is_some_and(|at| at <= now) {
-            // A query that begins now asks for another look, or is seen in this one or the next.
-            let asked = self.scans_queries.swap(false, Ordering::Relaxed);
+            // A query that begins now requests another scan, or is found by this scan or the next
+            // one.
+            let is_requested = self.scans_queries.swap(false, Ordering::Relaxed);
             let is_any_running = schedule::find_stalls(peers, &self.settings, due, now, work);
             self.scans_queries.fetch_or(is_any_running, Ordering::Relaxed);
-            *next_query_scan = (asked || is_any_running).then_some(now + QUERY_SCAN_INTERVAL);
+            *next_query_scan =
+                (is_requested || is_any_running).then_some(now + QUERY_SCAN_INTERVAL);
         } else if self.scans_queries.load(Ordering::Relaxed) {
             next_query_scan.get_or_insert(now + QUERY_SCAN_INTERVAL);
         }
     }
 
-    /// The checker came so much too late: this process stood still, and what is bounded had no chance
-    /// to end meanwhile.
-    pub(crate) fn postpone_deadlines(&self, late: Duration) {
-        self.deadlines.postpone(late);
+    /// Postpones all deadlines by the time for which this process was suspended: the calls had no
+    /// chance to end meanwhile.
+    pub(crate) fn postpone_deadlines(&self, by: Duration) {
+        self.deadlines.postpone(by);
     }
 
-    /// The manager is gone: nothing is checked any more.
+    /// Closes the set, because its manager has been dropped: no peer is checked any more.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.changes.notify_all();
     }
 
-    /// The checker ends: what is under way is cut off. Says whether there was anything.
+    /// Cancels all pending calls, because the checker ends. Returns whether there were any.
     pub(crate) fn cancel_all(&self) -> bool {
         let all = self.deadlines.take_all();
-        let were_there_any = !all.is_empty();
+        let is_any_pending = !all.is_empty();
         for cancel in all {
             let _ = catch_panic(|| cancel(CancelReason::PoolClosed));
         }
-        were_there_any
+        is_any_pending
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -434,8 +445,8 @@ pub(crate) mod tests {
     use crate::policy::Recovery;
     use crate::settings::tests::{INTERVAL, PACE, settings};
 
-    /// A set of so many peers, the receiving end of its wake-up channel, and the instant at which
-    /// its story starts.
+    /// Creates a set of `peers` peers. Returns it with the receiving end of its wake-up channel and
+    /// the instant at which it was created.
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
     pub(crate) fn set_of(peers: usize, recovery: Recovery) -> (PeerSet, Receiver<()>, Instant) {
         let start = Instant::now();
@@ -468,104 +479,140 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_link_is_retired_with_its_peer_but_not_when_every_peer_is_down() {
+    fn links_are_retired_when_their_peer_is_down_unless_every_peer_is_down() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
-        assert!(!set.is_retired(0), "its peer is up");
+        assert!(!set.is_retired(0), "links of a peer that is up stay");
         take_down(&set, 0, now);
-        assert!(set.is_retired(0), "its peer is down and another is up");
-        assert!(!set.is_retired(1), "that one's links stay");
+        assert!(
+            set.is_retired(0),
+            "links of a peer that is down are retired while another peer is up"
+        );
+        assert!(!set.is_retired(1), "links of the peer that is up stay");
         take_down(&set, 1, now);
-        assert!(!set.is_retired(0), "no peer is up: a link that works is better than none");
+        assert!(!set.is_retired(0), "no link is retired while no peer is up");
     }
 
     #[test]
-    fn links_move_one_at_a_time() {
+    fn links_are_rebalanced_one_per_interval() {
         let (set, _woken, now) = set_of(3, Recovery::AfterCheck);
-        assert_eq!(set.take_surplus(|_| true, now), None, "there is none");
+        assert_eq!(set.take_surplus(|_| true, now), None, "equal peers have no surplus");
         for (peer, links) in [5, 4, 3].into_iter().enumerate() {
             set.update_counts(peer, |counts| counts.links = links);
         }
-        assert_eq!(set.take_surplus(|_| true, now), Some(0), "one is missing elsewhere");
-        assert_eq!(set.take_surplus(|_| true, now + PACE / 2), None, "the next one has to wait");
-        assert_eq!(set.take_surplus(|_| true, now + PACE), Some(0), "as long as it has not left");
+        assert_eq!(set.take_surplus(|_| true, now), Some(0), "the fullest peer has a surplus");
+        assert_eq!(
+            set.take_surplus(|_| true, now + PACE / 2),
+            None,
+            "no second link moves within the interval"
+        );
+        assert_eq!(
+            set.take_surplus(|_| true, now + PACE),
+            Some(0),
+            "the surplus is returned again after the interval"
+        );
         set.update_counts(2, |counts| counts.connecting = 1);
         assert_eq!(
             set.take_surplus(|_| true, now + 2 * PACE),
             None,
-            "a dial in flight is a link to come"
+            "no link moves while a login to the emptiest peer is in progress"
         );
         set.update_counts(2, |counts| counts.connecting = 0);
         let only_1 = |peer| peer == 1;
-        assert_eq!(set.take_surplus(only_1, now + 3 * PACE), None, "not of this peer");
-        assert_eq!(set.take_surplus(|_| true, now + 3 * PACE), Some(0), "which costs no pace");
+        assert_eq!(
+            set.take_surplus(only_1, now + 3 * PACE),
+            None,
+            "a peer without a surplus is not returned"
+        );
+        assert_eq!(
+            set.take_surplus(|_| true, now + 3 * PACE),
+            Some(0),
+            "a refused surplus does not start the interval"
+        );
         take_down(&set, 2, now);
         assert_eq!(
             set.take_surplus(|_| true, now + 3 * PACE),
             None,
-            "nothing moves to a peer that is down"
+            "no link moves to a peer that is down"
         );
     }
 
     #[test]
-    fn a_mark_is_checked_when_it_is_due_or_cleared_unasked() {
+    fn expired_mark_causes_a_check_or_is_cleared_without_one() {
         for (recovery, checked, up) in
             [(Recovery::AfterCheck, 1, false), (Recovery::AfterInterval, 0, true)]
         {
             let (set, woken, now) = set_of(2, recovery);
             take_down(&set, 0, now);
-            assert_eq!(woken.try_recv(), Ok(()), "the checker is told to look at its schedule");
-            // The other peer's own check is not at issue here.
+            assert_eq!(woken.try_recv(), Ok(()), "a mark wakes the checker");
+            // Keeps the check of the other peer out of this test.
             set.update(1, now, |peer, _| {
                 peer.next_check = now + 10 * INTERVAL;
                 None
             });
             let (checks, next) = set.tick(now + INTERVAL / 2);
-            assert!(checks.is_empty(), "{recovery:?}: nothing is due yet");
-            let next = next.expect("two peers have two due times");
-            assert!(next >= now + INTERVAL, "{recovery:?}: not before the interval");
+            assert!(checks.is_empty(), "{recovery:?}: no check begins before the interval");
+            let next = next.expect("a check of each peer is scheduled");
+            assert!(
+                next >= now + INTERVAL,
+                "{recovery:?}: the next pass is not before the interval"
+            );
             let (checks, _) = set.tick(next);
-            assert_eq!(checks.len(), checked, "{recovery:?}: the checks made when the mark is due");
-            assert_eq!(is_up(&set, 0), up, "{recovery:?}: whether the mark is cleared unasked");
+            assert_eq!(
+                checks.len(),
+                checked,
+                "{recovery:?}: the number of checks when the mark expires"
+            );
+            assert_eq!(
+                is_up(&set, 0),
+                up,
+                "{recovery:?}: whether the mark is cleared without a check"
+            );
             let (checks, _) = set.tick(next);
-            assert!(checks.is_empty(), "{recovery:?}: one at a time");
+            assert!(checks.is_empty(), "{recovery:?}: no second check begins while one is running");
         }
     }
 
     #[test]
-    fn one_that_refuses_work_is_checked_at_once_and_not_cleared_unasked() {
+    fn peer_that_refused_a_query_is_checked_at_once_and_not_cleared_without_a_check() {
         for recovery in [Recovery::AfterCheck, Recovery::AfterInterval] {
             let (set, _woken, now) = set_of(2, recovery);
             set.update(0, now, |peer, due| peer.query_refused(now, due));
             let (checks, _) = set.tick(now);
-            assert_eq!(checks.len(), 1, "{recovery:?}: it is checked");
-            assert!(!is_up(&set, 0), "{recovery:?}: and down meanwhile");
+            assert_eq!(checks.len(), 1, "{recovery:?}: the check begins at once");
+            assert!(!is_up(&set, 0), "{recovery:?}: the peer is down until the check ends");
         }
     }
 
     #[test]
-    fn what_is_bounded_is_given_the_time_by_which_the_process_stood_still() {
+    fn deadlines_are_postponed_by_the_time_for_which_the_process_was_suspended() {
         let (set, _woken, now) = set_of(1, Recovery::AfterCheck);
         let second = Duration::from_secs(1);
-        let is_cut = Arc::new(AtomicBool::new(false));
-        let cancel = is_cut.clone();
-        set.add_deadline(now + second, move |_| cancel.store(true, Ordering::Relaxed));
+        let is_canceled = Arc::new(AtomicBool::new(false));
+        let canceled = is_canceled.clone();
+        set.add_deadline(now + second, move |_| canceled.store(true, Ordering::Relaxed));
         set.postpone_deadlines(5 * second);
         set.tick(now + 5 * second);
-        assert!(!is_cut.load(Ordering::Relaxed), "it has had no chance to end");
+        assert!(
+            !is_canceled.load(Ordering::Relaxed),
+            "a call is not canceled for time in which the process was suspended"
+        );
         set.tick(now + 6 * second);
-        assert!(is_cut.load(Ordering::Relaxed), "it had one");
+        assert!(
+            is_canceled.load(Ordering::Relaxed),
+            "the call is canceled at its postponed deadline"
+        );
     }
 
     #[test]
-    fn a_mark_is_cleared_unasked_also_while_a_check_hangs() {
+    fn expired_mark_is_cleared_even_while_a_check_hangs() {
         let (set, _woken, now) = set_of(1, Recovery::AfterInterval);
         let (checks, _) = set.tick(now + 2 * INTERVAL);
-        assert_eq!(checks.len(), 1, "it is up, and checked when that is due");
+        assert_eq!(checks.len(), 1, "a peer that is up is checked on schedule");
         let later = now + 3 * INTERVAL;
         take_down(&set, 0, later);
         let (_, next) = set.tick(later);
-        let next = next.expect("its mark has a due time");
+        let next = next.expect("the expiry of the mark is scheduled");
         set.tick(next);
-        assert!(is_up(&set, 0), "the check has not ended, and the mark is cleared");
+        assert!(is_up(&set, 0), "the mark is cleared although the check has not ended");
     }
 }

@@ -1,16 +1,18 @@
-//! Stall detection: decides when a running query may be aborted because its peer has stalled. One pure
-//! function.
+//! Stall detection: decides when a running query may be aborted because its peer has stalled. One
+//! pure function.
 //!
-//! A slow query proves nothing, and a check without a timely answer proves little: a busy server keeps a
-//! login waiting for a long time. A link is therefore given up only when four conditions hold together:
+//! A slow query proves nothing, and a check without a timely answer proves little: a busy server
+//! keeps a login waiting for a long time. A link is therefore given up only when four conditions
+//! hold together:
 //!
 //! - its query has been running for `stall_after`;
 //! - two successive checks of its peer were not answered;
 //! - the peer has answered nothing else since the first of these checks began;
-//! - another peer has answered something since then. Otherwise this process or its network may have stalled.
+//! - another peer has answered something since then. Otherwise this process or its network may have
+//!   stalled.
 //!
-//! The checker adds a fifth condition: when the checker itself is late, it postpones all deadlines by that
-//! delay, because the answers may be late as well.
+//! The checker adds a fifth condition: when the checker itself is late, it postpones all deadlines
+//! by that delay, because the answers may be late as well.
 
 use std::time::{Duration, Instant};
 
@@ -31,8 +33,8 @@ pub(crate) struct StallRound {
 pub(crate) struct Signs {
     /// When the oldest running query of the peer began.
     pub(crate) oldest_query: Option<Instant>,
-    /// When the peer last answered: the end of a query, or the beginning of a login that succeeded or was
-    /// refused.
+    /// When the peer last answered: the end of a query, or the beginning of a login that succeeded
+    /// or was refused.
     pub(crate) answered: Option<Instant>,
     /// When any other peer last answered, with a refusal at least.
     pub(crate) others_answered: Option<Instant>,
@@ -86,7 +88,8 @@ mod tests {
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let cases = [
-            // (case, oldest query, answered, others answered, round (began, unanswered), verdict at 10)
+            // (case, oldest query, answered, others answered, round (began, unanswered), verdict at
+            // 10)
             ("no query is running", None, None, None, None, Works),
             ("the query is short", Some(9), None, None, None, Works),
             ("the query is long", Some(8), None, None, None, Suspect),

@@ -1,4 +1,5 @@
-//! What an operator changes while the pool works: who is a peer, which of them serve, and how much.
+//! Changes by an operator at run time: which peers there are, which of them are in service, and
+//! their weights.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError};
@@ -15,7 +16,7 @@ use crate::peers::peer::Peer;
 use crate::url::PeerUrl;
 
 impl PeerSet {
-    /// A peer more.
+    /// Adds a peer.
     pub(crate) fn add(&self, config: PeerConfig, now: Instant) -> Result<(), Kind> {
         let urls = self.admission.check(std::slice::from_ref(&config))?;
         self.change(|inner, news| {
@@ -30,7 +31,8 @@ impl PeerSet {
         })
     }
 
-    /// These peers, and no others. Those that stay keep their state and their connections.
+    /// Replaces the set of peers by `configs`. Peers that stay keep their state and their
+    /// connections.
     pub(crate) fn replace(&self, configs: &[PeerConfig], now: Instant) -> Result<(), Kind> {
         if configs.is_empty() {
             return Err(Kind::NoPeers { prefixes: Vec::new() });
@@ -38,10 +40,10 @@ impl PeerSet {
         let urls = self.admission.check(configs)?;
         self.admission.check_hosts(configs, &urls)?;
         self.change(|inner, news| {
-            let given = self.expand_hosts(inner, configs, &urls);
+            let expanded = self.expand_hosts(inner, configs, &urls);
             let stays = |peer: &Peer| {
                 peer.is_member()
-                    && given.iter().any(|(config, url)| {
+                    && expanded.iter().any(|(config, url)| {
                         config.name == *peer.name && url.leads_to_the_same(&peer.url)
                     })
             };
@@ -50,7 +52,7 @@ impl PeerSet {
                     inner.peers.iter().find(|peer| stays(peer) && *peer.name == config.name);
                 config.weight.or(known.map(|peer| peer.weight)).unwrap_or(1)
             };
-            if given.iter().all(|(config, _)| weight(config) == 0) {
+            if expanded.iter().all(|(config, _)| weight(config) == 0) {
                 return Err(Kind::NoWeight);
             }
             let staying: Vec<bool> = inner.peers.iter().map(stays).collect();
@@ -59,7 +61,7 @@ impl PeerSet {
                     start_removal(peer, now, news);
                 }
             }
-            for (config, url) in given {
+            for (config, url) in expanded {
                 if let Some(at) = member_by_name(&inner.peers, &config.name) {
                     apply_config(&mut inner.peers[at], &config, url, news);
                 } else {
@@ -67,14 +69,14 @@ impl PeerSet {
                     inner.peers[at].check_now(now);
                 }
             }
-            // A tier that is another is no news.
+            // A changed tier causes no event, but changes the shares.
             self.state_changed(&inner.peers);
             self.replace_hosts(inner, configs, urls);
             Ok(())
         })
     }
 
-    /// A peer less, once it is drained.
+    /// Drains a peer, and removes it when it is drained.
     pub(crate) fn remove(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, Kind> {
         self.change(|Inner { peers, .. }, news| {
             let at = find_member(peers, name)?;
@@ -86,7 +88,7 @@ impl PeerSet {
         })
     }
 
-    /// No new work for a peer.
+    /// Drains a peer: it gets no new work.
     pub(crate) fn drain(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, Kind> {
         self.change(|Inner { peers, .. }, news| {
             let at = find_member(peers, name)?;
@@ -97,7 +99,7 @@ impl PeerSet {
         })
     }
 
-    /// It serves again.
+    /// Puts a peer back into service.
     pub(crate) fn resume(&self, name: &str, now: Instant) -> Result<(), Kind> {
         self.change(|Inner { peers, .. }, news| {
             let at = find_member(peers, name)?;
@@ -108,7 +110,7 @@ impl PeerSet {
         })
     }
 
-    /// Its proportion of the work.
+    /// Sets a peer's proportion of the work.
     pub(crate) fn set_weight(&self, name: &str, weight: u32) -> Result<(), Kind> {
         self.change(|Inner { peers, .. }, news| {
             let at = find_member(peers, name)?;
@@ -121,7 +123,7 @@ impl PeerSet {
         })
     }
 
-    /// It is checked now.
+    /// Requests a check of a peer now.
     pub(crate) fn check_now(&self, name: &str, now: Instant) -> Result<(), Kind> {
         self.change(|Inner { peers, .. }, _| {
             let at = find_member(peers, name)?;
@@ -130,8 +132,8 @@ impl PeerSet {
         })
     }
 
-    /// Gives a peer a place: of one that is gone, if there is one to which nothing leads any more. Says
-    /// which.
+    /// Adds a peer to the vector, in the place of a removed peer that nothing refers to any more,
+    /// if there is one. Returns its index.
     pub(super) fn admit(
         &self,
         inner: &mut Inner,
@@ -157,18 +159,19 @@ impl PeerSet {
     }
 }
 
-/// Whether the work has somewhere to go without this peer.
+/// Whether any peer other than the one at index `at` may get work.
 pub(super) fn others_have_weight(peers: &[Peer], at: usize) -> bool {
     let mut others = peers.iter().enumerate().filter(|(other, _)| *other != at);
     others.any(|(_, peer)| peer.is_member() && peer.weight > 0)
 }
 
-/// Where the peer of this name is, if it is there.
+/// Returns the index of the member of this name, if there is one.
 pub(super) fn member_by_name(peers: &[Peer], name: &str) -> Option<usize> {
     peers.iter().position(|peer| peer.is_member() && *peer.name == *name)
 }
 
-/// As [`place_of`], of one that an operator has named.
+/// Returns the index of the member of this name, or the error that an operator gets if there is
+/// none.
 fn find_member(peers: &[Peer], name: &str) -> Result<usize, Kind> {
     member_by_name(peers, name).ok_or_else(|| {
         let members = peers.iter().filter(|peer| peer.is_member());
@@ -177,13 +180,13 @@ fn find_member(peers: &[Peer], name: &str) -> Result<usize, Kind> {
     })
 }
 
-/// It is drained, and then removed.
+/// Drains a peer, and removes it when it is drained.
 pub(super) fn start_removal(peer: &mut Peer, now: Instant, news: &mut Vec<News>) {
     let event = peer.drain(true, now);
     news.extend(event.map(|event| peer.news(event)));
 }
 
-/// It stays, with what is given anew.
+/// Applies a new configuration to a peer that stays.
 fn apply_config(peer: &mut Peer, config: &PeerConfig, url: PeerUrl, news: &mut Vec<News>) {
     peer.url = Arc::new(url);
     peer.tier = config.tier.unwrap_or(peer.tier);
@@ -191,16 +194,16 @@ fn apply_config(peer: &mut Peer, config: &PeerConfig, url: PeerUrl, news: &mut V
     news.extend(event.map(|event| peer.news(event)));
 }
 
-/// A peer that is being drained, to be waited for: from [`Peers::drain`] and [`Peers::remove`].
+/// A handle that waits until a peer is drained, from [`Peers::drain`] and [`Peers::remove`].
 ///
-/// Dropping it changes nothing.
+/// Dropping the handle has no effect on the peer.
 ///
 /// [`Peers::drain`]: crate::Peers::drain
 /// [`Peers::remove`]: crate::Peers::remove
 pub struct Drain {
     set: Arc<PeerSet>,
     name: Arc<str>,
-    /// Which tells the peer from another one of its name.
+    /// Distinguishes the peer from another one of the same name.
     activity: Arc<Activity>,
 }
 
@@ -209,8 +212,10 @@ impl Drain {
         Self { set: set.clone(), name: peer.name.clone(), activity: peer.activity.clone() }
     }
 
-    /// Waits until the pool has no session with the peer any more, but no longer than `timeout`. Says
-    /// whether it has none; `false` at once if the peer serves again.
+    /// Waits until the pool has no session with the peer any more, for at most `timeout`.
+    ///
+    /// Returns `true` if the pool has no session with the peer. Returns `false` after the timeout,
+    /// or at once if the peer is in service again.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the wait is bounded")]
     pub fn wait(&self, timeout: Duration) -> bool {
@@ -225,7 +230,8 @@ impl Drain {
             if left.is_zero() {
                 return false;
             }
-            // A pool that is gone looks at its peers no more.
+            // The checker of a closed pool does not notify any more, so the wait is split into
+            // short ones.
             let (guard, _) = self
                 .set
                 .changes
@@ -235,6 +241,7 @@ impl Drain {
         }
     }
 
+    /// Returns the result of the wait, or `None` while the peer is draining.
     fn outcome(&self, peers: &[Peer]) -> Option<bool> {
         let Some(peer) = peers.iter().find(|peer| Arc::ptr_eq(&peer.activity, &self.activity))
         else {
@@ -268,18 +275,18 @@ mod tests {
     use crate::settings::tests::INTERVAL;
 
     #[test]
-    fn places_are_used_again_once_nothing_leads_there() {
+    fn index_of_a_removed_peer_is_reused_once_nothing_refers_to_it() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let places = || set.read(<[Peer]>::len);
-        let add = |name: &str| set.add(PeerConfig::new(name, "url"), now).expect("a new name");
+        let add = |name: &str| set.add(PeerConfig::new(name, "url"), now).expect("the name is new");
         add("db2");
         assert_eq!(places(), 3);
-        set.remove("db2", now).expect("it is there");
+        set.remove("db2", now).expect("the peer exists");
         let (checks, _) = set.tick(now);
-        assert_eq!(checks.len(), 1, "it was added, so it is checked");
+        assert_eq!(checks.len(), 1, "a new peer is checked at once");
         add("db3");
-        assert_eq!(places(), 4, "the check leads to the old one");
+        assert_eq!(places(), 4, "a running check keeps the index of its peer");
         let ended = |peer: usize| {
             set.update(peer, now, |peer, due| {
                 peer.check_ended(CheckKind::Regular, (now, now), LoginOutcome::NotAttempted, due)
@@ -287,45 +294,51 @@ mod tests {
         };
         ended(2);
         add("db4");
-        assert_eq!(places(), 4, "nothing leads there any more");
+        assert_eq!(places(), 4, "an index is reused after the check has ended");
         let names =
             set.read(|peers| peers.iter().map(|peer| peer.name.clone()).collect::<Vec<_>>());
         assert_eq!(*names[2], *"db4");
         for round in 0..1000 {
             let name = format!("round{round}");
             add(&name);
-            set.remove(&name, now).expect("it is there");
+            set.remove(&name, now).expect("the peer exists");
             let (checks, _) = set.tick(now);
             for check in checks {
                 ended(check.peer);
             }
         }
-        assert_eq!(places(), 5, "a set that changes for long does not grow");
+        assert_eq!(places(), 5, "a set that changes often does not grow");
     }
 
     #[test]
-    fn nobody_hears_of_one_that_is_gone_nor_asks_it() {
+    fn removed_peer_causes_no_events_and_no_checks() {
         for recovery in [Recovery::AfterCheck, Recovery::AfterInterval] {
             let (set, _woken, now) = set_of(2, recovery);
             let set = Arc::new(set);
-            set.remove("peer1", now).expect("it is there");
+            set.remove("peer1", now).expect("the peer exists");
             set.tick(now);
-            let told = || set.journal().history().len();
-            let before = told();
+            let events = || set.journal().history().len();
+            let before = events();
             set.update(1, now, |peer, due| {
                 let refusal = Refusal::new(Fault::PeerDown, "refused");
                 peer.connect_failed((now, now), LoginOutcome::Refused(refusal), due)
             });
             let later = now + 10 * INTERVAL;
             let (checks, _) = set.tick(later);
-            assert!(checks.iter().all(|check| check.peer == 0), "{recovery:?}: it is not checked");
-            assert!(!set.read(|peers| peers[1].is_up()), "{recovery:?}: nor cleared unasked");
-            assert_eq!(told(), before, "{recovery:?}: nothing is told");
+            assert!(
+                checks.iter().all(|check| check.peer == 0),
+                "{recovery:?}: a removed peer is not checked"
+            );
+            assert!(
+                !set.read(|peers| peers[1].is_up()),
+                "{recovery:?}: the mark of a removed peer is not cleared"
+            );
+            assert_eq!(events(), before, "{recovery:?}: a removed peer causes no events");
         }
     }
 
     #[test]
-    fn newcomers_are_checked_at_once() {
+    fn added_peers_are_checked_at_once() {
         let (set, _woken, now) = set_of(1, Recovery::AfterCheck);
         set.tick(now);
         let checked = || {
@@ -333,49 +346,49 @@ mod tests {
             checks.iter().map(|check| check.peer).collect::<Vec<_>>()
         };
         assert_eq!(checked(), [0; 0]);
-        set.add(PeerConfig::new("peer1", "url1"), now).expect("a new name");
+        set.add(PeerConfig::new("peer1", "url1"), now).expect("the name is new");
         assert_eq!(checked(), [1]);
         let all = ["peer0", "peer1", "peer2"]
             .map(|name| PeerConfig::new(name, name.replace("peer", "url")));
-        set.replace(&all, now).expect("these are right");
+        set.replace(&all, now).expect("the peers are valid");
         assert_eq!(checked(), [2]);
     }
 
     #[test]
-    fn a_drained_peer_has_been_so_since_it_was_empty() {
+    fn peer_is_drained_from_the_moment_it_has_no_session() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let later = now + INTERVAL / 10;
         set.tick(now);
         set.update_counts(0, |counts| counts.connecting = 1);
-        let drain = set.drain("peer0", now).expect("it is there");
+        let drain = set.drain("peer0", now).expect("the peer exists");
         let (_, next) = set.tick(now);
-        assert!(next <= Some(now + DRAIN_POLL_INTERVAL), "it is looked at again soon");
+        assert!(next <= Some(now + DRAIN_POLL_INTERVAL), "a draining peer is polled");
         set.update_counts(0, |counts| counts.connecting = 0);
-        assert!(!drain.wait(Duration::ZERO), "nobody has looked");
+        assert!(!drain.wait(Duration::ZERO), "the checker has not polled the peer yet");
         set.tick(later);
         assert!(drain.wait(Duration::ZERO));
         assert_eq!(set.read(|peers| peers[0].admin_state), AdminState::Drained { since: later });
     }
 
-    /// Nobody looks any more.
+    /// The checker of a closed pool does not poll any more.
     #[test]
-    fn a_pool_that_is_gone_is_drained_when_its_last_session_has_ended() {
+    fn peer_of_a_closed_pool_is_drained_when_its_last_session_has_ended() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let session = Arc::default();
         set.read(|peers| peers[0].activity.add(Arc::clone(&session)));
-        let drain = set.drain("peer0", now).expect("it is there");
+        let drain = set.drain("peer0", now).expect("the peer exists");
         set.close();
-        assert!(!drain.wait(Duration::ZERO), "a session is open");
+        assert!(!drain.wait(Duration::ZERO), "a session is still open");
         set.read(|peers| peers[0].activity.remove(&session));
         assert!(drain.wait(Duration::ZERO));
     }
 
     #[test]
-    fn one_that_leads_elsewhere_is_another() {
+    fn replaced_peer_with_another_url_is_a_new_peer() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
-        let places = || {
+        let ids = || {
             set.read(|peers| {
                 let members = peers.iter().filter(|peer| peer.is_member());
                 members.map(|peer| peer.id).collect::<Vec<_>>()
@@ -385,30 +398,30 @@ mod tests {
             let config = |(at, url): (usize, &str)| PeerConfig::new(format!("peer{at}"), url);
             urls.into_iter().enumerate().map(config).collect::<Vec<_>>()
         };
-        set.replace(&peers(["url0", "url1"]), now).expect("these are right");
-        assert_eq!(places(), [1, 2], "both stay");
-        set.replace(&peers(["url0", "url7"]), now).expect("these are right");
-        assert_eq!(places(), [1, 3], "one is another");
+        set.replace(&peers(["url0", "url1"]), now).expect("the peers are valid");
+        assert_eq!(ids(), [1, 2], "both stay");
+        set.replace(&peers(["url0", "url7"]), now).expect("the peers are valid");
+        assert_eq!(ids(), [1, 3], "a peer with another URL is a new one");
         let epoch = set.epoch();
         let tiered = peers(["url0", "url7"]).into_iter().map(|config| config.tier(2));
-        set.replace(&tiered.collect::<Vec<_>>(), now).expect("these are right");
-        assert_eq!(places(), [1, 3], "both stay");
-        assert!(set.epoch() > epoch, "and their tiers are known");
-        set.replace(&peers(["url0", "url7"]), now).expect("these are right");
-        assert_eq!(set.read(|peers| peers[0].tier), 2, "what is not said stays");
+        set.replace(&tiered.collect::<Vec<_>>(), now).expect("the peers are valid");
+        assert_eq!(ids(), [1, 3], "both stay");
+        assert!(set.epoch() > epoch, "a change of tiers is a change of state");
+        set.replace(&peers(["url0", "url7"]), now).expect("the peers are valid");
+        assert_eq!(set.read(|peers| peers[0].tier), 2, "a tier that is not given stays");
     }
 
     #[test]
-    fn a_check_that_is_asked_for_is_made_where_marks_are_cleared_unasked_too() {
+    fn requested_check_is_made_also_when_marks_expire_without_a_check() {
         let (set, _woken, now) = set_of(2, Recovery::AfterInterval);
         set.update(0, now, |peer, due| peer.query_refused(now, due));
         set.tick(now);
         set.update(0, now, |peer, due| {
             peer.check_ended(CheckKind::Regular, (now, now), LoginOutcome::NotAttempted, due)
         });
-        set.check_now("peer0", now).expect("it is there");
+        set.check_now("peer0", now).expect("the peer exists");
         let (checks, _) = set.tick(now);
-        assert_eq!(checks.len(), 1, "it is asked");
-        assert!(!set.read(|peers| peers[0].is_up()), "before it is believed");
+        assert_eq!(checks.len(), 1, "the requested check begins");
+        assert!(!set.read(|peers| peers[0].is_up()), "the mark is not cleared before that check");
     }
 }

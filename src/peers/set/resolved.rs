@@ -1,5 +1,6 @@
-//! The peers that stand for the names of hosts, as these are resolved. What an operator has set is not
-//! undone: a peer is known by its number, and one that he has removed is known as well.
+//! Changes by name resolution: each host name is replaced by one peer per address. Changes by an
+//! operator are not undone: peers are identified by their ids, and an address whose peer was
+//! removed by an operator stays known.
 
 use std::mem;
 use std::net::IpAddr;
@@ -19,7 +20,7 @@ use crate::peers::resolved_host::{
 use crate::url::PeerUrl;
 
 impl PeerSet {
-    /// Who waits there is told when there may be names that were never resolved.
+    /// Returns a channel that is notified when there may be hosts that were never resolved.
     pub(crate) fn hosts_changed(&self) -> Receiver<()> {
         self.hosts_changed.1.clone()
     }
@@ -28,22 +29,25 @@ impl PeerSet {
         let _ = self.hosts_changed.0.try_send(());
     }
 
-    /// The hosts to resolve, each with the number of its name.
+    /// Returns the hosts to resolve, each with the id of the peer that was configured for it.
     pub(crate) fn hosts_to_resolve(&self) -> Vec<(u64, Arc<str>)> {
         self.lock().hosts.iter().map(|host| (host.peer_id, host.host.clone())).collect()
     }
 
-    /// The name of this number leads there, or it is not known why not. Only what is missing in an answer
-    /// that was due is missed. What is returned is to be logged.
+    /// Applies the answer of a name resolution to the host of the peer with this id: adds and
+    /// removes peers.
+    ///
+    /// Only an answer of a scheduled resolution (`is_scheduled`) counts against an address that is
+    /// missing from it. Returns the change that the caller has to log.
     pub(crate) fn apply_answer(
         &self,
-        number: u64,
+        peer_id: u64,
         answer: &Result<Vec<IpAddr>, String>,
         is_scheduled: bool,
         now: Instant,
     ) -> Option<ResolutionChange> {
         self.change(|inner, news| {
-            let at = inner.hosts.iter().position(|host| host.peer_id == number)?;
+            let at = inner.hosts.iter().position(|host| host.peer_id == peer_id)?;
             let mut host = inner.hosts.swap_remove(at);
             let to_log = host.record_answer(answer);
             let addresses = answer.as_deref().unwrap_or_default();
@@ -56,14 +60,14 @@ impl PeerSet {
         })
     }
 
-    /// What is given, with the peers at its addresses in the place of one that stays by its name.
+    /// Expands each configured host that is already resolved into one entry per address.
     pub(super) fn expand_hosts(
         &self,
         inner: &Inner,
         configs: &[PeerConfig],
         urls: &[PeerUrl],
     ) -> Vec<(PeerConfig, PeerUrl)> {
-        let mut given = Vec::new();
+        let mut expanded = Vec::new();
         for (config, url) in configs.iter().zip(urls) {
             let host = inner.hosts.iter().find(|host| {
                 *host.peer == config.name && host.is_resolved && url.leads_to_the_same(&host.url)
@@ -75,17 +79,17 @@ impl PeerSet {
                 let config = PeerConfig { name: peer.name.to_string(), ..config.clone() };
                 (!is_given).then(|| (config, url.at(self.admission.dialect, *address)))
             };
-            let before = given.len();
-            given.extend(known.filter_map(at_address));
-            if given.len() == before {
-                given.push((config.clone(), url.clone()));
+            let before = expanded.len();
+            expanded.extend(known.filter_map(at_address));
+            if expanded.len() == before {
+                expanded.push((config.clone(), url.clone()));
             }
         }
-        given
+        expanded
     }
 
-    /// The names are those of the peers that were given. One that stays knows its addresses, but for
-    /// those whose peers an operator has removed, or has given as his own.
+    /// Replaces the resolved hosts by those of `configs`. A host that stays keeps its known
+    /// addresses, except those whose peers an operator has removed or has configured directly.
     pub(super) fn replace_hosts(
         &self,
         inner: &mut Inner,
@@ -112,7 +116,8 @@ impl PeerSet {
         self.notify_hosts_changed();
     }
 
-    /// The peers are those to which the name leads. Says whether it is to be resolved again.
+    /// Updates the peers of a host to its `addresses`. Returns whether the host is to be resolved
+    /// again.
     fn update_addresses(
         &self,
         inner: &mut Inner,
@@ -121,13 +126,14 @@ impl PeerSet {
         now: Instant,
         news: &mut Vec<News>,
     ) -> bool {
-        let mut serves = true;
+        let mut is_in_service = true;
         if !host.is_resolved {
-            // What was said of it meanwhile is said of all of them.
+            // Changes by an operator to the peer of the whole host apply to the peers of all its
+            // addresses.
             let Some(at) = member_by_id(&inner.peers, host.peer_id) else { return false };
             let Peer { weight, tier, .. } = inner.peers[at];
             (host.weight, host.tier) = (weight, tier);
-            serves = inner.peers[at].is_in_service();
+            is_in_service = inner.peers[at].is_in_service();
         }
         let Changes { add, remove } = update_known(&mut host.known, addresses, is_scheduled);
         for address in add {
@@ -137,11 +143,12 @@ impl PeerSet {
                 let url = host.url.at(self.admission.dialect, address);
                 let at = self.admit(inner, &config, url, now, news);
                 let peer = &mut inner.peers[at];
-                // The first ones are as those of the start are.
+                // The first addresses are treated like peers given at the start, which are not
+                // checked at once.
                 if host.is_resolved {
                     peer.check_now(now);
                 }
-                if !serves {
+                if !is_in_service {
                     let event = peer.drain(false, now);
                     news.extend(event.map(|event| peer.news(event)));
                 }
@@ -162,20 +169,22 @@ impl PeerSet {
     }
 }
 
-/// Where the peer of this number is, unless an operator has removed it.
-pub(super) fn member_by_id(peers: &[Peer], number: u64) -> Option<usize> {
-    peers.iter().position(|peer| peer.id == number && peer.is_member())
+/// Returns the index of the member with this id. `None` after the peer was removed.
+pub(super) fn member_by_id(peers: &[Peer], id: u64) -> Option<usize> {
+    peers.iter().position(|peer| peer.id == id && peer.is_member())
 }
 
-/// Has the peer of this number removed. Not if no other has a weight: it may be wanted again.
-fn remove_member(peers: &mut [Peer], number: u64, now: Instant, news: &mut Vec<News>) -> bool {
-    let Some(at) = member_by_id(peers, number) else { return true };
+/// Starts the removal of the member with this id. Returns `false` without an effect if no other
+/// member has a weight, so that work always has somewhere to go. Returns `true` if there is no such
+/// member.
+fn remove_member(peers: &mut [Peer], id: u64, now: Instant, news: &mut Vec<News>) -> bool {
+    let Some(at) = member_by_id(peers, id) else { return true };
     if !others_have_weight(peers, at) {
         return false;
     }
     let peer = &mut peers[at];
     start_removal(peer, now, news);
-    // One that nobody has used is gone at once.
+    // A peer without any session is removed at once.
     let happened = peer.end_draining(now).into_iter().flatten().flatten();
     news.extend(happened.map(|kind| peer.news(kind)));
     true
