@@ -264,7 +264,7 @@ impl<T: Send + 'static> Call<T> {
                     let Some(failure) = self.verdict(now) else {
                         let later = self.clone();
                         self.set.add_deadline(now + LISTEN_AGAIN, move |reason| {
-                            later.cut_off(reason, wait)
+                            later.cut_off(reason, wait);
                         });
                         return;
                     };

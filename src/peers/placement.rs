@@ -125,7 +125,7 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
     ratio_cmp(fullest, lacking).is_gt().then_some(index)
 }
 
-/// A candidate of a choice: the load that it has, and the weight that it should have.
+/// A candidate of a choice, with its load and its weight.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Candidate {
     pub(crate) index: usize,

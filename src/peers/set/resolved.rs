@@ -175,7 +175,7 @@ pub(super) fn member_by_id(peers: &[Peer], id: u64) -> Option<usize> {
 }
 
 /// Starts the removal of the member with this id. Returns `false` without an effect if no other
-/// member has a weight, so that work always has somewhere to go. Returns `true` if there is no such
+/// member has a weight, because the peer may still be needed. Returns `true` if there is no such
 /// member.
 fn remove_member(peers: &mut [Peer], id: u64, now: Instant, news: &mut Vec<News>) -> bool {
     let Some(at) = member_by_id(peers, id) else { return true };
