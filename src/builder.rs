@@ -700,9 +700,9 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         let admission = Admission {
             dialect: Dialect::of::<C>(),
             login,
-            asked_at_login: self.credentials.is_some(),
+            credentials_at_login: self.credentials.is_some(),
             connect_timeout: settings.connect_timeout,
-            resolves: settings.resolve_interval.is_some(),
+            resolve_hosts: settings.resolve_interval.is_some(),
         };
         let urls = admission.urls(&peers)?;
         admission.check_hosts(&peers, &urls)?;
@@ -728,7 +728,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         let (stop, stopped) = bounded(0);
         let journal = match self.event_handler {
             Some(handler) => {
-                let (journal, events) = Journal::with_reader();
+                let (journal, events) = Journal::with_queue();
                 dispatcher::start(handler, events, stopped.clone()).map_err(Kind::System)?;
                 journal
             }

@@ -1,5 +1,5 @@
-//! The checker: one std thread per manager that keeps time. It decides nothing: what is due, and what
-//! follows from it, is said by the peers.
+//! The checker: one std thread per manager that runs the scheduled work on time. The peers decide
+//! what is scheduled and what follows from it; the checker decides nothing.
 
 use std::convert::Infallible;
 use std::io;
@@ -16,18 +16,19 @@ use crate::peers::set::PeerSet;
 use crate::pool::connection::Links;
 
 /// The name of the checker's thread. Linux shows the first 15 characters of a thread's name.
-const CHECKER: &str = "peers-checker";
+const THREAD_NAME: &str = "peers-checker";
 
-/// How often, and how many times, what is under way is cut off when the pool is gone. What cannot be
-/// cut off goes on by itself.
-const FAREWELL: Duration = Duration::from_millis(100);
-const FAREWELLS: usize = 50;
+/// The interval at which the checker cancels pending calls after the pool has been dropped.
+const CANCEL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Later than this a thread is not woken that only has to wait for a processor, as a rule: the process
-/// stood still.
-const LATE: Duration = Duration::from_millis(100);
+/// How many times the checker does so. A call that cannot be canceled goes on by itself afterwards.
+const CANCEL_ATTEMPTS: usize = 50;
 
-/// Starts the checker. It ends when the other end of `stopped` is dropped.
+/// The delay of a wake-up above which the whole process is assumed to have been suspended. A thread
+/// that only waits for a processor is usually woken earlier.
+const SUSPENDED_AFTER: Duration = Duration::from_millis(100);
+
+/// Starts the checker's thread. The thread ends when the other end of `stopped` is dropped.
 #[expect(clippy::disallowed_methods, reason = "the checker's clock")]
 pub(crate) fn start<C: R2D2Connection + Send + 'static>(
     set: Arc<PeerSet>,
@@ -36,22 +37,24 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
     wake: Receiver<()>,
     stopped: Receiver<Infallible>,
 ) -> io::Result<()> {
-    thread::Builder::new().name(CHECKER.to_owned()).spawn(move || {
+    thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(move || {
         let schedule = |now| {
-            let (checks, next) = set.take_due(now);
+            let (checks, next) = set.tick(now);
             for check in checks {
                 dial::check(&set, &hooks, check);
             }
-            // The links of a peer that has gone down end now, and not when the pool is used next.
+            // Closes the links of a peer that has gone down now, and not only at the next use of
+            // the pool.
             if let Some(links) = links.upgrade() {
                 links.exchange();
             }
             next
         };
-        run(schedule, |late| set.stood_still(late), &wake, &stopped, at, Instant::now);
-        // One that is not waiting just then is missed, and cut off next time.
-        let farewells = (0..FAREWELLS).map_while(|_| set.cut_all_off().then(|| after(FAREWELL)));
-        for wait in farewells {
+        run(schedule, |late| set.postpone_deadlines(late), &wake, &stopped, at, Instant::now);
+        // A call that is not blocked at that moment is missed and canceled at the next attempt.
+        let pauses =
+            (0..CANCEL_ATTEMPTS).map_while(|_| set.cancel_all().then(|| after(CANCEL_INTERVAL)));
+        for wait in pauses {
             let _ = wait.recv();
         }
         set.deadlines().close();
@@ -59,10 +62,11 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
     Ok(())
 }
 
-/// The loop: does what is due, learns when something is due again, and waits for that.
+/// The loop of the checker: runs `schedule`, which returns when to run it next, and waits until
+/// then or until the checker is woken.
 fn run(
     schedule: impl Fn(Instant) -> Option<Instant>,
-    stood_still: impl Fn(Duration),
+    on_suspended: impl Fn(Duration),
     wake: &Receiver<()>,
     stopped: &Receiver<Infallible>,
     timer: impl Fn(Instant) -> Receiver<Instant>,
@@ -77,8 +81,8 @@ fn run(
             recv(due) -> _ => {}
         }
         let late = next.map(|next| clock().saturating_duration_since(next));
-        if let Some(late) = late.filter(|late| *late > LATE) {
-            stood_still(late);
+        if let Some(late) = late.filter(|late| *late > SUSPENDED_AFTER) {
+            on_suspended(late);
         }
     }
 }
@@ -90,13 +94,13 @@ mod tests {
     use crossbeam_channel::{bounded, unbounded};
 
     use super::*;
-    use crate::peers::peer::{Answer, CheckKind};
+    use crate::peers::peer::{CheckKind, LoginOutcome};
     use crate::peers::schedule::HealthCheck;
     use crate::peers::set::tests::set_of;
     use crate::policy::Recovery;
     use crate::settings::tests::INTERVAL;
 
-    /// A clock that only moves when it is told to.
+    /// A clock that only the test moves.
     struct Clock(Mutex<Instant>);
 
     impl Clock {
@@ -110,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn makes_the_checks_that_are_due_when_time_comes_in_and_ends_when_its_owner_is_gone() {
+    fn checker_runs_scheduled_checks_on_time_and_ends_when_it_is_stopped() {
         let (set, woken, start) = set_of(2, Recovery::AfterCheck);
         let (set_timer, timers) = unbounded();
         let (ticker, ticks) = bounded::<Instant>(0);
@@ -120,26 +124,26 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| {
                 let timer = |due| {
-                    set_timer.send(due).expect("the test listens");
+                    set_timer.send(due).expect("the test receives");
                     ticks.clone()
                 };
                 let schedule = |now| {
-                    let (checks, next) = set.take_due(now);
+                    let (checks, next) = set.tick(now);
                     for check in checks {
-                        made.send(check).expect("the test listens");
+                        made.send(check).expect("the test receives");
                     }
                     next
                 };
-                let late = |late| panic!("{late:?} late");
-                run(schedule, late, &woken, &stopped, timer, || clock.now());
+                let on_suspended = |late| panic!("{late:?} late");
+                run(schedule, on_suspended, &woken, &stopped, timer, || clock.now());
             });
             let first = timers.recv().expect("a timer is set for the first check");
-            assert!(first >= start + INTERVAL, "which is not before the interval");
+            assert!(first >= start + INTERVAL, "the first check is not before the interval");
             clock.set(first);
             ticker.send(first).expect("the checker waits");
             let check: HealthCheck = checks.recv().expect("one peer is due");
             let second = timers.recv().expect("a timer is set for the other peer");
-            assert!(second > first, "peers are not checked in step");
+            assert!(second > first, "two peers are checked at different times");
 
             let later = first + (second - first) / 2;
             clock.set(later);
@@ -147,53 +151,67 @@ mod tests {
                 peer.suspect(later);
                 None
             });
-            assert_eq!(timers.recv(), Ok(second), "woken, it sets its timer anew");
-            assert!(checks.is_empty(), "a check of the suspected peer is running already");
+            assert_eq!(timers.recv(), Ok(second), "a wake-up sets the timer again");
+            assert!(
+                checks.is_empty(),
+                "no second check of the suspected peer begins while one is running"
+            );
 
             set.update(check.peer, later, |peer, due| {
-                peer.check_ended(CheckKind::Regular, (check.began, later), Answer::Works, due)
+                peer.check_ended(
+                    CheckKind::Regular,
+                    (check.began, later),
+                    LoginOutcome::Succeeded,
+                    due,
+                )
             });
-            let again = checks.recv().expect("the suspicion is newer than the check");
-            assert_eq!(again.peer, check.peer, "so the same peer is checked once more");
+            let again =
+                checks.recv().expect("a suspicion newer than the check causes another check");
+            assert_eq!(again.peer, check.peer, "the suspected peer is checked again");
             drop(stop);
         });
     }
 
     #[test]
-    fn says_by_how_much_the_process_stood_still() {
+    fn checker_reports_how_long_the_process_was_suspended() {
         let (_, _, start) = set_of(1, Recovery::AfterCheck);
         let clock = Clock(Mutex::new(start));
         let (_wake, woken) = bounded(1);
         let (stop, stopped) = bounded(0);
         let (ticker, ticks) = bounded::<Instant>(0);
         let (set_timer, timers) = unbounded();
-        let (tell, told) = unbounded();
+        let (reports, reported) = unbounded();
         let due = Duration::from_secs(1);
         thread::scope(|scope| {
             scope.spawn(|| {
-                let late = |late| tell.send(late).expect("the test listens");
+                let on_suspended = |late| reports.send(late).expect("the test receives");
                 run(
                     |now| Some(now + due),
-                    late,
+                    on_suspended,
                     &woken,
                     &stopped,
                     |due| {
-                        set_timer.send(due).expect("the test listens");
+                        set_timer.send(due).expect("the test receives");
                         ticks.clone()
                     },
                     || clock.now(),
                 );
             });
             let tick_after = |passed| {
-                // By then it has looked at the clock for the last time.
+                // When the timer is set, the checker has read the clock for the last time before
+                // its wait.
                 timers.recv().expect("a timer is set");
                 let now = clock.now() + passed;
                 clock.set(now);
                 ticker.send(now).expect("the checker waits");
             };
-            tick_after(due + LATE);
-            tick_after(due + LATE + due);
-            assert_eq!(told.recv(), Ok(LATE + due), "a little late is not late");
+            tick_after(due + SUSPENDED_AFTER);
+            tick_after(due + SUSPENDED_AFTER + due);
+            assert_eq!(
+                reported.recv(),
+                Ok(SUSPENDED_AFTER + due),
+                "a small delay must not be reported"
+            );
             drop(stop);
         });
     }

@@ -1,5 +1,5 @@
-//! The thread that tells the application's event handler what has happened: never the checker's, and
-//! never one that waits for a connection.
+//! The thread that calls the application's event handler. The handler never runs on the checker's
+//! thread, and never on a thread that waits for a connection.
 
 use std::convert::Infallible;
 use std::io;
@@ -13,8 +13,8 @@ use crate::panics::catch_panic;
 /// The name of the thread. Linux shows the first 15 characters of a thread's name.
 const THREAD_NAME: &str = "peers-events";
 
-/// Starts the thread. It ends when the other end of `stopped` is dropped, once the handler has been
-/// told what had happened by then.
+/// Starts the thread. The thread ends when the other end of `stopped` is dropped, after the handler
+/// has received all events that were queued by then.
 pub(crate) fn start(
     handler: Box<EventHandler>,
     events: Receiver<Event>,
@@ -24,7 +24,7 @@ pub(crate) fn start(
         loop {
             select! {
                 recv(events) -> event => match event {
-                    // One that panics breaks nothing, and is told the next one.
+                    // A handler that panics breaks nothing, and still receives the next event.
                     Ok(event) => drop(catch_panic(|| handler(&event))),
                     Err(_) => break,
                 },
@@ -34,7 +34,7 @@ pub(crate) fn start(
         for event in events.try_iter() {
             let _ = catch_panic(|| handler(&event));
         }
-        // Its destructor is the application's as well.
+        // The handler's destructor is user code as well.
         let _ = catch_panic(|| drop(handler));
     };
     thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(run).map(drop)

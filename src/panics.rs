@@ -1,11 +1,12 @@
-//! Panics end here: r2d2 loses a slot for ever when `connect()` or `is_valid()` panics, and both
-//! run a user's code (an instrumentation, a connection type of their own).
+//! Catches panics of user code. r2d2 loses a slot permanently when `connect()` or `is_valid()`
+//! panics, and both run user code: an instrumentation, or a custom connection type.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What was called has panicked; the panic's own message is on standard error already.
+/// The called code has panicked; the panic hook has already reported the message, by default on
+/// standard error.
 #[derive(Debug)]
 pub(crate) struct Panicked;
 
@@ -15,13 +16,14 @@ impl fmt::Display for Panicked {
     }
 }
 
-/// Runs `work`. Whatever it was working on must be thrown away when it panicked.
+/// Runs `work` and catches a panic. After a panic, the caller must discard the data that `work` was
+/// changing.
 pub(crate) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|_| Panicked)
 }
 
-/// Locks what no panic leaves half changed: a few assignments, and no user's code. So a poisoned lock
-/// is whole.
+/// Locks a mutex and ignores poisoning. Only for mutexes under which a few assignments and no user
+/// code run, so that a panic cannot leave the data half changed.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

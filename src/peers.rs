@@ -1,4 +1,4 @@
-//! The peers: what each is known to be, what is due, and the public handle.
+//! The peers: the state of each one, the schedule of the checker, and the public handle.
 
 pub(crate) mod activity;
 pub(crate) mod admin_state;

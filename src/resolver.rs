@@ -1,5 +1,5 @@
-//! The thread that resolves the names of hosts, again and again: never the checker's, as a lookup may
-//! take its time.
+//! The thread that resolves host names at intervals. Lookups never run on the checker's thread,
+//! because a lookup may block for a long time.
 
 use std::convert::Infallible;
 use std::io;
@@ -13,64 +13,68 @@ use log::{info, warn};
 
 use crate::panics::catch_panic;
 use crate::peers::journal::TARGET;
-use crate::peers::resolved_host::Heard;
+use crate::peers::resolved_host::ResolutionChange;
 use crate::peers::set::PeerSet;
 
 /// The name of the thread. Linux shows the first 15 characters of a thread's name.
-const RESOLVER: &str = "peers-resolver";
+const THREAD_NAME: &str = "peers-resolver";
 
-/// For how long the first answers are waited for, so that the first connections go where they belong.
-const FIRST_ANSWERS: Duration = Duration::from_secs(1);
+/// How long `build()` waits for the first answers, so that the first connections go to the resolved
+/// addresses.
+const FIRST_PASS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Resolves the name of a host.
+/// A function that resolves a host name.
 pub(crate) type Resolve = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send;
 
-/// The system's own.
+/// Resolves a host name with the system's resolver.
 pub(crate) fn system(host: &str) -> io::Result<Vec<IpAddr>> {
     const ANY_PORT: u16 = 0;
     Ok((host, ANY_PORT).to_socket_addrs()?.map(|address| address.ip()).collect())
 }
 
-/// Starts the thread, and waits a moment for the first answers. It ends when the other end of `stopped`
-/// is dropped, once a lookup that is under way has ended.
-#[expect(clippy::disallowed_methods, reason = "an answer counts from when it comes")]
+/// Starts the thread, and waits up to [`FIRST_PASS_TIMEOUT`] for the first answers. The thread ends
+/// when the other end of `stopped` is dropped, after a running lookup has ended.
+#[expect(clippy::disallowed_methods, reason = "an answer is stamped when it arrives")]
 pub(crate) fn start(
     resolve: Box<Resolve>,
     set: Arc<PeerSet>,
     stopped: Receiver<Infallible>,
 ) -> io::Result<()> {
-    let (asking, all_were_asked) = bounded::<Infallible>(0);
-    let mut asking = Some(asking);
+    let (first_pass, first_pass_done) = bounded::<Infallible>(0);
+    let mut first_pass = Some(first_pass);
     let mut rng = set.rng();
-    let names_given = set.names_given();
-    thread::Builder::new().name(RESOLVER.to_owned()).spawn(move || {
-        let look_up = |is_due| {
-            let hosts = set.hosts();
-            for (number, host) in &hosts {
-                let answer = ask(&*resolve, host);
+    let hosts_changed = set.hosts_changed();
+    thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(move || {
+        let look_up = |is_scheduled| {
+            let hosts = set.hosts_to_resolve();
+            for (peer_id, host) in &hosts {
+                let answer = resolve_host(&*resolve, host);
                 if set.is_closed() {
                     break;
                 }
-                if let Some(heard) = set.follow(*number, &answer, is_due, Instant::now()) {
-                    let _ = catch_panic(|| write(&heard));
+                if let Some(change) =
+                    set.apply_answer(*peer_id, &answer, is_scheduled, Instant::now())
+                {
+                    let _ = catch_panic(|| log_change(&change));
                 }
             }
-            asking = None;
+            first_pass = None;
             let next = set.settings().next_resolve(Instant::now(), &mut rng);
             next.filter(|_| !hosts.is_empty())
         };
-        run(look_up, &names_given, &stopped, at);
-        // Its destructor is the application's as well.
+        run(look_up, &hosts_changed, &stopped, at);
+        // The resolver's destructor is user code as well.
         let _ = catch_panic(|| drop(resolve));
     })?;
-    let _ = all_were_asked.recv_timeout(FIRST_ANSWERS);
+    let _ = first_pass_done.recv_timeout(FIRST_PASS_TIMEOUT);
     Ok(())
 }
 
-fn ask(resolve: &Resolve, host: &str) -> Result<Vec<IpAddr>, String> {
+/// Resolves a host name with `resolve`, which is user code and may panic.
+fn resolve_host(resolve: &Resolve, host: &str) -> Result<Vec<IpAddr>, String> {
     match catch_panic(|| resolve(host)) {
         Ok(Ok(mut addresses)) => {
-            // Some name servers say "nobody" so.
+            // Some name servers answer with such an address when there is none.
             addresses.retain(|address| !address.is_unspecified() && !address.is_multicast());
             Ok(addresses)
         }
@@ -79,33 +83,35 @@ fn ask(resolve: &Resolve, host: &str) -> Result<Vec<IpAddr>, String> {
     }
 }
 
-fn write(heard: &Heard) {
-    match heard {
-        Heard::Unresolved { peer, reason } => warn!(
+/// Logs that a host could not be resolved, or is resolved again.
+fn log_change(change: &ResolutionChange) {
+    match change {
+        ResolutionChange::Unresolved { peer, reason } => warn!(
             target: TARGET, peer = &**peer, event = "unresolved", reason = reason.as_str();
-            "the host of peer {peer} is not resolved: {reason}; what is known stays"
+            "cannot resolve the host of peer {peer}: {reason}; keeping the known addresses"
         ),
-        Heard::Resolved { peer } => info!(
+        ResolutionChange::Resolved { peer } => info!(
             target: TARGET, peer = &**peer, event = "resolved";
             "the host of peer {peer} is resolved again"
         ),
     }
 }
 
-/// The loop: looks everything up, learns when that is due again, and waits for that, or for names that
-/// are new. `look_up` is told whether it is its time.
+/// The loop of the thread: runs `look_up`, which returns when to run it next, and waits until then
+/// or until there are new hosts. The argument of `look_up` is whether the resolution is a scheduled
+/// one.
 fn run(
     mut look_up: impl FnMut(bool) -> Option<Instant>,
-    names_given: &Receiver<()>,
+    hosts_changed: &Receiver<()>,
     stopped: &Receiver<Infallible>,
     timer: impl Fn(Instant) -> Receiver<Instant>,
 ) {
-    let mut is_due = true;
+    let mut is_scheduled = true;
     loop {
-        let due = look_up(is_due).map_or_else(never, &timer);
-        is_due = select! {
+        let due = look_up(is_scheduled).map_or_else(never, &timer);
+        is_scheduled = select! {
             recv(stopped) -> _ => return,
-            recv(names_given) -> _ => false,
+            recv(hosts_changed) -> _ => false,
             recv(due) -> _ => true,
         };
     }
@@ -119,51 +125,51 @@ mod tests {
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
-    fn looks_up_at_once_and_when_it_is_time_or_there_are_names_and_ends_with_its_owner() {
+    fn resolver_looks_up_at_once_on_schedule_and_for_new_hosts_until_it_is_stopped() {
         let start = Instant::now();
-        let (looked, looks) = unbounded();
+        let (looked_up, lookups) = unbounded();
         let (set_timer, timers) = unbounded();
         let (ticker, ticks) = bounded::<Instant>(0);
-        let (give, given) = bounded(1);
+        let (notify, hosts_changed) = bounded(1);
         let (stop, stopped) = bounded(0);
         thread::scope(|scope| {
             scope.spawn(|| {
-                let look_up = |is_due| {
-                    looked.send(is_due).expect("the test listens");
+                let look_up = |is_scheduled| {
+                    looked_up.send(is_scheduled).expect("the test receives");
                     Some(start)
                 };
                 let timer = |due| {
-                    set_timer.send(due).expect("the test listens");
+                    set_timer.send(due).expect("the test receives");
                     ticks.clone()
                 };
-                run(look_up, &given, &stopped, timer);
+                run(look_up, &hosts_changed, &stopped, timer);
             });
-            assert_eq!(looks.recv(), Ok(true), "at once");
-            assert_eq!(timers.recv(), Ok(start), "then it waits for so long");
-            ticker.send(start).expect("it waits");
-            assert_eq!(looks.recv(), Ok(true), "again");
-            give.send(()).expect("it listens");
-            assert_eq!(looks.recv(), Ok(false), "and before it is time");
+            assert_eq!(lookups.recv(), Ok(true), "the first lookup is made at once");
+            assert_eq!(timers.recv(), Ok(start), "a timer is set for the next lookup");
+            ticker.send(start).expect("the thread waits for the timer");
+            assert_eq!(lookups.recv(), Ok(true), "the timer causes a scheduled lookup");
+            notify.send(()).expect("the thread receives");
+            assert_eq!(lookups.recv(), Ok(false), "new hosts cause an unscheduled lookup");
             drop(stop);
         });
     }
 
     #[test]
-    fn the_system_knows_this_machine() {
-        let addresses = system("localhost").expect("every system knows it");
+    fn system_resolver_resolves_localhost() {
+        let addresses = system("localhost").expect("localhost can be resolved");
         assert!(addresses.iter().any(IpAddr::is_loopback), "{addresses:?}");
-        system("host.invalid").expect_err("nobody has this name");
+        system("host.invalid").expect_err("a name below `.invalid` cannot be resolved");
     }
 
     #[test]
-    fn nobody_is_no_peer() {
-        let nobody = |_: &str| Ok(vec![[0, 0, 0, 0].into(), [224, 0, 0, 1].into()]);
-        assert_eq!(ask(&nobody, "db"), Ok(vec![]));
+    fn unspecified_and_multicast_addresses_are_ignored() {
+        let resolve = |_: &str| Ok(vec![[0, 0, 0, 0].into(), [224, 0, 0, 1].into()]);
+        assert_eq!(resolve_host(&resolve, "db"), Ok(vec![]));
     }
 
     #[test]
-    fn a_resolver_that_panics_gives_no_answer() {
-        let told = ask(&|_| panic!("on purpose"), "db").expect_err("it panicked");
-        assert_eq!(told, "the resolver panicked");
+    fn panic_of_the_resolver_is_an_error() {
+        let error = resolve_host(&|_| panic!("on purpose"), "db").expect_err("a panic is an error");
+        assert_eq!(error, "the resolver panicked");
     }
 }

@@ -145,7 +145,7 @@ fn a_line_when_a_name_is_not_resolved_and_when_it_is_again() {
     assert_eq!((&*unknown.target, &*known.target), ("diesel_peers", "diesel_peers"));
     let texts = (&*unknown.text, &*known.text);
     let expected = (
-        "the host of peer named is not resolved: no answer to ***; what is known stays",
+        "cannot resolve the host of peer named: no answer to ***; keeping the known addresses",
         "the host of peer named is resolved again",
     );
     assert_eq!(texts, expected);

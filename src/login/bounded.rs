@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crate::fault::{Fault, Refusal, is_timeout};
 use crate::login::socket::{self, Socket, Sockets, Thread};
 use crate::panics::{Panicked, catch_panic, lock};
-use crate::peers::deadline::Late;
+use crate::peers::deadline::CancelReason;
 use crate::peers::set::PeerSet;
 
 /// The name of a thread that makes one login. Linux shows the first 15 characters.
@@ -190,8 +190,9 @@ pub(crate) fn start<T: Send + 'static>(
         state: Mutex::new(State::InProgress(Box::new(on_outcome))),
     });
     let late = login.clone();
-    let ticket = set
-        .bound(began + timeout.silent, move |reason| late.handle_deadline(reason, SHUT_DOWN_AGAIN));
+    let ticket = set.add_deadline(began + timeout.silent, move |reason| {
+        late.handle_deadline(reason, SHUT_DOWN_AGAIN)
+    });
     let worker = login.clone();
     let thread = thread::Builder::new().name(DIALER.to_owned()).spawn(move || {
         let outcome = catch_panic(|| work(&worker.progress));
@@ -235,7 +236,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
         });
         if is_late {
             *self.lock() = State::Ended;
-            self.set.count(self.peer, |counts| counts.stuck_logins -= 1);
+            self.set.update_counts(self.peer, |counts| counts.stuck_logins -= 1);
             // While the login was stuck, only the regular checks dialed its peer.
             self.set.wake();
         }
@@ -261,16 +262,16 @@ impl<T: Send + 'static> BoundedLogin<T> {
 
     /// Handles the deadline of a login. Unless the login is given more time, this reports the failure
     /// once, and shuts down the socket again and again until the login ends.
-    fn handle_deadline(self: &Arc<Self>, reason: Late, delay: Duration) {
+    fn handle_deadline(self: &Arc<Self>, reason: CancelReason, delay: Duration) {
         let (on_outcome, failure) = {
             // While this lock is held, the login neither ends nor changes its state.
             let state = &mut *self.lock();
             let failure = match (&*state, reason) {
                 (State::Ended, _) => return,
-                (State::InProgress(_), Late::At(now)) => {
+                (State::InProgress(_), CancelReason::Deadline(now)) => {
                     let Some(failure) = self.failure_if_late(now) else {
                         let later = self.clone();
-                        self.set.bound(now + CHECK_AGAIN, move |reason| {
+                        self.set.add_deadline(now + CHECK_AGAIN, move |reason| {
                             later.handle_deadline(reason, delay);
                         });
                         return;
@@ -281,7 +282,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
             };
             let on_outcome = match mem::replace(state, State::Stuck) {
                 State::InProgress(on_outcome) => {
-                    self.set.count(self.peer, |counts| counts.stuck_logins += 1);
+                    self.set.update_counts(self.peer, |counts| counts.stuck_logins += 1);
                     Some(on_outcome)
                 }
                 State::Stuck | State::Ended => None,
@@ -291,13 +292,13 @@ impl<T: Send + 'static> BoundedLogin<T> {
         };
         let again = self.clone();
         let now = match reason {
-            Late::At(now) => now,
+            CancelReason::Deadline(now) => now,
             // Once the pool is gone, every call on the list of deadlines is aborted again and again,
             // whatever its deadline.
-            Late::NobodyWaits => self.began,
+            CancelReason::PoolClosed => self.began,
         };
         let longer = (delay * 2).min(SHUT_DOWN_AGAIN_MAX);
-        self.set.bound(now + delay, move |reason| again.handle_deadline(reason, longer));
+        self.set.add_deadline(now + delay, move |reason| again.handle_deadline(reason, longer));
         if let (Some(on_outcome), Some(failure)) = (on_outcome, failure) {
             let _ = catch_panic(|| on_outcome(Err(failure)));
         }

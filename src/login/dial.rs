@@ -14,9 +14,9 @@ use crate::login::bounded::{self, LoginFailure, LoginTimeout};
 use crate::login::session::{Hooks, Login};
 use crate::panics::catch_panic;
 use crate::peers::link_guard::LinkGuard;
-use crate::peers::outage::Word;
-use crate::peers::peer::{Answer, CheckKind, Health, Peer};
-use crate::peers::placement::nobody_takes_work;
+use crate::peers::outage::NextStep;
+use crate::peers::peer::{CheckKind, Health, LoginOutcome, Peer};
+use crate::peers::placement::no_peer_available;
 use crate::peers::schedule::HealthCheck;
 use crate::peers::set::{PeerSet, Picked};
 use crate::policy::AllDown;
@@ -39,13 +39,13 @@ pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
             Ok(link) => return Ok(link),
             Err(summary) => summary,
         };
-        if set.settings().all_down == AllDown::Fail || !set.nobody_takes_work() {
+        if set.settings().all_down == AllDown::Fail || !set.no_peer_available() {
             return Err(summary);
         }
         let now = Instant::now();
         let end = *end.get_or_insert(now + set.settings().all_down_wait);
         let left = end.saturating_duration_since(now);
-        if set.outage().wait(now, left, || !set.nobody_takes_work()) == Word::Fail {
+        if set.outage().wait(now, left, || !set.no_peer_available()) == NextStep::Fail {
             return Err(summary);
         }
     }
@@ -73,10 +73,10 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
     loop {
         if next <= now {
             next = end;
-            if let Some(picked) = set.pick(|peer| attempts.contains_key(&peer.number)) {
-                attempts.insert(picked.number, Attempt::InProgress);
+            if let Some(picked) = set.pick(|peer| attempts.contains_key(&peer.id)) {
+                attempts.insert(picked.id, Attempt::InProgress);
                 in_progress += 1;
-                next = now + set.hedge(picked.peer);
+                next = now + set.hedge_delay(picked.peer);
                 dial(set, picked, now, hooks.clone(), done.clone());
             }
         }
@@ -112,8 +112,8 @@ fn dial<C: R2D2Connection + Send + 'static>(
     hooks: Arc<Hooks<C>>,
     done: Sender<DialOutcome<C>>,
 ) {
-    let guard = LinkGuard::of_dial(set.clone(), &picked);
-    let Picked { peer, number, url, activity, .. } = picked;
+    let guard = LinkGuard::for_login(set.clone(), &picked);
+    let Picked { peer, id: number, url, activity, .. } = picked;
     let rng = set.rng();
     let login = Login { set: set.clone(), peer, activity, url, hooks, rng };
     let timeout = set.settings().connect_timeout.min(set.settings().connect_deadline);
@@ -132,13 +132,13 @@ fn dial<C: R2D2Connection + Send + 'static>(
                 }
                 Err(failure) => {
                     let reason: Arc<str> = failure.to_string().into();
-                    let (answer, now) = (Answer::from_failure(failure), now());
+                    let (answer, now) = (LoginOutcome::from_failure(failure), now());
                     let failed = answer.fault().map(|fault| EventKind::ConnectFailed {
                         reason: reason.to_string(),
                         fault,
                         took: now.saturating_duration_since(began),
                     });
-                    let attempt = if answer == Answer::NotAsked {
+                    let attempt = if answer == LoginOutcome::NotAttempted {
                         Attempt::NotAttempted(reason)
                     } else {
                         Attempt::Failed(reason)
@@ -147,7 +147,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
                         peer.connect_failed((began, now), answer, due)
                     });
                     if let Some(failed) = failed {
-                        peer_set.tell(peer, failed);
+                        peer_set.record(peer, failed);
                     }
                     // Until now the login is counted as connecting.
                     drop(guard);
@@ -166,7 +166,7 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
     hooks: &Arc<Hooks<C>>,
     health_check: HealthCheck,
 ) {
-    let HealthCheck { peer, url, activity, began, patience: timeout, kind } = health_check;
+    let HealthCheck { peer, url, activity, began, timeout, kind } = health_check;
     let login =
         Login { set: set.clone(), peer, activity, url, hooks: hooks.clone(), rng: set.rng() };
     let timeout = match kind {
@@ -190,7 +190,8 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
                     warn!("cannot check peer {name}: {error}; its state stays unchanged");
                 });
             }
-            let answer = outcome.map_or_else(Answer::from_failure, |()| Answer::Works);
+            let answer =
+                outcome.map_or_else(LoginOutcome::from_failure, |()| LoginOutcome::Succeeded);
             let now = now();
             peer_set
                 .update(peer, now, |peer, due| peer.check_ended(kind, (began, now), answer, due));
@@ -198,22 +199,22 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
     );
 }
 
-impl Answer {
+impl LoginOutcome {
     /// Returns the fault of the peer that the answer shows, if any.
     fn fault(&self) -> Option<Fault> {
         match self {
             Self::Refused(refusal) => Some(refusal.fault),
-            Self::None(_) => Some(Fault::PeerDown),
-            Self::Works | Self::NotAsked => None,
+            Self::Unanswered(_) => Some(Fault::PeerDown),
+            Self::Succeeded | Self::NotAttempted => None,
         }
     }
 
     fn from_failure(failure: LoginFailure) -> Self {
         match failure {
             LoginFailure::Refused(refusal) => Self::Refused(refusal),
-            LoginFailure::Unanswered(reason) => Self::None(reason),
+            LoginFailure::Unanswered(reason) => Self::Unanswered(reason),
             // The cause is this process, not the peer.
-            LoginFailure::NotAttempted(_) => Self::NotAsked,
+            LoginFailure::NotAttempted(_) => Self::NotAttempted,
         }
     }
 }
@@ -240,11 +241,11 @@ enum Attempt {
 /// Describes for each peer what happened in this call, or why the peer was skipped, and when the peer is
 /// checked next.
 fn summary(peers: &[Peer], attempts: &Attempts, now: Instant) -> String {
-    let all_down = nobody_takes_work(peers);
+    let all_down = no_peer_available(peers);
     let describe = |peer: &Peer| {
-        let next = in_words(peer.due(all_down).saturating_duration_since(now));
+        let next = in_words(peer.scheduled_check(all_down).saturating_duration_since(now));
         let name = &peer.name;
-        match (attempts.get(&peer.number), &peer.health) {
+        match (attempts.get(&peer.id), &peer.health) {
             (Some(Attempt::Failed(reason)), Health::Up { .. }) if !peer.is_full => {
                 format!("{name}: {reason}, up again by now")
             }

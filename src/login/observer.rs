@@ -79,7 +79,7 @@ impl LinkMonitor {
                 counters.queries_lost.add_one();
             }
             if !self.link_state.is_lost() {
-                self.link_state.lose();
+                self.link_state.mark_lost();
                 self.set.suspect(self.peer, now);
             }
             return;
@@ -87,7 +87,7 @@ impl LinkMonitor {
         self.activity.query_ended(now);
         match fault {
             Fault::PeerNotReady => {
-                self.set.update(self.peer, now, |peer, due| peer.takes_no_work(now, due));
+                self.set.update(self.peer, now, |peer, due| peer.query_refused(now, due));
             }
             Fault::PeerDown | Fault::Misconfigured => self.set.suspect(self.peer, now),
             Fault::WrongRole if settings.requirements.role == Role::ReadWrite => {

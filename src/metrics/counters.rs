@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::catalog;
 use super::labeled::{Labeled, ToldTimes};
 use crate::peers::activity::Activity;
-use crate::peers::counters::{PeerCounters, RETIRED};
+use crate::peers::counters::{CLOSE_REASONS, PeerCounters};
 use crate::peers::peer::Peer;
 
 /// What is counted on one peer, and how much of it was told.
@@ -27,7 +27,7 @@ struct Told {
     connects: u64,
     connect_failures: u64,
     logins: ToldTimes,
-    retired: [u64; RETIRED.len()],
+    retired: [u64; CLOSE_REASONS.len()],
 }
 
 impl Counters {
@@ -58,9 +58,9 @@ impl Counters {
         to.counter(&catalog::CONNECTS, connects.get(), &mut told.connects);
         to.counter(&catalog::CONNECT_FAILURES, connect_failures.get(), &mut told.connect_failures);
         to.histogram(&catalog::CONNECT_DURATION, logins, &mut told.logins);
-        for (reason, told) in RETIRED.into_iter().zip(&mut told.retired) {
+        for (reason, told) in CLOSE_REASONS.into_iter().zip(&mut told.retired) {
             let to = to.with("reason", reason.as_str());
-            to.counter(&catalog::CONNECTIONS_CLOSED, activity.counters.retired(reason).get(), told);
+            to.counter(&catalog::CONNECTIONS_CLOSED, activity.counters.closed(reason).get(), told);
         }
     }
 }

@@ -15,7 +15,7 @@ use super::gauges::Gauges;
 use super::labeled::Labeled;
 use crate::panics::catch_panic;
 use crate::peers::peer::Peer;
-use crate::peers::placement::how_many_take_work;
+use crate::peers::placement::count_available;
 use crate::peers::set::PeerSet;
 
 /// The name of the thread. Linux shows the first 15 characters of a thread's name.
@@ -128,12 +128,12 @@ impl Exporter {
             Look { gauges: shown.iter().cloned().map(nothing).collect(), ..Look::default() };
         set.read(|peers| {
             for peer in peers {
-                look.numbers.insert(peer.number);
-                counters.entry(peer.number).or_insert_with(|| Counters::of(peer));
+                look.numbers.insert(peer.id);
+                counters.entry(peer.id).or_insert_with(|| Counters::of(peer));
             }
             let mut there: Vec<&Peer> =
-                peers.iter().filter(|peer| is_open && !peer.is_gone()).collect();
-            there.sort_unstable_by_key(|peer| peer.number);
+                peers.iter().filter(|peer| is_open && !peer.is_removed()).collect();
+            there.sort_unstable_by_key(|peer| peer.id);
             for peer in &there {
                 let gauges = look.gauges.entry(peer.name.clone()).or_default();
                 *gauges = gauges.and(peer);
@@ -141,7 +141,7 @@ impl Exporter {
             }
             if is_open {
                 look.peers = there.iter().filter(|peer| peer.is_member()).count();
-                look.serving = how_many_take_work(peers);
+                look.serving = count_available(peers);
             }
         });
         look
@@ -274,7 +274,7 @@ mod tests {
         let recorder = Kept::default();
         with_local_recorder(&recorder, || exporter.export());
         let _ = set.remove("peer1", now).expect("there is one");
-        set.take_due(now);
+        set.tick(now);
         with_local_recorder(&Panics, || exporter.export());
         with_local_recorder(&recorder, || exporter.export());
         let scrape = recorder.render();
@@ -292,8 +292,8 @@ mod tests {
         with_local_recorder(&recorder, || exporter.export());
         let activity = set.read(|peers| peers[1].activity.clone());
         let _ = set.remove("peer1", now).expect("there is one");
-        set.take_due(now);
-        activity.counters.retired(CloseReason::Drained).add_one();
+        set.tick(now);
+        activity.counters.closed(CloseReason::Drained).add_one();
         activity.counters.connects.add_one();
         activity.counters.connect_failures.add_one();
         set.add(PeerConfig::new("peer1", "sqlite"), now).expect("there is none");

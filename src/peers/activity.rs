@@ -1,4 +1,5 @@
-//! What shows, without asking, whether a peer lives: queries that run there, and queries that end.
+//! Passive health signals of a peer, gathered without a request to its server: queries that run and
+//! queries that have ended.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
@@ -8,41 +9,45 @@ use crate::login::socket::Socket;
 use crate::panics::lock;
 use crate::peers::counters::PeerCounters;
 
-/// A peer is hesitant when a query has been running there for this long and it has not answered
-/// anything since: many times what most queries take, and little for a thread to lose.
+/// The time after which a peer counts as unresponsive: a query has been running for this long and
+/// the peer has answered nothing since it began. This is many times what most queries take, and a
+/// short wait for the thread that runs the query.
 const UNRESPONSIVE_AFTER: Duration = Duration::from_millis(100);
 
-/// The pulse of one peer. The figures are written by whoever runs queries, without a lock, and read
-/// by the checker and by who chooses a peer: nothing else depends on when they are seen.
+/// The activity of one peer. Threads that run queries write the values without a lock; the checker
+/// and the choice of a peer read them. Nothing else depends on when a new value becomes visible, so
+/// relaxed ordering is enough.
 #[derive(Debug, Default)]
 pub(crate) struct Activity {
     /// Links that are checked out.
     in_use: AtomicUsize,
-    /// When a query ended last.
-    ended: AtomicInstant,
+    /// When the last query ended.
+    last_query_end: AtomicInstant,
     unresponsive: AtomicBool,
     pub(crate) counters: PeerCounters,
+    /// Every link of the peer, in use or idle.
     links: Mutex<Vec<Arc<LinkState>>>,
 }
 
-/// What is known about one link without asking its server.
+/// The state of one link, known without a request to its server.
 #[derive(Debug, Default)]
 pub(crate) struct LinkState {
-    /// Since when the query has been running that is running now.
-    running: AtomicInstant,
-    /// Whether that is a ping of ours.
+    /// When the query began that is running now.
+    running_since: AtomicInstant,
+    /// Whether the running query is a ping of this crate.
     pinging: AtomicBool,
+    /// Whether an error has shown that the connection is lost.
     lost: AtomicBool,
     socket: OnceLock<Arc<Socket>>,
 }
 
 impl Activity {
-    /// How many links are checked out.
+    /// Returns how many links are checked out.
     pub(crate) fn in_use(&self) -> usize {
         self.in_use.load(Ordering::Relaxed)
     }
 
-    /// One link more is checked out, or one less.
+    /// Increments or decrements the number of links that are checked out.
     pub(crate) fn count_in_use(&self, in_use: bool) {
         if in_use {
             self.in_use.fetch_add(1, Ordering::Relaxed);
@@ -51,55 +56,57 @@ impl Activity {
         }
     }
 
-    /// A link to this peer is there, and one is there no more.
+    /// Registers a link to this peer.
     pub(crate) fn add(&self, link: Arc<LinkState>) {
         lock(&self.links).push(link);
     }
 
+    /// Unregisters a link to this peer.
     pub(crate) fn remove(&self, link: &Arc<LinkState>) {
         let mut links = lock(&self.links);
         links.retain(|other| !Arc::ptr_eq(other, link));
     }
 
-    /// How many links have a session with the server, as far as is known.
+    /// Returns how many links have a session with the server, as far as is known.
     pub(crate) fn open(&self) -> usize {
         lock(&self.links).iter().filter(|link| !link.is_lost()).count()
     }
 
-    /// A query has ended with the server's answer.
+    /// Records that the server has answered a query.
     pub(crate) fn query_ended(&self, now: Instant) {
-        self.ended.set(now);
+        self.last_query_end.set(now);
         if self.is_unresponsive() {
             self.unresponsive.store(false, Ordering::Relaxed);
         }
     }
 
-    /// When a query ended last.
-    pub(crate) fn ended(&self) -> Option<Instant> {
-        self.ended.get()
+    /// Returns when the last query ended.
+    pub(crate) fn last_query_end(&self) -> Option<Instant> {
+        self.last_query_end.get()
     }
 
-    /// Since when the query has been running that has been running longest; of those only that could be
-    /// cut off, if so wanted.
-    pub(crate) fn oldest(&self, can_be_cut: bool) -> Option<Instant> {
+    /// Returns when the oldest running query began. With `abortable_only`, only links count whose
+    /// socket is known, because only these can be aborted.
+    pub(crate) fn oldest_query(&self, abortable_only: bool) -> Option<Instant> {
         let links = lock(&self.links);
-        let links = links.iter().filter(|link| !can_be_cut || link.socket().is_some());
-        links.filter_map(|link| link.running.get()).min()
+        let links = links.iter().filter(|link| !abortable_only || link.socket().is_some());
+        links.filter_map(|link| link.running_since.get()).min()
     }
 
-    /// Links whose query has been running since before `begun`.
-    pub(crate) fn running_since(&self, begun: Instant) -> Vec<Arc<LinkState>> {
+    /// Returns the links whose current query began at `at` or earlier.
+    pub(crate) fn running_since(&self, at: Instant) -> Vec<Arc<LinkState>> {
         let links = lock(&self.links);
         let is_old =
-            |link: &&Arc<LinkState>| link.running.get().is_some_and(|since| since <= begun);
+            |link: &&Arc<LinkState>| link.running_since.get().is_some_and(|since| since <= at);
         links.iter().filter(is_old).cloned().collect()
     }
 
-    /// Looks whether it is hesitant: whether a query has been running for a while that began after the
-    /// peer has last answered anything. Says whether any query is running there.
-    pub(crate) fn look(&self, answered: Option<Instant>, now: Instant) -> bool {
+    /// Updates whether the peer is unresponsive: a query has been running for longer than
+    /// [`UNRESPONSIVE_AFTER`], and began after the peer last `answered`. Returns whether any query
+    /// is running.
+    pub(crate) fn update_unresponsive(&self, answered: Option<Instant>, now: Instant) -> bool {
         let links = lock(&self.links);
-        let running = || links.iter().filter_map(|link| link.running.get());
+        let running = || links.iter().filter_map(|link| link.running_since.get());
         let hangs = |since: Instant| {
             now.saturating_duration_since(since) > UNRESPONSIVE_AFTER
                 && answered.is_none_or(|answered| answered < since)
@@ -108,33 +115,34 @@ impl Activity {
         running().next().is_some()
     }
 
-    /// Whether a query has been running there for a while, and none has ended since.
+    /// Whether a query has been running for a while and the peer has answered nothing since it
+    /// began.
     pub(crate) fn is_unresponsive(&self) -> bool {
         self.unresponsive.load(Ordering::Relaxed)
     }
 }
 
 impl LinkState {
-    /// A query begins.
+    /// Records that a query begins.
     pub(crate) fn query_begins(&self, now: Instant) {
-        self.running.set(now);
+        self.running_since.set(now);
     }
 
-    /// No query is running.
-    pub(crate) fn rest(&self) {
-        self.running.clear();
+    /// Records that no query is running.
+    pub(crate) fn clear_running(&self) {
+        self.running_since.clear();
     }
 
-    /// The query that was running has ended: how long it took.
+    /// Records that the running query has ended, and returns how long it took.
     pub(crate) fn query_ends(&self, now: Instant) -> Duration {
-        let began = self.running.get();
-        self.rest();
+        let began = self.running_since.get();
+        self.clear_running();
         began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began))
     }
 
-    /// What is run next is a ping of ours, or the application's queries again.
+    /// Sets whether the next queries are pings of this crate or queries of the application.
     pub(crate) fn set_pinging(&self, pinging: bool) {
-        // Only read by who runs it, in this thread.
+        // Only the thread that runs the query reads this, and it is the current one.
         self.pinging.store(pinging, Ordering::Relaxed);
     }
 
@@ -142,18 +150,19 @@ impl LinkState {
         self.pinging.load(Ordering::Relaxed)
     }
 
-    /// Whether an error on this link said that it is gone.
+    /// Whether an error on this link has shown that the connection is lost.
     pub(crate) fn is_lost(&self) -> bool {
-        // Whoever asks holds the connection, so the query that set it was in this thread or
-        // was handed over with the connection: no ordering beyond that is needed.
+        // The reader holds the connection. The query that set the flag ran in this thread, or the
+        // flag was handed over together with the connection. So no stronger ordering is needed.
         self.lost.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn lose(&self) {
+    /// Marks the connection as lost.
+    pub(crate) fn mark_lost(&self) {
         self.lost.store(true, Ordering::Relaxed);
     }
 
-    /// The link's socket was found.
+    /// Sets the socket of the link.
     pub(crate) fn set_socket(&self, socket: Arc<Socket>) {
         let _ = self.socket.set(socket);
     }
@@ -162,20 +171,21 @@ impl LinkState {
         self.socket.get()
     }
 
-    /// Ends the link where it is: whoever waits on it gets an error. Not without its socket.
+    /// Shuts the link's socket down, so that a thread that waits for an answer gets an error.
+    /// Returns `false` without an effect if the socket is not known.
     pub(crate) fn shut_down(&self) -> bool {
         let Some(socket) = self.socket() else { return false };
-        self.lose();
+        self.mark_lost();
         socket.shut_down();
         true
     }
 }
 
-/// An instant that is read and written without a lock, or none.
+/// An optional instant that is read and written without a lock.
 #[derive(Debug, Default)]
 struct AtomicInstant(AtomicU64);
 
-/// What moments are counted from.
+/// The instant from which an [`AtomicInstant`] counts.
 #[expect(clippy::disallowed_methods, reason = "any instant will do as the origin")]
 static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 

@@ -1,40 +1,40 @@
-//! What an operator wants of a peer, and how far that is done. No check and no timer writes it. Pure.
+//! The administrative state of a peer, as set by an operator. No check and no timer changes it,
+//! except that a draining peer becomes drained when its last session has ended. Pure.
 
 use std::mem;
 use std::time::Instant;
 
 use crate::event::EventKind;
 
-/// Whether an operator lets a peer serve.
+/// The administrative state of a peer: whether an operator lets the peer serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AdminState {
+    /// The peer is in service.
     Ready,
-    /// It gets no new work, and its links end as they come back. One that `then_remove` is removed then.
-    Draining {
-        since: Instant,
-        then_remove: bool,
-    },
-    /// The pool has no session there.
-    Drained {
-        since: Instant,
-    },
-    /// It is no peer any more. Its place is kept until nothing leads there, and then may be another's.
+    /// The peer gets no new work, and each of its links is closed at its checkin. When the last
+    /// session has ended, the peer is removed if `remove_when_drained` is set.
+    Draining { since: Instant, remove_when_drained: bool },
+    /// The peer gets no new work, and the pool has no session with it.
+    Drained { since: Instant },
+    /// The peer is not a member of the set any more. Its index stays reserved until no link, login
+    /// or check refers to it, and is then reused for a new peer.
     Removed,
 }
 
 impl AdminState {
-    /// No new work from now on; and it is removed once it is drained if it `then_remove`.
-    pub(super) fn drain(&mut self, then_remove: bool, now: Instant) -> Option<EventKind> {
+    /// Starts draining: the peer gets no new work from now on. With `remove_when_drained` the peer
+    /// is removed as soon as it is drained.
+    pub(super) fn drain(&mut self, remove_when_drained: bool, now: Instant) -> Option<EventKind> {
         match *self {
             Self::Ready => {
-                *self = Self::Draining { since: now, then_remove };
+                *self = Self::Draining { since: now, remove_when_drained };
                 Some(EventKind::Draining)
             }
-            Self::Draining { since, then_remove: false } => {
-                *self = Self::Draining { since, then_remove };
+            Self::Draining { since, remove_when_drained: false } => {
+                *self = Self::Draining { since, remove_when_drained };
                 None
             }
-            Self::Drained { .. } if then_remove => {
+            Self::Drained { .. } if remove_when_drained => {
                 *self = Self::Removed;
                 Some(EventKind::Removed)
             }
@@ -42,17 +42,18 @@ impl AdminState {
         }
     }
 
-    /// It serves again.
+    /// Puts the peer back into service.
     pub(super) fn resume(&mut self) -> Option<EventKind> {
-        let was_on = mem::replace(self, Self::Ready) == Self::Ready;
-        (!was_on).then_some(EventKind::Resumed)
+        let was_ready = mem::replace(self, Self::Ready) == Self::Ready;
+        (!was_ready).then_some(EventKind::Resumed)
     }
 
-    /// The pool has no session there any more: what follows, of one that is being drained.
-    pub(super) fn has_emptied(&mut self, now: Instant) -> Option<[Option<EventKind>; 2]> {
-        let Self::Draining { since, then_remove } = *self else { return None };
-        *self = if then_remove { Self::Removed } else { Self::Drained { since: now } };
+    /// Marks a draining peer as drained, or removes it: the pool has no session with it any more.
+    /// Returns the resulting events, or `None` if the peer was not draining.
+    pub(super) fn finish_draining(&mut self, now: Instant) -> Option<[Option<EventKind>; 2]> {
+        let Self::Draining { since, remove_when_drained } = *self else { return None };
+        *self = if remove_when_drained { Self::Removed } else { Self::Drained { since: now } };
         let took = now.saturating_duration_since(since);
-        Some([Some(EventKind::Drained { took }), then_remove.then_some(EventKind::Removed)])
+        Some([Some(EventKind::Drained { took }), remove_when_drained.then_some(EventKind::Removed)])
     }
 }

@@ -1,4 +1,5 @@
-//! What a peer has to be to be admitted, at the start and later.
+//! Validates the names and URLs of peers, in `build()` and at run time, and prepares the URLs for
+//! logging in.
 
 use std::env;
 use std::fmt;
@@ -8,14 +9,15 @@ use crate::dialect::Dialect;
 use crate::error::{Flaw, PeersError};
 use crate::url::{Credentials, PeerUrl};
 
-/// How much later than this crate libpq ends a login by itself. It counts whole seconds of the clock.
-const LIBPQ_LATER: Duration = Duration::from_secs(2);
+/// How much longer libpq's own timeout of a login is than the one of this crate. libpq counts whole
+/// seconds of the clock.
+const LIBPQ_TIMEOUT_MARGIN: Duration = Duration::from_secs(2);
 
-/// Where libpq finds the timeout of a login that no URL sets.
-const LIBPQ_TIMEOUT: &str = "PGCONNECT_TIMEOUT";
+/// The environment variable from which libpq takes the timeout of a login if the URL does not set
+/// one.
+const LIBPQ_TIMEOUT_VARIABLE: &str = "PGCONNECT_TIMEOUT";
 
-/// A peer as it is given: its name, its URL, and, if they are not to be left as they are, its weight
-/// and its tier.
+/// The configuration of a peer: its name, its URL and, optionally, its weight and its tier.
 ///
 /// ```
 /// use diesel_peers::PeerConfig;
@@ -31,24 +33,25 @@ pub struct PeerConfig {
 }
 
 impl PeerConfig {
-    /// As [`PeerManagerBuilder::peer`](crate::PeerManagerBuilder::peer).
+    /// Creates the configuration of a peer from its name and its URL, as
+    /// [`PeerManagerBuilder::peer`](crate::PeerManagerBuilder::peer) does.
     #[must_use]
     pub fn new(name: impl Into<String>, url: impl Into<String>) -> Self {
         Self { name: name.into(), url: url.into(), weight: None, tier: None }
     }
 
-    /// As [`PeerManagerBuilder::weight`](crate::PeerManagerBuilder::weight).
+    /// Sets the weight, as [`PeerManagerBuilder::weight`](crate::PeerManagerBuilder::weight) does.
     ///
-    /// Defaults to 1, and to what it was for a peer that is there already.
+    /// Defaults to 1 for a new peer. A peer that exists already keeps its weight.
     #[must_use]
     pub fn weight(mut self, weight: u32) -> Self {
         self.weight = Some(weight);
         self
     }
 
-    /// As [`PeerManagerBuilder::tier`](crate::PeerManagerBuilder::tier).
+    /// Sets the tier, as [`PeerManagerBuilder::tier`](crate::PeerManagerBuilder::tier) does.
     ///
-    /// Defaults to 0, and to what it was for a peer that is there already.
+    /// Defaults to 0 for a new peer. A peer that exists already keeps its tier.
     #[must_use]
     pub fn tier(mut self, tier: u32) -> Self {
         self.tier = Some(tier);
@@ -56,7 +59,7 @@ impl PeerConfig {
     }
 }
 
-/// Without the URL, which is a secret, and the name, which is not known not to be one.
+/// Omits the URL, which is a secret, and the name, which may contain one.
 impl fmt::Debug for PeerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name: _, url: _, weight, tier } = self;
@@ -67,26 +70,28 @@ impl fmt::Debug for PeerConfig {
     }
 }
 
-/// What the URLs of a manager's peers have to be, and what is made of them.
+/// The requirements for the URLs of a manager's peers, and the settings that are added to them.
 #[derive(Debug)]
 pub(crate) struct Admission {
     pub(crate) dialect: Dialect,
-    /// Who logs in to every peer, in place of what its URL says.
+    /// The user and the password for every peer. They take precedence over those of its URL.
     pub(crate) login: Credentials,
-    /// Whether that is asked for at each login.
-    pub(crate) asked_at_login: bool,
+    /// Whether the credentials are requested from the application for each login.
+    pub(crate) credentials_at_login: bool,
     pub(crate) connect_timeout: Duration,
-    /// Whether the names of hosts are resolved.
-    pub(crate) resolves: bool,
+    /// Whether this crate resolves the host names.
+    pub(crate) resolve_hosts: bool,
 }
 
 impl Admission {
-    /// Sees that the names and URLs of these newcomers can be such, and returns the URLs to log in with.
+    /// Validates the names and URLs of peers that are added at run time, and returns the URLs for
+    /// logging in.
     pub(crate) fn check(&self, peers: &[PeerConfig]) -> Result<Vec<PeerUrl>, PeersError> {
         check_names(peers)?;
         let urls = self.urls(peers)?;
-        // At the start a setting is known to take the place of what a URL says. Here it was given long
-        // ago, and who gives another password now wants that one to count.
+        // In `build()` the settings take precedence over the URLs. At run time they were given long
+        // ago, and an operator who gives another password in a URL expects that one to be used. So
+        // a conflict is an error.
         for PeerConfig { name, url, .. } in peers {
             if let Some(setting) = PeerUrl::new(url.clone()).contradicts(&self.login) {
                 return Err(PeersError::Overruled { name: name.clone(), setting });
@@ -95,7 +100,7 @@ impl Admission {
         Ok(urls)
     }
 
-    /// The URLs to log in with, once it is seen that they can be such.
+    /// Validates the URLs of these peers, and returns the URLs for logging in.
     pub(crate) fn urls(&self, peers: &[PeerConfig]) -> Result<Vec<PeerUrl>, PeersError> {
         let url = |PeerConfig { name, url, .. }: &PeerConfig| {
             self.url(url.clone()).map_err(|flaw| PeersError::Url { name: name.clone(), flaw })
@@ -103,7 +108,8 @@ impl Admission {
         peers.iter().map(url).collect()
     }
 
-    /// Sees that the addresses of these peers' hosts may stand for them, where they are resolved.
+    /// Validates that in the URL of each peer whose host name is resolved, the name can be replaced
+    /// by an address.
     pub(crate) fn check_hosts(
         &self,
         peers: &[PeerConfig],
@@ -117,9 +123,9 @@ impl Admission {
         Ok(())
     }
 
-    /// The name of a peer's host, if it is one that is resolved.
+    /// Returns the name of a peer's host, if that name is to be resolved.
     pub(crate) fn host_name(&self, url: &PeerUrl) -> Option<String> {
-        self.resolves.then(|| url.host_name(self.dialect)).flatten()
+        self.resolve_hosts.then(|| url.host_name(self.dialect)).flatten()
     }
 
     fn url(&self, url: String) -> Result<PeerUrl, Flaw> {
@@ -128,18 +134,19 @@ impl Admission {
         if self.login != Credentials::default() {
             url = url.with_credentials(&self.login)?;
         }
-        if self.asked_at_login {
+        if self.credentials_at_login {
             url.with_credentials(&Credentials::new("", ""))?;
         }
-        if self.dialect == Dialect::Postgres && env::var_os(LIBPQ_TIMEOUT).is_none() {
-            // After ours: libpq's reads like an answer.
-            url = url.with_libpq_timeout(self.connect_timeout.saturating_add(LIBPQ_LATER));
+        if self.dialect == Dialect::Postgres && env::var_os(LIBPQ_TIMEOUT_VARIABLE).is_none() {
+            // libpq's timeout must be the later one, because its error would look like an answer of
+            // the server.
+            url = url.with_libpq_timeout(self.connect_timeout.saturating_add(LIBPQ_TIMEOUT_MARGIN));
         }
         Ok(url)
     }
 }
 
-/// Sees that names can be such, and are different.
+/// Validates that the names of peers are valid and unique.
 pub(crate) fn check_names(peers: &[PeerConfig]) -> Result<(), PeersError> {
     for (index, PeerConfig { name, .. }) in peers.iter().enumerate() {
         if name.trim().is_empty() {
@@ -164,9 +171,9 @@ impl Default for Admission {
         Self {
             dialect: Dialect::Other,
             login: Credentials::default(),
-            asked_at_login: false,
+            credentials_at_login: false,
             connect_timeout: Duration::from_secs(5),
-            resolves: false,
+            resolve_hosts: false,
         }
     }
 }

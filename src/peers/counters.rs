@@ -1,12 +1,14 @@
-//! How often, and how long: figures that only grow, written without a lock by whoever does the work.
+//! The counters and histograms of one peer. They only grow, and each thread updates them without a
+//! lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::event::CloseReason;
 
-/// The upper ends of the classes into which times are sorted; what takes longer is in the last one,
-/// which has none. From a query over the loopback interface to one that should have been cut off.
+/// The inclusive upper bounds of the histogram buckets; one more bucket, without a bound, holds
+/// everything slower. They range from a query over the loopback interface to one that should have
+/// been aborted.
 pub(crate) const BUCKET_BOUNDS: [Duration; 15] = [
     Duration::from_micros(100),
     Duration::from_micros(250),
@@ -25,30 +27,31 @@ pub(crate) const BUCKET_BOUNDS: [Duration; 15] = [
     Duration::from_secs(10),
 ];
 
-/// What was done on one peer.
+/// The counters of one peer.
 #[derive(Debug, Default)]
 pub(crate) struct PeerCounters {
-    /// Connections that were handed out.
+    /// Checkouts that the peer has served.
     pub(crate) checkouts: Counter,
-    /// Queries that have ended, however.
+    /// Queries that have ended, successfully or not.
     pub(crate) queries: Histogram,
     /// Queries that have ended with a lost connection.
     pub(crate) queries_lost: Counter,
-    /// Queries that hung and were cut off.
+    /// Hung queries that were aborted.
     pub(crate) queries_aborted: Counter,
-    /// Logins for the pool that have succeeded.
+    /// Logins for the pool that succeeded.
     pub(crate) logins: Histogram,
-    /// Those of them that became connections of the pool.
+    /// Successful logins whose connections became connections of the pool.
     pub(crate) connects: Counter,
-    /// Logins that have failed, for the pool and of checks.
+    /// Logins that failed, for the pool and for checks.
     pub(crate) connect_failures: Counter,
-    /// How often it was marked down.
+    /// How often the peer was marked down.
     pub(crate) downs: Counter,
-    retired: [Counter; RETIRED.len()],
+    /// Closed connections by [`CloseReason`], indexed as in [`CLOSE_REASONS`].
+    closed: [Counter; CLOSE_REASONS.len()],
 }
 
-/// Why connections are closed, in the order in which they are counted.
-pub(crate) const RETIRED: [CloseReason; 6] = [
+/// All close reasons, in the order of their counters.
+pub(crate) const CLOSE_REASONS: [CloseReason; 6] = [
     CloseReason::Broken,
     CloseReason::PeerDown,
     CloseReason::Drained,
@@ -58,13 +61,13 @@ pub(crate) const RETIRED: [CloseReason; 6] = [
 ];
 
 impl PeerCounters {
-    /// How many connections were closed for this reason.
-    pub(crate) fn retired(&self, reason: CloseReason) -> &Counter {
-        &self.retired[reason as usize]
+    /// Returns the counter of connections that were closed for this reason.
+    pub(crate) fn closed(&self, reason: CloseReason) -> &Counter {
+        &self.closed[reason as usize]
     }
 }
 
-/// A number that only grows.
+/// A counter that only grows.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
@@ -82,11 +85,12 @@ impl Counter {
     }
 }
 
-/// How long something took, each time.
+/// A histogram of durations.
 #[derive(Debug, Default)]
 pub(crate) struct Histogram([Bucket; BUCKET_BOUNDS.len() + 1]);
 
-/// What took about as long. The two are written together, so they share a processor's cache line.
+/// One bucket: how many durations fell into it, and their sum. Both are written together, so they
+/// share a cache line of the processor.
 #[derive(Debug, Default)]
 #[repr(align(16))]
 struct Bucket {
@@ -97,23 +101,23 @@ struct Bucket {
 impl Histogram {
     pub(crate) fn add(&self, took: Duration) {
         let bucket =
-            BUCKET_BOUNDS.iter().position(|end| took <= *end).unwrap_or(BUCKET_BOUNDS.len());
+            BUCKET_BOUNDS.iter().position(|bound| took <= *bound).unwrap_or(BUCKET_BOUNDS.len());
         let Bucket { count, nanos } = &self.0[bucket];
         count.add_one();
         nanos.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// How often.
+    /// Returns the number of durations.
     pub(crate) fn count(&self) -> u64 {
         self.0.iter().map(|bucket| bucket.count.get()).sum()
     }
 
-    /// All together.
+    /// Returns the sum of all durations.
     pub(crate) fn total(&self) -> Duration {
         Duration::from_nanos(self.0.iter().map(|bucket| bucket.nanos.get()).sum())
     }
 
-    /// Of each class, how often and how many nanoseconds all together.
+    /// Returns each bucket's number of durations and their sum in nanoseconds.
     #[cfg(feature = "metrics")]
     pub(crate) fn buckets(&self) -> impl Iterator<Item = (u64, u64)> {
         self.0.iter().map(|Bucket { count, nanos }| (count.get(), nanos.get()))
@@ -125,24 +129,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_counted_and_added_up() {
-        let times = Histogram::default();
+    fn histogram_counts_and_sums_durations() {
+        let histogram = Histogram::default();
         for took in [Duration::ZERO, Duration::from_micros(101), Duration::from_secs(3600)] {
-            times.add(took);
+            histogram.add(took);
         }
-        assert_eq!(times.count(), 3);
-        assert_eq!(times.total(), Duration::from_secs(3600) + Duration::from_micros(101));
+        assert_eq!(histogram.count(), 3);
+        assert_eq!(histogram.total(), Duration::from_secs(3600) + Duration::from_micros(101));
     }
 
     #[test]
-    fn each_reason_has_its_own_count() {
-        for (at, reason) in RETIRED.into_iter().enumerate() {
+    fn each_close_reason_has_its_own_counter() {
+        for (at, reason) in CLOSE_REASONS.into_iter().enumerate() {
             assert_eq!(reason as usize, at, "{reason:?}");
         }
     }
 
     #[test]
-    fn classes_are_in_order() {
-        assert!(BUCKET_BOUNDS.is_sorted(), "the first that is long enough is the right one");
+    fn bucket_bounds_are_sorted() {
+        assert!(
+            BUCKET_BOUNDS.is_sorted(),
+            "the first bound that is not exceeded must select the bucket"
+        );
     }
 }

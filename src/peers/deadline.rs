@@ -1,4 +1,5 @@
-//! What must have ended by a certain time, or is cut off then: the checker's list.
+//! Deadlines of blocking calls. The checker cancels each call that is still running at its
+//! deadline.
 
 use std::fmt;
 use std::mem;
@@ -7,19 +8,19 @@ use std::time::{Duration, Instant};
 
 use crate::panics::lock;
 
-/// What is done to a call that has not ended in time. It runs on the checker's thread.
-pub(crate) type Cut = Box<dyn FnOnce(Late) + Send>;
+/// Cancels a call. Runs on the checker's thread.
+pub(crate) type Cancel = Box<dyn FnOnce(CancelReason) + Send>;
 
-/// Why a call is cut off.
+/// Why a call is canceled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Late {
-    /// It is now this late.
-    At(Instant),
-    /// The pool is gone, and nobody waits for it any more.
-    NobodyWaits,
+pub(crate) enum CancelReason {
+    /// The deadline has passed; the value is the current time.
+    Deadline(Instant),
+    /// The pool is closed, so no caller waits for the result any more.
+    PoolClosed,
 }
 
-/// The calls that are bounded.
+/// The pending calls that have a deadline.
 #[derive(Debug, Default)]
 pub(crate) struct Deadlines {
     pending: Mutex<Pending>,
@@ -35,10 +36,10 @@ struct Pending {
 struct Call {
     ticket: Ticket,
     at: Instant,
-    cut: Cut,
+    cancel: Cancel,
 }
 
-/// One call on the list.
+/// Identifies one pending call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket(u64);
 
@@ -47,24 +48,25 @@ impl Deadlines {
         lock(&self.pending)
     }
 
-    /// A call begins that must have ended at `at`, or `cut` is run. Says whether the checker has to
-    /// look at the list again, because nothing on it is due before that.
+    /// Registers a call that is canceled with `cancel` unless it has ended by `at`. Also returns
+    /// whether this is now the earliest deadline, so that the checker has to be woken.
     pub(crate) fn begin(
         &self,
         at: Instant,
-        cut: impl FnOnce(Late) + Send + 'static,
+        cancel: impl FnOnce(CancelReason) + Send + 'static,
     ) -> (Ticket, bool) {
         let pending = &mut *self.lock();
         pending.next += 1;
         let ticket = Ticket(pending.next);
         let is_first = pending.calls.iter().all(|call| at < call.at);
         if !pending.closed {
-            pending.calls.push(Call { ticket, at, cut: Box::new(cut) });
+            pending.calls.push(Call { ticket, at, cancel: Box::new(cancel) });
         }
         (ticket, is_first)
     }
 
-    /// The call has ended. Says whether it was in time: else it is being cut off, or was.
+    /// Unregisters a call that has ended. Returns whether it ended in time; otherwise it has been
+    /// canceled, or is being canceled.
     pub(crate) fn end(&self, ticket: Ticket) -> bool {
         let ended = {
             let calls = &mut self.lock().calls;
@@ -74,27 +76,28 @@ impl Deadlines {
         ended.is_some()
     }
 
-    /// What is to be cut off at `now`, and when to look again.
-    pub(crate) fn take_overdue(&self, now: Instant) -> (Vec<Cut>, Option<Instant>) {
+    /// Takes the calls whose deadline has passed at `now`. Also returns the next deadline.
+    pub(crate) fn take_overdue(&self, now: Instant) -> (Vec<Cancel>, Option<Instant>) {
         let pending = &mut *self.lock();
         let mut overdue = Vec::new();
         while let Some(at) = pending.calls.iter().position(|call| call.at <= now) {
-            overdue.push(pending.calls.swap_remove(at).cut);
+            overdue.push(pending.calls.swap_remove(at).cancel);
         }
         (overdue, pending.calls.iter().map(|call| call.at).min())
     }
 
-    /// The whole process stood still for so long: what is bounded had no chance to end meanwhile.
+    /// Moves every deadline by the time for which the whole process was suspended: the calls had no
+    /// chance to end meanwhile.
     pub(crate) fn postpone(&self, by: Duration) {
         self.lock().calls.iter_mut().for_each(|call| call.at += by);
     }
 
-    /// All that is on the list, due or not.
-    pub(crate) fn take_all(&self) -> Vec<Cut> {
-        self.lock().calls.drain(..).map(|call| call.cut).collect()
+    /// Takes all pending calls, whatever their deadlines.
+    pub(crate) fn take_all(&self) -> Vec<Cancel> {
+        self.lock().calls.drain(..).map(|call| call.cancel).collect()
     }
 
-    /// Nobody will look at the list any more.
+    /// Drops all pending calls and ignores new ones: the checker has ended.
     pub(crate) fn close(&self) {
         let calls = {
             let pending = &mut *self.lock();
@@ -119,39 +122,47 @@ mod tests {
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
-    fn what_has_not_ended_is_cut_off_when_it_is_due() {
+    fn call_that_has_not_ended_by_its_deadline_is_canceled() {
         let deadlines = Deadlines::default();
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let cut_off: Arc<Mutex<Vec<(u64, Late)>>> = Arc::default();
+        let canceled: Arc<Mutex<Vec<(u64, CancelReason)>>> = Arc::default();
         let begin = |seconds| {
-            let cut_off = cut_off.clone();
-            let cut = move |late| cut_off.lock().expect("no panic").push((seconds, late));
-            deadlines.begin(at(seconds), cut)
+            let canceled = canceled.clone();
+            let cancel = move |reason| canceled.lock().expect("no panic").push((seconds, reason));
+            deadlines.begin(at(seconds), cancel)
         };
-        let run = |cuts: Vec<Cut>, late| cuts.into_iter().for_each(|cut| cut(late));
-        let seen = || std::mem::take(&mut *cut_off.lock().expect("no panic"));
+        let run = |calls: Vec<Cancel>, reason| calls.into_iter().for_each(|cancel| cancel(reason));
+        let seen = || std::mem::take(&mut *canceled.lock().expect("no panic"));
 
-        let (five, looks) = begin(5);
-        assert!(looks, "nothing else is due");
-        let (three, looks) = begin(3);
-        assert!(looks, "it is due sooner");
-        let (four, looks) = begin(4);
-        assert!(!looks, "the checker looks before that");
+        let (five, is_first) = begin(5);
+        assert!(is_first, "the only deadline is the earliest one");
+        let (three, is_first) = begin(3);
+        assert!(is_first, "a deadline before all others is the earliest one");
+        let (four, is_first) = begin(4);
+        assert!(!is_first, "a deadline after another one is not the earliest one");
 
-        assert!(deadlines.end(four), "it has ended in time");
-        let (cuts, next) = deadlines.take_overdue(at(3));
-        run(cuts, Late::At(at(3)));
-        assert_eq!((seen(), next), (vec![(3, Late::At(at(3)))], Some(at(5))));
-        assert!(!deadlines.end(three), "it was cut off");
+        assert!(deadlines.end(four), "the call ended before its deadline");
+        let (calls, next) = deadlines.take_overdue(at(3));
+        run(calls, CancelReason::Deadline(at(3)));
+        assert_eq!((seen(), next), (vec![(3, CancelReason::Deadline(at(3)))], Some(at(5))));
+        assert!(!deadlines.end(three), "the call was canceled at its deadline");
 
         deadlines.postpone(Duration::from_secs(2));
-        assert_eq!(deadlines.take_overdue(at(6)).0.len(), 0, "time has stood still");
-        run(deadlines.take_all(), Late::NobodyWaits);
+        assert_eq!(
+            deadlines.take_overdue(at(6)).0.len(),
+            0,
+            "a postponed deadline has not passed yet"
+        );
+        run(deadlines.take_all(), CancelReason::PoolClosed);
         deadlines.close();
-        assert_eq!(seen(), vec![(5, Late::NobodyWaits)], "at the end all are");
+        assert_eq!(
+            seen(),
+            vec![(5, CancelReason::PoolClosed)],
+            "all pending calls are canceled when the pool closes"
+        );
         assert!(!deadlines.end(five));
         let (late, _) = begin(9);
-        assert!(!deadlines.end(late), "after the end nothing is put on the list");
+        assert!(!deadlines.end(late), "calls are not registered after the close");
     }
 }

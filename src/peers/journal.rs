@@ -1,5 +1,5 @@
-//! What has happened to the peers: the log, the history that a snapshot shows, and the queue to the
-//! application's event handler.
+//! The event log: writes events of the peers to the log, keeps the history that a snapshot shows,
+//! and queues events for the application's event handler.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -14,18 +14,18 @@ use crate::fault::Fault;
 use crate::panics::{catch_panic, lock};
 use crate::peers::counters::Counter;
 
-/// How many changes of state a snapshot shows: of three peers that go down and come back, those of the
-/// last dozen outages.
-const HISTORY: usize = 100;
+/// The number of state changes that a snapshot shows. With three peers that go down and come back,
+/// this covers about a dozen outages.
+const HISTORY_LEN: usize = 100;
 
-/// How many events wait for a handler that takes its time, or a logger: what a fault of a large pool
-/// causes at once.
-const QUEUE: usize = 4096;
+/// The number of events that may wait for a slow event handler or a slow logger: as many as one
+/// fault of a large pool causes at once.
+const QUEUE_LEN: usize = 4096;
 
-/// The log's target, wherever in the crate the line comes from.
+/// The target of every log record of this crate, whichever module writes it.
 pub(crate) const TARGET: &str = "diesel_peers";
 
-/// Something that has happened to a peer just now.
+/// A new event of a peer, before it gets its timestamp.
 #[derive(Debug)]
 pub(crate) struct News {
     pub(crate) peer: Arc<str>,
@@ -33,7 +33,7 @@ pub(crate) struct News {
     pub(crate) kind: EventKind,
 }
 
-/// Where news go.
+/// Records events for the log, the history and the event handler.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
     history: Mutex<VecDeque<Event>>,
@@ -42,7 +42,7 @@ pub(crate) struct Journal {
     unwritten: Mutex<Unwritten>,
 }
 
-/// Changes of state that are not in the log yet, and whether somebody is at it.
+/// State changes that are not in the log yet, and whether a thread is writing them.
 #[derive(Debug, Default)]
 struct Unwritten {
     events: VecDeque<Event>,
@@ -50,16 +50,18 @@ struct Unwritten {
 }
 
 impl Journal {
-    /// A journal that is read by somebody, and what they read.
-    pub(crate) fn with_reader() -> (Self, Receiver<Event>) {
-        let (queue, events) = bounded(QUEUE);
+    /// Creates a journal with a queue for an event handler, and returns the receiving end of the
+    /// queue.
+    pub(crate) fn with_queue() -> (Self, Receiver<Event>) {
+        let (queue, events) = bounded(QUEUE_LEN);
         (Self { queue: Some(queue), ..Self::default() }, events)
     }
 
-    /// Keeps what has happened, and queues it for the reader and the log: under the lock of the peers, so
-    /// that the order is theirs.
+    /// Adds events to the history and queues them for the event handler and the log. Called with
+    /// the lock of the peers held, so that events are recorded in the order in which the peers
+    /// changed.
     #[expect(clippy::disallowed_methods, reason = "the time of day is only shown")]
-    pub(crate) fn keep(&self, news: impl IntoIterator<Item = News>) {
+    pub(crate) fn record(&self, news: impl IntoIterator<Item = News>) {
         for News { peer, in_service, kind } in news {
             let is_transition = kind.is_transition();
             if !is_transition && self.queue.is_none() {
@@ -68,8 +70,8 @@ impl Journal {
             let at = SystemTime::now();
             let event = Event { at, peer: peer.to_string(), in_service, kind };
             if is_transition {
-                push(&mut lock(&self.history), HISTORY, event.clone());
-                push(&mut lock(&self.unwritten).events, QUEUE, event.clone());
+                push(&mut lock(&self.history), HISTORY_LEN, event.clone());
+                push(&mut lock(&self.unwritten).events, QUEUE_LEN, event.clone());
             }
             if self.queue.as_ref().is_some_and(|queue| queue.try_send(event).is_err()) {
                 self.dropped.add_one();
@@ -77,8 +79,11 @@ impl Journal {
         }
     }
 
-    /// Logs what was kept, outside every lock: a logger is user code. While one thread is at it the others
-    /// leave theirs to it, so that the lines are in order, and a logger may come by here itself.
+    /// Writes the queued state changes to the log. Called without any lock, because a logger is
+    /// user code.
+    ///
+    /// One thread writes at a time, and also writes what other threads queue meanwhile. This keeps
+    /// the lines in order and makes a logger safe that calls this function itself.
     pub(crate) fn log(&self) {
         let mut unwritten = lock(&self.unwritten);
         if mem::replace(&mut unwritten.is_being_written, true) {
@@ -86,41 +91,41 @@ impl Journal {
         }
         while let Some(event) = unwritten.events.pop_front() {
             drop(unwritten);
-            // This runs where a panic costs a slot or the checker.
+            // A panic in the logger would cost r2d2 a slot, or end the checker.
             let _ = catch_panic(|| write(&event));
             unwritten = lock(&self.unwritten);
         }
         unwritten.is_being_written = false;
     }
 
-    /// The last changes of state, the newest last.
+    /// Returns the last state changes, the newest last.
     pub(crate) fn history(&self) -> Vec<Event> {
         lock(&self.history).iter().cloned().collect()
     }
 
-    /// How many events found the queue full.
+    /// Returns how many events were dropped because the queue was full.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.get()
     }
 }
 
-/// The oldest one goes when there are too many.
-fn push(events: &mut VecDeque<Event>, most: usize, event: Event) {
-    if events.len() == most {
+/// Appends an event, and drops the oldest one when there are already `limit` events.
+fn push(events: &mut VecDeque<Event>, limit: usize, event: Event) {
+    if events.len() == limit {
         events.pop_front();
     }
     events.push_back(event);
 }
 
-/// One line for each change of state.
+/// Writes one log line for a state change.
 fn write(event: &Event) {
     let Event { peer, kind, .. } = event;
-    let (peer, what) = (&**peer, kind.as_str());
+    let (peer, name) = (&**peer, kind.as_str());
     match (level(event), reason(kind)) {
         (level, Some(reason)) => {
-            log!(target: TARGET, level, peer = peer, event = what, reason = reason; "{event}");
+            log!(target: TARGET, level, peer = peer, event = name, reason = reason; "{event}");
         }
-        (level, None) => log!(target: TARGET, level, peer = peer, event = what; "{event}"),
+        (level, None) => log!(target: TARGET, level, peer = peer, event = name; "{event}"),
     }
 }
 
@@ -129,7 +134,8 @@ fn level(event: &Event) -> Level {
         EventKind::Down { fault: Fault::Misconfigured, .. } | EventKind::Misconfigured { .. } => {
             Level::Error
         }
-        // Somebody has taken it out of service because of that, or before they stop it.
+        // An operator has already taken the peer out of service, because of this fault or before a
+        // shutdown.
         EventKind::Down { .. } | EventKind::Full { .. } if !event.in_service => Level::Info,
         EventKind::Down { .. } | EventKind::Full { .. } | EventKind::QueriesAborted { .. } => {
             Level::Warn
@@ -155,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_are_by_what_is_to_be_done() {
+    fn log_level_follows_from_the_need_for_action() {
         let down =
             |fault| EventKind::Down { reason: String::new(), fault, next_check: Duration::ZERO };
         let full = EventKind::Full { reason: String::new() };
@@ -170,10 +176,10 @@ mod tests {
             (EventKind::Draining, false, Level::Info),
             (EventKind::HasRoom, true, Level::Info),
         ] {
-            let what = format!("{kind:?}, in service: {in_service}");
+            let case = format!("{kind:?}, in service: {in_service}");
             let at = SystemTime::UNIX_EPOCH;
             let event = Event { at, peer: "db0".to_owned(), in_service, kind };
-            assert_eq!(level(&event), expected, "{what}");
+            assert_eq!(level(&event), expected, "{case}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What is counted about a link is counted by this guard, from the first byte of its login until
-//! its connection is closed.
+//! RAII guard that counts one connection on its peer, from the first byte of its login until the
+//! connection is closed.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,7 +8,8 @@ use crate::event::{CloseReason, EventKind};
 use crate::peers::activity::{Activity, LinkState};
 use crate::peers::set::{PeerSet, Picked};
 
-/// A place on one peer: a login in flight, then a link. Dropping it gives the place back.
+/// Counts one login in progress on a peer, then the link that results from it. Dropping the guard
+/// ends the count.
 #[derive(Debug)]
 pub(crate) struct LinkGuard {
     set: Arc<PeerSet>,
@@ -16,16 +17,16 @@ pub(crate) struct LinkGuard {
     name: Arc<str>,
     is_link: bool,
     activity: Arc<Activity>,
-    /// Of the link, and when it was made.
+    /// The state of the link, and when the link was created. `None` while the login is in progress.
     link_state: Option<(Arc<LinkState>, Instant)>,
     in_use: bool,
-    /// Why it ends, where that is known.
-    retired: Option<CloseReason>,
+    /// Why the link is closed, if that is known.
+    close_reason: Option<CloseReason>,
 }
 
 impl LinkGuard {
-    /// The lease of a dial that [`PeerSet::pick`] has already counted.
-    pub(crate) fn of_dial(set: Arc<PeerSet>, picked: &Picked) -> Self {
+    /// Creates the guard of a login that [`PeerSet::pick`] has already counted.
+    pub(crate) fn for_login(set: Arc<PeerSet>, picked: &Picked) -> Self {
         Self {
             set,
             peer: picked.peer,
@@ -34,7 +35,7 @@ impl LinkGuard {
             activity: picked.activity.clone(),
             link_state: None,
             in_use: false,
-            retired: None,
+            close_reason: None,
         }
     }
 
@@ -50,21 +51,22 @@ impl LinkGuard {
         &self.name
     }
 
-    /// The login has succeeded, and its connection is used.
-    pub(crate) fn becomes_link(&mut self, link_state: Arc<LinkState>, created_at: Instant) {
+    /// Counts a link instead of a login: the login has succeeded and a caller uses its connection.
+    pub(crate) fn promote_to_link(&mut self, link_state: Arc<LinkState>, created_at: Instant) {
         self.is_link = true;
         self.activity.counters.connects.add_one();
-        // First, so that there is no moment at which its peer has neither.
+        // The link is added first, so that its peer never appears to have neither a login nor a
+        // session.
         self.activity.add(link_state.clone());
-        self.set.count(self.peer, |counts| {
+        self.set.update_counts(self.peer, |counts| {
             counts.connecting -= 1;
             counts.links += 1;
         });
         self.link_state = Some((link_state, created_at));
     }
 
-    /// It is checked out, and was found fine if it was looked at.
-    pub(crate) fn serves(&self) {
+    /// Counts a checkout, after any validation of the link has succeeded.
+    pub(crate) fn count_checkout(&self) {
         self.activity.counters.checkouts.add_one();
     }
 
@@ -72,14 +74,15 @@ impl LinkGuard {
         self.in_use
     }
 
-    /// The link is about to be closed. The first reason counts.
+    /// Records why the link is about to be closed. The first reason is kept.
     pub(crate) fn retire(&mut self, reason: CloseReason) {
-        self.retired.get_or_insert(reason);
+        self.close_reason.get_or_insert(reason);
     }
 
-    /// Why the link ends: because of its peer, if that is so.
-    fn close_reason(&self) -> CloseReason {
-        let of_peer = self.set.read(|peers| {
+    /// Returns why the link is closed. The state of its peer takes precedence over the recorded
+    /// reason.
+    fn final_close_reason(&self) -> CloseReason {
+        let peer_reason = self.set.read(|peers| {
             let peer = &peers[self.peer];
             match (peer.is_in_service(), peer.is_up()) {
                 (false, _) => Some(CloseReason::Drained),
@@ -87,10 +90,10 @@ impl LinkGuard {
                 (true, true) => None,
             }
         });
-        of_peer.or(self.retired).unwrap_or(CloseReason::ByPool)
+        peer_reason.or(self.close_reason).unwrap_or(CloseReason::ByPool)
     }
 
-    /// The link is checked out, or is no more.
+    /// Sets whether the link is checked out.
     pub(crate) fn set_in_use(&mut self, in_use: bool) {
         if self.in_use != in_use {
             self.activity.count_in_use(in_use);
@@ -103,20 +106,23 @@ impl Drop for LinkGuard {
     fn drop(&mut self) {
         self.set_in_use(false);
         if let Some((_, created_at)) = &self.link_state {
-            let reason = self.close_reason();
-            self.activity.counters.retired(reason).add_one();
-            self.set
-                .tell(self.peer, EventKind::ConnectionClosed { reason, age: created_at.elapsed() });
+            let reason = self.final_close_reason();
+            self.activity.counters.closed(reason).add_one();
+            self.set.record(
+                self.peer,
+                EventKind::ConnectionClosed { reason, age: created_at.elapsed() },
+            );
         }
-        // From now on it does not keep the peer's place.
-        self.set.count(self.peer, |counts| {
+        // After this update, the link no longer reserves the index of its peer.
+        self.set.update_counts(self.peer, |counts| {
             if self.is_link {
                 counts.links -= 1;
             } else {
                 counts.connecting -= 1;
             }
         });
-        // Last, so that a peer without one has none that is counted.
+        // The session is removed last, so that a peer without open sessions has no counted link
+        // either.
         if let Some((link_state, _)) = &self.link_state {
             self.activity.remove(link_state);
         }

@@ -1,6 +1,8 @@
-//! While every peer is down: r2d2 puts a slot that could not connect to sleep for up to half its
-//! `connection_timeout`, 15 seconds by default, and would notice that late that a peer is back. So one
-//! that wants to connect always waits here for the word.
+//! All peers down: the wait of a connecting thread for the first peer that returns.
+//!
+//! After a failed connect, r2d2 puts the slot to sleep for up to half of the pool's
+//! `connection_timeout` (15 seconds by default), so it would notice a recovery that late. Therefore
+//! one connecting thread always waits here and is woken when a peer returns.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -9,12 +11,14 @@ use crossbeam_channel::{Sender, bounded};
 
 use crate::panics::lock;
 
-/// For how long an outage is watched. Who waits keeps the pool alive, and one relieves the other, so
-/// that an application that drops its pool and builds another one until its database is there would
-/// otherwise have them all. After so long an outage half a minute more matters little.
-const WATCHED: Duration = Duration::from_secs(5 * 60);
+/// The length of an outage after which no thread waits any more.
+///
+/// A waiting thread keeps its pool alive, and each one that leaves is replaced by the next. An
+/// application that drops its pool and builds a new one until its database is back would otherwise
+/// keep all those pools alive. After an outage of this length, half a minute more matters little.
+const MAX_WATCH: Duration = Duration::from_secs(5 * 60);
 
-/// The outage that there is, or may be.
+/// The state of the current outage, if there is one.
 #[derive(Debug, Default)]
 pub(crate) struct Outage {
     state: Mutex<State>,
@@ -22,18 +26,19 @@ pub(crate) struct Outage {
 
 #[derive(Debug, Default)]
 struct State {
-    /// When the first was told the whole story of this outage.
-    told: Option<Instant>,
-    /// The one who waits. Dropping it relieves them.
-    waiting: Option<Sender<()>>,
+    /// When the first connect of this outage failed and returned the full error to its caller.
+    reported_at: Option<Instant>,
+    /// Wakes the thread that waits. Dropping the sender makes that thread return with an error.
+    waiter: Option<Sender<()>>,
 }
 
-/// What becomes of one who could not connect.
+/// What the caller does after a failed connect.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Word {
-    /// Fail, and tell the story: it is the first of this outage, or somebody else waits now.
+pub(crate) enum NextStep {
+    /// Return the full error: this is the first failure of the outage, the outage lasts too long,
+    /// the wait has timed out, or another thread waits now.
     Fail,
-    /// A peer may be up: try again.
+    /// Try again: a peer may be up.
     TryAgain,
 }
 
@@ -42,31 +47,42 @@ impl Outage {
         lock(&self.state)
     }
 
-    /// Every peer is down, and a connection could not be made. The first to say so goes away at once
-    /// with the story; who comes later waits for the end of the outage and relieves the one before.
-    /// `is_over` is asked once the end cannot be missed any more.
-    pub(crate) fn wait(&self, now: Instant, longest: Duration, is_over: impl Fn() -> bool) -> Word {
+    /// Waits for the end of the outage after a failed connect, for at most `longest`.
+    ///
+    /// The first caller of an outage returns at once, to report the full error. A later caller
+    /// waits and replaces the caller that waited before it. `is_over` is evaluated again after the
+    /// caller has been registered, so that the end of the outage cannot be missed.
+    pub(crate) fn wait(
+        &self,
+        now: Instant,
+        longest: Duration,
+        is_over: impl Fn() -> bool,
+    ) -> NextStep {
         if is_over() {
-            return if longest.is_zero() { Word::Fail } else { Word::TryAgain };
+            return if longest.is_zero() { NextStep::Fail } else { NextStep::TryAgain };
         }
-        let (relieve, word) = bounded(1);
+        let (wake, woken) = bounded(1);
         {
             let state = &mut *self.lock();
-            let told = *state.told.get_or_insert(now);
-            if told == now || now.saturating_duration_since(told) > WATCHED {
-                return Word::Fail;
+            let reported_at = *state.reported_at.get_or_insert(now);
+            if reported_at == now || now.saturating_duration_since(reported_at) > MAX_WATCH {
+                return NextStep::Fail;
             }
-            state.waiting = Some(relieve);
+            state.waiter = Some(wake);
         }
-        if is_over() || word.recv_timeout(longest).is_ok() { Word::TryAgain } else { Word::Fail }
+        if is_over() || woken.recv_timeout(longest).is_ok() {
+            NextStep::TryAgain
+        } else {
+            NextStep::Fail
+        }
     }
 
-    /// A peer is up.
+    /// Ends the outage and wakes the waiting thread: a peer is up.
     pub(crate) fn end(&self) {
         let state = &mut *self.lock();
-        state.told = None;
-        if let Some(waiting) = state.waiting.take() {
-            let _ = waiting.try_send(());
+        state.reported_at = None;
+        if let Some(waiter) = state.waiter.take() {
+            let _ = waiter.try_send(());
         }
     }
 }
@@ -77,34 +93,58 @@ mod tests {
 
     use super::*;
 
-    /// Longer than the test takes.
+    /// A wait that is longer than the test takes.
     const LONG: Duration = Duration::from_secs(60);
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
-    fn the_first_fails_the_others_wait_and_relieve_each_other_until_it_ends() {
+    fn first_caller_fails_and_later_callers_replace_each_other_until_the_outage_ends() {
         let outage = Outage::default();
         let start = Instant::now();
         let later = |millis| start + Duration::from_millis(millis);
         let not_over = || false;
-        assert_eq!(outage.wait(start, LONG, not_over), Word::Fail, "the first has the story");
+        assert_eq!(
+            outage.wait(start, LONG, not_over),
+            NextStep::Fail,
+            "the first caller reports the error"
+        );
         thread::scope(|scope| {
             let one = scope.spawn(|| outage.wait(later(1), LONG, not_over));
-            while outage.lock().waiting.is_none() {
+            while outage.lock().waiter.is_none() {
                 thread::yield_now();
             }
             let other = scope.spawn(|| outage.wait(later(2), LONG, not_over));
-            assert_eq!(one.join().expect("no panic"), Word::Fail, "it is relieved");
+            assert_eq!(
+                one.join().expect("no panic"),
+                NextStep::Fail,
+                "the next caller replaces the waiting one"
+            );
             outage.end();
-            assert_eq!(other.join().expect("no panic"), Word::TryAgain, "a peer is up");
+            assert_eq!(
+                other.join().expect("no panic"),
+                NextStep::TryAgain,
+                "the end of the outage wakes the caller"
+            );
         });
-        assert_eq!(outage.wait(later(3), LONG, not_over), Word::Fail, "another outage");
-        assert_eq!(outage.wait(later(4), LONG, || true), Word::TryAgain, "it ended meanwhile");
-        assert_eq!(outage.wait(later(5), Duration::ZERO, not_over), Word::Fail, "no longer");
         assert_eq!(
-            outage.wait(later(3) + WATCHED + LONG, LONG, not_over),
-            Word::Fail,
-            "nobody waits for ever"
+            outage.wait(later(3), LONG, not_over),
+            NextStep::Fail,
+            "the first caller of the next outage fails"
+        );
+        assert_eq!(
+            outage.wait(later(4), LONG, || true),
+            NextStep::TryAgain,
+            "an outage that has ended calls for a retry"
+        );
+        assert_eq!(
+            outage.wait(later(5), Duration::ZERO, not_over),
+            NextStep::Fail,
+            "a wait of zero length fails"
+        );
+        assert_eq!(
+            outage.wait(later(3) + MAX_WATCH + LONG, LONG, not_over),
+            NextStep::Fail,
+            "no caller waits in an outage that lasts too long"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! One peer and its state machine. Pure: `now` and every due time are arguments.
+//! One peer and its state machine. Pure: `now` and all scheduled times are arguments.
 
 use std::mem;
 use std::sync::Arc;
@@ -9,133 +9,142 @@ use crate::fault::{Fault, Refusal};
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
 use crate::peers::journal::News;
-use crate::peers::stall::Round;
+use crate::peers::stall::StallRound;
 use crate::settings::Due;
 use crate::url::PeerUrl;
 
-/// The least time between the starts of two checks of one peer, however many links it loses.
+/// The minimum time between the starts of two checks of one peer, however many links are lost.
 const SUSPICION_GAP: Duration = Duration::from_millis(100);
 
-/// For how long a query's word that a peer takes no work has it checked, and no longer marked: it was
-/// marked for one already, and a check has found it fine since.
-const CONTRADICTED: Duration = Duration::from_secs(10);
+/// The time after a mark for a refused query in which another refused query only causes a check and
+/// does not mark the peer down again. The peer has been marked for the first one already, and a
+/// check has found it fine since.
+const REFUSED_QUERY_COOLDOWN: Duration = Duration::from_secs(10);
 
-/// When a peer is asked again that had no connection to give: soon, as connections come and go.
-const FULL_AGAIN: Duration = Duration::from_secs(1);
+/// The delay until the next check of a peer that is full. Short, because connections come and go.
+const FULL_RECHECK_DELAY: Duration = Duration::from_secs(1);
 
-/// How often a peer is asked while all are down that does not let us in: nobody mends that within
-/// moments, and servers count failed logins.
-const MISTAKE_AGAIN: Duration = Duration::from_secs(5);
+/// The minimum delay between checks of a peer that rejects our login, while all peers are down. No
+/// operator corrects that within moments, and servers count failed logins.
+const MISCONFIGURED_RECHECK_DELAY: Duration = Duration::from_secs(5);
 
-/// Why a peer is down that has stopped.
-const STOPPED: &str = "it has stopped: queries hang, and checks are not answered";
+/// The reason of a peer that is marked down because it has stalled.
+const STALLED_REASON: &str = "queries hang, and health checks get no answer";
 
-/// And one that is there, and refuses.
-const NO_WORK: &str = "it takes no work at the moment: it has refused a query";
+/// The reason of a peer that is marked down because of a refused query alone.
+const REFUSED_QUERY_REASON: &str = "a query was refused: the server takes no work at the moment";
 
-/// A login is expected to take up to so many times what it usually takes, and what the newest one
-/// adds to what is usual.
-const SLOW: u32 = 2;
-const NEWEST: u32 = 4;
+/// A login is slow when it takes more than this many times the usual login time.
+const EXPECTED_LOGIN_FACTOR: u32 = 2;
 
-/// Why a peer is checked.
+/// The newest login contributes one part in this many to the usual login time, a moving average.
+const LOGIN_SMOOTHING: u32 = 4;
+
+/// The kind of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CheckKind {
-    /// It is due, or a link was lost. The outcome decides about the peer.
+    /// A scheduled check, or one after a link was lost. The outcome decides the state of the peer.
     Regular,
-    /// Queries hang, there or elsewhere: does it answer at all? No answer decides nothing by itself.
+    /// A check whether the peer answers at all, because queries hang on this peer or on another
+    /// one. A missing answer alone does not mark the peer down.
     Stall,
 }
 
-/// What came of a check.
+/// The outcome of a login for the pool or of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
-    Works,
+pub(crate) enum LoginOutcome {
+    /// The peer accepted the login and passed the tests of a check.
+    Succeeded,
+    /// The peer refused the login or failed a test.
     Refused(Refusal),
-    /// None in time.
-    None(Arc<str>),
-    /// Nobody was asked.
-    NotAsked,
+    /// The peer did not answer in time.
+    Unanswered(Arc<str>),
+    /// No request reached the peer, because of this process.
+    NotAttempted,
 }
 
-/// A peer's state, its schedule, and what is counted about it.
+/// A peer: its state, its schedule and its counts.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    /// Peers are numbered in the order in which they came.
-    pub(crate) number: u64,
+    /// Unique in the set, and ascending in the order in which peers were added. Distinguishes peers
+    /// of the same name.
+    pub(crate) id: u64,
     pub(crate) name: Arc<str>,
     pub(crate) url: Arc<PeerUrl>,
-    /// Its proportion of the work; 0 is no new work.
+    /// The peer's proportion of the work; 0 means no new work.
     pub(crate) weight: u32,
-    /// Under `Strategy::Ordered` the first tier with a live peer serves.
+    /// The tier. Under `Strategy::Ordered` only the lowest tier with an available peer serves.
     pub(crate) tier: u32,
     pub(crate) health: Health,
     pub(crate) admin_state: AdminState,
-    /// Whether it had no connection to give when it was last asked for one. Those that it has given go
-    /// on being used.
+    /// Whether the peer had no free connection at the last login or check. Existing connections
+    /// stay in use.
     pub(crate) is_full: bool,
     pub(crate) next_check: Instant,
-    /// When it is checked next while every peer is down.
-    check_soon: Instant,
-    /// When the attempt began whose outcome decided `health`; an older one decides nothing.
+    /// When the peer is checked next if all peers are down.
+    next_check_all_down: Instant,
+    /// When the login or check began that decided `health`. The outcome of an older one is ignored.
     decided_by: Option<Instant>,
-    /// When a link was last lost, until a check that began later has settled what that means.
-    link_lost: Option<Instant>,
-    /// When it was last marked down on a query's word alone.
-    refused_query: Option<Instant>,
-    /// When the newest attempt began that was answered, by a refusal at least.
-    answered: Option<Instant>,
+    /// When a link was last lost. Cleared by the outcome of a check that began later.
+    link_lost_at: Option<Instant>,
+    /// When the peer was last marked down because of a refused query alone.
+    marked_for_refused_query: Option<Instant>,
+    /// When the newest login or check began that was answered, with a refusal at least.
+    last_answered: Option<Instant>,
     checks: Checks,
-    /// The round of checks that is to show whether it has stopped.
-    pub(crate) round: Option<Round>,
-    /// How long a login takes.
+    /// The series of checks that finds out whether the peer has stalled.
+    pub(crate) stall_round: Option<StallRound>,
+    /// The moving average of the login time.
     usual_login: Option<Duration>,
     pub(crate) counts: Counts,
-    /// Kept by the links themselves, without the lock of the set.
+    /// Updated by the links themselves, without the lock of the set.
     pub(crate) activity: Arc<Activity>,
 }
 
-/// Which checks of a peer are under way, and when the newest began.
+/// The running checks of a peer, and when the newest ones began.
 #[derive(Debug, Default)]
 struct Checks {
+    /// When the newest regular check began.
     began: Option<Instant>,
     is_running: bool,
-    /// Because of a stall, beside the regular one.
+    /// When the newest stall check began. It may run beside a regular one.
     stall_began: Option<Instant>,
     stall_is_running: bool,
-    /// When an operator has asked for one that has not begun yet.
-    wanted: Option<Instant>,
+    /// When an operator requested a check that has not begun yet.
+    requested: Option<Instant>,
 }
 
-/// What is known of a peer: what the newest login or check has found out.
+/// The health of a peer, as decided by the newest login or check.
 #[derive(Debug, Clone)]
 pub(crate) enum Health {
     Up { since: Instant },
     Down { since: Instant, refusal: Refusal },
 }
 
-/// What leads to a peer at the moment.
+/// The current number of logins and links of a peer.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Counts {
-    /// Logins in flight.
+    /// Logins in progress.
     pub(crate) connecting: usize,
-    /// Logins that were left behind at their deadline and have not ended yet.
+    /// Logins that were canceled at their deadline and have not ended yet.
     pub(crate) stuck_logins: usize,
+    /// Established links, in use or idle.
     pub(crate) links: usize,
 }
 
 impl Counts {
-    /// What picking compares: links that are there and links that are being made.
+    /// The load that the choice of a peer compares: links and logins in progress.
     pub(crate) fn load(&self) -> usize {
         self.links + self.connecting
     }
 }
 
 impl Peer {
-    /// A peer nothing is known about yet: assumed to be up, and due to be checked.
+    /// Creates a peer that has not been checked yet: assumed to be up, and scheduled for a check
+    /// now.
     pub(crate) fn new(name: Arc<str>, url: PeerUrl, weight: u32, tier: u32, now: Instant) -> Self {
         Self {
-            number: 0,
+            id: 0,
             name,
             url: Arc::new(url),
             weight,
@@ -144,13 +153,13 @@ impl Peer {
             admin_state: AdminState::Ready,
             is_full: false,
             next_check: now,
-            check_soon: now,
+            next_check_all_down: now,
             decided_by: None,
-            link_lost: None,
-            refused_query: None,
-            answered: None,
+            link_lost_at: None,
+            marked_for_refused_query: None,
+            last_answered: None,
             checks: Checks::default(),
-            round: None,
+            stall_round: None,
             usual_login: None,
             counts: Counts::default(),
             activity: Arc::default(),
@@ -161,46 +170,49 @@ impl Peer {
         matches!(self.health, Health::Up { .. })
     }
 
-    /// Whether an operator lets it serve.
+    /// Whether an operator lets the peer serve.
     pub(crate) fn is_in_service(&self) -> bool {
         self.admin_state == AdminState::Ready
     }
 
-    /// Whether it may be given new work.
+    /// Whether the peer is up and in service, so that it may get new work.
     pub(crate) fn serves(&self) -> bool {
         self.is_up() && self.is_in_service()
     }
 
-    /// Whether it is one of the peers, and not about to leave.
+    /// Whether the peer belongs to the set, and is neither removed nor being removed.
     pub(crate) fn is_member(&self) -> bool {
         !matches!(
             self.admin_state,
-            AdminState::Removed | AdminState::Draining { then_remove: true, .. }
+            AdminState::Removed | AdminState::Draining { remove_when_drained: true, .. }
         )
     }
 
-    pub(crate) fn is_gone(&self) -> bool {
+    pub(crate) fn is_removed(&self) -> bool {
         self.admin_state == AdminState::Removed
     }
 
-    /// Whether it is gone, and nothing leads to its place any more.
+    /// Whether the peer has been removed and no login, link or check refers to its index any more,
+    /// so that a new peer may get the index.
     pub(crate) fn is_vacant(&self) -> bool {
         let Counts { connecting, stuck_logins, links, .. } = self.counts;
         let is_being_checked = self.checks.is_running || self.checks.stall_is_running;
-        self.is_gone() && !is_being_checked && connecting + stuck_logins + links == 0
+        self.is_removed() && !is_being_checked && connecting + stuck_logins + links == 0
     }
 
-    /// What has happened to it, to be told outside the lock.
+    /// Creates an event of this peer, to be published.
     pub(crate) fn news(&self, kind: EventKind) -> News {
         News { peer: self.name.clone(), in_service: self.is_in_service(), kind }
     }
 
-    /// It gets no new work from now on, and is removed once it is drained if it `then_remove`.
-    pub(crate) fn drain(&mut self, then_remove: bool, now: Instant) -> Option<EventKind> {
-        self.admin_state.drain(then_remove, now)
+    /// Starts draining: the peer gets no new work from now on. With `remove_when_drained` the peer
+    /// is removed as soon as it is drained.
+    pub(crate) fn drain(&mut self, remove_when_drained: bool, now: Instant) -> Option<EventKind> {
+        self.admin_state.drain(remove_when_drained, now)
     }
 
-    /// It serves again. What has been found out about it meanwhile holds, until it is checked now.
+    /// Puts the peer back into service and requests a check now. Until that check ends, the health
+    /// that was found while the peer was out of service applies.
     pub(crate) fn resume(&mut self, now: Instant) -> Option<EventKind> {
         let resumed = self.admin_state.resume()?;
         self.check_now(now);
@@ -212,156 +224,165 @@ impl Peer {
         (from != weight).then_some(EventKind::WeightChanged { from, to: weight })
     }
 
-    /// What follows if the pool has no session there any more.
+    /// Ends the draining if the pool has no session with the peer any more, and returns the
+    /// resulting events.
     pub(crate) fn end_draining(&mut self, now: Instant) -> Option<[Option<EventKind>; 2]> {
         let is_empty = self.counts.connecting == 0 && self.activity.open() == 0;
-        is_empty.then(|| self.admin_state.has_emptied(now)).flatten()
+        is_empty.then(|| self.admin_state.finish_draining(now)).flatten()
     }
 
-    /// It is to be checked now, whatever is known.
+    /// Requests a check now, whatever the health of the peer.
     pub(crate) fn check_now(&mut self, now: Instant) {
-        self.checks.wanted = Some(now);
+        self.checks.requested = Some(now);
     }
 
-    /// A connection for the pool was made by a login that began at `began`, and was put to a check's
-    /// test.
+    /// Records a successful login for the pool that began at `began`. The connection has passed the
+    /// tests of a check.
     pub(crate) fn connected(&mut self, began: Instant, now: Instant) -> Option<EventKind> {
         self.activity.counters.logins.add(now.saturating_duration_since(began));
-        let room = self.succeeded(began, now);
-        self.set_up(began, now).or(room)
+        let room = self.record_success(began, now);
+        self.mark_up(began, now).or(room)
     }
 
-    /// A login for the pool that began at `began` failed, by the peer's answer or for want of one. A
-    /// peer that is up is marked down until `due`; one that is down already keeps its due time, or
-    /// the checker would never get to it.
+    /// Records a failed login for the pool that began at `began`.
+    ///
+    /// A peer that is up is marked down, and its next check is scheduled by `due`. A peer that is
+    /// already down keeps its scheduled check, because frequent failures would otherwise postpone
+    /// the check indefinitely.
     pub(crate) fn connect_failed(
         &mut self,
         (began, now): (Instant, Instant),
-        answer: Answer,
+        outcome: LoginOutcome,
         due: Due,
     ) -> Option<EventKind> {
-        match answer {
-            Answer::Refused(refusal) => self.refused((began, now), refusal, due),
-            Answer::None(reason) => self.silent((began, now), reason, due),
-            Answer::Works | Answer::NotAsked => None,
+        match outcome {
+            LoginOutcome::Refused(refusal) => self.record_refused((began, now), refusal, due),
+            LoginOutcome::Unanswered(reason) => self.record_unanswered((began, now), reason, due),
+            LoginOutcome::Succeeded | LoginOutcome::NotAttempted => None,
         }
     }
 
-    /// An attempt that began at `began` was refused. One that is full is up, if it was.
-    fn refused(
+    /// Records that a login or check that began at `began` was refused. A full peer stays up if it
+    /// was up.
+    fn record_refused(
         &mut self,
         (began, now): (Instant, Instant),
         refusal: Refusal,
         due: Due,
     ) -> Option<EventKind> {
         self.activity.counters.connect_failures.add_one();
-        self.answered = self.answered.max(Some(began));
+        self.last_answered = self.last_answered.max(Some(began));
         match refusal.fault {
             Fault::PeerFull if self.is_up() => {
-                self.next_check = self.next_check.min(now + FULL_AGAIN);
+                self.next_check = self.next_check.min(now + FULL_RECHECK_DELAY);
                 let was_full = mem::replace(&mut self.is_full, true);
                 (!was_full).then(|| EventKind::Full { reason: refusal.reason.to_string() })
             }
             Fault::PeerFull => {
-                let down = self.set_down(began, now, refusal, due);
-                self.next_check = self.next_check.min(now + FULL_AGAIN);
+                let down = self.mark_down(began, now, refusal, due);
+                self.next_check = self.next_check.min(now + FULL_RECHECK_DELAY);
                 down
             }
             Fault::Misconfigured => {
-                let down = self.set_down(began, now, refusal, due);
-                self.check_soon = self.check_soon.max(now + MISTAKE_AGAIN);
+                let down = self.mark_down(began, now, refusal, due);
+                self.next_check_all_down =
+                    self.next_check_all_down.max(now + MISCONFIGURED_RECHECK_DELAY);
                 down
             }
-            _ => self.set_down(began, now, refusal, due),
+            _ => self.mark_down(began, now, refusal, due),
         }
     }
 
-    /// An attempt that began at `began` was not answered.
-    fn silent(
+    /// Records that a login or check that began at `began` was not answered.
+    fn record_unanswered(
         &mut self,
         (began, now): (Instant, Instant),
         reason: Arc<str>,
         due: Due,
     ) -> Option<EventKind> {
         self.activity.counters.connect_failures.add_one();
-        self.set_down(began, now, Refusal::new(Fault::PeerDown, reason), due)
+        self.mark_down(began, now, Refusal::new(Fault::PeerDown, reason), due)
     }
 
-    fn succeeded(&mut self, began: Instant, now: Instant) -> Option<EventKind> {
+    /// Records that a login or check that began at `began` succeeded.
+    fn record_success(&mut self, began: Instant, now: Instant) -> Option<EventKind> {
         let was_full = mem::replace(&mut self.is_full, false);
-        self.answered = self.answered.max(Some(began));
+        self.last_answered = self.last_answered.max(Some(began));
         let took = now.saturating_duration_since(began);
         let usual = self.usual_login.unwrap_or(took);
-        self.usual_login = Some((usual * (NEWEST - 1) + took) / NEWEST);
+        self.usual_login = Some((usual * (LOGIN_SMOOTHING - 1) + took) / LOGIN_SMOOTHING);
         was_full.then_some(EventKind::HasRoom)
     }
 
-    /// How long a login may take without being slow. `None` before there was one.
+    /// Returns how long a login may take before it counts as slow. `None` before the first
+    /// successful login.
     pub(crate) fn expected_login(&self) -> Option<Duration> {
-        self.usual_login.map(|usual| usual * SLOW)
+        self.usual_login.map(|usual| usual * EXPECTED_LOGIN_FACTOR)
     }
 
-    /// When it last answered anything.
-    pub(crate) fn answered(&self) -> Option<Instant> {
-        self.answered.max(self.activity.ended())
+    /// Returns when the peer last answered a query, a login or a check.
+    pub(crate) fn last_answer(&self) -> Option<Instant> {
+        self.last_answered.max(self.activity.last_query_end())
     }
 
-    /// When it was last checked because of a stall.
+    /// Returns when the last stall check of this peer began.
     pub(crate) fn stall_check_began(&self) -> Option<Instant> {
         self.checks.stall_began
     }
 
-    /// Since when the query has been running that has been running longest, and might be cut off if it
-    /// hangs. Of a peer that is up any may show that it has stopped.
+    /// Returns when the oldest running query began. If the peer is down, only queries count that
+    /// can be aborted; if the peer is up, any query may show that it has stalled.
     pub(crate) fn oldest_query(&self) -> Option<Instant> {
-        self.activity.oldest(!self.is_up())
+        self.activity.oldest_query(!self.is_up())
     }
 
-    /// A link to this peer was lost: a reason to look at the peer, not a proof against it.
+    /// Records that a link to this peer was lost, so that the peer is checked soon. A lost link
+    /// alone does not mark the peer down.
     pub(crate) fn suspect(&mut self, now: Instant) {
-        self.link_lost = Some(now);
+        self.link_lost_at = Some(now);
     }
 
-    /// When this peer wants to be checked next; `None` while a check is running.
-    pub(crate) fn check_due(&self, all_down: bool) -> Option<Instant> {
-        if self.checks.is_running || self.is_gone() {
+    /// Returns when this peer is checked next, suspicion included. `None` while a regular check is
+    /// running, and for a removed peer.
+    pub(crate) fn earliest_check(&self, all_down: bool) -> Option<Instant> {
+        if self.checks.is_running || self.is_removed() {
             return None;
         }
-        let next = self.due(all_down);
-        let suspicion = self.suspicion_due().filter(|_| self.is_up());
+        let next = self.scheduled_check(all_down);
+        let suspicion = self.suspicion_check().filter(|_| self.is_up());
         Some(suspicion.map_or(next, |at| at.min(next)))
     }
 
-    /// When it is checked because of a suspicion.
-    fn suspicion_due(&self) -> Option<Instant> {
+    /// Returns when the peer is checked because of a lost link or a refused query.
+    fn suspicion_check(&self) -> Option<Instant> {
         let gap = |at: Instant| self.checks.began.map_or(at, |began| at.max(began + SUSPICION_GAP));
-        self.link_lost.map(gap)
+        self.link_lost_at.map(gap)
     }
 
-    /// When it is checked next if nothing happens.
-    pub(crate) fn due(&self, all_down: bool) -> Instant {
-        // One that keeps a login hanging is left alone for the whole interval, and of one that is not in
-        // service nobody waits to hear.
+    /// Returns when the peer is checked next if nothing happens before.
+    pub(crate) fn scheduled_check(&self, all_down: bool) -> Instant {
+        // A peer with a stuck login is left alone for the whole interval, and no caller waits for a
+        // peer that is not in service.
         let next = if all_down && self.counts.stuck_logins == 0 && self.is_in_service() {
-            self.next_check.min(self.check_soon)
+            self.next_check.min(self.next_check_all_down)
         } else {
             self.next_check
         };
-        let trial = self.suspicion_due().filter(|_| self.is_on_trial());
-        [trial, self.checks.wanted].into_iter().flatten().fold(next, Instant::min)
+        let suspicion = self.suspicion_check().filter(|_| self.is_down_for_refused_query());
+        [suspicion, self.checks.requested].into_iter().flatten().fold(next, Instant::min)
     }
 
-    /// Whether it is down, and a refused query is all that there is against it.
-    fn is_on_trial(&self) -> bool {
-        matches!(&self.health, Health::Down { refusal, .. } if &*refusal.reason == NO_WORK)
+    /// Whether the peer is down because of a refused query alone.
+    fn is_down_for_refused_query(&self) -> bool {
+        matches!(&self.health, Health::Down { refusal, .. } if &*refusal.reason == REFUSED_QUERY_REASON)
     }
 
-    /// A check of this peer begins. Not if one of its kind is running.
-    pub(crate) fn check_begins(&mut self, kind: CheckKind, now: Instant) -> bool {
+    /// Begins a check of this peer. Returns `false` if a check of this kind is already running.
+    pub(crate) fn begin_check(&mut self, kind: CheckKind, now: Instant) -> bool {
         match kind {
             CheckKind::Regular => {
                 self.checks.began = Some(now);
-                self.checks.wanted = None;
+                self.checks.requested = None;
                 !mem::replace(&mut self.checks.is_running, true)
             }
             CheckKind::Stall => {
@@ -374,94 +395,110 @@ impl Peer {
         }
     }
 
-    /// The check that began at `began` ended. Only the checker's own failed check renews a mark.
+    /// Records that the check that began at `began` has ended. Only a failed check renews a mark; a
+    /// failed login for the pool does not.
     pub(crate) fn check_ended(
         &mut self,
         kind: CheckKind,
         (began, now): (Instant, Instant),
-        answer: Answer,
+        outcome: LoginOutcome,
         due: Due,
     ) -> Option<EventKind> {
         match kind {
             CheckKind::Regular => {
                 self.checks.is_running = false;
-                // Word about a mark that was set after this check began does not move its due time.
-                if answer == Answer::NotAsked || self.is_up() || !self.is_older(began) {
-                    (self.next_check, self.check_soon) = (due.next, due.soon);
+                // A check that began before the mark was set does not move the scheduled check.
+                if outcome == LoginOutcome::NotAttempted || self.is_up() || !self.is_outdated(began)
+                {
+                    (self.next_check, self.next_check_all_down) = (due.next, due.soon);
                 }
             }
             CheckKind::Stall => self.checks.stall_is_running = false,
         }
-        match answer {
-            Answer::Works => {
-                let room = self.succeeded(began, now);
-                self.settle(began);
-                self.set_up(began, now).or(room)
+        match outcome {
+            LoginOutcome::Succeeded => {
+                let room = self.record_success(began, now);
+                self.clear_suspicion(began);
+                self.mark_up(began, now).or(room)
             }
-            Answer::Refused(refusal) => {
-                self.settle(began);
-                self.refused((began, now), refusal, due)
+            LoginOutcome::Refused(refusal) => {
+                self.clear_suspicion(began);
+                self.record_refused((began, now), refusal, due)
             }
-            Answer::None(reason) if kind == CheckKind::Regular => {
-                self.settle(began);
-                self.silent((began, now), reason, due)
+            LoginOutcome::Unanswered(reason) if kind == CheckKind::Regular => {
+                self.clear_suspicion(began);
+                self.record_unanswered((began, now), reason, due)
             }
-            Answer::None(_) => {
-                if let Some(round) = self.round.as_mut().filter(|round| round.began <= began) {
+            LoginOutcome::Unanswered(_) => {
+                if let Some(round) = self.stall_round.as_mut().filter(|round| round.began <= began)
+                {
                     round.unanswered += 1;
                 }
                 None
             }
-            Answer::NotAsked => {
-                // What keeps us from asking is not over in a moment.
+            LoginOutcome::NotAttempted => {
+                // Whatever prevents this process from checking is not over within moments, so the
+                // suspicion must not cause another check at once.
                 if kind == CheckKind::Regular {
-                    self.link_lost = None;
+                    self.link_lost_at = None;
                 }
                 None
             }
         }
     }
 
-    /// A check that began at `began` has settled what was suspected before.
-    fn settle(&mut self, began: Instant) {
-        self.link_lost = self.link_lost.filter(|at| *at > began);
+    /// Clears a suspicion that is not newer than `began`, when a check began that has now been
+    /// answered or has timed out.
+    fn clear_suspicion(&mut self, began: Instant) {
+        self.link_lost_at = self.link_lost_at.filter(|at| *at > began);
     }
 
-    /// It has stopped, as a round of checks has shown that began at `began`.
-    pub(crate) fn stopped(&mut self, began: Instant, now: Instant, due: Due) -> Option<EventKind> {
-        self.round = None;
-        self.set_down(began, now, Refusal::new(Fault::PeerDown, STOPPED), due)
+    /// Marks the peer down because it has stalled, as a series of checks has shown that began at
+    /// `began`.
+    pub(crate) fn mark_stalled(
+        &mut self,
+        began: Instant,
+        now: Instant,
+        due: Due,
+    ) -> Option<EventKind> {
+        self.stall_round = None;
+        self.mark_down(began, now, Refusal::new(Fault::PeerDown, STALLED_REASON), due)
     }
 
-    /// It has refused a query because it takes no work, which is word enough: refusing costs it next to
-    /// nothing, so that it would soon get all the work. A check follows at once, and decides. Of one
-    /// that is down it is no news, and must not outdate the check that is under way.
-    pub(crate) fn takes_no_work(&mut self, now: Instant, due: Due) -> Option<EventKind> {
+    /// Marks the peer down because it has refused a query as it takes no work.
+    ///
+    /// One refusal is enough: refusing costs the server next to nothing, so the peer would soon
+    /// attract all the work. A check follows at once and decides. If the peer is already down,
+    /// nothing changes, so that the running check is not outdated.
+    pub(crate) fn query_refused(&mut self, now: Instant, due: Due) -> Option<EventKind> {
         if !self.is_up() {
             return None;
         }
         self.suspect(now);
-        if self.refused_query.is_some_and(|at| now < at + CONTRADICTED) {
+        if self.marked_for_refused_query.is_some_and(|at| now < at + REFUSED_QUERY_COOLDOWN) {
             return None;
         }
-        let down = self.set_down(now, now, Refusal::new(Fault::PeerNotReady, NO_WORK), due)?;
-        self.refused_query = Some(now);
+        let down =
+            self.mark_down(now, now, Refusal::new(Fault::PeerNotReady, REFUSED_QUERY_REASON), due)?;
+        self.marked_for_refused_query = Some(now);
         Some(down)
     }
 
-    /// The mark has run out and is cleared unasked (`Recovery::AfterInterval`); a peer that is up is not
-    /// touched.
-    pub(crate) fn clear(&mut self, now: Instant, due: Due) -> Option<EventKind> {
+    /// Clears an expired mark without a check (`Recovery::AfterInterval`). Has no effect on a peer
+    /// that is up.
+    pub(crate) fn clear_mark(&mut self, now: Instant, due: Due) -> Option<EventKind> {
         if self.is_up() {
             return None;
         }
         self.next_check = due.next;
-        self.link_lost = None;
-        self.set_up(now, now)
+        self.link_lost_at = None;
+        self.mark_up(now, now)
     }
 
-    fn set_up(&mut self, began: Instant, now: Instant) -> Option<EventKind> {
-        if self.is_older(began) {
+    /// Marks the peer up, unless a newer login or check has decided. Returns the event if the peer
+    /// was down.
+    fn mark_up(&mut self, began: Instant, now: Instant) -> Option<EventKind> {
+        if self.is_outdated(began) {
             return None;
         }
         self.decided_by = Some(began);
@@ -472,23 +509,26 @@ impl Peer {
         Some(EventKind::Up { was_down: now.saturating_duration_since(since) })
     }
 
-    fn set_down(
+    /// Marks the peer down, unless a newer login or check has decided. Returns an event if the peer
+    /// was up, or if the peer now rejects our login and did not before.
+    fn mark_down(
         &mut self,
         began: Instant,
         now: Instant,
         refusal: Refusal,
         due: Due,
     ) -> Option<EventKind> {
-        if self.is_older(began) {
+        if self.is_outdated(began) {
             return None;
         }
         self.decided_by = Some(began);
         self.is_full = false;
         let (fault, reason) = (refusal.fault, refusal.reason.to_string());
-        let is_mistake = fault == Fault::Misconfigured;
+        let is_misconfigured = fault == Fault::Misconfigured;
         if let Health::Down { refusal: last, .. } = &mut self.health {
-            let was_mistake = mem::replace(last, refusal).fault == Fault::Misconfigured;
-            return (is_mistake && !was_mistake).then_some(EventKind::Misconfigured { reason });
+            let was_misconfigured = mem::replace(last, refusal).fault == Fault::Misconfigured;
+            return (is_misconfigured && !was_misconfigured)
+                .then_some(EventKind::Misconfigured { reason });
         }
         self.health = Health::Down { since: now, refusal };
         self.activity.counters.downs.add_one();
@@ -497,8 +537,9 @@ impl Peer {
         Some(EventKind::Down { reason, fault, next_check })
     }
 
-    /// Whether an attempt that began at `began` is older than the one that decided the state.
-    fn is_older(&self, began: Instant) -> bool {
+    /// Whether a login or check that began at `began` is older than the one that decided the
+    /// health.
+    fn is_outdated(&self, began: Instant) -> bool {
         self.decided_by.is_some_and(|decided| began < decided)
     }
 }

@@ -1,5 +1,8 @@
-//! Which peers take work, in which proportion, and so where the next connection goes and which one
-//! is too many: pure functions of the peers.
+//! Placement of connections: which peers are available, in which proportion they get connections,
+//! which peer gets the next connection, and which peer has one too many. Pure functions of the
+//! peers.
+//!
+//! `pool/strategy.rs` chooses the peer of a checkout, among the connections that are open already.
 
 use std::sync::Arc;
 
@@ -9,55 +12,59 @@ use crate::peers::activity::Activity;
 use crate::peers::peer::Peer;
 use crate::policy::{AllDown, Strategy};
 
-/// How a peer stands, as far as its links are concerned.
+/// What the exchange needs to know about a peer to place and use its links.
 #[derive(Debug, Clone)]
 pub(crate) struct Standing {
-    /// The peer's: another peer may have taken the place of one that is gone.
+    /// The activity of the peer. It also identifies the peer, because a new peer may have got the
+    /// index of a removed one.
     pub(crate) activity: Arc<Activity>,
-    /// Whether its links may be used.
+    /// Whether the links of the peer may be used.
     pub(crate) usable: bool,
-    /// Its share of the work.
+    /// The peer's share of the work; 0 while it gets none.
     pub(crate) share: u32,
-    /// Which it is when none has a share: the lowest first.
+    /// The tier. When no peer has a share, the lowest tier comes first.
     pub(crate) tier: u32,
 }
 
-/// The proportion of the work that each peer is to have now: its weight, or nothing while it is
-/// down or a better tier serves.
+/// Returns a function for a peer's current share of the work: its weight, or 0 while the peer is
+/// down or out of service or a better tier serves.
 pub(crate) fn shares(peers: &[Peer], strategy: Strategy) -> impl Fn(&Peer) -> u32 + use<> {
-    let serving = serving_tier(peers.iter(), strategy);
-    move |peer| if takes_work(peer, serving) { peer.weight } else { 0 }
+    let serving_tier = serving_tier(peers.iter(), strategy);
+    move |peer| if is_available(peer, serving_tier) { peer.weight } else { 0 }
 }
 
-/// The only tier that takes work at the moment, if tiers matter.
+/// Returns the only tier that takes work at the moment, or `None` if the strategy ignores tiers.
 fn serving_tier<'a>(peers: impl Iterator<Item = &'a Peer>, strategy: Strategy) -> Option<u32> {
     match strategy {
         Strategy::Ordered => {
-            peers.filter(|peer| takes_work(peer, None)).map(|peer| peer.tier).min()
+            peers.filter(|peer| is_available(peer, None)).map(|peer| peer.tier).min()
         }
         Strategy::LeastConnections | Strategy::Random | Strategy::RoundRobin => None,
     }
 }
 
-fn takes_work(peer: &Peer, serving: Option<u32>) -> bool {
-    peer.serves() && peer.weight > 0 && serving.is_none_or(|tier| peer.tier == tier)
+/// Whether a peer takes new work, within the serving tier if there is one.
+fn is_available(peer: &Peer, serving_tier: Option<u32>) -> bool {
+    peer.serves() && peer.weight > 0 && serving_tier.is_none_or(|tier| peer.tier == tier)
 }
 
-/// Whether no peer takes work at all.
-pub(crate) fn nobody_takes_work(peers: &[Peer]) -> bool {
-    !peers.iter().any(|peer| takes_work(peer, None))
+/// Whether no peer is available for new work.
+pub(crate) fn no_peer_available(peers: &[Peer]) -> bool {
+    !peers.iter().any(|peer| is_available(peer, None))
 }
 
-/// How many peers would take work.
+/// Returns how many peers are available for new work.
 #[cfg(feature = "metrics")]
-pub(crate) fn how_many_take_work(peers: &[Peer]) -> usize {
-    peers.iter().filter(|peer| takes_work(peer, None)).count()
+pub(crate) fn count_available(peers: &[Peer]) -> usize {
+    peers.iter().filter(|peer| is_available(peer, None)).count()
 }
 
-/// Where the next connection goes: among the peers that take work and were not tried yet, a random
-/// one of those with the fewest links for their share (dials in flight counted); one that is full only
-/// when no other is left. When none is left at all, under [`AllDown::Try`], the peer that is down and
-/// due soonest.
+/// Picks the peer for the next connection.
+///
+/// Among the available peers that were not tried yet, this is a random one of those with the lowest
+/// load for their weight; logins in progress count. A full peer is picked only when no other is
+/// left. When no peer is left at all, [`AllDown::Try`] picks the peer that is down and has the
+/// earliest scheduled check.
 pub(crate) fn pick(
     peers: &[Peer],
     tried: impl Fn(&Peer) -> bool,
@@ -66,23 +73,26 @@ pub(crate) fn pick(
     rng: &mut impl Rng,
 ) -> Option<usize> {
     let untried = || peers.iter().enumerate().filter(|(_, peer)| !tried(peer));
-    let serving = serving_tier(untried().map(|(_, peer)| peer), strategy);
+    let serving_tier = serving_tier(untried().map(|(_, peer)| peer), strategy);
     let candidates = |is_full| {
         untried()
-            .filter(move |(_, peer)| takes_work(peer, serving) && peer.is_full == is_full)
-            // What it would have then: the same measure as in `surplus`, or links would go in circles.
+            .filter(move |(_, peer)| is_available(peer, serving_tier) && peer.is_full == is_full)
+            // The load that the peer would have with one more link. `surplus` compares the same
+            // measure; otherwise links would move in circles.
             .map(|(index, peer)| Candidate {
                 index,
                 load: peer.counts.load() + 1,
                 weight: peer.weight,
             })
     };
-    if let Some(index) = least(candidates(false), rng).or_else(|| least(candidates(true), rng)) {
+    if let Some(index) = pick_least_loaded(candidates(false), rng)
+        .or_else(|| pick_least_loaded(candidates(true), rng))
+    {
         return Some(index);
     }
     match all_down {
         AllDown::Try => untried()
-            // One that keeps a login hanging is the checker's to try.
+            // Only the checker logs in to a peer with a stuck login.
             .filter(|(_, peer)| peer.is_in_service() && !peer.is_up())
             .filter(|(_, peer)| peer.weight > 0 && peer.counts.stuck_logins == 0)
             .min_by_key(|(_, peer)| peer.next_check)
@@ -91,9 +101,9 @@ pub(crate) fn pick(
     }
 }
 
-/// The peer that has a link too many: taking one from it and giving one to the peer that lacks it
-/// most leaves the two more even than they were. With less of a difference nothing moves, so that
-/// nothing oscillates.
+/// Returns the peer that has a link too many: moving one link from it to the peer that lacks one
+/// most makes the two more even. With a smaller difference no link moves, so that links do not
+/// oscillate.
 pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
     let share = shares(peers, strategy);
     let lacking = peers
@@ -103,7 +113,7 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
             let with_one_more = |peer: &Peer| (peer.counts.load() + 1, share(peer));
             ratio_cmp(with_one_more(one), with_one_more(other))
         })
-        // What is on its way to it arrives first: a peer may have begun to hang.
+        // Logins in progress to that peer must end first, because the peer may have begun to hang.
         .filter(|peer| peer.counts.connecting == 0)
         .map(|peer| (peer.counts.load() + 1, share(peer)))?;
     let (index, fullest) = peers
@@ -115,7 +125,7 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
     ratio_cmp(fullest, lacking).is_gt().then_some(index)
 }
 
-/// Something to choose from: what it has already, and the share that it should have.
+/// A candidate of a choice, with its load and its weight.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Candidate {
     pub(crate) index: usize,
@@ -123,16 +133,19 @@ pub(crate) struct Candidate {
     pub(crate) weight: u32,
 }
 
-/// The one that has the least for its weight; by chance, in proportion to the weights, among
-/// several.
-fn least(candidates: impl Iterator<Item = Candidate> + Clone, rng: &mut impl Rng) -> Option<usize> {
+/// Returns the candidate with the lowest load for its weight. Among equals, the choice is random,
+/// in proportion to the weights.
+fn pick_least_loaded(
+    candidates: impl Iterator<Item = Candidate> + Clone,
+    rng: &mut impl Rng,
+) -> Option<usize> {
     let ratio = |candidate: &Candidate| (candidate.load, candidate.weight);
     let least = candidates.clone().min_by(|one, other| ratio_cmp(ratio(one), ratio(other)))?;
-    by_chance(candidates.filter(move |one| ratio_cmp(ratio(one), ratio(&least)).is_eq()), rng)
+    pick_weighted(candidates.filter(move |one| ratio_cmp(ratio(one), ratio(&least)).is_eq()), rng)
 }
 
-/// One by chance, in proportion to the weights.
-pub(crate) fn by_chance(
+/// Returns a random candidate, in proportion to the weights.
+pub(crate) fn pick_weighted(
     candidates: impl Iterator<Item = Candidate> + Clone,
     rng: &mut impl Rng,
 ) -> Option<usize> {
@@ -150,9 +163,9 @@ pub(crate) fn by_chance(
     None
 }
 
-/// Compares `count / weight`; anything over no weight at all is more than everything else.
+/// Compares `load / weight`. A weight of 0 counts as infinitely loaded.
 fn ratio_cmp(one: (usize, u32), other: (usize, u32)) -> std::cmp::Ordering {
-    let cross = |count: usize, weight: u32| count as u128 * u128::from(weight);
+    let cross = |load: usize, weight: u32| load as u128 * u128::from(weight);
     cross(one.0, other.1).cmp(&cross(other.0, one.1))
 }
 
@@ -165,14 +178,14 @@ mod tests {
 
     use super::*;
     use crate::fault::{Fault, Refusal};
-    use crate::peers::peer::Answer;
+    use crate::peers::peer::LoginOutcome;
     use crate::settings::Due;
     use crate::url::PeerUrl;
 
     enum State {
         Up { links: usize, connecting: usize },
         Full { links: usize },
-        Down { due_in: u64 },
+        Down { check_in: u64 },
     }
     use State::{Down, Full, Up};
 
@@ -180,7 +193,7 @@ mod tests {
         Due { next: due, soon: due }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "any instant will do as the start of the story")]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
     fn peers(states: &[State]) -> Vec<Peer> {
         let now = Instant::now();
         let peer = |(index, state): (usize, &State)| {
@@ -195,10 +208,10 @@ mod tests {
                     peer.counts.links = links;
                     peer.is_full = true;
                 }
-                Down { due_in } => {
-                    let due = now + Duration::from_secs(due_in);
+                Down { check_in } => {
+                    let due = now + Duration::from_secs(check_in);
                     let refused = Refusal::new(Fault::PeerDown, "refused");
-                    peer.connect_failed((now, now), Answer::Refused(refused), at(due));
+                    peer.connect_failed((now, now), LoginOutcome::Refused(refused), at(due));
                 }
             }
             peer
@@ -207,7 +220,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn picks(states: &[State], tried: &[usize], all_down: AllDown, expected: &[usize]) {
+    fn assert_picks(states: &[State], tried: &[usize], all_down: AllDown, expected: &[usize]) {
         let peers = peers(states);
         let mut seen: Vec<usize> = (0..64)
             .filter_map(|seed| {
@@ -223,31 +236,31 @@ mod tests {
             .collect();
         seen.sort_unstable();
         seen.dedup();
-        assert_eq!(seen, expected, "the peers that 64 seeds pick");
+        assert_eq!(seen, expected, "the set of peers picked with 64 seeds");
     }
 
     #[test]
-    fn among_the_live_a_random_one_with_the_fewest_links() {
+    fn random_peer_among_the_least_loaded_is_picked() {
         let idle = || Up { links: 0, connecting: 0 };
-        picks(&[idle(), idle(), idle()], &[], AllDown::Try, &[0, 1, 2]);
-        picks(&[Up { links: 1, connecting: 0 }, idle(), idle()], &[], AllDown::Try, &[1, 2]);
-        picks(&[Up { links: 0, connecting: 1 }, idle()], &[], AllDown::Try, &[1]);
-        picks(
+        assert_picks(&[idle(), idle(), idle()], &[], AllDown::Try, &[0, 1, 2]);
+        assert_picks(&[Up { links: 1, connecting: 0 }, idle(), idle()], &[], AllDown::Try, &[1, 2]);
+        assert_picks(&[Up { links: 0, connecting: 1 }, idle()], &[], AllDown::Try, &[1]);
+        assert_picks(
             &[Up { links: 1, connecting: 1 }, Up { links: 2, connecting: 0 }],
             &[],
             AllDown::Try,
             &[0, 1],
         );
-        picks(&[idle(), Down { due_in: 1 }], &[], AllDown::Try, &[0]);
-        picks(&[idle(), Up { links: 9, connecting: 0 }], &[0], AllDown::Try, &[1]);
+        assert_picks(&[idle(), Down { check_in: 1 }], &[], AllDown::Try, &[0]);
+        assert_picks(&[idle(), Up { links: 9, connecting: 0 }], &[0], AllDown::Try, &[1]);
         let full = || Full { links: 0 };
-        picks(&[full(), Up { links: 9, connecting: 0 }], &[], AllDown::Try, &[1]);
-        picks(&[full(), full(), Down { due_in: 1 }], &[], AllDown::Try, &[0, 1]);
-        picks(&[full(), Up { links: 9, connecting: 0 }], &[1], AllDown::Fail, &[0]);
+        assert_picks(&[full(), Up { links: 9, connecting: 0 }], &[], AllDown::Try, &[1]);
+        assert_picks(&[full(), full(), Down { check_in: 1 }], &[], AllDown::Try, &[0, 1]);
+        assert_picks(&[full(), Up { links: 9, connecting: 0 }], &[1], AllDown::Fail, &[0]);
     }
 
     #[test]
-    fn nothing_moves_to_a_peer_that_is_full() {
+    fn no_link_moves_to_a_full_peer() {
         let crowded = || Up { links: 6, connecting: 0 };
         let idle = Up { links: 0, connecting: 0 };
         assert_eq!(surplus(&peers(&[crowded(), idle]), Strategy::Random), Some(0));
@@ -256,22 +269,29 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_s_word_counts_whatever_there_is_else() {
+    fn drained_peer_is_never_picked_nor_has_a_surplus() {
         let mut rng = SmallRng::seed_from_u64(5);
         let mut peers =
-            peers(&[Down { due_in: 1 }, Up { links: 9, connecting: 0 }, Down { due_in: 2 }]);
+            peers(&[Down { check_in: 1 }, Up { links: 9, connecting: 0 }, Down { check_in: 2 }]);
         for peer in &mut peers[..2] {
             peer.drain(false, peer.next_check);
         }
         for (all_down, expected) in [(AllDown::Try, Some(2)), (AllDown::Fail, None)] {
             let picked = pick(&peers, |_| false, Strategy::Random, all_down, &mut rng);
-            assert_eq!(picked, expected, "{all_down:?}: no one that is drained, up or down");
+            assert_eq!(
+                picked, expected,
+                "{all_down:?}: a drained peer must not be picked, up or down"
+            );
         }
-        assert!(nobody_takes_work(&peers));
-        assert_eq!(surplus(&peers, Strategy::Random), None, "what is drained is not moved");
+        assert!(no_peer_available(&peers));
+        assert_eq!(
+            surplus(&peers, Strategy::Random),
+            None,
+            "links of a drained peer must not be moved"
+        );
     }
 
-    /// Peers that are up, each with so many links, this weight and this tier.
+    /// Peers that are up, each given by its number of links, weight and tier.
     fn up(given: &[(usize, u32, u32)]) -> Vec<Peer> {
         let states: Vec<_> =
             given.iter().map(|(links, ..)| Up { links: *links, connecting: 0 }).collect();
@@ -283,20 +303,20 @@ mod tests {
     }
 
     #[test]
-    fn in_proportion_to_the_weights() {
+    fn links_are_placed_in_proportion_to_the_weights() {
         let mut peers = up(&[(0, 1, 0), (0, 2, 0), (0, 3, 0), (0, 0, 0)]);
         let mut rng = SmallRng::seed_from_u64(5);
         for _ in 0..12 {
             let all_down = AllDown::Try;
             let picked = pick(&peers, |_| false, Strategy::LeastConnections, all_down, &mut rng);
-            peers[picked.expect("three take work")].counts.links += 1;
+            peers[picked.expect("three peers are available")].counts.links += 1;
         }
         let links: Vec<_> = peers.iter().map(|peer| peer.counts.links).collect();
         assert_eq!(links, [2, 4, 6, 0], "twelve links over the weights 1, 2, 3 and 0");
     }
 
     #[test]
-    fn the_first_tier_that_lives_serves() {
+    fn lowest_tier_with_an_available_peer_serves() {
         let mut peers = up(&[(9, 1, 1), (0, 1, 2), (5, 1, 1)]);
         let mut rng = SmallRng::seed_from_u64(5);
         let mut picked = |peers: &[Peer], tried: &[usize]| {
@@ -304,24 +324,36 @@ mod tests {
                 |peer: &Peer| tried.iter().any(|index| *peer.name == format!("peer{index}"));
             pick(peers, tried, Strategy::Ordered, AllDown::Try, &mut rng)
         };
-        assert_eq!(picked(&peers, &[]), Some(2), "of the first tier, the one with fewer links");
-        assert_eq!(picked(&peers, &[2]), Some(0), "then the other one of that tier");
-        assert_eq!(picked(&peers, &[0, 2]), Some(1), "then the next tier");
-        let served = |peers: &[Peer]| -> Vec<u32> {
+        assert_eq!(
+            picked(&peers, &[]),
+            Some(2),
+            "the least loaded peer of the lowest tier is picked first"
+        );
+        assert_eq!(picked(&peers, &[2]), Some(0), "the other peer of that tier is picked next");
+        assert_eq!(
+            picked(&peers, &[0, 2]),
+            Some(1),
+            "the next tier follows when the lowest one has been tried"
+        );
+        let shares_of = |peers: &[Peer]| -> Vec<u32> {
             let share = shares(peers, Strategy::Ordered);
             peers.iter().map(share).collect()
         };
-        assert_eq!(served(&peers), [1, 0, 1], "only the first tier has a share");
+        assert_eq!(shares_of(&peers), [1, 0, 1], "only the lowest tier has a share");
         for index in [0, 2] {
             let now = peers[index].next_check;
             let refused = Refusal::new(Fault::PeerDown, "refused");
-            peers[index].connect_failed((now, now), Answer::Refused(refused), at(now));
+            peers[index].connect_failed((now, now), LoginOutcome::Refused(refused), at(now));
         }
-        assert_eq!(served(&peers), [0, 1, 0], "until none of it lives");
+        assert_eq!(
+            shares_of(&peers),
+            [0, 1, 0],
+            "the next tier has a share when the lowest one is down"
+        );
     }
 
     #[test]
-    fn a_link_is_too_many_when_moving_it_makes_things_more_even() {
+    fn peer_has_a_surplus_when_moving_a_link_makes_peers_more_even() {
         let cases = [
             (vec![(3, 1, 0), (3, 1, 0), (3, 1, 0)], None),
             (vec![(4, 1, 0), (4, 1, 0), (3, 1, 0)], None),
@@ -329,7 +361,7 @@ mod tests {
             (vec![(0, 1, 0), (3, 1, 0)], Some(1)),
             (vec![(2, 1, 0), (4, 2, 0), (6, 3, 0)], None),
             (vec![(4, 1, 0), (4, 2, 0), (4, 3, 0)], Some(0)),
-            // No weight, no links.
+            // A peer without weight should have no links.
             (vec![(1, 0, 0), (9, 1, 0)], Some(0)),
             (vec![(9, 0, 0)], None),
         ];
@@ -340,23 +372,27 @@ mod tests {
         assert_eq!(
             surplus(&up(&tiers), Strategy::Ordered),
             Some(1),
-            "a tier that waits needs none"
+            "a tier that does not serve should have no links"
         );
     }
 
-    /// They end by themselves, as they come back.
+    /// Each link of a drained peer is closed at its checkin anyway.
     #[test]
-    fn links_to_a_peer_that_is_drained_are_not_moved() {
+    fn links_of_a_drained_peer_are_not_moved() {
         let mut peers = up(&[(2, 1, 0), (4, 1, 0), (2, 1, 0)]);
         let strategy = Strategy::LeastConnections;
-        assert_eq!(surplus(&peers, strategy), Some(1), "it has too many");
+        assert_eq!(
+            surplus(&peers, strategy),
+            Some(1),
+            "the peer with the most links has a surplus"
+        );
         let now = peers[1].next_check;
         peers[1].drain(false, now);
-        assert_eq!(surplus(&peers, strategy), None, "none is to be made up for");
+        assert_eq!(surplus(&peers, strategy), None, "a drained peer has no surplus");
     }
 
     #[test]
-    fn moving_what_is_too_many_ends() {
+    fn rebalancing_terminates() {
         for seed in 0..200 {
             let mut rng = SmallRng::seed_from_u64(seed);
             let states: Vec<_> = (0..rng.random_range(1..6))
@@ -368,21 +404,31 @@ mod tests {
                 peers[from].counts.links -= 1;
                 let to =
                     pick(&peers, |_| false, Strategy::LeastConnections, AllDown::Try, &mut rng);
-                peers[to.expect("some peer takes work")].counts.links += 1;
+                peers[to.expect("some peer is available")].counts.links += 1;
                 moves += 1;
-                assert!(moves <= 100, "seed {seed}: it oscillates: {states:?}");
+                assert!(moves <= 100, "seed {seed}: links oscillate between peers: {states:?}");
             }
         }
     }
 
     #[test]
-    fn when_all_are_down_the_one_due_soonest_or_none() {
-        let down = || [Down { due_in: 3 }, Down { due_in: 1 }, Down { due_in: 2 }];
-        picks(&down(), &[], AllDown::Try, &[1]);
-        picks(&down(), &[1], AllDown::Try, &[2]);
-        picks(&down(), &[0, 1, 2], AllDown::Try, &[]);
-        picks(&down(), &[], AllDown::Fail, &[]);
-        picks(&[Up { links: 0, connecting: 0 }, Down { due_in: 1 }], &[0], AllDown::Try, &[1]);
-        picks(&[Up { links: 0, connecting: 0 }, Down { due_in: 1 }], &[0], AllDown::Fail, &[]);
+    fn with_all_peers_down_the_earliest_scheduled_peer_or_none_is_picked() {
+        let down = || [Down { check_in: 3 }, Down { check_in: 1 }, Down { check_in: 2 }];
+        assert_picks(&down(), &[], AllDown::Try, &[1]);
+        assert_picks(&down(), &[1], AllDown::Try, &[2]);
+        assert_picks(&down(), &[0, 1, 2], AllDown::Try, &[]);
+        assert_picks(&down(), &[], AllDown::Fail, &[]);
+        assert_picks(
+            &[Up { links: 0, connecting: 0 }, Down { check_in: 1 }],
+            &[0],
+            AllDown::Try,
+            &[1],
+        );
+        assert_picks(
+            &[Up { links: 0, connecting: 0 }, Down { check_in: 1 }],
+            &[0],
+            AllDown::Fail,
+            &[],
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The name of a host, and what is known of the addresses that it leads to. Pure: every answer is an
-//! argument.
+//! A host whose name is resolved, and its known addresses. Pure: answers of the name resolution are
+//! arguments.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -10,54 +10,58 @@ use crate::peers::admission::{Admission, PeerConfig};
 use crate::peers::peer::Peer;
 use crate::url::PeerUrl;
 
-/// In how many answers in a row an address is missing that is gone: one may be a server's slip.
-const GONE_AFTER: u32 = 2;
+/// An address is removed after it was missing from this many answers in a row; a single miss may be
+/// a glitch of the name server.
+const REMOVE_AFTER_MISSES: u32 = 2;
 
-/// A peer that was given by the name of its host, for which its addresses stand as soon as they are
-/// known.
+/// A peer that was configured by its host name, and is replaced by one peer per address as soon as
+/// the addresses are known.
 #[derive(Debug)]
 pub(crate) struct ResolvedHost {
-    /// That of the peer, which stands for itself until then.
-    pub(crate) number: u64,
+    /// The id of the configured peer, which serves until the host is resolved.
+    pub(crate) peer_id: u64,
+    /// The name of the configured peer.
     pub(crate) peer: Arc<str>,
     pub(crate) host: Arc<str>,
     pub(crate) url: Arc<PeerUrl>,
-    /// Those of each of its addresses.
+    /// The weight of the peer of each address.
     pub(crate) weight: u32,
+    /// The tier of the peer of each address.
     pub(crate) tier: u32,
-    /// Whether its addresses stand for it.
+    /// Whether the peers of the addresses have replaced the configured peer.
     pub(crate) is_resolved: bool,
-    /// Whether the last answer was of no use.
+    /// Whether the last answer was an error or had no address.
     is_unknown: bool,
-    pub(crate) known: Known,
+    pub(crate) known: KnownAddresses,
 }
 
-/// The addresses that a name leads to.
-pub(crate) type Known = BTreeMap<IpAddr, Address>;
+/// The known addresses of a host.
+pub(crate) type KnownAddresses = BTreeMap<IpAddr, KnownAddress>;
 
-/// What is known of an address.
+/// A known address of a host.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Address {
-    /// The number of its peer. None where an operator's own peer has its name.
+pub(crate) struct KnownAddress {
+    /// The id of its peer. `None` if a peer of that name existed already when the address was
+    /// added.
     pub(crate) peer: Option<u64>,
-    /// How many answers in a row it was missing from.
+    /// The number of successive answers without this address.
     missed: u32,
 }
 
-impl Address {
-    pub(crate) fn of(peer: Option<u64>) -> Self {
+impl KnownAddress {
+    pub(crate) fn new(peer: Option<u64>) -> Self {
         Self { peer, missed: 0 }
     }
 }
 
-/// What is to be logged of an answer.
+/// A change of whether a host can be resolved, to be logged.
 #[derive(Debug)]
-pub(crate) enum Heard {
+pub(crate) enum ResolutionChange {
     Unresolved { peer: Arc<str>, reason: String },
     Resolved { peer: Arc<str> },
 }
 
-/// What follows from an answer.
+/// The addresses to add and to remove after an answer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
     pub(crate) add: Vec<IpAddr>,
@@ -65,11 +69,11 @@ pub(crate) struct Changes {
 }
 
 impl ResolvedHost {
-    /// The name of this peer's host, if it is one that is resolved.
-    pub(crate) fn of(peer: &Peer, admission: &Admission) -> Option<Self> {
+    /// Creates the host of this peer, if its name is to be resolved.
+    pub(crate) fn from_peer(peer: &Peer, admission: &Admission) -> Option<Self> {
         let host = admission.host_name(&peer.url)?;
         Some(Self {
-            number: peer.number,
+            peer_id: peer.id,
             peer: peer.name.clone(),
             host: host.into(),
             url: peer.url.clone(),
@@ -77,44 +81,55 @@ impl ResolvedHost {
             tier: peer.tier,
             is_resolved: false,
             is_unknown: false,
-            known: Known::new(),
+            known: KnownAddresses::new(),
         })
     }
 
-    /// The peer that stands for it at this address. Its URL is told otherwise.
+    /// Returns the configuration of the peer at this address, without its URL, which the caller
+    /// sets.
     pub(crate) fn peer_at(&self, address: IpAddr) -> PeerConfig {
         let name = format!("{}/{address}", self.peer);
         PeerConfig::new(name, "").weight(self.weight).tier(self.tier)
     }
 
-    /// Whether an answer is of use, where that has changed.
-    pub(crate) fn heard(&mut self, answer: &Result<Vec<IpAddr>, String>) -> Option<Heard> {
-        let flaw = match answer {
-            Ok(addresses) if addresses.is_empty() => Some("it has no address".to_owned()),
+    /// Records whether an answer has an address. Returns a value if that has changed since the last
+    /// answer.
+    pub(crate) fn record_answer(
+        &mut self,
+        answer: &Result<Vec<IpAddr>, String>,
+    ) -> Option<ResolutionChange> {
+        let failure = match answer {
+            Ok(addresses) if addresses.is_empty() => Some("the name has no address".to_owned()),
             Ok(_) => None,
             Err(reason) => Some(self.url.redact(reason)),
         };
-        let was_unknown = mem::replace(&mut self.is_unknown, flaw.is_some());
-        match flaw {
+        let was_unknown = mem::replace(&mut self.is_unknown, failure.is_some());
+        match failure {
             Some(reason) if !was_unknown => {
-                Some(Heard::Unresolved { peer: self.peer.clone(), reason })
+                Some(ResolutionChange::Unresolved { peer: self.peer.clone(), reason })
             }
-            None if was_unknown => Some(Heard::Resolved { peer: self.peer.clone() }),
+            None if was_unknown => Some(ResolutionChange::Resolved { peer: self.peer.clone() }),
             _ => None,
         }
     }
 }
 
-/// What follows from an answer that is of use. One that was asked for out of turn only adds.
-pub(crate) fn learn(known: &mut Known, answer: &[IpAddr], is_due: bool) -> Changes {
-    // In an order of its own, as servers deal them out in any; each once, however it is written.
+/// Updates how often each known address was missing, and returns the addresses to add and to
+/// remove. An answer of an unscheduled resolution only adds addresses.
+pub(crate) fn update_known(
+    known: &mut KnownAddresses,
+    answer: &[IpAddr],
+    is_scheduled: bool,
+) -> Changes {
+    // Sorted, because name servers return addresses in any order; and each address once, in its
+    // canonical form.
     let answer: BTreeSet<IpAddr> = answer.iter().map(IpAddr::to_canonical).collect();
     let add = answer.iter().filter(|address| !known.contains_key(*address)).copied().collect();
     let mut remove = Vec::new();
-    for (address, Address { missed, .. }) in known {
-        let now_missing = missed.saturating_add(is_due.into());
-        *missed = if answer.contains(address) { 0 } else { now_missing };
-        if *missed >= GONE_AFTER {
+    for (address, KnownAddress { missed, .. }) in known {
+        let missed_again = missed.saturating_add(is_scheduled.into());
+        *missed = if answer.contains(address) { 0 } else { missed_again };
+        if *missed >= REMOVE_AFTER_MISSES {
             remove.push(*address);
         }
     }
@@ -130,28 +145,38 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_out_of_turn_is_no_reason_against_an_address() {
-        let mut known =
-            Known::from([(address(1), Address::of(None)), (address(2), Address::of(None))]);
+    fn unscheduled_answer_does_not_count_against_a_missing_address() {
+        let mut known = KnownAddresses::from([
+            (address(1), KnownAddress::new(None)),
+            (address(2), KnownAddress::new(None)),
+        ]);
         for _ in 0..5 {
-            assert_eq!(learn(&mut known, &[address(2)], false), Changes::default());
+            assert_eq!(update_known(&mut known, &[address(2)], false), Changes::default());
         }
-        assert_eq!(learn(&mut known, &[address(2)], true), Changes::default(), "once");
+        assert_eq!(
+            update_known(&mut known, &[address(2)], true),
+            Changes::default(),
+            "a single miss removes nothing"
+        );
         let gone = Changes { add: vec![], remove: vec![address(1)] };
-        assert_eq!(learn(&mut known, &[address(2)], true), gone, "twice");
+        assert_eq!(
+            update_known(&mut known, &[address(2)], true),
+            gone,
+            "a second miss in a row removes the address"
+        );
     }
 
     #[test]
-    fn an_address_is_the_same_however_it_is_written() {
+    fn mapped_and_plain_form_of_an_address_are_the_same() {
         let mapped = IpAddr::from([0, 0, 0, 0, 0, 0xffff, 0x0a00, 1]);
-        let changes = learn(&mut Known::new(), &[mapped, address(1)], true);
+        let changes = update_known(&mut KnownAddresses::new(), &[mapped, address(1)], true);
         assert_eq!(changes.add, [address(1)]);
     }
 
     #[test]
-    fn what_follows_from_an_answer() {
-        // What is known, each with how many answers it was missing from; the answer; what is added and
-        // removed; and from how many each is missing then that was known.
+    fn answer_determines_added_removed_and_missed_addresses() {
+        // The known addresses, each with its number of misses; the answer; the added and the
+        // removed addresses; and the number of misses of each known address afterwards.
         type Case<'a> = (&'a [(u8, u32)], &'a [u8], &'a [u8], &'a [u8], &'a [u32]);
         let cases: [Case<'_>; 11] = [
             (&[], &[1], &[1], &[], &[]),
@@ -163,20 +188,20 @@ mod tests {
             (&[(1, 1), (2, 0)], &[1, 2], &[], &[], &[0, 0]),
             (&[(1, 1), (2, 0)], &[1], &[], &[], &[0, 1]),
             (&[(1, 1), (2, 1)], &[3], &[3], &[1, 2], &[2, 2]),
-            // It could not be removed then.
+            // The address could not be removed after the answer before.
             (&[(1, 2), (2, 0)], &[2], &[], &[1], &[3, 0]),
             (&[(1, u32::MAX)], &[1], &[], &[], &[0]),
         ];
         for (before, answer, add, remove, missed) in cases {
             let entry = |(last, missed): &(u8, u32)| {
-                (address(*last), Address { peer: None, missed: *missed })
+                (address(*last), KnownAddress { peer: None, missed: *missed })
             };
             let all = |lasts: &[u8]| lasts.iter().copied().map(address).collect::<Vec<_>>();
-            let mut known: Known = before.iter().map(entry).collect();
-            let unasked = learn(&mut known.clone(), &all(answer), false);
-            let changes = learn(&mut known, &all(answer), true);
+            let mut known: KnownAddresses = before.iter().map(entry).collect();
+            let unscheduled = update_known(&mut known.clone(), &all(answer), false);
+            let changes = update_known(&mut known, &all(answer), true);
             let expected = Changes { add: all(add), remove: all(remove) };
-            assert_eq!(unasked.add, expected.add, "{before:?} {answer:?}, out of turn");
+            assert_eq!(unscheduled.add, expected.add, "{before:?} {answer:?}, unscheduled");
             assert_eq!(changes, expected, "{before:?} {answer:?}");
             let left: Vec<u32> = known.values().map(|address| address.missed).collect();
             assert_eq!(left, missed, "{before:?} {answer:?}");

@@ -1,5 +1,5 @@
-//! What the checker does to the peers, when its time has come: marks that run out, checks that are
-//! due, and peers that have stopped. Pure functions of the peers and the time.
+//! The scheduled work of the checker: expired marks, health checks, stalled peers and draining
+//! peers. Pure functions of the peers and the time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,13 +8,13 @@ use crate::peers::activity::{Activity, LinkState};
 use crate::peers::admin_state::AdminState;
 use crate::peers::journal::News;
 use crate::peers::peer::{CheckKind, Peer};
-use crate::peers::placement::nobody_takes_work;
-use crate::peers::stall::{Round, Signs, Verdict, judge};
+use crate::peers::placement::no_peer_available;
+use crate::peers::stall::{Signs, StallRound, Verdict, classify};
 use crate::policy::Recovery;
 use crate::settings::{Due, Settings};
 use crate::url::PeerUrl;
 
-/// A check that the checker is to make.
+/// A health check that has begun and that the checker must run.
 #[derive(Debug)]
 pub(crate) struct HealthCheck {
     pub(crate) peer: usize,
@@ -22,25 +22,26 @@ pub(crate) struct HealthCheck {
     pub(crate) activity: Arc<Activity>,
     pub(crate) kind: CheckKind,
     pub(crate) began: Instant,
-    pub(crate) patience: Duration,
+    /// How long the checker waits for an answer.
+    pub(crate) timeout: Duration,
 }
 
-/// What is to be done.
+/// The work that a pass of the checker has produced, to be done outside the lock of the peers.
 #[derive(Debug, Default)]
 pub(crate) struct Work {
     pub(crate) checks: Vec<HealthCheck>,
-    /// To be told.
+    /// Events to publish.
     pub(crate) news: Vec<News>,
-    pub(crate) stalled: Vec<Stalled>,
+    pub(crate) stalled: Vec<StalledPeer>,
 }
 
-/// A peer that has stopped, and the links to it that are to be cut off.
+/// A stalled peer and its links with hung queries, which are to be aborted.
 #[derive(Debug)]
-pub(crate) struct Stalled {
+pub(crate) struct StalledPeer {
     pub(crate) peer: usize,
     pub(crate) links: Vec<Arc<LinkState>>,
-    /// Whether it was up until now.
-    pub(crate) is_news: bool,
+    /// Whether the peer was up until now.
+    pub(crate) was_up: bool,
 }
 
 impl Work {
@@ -49,59 +50,55 @@ impl Work {
         index: usize,
         peer: &mut Peer,
         kind: CheckKind,
-        patience: Duration,
+        timeout: Duration,
         now: Instant,
     ) {
-        // A login that cannot be ended, and goes unanswered: another one would not end either.
+        // A stuck login has got no answer and cannot be canceled; another login would get stuck as
+        // well.
         let is_stuck = kind == CheckKind::Stall && peer.counts.stuck_logins > 0;
-        if !is_stuck && peer.check_begins(kind, now) {
+        if !is_stuck && peer.begin_check(kind, now) {
             let (url, activity) = (peer.url.clone(), peer.activity.clone());
-            self.checks.push(HealthCheck {
-                peer: index,
-                url,
-                activity,
-                kind,
-                began: now,
-                patience,
-            });
+            self.checks.push(HealthCheck { peer: index, url, activity, kind, began: now, timeout });
         }
     }
 }
 
-/// Clears marks under [`Recovery::AfterInterval`], and begins the checks that are due. Also says when to look
-/// again.
-pub(crate) fn regular(
+/// Clears expired marks under [`Recovery::AfterInterval`] and begins the scheduled checks. Returns
+/// when to run again.
+pub(crate) fn begin_checks(
     peers: &mut [Peer],
     settings: &Settings,
     mut due: impl FnMut() -> Due,
     now: Instant,
     work: &mut Work,
 ) -> Option<Instant> {
-    let all_down = nobody_takes_work(peers);
+    let all_down = no_peer_available(peers);
     let mut next: Option<Instant> = None;
     for (index, peer) in peers.iter_mut().enumerate() {
-        // A peer that keeps a login hanging is the checker's to try, and so comes back by a check.
-        let is_cleared = settings.recovery == Recovery::AfterInterval
+        // A peer with a stuck login recovers by a check only, so only the checker logs in to it.
+        let may_clear = settings.recovery == Recovery::AfterInterval
             && peer.counts.stuck_logins == 0
-            && !peer.is_gone();
-        if is_cleared && peer.next_check <= now {
-            let up = peer.clear(now, due());
+            && !peer.is_removed();
+        if may_clear && peer.next_check <= now {
+            let up = peer.clear_mark(now, due());
             work.news.extend(up.map(|up| peer.news(up)));
         }
-        if peer.check_due(all_down).is_some_and(|due| due <= now) {
-            let patience = if all_down { brief(peer, settings) } else { settings.connect_timeout };
-            work.check(index, peer, CheckKind::Regular, patience, now);
+        if peer.earliest_check(all_down).is_some_and(|due| due <= now) {
+            let timeout =
+                if all_down { short_timeout(peer, settings) } else { settings.connect_timeout };
+            work.check(index, peer, CheckKind::Regular, timeout, now);
         }
-        // A mark that is cleared unasked is due whether a check is running or not.
-        let is_mark = is_cleared && !peer.is_up();
-        let mark = is_mark.then_some(peer.next_check);
-        next = [next, mark, peer.check_due(all_down)].into_iter().flatten().min();
+        // A mark that expires without a check is cleared even while a check is running.
+        let is_marked = may_clear && !peer.is_up();
+        let mark = is_marked.then_some(peer.next_check);
+        next = [next, mark, peer.earliest_check(all_down)].into_iter().flatten().min();
     }
     next
 }
 
-/// Looks where queries hang, and what follows. Says whether any query is running at all.
-pub(crate) fn stalls(
+/// Updates which peers are unresponsive, begins stall checks, and marks stalled peers down. Returns
+/// whether any query is running.
+pub(crate) fn find_stalls(
     peers: &mut [Peer],
     settings: &Settings,
     mut due: impl FnMut() -> Due,
@@ -110,67 +107,72 @@ pub(crate) fn stalls(
 ) -> bool {
     let mut is_any_running = false;
     for peer in &*peers {
-        is_any_running |= peer.activity.look(peer.answered(), now);
+        is_any_running |= peer.activity.update_unresponsive(peer.last_answer(), now);
     }
     let Some(stall_after) = settings.stall_after else { return is_any_running };
 
-    // Who has answered last, and when the last one of the others did.
-    let answers = || peers.iter().enumerate().filter_map(|(at, peer)| Some((peer.answered()?, at)));
+    // The peer that answered last, and the last answer of any other peer.
+    let answers =
+        || peers.iter().enumerate().filter_map(|(at, peer)| Some((peer.last_answer()?, at)));
     let newest = answers().max();
-    let others = newest.and_then(|(_, at)| answers().filter(|other| other.1 != at).max());
+    let second_newest = newest.and_then(|(_, at)| answers().filter(|other| other.1 != at).max());
     let others_answered = |index: usize| {
-        newest.filter(|(_, at)| *at != index).or(others).map(|(answered, _)| answered)
+        newest.filter(|(_, at)| *at != index).or(second_newest).map(|(answered, _)| answered)
     };
     let signs: Vec<Signs> = peers
         .iter()
         .enumerate()
         .map(|(index, peer)| Signs {
-            oldest: peer.oldest_query(),
-            answered: peer.answered(),
+            oldest_query: peer.oldest_query(),
+            answered: peer.last_answer(),
             others_answered: others_answered(index),
         })
         .collect();
-    let mut witnesses_are_needed = false;
+    let mut others_are_needed = false;
     for (index, (peer, signs)) in peers.iter_mut().zip(&signs).enumerate() {
-        match judge(peer.round, *signs, stall_after, now) {
-            Verdict::Works | Verdict::Unknown => peer.round = None,
-            Verdict::Doubtful => {
-                let round = *peer.round.get_or_insert(Round { began: now, unanswered: 0 });
-                work.check(index, peer, CheckKind::Stall, brief(peer, settings), now);
-                // Most often the peer itself answers, and nobody else need be asked.
-                let is_alone = signs.others_answered.is_none_or(|at| at < round.began);
-                witnesses_are_needed |= is_alone && round.unanswered > 0;
+        match classify(peer.stall_round, *signs, stall_after, now) {
+            Verdict::Works | Verdict::Inconclusive => peer.stall_round = None,
+            Verdict::Suspect => {
+                let round =
+                    *peer.stall_round.get_or_insert(StallRound { began: now, unanswered: 0 });
+                work.check(index, peer, CheckKind::Stall, short_timeout(peer, settings), now);
+                // Usually the peer itself answers the first check. Then no other peer has to be
+                // checked.
+                let no_other_answered = signs.others_answered.is_none_or(|at| at < round.began);
+                others_are_needed |= no_other_answered && round.unanswered > 0;
             }
-            Verdict::Stopped => {
-                let began = peer.round.take().map_or(now, |round| round.began);
-                let is_news = peer.is_up();
-                let down = peer.stopped(began, now, due());
+            Verdict::Stalled => {
+                let began = peer.stall_round.take().map_or(now, |round| round.began);
+                let was_up = peer.is_up();
+                let down = peer.mark_stalled(began, now, due());
                 work.news.extend(down.map(|down| peer.news(down)));
                 let long_ago = now.checked_sub(stall_after).unwrap_or(now);
                 let links = peer.activity.running_since(long_ago);
-                work.stalled.push(Stalled { peer: index, links, is_news });
+                work.stalled.push(StalledPeer { peer: index, links, was_up });
             }
         }
     }
-    if witnesses_are_needed {
-        // The one that answered last, and, as that may have stopped as well, the others by turns.
-        let is_there = |peer: &Peer| peer.round.is_none() && !peer.is_gone();
-        let others = || peers.iter().enumerate().filter(|(_, peer)| is_there(peer));
-        let liveliest = others().max_by_key(|(_, peer)| peer.answered()).map(|(index, _)| index);
+    if others_are_needed {
+        // Checks the peer that answered last and, as that peer may have stalled as well, the others
+        // in turn.
+        let is_usable = |peer: &Peer| peer.stall_round.is_none() && !peer.is_removed();
+        let others = || peers.iter().enumerate().filter(|(_, peer)| is_usable(peer));
+        let most_recent =
+            others().max_by_key(|(_, peer)| peer.last_answer()).map(|(index, _)| index);
         let next = others()
-            .filter(|(index, _)| Some(*index) != liveliest)
+            .filter(|(index, _)| Some(*index) != most_recent)
             .min_by_key(|(_, peer)| peer.stall_check_began())
             .map(|(index, _)| index);
-        for index in [liveliest, next].into_iter().flatten() {
+        for index in [most_recent, next].into_iter().flatten() {
             let peer = &mut peers[index];
-            work.check(index, peer, CheckKind::Stall, brief(peer, settings), now);
+            work.check(index, peer, CheckKind::Stall, short_timeout(peer, settings), now);
         }
     }
     is_any_running
 }
 
-/// Looks whether peers that are being drained are empty. Says whether to look again.
-pub(crate) fn drained(peers: &mut [Peer], now: Instant, work: &mut Work) -> bool {
+/// Ends the draining of peers without sessions. Returns whether any peer is still draining.
+pub(crate) fn finish_draining(peers: &mut [Peer], now: Instant, work: &mut Work) -> bool {
     let mut is_any_draining = false;
     for peer in peers {
         let happened = peer.end_draining(now).into_iter().flatten().flatten();
@@ -180,11 +182,12 @@ pub(crate) fn drained(peers: &mut [Peer], now: Instant, work: &mut Work) -> bool
     is_any_draining
 }
 
-/// For how long an answer is waited for that is needed soon: `check_timeout`, or what logging in there
-/// takes if that is more. What is not known yet is given all the time.
-fn brief(peer: &Peer, settings: &Settings) -> Duration {
-    let usual = peer.expected_login().unwrap_or(Duration::MAX);
-    usual.max(settings.check_timeout).min(settings.connect_timeout)
+/// Returns the timeout of a check whose answer is needed soon: `check_timeout`, or the expected
+/// login time if that is longer, but at most `connect_timeout`. Before the first successful login
+/// it is `connect_timeout`.
+fn short_timeout(peer: &Peer, settings: &Settings) -> Duration {
+    let expected = peer.expected_login().unwrap_or(Duration::MAX);
+    expected.max(settings.check_timeout).min(settings.connect_timeout)
 }
 
 #[cfg(test)]
@@ -193,21 +196,21 @@ mod tests {
     use crate::fault::{Fault, Refusal};
     #[cfg(all(feature = "socket", target_os = "linux"))]
     use crate::login::socket::Socket;
-    use crate::peers::peer::Answer;
+    use crate::peers::peer::LoginOutcome;
     use crate::settings::tests::settings;
 
-    /// Peers on which queries run, and a clock that only moves when it is told to.
-    struct Story {
+    /// Peers with running queries, and a clock that only the test moves.
+    struct Scenario {
         start: Instant,
         now: Instant,
         peers: Vec<Peer>,
         queries: Vec<Arc<LinkState>>,
     }
 
-    impl Story {
+    impl Scenario {
         #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
-        fn begin(peers: usize) -> Self {
-            // Moments are counted from the first that is ever looked at.
+        fn new(peers: usize) -> Self {
+            // An `AtomicInstant` counts from the first instant that is ever recorded.
             Activity::default().query_ended(Instant::now());
             let start = Instant::now();
             let peer = |index| {
@@ -224,7 +227,7 @@ mod tests {
             Self { start, now: start, peers, queries }
         }
 
-        fn at(&mut self, millis: u64) {
+        fn advance_to(&mut self, millis: u64) {
             self.now = self.start + Duration::from_millis(millis);
         }
 
@@ -233,225 +236,270 @@ mod tests {
         }
 
         fn query_ends(&self, peer: usize) {
-            self.queries[peer].rest();
+            self.queries[peer].clear_running();
             self.peers[peer].activity.query_ended(self.now);
         }
 
-        /// What the checker does now: the peers that it checks, those that go down, and the links that
-        /// are cut off.
-        fn look(&mut self) -> (Vec<usize>, usize, usize) {
+        /// Runs the checker's scan. Returns the checked peers, the number of peers that go down,
+        /// and the number of aborted links.
+        fn scan(&mut self) -> (Vec<usize>, usize, usize) {
             let mut work = Work::default();
             let due = Due { next: self.now, soon: self.now };
-            stalls(&mut self.peers, &settings(), || due, self.now, &mut work);
+            find_stalls(&mut self.peers, &settings(), || due, self.now, &mut work);
             let mut checked: Vec<usize> = work.checks.iter().map(|check| check.peer).collect();
             checked.sort_unstable();
             let stalled = work.stalled.iter().map(|stalled| stalled.links.len()).sum();
             (checked, work.news.len(), stalled)
         }
 
-        /// A check ends: one without an answer has taken as long as it may.
-        fn answers(&mut self, peer: usize, answer: Answer) {
+        /// Ends a check. A check without an answer has used its whole timeout.
+        fn check_ends(&mut self, peer: usize, outcome: LoginOutcome) {
             let due = Due { next: self.now, soon: self.now };
-            let is_late = matches!(answer, Answer::None(_));
-            let took = Duration::from_secs(u64::from(is_late));
+            let is_unanswered = matches!(outcome, LoginOutcome::Unanswered(_));
+            let took = Duration::from_secs(u64::from(is_unanswered));
             let began = self.now.checked_sub(took).expect("the clock is older");
-            self.peers[peer].check_ended(CheckKind::Stall, (began, self.now), answer, due);
+            self.peers[peer].check_ended(CheckKind::Stall, (began, self.now), outcome, due);
         }
     }
 
-    fn none() -> Answer {
-        Answer::None("no answer".into())
+    fn unanswered() -> LoginOutcome {
+        LoginOutcome::Unanswered("no answer".into())
     }
 
     #[test]
-    fn a_peer_that_has_stopped_goes_down_and_its_queries_are_cut_off() {
-        let mut story = Story::begin(4);
-        story.query_begins(0);
-        story.at(1_900);
-        assert_eq!(story.look(), (vec![], 0, 0), "it has not been running for long");
-        story.at(2_000);
-        assert_eq!(story.look(), (vec![0], 0, 0), "does it answer?");
-        story.at(2_100);
-        assert_eq!(story.look(), (vec![], 0, 0), "one check at a time");
-        story.at(3_000);
-        story.answers(0, none());
-        assert_eq!(story.look(), (vec![0, 1, 3], 0, 0), "is it the peer, or is it us?");
-        story.at(3_100);
-        story.answers(3, Answer::Works);
-        assert_eq!(story.look(), (vec![], 0, 0), "it has as long as before");
-        story.at(4_000);
-        story.answers(0, none());
-        story.answers(1, none());
-        assert_eq!(story.look(), (vec![], 1, 1), "it is down, and its query is cut off");
-        assert!(!story.peers[0].is_up() && story.peers[1].is_up(), "the others are not");
+    fn stalled_peer_is_marked_down_and_its_queries_are_aborted() {
+        let mut scenario = Scenario::new(4);
+        scenario.query_begins(0);
+        scenario.advance_to(1_900);
+        assert_eq!(
+            scenario.scan(),
+            (vec![], 0, 0),
+            "a query that is not old enough causes no check"
+        );
+        scenario.advance_to(2_000);
+        assert_eq!(scenario.scan(), (vec![0], 0, 0), "an old query causes a check of its peer");
+        scenario.advance_to(2_100);
+        assert_eq!(scenario.scan(), (vec![], 0, 0), "no second check begins while one is running");
+        scenario.advance_to(3_000);
+        scenario.check_ends(0, unanswered());
+        assert_eq!(
+            scenario.scan(),
+            (vec![0, 1, 3], 0, 0),
+            "after an unanswered check, other peers are checked as well"
+        );
+        scenario.advance_to(3_100);
+        scenario.check_ends(3, LoginOutcome::Succeeded);
+        assert_eq!(
+            scenario.scan(),
+            (vec![], 0, 0),
+            "an answer of another peer does not shorten the second check"
+        );
+        scenario.advance_to(4_000);
+        scenario.check_ends(0, unanswered());
+        scenario.check_ends(1, unanswered());
+        assert_eq!(
+            scenario.scan(),
+            (vec![], 1, 1),
+            "the peer is marked down and its query is aborted"
+        );
+        assert!(
+            !scenario.peers[0].is_up() && scenario.peers[1].is_up(),
+            "only the stalled peer is marked down"
+        );
     }
 
-    /// Nobody answers there, and its URL may not be used any more.
+    /// A removed peer would not answer, and its URL must not be used any more.
     #[test]
-    fn one_that_is_gone_is_no_witness() {
-        let mut story = Story::begin(3);
-        story.peers[2].admin_state = AdminState::Removed;
-        story.query_begins(0);
-        story.at(2_000);
-        assert_eq!(story.look(), (vec![0], 0, 0));
-        story.at(3_000);
-        story.answers(0, none());
-        assert_eq!(story.look(), (vec![0, 1], 0, 0), "the one that is left");
+    fn removed_peer_is_not_checked_for_comparison() {
+        let mut scenario = Scenario::new(3);
+        scenario.peers[2].admin_state = AdminState::Removed;
+        scenario.query_begins(0);
+        scenario.advance_to(2_000);
+        assert_eq!(scenario.scan(), (vec![0], 0, 0));
+        scenario.advance_to(3_000);
+        scenario.check_ends(0, unanswered());
+        assert_eq!(scenario.scan(), (vec![0, 1], 0, 0), "the only other member must be checked");
     }
 
     #[cfg(all(feature = "socket", target_os = "linux"))]
     #[test]
-    fn a_query_that_begins_later_has_as_long_as_any() {
-        let mut story = Story::begin(2);
-        story.query_begins(0);
-        // Of a peer that is down only what can be cut off is of interest.
+    fn later_query_on_a_stalled_peer_gets_the_full_stall_time() {
+        let mut scenario = Scenario::new(2);
+        scenario.query_begins(0);
+        // On a peer that is down, only queries count that can be aborted.
         let late = Arc::<LinkState>::default();
         late.set_socket(Arc::new(Socket::of_listener()));
-        story.peers[0].activity.add(late.clone());
+        scenario.peers[0].activity.add(late.clone());
         for (now, expected) in [(2_000, 0), (3_000, 0), (4_000, 1)] {
-            story.at(now);
+            scenario.advance_to(now);
             if now > 2_000 {
-                story.answers(0, none());
-                story.query_ends(1);
+                scenario.check_ends(0, unanswered());
+                scenario.query_ends(1);
             }
             if now == 3_000 {
-                late.query_begins(story.now);
+                late.query_begins(scenario.now);
             }
-            assert_eq!(story.look().2, expected, "cut off after {now} ms");
+            assert_eq!(scenario.scan().2, expected, "the number of queries aborted after {now} ms");
         }
-        story.queries[0].rest();
-        story.at(4_900);
-        assert_eq!(story.look(), (vec![], 0, 0), "the later one is left alone");
-        story.at(5_000);
-        assert_eq!(story.look().0[0], 0, "until it has been running for as long");
+        scenario.queries[0].clear_running();
+        scenario.advance_to(4_900);
+        assert_eq!(scenario.scan(), (vec![], 0, 0), "the later query is not old enough");
+        scenario.advance_to(5_000);
+        assert_eq!(scenario.scan().0[0], 0, "the later query is old enough for a check");
     }
 
     #[test]
-    fn what_cannot_be_cut_off_is_not_asked_after_again_and_again() {
-        let mut story = Story::begin(2);
-        story.query_begins(0);
-        story.query_ends(1);
+    fn peer_whose_query_cannot_be_aborted_is_not_checked_repeatedly() {
+        let mut scenario = Scenario::new(2);
+        scenario.query_begins(0);
+        scenario.query_ends(1);
         for now in [2_000, 3_000, 4_000] {
-            story.at(now);
+            scenario.advance_to(now);
             if now > 2_000 {
-                story.answers(0, none());
-                story.query_ends(1);
+                scenario.check_ends(0, unanswered());
+                scenario.query_ends(1);
             }
-            story.look();
+            scenario.scan();
         }
-        assert!(!story.peers[0].is_up(), "it has stopped");
-        story.at(60_000);
-        assert_eq!(story.look(), (vec![], 0, 0), "and that is known");
+        assert!(!scenario.peers[0].is_up(), "the stalled peer is marked down");
+        scenario.advance_to(60_000);
+        assert_eq!(
+            scenario.scan(),
+            (vec![], 0, 0),
+            "a query that cannot be aborted causes no more checks of a peer that is down"
+        );
     }
 
     #[test]
-    fn one_that_refuses_has_answered() {
-        let mut story = Story::begin(2);
-        story.query_begins(0);
-        story.at(2_000);
-        assert_eq!(story.look().0, [0], "does it answer?");
-        story.at(2_050);
-        story.answers(0, Answer::Refused(Refusal::new(Fault::PeerDown, "refused")));
+    fn refusal_counts_as_an_answer() {
+        let mut scenario = Scenario::new(2);
+        scenario.query_begins(0);
+        scenario.advance_to(2_000);
+        assert_eq!(scenario.scan().0, [0], "an old query causes a check of its peer");
+        scenario.advance_to(2_050);
+        scenario.check_ends(0, LoginOutcome::Refused(Refusal::new(Fault::PeerDown, "refused")));
         for millis in [2_100, 2_150, 3_000, 4_000] {
-            story.at(millis);
-            assert!(story.look().0.is_empty(), "that will do for a while");
+            scenario.advance_to(millis);
+            assert!(
+                scenario.scan().0.is_empty(),
+                "no check follows an answer until `stall_after` has passed"
+            );
         }
     }
 
     #[test]
-    fn witnesses_take_turns() {
-        let mut story = Story::begin(5);
-        story.query_begins(0);
-        let mut asked = vec![0; 5];
+    fn other_peers_are_checked_in_turn() {
+        let mut scenario = Scenario::new(5);
+        scenario.query_begins(0);
+        let mut checks = vec![0; 5];
         for round in 0..6 {
-            for look in 0..3 {
-                story.at(2_000 + 2_000 * round + 1_000 * look);
-                let checked = story.look().0;
-                story.at(2_999 + 2_000 * round + 1_000 * look);
+            for scan in 0..3 {
+                scenario.advance_to(2_000 + 2_000 * round + 1_000 * scan);
+                let checked = scenario.scan().0;
+                scenario.advance_to(2_999 + 2_000 * round + 1_000 * scan);
                 for peer in checked {
-                    asked[peer] += 1;
-                    story.answers(peer, none());
+                    checks[peer] += 1;
+                    scenario.check_ends(peer, unanswered());
                 }
             }
         }
-        assert!(asked.iter().all(|times| *times > 0), "each is asked sooner or later: {asked:?}");
+        assert!(checks.iter().all(|times| *times > 0), "each peer must be checked: {checks:?}");
     }
 
     #[test]
-    fn a_peer_hesitates_while_a_query_hangs_that_began_after_its_last_answer() {
-        let mut story = Story::begin(2);
-        story.query_begins(0);
-        let is_unresponsive = |story: &mut Story, millis| {
-            story.at(millis);
-            story.look();
-            story.peers[0].activity.is_unresponsive()
+    fn peer_is_unresponsive_while_a_query_hangs_that_began_after_its_last_answer() {
+        let mut scenario = Scenario::new(2);
+        scenario.query_begins(0);
+        let is_unresponsive = |scenario: &mut Scenario, millis| {
+            scenario.advance_to(millis);
+            scenario.scan();
+            scenario.peers[0].activity.is_unresponsive()
         };
-        assert!(!is_unresponsive(&mut story, 100), "a query may take a moment");
-        assert!(is_unresponsive(&mut story, 150), "it takes longer, and nothing is heard");
-        story.query_ends(0);
-        assert!(!story.peers[0].activity.is_unresponsive(), "it ends, which is seen at once");
-        story.at(200);
-        story.query_begins(0);
-        assert!(is_unresponsive(&mut story, 2_200), "another one");
-        story.answers(0, Answer::Works);
         assert!(
-            !is_unresponsive(&mut story, 2_250),
-            "a check was answered: it only takes its time"
+            !is_unresponsive(&mut scenario, 100),
+            "a query of 100 ms does not make the peer unresponsive"
+        );
+        assert!(
+            is_unresponsive(&mut scenario, 150),
+            "a longer query without any answer makes the peer unresponsive"
+        );
+        scenario.query_ends(0);
+        assert!(
+            !scenario.peers[0].activity.is_unresponsive(),
+            "the end of the query makes the peer responsive at once"
+        );
+        scenario.advance_to(200);
+        scenario.query_begins(0);
+        assert!(
+            is_unresponsive(&mut scenario, 2_200),
+            "another hung query makes the peer unresponsive again"
+        );
+        scenario.check_ends(0, LoginOutcome::Succeeded);
+        assert!(
+            !is_unresponsive(&mut scenario, 2_250),
+            "after an answered check, the query is only slow"
         );
         let other = Arc::<LinkState>::default();
-        story.peers[0].activity.add(other.clone());
-        other.query_begins(story.now);
-        assert!(is_unresponsive(&mut story, 2_400), "until another one hangs");
+        scenario.peers[0].activity.add(other.clone());
+        other.query_begins(scenario.now);
+        assert!(
+            is_unresponsive(&mut scenario, 2_400),
+            "a query that began after the answer and hangs makes the peer unresponsive"
+        );
     }
 
     #[test]
-    fn an_answer_ends_the_doubt_for_a_while() {
-        let mut story = Story::begin(2);
-        story.query_begins(0);
-        story.at(2_000);
-        story.look();
-        story.at(3_000);
-        story.answers(0, Answer::Works);
-        story.at(4_900);
-        assert_eq!(story.look(), (vec![], 0, 0), "a long query is left alone");
-        story.at(5_000);
-        assert_eq!(story.look().0[0], 0, "and its peer is asked again");
-        story.at(5_500);
-        story.answers(0, Answer::Refused(Refusal::new(Fault::PeerDown, "paused")));
-        assert!(!story.peers[0].is_up(), "one that refuses is down");
-        assert_eq!(story.look().2, 0, "but its sessions go on");
+    fn answered_check_ends_the_suspicion_for_a_while() {
+        let mut scenario = Scenario::new(2);
+        scenario.query_begins(0);
+        scenario.advance_to(2_000);
+        scenario.scan();
+        scenario.advance_to(3_000);
+        scenario.check_ends(0, LoginOutcome::Succeeded);
+        scenario.advance_to(4_900);
+        assert_eq!(scenario.scan(), (vec![], 0, 0), "no check follows soon after an answer");
+        scenario.advance_to(5_000);
+        assert_eq!(scenario.scan().0[0], 0, "after `stall_after` the peer is checked again");
+        scenario.advance_to(5_500);
+        scenario.check_ends(0, LoginOutcome::Refused(Refusal::new(Fault::PeerDown, "paused")));
+        assert!(!scenario.peers[0].is_up(), "a peer that refuses is marked down");
+        assert_eq!(scenario.scan().2, 0, "the sessions of a peer that refuses are not aborted");
     }
 
     #[test]
-    fn when_nobody_answers_nothing_is_known() {
-        let mut story = Story::begin(2);
-        story.query_begins(0);
-        story.query_begins(1);
+    fn no_query_is_aborted_while_no_peer_answers() {
+        let mut scenario = Scenario::new(2);
+        scenario.query_begins(0);
+        scenario.query_begins(1);
         for round in 0..3 {
-            story.at(round * 2_000 + 2_000);
-            assert_eq!(story.look(), (vec![0, 1], 0, 0), "both are asked");
+            scenario.advance_to(round * 2_000 + 2_000);
+            assert_eq!(scenario.scan(), (vec![0, 1], 0, 0), "both peers are checked");
             for again in [1_000, 2_000] {
-                story.at(round * 2_000 + 2_000 + again);
-                story.answers(0, none());
-                story.answers(1, none());
+                scenario.advance_to(round * 2_000 + 2_000 + again);
+                scenario.check_ends(0, unanswered());
+                scenario.check_ends(1, unanswered());
                 if again == 1_000 {
-                    assert_eq!(story.look(), (vec![0, 1], 0, 0), "both are asked again");
+                    assert_eq!(scenario.scan(), (vec![0, 1], 0, 0), "both peers are checked again");
                 }
             }
-            assert_eq!(story.look(), (vec![], 0, 0), "it is us, or our network");
+            assert_eq!(
+                scenario.scan(),
+                (vec![], 0, 0),
+                "when no peer answers, none is marked down: this process may have stalled"
+            );
         }
     }
 
     #[test]
-    fn a_query_that_runs_with_others_ending_beside_it_asks_for_no_check() {
-        let mut story = Story::begin(2);
+    fn long_query_causes_no_check_while_other_queries_on_its_peer_end() {
+        let mut scenario = Scenario::new(2);
         let long = Arc::<LinkState>::default();
-        story.peers[0].activity.add(long.clone());
-        long.query_begins(story.now);
+        scenario.peers[0].activity.add(long.clone());
+        long.query_begins(scenario.now);
         for second in 1..60 {
-            story.at(second * 1_000);
-            story.query_ends(0);
-            assert_eq!(story.look(), (vec![], 0, 0), "its peer works");
+            scenario.advance_to(second * 1_000);
+            scenario.query_ends(0);
+            assert_eq!(scenario.scan(), (vec![], 0, 0), "a peer whose queries end is not checked");
         }
     }
 }

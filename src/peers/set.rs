@@ -1,5 +1,5 @@
-//! The peers of one manager behind one lock, which is never held across a server call, a
-//! destructor or a log line.
+//! The peers of one manager behind one lock. The lock is never held during a request to a server, a
+//! destructor or a log call.
 
 mod changes;
 mod resolved;
@@ -16,29 +16,30 @@ use crate::event::EventKind;
 use crate::panics::{catch_panic, lock};
 use crate::peers::activity::Activity;
 use crate::peers::admission::Admission;
-use crate::peers::deadline::{Deadlines, Late, Ticket};
+use crate::peers::deadline::{CancelReason, Deadlines, Ticket};
 use crate::peers::journal::{Journal, News};
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
-use crate::peers::placement::{Standing, nobody_takes_work, pick, shares, surplus};
+use crate::peers::placement::{Standing, no_peer_available, pick, shares, surplus};
 use crate::peers::resolved_host::ResolvedHost;
-use crate::peers::schedule::{self, HealthCheck, Stalled, Work};
+use crate::peers::schedule::{self, HealthCheck, StalledPeer, Work};
 use crate::settings::{Due, Settings};
 use crate::url::PeerUrl;
 
-/// How often the checker looks at the queries that are running, while there are any.
-const LOOK: Duration = Duration::from_millis(50);
+/// The interval at which the checker scans the running queries, while there are any.
+const QUERY_SCAN_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How often the checker looks whether a peer that is being drained is empty.
-const DRAIN_LOOK: Duration = Duration::from_millis(100);
+/// The interval at which the checker tests whether a draining peer still has sessions.
+const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// After how long without an answer the next peer is tried beside it: at least, and as long as it is
-/// not known how long a login takes there.
-const HEDGE: Duration = Duration::from_millis(250);
-const FIRST_HEDGE: Duration = Duration::from_secs(1);
+/// The minimum time without an answer after which a hedged login to the next peer starts.
+const MIN_HEDGE_DELAY: Duration = Duration::from_millis(250);
 
-/// No peer, where the index of one may stand.
-const NONE: usize = usize::MAX;
+/// The same time for a peer whose usual login time is not known yet.
+const DEFAULT_HEDGE_DELAY: Duration = Duration::from_secs(1);
+
+/// The value of an atomic peer index that stands for no peer.
+const NO_PEER: usize = usize::MAX;
 
 pub use changes::Drain;
 
@@ -49,47 +50,47 @@ pub(crate) struct PeerSet {
     admission: Admission,
     journal: Journal,
     wake: Sender<()>,
-    /// Has names resolved that are new.
-    names_given: (Sender<()>, Receiver<()>),
+    /// Wakes the resolver when there may be hosts that were never resolved.
+    hosts_changed: (Sender<()>, Receiver<()>),
     deadlines: Deadlines,
     outage: Outage,
-    /// Whether the checker looks at the queries that are running.
-    looking: AtomicBool,
-    /// Grows with each change of a peer's state.
+    /// Whether the checker scans the running queries.
+    scans_queries: AtomicBool,
+    /// Incremented with each change of a peer's state.
     epoch: AtomicU64,
-    /// The peer that has a link too many, or [`NONE`]: looked at on every checkin, without the
-    /// lock.
+    /// The peer that has a link too many, or [`NO_PEER`]. Every checkin reads it, without the lock.
     surplus: AtomicUsize,
     closed: AtomicBool,
     inner: Mutex<Inner>,
-    /// Told whenever a peer's state is another.
+    /// Notified whenever the state of a peer changes.
     changes: Condvar,
 }
 
 #[derive(Debug)]
 struct Inner {
     peers: Vec<Peer>,
-    /// Those of hosts that are resolved.
-    names: Vec<ResolvedHost>,
-    /// The number of the newest one.
-    admitted: u64,
+    /// The hosts whose names are resolved.
+    hosts: Vec<ResolvedHost>,
+    /// The id of the newest peer.
+    last_id: u64,
     rng: SmallRng,
-    last_move: Option<Instant>,
-    next_look: Option<Instant>,
+    last_rebalance: Option<Instant>,
+    next_query_scan: Option<Instant>,
 }
 
-/// A peer that was picked for a new connection.
+/// A peer that was picked for a new connection, whose login is counted already.
 #[derive(Debug)]
 pub(crate) struct Picked {
     pub(crate) peer: usize,
-    pub(crate) number: u64,
+    pub(crate) id: u64,
     pub(crate) name: Arc<str>,
     pub(crate) url: Arc<PeerUrl>,
     pub(crate) activity: Arc<Activity>,
 }
 
 impl PeerSet {
-    /// `wake` reaches the checker: a bounded channel of one, so that waking it never blocks.
+    /// Creates the set. `wake` wakes the checker: a channel with a capacity of one, so that
+    /// `try_send` never blocks and one wake-up is never lost.
     pub(crate) fn new(
         mut peers: Vec<Peer>,
         settings: Settings,
@@ -98,32 +99,33 @@ impl PeerSet {
         wake: Sender<()>,
         now: Instant,
     ) -> Self {
-        let mut admitted = 0;
+        let mut last_id = 0;
         for peer in &mut peers {
-            admitted += 1;
-            peer.number = admitted;
+            last_id += 1;
+            peer.id = last_id;
             peer.next_check = settings.due(now, &mut rng).next;
         }
-        let names = peers.iter().filter_map(|peer| ResolvedHost::of(peer, &admission)).collect();
+        let hosts =
+            peers.iter().filter_map(|peer| ResolvedHost::from_peer(peer, &admission)).collect();
         Self {
             settings,
             admission,
             journal,
             wake,
-            names_given: bounded(1),
+            hosts_changed: bounded(1),
             deadlines: Deadlines::default(),
             outage: Outage::default(),
-            looking: AtomicBool::new(false),
+            scans_queries: AtomicBool::new(false),
             epoch: AtomicU64::new(1),
-            surplus: AtomicUsize::new(NONE),
+            surplus: AtomicUsize::new(NO_PEER),
             closed: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 peers,
-                names,
-                admitted,
+                hosts,
+                last_id,
                 rng,
-                last_move: None,
-                next_look: None,
+                last_rebalance: None,
+                next_query_scan: None,
             }),
             changes: Condvar::new(),
         }
@@ -133,12 +135,12 @@ impl PeerSet {
         lock(&self.inner)
     }
 
-    /// Reads the peers.
+    /// Calls `read` with the peers, under the lock.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&[Peer]) -> T) -> T {
         read(&self.lock().peers)
     }
 
-    /// Changes one peer, then tells what came of it, and lets the checker look at its schedule.
+    /// Changes one peer, publishes the resulting event, and wakes the checker.
     pub(crate) fn update(
         &self,
         peer: usize,
@@ -148,23 +150,23 @@ impl PeerSet {
         self.change(|Inner { peers, rng, .. }, news| {
             let mut event = change(&mut peers[peer], self.settings.due(now, rng));
             if let Some(EventKind::Down { next_check, .. }) = &mut event {
-                // While all are down that is sooner.
-                let next = peers[peer].due(nobody_takes_work(peers));
+                // The next check is sooner while all peers are down.
+                let next = peers[peer].scheduled_check(no_peer_available(peers));
                 *next_check = next.saturating_duration_since(now);
             }
             let peer = &peers[peer];
-            // Of one that is gone nobody wants to know.
-            news.extend(event.filter(|_| !peer.is_gone()).map(|event| peer.news(event)));
+            // Events of a removed peer are not published.
+            news.extend(event.filter(|_| !peer.is_removed()).map(|event| peer.news(event)));
         });
     }
 
-    /// Changes the peers. Where there are news their states are others, and they are told.
+    /// Changes the peers, publishes the resulting events, and wakes the checker.
     fn change<T>(&self, change: impl FnOnce(&mut Inner, &mut Vec<News>) -> T) -> T {
         let mut news = Vec::new();
         let outcome = {
             let inner = &mut *self.lock();
             let outcome = change(inner, &mut news);
-            self.keep(&inner.peers, news);
+            self.publish(&inner.peers, news);
             outcome
         };
         self.journal.log();
@@ -172,17 +174,18 @@ impl PeerSet {
         outcome
     }
 
-    /// Where there are news, the peers' states are others. They are logged outside the lock.
-    fn keep(&self, peers: &[Peer], news: Vec<News>) {
+    /// Records events in the journal and updates what depends on the peers' states. The caller
+    /// writes the log afterwards, outside the lock.
+    fn publish(&self, peers: &[Peer], news: Vec<News>) {
         if !news.is_empty() {
-            self.changed(peers);
+            self.state_changed(peers);
         }
-        self.journal.keep(news);
+        self.journal.record(news);
     }
 
-    /// Something has happened there that is no change of its state.
-    pub(crate) fn tell(&self, peer: usize, kind: EventKind) {
-        self.read(|peers| self.journal.keep([peers[peer].news(kind)]));
+    /// Records an event of a peer that does not change the peer's state.
+    pub(crate) fn record(&self, peer: usize, kind: EventKind) {
+        self.read(|peers| self.journal.record([peers[peer].news(kind)]));
         self.journal.log();
     }
 
@@ -190,7 +193,7 @@ impl PeerSet {
         &self.journal
     }
 
-    /// A link to this peer was lost, or says nothing: the checker looks at the peer now.
+    /// Has the checker check this peer soon, because a link to it was lost or did not answer.
     pub(crate) fn suspect(&self, peer: usize, now: Instant) {
         self.update(peer, now, |peer, _| {
             peer.suspect(now);
@@ -198,28 +201,30 @@ impl PeerSet {
         });
     }
 
-    /// Has the checker look at what there is to do.
+    /// Wakes the checker, so that it runs its schedule.
     pub(crate) fn wake(&self) {
-        // Full means that it will look anyway; disconnected, that there is none any more.
+        // A full channel means that the checker wakes up anyway. A disconnected one means that it
+        // has ended.
         let _ = self.wake.try_send(());
     }
 
-    /// A peer's state is another: what was worked out from it is worked out anew.
-    fn changed(&self, peers: &[Peer]) {
+    /// Updates everything that is derived from the peers' states, after a change.
+    fn state_changed(&self, peers: &[Peer]) {
         self.epoch.fetch_add(1, Ordering::Release);
         self.changes.notify_all();
-        self.look_for_surplus(peers);
-        if !nobody_takes_work(peers) {
+        self.update_surplus(peers);
+        if !no_peer_available(peers) {
             self.outage.end();
         }
     }
 
-    fn look_for_surplus(&self, peers: &[Peer]) {
-        let surplus = surplus(peers, self.settings.strategy).unwrap_or(NONE);
+    /// Recalculates which peer has a link too many.
+    fn update_surplus(&self, peers: &[Peer]) {
+        let surplus = surplus(peers, self.settings.strategy).unwrap_or(NO_PEER);
         self.surplus.store(surplus, Ordering::Relaxed);
     }
 
-    /// Picks a peer for a new connection and counts the dial.
+    /// Picks a peer for a new connection and counts a login in progress on it.
     pub(crate) fn pick(&self, tried: impl Fn(&Peer) -> bool) -> Option<Picked> {
         let Inner { peers, rng, .. } = &mut *self.lock();
         let index = pick(peers, tried, self.settings.strategy, self.settings.all_down, rng)?;
@@ -227,23 +232,23 @@ impl PeerSet {
         peer.counts.connecting += 1;
         let picked = Picked {
             peer: index,
-            number: peer.number,
+            id: peer.id,
             name: peer.name.clone(),
             url: peer.url.clone(),
             activity: peer.activity.clone(),
         };
-        self.look_for_surplus(peers);
+        self.update_surplus(peers);
         Some(picked)
     }
 
-    /// Changes what is counted about one peer.
-    pub(crate) fn count(&self, peer: usize, change: impl FnOnce(&mut Counts)) {
+    /// Updates the counts of one peer.
+    pub(crate) fn update_counts(&self, peer: usize, change: impl FnOnce(&mut Counts)) {
         let Inner { peers, .. } = &mut *self.lock();
         change(&mut peers[peer].counts);
-        self.look_for_surplus(peers);
+        self.update_surplus(peers);
     }
 
-    /// When a link that is born at `now` is too old.
+    /// Returns when a link that is created at `now` reaches its maximum age.
     pub(crate) fn expiry(&self, now: Instant) -> Instant {
         self.settings.expiry(now, &mut self.lock().rng)
     }
@@ -252,16 +257,16 @@ impl PeerSet {
         &self.settings
     }
 
-    /// For how long this peer's answer to a login is waited for before the next peer is tried beside
-    /// it.
-    pub(crate) fn hedge(&self, peer: usize) -> Duration {
+    /// Returns how long to wait for this peer's answer to a login before a hedged login to the next
+    /// peer starts.
+    pub(crate) fn hedge_delay(&self, peer: usize) -> Duration {
         let expected = self.lock().peers[peer].expected_login();
-        let hedge = expected.map_or(FIRST_HEDGE, |expected| expected.max(HEDGE));
-        // There has to be time left for another one.
+        let hedge = expected.map_or(DEFAULT_HEDGE_DELAY, |expected| expected.max(MIN_HEDGE_DELAY));
+        // Leaves time for the hedged login.
         hedge.min(self.settings.connect_deadline / 2)
     }
 
-    /// A generator of its own for whoever asks.
+    /// Returns a new random number generator, forked from the one of the set.
     pub(crate) fn rng(&self) -> SmallRng {
         self.lock().rng.fork()
     }
@@ -270,148 +275,161 @@ impl PeerSet {
         &self.outage
     }
 
-    pub(crate) fn nobody_takes_work(&self) -> bool {
-        nobody_takes_work(&self.lock().peers)
+    pub(crate) fn no_peer_available(&self) -> bool {
+        no_peer_available(&self.lock().peers)
     }
 
     pub(crate) fn deadlines(&self) -> &Deadlines {
         &self.deadlines
     }
 
-    /// A call begins that must have ended at `at`, or the checker runs `cut`.
-    pub(crate) fn bound(&self, at: Instant, cut: impl FnOnce(Late) + Send + 'static) -> Ticket {
-        let (ticket, is_first) = self.deadlines.begin(at, cut);
+    /// Registers a call with a deadline: the checker runs `cancel` unless the call has ended by
+    /// `at`.
+    pub(crate) fn add_deadline(
+        &self,
+        at: Instant,
+        cancel: impl FnOnce(CancelReason) + Send + 'static,
+    ) -> Ticket {
+        let (ticket, is_first) = self.deadlines.begin(at, cancel);
         if is_first {
             self.wake();
         }
         ticket
     }
 
-    /// A query begins: the checker looks at those that run, for as long as there are any.
+    /// Starts the checker's scan of running queries, when a query begins. The scan goes on while
+    /// any query runs.
     pub(crate) fn query_begins(&self) {
-        if !self.looking.load(Ordering::Relaxed) {
-            self.looking.store(true, Ordering::Relaxed);
+        if !self.scans_queries.load(Ordering::Relaxed) {
+            self.scans_queries.store(true, Ordering::Relaxed);
             self.wake();
         }
     }
 
-    /// Grows with each change of a peer's state.
+    /// Returns a number that grows with each change of a peer's state.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// How each peer stands. The links of a peer that is down are not to be used again; but while
-    /// no peer takes work nothing is retired: a link that still works is better than none.
+    /// Returns the standing of each peer. The links of a peer that is down or out of service must
+    /// not be used again. But while no peer is available, the links of a peer that is down stay
+    /// usable: a link that still works is better than none.
     pub(crate) fn standings(&self) -> Vec<Standing> {
         let peers = &self.lock().peers;
         let share = shares(peers, self.settings.strategy);
-        let nobody = nobody_takes_work(peers);
+        let none_available = no_peer_available(peers);
         let standing = |peer: &Peer| Standing {
             activity: peer.activity.clone(),
-            usable: peer.is_in_service() && (peer.is_up() || nobody),
-            share: if nobody && peer.is_in_service() { peer.weight } else { share(peer) },
+            usable: peer.is_in_service() && (peer.is_up() || none_available),
+            share: if none_available && peer.is_in_service() { peer.weight } else { share(peer) },
             tier: peer.tier,
         };
         peers.iter().map(standing).collect()
     }
 
-    /// Whether a link to this peer is not to be used again.
+    /// Whether the links to this peer must not be used again.
     pub(crate) fn is_retired(&self, peer: usize) -> bool {
         let peers = &self.lock().peers;
-        !peers[peer].is_in_service() || !peers[peer].is_up() && !nobody_takes_work(peers)
+        !peers[peer].is_in_service() || !peers[peer].is_up() && !no_peer_available(peers)
     }
 
-    /// The peer that has a link too many, at most once each `rebalance_interval`: whoever asks retires
-    /// one of its links. Not if the one who asks cannot, or the pace would be spent on nothing.
+    /// Returns the peer that has a link too many, at most once per `rebalance_interval`. The caller
+    /// retires one of its links. If the caller can retire none, the result is `None` and the
+    /// interval does not start, so that it is not wasted.
     pub(crate) fn take_surplus(
         &self,
         can_retire: impl Fn(usize) -> bool,
         now: Instant,
     ) -> Option<usize> {
         let surplus = self.surplus.load(Ordering::Relaxed);
-        if surplus == NONE || !can_retire(surplus) {
+        if surplus == NO_PEER || !can_retire(surplus) {
             return None;
         }
-        let last_move = &mut self.lock().last_move;
-        let is_paced = last_move.is_some_and(|last| {
+        let last_rebalance = &mut self.lock().last_rebalance;
+        let is_too_soon = last_rebalance.is_some_and(|last| {
             now.saturating_duration_since(last) < self.settings.rebalance_interval
         });
-        if is_paced {
+        if is_too_soon {
             return None;
         }
-        *last_move = Some(now);
+        *last_rebalance = Some(now);
         Some(surplus)
     }
 
-    /// Does what is due at `now`, and hands out the checks to make. Also says when to look again.
-    pub(crate) fn take_due(&self, now: Instant) -> (Vec<HealthCheck>, Option<Instant>) {
+    /// Runs the checker's scheduled work at `now`: cancels overdue calls, updates the peers, and
+    /// aborts hung queries. Returns the health checks to run, and when to call this function again.
+    pub(crate) fn tick(&self, now: Instant) -> (Vec<HealthCheck>, Option<Instant>) {
         let (overdue, next_deadline) = self.deadlines.take_overdue(now);
-        for cut in overdue {
-            let _ = catch_panic(|| cut(Late::At(now)));
+        for cancel in overdue {
+            let _ = catch_panic(|| cancel(CancelReason::Deadline(now)));
         }
         let mut work = Work::default();
         let next = {
-            let Inner { peers, rng, next_look, .. } = &mut *self.lock();
+            let Inner { peers, rng, next_query_scan, .. } = &mut *self.lock();
             let mut due = || self.settings.due(now, rng);
-            let next_check = schedule::regular(peers, &self.settings, &mut due, now, &mut work);
-            self.look(peers, next_look, &mut due, now, &mut work);
-            let next_drained = schedule::drained(peers, now, &mut work).then_some(now + DRAIN_LOOK);
-            self.keep(peers, work.news);
-            [next_check, *next_look, next_drained, next_deadline].into_iter().flatten().min()
+            let next_check =
+                schedule::begin_checks(peers, &self.settings, &mut due, now, &mut work);
+            self.scan_queries(peers, next_query_scan, &mut due, now, &mut work);
+            let next_drained = schedule::finish_draining(peers, now, &mut work)
+                .then_some(now + DRAIN_POLL_INTERVAL);
+            self.publish(peers, work.news);
+            [next_check, *next_query_scan, next_drained, next_deadline].into_iter().flatten().min()
         };
         self.journal.log();
-        for Stalled { peer, links, is_news } in work.stalled {
+        for StalledPeer { peer, links, was_up } in work.stalled {
             let hung = links.len();
             let aborted = links.iter().filter(|link| link.shut_down()).count();
             self.read(|peers| peers[peer].activity.counters.queries_aborted.add(aborted as u64));
-            // What cannot be cut off hangs on, and is no news each time.
-            if is_news || aborted > 0 {
-                self.tell(peer, EventKind::QueriesAborted { hung, aborted });
+            // A query that cannot be aborted goes on hanging, and is reported only once.
+            if was_up || aborted > 0 {
+                self.record(peer, EventKind::QueriesAborted { hung, aborted });
             }
         }
         (work.checks, next)
     }
 
-    /// Looks at the queries that run, if it is time to.
-    fn look(
+    /// Scans the running queries, if the next scan is due.
+    fn scan_queries(
         &self,
         peers: &mut [Peer],
-        next_look: &mut Option<Instant>,
+        next_query_scan: &mut Option<Instant>,
         due: impl FnMut() -> Due,
         now: Instant,
         work: &mut Work,
     ) {
-        if next_look.is_some_and(|at| at <= now) {
-            // A query that begins now asks for another look, or is seen in this one or the next.
-            let asked = self.looking.swap(false, Ordering::Relaxed);
-            let is_any_running = schedule::stalls(peers, &self.settings, due, now, work);
-            self.looking.fetch_or(is_any_running, Ordering::Relaxed);
-            *next_look = (asked || is_any_running).then_some(now + LOOK);
-        } else if self.looking.load(Ordering::Relaxed) {
-            next_look.get_or_insert(now + LOOK);
+        if next_query_scan.is_some_and(|at| at <= now) {
+            // A query that begins now requests another scan, or is found by this scan or the next
+            // one.
+            let is_requested = self.scans_queries.swap(false, Ordering::Relaxed);
+            let is_any_running = schedule::find_stalls(peers, &self.settings, due, now, work);
+            self.scans_queries.fetch_or(is_any_running, Ordering::Relaxed);
+            *next_query_scan =
+                (is_requested || is_any_running).then_some(now + QUERY_SCAN_INTERVAL);
+        } else if self.scans_queries.load(Ordering::Relaxed) {
+            next_query_scan.get_or_insert(now + QUERY_SCAN_INTERVAL);
         }
     }
 
-    /// The checker came so much too late: this process stood still, and what is bounded had no chance
-    /// to end meanwhile.
-    pub(crate) fn stood_still(&self, late: Duration) {
-        self.deadlines.postpone(late);
+    /// Postpones all deadlines by the time for which this process was suspended: the calls had no
+    /// chance to end meanwhile.
+    pub(crate) fn postpone_deadlines(&self, by: Duration) {
+        self.deadlines.postpone(by);
     }
 
-    /// The manager is gone: nothing is checked any more.
+    /// Closes the set, because its manager has been dropped: no peer is checked any more.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.changes.notify_all();
     }
 
-    /// The checker ends: what is under way is cut off. Says whether there was anything.
-    pub(crate) fn cut_all_off(&self) -> bool {
+    /// Cancels all pending calls, because the checker ends. Returns whether there were any.
+    pub(crate) fn cancel_all(&self) -> bool {
         let all = self.deadlines.take_all();
-        let were_there_any = !all.is_empty();
-        for cut in all {
-            let _ = catch_panic(|| cut(Late::NobodyWaits));
+        let is_any_pending = !all.is_empty();
+        for cancel in all {
+            let _ = catch_panic(|| cancel(CancelReason::PoolClosed));
         }
-        were_there_any
+        is_any_pending
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -423,12 +441,12 @@ impl PeerSet {
 pub(crate) mod tests {
     use super::*;
     use crate::fault::{Fault, Refusal};
-    use crate::peers::peer::Answer;
+    use crate::peers::peer::LoginOutcome;
     use crate::policy::Recovery;
     use crate::settings::tests::{INTERVAL, PACE, settings};
 
-    /// A set of so many peers, the receiving end of its wake-up channel, and the instant at which
-    /// its story starts.
+    /// Creates a set of `peers` peers. Returns it with the receiving end of its wake-up channel and
+    /// the instant at which it was created.
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
     pub(crate) fn set_of(peers: usize, recovery: Recovery) -> (PeerSet, Receiver<()>, Instant) {
         let start = Instant::now();
@@ -452,7 +470,7 @@ pub(crate) mod tests {
     fn take_down(set: &PeerSet, peer: usize, now: Instant) {
         set.update(peer, now, |peer, due| {
             let refused = Refusal::new(Fault::PeerDown, "refused");
-            peer.connect_failed((now, now), Answer::Refused(refused), due)
+            peer.connect_failed((now, now), LoginOutcome::Refused(refused), due)
         });
     }
 
@@ -461,104 +479,140 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_link_is_retired_with_its_peer_but_not_when_every_peer_is_down() {
+    fn links_are_retired_when_their_peer_is_down_unless_every_peer_is_down() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
-        assert!(!set.is_retired(0), "its peer is up");
+        assert!(!set.is_retired(0), "links of a peer that is up stay");
         take_down(&set, 0, now);
-        assert!(set.is_retired(0), "its peer is down and another is up");
-        assert!(!set.is_retired(1), "that one's links stay");
+        assert!(
+            set.is_retired(0),
+            "links of a peer that is down are retired while another peer is up"
+        );
+        assert!(!set.is_retired(1), "links of the peer that is up stay");
         take_down(&set, 1, now);
-        assert!(!set.is_retired(0), "no peer is up: a link that works is better than none");
+        assert!(!set.is_retired(0), "no link is retired while no peer is up");
     }
 
     #[test]
-    fn links_move_one_at_a_time() {
+    fn links_are_rebalanced_one_per_interval() {
         let (set, _woken, now) = set_of(3, Recovery::AfterCheck);
-        assert_eq!(set.take_surplus(|_| true, now), None, "there is none");
+        assert_eq!(set.take_surplus(|_| true, now), None, "equal peers have no surplus");
         for (peer, links) in [5, 4, 3].into_iter().enumerate() {
-            set.count(peer, |counts| counts.links = links);
+            set.update_counts(peer, |counts| counts.links = links);
         }
-        assert_eq!(set.take_surplus(|_| true, now), Some(0), "one is missing elsewhere");
-        assert_eq!(set.take_surplus(|_| true, now + PACE / 2), None, "the next one has to wait");
-        assert_eq!(set.take_surplus(|_| true, now + PACE), Some(0), "as long as it has not left");
-        set.count(2, |counts| counts.connecting = 1);
+        assert_eq!(set.take_surplus(|_| true, now), Some(0), "the fullest peer has a surplus");
+        assert_eq!(
+            set.take_surplus(|_| true, now + PACE / 2),
+            None,
+            "no second link moves within the interval"
+        );
+        assert_eq!(
+            set.take_surplus(|_| true, now + PACE),
+            Some(0),
+            "the surplus is returned again after the interval"
+        );
+        set.update_counts(2, |counts| counts.connecting = 1);
         assert_eq!(
             set.take_surplus(|_| true, now + 2 * PACE),
             None,
-            "a dial in flight is a link to come"
+            "no link moves while a login to the emptiest peer is in progress"
         );
-        set.count(2, |counts| counts.connecting = 0);
+        set.update_counts(2, |counts| counts.connecting = 0);
         let only_1 = |peer| peer == 1;
-        assert_eq!(set.take_surplus(only_1, now + 3 * PACE), None, "not of this peer");
-        assert_eq!(set.take_surplus(|_| true, now + 3 * PACE), Some(0), "which costs no pace");
+        assert_eq!(
+            set.take_surplus(only_1, now + 3 * PACE),
+            None,
+            "a peer without a surplus is not returned"
+        );
+        assert_eq!(
+            set.take_surplus(|_| true, now + 3 * PACE),
+            Some(0),
+            "a refused surplus does not start the interval"
+        );
         take_down(&set, 2, now);
         assert_eq!(
             set.take_surplus(|_| true, now + 3 * PACE),
             None,
-            "nothing moves to a peer that is down"
+            "no link moves to a peer that is down"
         );
     }
 
     #[test]
-    fn a_mark_is_checked_when_it_is_due_or_cleared_unasked() {
+    fn expired_mark_causes_a_check_or_is_cleared_without_one() {
         for (recovery, checked, up) in
             [(Recovery::AfterCheck, 1, false), (Recovery::AfterInterval, 0, true)]
         {
             let (set, woken, now) = set_of(2, recovery);
             take_down(&set, 0, now);
-            assert_eq!(woken.try_recv(), Ok(()), "the checker is told to look at its schedule");
-            // The other peer's own check is not at issue here.
+            assert_eq!(woken.try_recv(), Ok(()), "a mark wakes the checker");
+            // Keeps the check of the other peer out of this test.
             set.update(1, now, |peer, _| {
                 peer.next_check = now + 10 * INTERVAL;
                 None
             });
-            let (checks, next) = set.take_due(now + INTERVAL / 2);
-            assert!(checks.is_empty(), "{recovery:?}: nothing is due yet");
-            let next = next.expect("two peers have two due times");
-            assert!(next >= now + INTERVAL, "{recovery:?}: not before the interval");
-            let (checks, _) = set.take_due(next);
-            assert_eq!(checks.len(), checked, "{recovery:?}: the checks made when the mark is due");
-            assert_eq!(is_up(&set, 0), up, "{recovery:?}: whether the mark is cleared unasked");
-            let (checks, _) = set.take_due(next);
-            assert!(checks.is_empty(), "{recovery:?}: one at a time");
+            let (checks, next) = set.tick(now + INTERVAL / 2);
+            assert!(checks.is_empty(), "{recovery:?}: no check begins before the interval");
+            let next = next.expect("a check of each peer is scheduled");
+            assert!(
+                next >= now + INTERVAL,
+                "{recovery:?}: the next pass is not before the interval"
+            );
+            let (checks, _) = set.tick(next);
+            assert_eq!(
+                checks.len(),
+                checked,
+                "{recovery:?}: the number of checks when the mark expires"
+            );
+            assert_eq!(
+                is_up(&set, 0),
+                up,
+                "{recovery:?}: whether the mark is cleared without a check"
+            );
+            let (checks, _) = set.tick(next);
+            assert!(checks.is_empty(), "{recovery:?}: no second check begins while one is running");
         }
     }
 
     #[test]
-    fn one_that_refuses_work_is_checked_at_once_and_not_cleared_unasked() {
+    fn peer_that_refused_a_query_is_checked_at_once_and_not_cleared_without_a_check() {
         for recovery in [Recovery::AfterCheck, Recovery::AfterInterval] {
             let (set, _woken, now) = set_of(2, recovery);
-            set.update(0, now, |peer, due| peer.takes_no_work(now, due));
-            let (checks, _) = set.take_due(now);
-            assert_eq!(checks.len(), 1, "{recovery:?}: it is checked");
-            assert!(!is_up(&set, 0), "{recovery:?}: and down meanwhile");
+            set.update(0, now, |peer, due| peer.query_refused(now, due));
+            let (checks, _) = set.tick(now);
+            assert_eq!(checks.len(), 1, "{recovery:?}: the check begins at once");
+            assert!(!is_up(&set, 0), "{recovery:?}: the peer is down until the check ends");
         }
     }
 
     #[test]
-    fn what_is_bounded_is_given_the_time_by_which_the_process_stood_still() {
+    fn deadlines_are_postponed_by_the_time_for_which_the_process_was_suspended() {
         let (set, _woken, now) = set_of(1, Recovery::AfterCheck);
         let second = Duration::from_secs(1);
-        let is_cut = Arc::new(AtomicBool::new(false));
-        let cut = is_cut.clone();
-        set.bound(now + second, move |_| cut.store(true, Ordering::Relaxed));
-        set.stood_still(5 * second);
-        set.take_due(now + 5 * second);
-        assert!(!is_cut.load(Ordering::Relaxed), "it has had no chance to end");
-        set.take_due(now + 6 * second);
-        assert!(is_cut.load(Ordering::Relaxed), "it had one");
+        let is_canceled = Arc::new(AtomicBool::new(false));
+        let canceled = is_canceled.clone();
+        set.add_deadline(now + second, move |_| canceled.store(true, Ordering::Relaxed));
+        set.postpone_deadlines(5 * second);
+        set.tick(now + 5 * second);
+        assert!(
+            !is_canceled.load(Ordering::Relaxed),
+            "a call is not canceled for time in which the process was suspended"
+        );
+        set.tick(now + 6 * second);
+        assert!(
+            is_canceled.load(Ordering::Relaxed),
+            "the call is canceled at its postponed deadline"
+        );
     }
 
     #[test]
-    fn a_mark_is_cleared_unasked_also_while_a_check_hangs() {
+    fn expired_mark_is_cleared_even_while_a_check_hangs() {
         let (set, _woken, now) = set_of(1, Recovery::AfterInterval);
-        let (checks, _) = set.take_due(now + 2 * INTERVAL);
-        assert_eq!(checks.len(), 1, "it is up, and checked when that is due");
+        let (checks, _) = set.tick(now + 2 * INTERVAL);
+        assert_eq!(checks.len(), 1, "a peer that is up is checked on schedule");
         let later = now + 3 * INTERVAL;
         take_down(&set, 0, later);
-        let (_, next) = set.take_due(later);
-        let next = next.expect("its mark has a due time");
-        set.take_due(next);
-        assert!(is_up(&set, 0), "the check has not ended, and the mark is cleared");
+        let (_, next) = set.tick(later);
+        let next = next.expect("the expiry of the mark is scheduled");
+        set.tick(next);
+        assert!(is_up(&set, 0), "the mark is cleared although the check has not ended");
     }
 }

@@ -10,7 +10,7 @@ use crate::fault::Fault;
 use crate::peers::admin_state::AdminState;
 use crate::peers::counters::PeerCounters;
 use crate::peers::peer::{Counts, Health, Peer};
-use crate::peers::placement::nobody_takes_work;
+use crate::peers::placement::no_peer_available;
 use crate::peers::set::PeerSet;
 
 /// A copy of the state of all peers at one moment. `Display` prints a table for a terminal.
@@ -33,8 +33,8 @@ pub struct Snapshot {
 impl Snapshot {
     pub(crate) fn of(set: &PeerSet) -> Self {
         let mut peers: Vec<PeerStatus> = set.read(|peers| {
-            let all_down = nobody_takes_work(peers);
-            let there = peers.iter().filter(|peer| !peer.is_gone());
+            let all_down = no_peer_available(peers);
+            let there = peers.iter().filter(|peer| !peer.is_removed());
             there.map(|peer| PeerStatus::of(peer, all_down)).collect()
         });
         peers.sort_unstable_by_key(|peer| peer.id);
@@ -178,7 +178,7 @@ impl PeerStatus {
         let PeerCounters { checkouts, queries, queries_lost, connects, connect_failures, .. } =
             &peer.activity.counters;
         Self {
-            id: peer.number,
+            id: peer.id,
             name: peer.name.to_string(),
             weight: peer.weight,
             tier: peer.tier,
@@ -189,7 +189,7 @@ impl PeerStatus {
             is_full: peer.is_full,
             is_unresponsive: peer.activity.is_unresponsive(),
             is_being_removed: !peer.is_member(),
-            next_check: peer.due(all_down),
+            next_check: peer.scheduled_check(all_down),
             connections: links,
             in_use: peer.activity.in_use(),
             connecting,

@@ -1,70 +1,78 @@
-//! When a running query may be cut off, because its peer has stopped: one pure function.
+//! Stall detection: decides when a running query may be aborted because its peer has stalled. One
+//! pure function.
 //!
-//! A query that takes long proves nothing, and a check that is not answered in time proves little: a
-//! busy server keeps a login waiting for long. So a link is given up only when four things come
-//! together: its query has been running for long; two checks of its peer, one after the other, were
-//! not answered; nothing else has been heard from the peer since the first of them began; and
-//! something was heard from another peer meanwhile, or it is this process, or its network, that has
-//! stopped. (A fifth is the checker's: by how much it was late itself, an answer may be late as well.)
+//! A slow query proves nothing, and a check without a timely answer proves little: a busy server
+//! keeps a login waiting for a long time. A link is therefore given up only when four conditions
+//! hold together:
+//!
+//! - its query has been running for `stall_after`;
+//! - two successive checks of its peer were not answered;
+//! - the peer has answered nothing else since the first of these checks began;
+//! - another peer has answered something since then. Otherwise this process or its network may have
+//!   stalled.
+//!
+//! The checker adds a fifth condition: when the checker itself is late, it postpones all deadlines
+//! by that delay, because the answers may be late as well.
 
 use std::time::{Duration, Instant};
 
-/// How many checks have to go unanswered.
-const CHECKS: u32 = 2;
+/// The number of successive unanswered checks after which a peer counts as stalled.
+const UNANSWERED_CHECKS: u32 = 2;
 
-/// The checks of a peer on which queries hang.
+/// A series of checks of a peer with hung queries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Round {
-    /// When the first of them began.
+pub(crate) struct StallRound {
+    /// When the first check of the series began.
     pub(crate) began: Instant,
+    /// The number of checks so far that got no answer.
     pub(crate) unanswered: u32,
 }
 
-/// What was heard of a peer and of the others.
+/// The signs of life of a peer and of the other peers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Signs {
-    /// Since when the query has been running that has been running longest.
-    pub(crate) oldest: Option<Instant>,
-    /// When it last answered anything: a query ended there, or a login began that succeeded, or that
-    /// was refused.
+    /// When the oldest running query of the peer began.
+    pub(crate) oldest_query: Option<Instant>,
+    /// When the peer last answered: the end of a query, or the beginning of a login that succeeded
+    /// or was refused.
     pub(crate) answered: Option<Instant>,
-    /// When another peer last answered anything, a refusal included.
+    /// When any other peer last answered, with a refusal at least.
     pub(crate) others_answered: Option<Instant>,
 }
 
-/// What to do about a peer.
+/// The result of [`classify`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Nothing: it works, as far as is known.
+    /// The peer works, as far as is known.
     Works,
-    /// Check it, if no check is under way.
-    Doubtful,
-    /// It has stopped: cut off what has been running for long.
-    Stopped,
-    /// Every peer has stopped, so nothing is known: begin anew.
-    Unknown,
+    /// The peer needs a check, unless one is running.
+    Suspect,
+    /// The peer has stalled: its hung queries are aborted.
+    Stalled,
+    /// No other peer has answered either, so nothing is proved: the series of checks starts over.
+    Inconclusive,
 }
 
-/// Judges a peer at `now`.
-pub(crate) fn judge(
-    round: Option<Round>,
+/// Classifies a peer by its signs of life at `now`.
+pub(crate) fn classify(
+    round: Option<StallRound>,
     signs: Signs,
     stall_after: Duration,
     now: Instant,
 ) -> Verdict {
     let is_since = |at: Option<Instant>, begin: Instant| at.is_some_and(|at| at >= begin);
     let is_long = |since: Instant| now.saturating_duration_since(since) >= stall_after;
-    if !signs.oldest.is_some_and(is_long) {
+    if !signs.oldest_query.is_some_and(is_long) {
         return Verdict::Works;
     }
     match round {
-        // Others' queries end there: that one takes its time.
+        // Other queries end on this peer, so this one is only slow.
         None if signs.answered.is_some_and(|at| !is_long(at)) => Verdict::Works,
-        None => Verdict::Doubtful,
+        None => Verdict::Suspect,
         Some(round) if is_since(signs.answered, round.began) => Verdict::Works,
-        Some(round) if round.unanswered < CHECKS => Verdict::Doubtful,
-        Some(round) if is_since(signs.others_answered, round.began) => Verdict::Stopped,
-        Some(_) => Verdict::Unknown,
+        Some(round) if round.unanswered < UNANSWERED_CHECKS => Verdict::Suspect,
+        Some(round) if is_since(signs.others_answered, round.began) => Verdict::Stalled,
+        Some(_) => Verdict::Inconclusive,
     }
 }
 
@@ -73,37 +81,81 @@ pub(crate) fn judge(
 mod tests {
     use super::*;
 
-    /// Times are in seconds; a stall is two.
+    /// Times are in seconds; `stall_after` is two seconds.
     #[test]
-    fn only_when_all_conditions_meet_is_a_query_cut_off() {
-        use Verdict::{Doubtful, Stopped, Unknown, Works};
+    fn peer_is_stalled_only_when_all_conditions_hold() {
+        use Verdict::{Inconclusive, Stalled, Suspect, Works};
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let cases = [
-            // (what, oldest, answered, others, round (began, unanswered), verdict at 10)
-            ("nothing runs", None, None, None, None, Works),
-            ("a short query", Some(9), None, None, None, Works),
-            ("a long one", Some(8), None, None, None, Doubtful),
-            ("a long one, others end", Some(1), Some(9), None, None, Works),
-            ("a long one, none ends any more", Some(1), Some(8), None, None, Doubtful),
-            ("no answer yet", Some(1), None, Some(9), Some((8, 0)), Doubtful),
-            ("one check unanswered", Some(1), None, Some(9), Some((8, 1)), Doubtful),
-            ("two checks unanswered", Some(1), None, Some(9), Some((8, 2)), Stopped),
-            ("but nobody else answers", Some(1), None, None, Some((8, 2)), Unknown),
-            ("but others did only before", Some(1), None, Some(7), Some((8, 2)), Unknown),
-            ("but a query ended", Some(1), Some(8), Some(9), Some((8, 2)), Works),
-            ("one ended before", Some(1), Some(7), Some(9), Some((8, 2)), Stopped),
-            ("but that query has ended", None, None, Some(9), Some((8, 2)), Works),
+            // (case, oldest query, answered, others answered, round (began, unanswered), verdict at
+            // 10)
+            ("no query is running", None, None, None, None, Works),
+            ("the query is short", Some(9), None, None, None, Works),
+            ("the query is long", Some(8), None, None, None, Suspect),
+            ("the query is long, and others end", Some(1), Some(9), None, None, Works),
+            (
+                "the query is long, and others ended too long ago",
+                Some(1),
+                Some(8),
+                None,
+                None,
+                Suspect,
+            ),
+            ("the first check is running", Some(1), None, Some(9), Some((8, 0)), Suspect),
+            ("one check is unanswered", Some(1), None, Some(9), Some((8, 1)), Suspect),
+            ("two checks are unanswered", Some(1), None, Some(9), Some((8, 2)), Stalled),
+            (
+                "two checks are unanswered, no other peer answers",
+                Some(1),
+                None,
+                None,
+                Some((8, 2)),
+                Inconclusive,
+            ),
+            (
+                "two checks are unanswered, others answered only before",
+                Some(1),
+                None,
+                Some(7),
+                Some((8, 2)),
+                Inconclusive,
+            ),
+            (
+                "two checks are unanswered, another query ended since",
+                Some(1),
+                Some(8),
+                Some(9),
+                Some((8, 2)),
+                Works,
+            ),
+            (
+                "two checks are unanswered, another query ended before",
+                Some(1),
+                Some(7),
+                Some(9),
+                Some((8, 2)),
+                Stalled,
+            ),
+            (
+                "two checks are unanswered, the hung query has ended",
+                None,
+                None,
+                Some(9),
+                Some((8, 2)),
+                Works,
+            ),
         ];
-        for (what, oldest, answered, others, round, expected) in cases {
+        for (case, oldest_query, answered, others, round, expected) in cases {
             let signs = Signs {
-                oldest: oldest.map(at),
+                oldest_query: oldest_query.map(at),
                 answered: answered.map(at),
                 others_answered: others.map(at),
             };
-            let round = round.map(|(began, unanswered)| Round { began: at(began), unanswered });
-            let verdict = judge(round, signs, Duration::from_secs(2), at(10));
-            assert_eq!(verdict, expected, "{what}");
+            let round =
+                round.map(|(began, unanswered)| StallRound { began: at(began), unanswered });
+            let verdict = classify(round, signs, Duration::from_secs(2), at(10));
+            assert_eq!(verdict, expected, "{case}");
         }
     }
 }

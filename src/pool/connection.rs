@@ -81,7 +81,7 @@ impl<C> PeerConnection<C> {
             // This counts a checkout in a pool that does not test connections on checkout. A use by the
             // pool's customizer does not count.
             if link.guard.is_in_use() {
-                link.guard.serves();
+                link.guard.count_checkout();
             }
             link
         })
@@ -104,7 +104,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
             self.check_out_balanced(&mut validation)
         };
         match &outcome {
-            Ok(()) => self.link().guard.serves(),
+            Ok(()) => self.link().guard.count_checkout(),
             Err(_) => validation.record_failure(&self.links.set),
         }
         outcome
@@ -150,7 +150,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 return false;
             }
             // While no peer takes work, no connection could be opened in its place.
-            if link.is_too_old(now) && !link.guard.set().nobody_takes_work() {
+            if link.is_too_old(now) && !link.guard.set().no_peer_available() {
                 link.guard.retire(CloseReason::TooOld);
                 return true;
             }

@@ -49,7 +49,7 @@ impl<C: R2D2Connection> Link<C> {
     /// Counts the link as an open connection. Called when the link is handed to the caller that
     /// requested it.
     pub(crate) fn count_as_open(&mut self) {
-        self.guard.becomes_link(self.monitor.link_state().clone(), self.created_at);
+        self.guard.promote_to_link(self.monitor.link_state().clone(), self.created_at);
     }
 
     pub(crate) fn set_user_instrumentation(&mut self, user: DynInstrumentation) {
@@ -60,7 +60,7 @@ impl<C: R2D2Connection> Link<C> {
     pub(crate) fn set_idle(&mut self, now: Instant) {
         self.idle_since = now;
         // A query whose end was not observed has ended by now.
-        self.monitor.link_state().rest();
+        self.monitor.link_state().clear_running();
         self.is_observed = catch_panic(|| Observer::is_installed(&mut self.conn)).unwrap_or(false);
     }
 
@@ -109,7 +109,7 @@ impl<C: R2D2Connection> Link<C> {
         let set = self.guard.set().clone();
         let ticket = self.can_be_aborted().then(|| {
             let link_state = self.monitor.link_state().clone();
-            set.bound(end, move |_| {
+            set.add_deadline(end, move |_| {
                 link_state.shut_down();
             })
         });

@@ -5,7 +5,7 @@
 
 use rand::{Rng, RngExt};
 
-use crate::peers::placement::{Candidate, by_chance};
+use crate::peers::placement::{Candidate, pick_weighted};
 use crate::policy::Strategy;
 
 /// A strategy, and the state that it keeps between two choices.
@@ -68,7 +68,7 @@ impl Chooser {
             Strategy::LeastConnections | Strategy::Ordered => {
                 self.fair_share.choose(candidates, rng)
             }
-            Strategy::Random => by_chance(without_overloaded(candidates), rng),
+            Strategy::Random => pick_weighted(without_overloaded(candidates), rng),
             Strategy::RoundRobin => self.round_robin.choose(without_overloaded(candidates)),
         }
     }

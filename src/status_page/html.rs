@@ -9,7 +9,7 @@ use super::escape::{ScriptData, Text};
 use super::report::{Process, Report, is_served, remarks, serving};
 use super::time::Utc;
 use crate::event::Event;
-use crate::peers::snapshot::table::{short, until};
+use crate::peers::snapshot::table::{format_duration, format_remaining};
 use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot};
 
 const STYLE: &str = include_str!("page.css");
@@ -64,7 +64,7 @@ pub(super) fn page(report: &Report<'_>, token: &str, nonce: &str) -> String {
 <script type="application/json" id="report">{data}</script>
 <script nonce="{nonce}">{SCRIPT}</script>
 "#,
-        uptime = short(report.since(*since)),
+        uptime = format_duration(report.since(*since)),
         at = Utc(report.at),
         reach = if report.has_actions {
             "The buttons act on the pools of this one process."
@@ -214,8 +214,8 @@ fn row(
         name = Text(name),
         id = tell(&|peer| peer.id.to_string()),
         sign = sign(state),
-        lasts = tell(&|peer| short(report.since(peer.since))),
-        next = tell(&|peer| match until(report.until(peer.next_check)) {
+        lasts = tell(&|peer| format_duration(report.since(peer.since))),
+        next = tell(&|peer| match format_remaining(report.until(peer.next_check)) {
             Some(left) => format!("in {left}"),
             None => "now".to_owned(),
         }),

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::fault::{Fault, Refusal as LoginRefusal};
-use crate::peers::peer::Answer;
+use crate::peers::peer::LoginOutcome;
 use crate::peers::set::PeerSet;
 use crate::peers::set::tests::set_of;
 use crate::peers::snapshot::PeerState;
@@ -44,7 +44,7 @@ impl Story {
     fn take_down(&self, peer: usize, reason: &str) {
         self.set.update(peer, self.start, |peer, due| {
             let refused = LoginRefusal::new(Fault::PeerDown, reason);
-            peer.connect_failed((self.start, self.start), Answer::Refused(refused), due)
+            peer.connect_failed((self.start, self.start), LoginOutcome::Refused(refused), due)
         });
     }
 
@@ -307,7 +307,7 @@ fn a_page_of_no_pool_says_so() {
 fn a_peer_that_is_being_removed_has_no_button() {
     let story = Story::of(2);
     // A login is under way there.
-    story.set.count(0, |counts| counts.connecting = 1);
+    story.set.update_counts(0, |counts| counts.connecting = 1);
     story.peers.remove("peer0").expect("another one is there");
     story.is(&[PeerState::Draining, PeerState::Up]);
     assert_eq!(story.json()["pools"][0]["peers"][0]["is_being_removed"], true);

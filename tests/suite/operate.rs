@@ -448,7 +448,12 @@ fn a_pool_that_is_gone_has_nothing_to_drain() {
     wait_until("its connections too", PATIENCE, || server.open() == 0);
     let drain = peers.drain("peer0").expect("the name is known");
     assert!(drain.wait(PATIENCE), "there is no session");
-    assert!(peers.snapshot().to_string().ends_with("The pool is closed; this was last known.\n"));
+    assert!(
+        peers
+            .snapshot()
+            .to_string()
+            .ends_with("The pool is closed; this is its last known state.\n")
+    );
 }
 
 #[test]

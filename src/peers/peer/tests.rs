@@ -7,24 +7,24 @@ fn due(now: Instant) -> Due {
     Due { next: now + INTERVAL, soon: now + SOON }
 }
 
-fn refused(reason: &str) -> Answer {
+fn refused(reason: &str) -> LoginOutcome {
     let fault = match reason {
         "full" => Fault::PeerFull,
         "wrong password" => Fault::Misconfigured,
         _ => Fault::PeerDown,
     };
-    Answer::Refused(Refusal::new(fault, reason))
+    LoginOutcome::Refused(Refusal::new(fault, reason))
 }
 
-/// A peer and a clock that only moves when it is told to.
-struct Story {
+/// A peer and a clock that only the test moves.
+struct Scenario {
     start: Instant,
     peer: Peer,
 }
 
-impl Story {
+impl Scenario {
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
-    fn begin() -> Self {
+    fn new() -> Self {
         let start = Instant::now();
         let url = PeerUrl::new("url".to_owned());
         let mut peer = Peer::new("db0".into(), url, 1, 0, start);
@@ -32,7 +32,7 @@ impl Story {
         Self { start, peer }
     }
 
-    /// The instant `millis` after the start.
+    /// Returns the instant `millis` milliseconds after the start.
     fn at(&self, millis: u64) -> Instant {
         self.start + Duration::from_millis(millis)
     }
@@ -48,13 +48,16 @@ impl Story {
     }
 
     fn check_begins(&mut self, now: u64) {
-        assert!(self.peer.check_begins(CheckKind::Regular, self.at(now)), "one at a time");
+        assert!(
+            self.peer.begin_check(CheckKind::Regular, self.at(now)),
+            "no other check is running"
+        );
     }
 
     fn check_ends(&mut self, began: u64, now: u64, outcome: Result<(), &str>) -> bool {
         let (began, now) = (self.at(began), self.at(now));
-        let answer = outcome.map_or_else(refused, |()| Answer::Works);
-        self.peer.check_ended(CheckKind::Regular, (began, now), answer, due(now)).is_some()
+        let outcome = outcome.map_or_else(refused, |()| LoginOutcome::Succeeded);
+        self.peer.check_ended(CheckKind::Regular, (began, now), outcome, due(now)).is_some()
     }
 
     fn reason(&self) -> Option<&str> {
@@ -66,283 +69,451 @@ impl Story {
 }
 
 #[test]
-fn a_failed_connect_marks_it_down_for_one_interval_and_says_so_once() {
-    let mut story = Story::begin();
-    assert!(story.connect_fails(1, 2, "refused"), "the first failure is a transition");
-    assert!(!story.connect_fails(3, 4, "timed out"), "the second is none");
-    assert_eq!(story.reason(), Some("timed out"), "the newest reason is shown");
+fn failed_connect_marks_the_peer_down_for_one_interval_with_one_event() {
+    let mut scenario = Scenario::new();
+    assert!(scenario.connect_fails(1, 2, "refused"), "the first failure causes an event");
+    assert!(!scenario.connect_fails(3, 4, "timed out"), "the second failure causes no event");
+    assert_eq!(scenario.reason(), Some("timed out"), "the newest reason is kept");
     assert_eq!(
-        story.peer.next_check,
-        story.at(2) + INTERVAL,
-        "a failed try on a peer that is down already does not move its due time"
+        scenario.peer.next_check,
+        scenario.at(2) + INTERVAL,
+        "a failed connect does not move the scheduled check of a peer that is already down"
     );
-    assert_eq!(story.peer.activity.counters.connect_failures.get(), 2, "both are counted");
+    assert_eq!(
+        scenario.peer.activity.counters.connect_failures.get(),
+        2,
+        "both failures are counted"
+    );
 }
 
 #[test]
-fn only_a_check_that_fails_renews_the_mark_and_one_that_succeeds_clears_it() {
-    let mut story = Story::begin();
-    story.connect_fails(1, 2, "refused");
-    assert_eq!(story.peer.check_due(false), Some(story.at(30_002)), "it is checked when due");
-    story.check_begins(30_002);
-    assert_eq!(story.peer.check_due(false), None, "one check at a time");
-    assert!(!story.check_ends(30_002, 30_010, Err("still refused")), "still down");
-    assert_eq!(story.peer.check_due(false), Some(story.at(60_010)), "the mark is renewed");
-    story.check_begins(60_010);
-    assert!(story.check_ends(60_010, 60_011, Ok(())), "it is up again");
-    assert_eq!(story.reason(), None, "and has no reason to be down");
-    assert_eq!(story.peer.check_due(false), Some(story.at(90_011)), "an up peer is checked too");
+fn failed_check_renews_the_mark_and_successful_check_clears_it() {
+    let mut scenario = Scenario::new();
+    scenario.connect_fails(1, 2, "refused");
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(scenario.at(30_002)),
+        "a check is scheduled for the end of the interval"
+    );
+    scenario.check_begins(30_002);
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        None,
+        "no check is scheduled while one is running"
+    );
+    assert!(
+        !scenario.check_ends(30_002, 30_010, Err("still refused")),
+        "a failed check of a peer that is down causes no event"
+    );
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(scenario.at(60_010)),
+        "a failed check renews the mark"
+    );
+    scenario.check_begins(60_010);
+    assert!(scenario.check_ends(60_010, 60_011, Ok(())), "a successful check marks the peer up");
+    assert_eq!(scenario.reason(), None, "a peer that is up has no reason to be down");
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(scenario.at(90_011)),
+        "a peer that is up is checked after each interval"
+    );
 }
 
 #[test]
-fn a_check_notices_a_peer_that_refuses_while_no_connection_is_needed() {
-    let mut story = Story::begin();
-    story.check_begins(30_000);
-    assert!(story.check_ends(30_000, 30_001, Err("refused")), "it is down");
-    assert_eq!(story.reason(), Some("refused"), "for the reason that the check met");
+fn failed_check_marks_a_peer_down_without_any_connect() {
+    let mut scenario = Scenario::new();
+    scenario.check_begins(30_000);
+    assert!(scenario.check_ends(30_000, 30_001, Err("refused")), "a failed check causes an event");
+    assert_eq!(scenario.reason(), Some("refused"), "the peer is down with the reason of the check");
 }
 
 #[test]
-fn a_lost_link_is_no_mark_but_a_check_at_once_and_one_for_all_of_them() {
-    let mut story = Story::begin();
+fn lost_links_cause_one_check_at_once_and_no_mark() {
+    let mut scenario = Scenario::new();
     for millis in [1_000, 1_001, 1_002] {
-        story.peer.suspect(story.at(millis));
+        scenario.peer.suspect(scenario.at(millis));
     }
-    assert!(story.peer.is_up(), "a lost link proves nothing");
-    assert_eq!(story.peer.check_due(false), Some(story.at(1_002)), "it is checked now");
-    story.check_begins(1_002);
-    assert_eq!(story.peer.check_due(false), None, "once");
-    story.check_ends(1_002, 1_010, Ok(()));
-    assert_eq!(story.peer.check_due(false), Some(story.at(31_010)), "the suspicion is cleared");
-}
-
-#[test]
-fn a_link_lost_after_the_check_began_causes_one_more() {
-    let mut story = Story::begin();
-    story.peer.suspect(story.at(1_000));
-    story.check_begins(1_000);
-    story.peer.suspect(story.at(1_005));
-    story.check_ends(1_000, 1_010, Ok(()));
-    assert!(story.peer.is_up(), "the check succeeded");
+    assert!(scenario.peer.is_up(), "a lost link does not mark the peer down");
     assert_eq!(
-        story.peer.check_due(false),
-        Some(story.at(1_000) + SUSPICION_GAP),
-        "an answer from before the loss does not settle it, but checks keep their distance"
+        scenario.peer.earliest_check(false),
+        Some(scenario.at(1_002)),
+        "a lost link causes a check at once"
+    );
+    scenario.check_begins(1_002);
+    assert_eq!(scenario.peer.earliest_check(false), None, "several lost links cause one check");
+    scenario.check_ends(1_002, 1_010, Ok(()));
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(scenario.at(31_010)),
+        "a successful check clears the suspicion"
     );
 }
 
 #[test]
-fn a_lost_link_does_not_hurry_the_check_of_a_peer_that_is_down() {
-    let mut story = Story::begin();
-    story.connect_fails(1, 2, "refused");
-    story.peer.suspect(story.at(10));
-    assert_eq!(story.peer.check_due(false), Some(story.at(2) + INTERVAL), "it keeps its due time");
-}
-
-#[test]
-fn newer_observations_win() {
-    let mut story = Story::begin();
-    story.check_begins(1_000);
-    assert!(story.connect_fails(1_010, 1_020, "refused"), "a login fails meanwhile");
-    assert!(!story.check_ends(1_000, 1_030, Ok(())), "the older check's success is stale");
-    assert_eq!(story.reason(), Some("refused"), "so it stays down");
+fn link_lost_after_a_check_began_causes_another_check() {
+    let mut scenario = Scenario::new();
+    scenario.peer.suspect(scenario.at(1_000));
+    scenario.check_begins(1_000);
+    scenario.peer.suspect(scenario.at(1_005));
+    scenario.check_ends(1_000, 1_010, Ok(()));
+    assert!(scenario.peer.is_up(), "a peer whose check succeeded stays up");
     assert_eq!(
-        story.peer.check_due(false),
-        Some(story.at(1_020) + INTERVAL),
-        "and its mark's due time is not moved"
+        scenario.peer.earliest_check(false),
+        Some(scenario.at(1_000) + SUSPICION_GAP),
+        "a check that began before the loss does not clear the suspicion, and checks keep a minimum distance"
     );
-    assert!(!story.connects(1_005, 1_040), "nor does a login that began before the failure count");
-    assert!(story.connects(2_000, 2_001), "one that began after it does");
-    assert!(!story.connect_fails(1_999, 2_002, "slow"), "and an older failure does not");
 }
 
 #[test]
-fn one_that_refuses_work_is_down_at_once_and_checked_at_once() {
-    let mut story = Story::begin();
-    story.check_begins(1_000);
-    let (now, due) = (story.at(1_010), due(story.at(1_010)));
-    assert!(story.peer.takes_no_work(now, due).is_some(), "that is said");
-    assert!(story.peer.takes_no_work(story.at(1_011), due).is_none(), "once");
-    assert!(!story.check_ends(1_000, 1_020, Ok(())), "a check that began before does not count");
-    let again = story.at(1_000) + SUSPICION_GAP;
-    assert_eq!(story.peer.check_due(false), Some(again), "the next one begins soon");
-    story.check_begins(1_100);
-    assert!(story.check_ends(1_100, 1_101, Ok(())), "and brings it back");
-    assert_eq!(story.peer.check_due(false), Some(story.at(1_101) + INTERVAL), "as ever");
+fn lost_link_does_not_advance_the_check_of_a_peer_that_is_down() {
+    let mut scenario = Scenario::new();
+    scenario.connect_fails(1, 2, "refused");
+    scenario.peer.suspect(scenario.at(10));
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(scenario.at(2) + INTERVAL),
+        "a lost link does not move the scheduled check"
+    );
 }
 
 #[test]
-fn what_is_down_is_not_accused_again_and_again() {
-    let mut story = Story::begin();
-    let due = due(story.at(1_000));
-    assert!(story.peer.takes_no_work(story.at(1_000), due).is_some());
-    story.check_begins(1_000);
-    assert!(story.peer.takes_no_work(story.at(1_005), due).is_none(), "that is known");
-    assert!(story.check_ends(1_000, 1_010, Ok(())), "the check that was under way counts");
-    let interval = Some(story.at(1_010) + INTERVAL);
-    assert_eq!(story.peer.check_due(false), interval, "and settles it");
-    assert!(story.peer.takes_no_work(story.at(1_020), due).is_none(), "a check knows better");
-    let again = story.at(1_000) + SUSPICION_GAP;
-    assert_eq!((story.reason(), story.peer.check_due(false)), (None, Some(again)), "ask again");
-    story.check_begins(1_100);
-    story.check_ends(1_100, 1_101, Err("refused"));
-    assert_eq!(story.reason(), Some("refused"), "which decides");
-    assert_eq!(story.peer.check_due(false), Some(story.at(1_101) + INTERVAL), "as ever");
-    story.check_begins(40_000);
-    story.check_ends(40_000, 40_001, Ok(()));
-    assert!(story.peer.takes_no_work(story.at(40_002), due).is_some(), "later it is news");
+fn outcome_of_an_older_attempt_is_ignored() {
+    let mut scenario = Scenario::new();
+    scenario.check_begins(1_000);
+    assert!(
+        scenario.connect_fails(1_010, 1_020, "refused"),
+        "a login that fails during a check marks the peer down"
+    );
+    assert!(!scenario.check_ends(1_000, 1_030, Ok(())), "the success of an older check is ignored");
+    assert_eq!(scenario.reason(), Some("refused"), "the peer stays down");
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(scenario.at(1_020) + INTERVAL),
+        "the scheduled check is not moved"
+    );
+    assert!(
+        !scenario.connects(1_005, 1_040),
+        "the success of a login that began before the failure is ignored"
+    );
+    assert!(
+        scenario.connects(2_000, 2_001),
+        "the success of a login that began after the failure marks the peer up"
+    );
+    assert!(
+        !scenario.connect_fails(1_999, 2_002, "slow"),
+        "the failure of an older login is ignored"
+    );
 }
 
 #[test]
-fn a_suspicion_that_nobody_can_be_asked_about_waits() {
-    let mut story = Story::begin();
-    story.peer.suspect(story.at(1_000));
-    story.check_begins(1_000);
-    let times = (story.at(1_000), story.at(1_001));
+fn refused_query_marks_the_peer_down_and_causes_a_check_at_once() {
+    let mut scenario = Scenario::new();
+    scenario.check_begins(1_000);
+    let (now, due) = (scenario.at(1_010), due(scenario.at(1_010)));
+    assert!(scenario.peer.query_refused(now, due).is_some(), "a refused query causes an event");
+    assert!(
+        scenario.peer.query_refused(scenario.at(1_011), due).is_none(),
+        "a second refused query causes no event"
+    );
+    assert!(
+        !scenario.check_ends(1_000, 1_020, Ok(())),
+        "a check that began before the refused query is ignored"
+    );
+    let again = scenario.at(1_000) + SUSPICION_GAP;
+    assert_eq!(scenario.peer.earliest_check(false), Some(again), "the next check follows soon");
+    scenario.check_begins(1_100);
+    assert!(scenario.check_ends(1_100, 1_101, Ok(())), "a successful check marks the peer up");
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(scenario.at(1_101) + INTERVAL),
+        "the next regular check follows after an interval"
+    );
+}
+
+#[test]
+fn repeated_refused_queries_cause_checks_but_no_new_mark() {
+    let mut scenario = Scenario::new();
+    let due = due(scenario.at(1_000));
+    assert!(scenario.peer.query_refused(scenario.at(1_000), due).is_some());
+    scenario.check_begins(1_000);
+    assert!(
+        scenario.peer.query_refused(scenario.at(1_005), due).is_none(),
+        "a refused query does not change a peer that is down"
+    );
+    assert!(scenario.check_ends(1_000, 1_010, Ok(())), "the check that is running decides");
+    let interval = Some(scenario.at(1_010) + INTERVAL);
+    assert_eq!(scenario.peer.earliest_check(false), interval, "the check clears the suspicion");
+    assert!(
+        scenario.peer.query_refused(scenario.at(1_020), due).is_none(),
+        "a refused query soon after a successful check does not mark the peer down"
+    );
+    let again = scenario.at(1_000) + SUSPICION_GAP;
+    assert_eq!(
+        (scenario.reason(), scenario.peer.earliest_check(false)),
+        (None, Some(again)),
+        "the refused query causes another check"
+    );
+    scenario.check_begins(1_100);
+    scenario.check_ends(1_100, 1_101, Err("refused"));
+    assert_eq!(scenario.reason(), Some("refused"), "that check decides");
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(scenario.at(1_101) + INTERVAL),
+        "the next regular check follows after an interval"
+    );
+    scenario.check_begins(40_000);
+    scenario.check_ends(40_000, 40_001, Ok(()));
+    assert!(
+        scenario.peer.query_refused(scenario.at(40_002), due).is_some(),
+        "a refused query after the cooldown marks the peer down"
+    );
+}
+
+#[test]
+fn suspicion_waits_for_the_next_interval_when_no_check_can_be_made() {
+    let mut scenario = Scenario::new();
+    scenario.peer.suspect(scenario.at(1_000));
+    scenario.check_begins(1_000);
+    let times = (scenario.at(1_000), scenario.at(1_001));
     let due = due(times.1);
-    story.peer.check_ended(CheckKind::Regular, times, Answer::NotAsked, due);
-    assert_eq!(story.peer.check_due(false), Some(due.next), "not ten times a second");
+    scenario.peer.check_ended(CheckKind::Regular, times, LoginOutcome::NotAttempted, due);
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(due.next),
+        "a check that cannot be made is not repeated at once"
+    );
 }
 
 #[test]
-fn one_that_is_full_is_not_down_and_asked_again_soon() {
-    let mut story = Story::begin();
-    assert!(story.connect_fails(1, 2, "full"), "that is said");
-    assert!(!story.connect_fails(3, 4, "full"), "once");
-    assert_eq!((story.reason(), story.peer.is_full), (None, true), "it is up, and full");
-    let again = story.at(2) + FULL_AGAIN;
-    let due = story.peer.check_due(false);
-    assert!(due <= Some(again), "it is asked again after a second: {due:?}");
-    story.check_begins(1_002);
-    assert!(!story.check_ends(1_002, 1_003, Err("full")), "it still is");
-    assert_eq!(story.peer.check_due(false), Some(story.at(1_003) + FULL_AGAIN), "and again");
-    story.check_begins(2_003);
-    assert!(story.check_ends(2_003, 2_004, Ok(())), "it has room again, which is said");
-    assert!(!story.peer.is_full);
-    assert_eq!(story.peer.check_due(false), Some(story.at(2_004) + INTERVAL), "as ever");
+fn full_peer_stays_up_and_is_checked_again_soon() {
+    let mut scenario = Scenario::new();
+    assert!(scenario.connect_fails(1, 2, "full"), "a full peer causes an event");
+    assert!(!scenario.connect_fails(3, 4, "full"), "a peer that is still full causes no event");
+    assert_eq!((scenario.reason(), scenario.peer.is_full), (None, true), "a full peer is up");
+    let again = scenario.at(2) + FULL_RECHECK_DELAY;
+    let due = scenario.peer.earliest_check(false);
+    assert!(due <= Some(again), "a full peer is checked again after a second: {due:?}");
+    scenario.check_begins(1_002);
+    assert!(
+        !scenario.check_ends(1_002, 1_003, Err("full")),
+        "a check of a peer that is still full causes no event"
+    );
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(scenario.at(1_003) + FULL_RECHECK_DELAY),
+        "a peer that is still full is checked again after a second"
+    );
+    scenario.check_begins(2_003);
+    assert!(
+        scenario.check_ends(2_003, 2_004, Ok(())),
+        "a peer that is not full any more causes an event"
+    );
+    assert!(!scenario.peer.is_full);
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(scenario.at(2_004) + INTERVAL),
+        "the next regular check follows after an interval"
+    );
 }
 
 #[test]
-fn one_that_is_down_does_not_come_back_by_being_full() {
-    let mut story = Story::begin();
-    story.connect_fails(1, 2, "refused");
-    story.check_begins(30_002);
-    assert!(!story.check_ends(30_002, 30_003, Err("full")), "it has shown nothing");
-    assert_eq!(story.reason(), Some("full"), "it is down for another reason");
-    let again = story.at(30_003) + FULL_AGAIN;
-    assert_eq!(story.peer.check_due(false), Some(again), "but not for a whole interval");
+fn peer_that_is_down_stays_down_when_it_is_full() {
+    let mut scenario = Scenario::new();
+    scenario.connect_fails(1, 2, "refused");
+    scenario.check_begins(30_002);
+    assert!(
+        !scenario.check_ends(30_002, 30_003, Err("full")),
+        "a check of a full peer does not mark it up"
+    );
+    assert_eq!(scenario.reason(), Some("full"), "the newest reason is kept");
+    let again = scenario.at(30_003) + FULL_RECHECK_DELAY;
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(again),
+        "a full peer is checked again before the interval ends"
+    );
 }
 
 #[test]
-fn an_operator_s_mistake_is_said_once_and_not_asked_about_four_times_a_second() {
-    let mut story = Story::begin();
-    assert!(story.connect_fails(1, 2, "refused"));
-    assert!(story.connect_fails(3, 4, "wrong password"), "although it is down already");
-    assert!(!story.connect_fails(5, 6, "wrong password"), "once");
-    assert_eq!(story.peer.due(true), story.at(6) + MISTAKE_AGAIN, "while all are down");
-    story.check_begins(6_000);
-    story.check_ends(6_000, 6_001, Ok(()));
-    assert!(story.connect_fails(7_000, 7_001, "wrong password"), "and again after it was up");
+fn misconfigured_peer_causes_one_event_and_is_checked_less_often_while_all_are_down() {
+    let mut scenario = Scenario::new();
+    assert!(scenario.connect_fails(1, 2, "refused"));
+    assert!(
+        scenario.connect_fails(3, 4, "wrong password"),
+        "a misconfiguration causes an event although the peer is down already"
+    );
+    assert!(
+        !scenario.connect_fails(5, 6, "wrong password"),
+        "a repeated misconfiguration causes no event"
+    );
+    assert_eq!(
+        scenario.peer.scheduled_check(true),
+        scenario.at(6) + MISCONFIGURED_RECHECK_DELAY,
+        "while all peers are down, a misconfigured peer is checked every five seconds"
+    );
+    scenario.check_begins(6_000);
+    scenario.check_ends(6_000, 6_001, Ok(()));
+    assert!(
+        scenario.connect_fails(7_000, 7_001, "wrong password"),
+        "a misconfiguration causes an event again after the peer was up"
+    );
 }
 
 #[test]
-fn an_operator_s_word_is_a_state_of_its_own() {
-    let mut story = Story::begin();
-    let now = story.at(1);
-    assert_eq!(story.peer.drain(false, now), Some(EventKind::Draining));
-    assert_eq!(story.peer.drain(false, now), None, "that is known");
-    assert!(story.peer.is_up() && !story.peer.serves(), "it is fine, and gets no work");
-    assert!(story.connect_fails(2, 3, "refused"), "it is checked all the same");
-    assert_eq!(story.peer.due(true), story.at(3) + INTERVAL, "but nobody waits for it");
-    story.peer.counts.connecting = 1;
-    assert_eq!(story.peer.end_draining(story.at(4)), None, "a login is under way");
-    story.peer.counts.connecting = 0;
+fn administrative_state_is_independent_of_health() {
+    let mut scenario = Scenario::new();
+    let now = scenario.at(1);
+    assert_eq!(scenario.peer.drain(false, now), Some(EventKind::Draining));
+    assert_eq!(scenario.peer.drain(false, now), None, "a second drain changes nothing");
+    assert!(
+        scenario.peer.is_up() && !scenario.peer.serves(),
+        "a draining peer is up but gets no work"
+    );
+    assert!(
+        scenario.connect_fails(2, 3, "refused"),
+        "a draining peer changes its health as any other"
+    );
+    assert_eq!(
+        scenario.peer.scheduled_check(true),
+        scenario.at(3) + INTERVAL,
+        "a draining peer is not checked more often while all peers are down"
+    );
+    scenario.peer.counts.connecting = 1;
+    assert_eq!(
+        scenario.peer.end_draining(scenario.at(4)),
+        None,
+        "a peer with a login in progress is not drained"
+    );
+    scenario.peer.counts.connecting = 0;
     let drained = EventKind::Drained { took: Duration::from_millis(4) };
-    assert_eq!(story.peer.end_draining(story.at(5)), Some([Some(drained), None]));
-    assert_eq!(story.peer.end_draining(story.at(6)), None, "once");
-    story.check_begins(30_003);
-    assert!(story.check_ends(30_003, 30_004, Ok(())), "a check brings it up");
-    assert!(!story.peer.serves(), "and not back");
-    let resumed = story.at(30_010);
-    assert_eq!(story.peer.resume(resumed), Some(EventKind::Resumed));
-    assert!(story.peer.serves(), "an operator does");
-    assert_eq!(story.peer.check_due(false), Some(resumed), "and it is checked at once");
-    assert_eq!(story.peer.resume(resumed), None, "that is known");
+    assert_eq!(scenario.peer.end_draining(scenario.at(5)), Some([Some(drained), None]));
+    assert_eq!(
+        scenario.peer.end_draining(scenario.at(6)),
+        None,
+        "the end of draining is reported once"
+    );
+    scenario.check_begins(30_003);
+    assert!(scenario.check_ends(30_003, 30_004, Ok(())), "a check marks a drained peer up");
+    assert!(!scenario.peer.serves(), "a check does not put a peer back into service");
+    let resumed = scenario.at(30_010);
+    assert_eq!(scenario.peer.resume(resumed), Some(EventKind::Resumed));
+    assert!(scenario.peer.serves(), "an operator puts a peer back into service");
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(resumed),
+        "a resumed peer is checked at once"
+    );
+    assert_eq!(scenario.peer.resume(resumed), None, "a second resume changes nothing");
 }
 
 #[test]
-fn one_that_leaves_is_gone_when_it_is_drained_and_vacant_when_nothing_leads_there() {
-    let mut story = Story::begin();
-    let at = [1, 2, 3, 4].map(|millis| story.at(millis));
-    assert_eq!(story.peer.drain(false, at[0]), Some(EventKind::Draining));
-    assert_eq!(story.peer.drain(true, at[1]), None, "it is being drained already");
-    assert!(!story.peer.is_member());
+fn removed_peer_is_vacant_when_it_is_drained_and_nothing_refers_to_it() {
+    let mut scenario = Scenario::new();
+    let at = [1, 2, 3, 4].map(|millis| scenario.at(millis));
+    assert_eq!(scenario.peer.drain(false, at[0]), Some(EventKind::Draining));
+    assert_eq!(
+        scenario.peer.drain(true, at[1]),
+        None,
+        "a removal of a draining peer causes no event"
+    );
+    assert!(!scenario.peer.is_member());
     let drained = EventKind::Drained { took: Duration::from_millis(2) };
     let both = Some([Some(drained), Some(EventKind::Removed)]);
-    story.check_begins(2);
-    assert_eq!(story.peer.end_draining(at[2]), both);
-    assert!(story.peer.is_gone() && !story.peer.is_vacant(), "a check is under way");
-    story.check_ends(2, 4, Ok(()));
-    assert!(story.peer.is_vacant());
-    story.peer.counts.stuck_logins = 1;
-    assert!(!story.peer.is_vacant(), "a login that cannot be ended leads there");
-    story.peer.counts.stuck_logins = 0;
-    assert!(story.peer.check_begins(CheckKind::Stall, at[3]));
-    assert!(!story.peer.is_vacant(), "a check because of a stall does as well");
-    assert_eq!(story.peer.check_due(false), None, "nobody checks it any more");
+    scenario.check_begins(2);
+    assert_eq!(scenario.peer.end_draining(at[2]), both);
+    assert!(
+        scenario.peer.is_removed() && !scenario.peer.is_vacant(),
+        "a running check refers to the peer"
+    );
+    scenario.check_ends(2, 4, Ok(()));
+    assert!(scenario.peer.is_vacant());
+    scenario.peer.counts.stuck_logins = 1;
+    assert!(!scenario.peer.is_vacant(), "a stuck login refers to the peer");
+    scenario.peer.counts.stuck_logins = 0;
+    assert!(scenario.peer.begin_check(CheckKind::Stall, at[3]));
+    assert!(!scenario.peer.is_vacant(), "a running stall check refers to the peer");
+    assert_eq!(scenario.peer.earliest_check(false), None, "a removed peer is not checked any more");
 
-    let mut story = Story::begin();
-    story.peer.drain(false, at[0]);
-    story.peer.end_draining(at[1]);
-    assert_eq!(story.peer.drain(true, at[2]), Some(EventKind::Removed), "it was drained");
+    let mut scenario = Scenario::new();
+    scenario.peer.drain(false, at[0]);
+    scenario.peer.end_draining(at[1]);
+    assert_eq!(
+        scenario.peer.drain(true, at[2]),
+        Some(EventKind::Removed),
+        "a drained peer is removed at once"
+    );
 }
 
 #[test]
-fn a_check_that_is_asked_for_is_made_once() {
-    let mut story = Story::begin();
-    story.connect_fails(1, 2, "refused");
-    story.peer.check_now(story.at(10));
-    assert_eq!(story.peer.check_due(false), Some(story.at(10)), "also while it is down");
-    story.check_begins(10);
-    story.check_ends(10, 11, Err("refused"));
-    assert_eq!(story.peer.check_due(false), Some(story.at(11) + INTERVAL), "as ever");
+fn requested_check_is_made_once() {
+    let mut scenario = Scenario::new();
+    scenario.connect_fails(1, 2, "refused");
+    scenario.peer.check_now(scenario.at(10));
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(scenario.at(10)),
+        "a requested check is made at once, even while the peer is down"
+    );
+    scenario.check_begins(10);
+    scenario.check_ends(10, 11, Err("refused"));
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(scenario.at(11) + INTERVAL),
+        "the next regular check follows after an interval"
+    );
 }
 
-/// Or what comes back there would be taken for the newcomer's.
+/// Otherwise late results of the removed peer would be attributed to the new one.
 #[test]
-fn a_place_is_kept_as_long_as_anything_leads_there() {
-    let mut peer = Story::begin().peer;
-    assert!(!peer.is_vacant(), "it is a peer");
+fn index_is_kept_as_long_as_anything_refers_to_it() {
+    let mut peer = Scenario::new().peer;
+    assert!(!peer.is_vacant(), "a member keeps its index");
     peer.admin_state = AdminState::Removed;
     assert!(peer.is_vacant());
-    for lead in [
+    for refer in [
         |counts: &mut Counts| counts.connecting = 1,
         |counts: &mut Counts| counts.stuck_logins = 1,
         |counts: &mut Counts| counts.links = 1,
     ] {
         peer.counts = Counts::default();
-        lead(&mut peer.counts);
+        refer(&mut peer.counts);
         assert!(!peer.is_vacant(), "{:?}", peer.counts);
     }
 }
 
 #[test]
-fn a_mark_can_be_cleared_unasked() {
-    let mut story = Story::begin();
-    let due = due(story.at(30_002));
-    assert!(story.peer.clear(story.at(1), due).is_none(), "nothing to clear");
-    story.connect_fails(1, 2, "refused");
-    assert!(story.peer.clear(story.at(30_002), due).is_some(), "it is up");
-    assert_eq!(story.peer.check_due(false), Some(due.next), "and checked after another interval");
+fn mark_can_be_cleared_without_a_check() {
+    let mut scenario = Scenario::new();
+    let due = due(scenario.at(30_002));
+    assert!(
+        scenario.peer.clear_mark(scenario.at(1), due).is_none(),
+        "a peer that is up has no mark to clear"
+    );
+    scenario.connect_fails(1, 2, "refused");
+    assert!(
+        scenario.peer.clear_mark(scenario.at(30_002), due).is_some(),
+        "clearing the mark causes an event"
+    );
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(due.next),
+        "the peer is checked after another interval"
+    );
 }
 
 #[test]
-fn a_check_that_could_not_be_made_is_made_later() {
-    let mut story = Story::begin();
-    story.check_begins(30_000);
-    let times = (story.at(30_000), story.at(30_001));
+fn check_that_could_not_be_made_is_repeated_after_an_interval() {
+    let mut scenario = Scenario::new();
+    scenario.check_begins(30_000);
+    let times = (scenario.at(30_000), scenario.at(30_001));
     let due = due(times.1);
-    let transition = story.peer.check_ended(CheckKind::Regular, times, Answer::NotAsked, due);
-    assert_eq!(transition, None, "its state stays");
-    assert_eq!(story.peer.check_due(false), Some(due.next), "but not for ever");
+    let event =
+        scenario.peer.check_ended(CheckKind::Regular, times, LoginOutcome::NotAttempted, due);
+    assert_eq!(event, None, "the health of the peer does not change");
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(due.next),
+        "the next check is scheduled after an interval"
+    );
 }

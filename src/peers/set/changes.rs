@@ -1,4 +1,5 @@
-//! What an operator changes while the pool works: who is a peer, which of them serve, and how much.
+//! Changes by an operator at run time: which peers there are, which of them are in service, and
+//! their weights.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError};
@@ -15,11 +16,11 @@ use crate::peers::peer::Peer;
 use crate::url::PeerUrl;
 
 impl PeerSet {
-    /// A peer more.
+    /// Adds a peer.
     pub(crate) fn add(&self, config: PeerConfig, now: Instant) -> Result<(), PeersError> {
         let urls = self.admission.check(std::slice::from_ref(&config))?;
         self.change(|inner, news| {
-            if place_of(&inner.peers, &config.name).is_some() {
+            if member_by_name(&inner.peers, &config.name).is_some() {
                 return Err(PeersError::NameTaken { name: config.name });
             }
             for url in urls {
@@ -30,7 +31,8 @@ impl PeerSet {
         })
     }
 
-    /// These peers, and no others. Those that stay keep their state and their connections.
+    /// Replaces the set of peers by `configs`. Peers that stay keep their state and their
+    /// connections.
     pub(crate) fn replace(&self, configs: &[PeerConfig], now: Instant) -> Result<(), PeersError> {
         if configs.is_empty() {
             return Err(PeersError::NoPeers { prefixes: Vec::new() });
@@ -38,10 +40,10 @@ impl PeerSet {
         let urls = self.admission.check(configs)?;
         self.admission.check_hosts(configs, &urls)?;
         self.change(|inner, news| {
-            let given = self.by_address(inner, configs, &urls);
+            let expanded = self.expand_hosts(inner, configs, &urls);
             let stays = |peer: &Peer| {
                 peer.is_member()
-                    && given.iter().any(|(config, url)| {
+                    && expanded.iter().any(|(config, url)| {
                         config.name == *peer.name && url.leads_to_the_same(&peer.url)
                     })
             };
@@ -50,57 +52,57 @@ impl PeerSet {
                     inner.peers.iter().find(|peer| stays(peer) && *peer.name == config.name);
                 config.weight.or(known.map(|peer| peer.weight)).unwrap_or(1)
             };
-            if given.iter().all(|(config, _)| weight(config) == 0) {
+            if expanded.iter().all(|(config, _)| weight(config) == 0) {
                 return Err(PeersError::NoWeight);
             }
             let staying: Vec<bool> = inner.peers.iter().map(stays).collect();
             for (peer, stays) in inner.peers.iter_mut().zip(staying) {
                 if !stays {
-                    leave(peer, now, news);
+                    start_removal(peer, now, news);
                 }
             }
-            for (config, url) in given {
-                if let Some(at) = place_of(&inner.peers, &config.name) {
-                    keep(&mut inner.peers[at], &config, url, news);
+            for (config, url) in expanded {
+                if let Some(at) = member_by_name(&inner.peers, &config.name) {
+                    apply_config(&mut inner.peers[at], &config, url, news);
                 } else {
                     let at = self.admit(inner, &config, url, now, news);
                     inner.peers[at].check_now(now);
                 }
             }
-            // A tier that is another is no news.
-            self.changed(&inner.peers);
-            self.name_anew(inner, configs, urls);
+            // A changed tier causes no event, but changes the shares.
+            self.state_changed(&inner.peers);
+            self.replace_hosts(inner, configs, urls);
             Ok(())
         })
     }
 
-    /// A peer less, once it is drained.
+    /// Drains a peer, and removes it when it is drained.
     pub(crate) fn remove(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, PeersError> {
         self.change(|Inner { peers, .. }, news| {
-            let at = find(peers, name)?;
+            let at = find_member(peers, name)?;
             if !others_have_weight(peers, at) {
                 return Err(PeersError::LastPeer { name: name.to_owned() });
             }
-            leave(&mut peers[at], now, news);
-            Ok(Drain::of(self, &peers[at]))
+            start_removal(&mut peers[at], now, news);
+            Ok(Drain::new(self, &peers[at]))
         })
     }
 
-    /// No new work for a peer.
+    /// Drains a peer: it gets no new work.
     pub(crate) fn drain(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, PeersError> {
         self.change(|Inner { peers, .. }, news| {
-            let at = find(peers, name)?;
+            let at = find_member(peers, name)?;
             let peer = &mut peers[at];
             let event = peer.drain(false, now);
             news.extend(event.map(|event| peer.news(event)));
-            Ok(Drain::of(self, peer))
+            Ok(Drain::new(self, peer))
         })
     }
 
-    /// It serves again.
+    /// Puts a peer back into service.
     pub(crate) fn resume(&self, name: &str, now: Instant) -> Result<(), PeersError> {
         self.change(|Inner { peers, .. }, news| {
-            let at = find(peers, name)?;
+            let at = find_member(peers, name)?;
             let peer = &mut peers[at];
             let event = peer.resume(now);
             news.extend(event.map(|event| peer.news(event)));
@@ -108,10 +110,10 @@ impl PeerSet {
         })
     }
 
-    /// Its proportion of the work.
+    /// Sets a peer's proportion of the work.
     pub(crate) fn set_weight(&self, name: &str, weight: u32) -> Result<(), PeersError> {
         self.change(|Inner { peers, .. }, news| {
-            let at = find(peers, name)?;
+            let at = find_member(peers, name)?;
             if weight == 0 && !others_have_weight(peers, at) {
                 return Err(PeersError::NoWeight);
             }
@@ -121,17 +123,17 @@ impl PeerSet {
         })
     }
 
-    /// It is checked now.
+    /// Requests a check of a peer now.
     pub(crate) fn check_now(&self, name: &str, now: Instant) -> Result<(), PeersError> {
         self.change(|Inner { peers, .. }, _| {
-            let at = find(peers, name)?;
+            let at = find_member(peers, name)?;
             peers[at].check_now(now);
             Ok(())
         })
     }
 
-    /// Gives a peer a place: of one that is gone, if there is one to which nothing leads any more. Says
-    /// which.
+    /// Adds a peer to the vector, in the place of a removed peer that nothing refers to any more,
+    /// if there is one. Returns its index.
     pub(super) fn admit(
         &self,
         inner: &mut Inner,
@@ -140,12 +142,12 @@ impl PeerSet {
         now: Instant,
         news: &mut Vec<News>,
     ) -> usize {
-        let Inner { peers, rng, admitted, .. } = inner;
-        *admitted += 1;
+        let Inner { peers, rng, last_id, .. } = inner;
+        *last_id += 1;
         let PeerConfig { name, url: _, weight, tier } = config;
         let (weight, tier) = (weight.unwrap_or(1), tier.unwrap_or(0));
         let mut peer = Peer::new(name.as_str().into(), url, weight, tier, now);
-        peer.number = *admitted;
+        peer.id = *last_id;
         peer.next_check = self.settings.due(now, rng).next;
         news.push(peer.news(EventKind::Added));
         let place = peers.iter().position(Peer::is_vacant).unwrap_or(peers.len());
@@ -157,60 +159,63 @@ impl PeerSet {
     }
 }
 
-/// Whether the work has somewhere to go without this peer.
+/// Whether any peer other than the one at index `at` may get work.
 pub(super) fn others_have_weight(peers: &[Peer], at: usize) -> bool {
     let mut others = peers.iter().enumerate().filter(|(other, _)| *other != at);
     others.any(|(_, peer)| peer.is_member() && peer.weight > 0)
 }
 
-/// Where the peer of this name is, if it is there.
-pub(super) fn place_of(peers: &[Peer], name: &str) -> Option<usize> {
+/// Returns the index of the member of this name, if there is one.
+pub(super) fn member_by_name(peers: &[Peer], name: &str) -> Option<usize> {
     peers.iter().position(|peer| peer.is_member() && *peer.name == *name)
 }
 
-/// As [`place_of`], of one that an operator has named.
-fn find(peers: &[Peer], name: &str) -> Result<usize, PeersError> {
-    place_of(peers, name).ok_or_else(|| {
+/// Returns the index of the member of this name, or the error that an operator gets if there is
+/// none.
+fn find_member(peers: &[Peer], name: &str) -> Result<usize, PeersError> {
+    member_by_name(peers, name).ok_or_else(|| {
         let members = peers.iter().filter(|peer| peer.is_member());
         let names = members.map(|peer| peer.name.to_string()).collect();
         PeersError::UnknownPeer { setting: None, name: shown_name(name), names }
     })
 }
 
-/// It is drained, and then removed.
-pub(super) fn leave(peer: &mut Peer, now: Instant, news: &mut Vec<News>) {
+/// Drains a peer, and removes it when it is drained.
+pub(super) fn start_removal(peer: &mut Peer, now: Instant, news: &mut Vec<News>) {
     let event = peer.drain(true, now);
     news.extend(event.map(|event| peer.news(event)));
 }
 
-/// It stays, with what is given anew.
-fn keep(peer: &mut Peer, config: &PeerConfig, url: PeerUrl, news: &mut Vec<News>) {
+/// Applies a new configuration to a peer that stays.
+fn apply_config(peer: &mut Peer, config: &PeerConfig, url: PeerUrl, news: &mut Vec<News>) {
     peer.url = Arc::new(url);
     peer.tier = config.tier.unwrap_or(peer.tier);
     let event = config.weight.and_then(|weight| peer.set_weight(weight));
     news.extend(event.map(|event| peer.news(event)));
 }
 
-/// A peer that is being drained, to be waited for: from [`Peers::drain`] and [`Peers::remove`].
+/// A handle that waits until a peer is drained, from [`Peers::drain`] and [`Peers::remove`].
 ///
-/// Dropping it changes nothing.
+/// Dropping the handle has no effect on the peer.
 ///
 /// [`Peers::drain`]: crate::Peers::drain
 /// [`Peers::remove`]: crate::Peers::remove
 pub struct Drain {
     set: Arc<PeerSet>,
     name: Arc<str>,
-    /// Which tells the peer from another one of its name.
+    /// Distinguishes the peer from another one of the same name.
     activity: Arc<Activity>,
 }
 
 impl Drain {
-    fn of(set: &Arc<PeerSet>, peer: &Peer) -> Self {
+    fn new(set: &Arc<PeerSet>, peer: &Peer) -> Self {
         Self { set: set.clone(), name: peer.name.clone(), activity: peer.activity.clone() }
     }
 
-    /// Waits until the pool has no session with the peer any more, but no longer than `timeout`. Says
-    /// whether it has none; `false` at once if the peer serves again.
+    /// Waits until the pool has no session with the peer any more, for at most `timeout`.
+    ///
+    /// Returns `true` if the pool has no session with the peer. Returns `false` after the timeout,
+    /// or at once if the peer is in service again.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the wait is bounded")]
     pub fn wait(&self, timeout: Duration) -> bool {
@@ -225,16 +230,18 @@ impl Drain {
             if left.is_zero() {
                 return false;
             }
-            // A pool that is gone looks at its peers no more.
+            // The checker of a closed pool does not notify any more, so the wait is split into
+            // short ones.
             let (guard, _) = self
                 .set
                 .changes
-                .wait_timeout(inner, left.min(super::DRAIN_LOOK))
+                .wait_timeout(inner, left.min(super::DRAIN_POLL_INTERVAL))
                 .unwrap_or_else(PoisonError::into_inner);
             inner = guard;
         }
     }
 
+    /// Returns the result of the wait, or `None` while the peer is draining.
     fn outcome(&self, peers: &[Peer]) -> Option<bool> {
         let Some(peer) = peers.iter().find(|peer| Arc::ptr_eq(&peer.activity, &self.activity))
         else {
@@ -261,154 +268,160 @@ impl fmt::Debug for Drain {
 mod tests {
     use super::*;
     use crate::fault::{Fault, Refusal};
-    use crate::peers::peer::{Answer, CheckKind};
-    use crate::peers::set::DRAIN_LOOK;
+    use crate::peers::peer::{CheckKind, LoginOutcome};
+    use crate::peers::set::DRAIN_POLL_INTERVAL;
     use crate::peers::set::tests::set_of;
     use crate::policy::Recovery;
     use crate::settings::tests::INTERVAL;
 
     #[test]
-    fn places_are_used_again_once_nothing_leads_there() {
+    fn index_of_a_removed_peer_is_reused_once_nothing_refers_to_it() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let places = || set.read(<[Peer]>::len);
-        let add = |name: &str| set.add(PeerConfig::new(name, "url"), now).expect("a new name");
+        let add = |name: &str| set.add(PeerConfig::new(name, "url"), now).expect("the name is new");
         add("db2");
         assert_eq!(places(), 3);
-        set.remove("db2", now).expect("it is there");
-        let (checks, _) = set.take_due(now);
-        assert_eq!(checks.len(), 1, "it was added, so it is checked");
+        set.remove("db2", now).expect("the peer exists");
+        let (checks, _) = set.tick(now);
+        assert_eq!(checks.len(), 1, "a new peer is checked at once");
         add("db3");
-        assert_eq!(places(), 4, "the check leads to the old one");
+        assert_eq!(places(), 4, "a running check keeps the index of its peer");
         let ended = |peer: usize| {
             set.update(peer, now, |peer, due| {
-                peer.check_ended(CheckKind::Regular, (now, now), Answer::NotAsked, due)
+                peer.check_ended(CheckKind::Regular, (now, now), LoginOutcome::NotAttempted, due)
             });
         };
         ended(2);
         add("db4");
-        assert_eq!(places(), 4, "nothing leads there any more");
+        assert_eq!(places(), 4, "an index is reused after the check has ended");
         let names =
             set.read(|peers| peers.iter().map(|peer| peer.name.clone()).collect::<Vec<_>>());
         assert_eq!(*names[2], *"db4");
         for round in 0..1000 {
             let name = format!("round{round}");
             add(&name);
-            set.remove(&name, now).expect("it is there");
-            let (checks, _) = set.take_due(now);
+            set.remove(&name, now).expect("the peer exists");
+            let (checks, _) = set.tick(now);
             for check in checks {
                 ended(check.peer);
             }
         }
-        assert_eq!(places(), 5, "a set that changes for long does not grow");
+        assert_eq!(places(), 5, "a set that changes often does not grow");
     }
 
     #[test]
-    fn nobody_hears_of_one_that_is_gone_nor_asks_it() {
+    fn removed_peer_causes_no_events_and_no_checks() {
         for recovery in [Recovery::AfterCheck, Recovery::AfterInterval] {
             let (set, _woken, now) = set_of(2, recovery);
             let set = Arc::new(set);
-            set.remove("peer1", now).expect("it is there");
-            set.take_due(now);
-            let told = || set.journal().history().len();
-            let before = told();
+            set.remove("peer1", now).expect("the peer exists");
+            set.tick(now);
+            let events = || set.journal().history().len();
+            let before = events();
             set.update(1, now, |peer, due| {
                 let refusal = Refusal::new(Fault::PeerDown, "refused");
-                peer.connect_failed((now, now), Answer::Refused(refusal), due)
+                peer.connect_failed((now, now), LoginOutcome::Refused(refusal), due)
             });
             let later = now + 10 * INTERVAL;
-            let (checks, _) = set.take_due(later);
-            assert!(checks.iter().all(|check| check.peer == 0), "{recovery:?}: it is not checked");
-            assert!(!set.read(|peers| peers[1].is_up()), "{recovery:?}: nor cleared unasked");
-            assert_eq!(told(), before, "{recovery:?}: nothing is told");
+            let (checks, _) = set.tick(later);
+            assert!(
+                checks.iter().all(|check| check.peer == 0),
+                "{recovery:?}: a removed peer is not checked"
+            );
+            assert!(
+                !set.read(|peers| peers[1].is_up()),
+                "{recovery:?}: the mark of a removed peer is not cleared"
+            );
+            assert_eq!(events(), before, "{recovery:?}: a removed peer causes no events");
         }
     }
 
     #[test]
-    fn newcomers_are_checked_at_once() {
+    fn added_peers_are_checked_at_once() {
         let (set, _woken, now) = set_of(1, Recovery::AfterCheck);
-        set.take_due(now);
+        set.tick(now);
         let checked = || {
-            let (checks, _) = set.take_due(now);
+            let (checks, _) = set.tick(now);
             checks.iter().map(|check| check.peer).collect::<Vec<_>>()
         };
         assert_eq!(checked(), [0; 0]);
-        set.add(PeerConfig::new("peer1", "url1"), now).expect("a new name");
+        set.add(PeerConfig::new("peer1", "url1"), now).expect("the name is new");
         assert_eq!(checked(), [1]);
         let all = ["peer0", "peer1", "peer2"]
             .map(|name| PeerConfig::new(name, name.replace("peer", "url")));
-        set.replace(&all, now).expect("these are right");
+        set.replace(&all, now).expect("the peers are valid");
         assert_eq!(checked(), [2]);
     }
 
     #[test]
-    fn a_drained_peer_has_been_so_since_it_was_empty() {
+    fn peer_is_drained_from_the_moment_it_has_no_session() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let later = now + INTERVAL / 10;
-        set.take_due(now);
-        set.count(0, |counts| counts.connecting = 1);
-        let drain = set.drain("peer0", now).expect("it is there");
-        let (_, next) = set.take_due(now);
-        assert!(next <= Some(now + DRAIN_LOOK), "it is looked at again soon");
-        set.count(0, |counts| counts.connecting = 0);
-        assert!(!drain.wait(Duration::ZERO), "nobody has looked");
-        set.take_due(later);
+        set.tick(now);
+        set.update_counts(0, |counts| counts.connecting = 1);
+        let drain = set.drain("peer0", now).expect("the peer exists");
+        let (_, next) = set.tick(now);
+        assert!(next <= Some(now + DRAIN_POLL_INTERVAL), "a draining peer is polled");
+        set.update_counts(0, |counts| counts.connecting = 0);
+        assert!(!drain.wait(Duration::ZERO), "the checker has not polled the peer yet");
+        set.tick(later);
         assert!(drain.wait(Duration::ZERO));
         assert_eq!(set.read(|peers| peers[0].admin_state), AdminState::Drained { since: later });
     }
 
-    /// Nobody looks any more.
+    /// The checker of a closed pool does not poll any more.
     #[test]
-    fn a_pool_that_is_gone_is_drained_when_its_last_session_has_ended() {
+    fn peer_of_a_closed_pool_is_drained_when_its_last_session_has_ended() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let session = Arc::default();
         set.read(|peers| peers[0].activity.add(Arc::clone(&session)));
-        let drain = set.drain("peer0", now).expect("it is there");
+        let drain = set.drain("peer0", now).expect("the peer exists");
         set.close();
-        assert!(!drain.wait(Duration::ZERO), "a session is open");
+        assert!(!drain.wait(Duration::ZERO), "a session is still open");
         set.read(|peers| peers[0].activity.remove(&session));
         assert!(drain.wait(Duration::ZERO));
     }
 
     #[test]
-    fn one_that_leads_elsewhere_is_another() {
+    fn replaced_peer_with_another_url_is_a_new_peer() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
-        let places = || {
+        let ids = || {
             set.read(|peers| {
                 let members = peers.iter().filter(|peer| peer.is_member());
-                members.map(|peer| peer.number).collect::<Vec<_>>()
+                members.map(|peer| peer.id).collect::<Vec<_>>()
             })
         };
         let peers = |urls: [&str; 2]| {
             let config = |(at, url): (usize, &str)| PeerConfig::new(format!("peer{at}"), url);
             urls.into_iter().enumerate().map(config).collect::<Vec<_>>()
         };
-        set.replace(&peers(["url0", "url1"]), now).expect("these are right");
-        assert_eq!(places(), [1, 2], "both stay");
-        set.replace(&peers(["url0", "url7"]), now).expect("these are right");
-        assert_eq!(places(), [1, 3], "one is another");
+        set.replace(&peers(["url0", "url1"]), now).expect("the peers are valid");
+        assert_eq!(ids(), [1, 2], "both stay");
+        set.replace(&peers(["url0", "url7"]), now).expect("the peers are valid");
+        assert_eq!(ids(), [1, 3], "a peer with another URL is a new one");
         let epoch = set.epoch();
         let tiered = peers(["url0", "url7"]).into_iter().map(|config| config.tier(2));
-        set.replace(&tiered.collect::<Vec<_>>(), now).expect("these are right");
-        assert_eq!(places(), [1, 3], "both stay");
-        assert!(set.epoch() > epoch, "and their tiers are known");
-        set.replace(&peers(["url0", "url7"]), now).expect("these are right");
-        assert_eq!(set.read(|peers| peers[0].tier), 2, "what is not said stays");
+        set.replace(&tiered.collect::<Vec<_>>(), now).expect("the peers are valid");
+        assert_eq!(ids(), [1, 3], "both stay");
+        assert!(set.epoch() > epoch, "a change of tiers is a change of state");
+        set.replace(&peers(["url0", "url7"]), now).expect("the peers are valid");
+        assert_eq!(set.read(|peers| peers[0].tier), 2, "a tier that is not given stays");
     }
 
     #[test]
-    fn a_check_that_is_asked_for_is_made_where_marks_are_cleared_unasked_too() {
+    fn requested_check_is_made_also_when_marks_expire_without_a_check() {
         let (set, _woken, now) = set_of(2, Recovery::AfterInterval);
-        set.update(0, now, |peer, due| peer.takes_no_work(now, due));
-        set.take_due(now);
+        set.update(0, now, |peer, due| peer.query_refused(now, due));
+        set.tick(now);
         set.update(0, now, |peer, due| {
-            peer.check_ended(CheckKind::Regular, (now, now), Answer::NotAsked, due)
+            peer.check_ended(CheckKind::Regular, (now, now), LoginOutcome::NotAttempted, due)
         });
-        set.check_now("peer0", now).expect("it is there");
-        let (checks, _) = set.take_due(now);
-        assert_eq!(checks.len(), 1, "it is asked");
-        assert!(!set.read(|peers| peers[0].is_up()), "before it is believed");
+        set.check_now("peer0", now).expect("the peer exists");
+        let (checks, _) = set.tick(now);
+        assert_eq!(checks.len(), 1, "the requested check begins");
+        assert!(!set.read(|peers| peers[0].is_up()), "the mark is not cleared before that check");
     }
 }

@@ -1,43 +1,43 @@
-//! A snapshot as a table that a person reads in a terminal.
+//! Formats a snapshot as a table for a terminal.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::{PeerState, PeerStatus, Snapshot};
 
-const HEADS: [&str; 7] = ["peer", "state", "for", "weight", "links", "in use", "next check"];
+const HEADERS: [&str; 7] = ["peer", "state", "for", "weight", "links", "in use", "next check"];
 
-/// Which of them are names, to the left; numbers stand to the right.
-const LEFT: [bool; 7] = [true, true, false, false, false, false, false];
+/// Whether a column is aligned to the left, as names are; numbers are aligned to the right.
+const LEFT_ALIGNED: [bool; 7] = [true, true, false, false, false, false, false];
 
-/// What is not shown as nothing.
-const LEAST: Duration = Duration::from_millis(50);
+/// The shortest duration that is not shown as zero.
+const SHORTEST_SHOWN: Duration = Duration::from_millis(50);
 
-/// The table at `now`.
+/// Writes the table; durations are relative to `now`.
 pub(super) fn write(snapshot: &Snapshot, now: Instant, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let rows: Vec<[String; 7]> = snapshot.peers.iter().map(|peer| row(peer, now)).collect();
-    let widths: Vec<usize> = (0..HEADS.len())
+    let widths: Vec<usize> = (0..HEADERS.len())
         .map(|column| {
             let cells = rows.iter().map(|row| row[column].chars().count());
-            cells.chain([HEADS[column].len()]).max().unwrap_or_default()
+            cells.chain([HEADERS[column].len()]).max().unwrap_or_default()
         })
         .collect();
     let line = |f: &mut fmt::Formatter<'_>, cells: &[&str], after: &str| {
         let cell = |(column, cell): (usize, &&str)| {
             let width = widths[column];
-            if LEFT[column] { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+            if LEFT_ALIGNED[column] { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
         };
         let cells: Vec<String> =
             cells.iter().enumerate().map(cell).chain([after.to_owned()]).collect();
         writeln!(f, "{}", cells.join("  ").trim_end())
     };
-    line(f, &HEADS, "")?;
+    line(f, &HEADERS, "")?;
     for (row, peer) in rows.iter().zip(&snapshot.peers) {
         let cells: Vec<&str> = row.iter().map(String::as_str).collect();
         line(f, &cells, &remark(peer))?;
     }
     if snapshot.closed {
-        writeln!(f, "The pool is closed; this was last known.")?;
+        writeln!(f, "The pool is closed; this is its last known state.")?;
     }
     Ok(())
 }
@@ -47,33 +47,33 @@ fn row(peer: &PeerStatus, now: Instant) -> [String; 7] {
     [
         peer.name.clone(),
         peer.state.to_string(),
-        short(now.saturating_duration_since(peer.since)),
+        format_duration(now.saturating_duration_since(peer.since)),
         peer.weight.to_string(),
         peer.connections.to_string(),
         peer.in_use.to_string(),
-        until(next_check).unwrap_or_else(|| "now".to_owned()),
+        format_remaining(next_check).unwrap_or_else(|| "now".to_owned()),
     ]
 }
 
-/// What there is to say besides.
+/// Returns the last, untitled column: why the peer is down, or what is unusual about it.
 fn remark(peer: &PeerStatus) -> String {
     match (&peer.reason, peer.state) {
         (Some(reason), PeerState::Down) => reason.clone(),
         (Some(reason), _) => format!("the last check failed: {reason}"),
         (None, _) if peer.is_being_removed => "to be removed".to_owned(),
         (None, _) if peer.is_full => "full".to_owned(),
-        (None, _) if peer.is_unresponsive => "hesitant".to_owned(),
+        (None, _) if peer.is_unresponsive => "unresponsive".to_owned(),
         (None, _) => String::new(),
     }
 }
 
-/// How long it is until then; none if it is now, as far as is shown.
-pub(crate) fn until(left: Duration) -> Option<String> {
-    (left >= LEAST).then(|| short(left))
+/// Formats the time until an event; `None` if it is too short to be shown.
+pub(crate) fn format_remaining(left: Duration) -> Option<String> {
+    (left >= SHORTEST_SHOWN).then(|| format_duration(left))
 }
 
-/// In the two largest units that matter.
-pub(crate) fn short(time: Duration) -> String {
+/// Formats a duration in its one or two largest units.
+pub(crate) fn format_duration(time: Duration) -> String {
     let seconds = time.as_secs();
     match (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60) {
         (0, 0, 0, 0..10) => format!("{:.1} s", time.as_secs_f64()),
@@ -123,10 +123,10 @@ mod tests {
         }
     }
 
-    /// The README shows this one.
+    /// The README shows this table.
     #[test]
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
-    fn columns_are_as_wide_as_they_must_be() {
+    fn column_widths_fit_their_contents() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs_f64(seconds);
         let now = at(20_000.0);
@@ -150,11 +150,14 @@ mod tests {
         let pool_name = "shop".to_owned();
         let snapshot = Snapshot { closed: false, pool_name, peers, events, events_dropped: 0 };
         let shown = At(&snapshot, now).to_string();
-        assert!(include_str!("../../../README.md").contains(&shown), "in the README:\n{shown}");
+        assert!(
+            include_str!("../../../README.md").contains(&shown),
+            "the README must show this table:\n{shown}"
+        );
     }
 
     #[test]
-    fn times_are_short() {
+    fn durations_are_formatted_in_at_most_two_units() {
         for (seconds, expected) in [
             (0.25, "0.2 s"),
             (59.9, "59 s"),
@@ -163,9 +166,9 @@ mod tests {
             (7_260.0, "2 h 1 min"),
             (90_000.0, "1 d 1 h"),
         ] {
-            assert_eq!(short(Duration::from_secs_f64(seconds)), expected);
+            assert_eq!(format_duration(Duration::from_secs_f64(seconds)), expected);
         }
-        let until = |ms| until(Duration::from_millis(ms));
-        assert_eq!((until(49), until(50).as_deref()), (None, Some("0.1 s")));
+        let remaining = |ms| format_remaining(Duration::from_millis(ms));
+        assert_eq!((remaining(49), remaining(50).as_deref()), (None, Some("0.1 s")));
     }
 }
