@@ -60,7 +60,7 @@ pub use launch_error::LaunchError;
 pub use registry::Registry;
 
 use crate::builder::PeerManagerBuilder;
-use crate::config::{Config, ROCKETS_SIZE as SIZE, ROCKETS_TIMEOUT as TIMEOUT};
+use crate::config::{Config, ROCKET_POOL_SIZE as SIZE, ROCKET_TIMEOUT as TIMEOUT};
 use crate::dialect::Dialect;
 use crate::manager::PeerManager;
 use crate::pool::connection::PeerConnection;
@@ -92,7 +92,7 @@ impl<C: R2D2Connection + Send + 'static> Poolable for PeerConnection<C> {
         let settings = if url == PEERS { settings.without(&["url"]) } else { settings };
 
         let mut builder = PeerManager::builder().pool_name(database);
-        if Dialect::of::<C>() == Dialect::Sqlite {
+        if Dialect::for_connection::<C>() == Dialect::Sqlite {
             builder = builder.on_connect(|conn: &mut C| {
                 conn.batch_execute(SQLITE)?;
                 // It fails while another connection does the same.
@@ -100,7 +100,7 @@ impl<C: R2D2Connection + Send + 'static> Poolable for PeerConnection<C> {
                 Ok(())
             });
         }
-        builder = settings.give_to_of_rocket(builder, timeout).ok_or_else(|| {
+        builder = settings.apply_with_rocket_timeout(builder, timeout).ok_or_else(|| {
             let error =
                 format!("`pool_timeout` of database `{database}` is no setting: give `{TIMEOUT}`");
             FigmentError::from(error)

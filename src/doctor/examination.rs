@@ -155,7 +155,7 @@ fn round_trip(conn: &mut impl R2D2Connection) -> Option<Duration> {
 
 /// SQLite would create a file that is missing, as the pool would. To look must not change anything.
 fn without_a_file<C: 'static>(name: &str, url: &PeerUrl) -> Option<Finding> {
-    let is_sqlite = Dialect::of::<C>() == Dialect::Sqlite;
+    let is_sqlite = Dialect::for_connection::<C>() == Dialect::Sqlite;
     let path = sqlite_file::created_by(url.expose()).filter(|_| is_sqlite)?;
     if path.exists() {
         return None;

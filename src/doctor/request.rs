@@ -14,10 +14,10 @@ use toml::{Table, Value};
 
 use super::{Report, examine_with_progress};
 use crate::builder::PeerManagerBuilder;
-use crate::config::{Config, ROCKETS_SIZE, ROCKETS_TIMEOUT};
+use crate::config::{Config, ROCKET_POOL_SIZE, ROCKET_TIMEOUT};
 use crate::error::{BuildError, may_be_shown, shown_or_struck};
 use crate::manager::PeerManager;
-use crate::url::is_keywords;
+use crate::url::is_conninfo;
 
 /// The key in a TOML file, and the environment variable's after its prefix, of one URL with several hosts.
 const URL: &str = "url";
@@ -156,11 +156,11 @@ impl Request {
         if !self.is_rockets() {
             return Ok(builder.config(config(settings)?));
         }
-        let timeout = take_whole(&mut settings, ROCKETS_TIMEOUT)?;
-        let _ = take_whole(&mut settings, ROCKETS_SIZE)?;
+        let timeout = take_whole(&mut settings, ROCKET_TIMEOUT)?;
+        let _ = take_whole(&mut settings, ROCKET_POOL_SIZE)?;
         let timeout =
             Duration::from_secs(timeout.unwrap_or(ROCKETS_DEFAULT_TIMEOUT).unsigned_abs());
-        config(settings)?.give_to_of_rocket(builder, timeout).ok_or_else(|| {
+        config(settings)?.apply_with_rocket_timeout(builder, timeout).ok_or_else(|| {
             let flaw = "`pool_timeout` is no setting there: give `timeout`";
             Kind::Rockets(flaw.to_owned()).into()
         })
@@ -334,7 +334,7 @@ impl Database {
             "sqlite" | "file" => return Ok(Self::Sqlite),
             _ => {}
         }
-        if is_keywords(url) {
+        if is_conninfo(url) {
             return Ok(Self::Postgres);
         }
         if Path::new(url).extension().is_some_and(|it| it == "toml") {

@@ -18,7 +18,7 @@ use crate::panics::catch_panic;
 use crate::peers::activity::Activity;
 use crate::peers::set::PeerSet;
 use crate::policy::Requirements;
-use crate::url::{AskCredentials, PeerUrl};
+use crate::url::{CredentialsProvider, PeerUrl};
 
 /// What the application does with each new connection before it is used.
 pub(crate) type OnConnect<C> = dyn Fn(&mut C) -> QueryResult<()> + Send + Sync;
@@ -29,7 +29,7 @@ pub(crate) struct Hooks<C> {
     pub(crate) health_check: Box<OnConnect<C>>,
     pub(crate) on_connect: Box<OnConnect<C>>,
     /// Who logs in, where the URL does not tell.
-    pub(crate) credentials: Option<Box<AskCredentials>>,
+    pub(crate) credentials: Option<Box<CredentialsProvider>>,
 }
 
 /// One login to be made.

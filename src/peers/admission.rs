@@ -88,7 +88,7 @@ impl Admission {
         // At the start a setting is known to take the place of what a URL says. Here it was given long
         // ago, and who gives another password now wants that one to count.
         for PeerConfig { name, url, .. } in peers {
-            if let Some(setting) = PeerUrl::new(url.clone()).contradicts(&self.login) {
+            if let Some(setting) = PeerUrl::new(url.clone()).conflict_with(&self.login) {
                 return Err(Kind::Overruled { name: name.clone(), setting });
             }
         }
@@ -108,7 +108,7 @@ impl Admission {
         let resolved = peers.iter().zip(urls).filter(|(_, url)| self.host_name(url).is_some());
         for (PeerConfig { name, .. }, url) in resolved {
             let wrong = |flaw| Kind::Url { name: name.clone(), flaw };
-            url.check_at_address(self.dialect).map_err(wrong)?;
+            url.check_address_allowed(self.dialect).map_err(wrong)?;
         }
         Ok(())
     }

@@ -42,7 +42,7 @@ impl PeerSet {
             let stays = |peer: &Peer| {
                 peer.is_member()
                     && given.iter().any(|(config, url)| {
-                        config.name == *peer.name && url.leads_to_the_same(&peer.url)
+                        config.name == *peer.name && url.has_same_target(&peer.url)
                     })
             };
             let weight = |config: &PeerConfig| {

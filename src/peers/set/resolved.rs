@@ -62,14 +62,14 @@ impl PeerSet {
         let mut given = Vec::new();
         for (config, url) in configs.iter().zip(urls) {
             let name = inner.names.iter().find(|name| {
-                *name.peer == config.name && name.is_resolved && url.leads_to_the_same(&name.url)
+                *name.peer == config.name && name.is_resolved && url.has_same_target(&name.url)
             });
             let known = name.iter().flat_map(|name| &name.known);
             let at_address = |(address, Address { peer, .. }): (&IpAddr, &Address)| {
                 let peer = &inner.peers[member(&inner.peers, (*peer)?)?];
                 let is_given = configs.iter().any(|config| config.name == *peer.name);
                 let config = PeerConfig { name: peer.name.to_string(), ..config.clone() };
-                (!is_given).then(|| (config, url.at(self.admission.dialect, *address)))
+                (!is_given).then(|| (config, url.at_address(self.admission.dialect, *address)))
             };
             let before = given.len();
             given.extend(known.filter_map(at_address));
@@ -125,7 +125,7 @@ impl PeerSet {
             let config = name.peer_at(address);
             let is_taken = place_of(&inner.peers, &config.name).is_some();
             let peer = (!is_taken).then(|| {
-                let url = name.url.at(self.admission.dialect, address);
+                let url = name.url.at_address(self.admission.dialect, address);
                 let at = self.admit(inner, &config, url, now, news);
                 let peer = &mut inner.peers[at];
                 // The first ones are as those of the start are.
