@@ -471,7 +471,7 @@ fn sqlite() {
 fn wrong_configurations_are_refused() {
     let url = "mysql://app:s3cret@127.0.0.1:1/app";
     for (content, reason) in [
-        (format!("url = \"{url}\"\ncheck_intervall = 1"), "`check_intervall` is no setting"),
+        (format!("url = \"{url}\"\ncheck_intervall = 1"), "`check_intervall` is not a setting"),
         (format!("url = \"{url}\"\nrequire = \"x\""), "`require` is \"x\": give one of"),
         (format!("url = \"{url}\"\nconnect_timeout = 0"), "`connect_timeout` is 0ns"),
         (format!("url = \"{url}\"\npool_size = 4"), "it is the pool's"),
@@ -494,7 +494,7 @@ fn wrong_configurations_are_refused() {
     let path = path.to_str().expect("text");
     check(&[url, "--config", path]).is_refused(&["`check_interval` is \"soon\""]);
     check(&["--config", "/nowhere.toml"]).is_refused(&["/nowhere.toml cannot be read: "]);
-    check(&["host=db0 dbname=shop"]).is_refused(&["`url` is no URL, but libpq's keywords: "]);
+    check(&["host=db0 dbname=shop"]).is_refused(&["`url` is a libpq conninfo string, not a URL: "]);
     check(&["mysql://app:s3cret@db0,s3cret@db1/app"]).is_refused(&["`url`", "several `@`"]);
     check(&[]).is_refused(&["--config <FILE>", "--env <PREFIX>"]);
     check(&[url, "mysql://app:s3cret@127.0.0.1:2/app"]).is_refused(&[
@@ -507,7 +507,7 @@ fn wrong_configurations_are_refused() {
         ("", "the URL begins with none of"),
         ("Rocket.toml", "give it with `--config`"),
         ("$DATABASE_URL", "the shell has put no value"),
-        ("mysql//app:s3cret@db0/shop", "is no URL"),
+        ("mysql//app:s3cret@db0/shop", "is not a URL"),
     ] {
         check(&[slip]).is_refused(&[told]);
     }
@@ -528,7 +528,7 @@ fn no_secret_is_shown_wherever_it_stands() {
         of(&format!("\"{secret}\".d")).is_refused(&["no table of that name"]);
         of(&format!("b.\"{secret}\".b")).is_refused(&["no table of that name"]);
         of("a.c").is_refused(&["there is no `c` beside b\n"]);
-        check(&["--config", path]).is_refused(&["is no setting"]);
+        check(&["--config", path]).is_refused(&["is not a setting"]);
         check(&["--env", secret]).is_refused(&["'***'", "give letters, digits and `_`"]);
 
         let url = "mysql://db0/shop";
@@ -612,8 +612,8 @@ fn the_environment() {
     outcome(with.args(["--env", "SHOP_DB_", "--config", path])).is(WELL, &["All is well."]);
     // And what is not, is told.
     for (prefix, told) in [
-        ("SHOP_DB", "`SHOP_DB_PASSWORD` is no setting: give the prefix `SHOP_DB_`"),
-        ("SHOP_", "`SHOP_DB_PASSWORD` is no setting: give the prefix `SHOP_DB_`"),
+        ("SHOP_DB", "`SHOP_DB_PASSWORD` is not a setting: give the prefix `SHOP_DB_`"),
+        ("SHOP_", "`SHOP_DB_PASSWORD` is not a setting: give the prefix `SHOP_DB_`"),
     ] {
         let mut with = command();
         with.env("SHOP_DB_PASSWORD", APP_PASSWORD).args([&url, "--env", prefix]);
