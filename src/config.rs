@@ -16,7 +16,7 @@ pub use deserialize::Config;
 use std::env;
 
 use crate::builder::PeerManagerBuilder;
-use crate::error::{Kind, may_be_shown, shown_name, shown_or_struck};
+use crate::error::{Kind, may_be_shown, shown_or_struck};
 use crate::peers::admission::PeerConfig;
 use crate::policy::{AllDown, Balance, Donors, Recovery, Role, Strategy};
 use environment::apply_environment;
@@ -313,10 +313,13 @@ fn peers(value: &SettingValue, source: Source<'_>) -> Result<Vec<PeerConfig>, In
         }
         _ => {
             let correction = match source {
-                Source::Environment { prefix } if may_be_shown(prefix) => format!(
-                    "an environment variable can hold neither; set `{prefix}URL` to one URL with \
-                     several hosts, such as mysql://user:password@db0,db1/shop",
-                ),
+                Source::Environment { prefix } => {
+                    let prefix = shown_or_struck(prefix);
+                    format!(
+                        "an environment variable can hold neither; set `{prefix}URL` to one URL with \
+                         several hosts, such as mysql://user:password@db0,db1/shop",
+                    )
+                }
                 _ => "give a list of URLs, or a table of URLs by peer name, such as `{ db0 = \
                       \"mysql://...\" }`; one URL with several hosts belongs in `url`"
                     .to_owned(),
@@ -334,13 +337,16 @@ fn peer(
 ) -> Result<PeerConfig, InvalidSetting> {
     const CORRECTION: &str =
         "give a URL, or a table such as `{ url = \"...\", weight = 1, tier = 0 }`";
-    let which =
-        || name.map_or_else(|| format!("number {}", index + 1), |name| shown_name(name).into());
+    let which = || match name {
+        Some(name) if may_be_shown(name) => format!("peer {name:?}"),
+        Some(_) => "a peer whose name may be a secret (not shown)".to_owned(),
+        None => format!("peer number {}", index + 1),
+    };
     let invalid =
-        |flaw: &str| InvalidSetting::new(format!("has {flaw} for peer {}", which()), CORRECTION);
+        |flaw: &str| InvalidSetting::new(format!("has {flaw} for {}", which()), CORRECTION);
     let whole = |key: &str, value: &SettingValue| {
         value.whole(U32).map_err(|InvalidSetting { flaw, correction }| {
-            let flaw = format!("has a `{key}` for peer {} that {flaw}", which());
+            let flaw = format!("has a `{key}` for {} that {flaw}", which());
             InvalidSetting::new(flaw, correction)
         })
     };

@@ -474,7 +474,7 @@ fn wrong_configurations_are_refused() {
         (format!("url = \"{url}\"\ncheck_intervall = 1"), "`check_intervall` is not a setting"),
         (format!("url = \"{url}\"\nrequire = \"x\""), "`require` is \"x\": give one of"),
         (format!("url = \"{url}\"\nconnect_timeout = 0"), "`connect_timeout` is 0ns"),
-        (format!("url = \"{url}\"\npool_size = 4"), "it is the pool's"),
+        (format!("url = \"{url}\"\npool_size = 4"), "it belongs to the pool"),
         ("url = 'mysql://app:s3cret@db0:x/app'".to_owned(), "`url`"),
         ("url = 'maria://app:s3cret@db0/app'".to_owned(), "the URL begins with none of"),
         (format!("a = 1\nurl = \"{url}\" s3cret"), "line 2, is no TOML: "),
@@ -537,11 +537,11 @@ fn no_secret_is_shown_wherever_it_stands() {
         for content in [value, weight] {
             let (_folder, path) = file(&content);
             let told = check(&["--config", path.to_str().expect("text")]);
-            told.is_refused(&["is a text that may be a secret: give a "]);
+            told.is_refused(&["is a string that may be a secret (not shown): give a "]);
         }
         let mut with = command();
         with.env("SHOP_CHECK_INTERVAL", secret).args([url, "--env", "SHOP_"]);
-        outcome(&mut with).is_refused(&["`SHOP_CHECK_INTERVAL` is a text that may be a secret"]);
+        outcome(&mut with).is_refused(&["`SHOP_CHECK_INTERVAL` is a string that may be a secret"]);
     }
     check(&["--env", "s3cret-"]).is_refused(&["'***'", "give letters, digits and `_`"]);
 }
@@ -612,8 +612,8 @@ fn the_environment() {
     outcome(with.args(["--env", "SHOP_DB_", "--config", path])).is(WELL, &["All is well."]);
     // And what is not, is told.
     for (prefix, told) in [
-        ("SHOP_DB", "`SHOP_DB_PASSWORD` is not a setting: give the prefix `SHOP_DB_`"),
-        ("SHOP_", "`SHOP_DB_PASSWORD` is not a setting: give the prefix `SHOP_DB_`"),
+        ("SHOP_DB", "`SHOP_DB_PASSWORD` is not a setting: did you mean the prefix `SHOP_DB_`?"),
+        ("SHOP_", "`SHOP_DB_PASSWORD` is not a setting: did you mean the prefix `SHOP_DB_`?"),
     ] {
         let mut with = command();
         with.env("SHOP_DB_PASSWORD", APP_PASSWORD).args([&url, "--env", prefix]);

@@ -43,7 +43,8 @@ pub(super) fn unknown_key(key: &str, source: Source<'_>) -> InvalidSetting {
     }
     if let (Source::Environment { prefix }, Some(longer)) = (source, longer_prefix(key)) {
         let prefix = shown_or_struck(prefix);
-        let correction = format!("give the prefix `{prefix}{}`", longer.to_ascii_uppercase());
+        let longer = longer.to_ascii_uppercase();
+        let correction = format!("did you mean the prefix `{prefix}{longer}`?");
         return InvalidSetting::new(flaw, correction);
     }
     if let Some((_, setting)) = SYNONYMS.iter().find(|(synonym, _)| *synonym == key) {

@@ -75,7 +75,7 @@ fn errors_name_the_key_the_value_and_the_correction() {
         (url("check_interval"), r#"`check_interval` in the URL is "": give a duration"#),
         (url("check_interval=-1"), r#"`check_interval` in the URL is "-1": give a duration"#),
         (url("check_interval=1e9"), r#"`check_interval` in the URL is "1e9": give a duration"#),
-        (url("tcp_user_timeout=20000"), "milliseconds in libpq"),
+        (url("tcp_user_timeout=20000"), "a unit is required because libpq counts milliseconds"),
         (
             url("chek_interval=30s"),
             "`chek_interval` in the URL is not a setting: did you mean `check",
@@ -129,9 +129,9 @@ fn errors_name_the_key_the_value_and_the_correction() {
 #[test]
 fn unknown_keys_get_the_nearest_correction() {
     for (name, expected) in [
-        ("SHOP_DB_URL", "give the prefix `SHOP_DB_`"),
-        ("SHOP_DB_PASSWORD", "give the prefix `SHOP_DB_`"),
-        ("SHOP__CHECK_INTERVAL", "give the prefix `SHOP__`"),
+        ("SHOP_DB_URL", "did you mean the prefix `SHOP_DB_`?"),
+        ("SHOP_DB_PASSWORD", "did you mean the prefix `SHOP_DB_`?"),
+        ("SHOP__CHECK_INTERVAL", "did you mean the prefix `SHOP__`?"),
         ("SHOP_PASSWORD_FILE", "read the file in code, with the builder's `credentials`"),
         ("SHOP_PASS", "did you mean `password`?"),
         ("SHOP_HOSTS", "did you mean `url`?"),
@@ -359,7 +359,7 @@ fn files_have_the_same_settings_and_errors() {
         ("peers = [3]", "`peers` has neither a string nor a table for peer number 1: give a URL"),
         (
             "peers = { 'mysql://app:s3cret@db0' = { weight = 1 } }",
-            "`peers` has no `url` for peer whose name may be a secret",
+            "`peers` has no `url` for a peer whose name may be a secret (not shown)",
         ),
         ("'mysql://app:s3cret@db0' = 1", "a key that may be a secret (not shown) is not a setting"),
         ("weight = 'mysql://app:s3cret@db0'", "`weight` is not a list of numbers by peer"),

@@ -215,7 +215,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn credentials_survive_the_url(user in "\\PC+", password in "\\PC*") {
+        fn credentials_are_encoded_and_decoded_without_loss(user in "\\PC+", password in "\\PC*") {
             let given = Credentials::new(&*user, &*password);
             let url = url("mysql://db0/shop").with_credentials(&given);
             let url = url.expect("a MySQL URL can hold credentials");
