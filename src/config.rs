@@ -99,7 +99,7 @@ impl<C: 'static> PeerManagerBuilder<C> {
     /// Applies settings that were read with serde, for example from TOML or figment.
     ///
     /// They override the same settings from earlier calls, and later calls override them. [`Config`]
-    /// lists the keys.
+    /// describes the keys.
     #[cfg(feature = "serde")]
     #[must_use]
     pub fn config(self, config: Config) -> Self {
@@ -182,8 +182,8 @@ const RECOVERIES: [(&str, Recovery); 2] =
     [("after_check", Recovery::AfterCheck), ("after_interval", Recovery::AfterInterval)];
 const ALL_DOWNS: [(&str, AllDown); 2] = [("try", AllDown::Try), ("fail", AllDown::Fail)];
 
-const U32: &str = "give a whole number from 0 to 4294967295";
-const U64: &str = "give a whole number from 0 to 18446744073709551615";
+const U32_RANGE: &str = "give a whole number from 0 to 4294967295";
+const U64_RANGE: &str = "give a whole number from 0 to 18446744073709551615";
 const NUMBER_BY_PEER: &str = "give a number for each peer by name, such as `{ db0 = 2, db1 = 1 }`, or as \
                               a string, \"db0=2,db1=1\"";
 
@@ -296,7 +296,7 @@ fn apply_setting<C: 'static>(
         "all_down_interval" => builder.all_down_interval(value.duration()?),
         "all_down_wait" => builder.all_down_wait(value.duration()?),
         "resolve_interval" => builder.resolve_interval(value.duration_or_none()?),
-        "rng_seed" => builder.rng_seed(value.whole(U64)?),
+        "rng_seed" => builder.rng_seed(value.whole(U64_RANGE)?),
         _ => return Err(unknown_key(key, source)),
     })
 }
@@ -345,7 +345,7 @@ fn peer(
     let invalid =
         |flaw: &str| InvalidSetting::new(format!("has {flaw} for {}", which()), CORRECTION);
     let whole = |key: &str, value: &SettingValue| {
-        value.whole(U32).map_err(|InvalidSetting { flaw, correction }| {
+        value.whole(U32_RANGE).map_err(|InvalidSetting { flaw, correction }| {
             let flaw = format!("has a `{key}` for {} that {flaw}", which());
             InvalidSetting::new(flaw, correction)
         })
@@ -387,7 +387,8 @@ fn peer(
 
 /// Reads a number for each of some peers.
 fn numbers_by_peer(value: &SettingValue) -> Result<Vec<(String, u32)>, InvalidSetting> {
-    let pair = |(name, number): (&str, &SettingValue)| Ok((name.to_owned(), number.whole(U32)?));
+    let pair =
+        |(name, number): (&str, &SettingValue)| Ok((name.to_owned(), number.whole(U32_RANGE)?));
     let invalid = || InvalidSetting::new("is not a list of numbers by peer", NUMBER_BY_PEER);
     match value {
         SettingValue::Table(numbers) => {

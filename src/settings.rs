@@ -266,7 +266,7 @@ impl Settings {
         self
     }
 
-    /// Disables periodic checks and lookups.
+    /// Disables all checks and lookups that are not requested explicitly.
     #[cfg(feature = "cli")]
     pub(crate) fn without_checks(self) -> Self {
         Self {
