@@ -29,8 +29,8 @@ use crate::policy::{AllDown, Balance, Donors, Recovery, Role, Strategy};
 use crate::pool::connection::Links;
 use crate::pool::exchange::Exchange;
 use crate::resolver::{self, Resolve};
-use crate::settings::{Asked, Settings};
-use crate::url::{AskCredentials, Credentials};
+use crate::settings::{ExplicitSettings, Settings};
+use crate::url::{Credentials, CredentialsProvider};
 
 /// Builds a [`PeerManager`]: the peers, and every setting with its default.
 ///
@@ -42,13 +42,13 @@ pub struct PeerManagerBuilder<C> {
     weights: Vec<(String, u32)>,
     tiers: Vec<(String, u32)>,
     settings: Settings,
-    asked: Asked,
+    asked: ExplicitSettings,
     balance: Balance,
     health_check: Box<OnConnect<C>>,
     on_connect: Box<OnConnect<C>>,
     /// The credentials for every peer, in place of those in its URL.
     login: Credentials,
-    credentials: Option<Box<AskCredentials>>,
+    credentials: Option<Box<CredentialsProvider>>,
     event_handler: Option<Box<EventHandler>>,
     resolver: Box<Resolve>,
     rng_seed: Option<u64>,
@@ -87,7 +87,7 @@ impl<C> PeerManagerBuilder<C> {
             weights: Vec::new(),
             tiers: Vec::new(),
             settings: Settings::default(),
-            asked: Asked::default(),
+            asked: ExplicitSettings::default(),
             balance: Balance::default(),
             health_check: Box::new(|_| Ok(())),
             on_connect: Box::new(|_| Ok(())),
@@ -694,11 +694,11 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         check_names(&peers)?;
         let weight_of = by_name("weight", &peers, &weights)?;
         let tier_of = by_name("tier", &peers, &tiers)?;
-        let settings = settings.check(&asked)?;
+        let settings = settings.validate(&asked)?;
         #[cfg(feature = "doctor")]
         let settings = if self.unchecked { settings.without_checks() } else { settings };
         let admission = Admission {
-            dialect: Dialect::of::<C>(),
+            dialect: Dialect::for_connection::<C>(),
             login,
             credentials_at_login: self.credentials.is_some(),
             connect_timeout: settings.connect_timeout,
@@ -758,7 +758,7 @@ fn check_pool_name(name: &str) -> Result<(), Kind> {
     };
     let right = "give a name to show on pages and in metrics";
     let (setting, key) = (Some("pool_name".to_owned()), "`pool_name`".to_owned());
-    Err(Kind::Setting { setting, key, flaw: flaw.into(), right: right.into() })
+    Err(Kind::Setting { setting, key, flaw: flaw.into(), correction: right.into() })
 }
 
 /// Looks up a setting by the name of its peer. The last value set for a name counts.

@@ -1,4 +1,4 @@
-//! Settings in text: the one table of their names, whatever they are read from.
+//! Settings in text form. One table of keys serves every source: URL, environment variables and files.
 
 #[cfg(feature = "serde")]
 mod deserialize;
@@ -17,32 +17,35 @@ use std::env;
 use std::ffi::OsString;
 
 use crate::builder::PeerManagerBuilder;
-use crate::error::{Kind, may_be_shown, shown_name, shown_or_struck};
+use crate::error::{Kind, may_be_shown, shown_or_struck};
 use crate::peers::admission::PeerConfig;
-use environment::environment;
-use hint::unknown;
-use multi_host::name_of;
-use value::{Value, Wrong};
+use environment::apply_environment;
+use hint::unknown_key;
+use multi_host::default_name;
+use value::{InvalidSetting, SettingValue};
 
-/// Settings in text. Under the same names as the methods above, and with the same defaults; what is
-/// wrong with one is an error of [`build`](Self::build) that names it.
+/// Settings in text form. A key has the name of the corresponding builder method, and the same default.
+/// An invalid setting is an error of [`build`](Self::build) that names the key.
 impl<C: 'static> PeerManagerBuilder<C> {
-    /// The peers in one URL with several hosts, as libpq, JDBC and MongoDB have them, and any settings:
-    /// `mysql://app:secret@db0,db1:3307/shop?check_interval=10s&weight.db0=2&ssl_ca=/etc/ca.pem`. Each
-    /// peer is known by its host, with its port if that is written. Parameters that are not settings
-    /// go to each peer's URL as they are. For SQLite it is a list of paths,
-    /// `file:a/shop.db,b/shop.db?mode=rw`.
+    /// Sets the peers, and optionally other settings, from one URL with several hosts, the form that
+    /// libpq, JDBC and MongoDB use:
+    /// `mysql://app:secret@db0,db1:3307/shop?check_interval=10s&weight.db0=2&ssl_ca=/etc/ca.pem`.
     ///
-    /// Bare numbers are seconds; other times have a unit (`250ms`, `30s`, `5min`, `1h`).
-    /// (`tcp_user_timeout` always needs one: libpq, which knows it too, counts it in milliseconds.)
+    /// Each host becomes a peer. Its name is the host as written, including the port if there is one.
+    /// Parameters that are not settings of this crate are passed on in the URL of each peer. For SQLite,
+    /// list several paths: `file:a/shop.db,b/shop.db?mode=rw`.
     ///
-    /// The peers replace those that were given before. Of a setting that is given several times the
-    /// last one counts; but what [`user`](Self::user) and [`password`](Self::password) say counts more
-    /// than the URL, whenever it is said.
+    /// A number without a unit counts seconds; other durations have a unit (`250ms`, `30s`, `5min`, `1h`).
+    /// `tcp_user_timeout` always needs a unit, because libpq has a parameter of the same name that counts
+    /// milliseconds.
     ///
-    /// IPv6 hosts stand in brackets (`[::1]:3306`), and what is special in a user or a password is
-    /// percent-encoded. A URL of another database than `C`'s is an error of [`build`](Self::build), as is
-    /// everything else that is wrong with it.
+    /// The peers of this URL replace all peers that were set earlier. If a setting is given several
+    /// times, the last value applies. [`user`](Self::user) and [`password`](Self::password) take
+    /// precedence over the user and the password in the URL, in whichever order they are set.
+    ///
+    /// Write IPv6 hosts in brackets (`[::1]:3306`), and percent-encode special characters in the user and
+    /// the password. Any error in the URL, including a scheme that does not fit `C`, is reported by
+    /// [`build`](Self::build).
     ///
     /// ```
     /// # use diesel::SqliteConnection;
@@ -54,21 +57,22 @@ impl<C: 'static> PeerManagerBuilder<C> {
     /// ```
     #[must_use]
     pub fn url(self, url: &str) -> Self {
-        multi_host::url(self, &Place::File.names("url"), url)
+        multi_host::apply_url(self, &Source::File.describe("url"), url)
     }
 
-    /// The environment variables that begin with `prefix`: with `SHOP_DB_`, `SHOP_DB_URL` is what
-    /// [`url`](Self::url) takes, `SHOP_DB_PASSWORD` the password for all peers, and
-    /// `SHOP_DB_CHECK_INTERVAL=10s` sets `check_interval`. Every variable that begins with the prefix
-    /// must be a setting.
+    /// Reads settings from the environment variables whose names begin with `prefix`.
     ///
-    /// `SHOP_DB_WEIGHT=db0=2,db1=1` gives weights, and so do tiers; `peers` cannot stand there. (In
-    /// Kubernetes a service `shop-db` sets variables that begin with `SHOP_DB_` as well: choose another
-    /// prefix there.)
+    /// With the prefix `SHOP_DB_`, the variable `SHOP_DB_URL` has the form that [`url`](Self::url)
+    /// accepts, `SHOP_DB_PASSWORD` is the password for all peers, and `SHOP_DB_CHECK_INTERVAL=10s` sets
+    /// `check_interval`. Every variable that begins with the prefix must be a setting; any other is an
+    /// error. (In Kubernetes, a service named `shop-db` also sets variables that begin with `SHOP_DB_`:
+    /// choose another prefix there.)
     ///
-    /// What is set there counts from here on: it replaces what was given before, and is replaced by
-    /// what is given later. Variables that are not set change nothing; one that is empty is an empty
-    /// text. An empty prefix is an error of [`build`](Self::build).
+    /// Weights and tiers are lists: `SHOP_DB_WEIGHT=db0=2,db1=1`. `peers` is not available.
+    ///
+    /// The variables override the same settings from earlier calls, and later calls override the
+    /// variables. A variable that is not set changes nothing; an empty variable is an empty string. An
+    /// empty prefix is an error of [`build`](Self::build).
     ///
     /// ```no_run
     /// # use diesel::SqliteConnection;
@@ -84,8 +88,8 @@ impl<C: 'static> PeerManagerBuilder<C> {
         self.env_from(prefix, env::vars_os())
     }
 
-    /// As [`env`](Self::env), with these variables in place of the environment's: for tests, and for settings
-    /// that are in several places.
+    /// Like [`env`](Self::env), but reads the given variables in place of the environment: for tests, and for
+    /// settings that are combined from several sources.
     ///
     /// ```
     /// # use std::ffi::OsString;
@@ -103,24 +107,24 @@ impl<C: 'static> PeerManagerBuilder<C> {
         prefix: &str,
         variables: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Self {
-        environment(self.looked_in_environment(prefix), prefix, variables)
+        apply_environment(self.looked_in_environment(prefix), prefix, variables)
     }
 
-    /// Settings that were read with serde, from TOML, figment or anything else.
+    /// Applies settings that were read with serde, for example from TOML or figment.
     ///
-    /// They replace what was given before, and are replaced by what is given later. What can stand
-    /// there is told by [`Config`].
+    /// They override the same settings from earlier calls, and later calls override them. [`Config`]
+    /// describes the keys.
     #[cfg(feature = "serde")]
     #[must_use]
     pub fn config(self, config: Config) -> Self {
-        config.give_to(self)
+        config.apply_to(self)
     }
 }
 
-/// What names the peers.
-const SOURCES: [&str; 2] = ["url", "peers"];
+/// The keys that define the peers.
+const PEER_KEYS: [&str; 2] = ["url", "peers"];
 
-/// Every other setting that can be given in text.
+/// The keys of all other settings that have a text form.
 const SETTINGS: [&str; 27] = [
     "pool_name",
     "weight",
@@ -151,8 +155,8 @@ const SETTINGS: [&str; 27] = [
     "rng_seed",
 ];
 
-/// What belongs to the pool, by r2d2's names and by Rocket's.
-const POOLS: [&str; 8] = [
+/// The keys of the pool's own settings, in r2d2 and in Rocket.
+const POOL_KEYS: [&str; 8] = [
     "max_size",
     "min_idle",
     "connection_timeout",
@@ -163,28 +167,29 @@ const POOLS: [&str; 8] = [
     "timeout",
 ];
 
-/// Rocket's own beside `url`.
+/// The settings of a database that belong to Rocket itself, besides `url`.
 #[cfg(feature = "rocket")]
-pub(crate) const ROCKETS_SIZE: &str = "pool_size";
+pub(crate) const ROCKET_POOL_SIZE: &str = "pool_size";
 #[cfg(feature = "rocket")]
-pub(crate) const ROCKETS_TIMEOUT: &str = "timeout";
+pub(crate) const ROCKET_TIMEOUT: &str = "timeout";
 
-/// What only code can say.
-const CLOSURES: [&str; 6] =
+/// The builder methods that take a closure, and so have no text form.
+const CLOSURE_METHODS: [&str; 6] =
     ["on_connect", "credentials", "health_check", "classify", "event_handler", "resolver"];
 
-const WHOLE: &str = "give a whole number, 0 or more";
-const EACH_PEER: &str = "give a number to each peer by its name, as `{ db0 = 2, db1 = 1 }`, or as text, \
-                        \"db0=2,db1=1\"";
+const U32_RANGE: &str = "give a whole number from 0 to 4294967295";
+const U64_RANGE: &str = "give a whole number from 0 to 18446744073709551615";
+const NUMBER_BY_PEER: &str = "give a number for each peer by name, such as `{ db0 = 2, db1 = 1 }`, or as \
+                              a string, \"db0=2,db1=1\"";
 
-/// Settings as they were read.
-type Entries = Vec<(String, Value)>;
+/// The settings of one source, as they were read.
+type Entries = Vec<(String, SettingValue)>;
 
-/// Where settings stand, for who has to mend them.
+/// Where settings come from, so that an error can name the place to correct.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Place<'a> {
+enum Source<'a> {
     File,
-    /// Where Rocket's own settings stand as well.
+    /// The configuration of a database in Rocket, which also contains Rocket's own settings.
     #[cfg(feature = "rocket")]
     Rocket,
     Url,
@@ -193,16 +198,17 @@ enum Place<'a> {
     },
 }
 
-impl Place<'_> {
-    fn names(self, key: &str) -> String {
+impl Source<'_> {
+    /// Describes a key for an error text. Does not show a key or a prefix that may be a secret.
+    fn describe(self, key: &str) -> String {
         match self {
             Self::Environment { prefix } if !(may_be_shown(prefix) && may_be_shown(key)) => {
-                "an environment variable whose name may be a secret".to_owned()
+                "an environment variable whose name may be a secret (not shown)".to_owned()
             }
-            _ if !may_be_shown(key) => "a key that may be a secret".to_owned(),
+            _ if !may_be_shown(key) => "a key that may be a secret (not shown)".to_owned(),
             Self::File => format!("`{key}`"),
             #[cfg(feature = "rocket")]
-            Self::Rocket => Self::File.names(key),
+            Self::Rocket => Self::File.describe(key),
             Self::Url => format!("`{key}` in the URL"),
             Self::Environment { prefix } => {
                 format!("the environment variable `{prefix}{}`", key.to_ascii_uppercase())
@@ -210,20 +216,21 @@ impl Place<'_> {
         }
     }
 
-    fn mistake(self, key: &str, Wrong { flaw, right }: Wrong) -> Kind {
+    fn error(self, key: &str, InvalidSetting { flaw, correction }: InvalidSetting) -> Kind {
         let setting = may_be_shown(key).then(|| key.to_owned());
-        Kind::Setting { setting, key: self.names(key), flaw, right }
+        Kind::Setting { setting, key: self.describe(key), flaw, correction }
     }
 }
 
-/// Gives the settings of one place to the builder.
+/// Applies the settings of one source to the builder.
 fn apply<C: 'static>(
     mut builder: PeerManagerBuilder<C>,
-    place: Place<'_>,
+    source: Source<'_>,
     mut settings: Entries,
 ) -> PeerManagerBuilder<C> {
-    // What stands beside a URL or a peer counts, not what stands in it.
-    settings.sort_by_key(|(key, _)| !SOURCES.contains(&&**key));
+    // The peers come first, so that a setting of this source overrides the same setting inside its own URL
+    // or table of peers.
+    settings.sort_by_key(|(key, _)| !PEER_KEYS.contains(&&**key));
     for (index, (key, value)) in settings.iter().enumerate() {
         if builder.is_mistaken() {
             break;
@@ -231,35 +238,36 @@ fn apply<C: 'static>(
         let is_first = settings[..index].iter().all(|(earlier, _)| earlier != key);
         let is_url_too = key == "peers" && settings.iter().any(|(key, _)| key == "url");
         let applied = if !is_first {
-            Err(Wrong::new("is given twice", "keep one"))
+            Err(InvalidSetting::new("is given twice", "remove one of them"))
         } else if is_url_too {
-            Err(Wrong::new("and `url` both name the peers", "keep one"))
+            Err(InvalidSetting::new("and `url` both define the peers", "remove one of them"))
         } else {
-            set(builder, place, key, value)
+            apply_setting(builder, source, key, value)
         };
         builder = match applied {
             Ok(builder) => builder,
-            Err(wrong) => return PeerManagerBuilder::new().mistaken(place.mistake(key, wrong)),
+            Err(invalid) => return PeerManagerBuilder::new().mistaken(source.error(key, invalid)),
         };
     }
     builder
 }
 
-/// One setting.
-fn set<C: 'static>(
+fn apply_setting<C: 'static>(
     builder: PeerManagerBuilder<C>,
-    place: Place<'_>,
+    source: Source<'_>,
     key: &str,
-    value: &Value,
-) -> Result<PeerManagerBuilder<C>, Wrong> {
+    value: &SettingValue,
+) -> Result<PeerManagerBuilder<C>, InvalidSetting> {
     Ok(match key {
-        "url" if matches!(value, Value::List(_) | Value::Table(_)) => {
-            return Err(Wrong::new("is no text", "several URLs stand in `peers`"));
+        "url" if matches!(value, SettingValue::List(_) | SettingValue::Table(_)) => {
+            return Err(InvalidSetting::new("is not a string", "give several URLs in `peers`"));
         }
-        "url" => multi_host::url(builder, &place.names(key), value.text()?),
-        "peers" => builder.peers(peers(value, place)?),
-        "weight" => per_peer(value)?.into_iter().fold(builder, |b, (name, n)| b.weight(name, n)),
-        "tier" => per_peer(value)?.into_iter().fold(builder, |b, (name, n)| b.tier(name, n)),
+        "url" => multi_host::apply_url(builder, &source.describe(key), value.text()?),
+        "peers" => builder.peers(peers(value, source)?),
+        "weight" => {
+            numbers_by_peer(value)?.into_iter().fold(builder, |b, (name, n)| b.weight(name, n))
+        }
+        "tier" => numbers_by_peer(value)?.into_iter().fold(builder, |b, (name, n)| b.tier(name, n)),
         "pool_name" => builder.pool_name(value.text()?),
         "strategy" => builder.strategy(value.choice()?),
         "balance" => builder.balance(value.choice()?),
@@ -276,7 +284,7 @@ fn set<C: 'static>(
         "stall_after" => builder.stall_after(value.duration_or_none()?),
         "check_timeout" => builder.check_timeout(value.duration()?),
         "tcp_keepalive" => builder.tcp_keepalive(value.duration_or_none()?),
-        "tcp_user_timeout" => builder.tcp_user_timeout(value.clear_duration_or_none()?),
+        "tcp_user_timeout" => builder.tcp_user_timeout(value.duration_with_unit_or_none()?),
         "require" => builder.require(value.choice()?),
         "galera_donors" => builder.galera_donors(value.choice()?),
         "recovery" => builder.recovery(value.choice()?),
@@ -284,42 +292,59 @@ fn set<C: 'static>(
         "all_down_interval" => builder.all_down_interval(value.duration()?),
         "all_down_wait" => builder.all_down_wait(value.duration()?),
         "resolve_interval" => builder.resolve_interval(value.duration_or_none()?),
-        "rng_seed" => builder.rng_seed(value.whole(WHOLE)?),
-        _ => return Err(unknown(key, place)),
+        "rng_seed" => builder.rng_seed(value.whole(U64_RANGE)?),
+        _ => return Err(unknown_key(key, source)),
     })
 }
 
-/// A list of URLs, or a table of peers by their names.
-fn peers(value: &Value, place: Place<'_>) -> Result<Vec<PeerConfig>, Wrong> {
+/// Reads the peers: a list of URLs, or a table of peers by name.
+fn peers(value: &SettingValue, source: Source<'_>) -> Result<Vec<PeerConfig>, InvalidSetting> {
     match value {
-        Value::List(peers) => {
+        SettingValue::List(peers) => {
             peers.iter().enumerate().map(|(index, value)| peer(None, value, index)).collect()
         }
-        Value::Table(peers) => {
+        SettingValue::Table(peers) => {
             let named = peers.iter().enumerate();
             named.map(|(index, (name, value))| peer(Some(name), value, index)).collect()
         }
         _ => {
-            let right = match place {
-                Place::Environment { prefix } if may_be_shown(prefix) => format!(
-                    "only files have them; give `{prefix}URL`, as mysql://user:password@db0,db1/shop",
-                ),
-                _ => "give a list of URLs, or each peer's URL by its name, as `{ db0 = \
-                      \"mysql://...\" }`; one URL with several hosts is `url`"
+            let correction = match source {
+                Source::Environment { prefix } => {
+                    let prefix = shown_or_struck(prefix);
+                    format!(
+                        "an environment variable can hold neither; set `{prefix}URL` to one URL with \
+                         several hosts, such as mysql://user:password@db0,db1/shop",
+                    )
+                }
+                _ => "give a list of URLs, or a table of URLs by peer name, such as `{ db0 = \
+                      \"mysql://...\" }`; one URL with several hosts belongs in `url`"
                     .to_owned(),
             };
-            Err(Wrong::new("is neither a list nor a table", right))
+            Err(InvalidSetting::new("is neither a list nor a table", correction))
         }
     }
 }
 
-/// A URL, or a table with one.
-fn peer(name: Option<&String>, value: &Value, index: usize) -> Result<PeerConfig, Wrong> {
-    const RIGHT: &str = "a peer is its URL, or `{ url = \"...\", weight = 1, tier = 0 }`";
-    let wrong = |flaw: &str| {
-        let which =
-            name.map_or_else(|| format!("number {}", index + 1), |name| shown_name(name).into());
-        Wrong::new(format!("has {flaw} for peer {which}"), RIGHT)
+/// Reads one peer: a URL, or a table that contains a URL.
+fn peer(
+    name: Option<&String>,
+    value: &SettingValue,
+    index: usize,
+) -> Result<PeerConfig, InvalidSetting> {
+    const CORRECTION: &str =
+        "give a URL, or a table such as `{ url = \"...\", weight = 1, tier = 0 }`";
+    let which = || match name {
+        Some(name) if may_be_shown(name) => format!("peer {name:?}"),
+        Some(_) => "a peer whose name may be a secret (not shown)".to_owned(),
+        None => format!("peer number {}", index + 1),
+    };
+    let invalid =
+        |flaw: &str| InvalidSetting::new(format!("has {flaw} for {}", which()), CORRECTION);
+    let whole = |key: &str, value: &SettingValue| {
+        value.whole(U32_RANGE).map_err(|InvalidSetting { flaw, correction }| {
+            let flaw = format!("has a `{key}` for {} that {flaw}", which());
+            InvalidSetting::new(flaw, correction)
+        })
     };
     let mut peer = PeerConfig {
         name: name.cloned().unwrap_or_default(),
@@ -328,49 +353,52 @@ fn peer(name: Option<&String>, value: &Value, index: usize) -> Result<PeerConfig
         tier: None,
     };
     match value {
-        Value::Text(url) => peer.url.clone_from(url),
-        Value::Table(settings) => {
+        SettingValue::Text(url) => peer.url.clone_from(url),
+        SettingValue::Table(settings) => {
             for (key, value) in settings {
                 match (&**key, value) {
-                    ("url", Value::Text(url)) => peer.url.clone_from(url),
-                    ("name", Value::Text(text)) if name.is_none() => peer.name.clone_from(text),
-                    ("weight", value) => peer.weight = Some(value.whole(WHOLE)?),
-                    ("tier", value) => peer.tier = Some(value.whole(WHOLE)?),
+                    ("url", SettingValue::Text(url)) => peer.url.clone_from(url),
+                    ("name", SettingValue::Text(text)) if name.is_none() => {
+                        peer.name.clone_from(text);
+                    }
+                    ("weight", value) => peer.weight = Some(whole("weight", value)?),
+                    ("tier", value) => peer.tier = Some(whole("tier", value)?),
                     (key, _) => {
                         let key = shown_or_struck(key);
-                        return Err(wrong(&format!("`{key}`, which is nothing of a peer's,")));
+                        return Err(invalid(&format!("an unknown or invalid `{key}`")));
                     }
                 }
             }
         }
-        _ => return Err(wrong("no text and no table")),
+        _ => return Err(invalid("neither a string nor a table")),
     }
     if peer.url.is_empty() {
-        return Err(wrong("no `url`"));
+        return Err(invalid("no `url`"));
     }
     if peer.name.is_empty() {
-        peer.name = name_of(&peer.url).unwrap_or_else(|| format!("peer{index}"));
+        peer.name = default_name(&peer.url).unwrap_or_else(|| format!("peer{index}"));
     }
     Ok(peer)
 }
 
-/// A number for each of some peers.
-fn per_peer(value: &Value) -> Result<Vec<(String, u32)>, Wrong> {
-    let pair = |(name, number): (&str, &Value)| Ok((name.to_owned(), number.whole(WHOLE)?));
-    let wrong = || Wrong::new("is no such list", EACH_PEER);
+/// Reads a number for each of some peers.
+fn numbers_by_peer(value: &SettingValue) -> Result<Vec<(String, u32)>, InvalidSetting> {
+    let pair =
+        |(name, number): (&str, &SettingValue)| Ok((name.to_owned(), number.whole(U32_RANGE)?));
+    let invalid = || InvalidSetting::new("is not a list of numbers by peer", NUMBER_BY_PEER);
     match value {
-        Value::Table(numbers) => {
+        SettingValue::Table(numbers) => {
             numbers.iter().map(|(name, number)| pair((name, number))).collect()
         }
-        // What is no number in it might be a part of a URL.
-        Value::Text(text) if !may_be_shown(&text.replace('=', " ")) => Err(wrong()),
-        Value::Text(text) => text
+        // An invalid number in this string could be a part of a URL, so its error must not show it.
+        SettingValue::Text(text) if !may_be_shown(&text.replace('=', " ")) => Err(invalid()),
+        SettingValue::Text(text) => text
             .split(',')
             .map(|text| {
-                let (name, number) = text.rsplit_once('=').ok_or_else(wrong)?;
-                pair((name.trim(), &Value::Text(number.to_owned())))
+                let (name, number) = text.rsplit_once('=').ok_or_else(invalid)?;
+                pair((name.trim(), &SettingValue::Text(number.to_owned())))
             })
             .collect(),
-        _ => Err(wrong()),
+        _ => Err(invalid()),
     }
 }

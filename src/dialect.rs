@@ -1,25 +1,25 @@
-//! Which database a connection is made to, as far as its URL depends on it.
+//! The database of a connection, which determines the form of its URL.
 
 use std::any::TypeId;
 use std::fmt;
 
 use crate::error::Flaw;
 
-/// The form of a connection's URLs.
+/// The form of the URLs that a connection type accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")), allow(dead_code))]
 pub(crate) enum Dialect {
     MySql,
     Postgres,
     Sqlite,
-    /// A connection of somebody else's, or several in one.
+    /// A connection type outside of diesel, or one that supports several databases.
     Other,
 }
 
 impl Dialect {
-    /// The one of diesel's connection `C`. (Not of its backend: what wraps a connection may have URLs
-    /// of its own.)
-    pub(crate) fn of<C: 'static>() -> Self {
+    /// Returns the dialect of diesel's connection type `C`. The backend does not decide, because a type
+    /// that wraps a connection may have its own form of URLs.
+    pub(crate) fn for_connection<C: 'static>() -> Self {
         let connection = TypeId::of::<C>();
         #[cfg(feature = "mysql")]
         if connection == TypeId::of::<diesel::MysqlConnection>() {
@@ -37,8 +37,8 @@ impl Dialect {
         Self::Other
     }
 
-    /// The one of a URL with this scheme, which tells where the connection does not.
-    pub(crate) fn of_scheme(self, scheme: &str) -> Self {
+    /// Returns this dialect, or if it is `Other`, the dialect of the scheme of a URL.
+    pub(crate) fn or_from_scheme(self, scheme: &str) -> Self {
         match scheme {
             _ if self != Self::Other => self,
             "mysql" => Self::MySql,
@@ -48,7 +48,7 @@ impl Dialect {
         }
     }
 
-    /// Whether diesel would know the URL for one of this database.
+    /// Checks that diesel recognizes the scheme as a URL of this database.
     pub(crate) fn check_scheme(self, scheme: &str) -> Result<(), Flaw> {
         let known: &[&str] = match self {
             Self::MySql => &["mysql"],
@@ -59,55 +59,57 @@ impl Dialect {
         if known.contains(&scheme) {
             return Ok(());
         }
-        Err(format!("does not begin with `{}://`, as a {self} URL does", known[0]).into())
+        Err(format!("does not begin with `{}://`, as a {self} URL must", known[0]).into())
     }
 
-    /// Whether a connection knows this parameter of its URL. Where that cannot be told it does.
-    pub(crate) fn knows(self, parameter: &str) -> bool {
-        let known = self.parameters();
-        known.is_empty() || known.contains(&parameter)
+    /// Whether a URL may have this parameter. True if the parameters of the dialect are not known.
+    pub(crate) fn accepts(self, parameter: &str) -> bool {
+        let accepted = self.parameters();
+        accepted.is_empty() || accepted.contains(&parameter)
     }
 
-    /// The parameters that a URL may have. Empty where others are passed on to the client library.
+    /// Returns the parameters that a URL may have. Empty if diesel passes all parameters on to the client
+    /// library.
     pub(crate) fn parameters(self) -> &'static [&'static str] {
         match self {
-            // diesel reads these, and silently passes over all others.
+            // diesel reads these and silently ignores all others.
             Self::MySql => &["unix_socket", "ssl_mode", "ssl_ca", "ssl_cert", "ssl_key"],
             Self::Postgres | Self::Sqlite | Self::Other => &[],
         }
     }
 }
 
-/// How a MySQL connection is to be encrypted, by the `ssl_mode` of its URL.
+/// The encryption that the `ssl_mode` of a MySQL URL requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Encryption {
-    /// As the client library and the server agree on.
-    AsItComes,
+    /// Encryption is disabled, or the client library and the server negotiate it.
+    NotRequired,
     Required,
-    /// And the server's certificate is looked at.
+    /// Encryption is required, and the client library verifies the server's certificate.
     Verified,
 }
 
 impl Encryption {
-    pub(crate) fn of(ssl_mode: &str) -> Result<Self, Flaw> {
+    pub(crate) fn from_ssl_mode(ssl_mode: &str) -> Result<Self, Flaw> {
         match ssl_mode.to_ascii_lowercase().as_str() {
-            "disabled" | "preferred" => Ok(Self::AsItComes),
+            "disabled" | "preferred" => Ok(Self::NotRequired),
             "required" => Ok(Self::Required),
             "verify_ca" | "verify_identity" if LIBRARY_VERIFIES => Ok(Self::Verified),
             "verify_ca" | "verify_identity" => Err(
-                "asks for the server's certificate to be verified, which the client library that is \
-                 linked here, MariaDB's, does not do: link MySQL's own (`libmysqlclient`), or end TLS \
-                 in a proxy beside the application"
+                "has an `ssl_mode` that verifies the server's certificate, but this program is linked \
+                 with MariaDB's client library, which does not verify it: link MySQL's client library \
+                 (`libmysqlclient`), or terminate TLS in a proxy beside the application"
                     .into(),
             ),
-            _ => Err("has an `ssl_mode` that is none of disabled, preferred, required, verify_ca and \
-                      verify_identity"
+            _ => Err("has an unknown `ssl_mode`: give one of disabled, preferred, required, verify_ca \
+                      and verify_identity"
                 .into()),
         }
     }
 }
 
-/// MariaDB's client library does not know `ssl_mode`.
+/// Whether the linked client library verifies certificates: MariaDB's library does not support
+/// `ssl_mode`.
 #[cfg(feature = "mysql")]
 const LIBRARY_VERIFIES: bool = mysqlclient_sys::SUPPORTS_MYSQL_SSL_MODE;
 #[cfg(not(feature = "mysql"))]

@@ -1,4 +1,4 @@
-//! The errors of `build()` and of run-time changes: each names what is wrong and what would be right.
+//! The errors of `build()` and of run-time changes: each names the flaw and its correction.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -55,8 +55,8 @@ pub(crate) enum Kind {
         /// The setting as it is called in its source: "`SHOP_DB_URL`", "`weight` in the URL".
         key: String,
         flaw: Flaw,
-        /// What would be right.
-        right: Flaw,
+        /// The correction, as an instruction.
+        correction: Flaw,
     },
     TooShort {
         setting: &'static str,
@@ -164,7 +164,9 @@ impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
             Kind::Peers(error) => fmt::Display::fmt(error, f),
-            Kind::Setting { setting: _, key, flaw, right } => write!(f, "{key} {flaw}: {right}"),
+            Kind::Setting { setting: _, key, flaw, correction } => {
+                write!(f, "{key} {flaw}: {correction}")
+            }
             Kind::TooShort { setting, duration, least } => {
                 write!(f, "`{setting}` is {duration:?}: the minimum is {least:?}")
             }

@@ -1,19 +1,19 @@
-//! Counters, gauges and histograms of each peer, through the [`metrics`](https://docs.rs/metrics)
-//! facade: [what they are](crate#metrics).
+//! Exports counters, gauges and histograms of each peer to the
+//! [`metrics`](https://docs.rs/metrics) facade. The README has the [list of metrics](crate#metrics).
 //!
-//! Each pool has a thread for them that reads what is counted anyway, and tells the recorder of the
-//! process each second what has changed. No checkout and no query ever waits for a recorder, and one
-//! that panics or blocks harms nothing but the figures. What happens before a recorder is installed is
-//! not told.
+//! Every pool has one thread that reads its counters once a second and reports the changes to the
+//! recorder of the process. A checkout or a query never waits for a recorder, and a recorder that panics
+//! or blocks affects only the metrics. Changes from before a recorder was installed are not reported.
 //!
-//! - **Counters** are told by how much they have grown. They never go back, not even when a peer is
-//!   removed and added again; and pools of one name add up.
-//! - **Gauges** of a peer that is removed, and all gauges of a pool that is gone, are 0 from then on: the
-//!   facade has no way to take them away. They need a name for each pool
-//!   ([`pool_name`](crate::PeerManagerBuilder::pool_name)), or one pool's replace another's.
-//! - **Histograms** are told once a second what has ended in each class of [`BUCKETS`], with the mean of
-//!   the class. So each count, each sum and each bucket is exact, and a quantile that the exporter works
-//!   out from single values is off by a class at most.
+//! - **Counters** are reported as increments. They never decrease, not even when a peer is removed and
+//!   added again. Pools with the same name add up.
+//! - **Gauges** are set to 0 when their peer is removed or their pool is dropped, because the facade
+//!   cannot remove a gauge. Give each pool its own name
+//!   ([`pool_name`](crate::PeerManagerBuilder::pool_name)); otherwise the gauges of one pool overwrite
+//!   those of the other.
+//! - **Histograms** receive, once a second and for each bucket of [`BUCKETS`], the number of new values
+//!   with their mean. Counts, sums and buckets are therefore exact. A quantile that an exporter computes
+//!   from single values is off by at most one bucket.
 
 mod catalog;
 mod counters;
@@ -25,8 +25,8 @@ use crate::peers::counters::BUCKET_BOUNDS;
 
 pub(crate) use self::exporter::start;
 
-/// The upper ends of the classes into which times are sorted, in seconds: the buckets that an exporter
-/// is to be given.
+/// The upper bounds of the histogram buckets, in seconds. Configure the exporter with these buckets, so
+/// that it shows exact counts.
 ///
 /// ```ignore
 /// use diesel_peers::metrics::BUCKETS;

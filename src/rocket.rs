@@ -19,15 +19,15 @@
 //!
 //! #[launch]
 //! fn rocket() -> _ {
-//!     // The registry first: it lies ready when the database is set up.
+//!     // The registry comes first, because the database registers its peers there.
 //!     rocket::build().attach(Registry::fairing()).attach(Shop::fairing()).mount("/", routes![peers])
 //! }
 //! # }
 //! # fn main() {}
 //! ```
 //!
-//! Its settings stand in `Rocket.toml`, or wherever else Rocket is configured, under the names of
-//! [`PeerManagerBuilder`]'s methods, beside Rocket's own `pool_size` and `timeout`:
+//! The settings are part of Rocket's configuration, for example in `Rocket.toml`. The keys have the names
+//! of [`PeerManagerBuilder`]'s methods, in addition to Rocket's own `pool_size` and `timeout`:
 //!
 //! ```toml
 //! [default.databases.shop]
@@ -37,11 +37,11 @@
 //! check_interval = 30   # seconds, or "30s", "500ms"
 //! ```
 //!
-//! Rocket insists on a `url`. With the [`Registry`]'s fairing attached first, the table `peers` takes
-//! its place: `peers = { db0 = "...", db1 = { url = "...", weight = 2 } }`.
+//! Rocket requires a `url`. If the fairing of the [`Registry`] is attached first, a table `peers` can
+//! replace it: `peers = { db0 = "...", db1 = { url = "...", weight = 2 } }`.
 //!
-//! With the feature `status-page`, `.mount("/peers", StatusPage::new())` shows the peers of every
-//! database in the registry to an operator.
+//! With the feature `status-page`, `.mount("/peers", StatusPage::new())` shows operators the peers of
+//! every database in the registry.
 
 mod launch_error;
 mod registry;
@@ -60,24 +60,25 @@ pub use launch_error::LaunchError;
 pub use registry::Registry;
 
 use crate::builder::PeerManagerBuilder;
-use crate::config::{Config, ROCKETS_SIZE as SIZE, ROCKETS_TIMEOUT as TIMEOUT};
+use crate::config::{Config, ROCKET_POOL_SIZE as SIZE, ROCKET_TIMEOUT as TIMEOUT};
 use crate::dialect::Dialect;
 use crate::manager::PeerManager;
 use crate::pool::connection::PeerConnection;
 use crate::pool::prime::prime;
-use registry::PEERS;
+use registry::URL_PLACEHOLDER;
 
-/// What Rocket's own databases do with each SQLite connection.
-const SQLITE: &str = "PRAGMA busy_timeout = 1000; PRAGMA foreign_keys = ON;";
+/// The pragmas that Rocket's own databases set on each SQLite connection.
+const SQLITE_PRAGMAS: &str = "PRAGMA busy_timeout = 1000; PRAGMA foreign_keys = ON;";
 
-/// And this with its file, once.
-const SQLITE_FILE: &str = "PRAGMA journal_mode = WAL";
+/// The pragma that Rocket's own databases set once, because SQLite stores it in the file.
+const SQLITE_FILE_PRAGMA: &str = "PRAGMA journal_mode = WAL";
 
 impl<C: R2D2Connection + Send + 'static> Poolable for PeerConnection<C> {
     type Manager = PeerManager<C>;
     type Error = LaunchError;
 
-    /// The pool of a database: full, primed, and registered if the [`Registry`] is there.
+    /// Builds the pool of a database: with all its connections open, primed, and registered if the
+    /// [`Registry`] is attached.
     fn pool(database: &str, rocket: &Rocket<Build>) -> PoolResult<Self> {
         let figment = PoolConfig::figment(database, rocket);
         let PoolConfig { url, pool_size, timeout } = figment.extract()?;
@@ -89,33 +90,33 @@ impl<C: R2D2Connection + Send + 'static> Poolable for PeerConnection<C> {
         }
         let timeout = Duration::from_secs(timeout.into());
         let settings = figment.extract::<Config>()?.without(&[SIZE, TIMEOUT]);
-        let settings = if url == PEERS { settings.without(&["url"]) } else { settings };
+        let settings = if url == URL_PLACEHOLDER { settings.without(&["url"]) } else { settings };
 
         let mut builder = PeerManager::builder().pool_name(database);
-        if Dialect::of::<C>() == Dialect::Sqlite {
+        if Dialect::for_connection::<C>() == Dialect::Sqlite {
             builder = builder.on_connect(|conn: &mut C| {
-                conn.batch_execute(SQLITE)?;
-                // It fails while another connection does the same.
-                let _ = conn.batch_execute(SQLITE_FILE);
+                conn.batch_execute(SQLITE_PRAGMAS)?;
+                // The pragma fails while another connection sets it, which is harmless.
+                let _ = conn.batch_execute(SQLITE_FILE_PRAGMA);
                 Ok(())
             });
         }
-        builder = settings.give_to_of_rocket(builder, timeout).ok_or_else(|| {
-            let error =
-                format!("`pool_timeout` of database `{database}` is no setting: give `{TIMEOUT}`");
-            FigmentError::from(error)
+        builder = settings.apply_with_rocket_timeout(builder, timeout).ok_or_else(|| {
+            let key = format!("`pool_timeout` of database `{database}`");
+            FigmentError::from(format!("{key} is not a setting: use Rocket's `{TIMEOUT}`"))
         })?;
         if let Some(Customize(customize)) = rocket.state::<Customize<C>>() {
             builder = customize(database, builder);
         }
-        let manager =
-            builder.build().map_err(|error| Error::Custom(LaunchError::of_settings(&error)))?;
+        let manager = builder
+            .build()
+            .map_err(|error| Error::Custom(LaunchError::from_build_error(&error)))?;
         let peers = manager.peers();
         let pool = Pool::builder()
             .max_size(pool_size)
             .connection_timeout(timeout)
             .build(manager)
-            .map_err(|error| Error::Custom(LaunchError::of_pool(&error, &peers)))?;
+            .map_err(|error| Error::Custom(LaunchError::from_pool_error(&error, &peers)))?;
         prime(&pool);
         if let Some(registry) = rocket.state::<Registry>() {
             registry.register(database, peers);
@@ -124,8 +125,8 @@ impl<C: R2D2Connection + Send + 'static> Poolable for PeerConnection<C> {
     }
 }
 
-/// Sets what cannot stand in a file, for every database over connections of type `C`: lies in Rocket's
-/// state before that database's fairing is attached.
+/// Sets options that only code can set, such as closures, for every database with connections of type `C`.
+/// Pass it to `manage` before the fairing of the database is attached.
 ///
 /// ```
 /// use diesel::SqliteConnection;
@@ -145,8 +146,11 @@ type CustomizeBuilder<C> =
     dyn Fn(&str, PeerManagerBuilder<C>) -> PeerManagerBuilder<C> + Send + Sync;
 
 impl<C> Customize<C> {
-    /// `customize` is given a database's name, and its settings as they were read; what it sets counts.
-    /// For SQLite `on_connect` sets Rocket's pragmas before, which one that is set here replaces.
+    /// Calls `customize` for each database, with the name of the database and a builder that has the
+    /// settings of Rocket's configuration. Settings made by `customize` override them.
+    ///
+    /// For SQLite the builder has an `on_connect` that sets Rocket's pragmas; another `on_connect` replaces
+    /// it.
     pub fn new(
         customize: impl Fn(&str, PeerManagerBuilder<C>) -> PeerManagerBuilder<C> + Send + Sync + 'static,
     ) -> Self {

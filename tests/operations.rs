@@ -205,7 +205,7 @@ fn a_button_is_pressed_by_a_script() {
     assert!(state(&done(&confirmed), 2).starts_with("drain"));
     assert_eq!(state(&done(&press.replace("drain", "resume")), 1), "up");
     let error = refused(&of("db7"))["error"].to_string();
-    assert!(error.contains("there is no peer \\\"db7\\\""), "{error}");
+    assert!(error.contains("unknown peer \\\"db7\\\""), "{error}");
     let error = refused(&press.replace("pool=guestbook", "pool='a+b&c'"))["error"].to_string();
     assert!(error.contains("there is no pool a+b&c: the pools are guestbook."), "{error}");
 }

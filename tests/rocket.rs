@@ -167,25 +167,31 @@ fn refusal<C: R2D2Connection + Send + 'static>(settings: &str) -> String {
 fn a_wrong_setting_is_named() {
     let url = "url = 'file:s3cret.db?mode=rw'\n";
     for (settings, expected) in [
-        (format!("{url}chek_interval = 3"), "`chek_interval` is no setting: did you mean `check_i"),
-        (format!("{url}check_interval = 'soon'"), "`check_interval` is \"soon\": give a time"),
-        (format!("{url}max_size = 3"), "`max_size` is no setting: Rocket's own is `pool_size`"),
-        (format!("{url}tiemout = 3"), "`tiemout` is no setting: Rocket's own is `timeout`"),
-        (format!("{url}on_connect = 'x'"), "`on_connect` is no setting: it is a closure"),
+        (
+            format!("{url}chek_interval = 3"),
+            "`chek_interval` is not a setting: did you mean `check",
+        ),
+        (format!("{url}check_interval = 'soon'"), "`check_interval` is \"soon\": give a duration"),
+        (format!("{url}max_size = 3"), "`max_size` is not a setting: use Rocket's `pool_size`"),
+        (format!("{url}tiemout = 3"), "`tiemout` is not a setting: use Rocket's `timeout`"),
+        (format!("{url}on_connect = 'x'"), "`on_connect` is not a setting: it is a closure"),
         (
             format!("{url}connect_deadline = 10"),
             "`connect_deadline` (10s) is longer than `timeout` (5s): make the first",
         ),
         (
             format!("{url}pool_timeout = 30"),
-            "`pool_timeout` of database `shop` is no setting: give",
+            "`pool_timeout` of database `shop` is not a setting: use",
         ),
-        ("url = 'file:s3cret.db?pool_size=3'".to_owned(), "`pool_size` in the URL is no setting"),
+        (
+            "url = 'file:s3cret.db?pool_size=3'".to_owned(),
+            "`pool_size` in the URL is not a setting",
+        ),
         (format!("{url}timeout = 0"), "`timeout` of database `shop` is 0: give at least 1"),
         (format!("{url}pool_size = 0"), "`pool_size` of database `shop` is 0: give at least 1"),
         (format!("{url}timeout = '5s'"), "timeout"),
-        (format!("{url}peers = []"), "`peers` and `url` both name the peers: keep one"),
-        ("url = 'mysql://app:s3cret@db0'".to_owned(), "`url` is no path: SQLite would take it"),
+        (format!("{url}peers = []"), "`peers` and `url` both define the peers: remove one"),
+        ("url = 'mysql://app:s3cret@db0'".to_owned(), "`url` is not a path, and SQLite would take"),
         ("peers = ['a']".to_owned(), "missing field `url`"),
     ] {
         let told = refusal::<SqliteConnection>(&settings);
@@ -206,7 +212,10 @@ fn peers_that_are_down_at_launch_are_named() {
     for peer in ["db0", "db1"] {
         assert!(told.contains(&format!("{peer} is down: ")), "{told}");
     }
-    assert!(told.starts_with("no peer took a connection within Rocket's `timeout`: db0"), "{told}");
+    assert!(
+        told.starts_with("no peer accepted a connection within Rocket's `timeout`: db0"),
+        "{told}"
+    );
     assert!(told.contains("unable to open database file"), "and why: {told}");
 }
 

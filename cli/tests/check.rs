@@ -499,15 +499,15 @@ fn sqlite_examination_creates_no_file() {
 fn invalid_configurations_are_rejected() {
     let url = "mysql://app:s3cret@127.0.0.1:1/app";
     for (content, reason) in [
-        (format!("url = \"{url}\"\ncheck_intervall = 1"), "`check_intervall` is no setting"),
+        (format!("url = \"{url}\"\ncheck_intervall = 1"), "`check_intervall` is not a setting"),
         (format!("url = \"{url}\"\nrequire = \"x\""), "`require` is \"x\": give one of"),
         (format!("url = \"{url}\"\nconnect_timeout = 0"), "`connect_timeout` is 0ns"),
-        (format!("url = \"{url}\"\npool_size = 4"), "it is the pool's"),
+        (format!("url = \"{url}\"\npool_size = 4"), "it belongs to the pool"),
         ("url = 'mysql://app:s3cret@db0:x/app'".to_owned(), "`url`"),
         ("url = 'maria://app:s3cret@db0/app'".to_owned(), "the URL has no known scheme"),
         (format!("a = 1\nurl = \"{url}\" s3cret"), "line 2: "),
         (format!("url = \"{url}"), "line 1: "),
-        ("check_interval = 1".to_owned(), "there is no peer"),
+        ("check_interval = 1".to_owned(), "no peer is configured"),
         (
             format!("[default.databases.shop]\nurl = \"{url}\""),
             "peers: the table `default.databases.shop` contains peers: select it with `--table`\n",
@@ -522,7 +522,7 @@ fn invalid_configurations_are_rejected() {
     let path = path.to_str().expect("the path is UTF-8");
     check(&[url, "--config", path]).is_failure(&["`check_interval` is \"soon\""]);
     check(&["--config", "/nowhere.toml"]).is_failure(&["cannot read /nowhere.toml: "]);
-    check(&["host=db0 dbname=shop"]).is_failure(&["`url` is no URL, but libpq's keywords: "]);
+    check(&["host=db0 dbname=shop"]).is_failure(&["`url` is a libpq conninfo string, not a URL: "]);
     check(&["mysql://app:s3cret@db0,s3cret@db1/app"]).is_failure(&["`url`", "several `@`"]);
     check(&[]).is_failure(&["--config <FILE>", "--env <PREFIX>"]);
     check(&[url, "mysql://app:s3cret@127.0.0.1:2/app"]).is_failure(&[
@@ -535,7 +535,7 @@ fn invalid_configurations_are_rejected() {
         ("", "the URL has no known scheme"),
         ("Rocket.toml", "pass the file with `--config`"),
         ("$DATABASE_URL", "the shell did not expand the variable"),
-        ("mysql//app:s3cret@db0/shop", "is no URL"),
+        ("mysql//app:s3cret@db0/shop", "is not a URL"),
     ] {
         check(&[url]).is_failure(&[text]);
     }
@@ -556,7 +556,7 @@ fn secrets_in_wrong_places_are_not_shown() {
         of(&format!("\"{secret}\".d")).is_failure(&["no table of the given path"]);
         of(&format!("b.\"{secret}\".b")).is_failure(&["no table of the given path"]);
         of("a.c").is_failure(&["`c` does not exist; existing tables there: b\n"]);
-        check(&["--config", path]).is_failure(&["is no setting"]);
+        check(&["--config", path]).is_failure(&["is not a setting"]);
         check(&["--env", secret]).is_failure(&["'***'", "use only letters, digits and `_`"]);
 
         let url = "mysql://db0/shop";
@@ -565,11 +565,11 @@ fn secrets_in_wrong_places_are_not_shown() {
         for content in [value, weight] {
             let (_folder, path) = file(&content);
             let outcome = check(&["--config", path.to_str().expect("the path is UTF-8")]);
-            outcome.is_failure(&["is a text that may be a secret: give a "]);
+            outcome.is_failure(&["is a string that may be a secret (not shown): give a "]);
         }
         let mut with = command();
         with.env("SHOP_CHECK_INTERVAL", secret).args([url, "--env", "SHOP_"]);
-        run(&mut with).is_failure(&["`SHOP_CHECK_INTERVAL` is a text that may be a secret"]);
+        run(&mut with).is_failure(&["`SHOP_CHECK_INTERVAL` is a string that may be a secret"]);
     }
     check(&["--env", "s3cret-"]).is_failure(&["'***'", "use only letters, digits and `_`"]);
 }
@@ -633,7 +633,7 @@ fn environment_variables_are_read() {
     let mut with = command();
     with.env("SHOP_DB_PASSWORD", APP_PASSWORD).arg("--config").arg(path);
     run(with.args(["--env", "SHOP_DB_"])).is(NO_PROBLEMS, &["No problems found."]);
-    run(command().args(["--env", "SHOP_DB_"])).is_failure(&["there is no peer", "SHOP_DB_URL"]);
+    run(command().args(["--env", "SHOP_DB_"])).is_failure(&["no peer is configured", "SHOP_DB_URL"]);
     // A URL on the command line overrides the other sources.
     let mut with = command();
     with.env("SHOP_DB_URL", "postgres://app@db0/app?x=y").env("SHOP_DB_PASSWORD", APP_PASSWORD);
@@ -647,8 +647,8 @@ fn environment_variables_are_read() {
         .is(NO_PROBLEMS, &["No problems found."]);
     // A wrong prefix is reported.
     for (prefix, text) in [
-        ("SHOP_DB", "`SHOP_DB_PASSWORD` is no setting: give the prefix `SHOP_DB_`"),
-        ("SHOP_", "`SHOP_DB_PASSWORD` is no setting: give the prefix `SHOP_DB_`"),
+        ("SHOP_DB", "`SHOP_DB_PASSWORD` is not a setting: did you mean the prefix `SHOP_DB_`?"),
+        ("SHOP_", "`SHOP_DB_PASSWORD` is not a setting: did you mean the prefix `SHOP_DB_`?"),
     ] {
         let mut with = command();
         with.env("SHOP_DB_PASSWORD", APP_PASSWORD).args([&url, "--env", prefix]);

@@ -1,4 +1,4 @@
-//! Settings from whatever serde reads.
+//! Reads settings with serde, from any format.
 
 use std::fmt;
 #[cfg(feature = "rocket")]
@@ -7,17 +7,18 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 #[cfg(feature = "rocket")]
-use super::ROCKETS_TIMEOUT;
-use super::value::Value;
-use super::{Entries, Place, apply};
+use super::ROCKET_TIMEOUT;
+use super::value::SettingValue;
+use super::{Entries, Source, apply};
 use crate::builder::PeerManagerBuilder;
 use crate::error::shown_or_struck;
 
-/// Settings that were read with serde, from TOML, figment or anything else, for
+/// Settings that are read with serde, for example from TOML or figment, and passed to
 /// [`PeerManagerBuilder::config`](crate::PeerManagerBuilder::config).
 ///
-/// Its keys are the builder's methods: `url` or `peers`, and any others. They are judged by
-/// [`build`](crate::PeerManagerBuilder::build); reading fails only where there is no table.
+/// The keys are the names of the builder's methods: `url` or `peers`, and any other settings that are not
+/// closures. [`build`](crate::PeerManagerBuilder::build) validates them; deserialization itself only
+/// fails if the value is not a table.
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -45,28 +46,28 @@ pub struct Config {
 }
 
 impl Config {
-    /// Gives the settings to the builder.
-    pub(super) fn give_to<C: 'static>(
+    /// Applies the settings to the builder.
+    pub(super) fn apply_to<C: 'static>(
         self,
         builder: PeerManagerBuilder<C>,
     ) -> PeerManagerBuilder<C> {
-        apply(builder, Place::File, self.settings)
+        apply(builder, Source::File, self.settings)
     }
 
-    /// As [`give_to`](Self::give_to), of settings beside Rocket's own, among which is the pool's timeout.
-    /// None if that is given once more, by our name.
+    /// Like [`apply_to`](Self::apply_to), for the settings of a database in Rocket, whose own `timeout` is
+    /// the timeout of the pool. Returns `None` if the settings contain `pool_timeout` as well.
     #[cfg(feature = "rocket")]
-    pub(crate) fn give_to_of_rocket<C: 'static>(
+    pub(crate) fn apply_with_rocket_timeout<C: 'static>(
         self,
         builder: PeerManagerBuilder<C>,
         timeout: Duration,
     ) -> Option<PeerManagerBuilder<C>> {
-        let builder = apply(builder, Place::Rocket, self.settings);
+        let builder = apply(builder, Source::Rocket, self.settings);
         (!builder.is_asked("pool_timeout"))
-            .then(|| builder.pool_timeout_as(ROCKETS_TIMEOUT, timeout))
+            .then(|| builder.pool_timeout_as(ROCKET_TIMEOUT, timeout))
     }
 
-    /// The settings besides these.
+    /// Removes the settings with these keys.
     #[cfg(feature = "rocket")]
     pub(crate) fn without(mut self, keys: &[&str]) -> Self {
         self.settings.retain(|(key, _)| !keys.contains(&&**key));
@@ -74,7 +75,7 @@ impl Config {
     }
 }
 
-/// The names of the settings: values may be secrets, and so may be what is no name of a setting.
+/// Shows the keys only, because values may be secrets. A key that may be a secret itself is redacted.
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Config ")?;
@@ -85,13 +86,13 @@ impl fmt::Debug for Config {
 impl<'de> Deserialize<'de> for Config {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match deserializer.deserialize_map(AnyValue)? {
-            Value::Table(settings) => Ok(Self { settings }),
-            _ => Err(serde::de::Error::custom("the peers' settings are no table")),
+            SettingValue::Table(settings) => Ok(Self { settings }),
+            _ => Err(serde::de::Error::custom("the settings of the peers are not a table")),
         }
     }
 }
 
-impl<'de> Deserialize<'de> for Value {
+impl<'de> Deserialize<'de> for SettingValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(AnyValue)
     }
@@ -100,63 +101,66 @@ impl<'de> Deserialize<'de> for Value {
 struct AnyValue;
 
 impl<'de> Visitor<'de> for AnyValue {
-    type Value = Value;
+    type Value = SettingValue;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a setting")
     }
 
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::None)
+    fn visit_unit<E>(self) -> Result<SettingValue, E> {
+        Ok(SettingValue::None)
     }
 
-    fn visit_none<E>(self) -> Result<Value, E> {
-        Ok(Value::None)
+    fn visit_none<E>(self) -> Result<SettingValue, E> {
+        Ok(SettingValue::None)
     }
 
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        Value::deserialize(deserializer)
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<SettingValue, D::Error> {
+        SettingValue::deserialize(deserializer)
     }
 
-    fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<Value, D::Error> {
-        Value::deserialize(inner)
+    fn visit_newtype_struct<D: Deserializer<'de>>(
+        self,
+        inner: D,
+    ) -> Result<SettingValue, D::Error> {
+        SettingValue::deserialize(inner)
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
+    fn visit_bool<E>(self, value: bool) -> Result<SettingValue, E> {
+        Ok(SettingValue::Bool(value))
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(Value::Whole(value))
+    fn visit_u64<E>(self, value: u64) -> Result<SettingValue, E> {
+        Ok(SettingValue::Whole(value))
     }
 
-    /// No setting is negative: as a number that is not whole it gets its error where it is judged.
-    #[expect(clippy::cast_precision_loss, reason = "it is only shown")]
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(u64::try_from(value).map_or(Value::Number(value as f64), Value::Whole))
+    /// Stores a negative number as `Number`. No setting accepts one, so validation reports the error.
+    #[expect(clippy::cast_precision_loss, reason = "the number is only shown in an error")]
+    fn visit_i64<E>(self, value: i64) -> Result<SettingValue, E> {
+        Ok(u64::try_from(value).map_or(SettingValue::Number(value as f64), SettingValue::Whole))
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(Value::Number(value))
+    fn visit_f64<E>(self, value: f64) -> Result<SettingValue, E> {
+        Ok(SettingValue::Number(value))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(Value::Text(value.to_owned()))
+    fn visit_str<E>(self, value: &str) -> Result<SettingValue, E> {
+        Ok(SettingValue::Text(value.to_owned()))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<SettingValue, A::Error> {
         let mut values = Vec::new();
         while let Some(value) = list.next_element()? {
             values.push(value);
         }
-        Ok(Value::List(values))
+        Ok(SettingValue::List(values))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut table: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut table: A) -> Result<SettingValue, A::Error> {
         let mut entries = Vec::new();
         while let Some(entry) = table.next_entry()? {
             entries.push(entry);
         }
-        Ok(Value::Table(entries))
+        Ok(SettingValue::Table(entries))
     }
 }

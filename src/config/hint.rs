@@ -1,13 +1,13 @@
-//! What was probably meant by a key that is no setting.
+//! Suggests corrections for keys that are not settings.
 
-use super::value::Wrong;
-use super::{CLOSURES, POOLS, Place, SETTINGS, SOURCES};
+use super::value::InvalidSetting;
+use super::{CLOSURE_METHODS, PEER_KEYS, POOL_KEYS, SETTINGS, Source};
 #[cfg(feature = "rocket")]
-use super::{ROCKETS_SIZE, ROCKETS_TIMEOUT};
+use super::{ROCKET_POOL_SIZE, ROCKET_TIMEOUT};
 use crate::error::shown_or_struck;
 
-/// What other software calls our settings.
-const OTHERS: [(&str, &str); 10] = [
+/// Names that other software uses, and the corresponding settings.
+const SYNONYMS: [(&str, &str); 10] = [
     ("pass", "password"),
     ("passwd", "password"),
     ("pwd", "password"),
@@ -20,66 +20,75 @@ const OTHERS: [(&str, &str); 10] = [
     ("dbname", "url"),
 ];
 
-pub(super) fn unknown(key: &str, place: Place<'_>) -> Wrong {
-    let flaw = "is no setting";
-    if CLOSURES.contains(&key) {
-        return Wrong::new(flaw, "it is a closure: set it in code");
+/// Returns the error for a key that is not a setting, with the most likely correction.
+pub(super) fn unknown_key(key: &str, source: Source<'_>) -> InvalidSetting {
+    let flaw = "is not a setting";
+    if CLOSURE_METHODS.contains(&key) {
+        let correction = format!("it is a closure; set it in code, with the builder's `{key}`");
+        return InvalidSetting::new(flaw, correction);
     }
     #[cfg(feature = "rocket")]
-    if place == Place::Rocket {
-        let rockets = match key {
-            "max_size" => Some(ROCKETS_SIZE),
-            "connection_timeout" => Some(ROCKETS_TIMEOUT),
-            _ => similar_in(key, [ROCKETS_SIZE, ROCKETS_TIMEOUT]),
+    if source == Source::Rocket {
+        let rocket_key = match key {
+            "max_size" => Some(ROCKET_POOL_SIZE),
+            "connection_timeout" => Some(ROCKET_TIMEOUT),
+            _ => similar_in(key, [ROCKET_POOL_SIZE, ROCKET_TIMEOUT]),
         };
-        if let Some(rockets) = rockets {
-            return Wrong::new(flaw, format!("Rocket's own is `{rockets}`"));
+        if let Some(rocket_key) = rocket_key {
+            return InvalidSetting::new(flaw, format!("use Rocket's `{rocket_key}`"));
         }
     }
-    if POOLS.contains(&key) {
-        return Wrong::new(flaw, "it is the pool's; give it to `Pool::builder()`");
+    if POOL_KEYS.contains(&key) {
+        return InvalidSetting::new(flaw, "it belongs to the pool; set it on `Pool::builder()`");
     }
-    if let (Place::Environment { prefix }, Some(longer)) = (place, longer_prefix(key)) {
+    if let (Source::Environment { prefix }, Some(longer)) = (source, longer_prefix(key)) {
         let prefix = shown_or_struck(prefix);
-        let right = format!("give the prefix `{prefix}{}`", longer.to_ascii_uppercase());
-        return Wrong::new(flaw, right);
+        let longer = longer.to_ascii_uppercase();
+        let correction = format!("did you mean the prefix `{prefix}{longer}`?");
+        return InvalidSetting::new(flaw, correction);
     }
-    if let Some((_, setting)) = OTHERS.iter().find(|(other, _)| *other == key) {
-        return Wrong::new(flaw, format!("did you mean `{setting}`?"));
+    if let Some((_, setting)) = SYNONYMS.iter().find(|(synonym, _)| *synonym == key) {
+        return InvalidSetting::new(flaw, format!("did you mean `{setting}`?"));
     }
     if let Some(setting) = similar(key) {
-        return Wrong::new(flaw, format!("did you mean `{setting}`?"));
+        return InvalidSetting::new(flaw, format!("did you mean `{setting}`?"));
     }
     if ["user_file", "password_file"].contains(&key) {
-        return Wrong::new(flaw, "what stands in a file is read in code: see `credentials`");
+        return InvalidSetting::new(
+            flaw,
+            "read the file in code, with the builder's `credentials`",
+        );
     }
-    let (sources, settings) = (SOURCES.join(", "), SETTINGS.join(", "));
-    Wrong::new(flaw, format!("those that there are: {sources}, {settings}"))
+    let (peer_keys, settings) = (PEER_KEYS.join(", "), SETTINGS.join(", "));
+    InvalidSetting::new(flaw, format!("the settings are {peer_keys}, {settings}"))
 }
 
-/// The setting that was probably meant by a key that is none.
+/// Returns the setting with a similar name: equal but for case, `_` and `-`, or with few typing errors.
 pub(super) fn similar(key: &str) -> Option<&'static str> {
-    similar_in(key, SOURCES.into_iter().chain(SETTINGS))
+    similar_in(key, PEER_KEYS.into_iter().chain(SETTINGS))
 }
 
 fn similar_in(key: &str, names: impl IntoIterator<Item = &'static str>) -> Option<&'static str> {
-    const SHORTEST: usize = 6;
+    /// Shorter names must be equal: with few letters, almost any name is similar.
+    const MIN_LENGTH: usize = 6;
+    const MAX_DISTANCE: usize = 2;
     let plain = |text: &str| text.replace(['_', '-'], "").to_ascii_lowercase();
     let key = plain(key);
     names.into_iter().find(|name| {
         let name = plain(name);
-        name == key || name.len() >= SHORTEST && distance(&name, &key) <= 2
+        name == key || name.len() >= MIN_LENGTH && edit_distance(&name, &key) <= MAX_DISTANCE
     })
 }
 
-/// What the prefix of environment variables lacks, if a setting follows that.
+/// Returns the part of the key that is missing from the prefix of environment variables, if the rest of
+/// the key is a setting.
 fn longer_prefix(key: &str) -> Option<&str> {
     let longer = |setting: &str| key.strip_suffix(setting).filter(|rest| rest.ends_with('_'));
-    SOURCES.into_iter().chain(SETTINGS).filter_map(longer).min_by_key(|longer| longer.len())
+    PEER_KEYS.into_iter().chain(SETTINGS).filter_map(longer).min_by_key(|longer| longer.len())
 }
 
-/// How many letters have to be changed, left out or put in to make one text of the other.
-fn distance(one: &str, other: &str) -> usize {
+/// Returns the Levenshtein distance: the number of letters to replace, remove or insert.
+fn edit_distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
     for (index, letter) in one.chars().enumerate() {

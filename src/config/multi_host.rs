@@ -1,53 +1,57 @@
-//! The peers, and any settings, in one URL with several hosts.
+//! Parses a URL with several hosts: its peers, and any settings among its parameters.
 
-use super::hint::{similar, unknown};
-use super::value::{Value, Wrong};
-use super::{Entries, POOLS, Place, SETTINGS, apply};
+use super::hint::{similar, unknown_key};
+use super::value::{InvalidSetting, SettingValue};
+use super::{Entries, POOL_KEYS, SETTINGS, Source, apply};
 use crate::builder::PeerManagerBuilder;
 use crate::dialect::Dialect;
 use crate::error::{Flaw, Kind};
 use crate::peers::admission::PeerConfig;
-use crate::url::{Parameter, Query, Uri, is_keywords, parameters, percent_decoded};
+use crate::url::{Parameter, Query, Uri, is_conninfo, parameters, percent_decoded};
 
-/// What stands before a setting that each peer has of its own: `weight.db0=2`.
+/// The prefixes of parameters that set a value for a single peer: `weight.db0=2`.
 const PER_PEER: [&str; 2] = ["weight.", "tier."];
 
-/// What leads to one place, whatever the host is.
-const PLACES: [&str; 4] = ["host", "hostaddr", "unix_socket", "service"];
+/// The parameters that determine the server regardless of the host.
+const TARGETS: [&str; 4] = ["host", "hostaddr", "unix_socket", "service"];
 
-const RIGHT: &str = "give `scheme://user:password@host0:1,host1:2/database?key=value`";
+const URL_FORM: &str = "give `scheme://user:password@host0:1,host1:2/database?key=value`";
 
-const KEYWORDS: &str = "a URL begins with `postgres://`, and keywords stand in a file's `peers`, as \
-                        `peers = { db0 = \"host=db0 dbname=shop\" }`";
+const SQLITE_FORM: &str =
+    "give a path, or several separated by commas, such as `file:a/shop.db,b/shop.db?mode=rw`";
 
-/// Gives the peers and the settings of a URL to the builder. `key` is what it is called where it stands.
-pub(super) fn url<C: 'static>(
+const CONNINFO_FORM: &str = "give a URL that begins with `postgres://`, or put the conninfo string into \
+                             `peers` in a file, such as `peers = { db0 = \"host=db0 dbname=shop\" }`";
+
+/// Applies the peers and the settings of a URL to the builder. `key` describes the URL's own key in
+/// errors.
+pub(super) fn apply_url<C: 'static>(
     builder: PeerManagerBuilder<C>,
     key: &str,
     text: &str,
 ) -> PeerManagerBuilder<C> {
-    // A file's or a variable's may end in a newline.
-    match split(key, text.trim(), Dialect::of::<C>()) {
-        Ok((peers, settings)) => apply(builder.peers(peers), Place::Url, settings),
-        Err(mistake) => builder.mistaken(mistake),
+    // A URL that was read from a file or a variable may end in a newline.
+    match split_url(key, text.trim(), Dialect::for_connection::<C>()) {
+        Ok((peers, settings)) => apply(builder.peers(peers), Source::Url, settings),
+        Err(error) => builder.mistaken(error),
     }
 }
 
-/// What the peer with this URL is known by when it was given no name: where it is.
-pub(super) fn name_of(url: &str) -> Option<String> {
+/// Returns the name of a peer that was given without one: its host or its path.
+pub(super) fn default_name(url: &str) -> Option<String> {
     if is_path(url) {
-        return name_of_path(path_of(url).1).map(str::to_owned);
+        return name_from_path(split_path(url).1).map(str::to_owned);
     }
-    Uri::parse(url).ok().map(|uri| name_of_uri(&uri))
+    Uri::parse(url).ok().map(|uri| name_from_uri(&uri))
 }
 
-/// Nothing that might be a URL with a slip, and hold a password.
-fn name_of_path(path: &str) -> Option<&str> {
+/// Returns the path, unless it could be a mistyped URL that contains a password.
+fn name_from_path(path: &str) -> Option<&str> {
     (!path.contains(['@', ':', '='])).then_some(path)
 }
 
-/// By its host, which for libpq may be a parameter.
-fn name_of_uri(uri: &Uri) -> String {
+/// Returns the host, which for libpq may be a parameter.
+fn name_from_uri(uri: &Uri) -> String {
     let host = &*uri.hosts[0];
     let parameter = ["host", "hostaddr"].into_iter().find_map(|key| uri.parameter(key));
     let given = parameter.and_then(|parameter| parameter.value.as_deref()).unwrap_or_default();
@@ -55,25 +59,28 @@ fn name_of_uri(uri: &Uri) -> String {
     if host.is_empty() { "localhost".to_owned() } else { percent_decoded(host) }
 }
 
-/// A URL's peers, each with one of its hosts, and its settings, which are left out of theirs.
-fn split(key: &str, text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, Entries), Kind> {
-    let wrong = |flaw, right: &'static str| {
+/// Splits a URL into one peer per host and the settings, which are removed from the URLs of the peers.
+fn split_url(key: &str, text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, Entries), Kind> {
+    let error = |flaw: Flaw, correction: Flaw| {
         let (setting, key) = (Some("url".to_owned()), key.to_owned());
-        Kind::Setting { setting, key, flaw, right: right.into() }
+        Kind::Setting { setting, key, flaw, correction }
     };
-    let malformed = |flaw: Flaw| wrong(flaw, RIGHT);
+    // Some flaws include their own correction, after a colon.
+    let malformed = |flaw: Flaw| match flaw.split_once(": ") {
+        Some((flaw, correction)) => error(flaw.to_owned().into(), correction.to_owned().into()),
+        None => error(flaw, URL_FORM.into()),
+    };
     if text.is_empty() {
         return Err(malformed("is empty".into()));
     }
     match dialect {
         Dialect::Sqlite if !is_path(text) => {
-            return Err(malformed(
-                "is no path: SQLite would take it for the name of a file".into(),
-            ));
+            let flaw = "is not a path, and SQLite would take all of it as the name of a file";
+            return Err(error(flaw.into(), SQLITE_FORM.into()));
         }
-        Dialect::Postgres if is_keywords(text) => {
-            let flaw = "is no URL, but libpq's keywords".into();
-            return Err(wrong(flaw, KEYWORDS));
+        Dialect::Postgres if is_conninfo(text) => {
+            let flaw = "is a libpq conninfo string, not a URL";
+            return Err(error(flaw.into(), CONNINFO_FORM.into()));
         }
         Dialect::Sqlite | Dialect::Other if is_path(text) => return split_paths(text),
         _ => {}
@@ -82,21 +89,21 @@ fn split(key: &str, text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, En
     dialect.check_scheme(&uri.scheme).map_err(malformed)?;
     if uri.userinfo.as_ref().is_some_and(|user| user.contains('@') && user.contains(',')) {
         return Err(malformed(
-            "has several `@`: the user stands before the first host, for all, and an `@` in a user \
-             or a password is %40"
+            "has several `@`: write the user once, before the first host, and write an `@` in a user \
+             or a password as %40"
                 .into(),
         ));
     }
     let settings = take_settings(&mut uri.parameters, dialect)?;
     if uri.hosts.len() > 1 {
-        if let Some(place) = PLACES.into_iter().find(|place| uri.parameter(place).is_some()) {
-            let flaw = "would lead every peer to the same place";
-            let right = "leave it out, or give each peer a URL of its own in `peers`";
-            return Err(Place::Url.mistake(place, Wrong::new(flaw, right)));
+        if let Some(target) = TARGETS.into_iter().find(|target| uri.parameter(target).is_some()) {
+            let flaw = "would connect every peer to the same server";
+            let correction = "remove it, or give each peer its own URL in `peers`";
+            return Err(Source::Url.error(target, InvalidSetting::new(flaw, correction)));
         }
     }
     let peers = uri.each_host().map(|uri| PeerConfig {
-        name: name_of_uri(&uri),
+        name: name_from_uri(&uri),
         url: uri.to_string(),
         weight: None,
         tier: None,
@@ -104,32 +111,39 @@ fn split(key: &str, text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, En
     Ok((peers.collect(), settings))
 }
 
-/// SQLite's peers are several paths to one file.
+/// Splits a list of SQLite paths into one peer per path and the settings.
 fn split_paths(text: &str) -> Result<(Vec<PeerConfig>, Entries), Kind> {
-    let (scheme, paths, query) = path_of(text);
+    let (scheme, paths, query) = split_path(text);
     let mut parameters = parameters(query);
     let settings = take_settings(&mut parameters, Dialect::Sqlite)?;
     if scheme.is_empty() && !parameters.is_empty() {
         let key = "a parameter".to_owned();
-        let flaw = "of the `url` is no setting, and a bare path has no others".into();
-        let (setting, right) = (Some("url".to_owned()), "write `file:PATH?mode=rw`".into());
-        return Err(Kind::Setting { setting, key, flaw, right });
+        let flaw = "of the `url` is not a setting, and SQLite reads parameters only after `file:`";
+        let (setting, correction) =
+            (Some("url".to_owned()), "write the path as `file:PATH?mode=rw`");
+        return Err(Kind::Setting {
+            setting,
+            key,
+            flaw: flaw.into(),
+            correction: correction.into(),
+        });
     }
     let peer = |(index, path): (usize, &str)| {
         let url = format!("{scheme}{path}{}", Query(&parameters));
-        let name = name_of_path(paths).map_or_else(|| format!("peer{index}"), |_| path.to_owned());
+        let name =
+            name_from_path(paths).map_or_else(|| format!("peer{index}"), |_| path.to_owned());
         PeerConfig { name, url, weight: None, tier: None }
     };
     Ok((paths.split(',').enumerate().map(peer).collect(), settings))
 }
 
-/// Whether SQLite alone takes it.
+/// Whether the text is a path, in a form that only SQLite accepts.
 fn is_path(text: &str) -> bool {
     !text.contains("://") || text.starts_with("sqlite://") || text.starts_with("file:")
 }
 
-/// What stands before a path, the path, and what follows its `?`.
-fn path_of(text: &str) -> (&str, &str, &str) {
+/// Splits a path into its scheme, the path itself, and the parameters after the `?`.
+fn split_path(text: &str) -> (&str, &str, &str) {
     let schemes = ["sqlite://", "file:"];
     let scheme = schemes.into_iter().find(|scheme| text.starts_with(scheme)).unwrap_or("");
     let rest = &text[scheme.len()..];
@@ -137,7 +151,8 @@ fn path_of(text: &str) -> (&str, &str, &str) {
     (scheme, path, query)
 }
 
-/// Takes the settings out of a URL's parameters; the others are for the client library.
+/// Moves the settings out of the parameters of a URL. The remaining parameters are for the client
+/// library.
 fn take_settings(parameters: &mut Vec<Parameter>, dialect: Dialect) -> Result<Entries, Kind> {
     let mut settings = Entries::new();
     let has_password = parameters.iter().any(|parameter| parameter.key == "password");
@@ -146,41 +161,44 @@ fn take_settings(parameters: &mut Vec<Parameter>, dialect: Dialect) -> Result<En
         SETTINGS.contains(&&*parameter.key) || is_per_peer
     });
     for Parameter { key, value } in ours {
-        let value = Value::Text(percent_decoded(&value.unwrap_or_default()));
+        let value = SettingValue::Text(percent_decoded(&value.unwrap_or_default()));
         match key.split_once('.') {
             None => settings.push((key, value)),
             Some((setting, peer)) => {
                 let number = (percent_decoded(peer), value);
                 match settings.iter_mut().find(|(key, _)| key == setting) {
-                    Some((_, Value::Table(numbers)))
+                    Some((_, SettingValue::Table(numbers)))
                         if numbers.iter().any(|it| it.0 == number.0) =>
                     {
-                        let wrong = Wrong::new("is given twice for one peer", "keep one");
-                        return Err(Place::Url.mistake(setting, wrong));
+                        let flaw = "is given twice for the same peer";
+                        let invalid = InvalidSetting::new(flaw, "remove one of them");
+                        return Err(Source::Url.error(setting, invalid));
                     }
-                    Some((_, Value::Table(numbers))) => numbers.push(number),
-                    _ => settings.push((setting.to_owned(), Value::Table(vec![number]))),
+                    Some((_, SettingValue::Table(numbers))) => numbers.push(number),
+                    _ => settings.push((setting.to_owned(), SettingValue::Table(vec![number]))),
                 }
             }
         }
     }
     for parameter in &others {
         let key = &parameter.key;
-        if POOLS.contains(&&**key) {
-            return Err(Place::Url.mistake(key, unknown(key, Place::Url)));
+        if POOL_KEYS.contains(&&**key) {
+            return Err(Source::Url.error(key, unknown_key(key, Source::Url)));
         }
         if let Some(meant) = similar(key).filter(|_| !dialect.parameters().contains(&&**key)) {
-            let wrong = Wrong::new("is no setting", format!("did you mean `{meant}`?"));
-            return Err(Place::Url.mistake(parameter.shown(has_password), wrong));
+            let correction = format!("did you mean `{meant}`?");
+            let invalid = InvalidSetting::new("is not a setting", correction);
+            return Err(Source::Url.error(parameter.shown(has_password), invalid));
         }
-        if !dialect.knows(key) {
-            let known = dialect.parameters().join(", ");
-            let right = format!(
-                "a {dialect} URL may have these: {known}; and these: {}",
-                SETTINGS.join(", ")
+        if !dialect.accepts(key) {
+            let flaw = format!("is neither a setting nor a parameter of a {dialect} URL");
+            let correction = format!(
+                "the parameters are {}; the settings are {}",
+                dialect.parameters().join(", "),
+                SETTINGS.join(", "),
             );
-            let wrong = Wrong::new("is neither a setting nor known to the client library", right);
-            return Err(Place::Url.mistake(parameter.shown(has_password), wrong));
+            let invalid = InvalidSetting::new(flaw, correction);
+            return Err(Source::Url.error(parameter.shown(has_password), invalid));
         }
     }
     *parameters = others;

@@ -1,4 +1,4 @@
-//! The same settings, whatever they are read from; and nothing that panics or shows a secret.
+//! Tests that every source yields the same settings, and that no input panics or shows a secret.
 
 use std::ffi::OsString;
 use std::fmt::Write;
@@ -12,7 +12,7 @@ use crate::cases::{LOWERCASE, any_text, for_each_case, maybe, one_of, several, t
 use crate::manager::PeerManager;
 use crate::policy::{AllDown, Balance, Recovery};
 
-/// A connection that nobody makes: its URLs are of no certain form.
+/// A connection type without a dialect, so that URLs of every form are accepted. No test connects.
 struct NoConnection;
 
 fn builder() -> PeerManagerBuilder<NoConnection> {
@@ -31,7 +31,7 @@ fn hosts_become_peers_and_parameters_settings() {
 }
 
 #[test]
-fn every_form_of_peers() {
+fn each_host_or_path_of_a_url_is_a_peer() {
     for (url, expected) in [
         ("postgres://[::1]:5432/shop", &[("[::1]:5432", "postgres://[::1]:5432/shop")][..]),
         (
@@ -62,114 +62,127 @@ fn every_form_of_peers() {
 }
 
 #[test]
-fn mistakes_name_the_key_the_value_and_what_would_be_right() {
+fn errors_name_the_key_the_value_and_the_correction() {
     let url = |parameters: &str| builder().url(&format!("mysql://db0,db1/shop?{parameters}"));
     let env = |name: &str, value: &str| {
-        environment(builder(), "SHOP_", [(OsString::from(name), OsString::from(value))])
+        apply_environment(builder(), "SHOP_", [(OsString::from(name), OsString::from(value))])
     };
     let cases = vec![
         (
             url("check_interval=30parsecs"),
-            r#"`check_interval` in the URL is "30parsecs": give a time"#,
+            r#"`check_interval` in the URL is "30parsecs": give a duration"#,
         ),
-        (url("check_interval"), r#"`check_interval` in the URL is "": give a time"#),
-        (url("check_interval=-1"), r#"`check_interval` in the URL is "-1": give a time"#),
-        (url("check_interval=1e9"), r#"`check_interval` in the URL is "1e9": give a time"#),
-        (url("tcp_user_timeout=20000"), "milliseconds in libpq"),
+        (url("check_interval"), r#"`check_interval` in the URL is "": give a duration"#),
+        (url("check_interval=-1"), r#"`check_interval` in the URL is "-1": give a duration"#),
+        (url("check_interval=1e9"), r#"`check_interval` in the URL is "1e9": give a duration"#),
+        (url("tcp_user_timeout=20000"), "a unit is required because libpq counts milliseconds"),
         (
             url("chek_interval=30s"),
-            "`chek_interval` in the URL is no setting: did you mean `check_i",
+            "`chek_interval` in the URL is not a setting: did you mean `check",
         ),
         (
             url("checkInterval=30s"),
-            "`checkInterval` in the URL is no setting: did you mean `check_i",
+            "`checkInterval` in the URL is not a setting: did you mean `check",
         ),
         (url("strategy=fastest"), r#"is "fastest": give one of "least_connections", "random""#),
-        (url("weight.db0=-1"), r#"`weight` in the URL is "-1": give a whole number"#),
-        (url("weight.db0=4294967296"), r#"is "4294967296": give a whole number"#),
+        (url("weight.db0=-1"), r#"`weight` in the URL is "-1": give a whole number from 0"#),
+        (
+            url("weight.db0=4294967296"),
+            r#"is "4294967296": give a whole number from 0 to 4294967295"#,
+        ),
         (url("rng_seed=x"), r#"`rng_seed` in the URL is "x": give a whole number"#),
         (url("check_interval=1&check_interval=2"), "`check_interval` in the URL is given twice"),
-        (url("unix_socket=/run/m.sock"), "would lead every peer to the same place"),
+        (url("unix_socket=/run/m.sock"), "would connect every peer to the same server"),
         (builder().url(""), "`url` is empty: give `scheme://"),
         (builder().url("mysql://db0,,db2"), "`url` has an empty host (host number 2): give"),
-        (builder().url("a.db?mode=rw"), "a parameter of the `url` is no setting"),
+        (builder().url("a.db?mode=rw"), "a parameter of the `url` is not a setting, and SQLite"),
         (env("SHOP_CHECK_INTERVAL", "soon"), r#"variable `SHOP_CHECK_INTERVAL` is "soon": give a"#),
         (
             env("SHOP_CHECKINTERVAL", "1"),
-            "variable `SHOP_CHECKINTERVAL` is no setting: did you mean",
+            "variable `SHOP_CHECKINTERVAL` is not a setting: did you mean",
         ),
-        (env("SHOP_MAX_SIZE", "1"), "`SHOP_MAX_SIZE` is no setting: it is the pool's"),
-        (env("SHOP_RESOLVER", "8.8.8.8"), "`SHOP_RESOLVER` is no setting: it is a closure"),
-        (env("SHOP_COLOR", "red"), "`SHOP_COLOR` is no setting: those that there are: url, peers,"),
+        (
+            env("SHOP_MAX_SIZE", "1"),
+            "`SHOP_MAX_SIZE` is not a setting: it belongs to the pool; set it on",
+        ),
+        (
+            env("SHOP_RESOLVER", "8.8.8.8"),
+            "it is a closure; set it in code, with the builder's `resolver`",
+        ),
+        (env("SHOP_COLOR", "red"), "`SHOP_COLOR` is not a setting: the settings are url, peers,"),
         (
             env("SHOP_PEERS", "a,b"),
-            "`SHOP_PEERS` is neither a list nor a table: only files have them",
+            "is neither a list nor a table: an environment variable can hold neither; set `SHOP_URL`",
         ),
-        (env("SHOP_WEIGHT", "db0"), "`SHOP_WEIGHT` is no such list: give a number to each peer"),
-        (environment(builder(), "", []), "the prefix of environment variables is empty"),
+        (
+            env("SHOP_WEIGHT", "db0"),
+            "`SHOP_WEIGHT` is not a list of numbers by peer: give a number for each peer",
+        ),
+        (apply_environment(builder(), "", []), "the prefix of environment variables is empty"),
     ];
     for (builder, expected) in cases {
-        let told = builder.into_mistake().expect(expected);
-        assert!(told.contains(expected), "{expected}: {told}");
+        let error = builder.into_mistake().expect(expected);
+        assert!(error.contains(expected), "{expected}: {error}");
     }
 }
 
 #[test]
-fn what_is_nearly_right_is_told_what_is() {
+fn unknown_keys_get_the_nearest_correction() {
     for (name, expected) in [
-        ("SHOP_DB_URL", "give the prefix `SHOP_DB_`"),
-        ("SHOP_DB_PASSWORD", "give the prefix `SHOP_DB_`"),
-        ("SHOP__CHECK_INTERVAL", "give the prefix `SHOP__`"),
-        ("SHOP_PASSWORD_FILE", "what stands in a file is read in code: see `credentials`"),
+        ("SHOP_DB_URL", "did you mean the prefix `SHOP_DB_`?"),
+        ("SHOP_DB_PASSWORD", "did you mean the prefix `SHOP_DB_`?"),
+        ("SHOP__CHECK_INTERVAL", "did you mean the prefix `SHOP__`?"),
+        ("SHOP_PASSWORD_FILE", "read the file in code, with the builder's `credentials`"),
         ("SHOP_PASS", "did you mean `password`?"),
         ("SHOP_HOSTS", "did you mean `url`?"),
     ] {
-        let told = environment(builder(), "SHOP_", [(name.into(), "x".into())]).into_mistake();
-        let expected = format!("the environment variable `{name}` is no setting: {expected}");
-        assert_eq!(told, Some(expected));
+        let error =
+            apply_environment(builder(), "SHOP_", [(name.into(), "x".into())]).into_mistake();
+        let expected = format!("the environment variable `{name}` is not a setting: {expected}");
+        assert_eq!(error, Some(expected));
     }
     let hosts = "postgres://db0/shop?hostaddr=10.0.0.1&dbname=shop";
-    assert_eq!(builder().url(hosts).into_mistake(), None, "these are libpq's");
+    assert_eq!(builder().url(hosts).into_mistake(), None, "libpq's own parameters are accepted");
 }
 
 #[test]
-fn the_first_mistake_is_told() {
+fn first_error_is_reported() {
     let variables = [("SHOP_STRATEGY".into(), "fastest".into())];
     let builder = builder().url("mysql://db0?chek_interval=1").url("mysql://db0,,db1");
-    let told = environment(builder, "SHOP_", variables).into_mistake();
-    let told = told.expect("there are three");
-    assert!(told.starts_with("`chek_interval` in the URL"), "{told}");
+    let error = apply_environment(builder, "SHOP_", variables).into_mistake();
+    let error = error.expect("the settings have three errors");
+    assert!(error.starts_with("`chek_interval` in the URL"), "{error}");
 }
 
 #[test]
-fn what_would_be_taken_for_something_else_is_refused() {
+fn ambiguous_settings_are_rejected() {
     let url = |parameters: &str| builder().url(&format!("mysql://db0,db1/shop?{parameters}"));
     let empty = [(OsString::from("SHOP_URL"), OsString::from(" "))];
     for (builder, expected) in [
-        (url("host=db0"), "`host` in the URL would lead every peer to the same place"),
-        (url("hostaddr=::1"), "would lead every peer to the same place"),
-        (url("service=shop"), "would lead every peer to the same place"),
-        (url("weight.db0=1&weight.db0=2"), "`weight` in the URL is given twice for one peer"),
-        (url("max_size=3"), "`max_size` in the URL is no setting: it is the pool's"),
-        (builder().url("mysql://a:b@db0,c:d@db1"), "`url` has several `@`: the user stands"),
+        (url("host=db0"), "`host` in the URL would connect every peer to the same server"),
+        (url("hostaddr=::1"), "would connect every peer to the same server"),
+        (url("service=shop"), "would connect every peer to the same server"),
+        (url("weight.db0=1&weight.db0=2"), "`weight` in the URL is given twice for the same peer"),
+        (url("max_size=3"), "`max_size` in the URL is not a setting: it belongs to the pool"),
+        (builder().url("mysql://a:b@db0,c:d@db1"), "`url` has several `@`: write the user once"),
         (
-            environment(builder(), "SHOP_", empty),
+            apply_environment(builder(), "SHOP_", empty),
             "the environment variable `SHOP_URL` is empty: give",
         ),
         (url("check_interval=x").url("").env(""), "`check_interval` in the URL is \"x\""),
     ] {
-        let told = builder.into_mistake().expect(expected);
-        assert!(told.contains(expected), "{expected}: {told}");
+        let error = builder.into_mistake().expect(expected);
+        assert!(error.contains(expected), "{expected}: {error}");
     }
 }
 
 #[test]
-fn a_later_source_counts() {
+fn later_source_overrides_earlier_sources() {
     let variables =
         [("SHOP_URL", "mysql://db2,db3/shop"), ("SHOP_PASSWORD", "s3cret"), ("HOME", "/")];
     let variables = variables.map(|(name, value)| (OsString::from(name), OsString::from(value)));
     let given = builder().peer("a", "mysql://a").url("mysql://db0,db1/shop?check_interval=1s");
-    let given = environment(given, "SHOP_", variables).peer("b", "mysql://b");
+    let given = apply_environment(given, "SHOP_", variables).peer("b", "mysql://b");
     let by_hand = builder()
         .peer("db2", "mysql://db2/shop")
         .peer("db3", "mysql://db3/shop")
@@ -179,41 +192,59 @@ fn a_later_source_counts() {
     assert_eq!(given.given(), by_hand.given());
 }
 
-/// Where a URL, or libpq's keywords, stand in the wrong place.
+/// A URL or a conninfo string that is given for another setting is not shown.
 #[test]
-fn what_may_be_a_secret_is_not_shown() {
+fn values_that_may_be_secrets_are_not_shown() {
     let env = |prefix: &str, key: &str, value: &str| {
-        environment(builder(), prefix, [(OsString::from(format!("{prefix}{key}")), value.into())])
+        apply_environment(
+            builder(),
+            prefix,
+            [(OsString::from(format!("{prefix}{key}")), value.into())],
+        )
     };
     for secret in ["mysql://app:s3cret@db0/shop", "host=h password=s3cret", "app:s3cret@db0"] {
         let encoded = crate::url::percent_encoded(secret);
         for (builder, expected) in [
             (
                 env("SHOP_", "CHECK_INTERVAL", secret),
-                "variable `SHOP_CHECK_INTERVAL` is a text that may be a secret: give a time",
+                "`SHOP_CHECK_INTERVAL` is a string that may be a secret (not shown): give a dur",
             ),
-            (env("SHOP_", "STRATEGY", secret), "is a text that may be a secret: give one of"),
-            (env("SHOP_", "WEIGHT", secret), "`SHOP_WEIGHT` is no such list"),
-            (env("SHOP_", secret, "1"), "an environment variable whose name may be a secret is no"),
-            (env(secret, "CHECK_INTERVAL", "x"), "variable whose name may be a secret is \"x\""),
-            (env(secret, "PEERS", "x"), "whose name may be a secret is neither a list nor a table"),
+            (
+                env("SHOP_", "STRATEGY", secret),
+                "is a string that may be a secret (not shown): give one of",
+            ),
+            (env("SHOP_", "WEIGHT", secret), "`SHOP_WEIGHT` is not a list of numbers by peer"),
+            (
+                env("SHOP_", secret, "1"),
+                "an environment variable whose name may be a secret (not shown) is not a",
+            ),
+            (
+                env(secret, "CHECK_INTERVAL", "x"),
+                "variable whose name may be a secret (not shown) is \"x\"",
+            ),
+            (
+                env(secret, "PEERS", "x"),
+                "whose name may be a secret (not shown) is neither a list nor a table",
+            ),
             (
                 builder().url(&format!("mysql://db0?check_interval={encoded}")),
-                "`check_interval` in the URL is a text that may be a secret: give a time",
+                "in the URL is a string that may be a secret (not shown): give a duration",
             ),
         ] {
-            let told = builder.into_mistake().expect(expected);
-            assert!(told.contains(expected), "{secret}: {told}");
-            assert!(!told.to_ascii_lowercase().contains("s3cret"), "{told}");
+            let error = builder.into_mistake().expect(expected);
+            assert!(error.contains(expected), "{secret}: {error}");
+            assert!(!error.to_ascii_lowercase().contains("s3cret"), "{error}");
         }
     }
-    let told = env("SHOP_", "WEIGHT", "mysql://app:x=s3cret,y=1@db0").into_mistake();
-    assert!(told.is_some_and(|told| told.contains("is no such list") && !told.contains("s3cret")));
+    let error = env("SHOP_", "WEIGHT", "mysql://app:x=s3cret,y=1@db0").into_mistake();
+    assert!(error.is_some_and(
+        |error| error.contains("is not a list of numbers by peer") && !error.contains("s3cret")
+    ));
 }
 
-/// Each key sets what it is named for, in its unit.
+/// Every key sets the builder's setting of the same name, in the right unit.
 #[test]
-fn every_setting_does_what_it_says() {
+fn every_key_sets_its_setting() {
     type Set = fn(PeerManagerBuilder<NoConnection>) -> PeerManagerBuilder<NoConnection>;
     const fn s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -260,28 +291,28 @@ fn every_setting_does_what_it_says() {
 }
 
 #[test]
-fn what_stands_beside_a_url_counts() {
+fn settings_beside_a_url_override_its_parameters() {
     let variables =
         [("SHOP_URL", "mysql://a?user=x&check_interval=1"), ("SHOP_CHECK_INTERVAL", "2")];
     let variables = variables.map(|(name, value)| (OsString::from(name), OsString::from(value)));
     let by_hand = builder().peer("a", "mysql://a").user("x").check_interval(Duration::from_secs(2));
-    assert_eq!(environment(builder(), "SHOP_", variables).given(), by_hand.given());
+    assert_eq!(apply_environment(builder(), "SHOP_", variables).given(), by_hand.given());
 }
 
 #[test]
-fn peers_that_are_replaced_take_their_weights_along() {
+fn weights_are_dropped_with_replaced_peers() {
     let given = builder().url("mysql://a,b?weight.a=2&tier.a=1").url("mysql://b,c?weight.c=3");
     let by_hand = builder().peer("b", "mysql://b").peer("c", "mysql://c").weight("c", 3);
     assert_eq!(given.given(), by_hand.given());
     let given = builder().weight("a", 2).url("mysql://a,b");
     let by_hand = builder().weight("a", 2).peer("a", "mysql://a").peer("b", "mysql://b");
-    assert_eq!(given.given(), by_hand.given(), "they may come first");
+    assert_eq!(given.given(), by_hand.given(), "a weight may be set before its peer");
 }
 
 #[cfg(feature = "serde")]
 #[test]
-fn files() {
-    let read = |text: &str| builder().config(toml::from_str(text).expect("it is TOML"));
+fn files_have_the_same_settings_and_errors() {
+    let read = |text: &str| builder().config(toml::from_str(text).expect("the text is TOML"));
     let by_hand = builder()
         .peer("peer0", "mysql://db0/shop")
         .peer("peer1", "mysql://db1/shop")
@@ -302,53 +333,78 @@ fn files() {
         read("peers = ['mysql://app:s3cret@db0/shop', 'a/shop.db', 'host=db', 'x//a:s3cret@b']");
     let own = read("peers = { a = { url = 'x', weight = 2, tier = 3 } }").given();
     let none = read("peers = { a = 'x' }").given();
-    assert_eq!(own, none.replace("[(None, None)]", "[(Some(2), Some(3))]"), "each to its own");
-    let later: Config = toml::from_str("peers = { a = { url = 'x', weight = 2 } }").expect("TOML");
+    assert_eq!(
+        own,
+        none.replace("[(None, None)]", "[(Some(2), Some(3))]"),
+        "a weight in the table belongs to its peer"
+    );
+    let later: Config =
+        toml::from_str("peers = { a = { url = 'x', weight = 2 } }").expect("the text is TOML");
     let later = builder().weight("a", 1).config(later);
-    assert!(later.given().contains("[(Some(2), None)] []"), "the later one: {}", later.given());
+    assert!(
+        later.given().contains("[(Some(2), None)] []"),
+        "the later weight applies: {}",
+        later.given()
+    );
     let names: Vec<&str> = named.given_peers().iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["db0", "a/shop.db", "peer2", "peer3"], "each by its host, if it has one");
+    assert_eq!(
+        names,
+        ["db0", "a/shop.db", "peer2", "peer3"],
+        "a peer without a name is named after its host, if the host is known"
+    );
 
     for (text, expected) in [
-        ("url = 3", "`url` is no text: put it in quotes"),
+        ("url = 3", "`url` is not a string: put the value in quotes"),
         ("peers = 3", "`peers` is neither a list nor a table"),
-        ("peers = [3]", "`peers` has no text and no table for peer number 1"),
+        ("peers = [3]", "`peers` has neither a string nor a table for peer number 1: give a URL"),
         (
             "peers = { 'mysql://app:s3cret@db0' = { weight = 1 } }",
             "`peers` has no `url` for peer (name not shown, as it may contain a secret)",
         ),
-        ("'mysql://app:s3cret@db0' = 1", "a key that may be a secret is no setting"),
-        ("weight = 'mysql://app:s3cret@db0'", "`weight` is no such list"),
+        ("'mysql://app:s3cret@db0' = 1", "a key that may be a secret (not shown) is not a setting"),
+        ("weight = 'mysql://app:s3cret@db0'", "`weight` is not a list of numbers by peer"),
         ("peers = { db0 = { weight = 1 } }", "`peers` has no `url` for peer \"db0\""),
         (
             "peers = { db0 = { uri = 'x' } }",
-            "`peers` has `uri`, which is nothing of a peer's, for peer \"db0\"",
+            "`peers` has an unknown or invalid `uri` for peer \"db0\": give a URL",
         ),
-        ("peers = { db0 = { url = 'x', weight = -1 } }", "`peers` is -1: give a whole number"),
-        ("url = 'mysql://db0'\npeers = []", "`peers` and `url` both name the peers"),
-        ("check_interval = '30'\ncheckinterval = 1", "`checkinterval` is no setting: did you mean"),
-        ("check_interval = -30", "`check_interval` is -30: give a time"),
-        ("check_interval = nan", "`check_interval` is NaN: give a time"),
-        ("check_interval = [1]", "`check_interval` is a list: give a time"),
-        ("check_interval = true", "`check_interval` is true: give a time"),
-        ("pool_name = 3", "`pool_name` is no text: put it in quotes"),
+        (
+            "peers = { db0 = { url = 'x', weight = -1 } }",
+            "`peers` has a `weight` for peer \"db0\" that is -1: give a whole number",
+        ),
+        (
+            "url = 'mysql://db0'\npeers = []",
+            "`peers` and `url` both define the peers: remove one of them",
+        ),
+        (
+            "check_interval = '30'\ncheckinterval = 1",
+            "`checkinterval` is not a setting: did you mean",
+        ),
+        ("check_interval = -30", "`check_interval` is -30: give a duration"),
+        ("check_interval = nan", "`check_interval` is NaN: give a duration"),
+        ("check_interval = [1]", "`check_interval` is a list: give a duration"),
+        ("check_interval = true", "`check_interval` is true: give a duration"),
+        ("pool_name = 3", "`pool_name` is not a string: put the value in quotes"),
         ("strategy = 3", "`strategy` is 3: give one of"),
-        ("url = ['mysql://db0']", "`url` is no text: several URLs stand in `peers`"),
+        ("url = ['mysql://db0']", "`url` is not a string: give several URLs in `peers`"),
         (
             "peers = { db0 = { url = 'x', weight = 'mysql://app:s3cret@db0' } }",
-            "`peers` is a text that may be a secret: give a whole number",
+            "`peers` has a `weight` for peer \"db0\" that is a string that may be a secret",
         ),
         (
             "peers = { db0 = { 'mysql://app:s3cret@db0' = 'x' } }",
-            "`peers` has `***`, which is nothing of a peer's, for peer \"db0\"",
+            "`peers` has an unknown or invalid `***` for peer \"db0\"",
         ),
-        ("'host=h password=s3cret' = 1", "a key that may be a secret is no setting"),
-        ("max_size = 3", "`max_size` is no setting: it is the pool's"),
+        ("'host=h password=s3cret' = 1", "a key that may be a secret (not shown) is not a setting"),
+        (
+            "max_size = 3",
+            "`max_size` is not a setting: it belongs to the pool; set it on `Pool::builder()`",
+        ),
     ] {
-        let told = read(text).into_mistake().expect(expected);
-        assert!(told.starts_with(expected), "{text}: {told}");
-        let config: Config = toml::from_str(text).expect("it is TOML");
-        assert!(!told.contains("s3cret") && !format!("{config:?}").contains("s3cret"), "{told}");
+        let error = read(text).into_mistake().expect(expected);
+        assert!(error.starts_with(expected), "{text}: {error}");
+        let config: Config = toml::from_str(text).expect("the text is TOML");
+        assert!(!error.contains("s3cret") && !format!("{config:?}").contains("s3cret"), "{error}");
     }
 }
 
@@ -360,7 +416,7 @@ fn time(rng: &mut SmallRng) -> String {
     format!("{}{half}{unit}", rng.random_range(0..100_000))
 }
 
-/// A setting, and a text for it.
+/// Returns a setting and a valid text for it.
 fn setting(rng: &mut SmallRng) -> (&'static str, String) {
     let name = |rng: &mut SmallRng, names: &[&str]| one_of(rng, names).to_owned();
     match rng.random_range(0..16) {
@@ -406,7 +462,7 @@ fn setting(rng: &mut SmallRng) -> (&'static str, String) {
 }
 
 #[test]
-fn settings_are_the_same_everywhere() {
+fn settings_are_the_same_in_every_source() {
     let any_settings = |rng: &mut SmallRng| {
         let mut given = several(rng, 0..=7, setting);
         given.sort();
@@ -416,18 +472,19 @@ fn settings_are_the_same_everywhere() {
     for_each_case(any_settings, |given| {
         let mut url = PEERS.to_owned();
         for (index, (key, value)) in given.iter().enumerate() {
-            let joint = if index == 0 { '?' } else { '&' };
-            write!(url, "{joint}{key}={}", crate::url::percent_encoded(value)).expect("text");
+            let separator = if index == 0 { '?' } else { '&' };
+            let value = crate::url::percent_encoded(value);
+            write!(url, "{separator}{key}={value}").expect("writing to a string succeeds");
         }
-        let of_url = builder().url(&url);
+        let from_url = builder().url(&url);
 
         let variable = |(key, value): &(&str, String)| {
             (OsString::from(format!("SHOP_{}", key.to_ascii_uppercase())), OsString::from(value))
         };
         let variables = given.iter().map(variable).chain([("SHOP_URL".into(), PEERS.into())]);
-        let of_environment = environment(builder(), "SHOP_", variables);
-        assert_eq!(of_url.given(), of_environment.given());
-        assert!(of_url.into_mistake().is_none());
+        let from_environment = apply_environment(builder(), "SHOP_", variables);
+        assert_eq!(from_url.given(), from_environment.given());
+        assert!(from_url.into_mistake().is_none());
 
         #[cfg(feature = "serde")]
         {
@@ -439,17 +496,17 @@ fn settings_are_the_same_everywhere() {
                 let value = number.map_or_else(|| value.clone().into(), toml::Value::from);
                 table.insert((*key).to_owned(), value);
             }
-            let of_file = builder().config(table.try_into().expect("it is a table"));
-            assert_eq!(of_file.given(), of_environment.given());
+            let from_file = builder().config(table.try_into().expect("the settings are a table"));
+            assert_eq!(from_file.given(), from_environment.given());
         }
     });
 }
 
 const SPECIAL: &str = r"[]\@:/?#,%&= .abcd1234";
 
-/// Whatever is wrong with a URL, what is said of it shows no part of the password.
+/// No error of a malformed URL shows a part of the password.
 #[test]
-fn no_mistake_shows_a_secret() {
+fn errors_of_malformed_urls_show_no_secret() {
     let any_url = |rng: &mut SmallRng| {
         let schemes = ["mysql://", "postgres://", "mysql:/", "mysql//", "", "file:", "sqlite://"];
         let rests = ["@db0,db1/shop", "@db0/shop?check_interval=1", "@db0,db1/shop?x=y"];
@@ -461,18 +518,18 @@ fn no_mistake_shows_a_secret() {
         (format!("{scheme}app:{before}s3cret{after}{rest}"), form)
     };
     for_each_case(any_url, |(url, form)| {
-        shows_no_secret::<NoConnection>(url, *form);
+        assert_shows_no_secret::<NoConnection>(url, *form);
         #[cfg(feature = "mysql")]
-        shows_no_secret::<diesel::MysqlConnection>(url, *form);
+        assert_shows_no_secret::<diesel::MysqlConnection>(url, *form);
         #[cfg(feature = "postgres")]
-        shows_no_secret::<diesel::PgConnection>(url, *form);
+        assert_shows_no_secret::<diesel::PgConnection>(url, *form);
         #[cfg(feature = "sqlite")]
-        shows_no_secret::<diesel::SqliteConnection>(url, *form);
+        assert_shows_no_secret::<diesel::SqliteConnection>(url, *form);
     });
 }
 
 #[test]
-fn nothing_panics() {
+fn no_text_panics() {
     let any_texts = |rng: &mut SmallRng| {
         let scheme = maybe(rng, |rng| text_of(rng, LOWERCASE, 0..=6) + "://").unwrap_or_default();
         [any_text(rng, 0..=32), scheme + &text_of(rng, SPECIAL, 0..=20)]
@@ -480,27 +537,27 @@ fn nothing_panics() {
     for_each_case(any_texts, |texts| {
         for text in texts {
             let _ = builder().url(text).into_mistake();
-            let _ = per_peer(&Value::Text(text.clone()));
-            let _ = Value::Text(text.clone()).duration();
+            let _ = numbers_by_peer(&SettingValue::Text(text.clone()));
+            let _ = SettingValue::Text(text.clone()).duration();
         }
     });
 }
 
-fn shows_no_secret<C: 'static>(url: &str, form: Option<&str>) {
+fn assert_shows_no_secret<C: 'static>(url: &str, form: Option<&str>) {
     let builder = PeerManager::<C>::builder();
     let builder = match form {
         None => builder.url(url),
         Some(form) => {
-            let value = Value::Text(url.to_owned());
+            let value = SettingValue::Text(url.to_owned());
             let value = if form == "list" {
-                Value::List(vec![value])
+                SettingValue::List(vec![value])
             } else {
-                Value::Table(vec![(
+                SettingValue::Table(vec![(
                     "db0".to_owned(),
-                    Value::Table(vec![("url".to_owned(), value)]),
+                    SettingValue::Table(vec![("url".to_owned(), value)]),
                 )])
             };
-            apply(builder, Place::Url, vec![("peers".to_owned(), value)])
+            apply(builder, Source::Url, vec![("peers".to_owned(), value)])
         }
     };
     let shown = format!("{builder:?}");
@@ -508,6 +565,6 @@ fn shows_no_secret<C: 'static>(url: &str, form: Option<&str>) {
     for (name, _) in builder.given_peers() {
         assert!(!name.contains("s3cret"), "{url} names a peer {name}");
     }
-    let told = builder.into_mistake().unwrap_or_default();
-    assert!(!told.contains("s3cret"), "{url}: {told}");
+    let error = builder.into_mistake().unwrap_or_default();
+    assert!(!error.contains("s3cret"), "{url}: {error}");
 }

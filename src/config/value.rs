@@ -1,4 +1,4 @@
-//! A setting's value as it was read, and what can be made of it.
+//! The value of a setting as it was read, and its conversion to the type of the setting.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,89 +7,96 @@ use std::time::Duration;
 use crate::error::{Flaw, may_be_shown};
 use crate::policy::ParseChoiceError;
 
-/// A value of whatever it was read from. In URLs and in the environment each is a text.
+/// A value from any source. Values from URLs and environment variables are always `Text`.
 #[derive(Clone, PartialEq)]
-#[cfg_attr(not(feature = "serde"), allow(dead_code, reason = "the others are read with serde"))]
-pub(crate) enum Value {
+#[cfg_attr(not(feature = "serde"), allow(dead_code, reason = "only serde yields the other types"))]
+pub(crate) enum SettingValue {
     None,
     Bool(bool),
     Whole(u64),
     Number(f64),
     Text(String),
-    List(Vec<Value>),
-    Table(Vec<(String, Value)>),
+    List(Vec<SettingValue>),
+    Table(Vec<(String, SettingValue)>),
 }
 
-/// What is wrong with a value, and what would be right.
+/// An invalid setting: what is wrong, to be printed after its key, and how to correct it.
 #[derive(Debug)]
-pub(crate) struct Wrong {
+pub(crate) struct InvalidSetting {
     pub(crate) flaw: Flaw,
-    pub(crate) right: Flaw,
+    pub(crate) correction: Flaw,
 }
 
-impl Wrong {
-    pub(crate) fn new(flaw: impl Into<Flaw>, right: impl Into<Flaw>) -> Self {
-        Self { flaw: flaw.into(), right: right.into() }
+impl InvalidSetting {
+    pub(crate) fn new(flaw: impl Into<Flaw>, correction: impl Into<Flaw>) -> Self {
+        Self { flaw: flaw.into(), correction: correction.into() }
     }
 }
 
-const TIME: &str = "give a time with its unit, as \"250ms\", \"30s\", \"5min\" or \"1h\", or a number \
-                    of seconds";
-const TIME_OR_NONE: &str = "give a time with its unit, as \"500ms\" or \"2s\", a number of seconds, or \
-                            \"none\"";
-const TIME_WITH_UNIT: &str = "give a time with its unit, as \"20s\" or \"20000ms\", or \"none\"; it \
-                              stands for milliseconds in libpq, and for seconds elsewhere here";
+const DURATION: &str = "give a duration with a unit, such as \"250ms\", \"30s\", \"5min\" or \"1h\", \
+                        or a number of seconds";
+const DURATION_OR_NONE: &str = "give a duration with a unit, such as \"500ms\" or \"2s\", a number of \
+                                seconds, or \"none\"";
+const DURATION_WITH_UNIT: &str = "give a duration with a unit, such as \"20s\" or \"20000ms\", or \
+                                  \"none\"; a unit is required because libpq counts milliseconds";
 
-/// The units of time, longest name first.
+/// The units of durations in milliseconds. A unit comes before any unit that is a suffix of it.
 const UNITS: [(&str, u64); 5] =
     [("min", 60_000), ("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
 
-impl Value {
-    pub(crate) fn duration(&self) -> Result<Duration, Wrong> {
-        self.with_unit().or_else(|| self.seconds()).ok_or_else(|| self.wrong(TIME))
+impl SettingValue {
+    /// Parses a duration. A number without a unit counts seconds.
+    pub(crate) fn duration(&self) -> Result<Duration, InvalidSetting> {
+        self.parse_with_unit()
+            .or_else(|| self.parse_seconds())
+            .ok_or_else(|| self.invalid(DURATION))
     }
 
-    /// A time, or nothing at all.
-    pub(crate) fn duration_or_none(&self) -> Result<Option<Duration>, Wrong> {
+    /// Parses a duration, or `none` (in a file also `false`), which disables the setting.
+    pub(crate) fn duration_or_none(&self) -> Result<Option<Duration>, InvalidSetting> {
         if self.is_none() {
             return Ok(None);
         }
-        self.with_unit()
-            .or_else(|| self.seconds())
+        self.parse_with_unit()
+            .or_else(|| self.parse_seconds())
             .map(Some)
-            .ok_or_else(|| self.wrong(TIME_OR_NONE))
+            .ok_or_else(|| self.invalid(DURATION_OR_NONE))
     }
 
-    /// As [`duration_or_none`](Self::duration_or_none), where a bare number might stand for anything.
-    pub(crate) fn clear_duration_or_none(&self) -> Result<Option<Duration>, Wrong> {
+    /// Parses a duration that must have a unit, or `none`: for keys that libpq also has, with another
+    /// unit.
+    pub(crate) fn duration_with_unit_or_none(&self) -> Result<Option<Duration>, InvalidSetting> {
         if self.is_none() {
             return Ok(None);
         }
-        self.with_unit().map(Some).ok_or_else(|| self.wrong(TIME_WITH_UNIT))
+        self.parse_with_unit().map(Some).ok_or_else(|| self.invalid(DURATION_WITH_UNIT))
     }
 
-    /// A whole number. `right` says which one would do.
-    pub(crate) fn whole<T: TryFrom<u64>>(&self, right: &'static str) -> Result<T, Wrong> {
+    /// Parses a whole number. `correction` names the valid numbers in the error.
+    pub(crate) fn whole<T: TryFrom<u64>>(
+        &self,
+        correction: &'static str,
+    ) -> Result<T, InvalidSetting> {
         let whole = match self {
             Self::Whole(whole) => Some(*whole),
             Self::Text(text) => text.trim().parse().ok(),
             _ => None,
         };
-        whole.and_then(|whole| T::try_from(whole).ok()).ok_or_else(|| self.wrong(right))
+        whole.and_then(|whole| T::try_from(whole).ok()).ok_or_else(|| self.invalid(correction))
     }
 
-    /// A choice, by its name.
-    pub(crate) fn choice<T: FromStr<Err = ParseChoiceError>>(&self) -> Result<T, Wrong> {
+    /// Parses a choice from its name.
+    pub(crate) fn choice<T: FromStr<Err = ParseChoiceError>>(&self) -> Result<T, InvalidSetting> {
         // No choice has an empty name.
         let name = if let Self::Text(name) = self { name } else { "" };
-        name.parse().map_err(|error: ParseChoiceError| self.wrong(error.to_string()))
+        name.parse().map_err(|error: ParseChoiceError| self.invalid(error.to_string()))
     }
 
-    /// A text. It may be a secret: what is there instead is not shown.
-    pub(crate) fn text(&self) -> Result<&str, Wrong> {
+    /// Returns a string. The setting may be a secret, so the error does not show a value of another type.
+    pub(crate) fn text(&self) -> Result<&str, InvalidSetting> {
         match self {
             Self::Text(text) => Ok(text),
-            _ => Err(Wrong::new("is no text", "put it in quotes")),
+            _ => Err(InvalidSetting::new("is not a string", "put the value in quotes")),
         }
     }
 
@@ -101,7 +108,7 @@ impl Value {
         }
     }
 
-    fn with_unit(&self) -> Option<Duration> {
+    fn parse_with_unit(&self) -> Option<Duration> {
         let Self::Text(text) = self else { return None };
         let text = text.trim();
         let (number, unit) = UNITS
@@ -110,35 +117,35 @@ impl Value {
         if let Ok(number) = number.parse::<u64>() {
             return Some(Duration::from_millis(number.saturating_mul(unit)));
         }
-        let seconds = Duration::from_millis(unit).as_secs_f64() * decimal(number)?;
+        let seconds = Duration::from_millis(unit).as_secs_f64() * parse_decimal(number)?;
         Duration::try_from_secs_f64(seconds).ok()
     }
 
-    fn seconds(&self) -> Option<Duration> {
+    fn parse_seconds(&self) -> Option<Duration> {
         match self {
             Self::Whole(seconds) => Some(Duration::from_secs(*seconds)),
             Self::Number(seconds) => Duration::try_from_secs_f64(*seconds).ok(),
             Self::Text(text) => match text.trim().parse() {
                 Ok(seconds) => Some(Duration::from_secs(seconds)),
-                Err(_) => Duration::try_from_secs_f64(decimal(text.trim())?).ok(),
+                Err(_) => Duration::try_from_secs_f64(parse_decimal(text.trim())?).ok(),
             },
             _ => None,
         }
     }
 
-    fn wrong(&self, right: impl Into<Flaw>) -> Wrong {
-        Wrong::new(format!("is {self}"), right)
+    fn invalid(&self, correction: impl Into<Flaw>) -> InvalidSetting {
+        InvalidSetting::new(format!("is {self}"), correction)
     }
 }
 
-/// `1.5`, but not `1e9`, `inf` or `-1`.
-fn decimal(text: &str) -> Option<f64> {
+/// Parses numbers such as `1.5`, but not `1e9`, `inf` or `-1`.
+fn parse_decimal(text: &str) -> Option<f64> {
     let is_decimal = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     text.parse().ok().filter(|_| is_decimal)
 }
 
-/// As it may be shown: lists and tables may hold URLs, and a text may be one.
-impl fmt::Display for Value {
+/// Does not show secrets: lists and tables may contain URLs, and a string may be a URL.
+impl fmt::Display for SettingValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => f.write_str("empty"),
@@ -146,7 +153,7 @@ impl fmt::Display for Value {
             Self::Whole(value) => write!(f, "{value}"),
             Self::Number(value) => write!(f, "{value}"),
             Self::Text(value) if may_be_shown(value) => write!(f, "{value:?}"),
-            Self::Text(_) => f.write_str("a text that may be a secret"),
+            Self::Text(_) => f.write_str("a string that may be a secret (not shown)"),
             Self::List(_) => f.write_str("a list"),
             Self::Table(_) => f.write_str("a table"),
         }

@@ -168,7 +168,7 @@ fn round_trip(conn: &mut impl R2D2Connection) -> Option<Duration> {
 /// Returns a finding if the login would create a missing SQLite file: an examination must not change
 /// anything.
 fn missing_file<C: 'static>(name: &str, url: &PeerUrl) -> Option<Finding> {
-    let is_sqlite = Dialect::of::<C>() == Dialect::Sqlite;
+    let is_sqlite = Dialect::for_connection::<C>() == Dialect::Sqlite;
     let path = sqlite_file::file_created_by(url.expose()).filter(|_| is_sqlite)?;
     if path.exists() {
         return None;

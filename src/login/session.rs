@@ -18,7 +18,7 @@ use crate::panics::catch_panic;
 use crate::peers::activity::Activity;
 use crate::peers::set::PeerSet;
 use crate::policy::Requirements;
-use crate::url::{AskCredentials, PeerUrl};
+use crate::url::{CredentialsProvider, PeerUrl};
 
 /// A closure of the application that runs on each new connection before the connection is used.
 pub(crate) type OnConnect<C> = dyn Fn(&mut C) -> QueryResult<()> + Send + Sync;
@@ -29,7 +29,7 @@ pub(crate) struct Hooks<C> {
     pub(crate) health_check: Box<OnConnect<C>>,
     pub(crate) on_connect: Box<OnConnect<C>>,
     /// Provides the credentials that replace those in the URL.
-    pub(crate) credentials: Option<Box<AskCredentials>>,
+    pub(crate) credentials: Option<Box<CredentialsProvider>>,
 }
 
 /// The parameters of one login.

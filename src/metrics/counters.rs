@@ -1,42 +1,47 @@
-//! What is counted on a peer, and how much of it was told.
+//! Exports the counters and histograms of a peer.
 
 use std::sync::Arc;
 
 use super::catalog;
-use super::labeled::{Labeled, ToldTimes};
+use super::labeled::{Labeled, ReportedBuckets};
 use crate::peers::activity::Activity;
 use crate::peers::counters::{CLOSE_REASONS, PeerCounters};
 use crate::peers::peer::Peer;
 
-/// What is counted on one peer, and how much of it was told.
+/// The counters of one peer, and their values as last reported.
 #[derive(Debug)]
 pub(super) struct Counters {
     name: Arc<str>,
     activity: Arc<Activity>,
-    told: Told,
+    reported: Reported,
 }
 
 #[derive(Debug, Default)]
-struct Told {
+struct Reported {
     downs: u64,
     checkouts: u64,
     queries: u64,
     queries_lost: u64,
     queries_aborted: u64,
-    query_times: ToldTimes,
+    query_times: ReportedBuckets,
     connects: u64,
     connect_failures: u64,
-    logins: ToldTimes,
-    retired: [u64; CLOSE_REASONS.len()],
+    logins: ReportedBuckets,
+    closed: [u64; CLOSE_REASONS.len()],
 }
 
 impl Counters {
-    pub(super) fn of(peer: &Peer) -> Self {
-        Self { name: peer.name.clone(), activity: peer.activity.clone(), told: Told::default() }
+    pub(super) fn new(peer: &Peer) -> Self {
+        Self {
+            name: peer.name.clone(),
+            activity: peer.activity.clone(),
+            reported: Reported::default(),
+        }
     }
 
-    pub(super) fn tell(&mut self, pool: &Labeled<'_>) {
-        let Self { name, activity, told } = self;
+    /// Reports all changes since the last report.
+    pub(super) fn report(&mut self, pool: &Labeled<'_>) {
+        let Self { name, activity, reported } = self;
         let PeerCounters {
             checkouts,
             queries,
@@ -48,19 +53,31 @@ impl Counters {
             downs,
             ..
         } = &activity.counters;
-        let to = pool.with("peer", name.clone());
-        to.counter(&catalog::DOWNS, downs.get(), &mut told.downs);
-        to.counter(&catalog::CHECKOUTS, checkouts.get(), &mut told.checkouts);
-        to.counter(&catalog::QUERIES, queries.count(), &mut told.queries);
-        to.counter(&catalog::QUERIES_LOST, queries_lost.get(), &mut told.queries_lost);
-        to.counter(&catalog::QUERIES_ABORTED, queries_aborted.get(), &mut told.queries_aborted);
-        to.histogram(&catalog::QUERY_DURATION, queries, &mut told.query_times);
-        to.counter(&catalog::CONNECTS, connects.get(), &mut told.connects);
-        to.counter(&catalog::CONNECT_FAILURES, connect_failures.get(), &mut told.connect_failures);
-        to.histogram(&catalog::CONNECT_DURATION, logins, &mut told.logins);
-        for (reason, told) in CLOSE_REASONS.into_iter().zip(&mut told.retired) {
-            let to = to.with("reason", reason.as_str());
-            to.counter(&catalog::CONNECTIONS_CLOSED, activity.counters.closed(reason).get(), told);
+        let labeled = pool.with("peer", name.clone());
+        labeled.counter(&catalog::DOWNS, downs.get(), &mut reported.downs);
+        labeled.counter(&catalog::CHECKOUTS, checkouts.get(), &mut reported.checkouts);
+        labeled.counter(&catalog::QUERIES, queries.count(), &mut reported.queries);
+        labeled.counter(&catalog::QUERIES_LOST, queries_lost.get(), &mut reported.queries_lost);
+        labeled.counter(
+            &catalog::QUERIES_ABORTED,
+            queries_aborted.get(),
+            &mut reported.queries_aborted,
+        );
+        labeled.histogram(&catalog::QUERY_DURATION, queries, &mut reported.query_times);
+        labeled.counter(&catalog::CONNECTS, connects.get(), &mut reported.connects);
+        labeled.counter(
+            &catalog::CONNECT_FAILURES,
+            connect_failures.get(),
+            &mut reported.connect_failures,
+        );
+        labeled.histogram(&catalog::CONNECT_DURATION, logins, &mut reported.logins);
+        for (reason, reported) in CLOSE_REASONS.into_iter().zip(&mut reported.closed) {
+            let labeled = labeled.with("reason", reason.as_str());
+            labeled.counter(
+                &catalog::CONNECTIONS_CLOSED,
+                activity.counters.closed(reason).get(),
+                reported,
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The thread that tells the recorder, once in a while, what is counted anyway.
+//! The thread that reports the metrics of a pool to the recorder once a second.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -21,19 +21,19 @@ use crate::peers::set::PeerSet;
 /// The name of the thread. Linux shows the first 15 characters of a thread's name.
 const EXPORTER: &str = "peers-metrics";
 
-/// How often the recorder is told. Scrapes are many seconds apart.
+/// The interval of reports. Scrapes are many seconds apart.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// How long, and how many times, a pool that ends is given to close its connections before the recorder
-/// is told for the last time.
-const FAREWELL: Duration = Duration::from_millis(10);
-const FAREWELLS: usize = 100;
+/// The interval and the maximum number of waits for a dropped pool to close its connections before the
+/// last report.
+const CLOSE_WAIT: Duration = Duration::from_millis(10);
+const MAX_CLOSE_WAITS: usize = 100;
 
-/// Starts the thread. It ends when the other end of `stopped` is dropped, once the recorder has been told
-/// what had happened by then.
+/// Starts the thread. The thread ends after the other end of `stopped` is dropped and everything until
+/// then has been reported.
 pub(crate) fn start(set: Arc<PeerSet>, stopped: Receiver<Infallible>) -> io::Result<()> {
     let run = move || {
-        let mut exporter = Exporter::of(set);
+        let mut exporter = Exporter::new(set);
         let periods = tick(PERIOD);
         loop {
             exporter.export();
@@ -42,9 +42,10 @@ pub(crate) fn start(set: Arc<PeerSet>, stopped: Receiver<Infallible>) -> io::Res
                 recv(stopped) -> _ => break,
             }
         }
-        // Whoever dropped the manager is closing the connections.
-        let farewells = (0..FAREWELLS).map_while(|_| exporter.has_links().then(|| after(FAREWELL)));
-        for wait in farewells {
+        // The thread that dropped the manager may still be closing connections.
+        let waits =
+            (0..MAX_CLOSE_WAITS).map_while(|_| exporter.has_links().then(|| after(CLOSE_WAIT)));
+        for wait in waits {
             let _ = wait.recv();
         }
         exporter.export();
@@ -52,29 +53,31 @@ pub(crate) fn start(set: Arc<PeerSet>, stopped: Receiver<Infallible>) -> io::Res
     thread::Builder::new().name(EXPORTER.to_owned()).spawn(run).map(drop)
 }
 
-/// What the recorder has been told of one pool.
+/// The metrics of one pool, as last reported.
 struct Exporter {
     set: Arc<PeerSet>,
-    /// Where the recorder is that knows what the metrics mean: one may be installed at any time.
+    /// The address of the recorder that has received the descriptions. A recorder may be installed at any
+    /// time.
     described: usize,
-    /// By the peers' numbers, as several may have one name, one after the other.
+    /// The counters by the number of the peer, because several peers may have the same name, one after the
+    /// other.
     counters: BTreeMap<u64, Counters>,
-    /// Whose gauges may be something else than 0.
+    /// The names of the peers whose gauges may differ from 0.
     shown: BTreeSet<Arc<str>>,
     events_dropped: u64,
 }
 
-/// How the peers of one pool are: those of one that is gone are no more.
+/// The state of the peers of a pool at one moment. A dropped pool has no peers.
 #[derive(Default)]
-struct Look {
+struct PoolState {
     peers: usize,
-    serving: usize,
+    available: usize,
     gauges: BTreeMap<Arc<str>, Gauges>,
     numbers: BTreeSet<u64>,
 }
 
 impl Exporter {
-    fn of(set: Arc<PeerSet>) -> Self {
+    fn new(set: Arc<PeerSet>) -> Self {
         Self {
             set,
             described: 0,
@@ -88,63 +91,65 @@ impl Exporter {
         self.set.read(|peers| peers.iter().any(|peer| peer.counts.load() > 0))
     }
 
-    /// A recorder that panics is told again next time.
+    /// Reports to the recorder. If the recorder panics, the next report makes up for the missing values.
     fn export(&mut self) {
-        let _ = catch_panic(|| with_recorder(|recorder| self.tell(recorder)));
+        let _ = catch_panic(|| with_recorder(|recorder| self.report(recorder)));
     }
 
-    fn tell(&mut self, recorder: &dyn Recorder) {
+    fn report(&mut self, recorder: &dyn Recorder) {
         let address = ptr::from_ref(recorder).addr();
         if self.described != address {
             catalog::describe(recorder);
             self.described = address;
         }
-        let Look { peers, serving, gauges, numbers } = self.look();
+        let PoolState { peers, available, gauges, numbers } = self.read_pool();
         let Self { set, counters, events_dropped, shown, .. } = self;
         let pool = Labeled::new(recorder).with("pool", set.settings().pool_name.clone());
         pool.gauge(&catalog::PEERS, peers);
-        pool.gauge(&catalog::SERVING, serving);
+        pool.gauge(&catalog::PEERS_AVAILABLE, available);
         pool.counter(&catalog::EVENTS_DROPPED, set.journal().dropped(), events_dropped);
         for (name, gauges) in gauges {
-            gauges.tell(&pool.with("peer", name.clone()));
-            if gauges.is_nothing() {
-                // It has been told, so that it need not be again.
+            gauges.report(&pool.with("peer", name.clone()));
+            if gauges.are_zero() {
+                // The zeros have been reported and need not be repeated.
                 shown.remove(&name);
             }
         }
-        // Once more also of those that are gone.
+        // Removed peers are included once more, for their last changes.
         for counters in counters.values_mut() {
-            counters.tell(&pool);
+            counters.report(&pool);
         }
         counters.retain(|number, _| numbers.contains(number));
     }
 
-    /// Looks at the peers, and calls nobody while they are locked.
-    fn look(&mut self) -> Look {
+    /// Reads the state of the peers. The recorder is not called here, because the peers are locked.
+    fn read_pool(&mut self) -> PoolState {
         let Self { set, counters, shown, .. } = self;
         let is_open = !set.is_closed();
-        let nothing = |name| (name, Gauges::default());
-        let mut look =
-            Look { gauges: shown.iter().cloned().map(nothing).collect(), ..Look::default() };
+        let zeros = |name| (name, Gauges::default());
+        let mut pool = PoolState {
+            gauges: shown.iter().cloned().map(zeros).collect(),
+            ..PoolState::default()
+        };
         set.read(|peers| {
             for peer in peers {
-                look.numbers.insert(peer.id);
-                counters.entry(peer.id).or_insert_with(|| Counters::of(peer));
+                pool.numbers.insert(peer.id);
+                counters.entry(peer.id).or_insert_with(|| Counters::new(peer));
             }
-            let mut there: Vec<&Peer> =
+            let mut present: Vec<&Peer> =
                 peers.iter().filter(|peer| is_open && !peer.is_removed()).collect();
-            there.sort_unstable_by_key(|peer| peer.id);
-            for peer in &there {
-                let gauges = look.gauges.entry(peer.name.clone()).or_default();
-                *gauges = gauges.and(peer);
+            present.sort_unstable_by_key(|peer| peer.id);
+            for peer in &present {
+                let gauges = pool.gauges.entry(peer.name.clone()).or_default();
+                *gauges = gauges.merged_with(peer);
                 shown.insert(peer.name.clone());
             }
             if is_open {
-                look.peers = there.iter().filter(|peer| peer.is_member()).count();
-                look.serving = count_available(peers);
+                pool.peers = present.iter().filter(|peer| peer.is_member()).count();
+                pool.available = count_available(peers);
             }
         });
-        look
+        pool
     }
 }
 
@@ -231,17 +236,17 @@ mod tests {
     }
 
     #[test]
-    fn a_recorder_that_comes_late_is_told_what_the_metrics_mean() {
+    fn recorder_that_is_installed_later_receives_the_descriptions() {
         let (set, _woken, _) = set_of(1, Recovery::AfterCheck);
-        let mut exporter = Exporter::of(Arc::new(set));
+        let mut exporter = Exporter::new(Arc::new(set));
         exporter.export();
         let recorder = Kept::default();
         with_local_recorder(&recorder, || exporter.export());
         let scrape = recorder.render();
-        assert!(scrape.contains("# HELP diesel_peers_up 1 if it works"), "{scrape}");
+        assert!(scrape.contains("# HELP diesel_peers_up 1 if the peer is up"), "{scrape}");
     }
 
-    /// It may be replaced, or mended.
+    /// A recorder that panics: it may be replaced, or work again later.
     struct Panics;
 
     impl Recorder for Panics {
@@ -267,37 +272,41 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_was_removed_while_the_recorder_panicked_is_shown_as_gone() {
+    fn gauges_of_a_peer_that_was_removed_while_the_recorder_panicked_become_zero() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
-        let mut exporter = Exporter::of(set.clone());
+        let mut exporter = Exporter::new(set.clone());
         let recorder = Kept::default();
         with_local_recorder(&recorder, || exporter.export());
-        let _ = set.remove("peer1", now).expect("there is one");
+        let _ = set.remove("peer1", now).expect("the peer exists");
         set.tick(now);
         with_local_recorder(&Panics, || exporter.export());
         with_local_recorder(&recorder, || exporter.export());
         let scrape = recorder.render();
         let line = r#"diesel_peers_up{pool="default",peer="peer1"} 0"#;
         assert!(scrape.lines().any(|other| other == line), "{scrape}");
-        assert_eq!(exporter.shown.len(), 1, "and told no more");
+        assert_eq!(
+            exporter.shown.len(),
+            1,
+            "the gauges of the removed peer are not reported again"
+        );
     }
 
     #[test]
-    fn what_a_peer_counted_last_is_told_although_another_has_its_place() {
+    fn last_changes_of_a_removed_peer_are_reported_after_another_took_its_index() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
-        let mut exporter = Exporter::of(set.clone());
+        let mut exporter = Exporter::new(set.clone());
         let recorder = Kept::default();
         with_local_recorder(&recorder, || exporter.export());
         let activity = set.read(|peers| peers[1].activity.clone());
-        let _ = set.remove("peer1", now).expect("there is one");
+        let _ = set.remove("peer1", now).expect("the peer exists");
         set.tick(now);
         activity.counters.closed(CloseReason::Drained).add_one();
         activity.counters.connects.add_one();
         activity.counters.connect_failures.add_one();
-        set.add(PeerConfig::new("peer1", "sqlite"), now).expect("there is none");
-        assert_eq!(set.read(<[Peer]>::len), 2, "it has the other one's place");
+        set.add(PeerConfig::new("peer1", "sqlite"), now).expect("the name is free");
+        assert_eq!(set.read(<[Peer]>::len), 2, "the new peer has the index of the removed peer");
         for _ in 0..2 {
             with_local_recorder(&recorder, || exporter.export());
         }
@@ -311,6 +320,10 @@ mod tests {
             let line = format!("diesel_peers_{name}_total{labels} 1");
             assert!(scrape.lines().any(|other| other == line), "{line}: {scrape}");
         }
-        assert_eq!(exporter.counters.len(), 2, "and then forgotten");
+        assert_eq!(
+            exporter.counters.len(),
+            2,
+            "the removed peer's counters are dropped after the last report"
+        );
     }
 }

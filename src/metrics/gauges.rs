@@ -1,10 +1,10 @@
-//! What the gauges of a peer show.
+//! Exports the gauges of a peer.
 
 use super::catalog;
 use super::labeled::Labeled;
 use crate::peers::peer::{Counts, Peer};
 
-/// What the gauges of one name show: of a peer that is gone, 0.
+/// The values of the gauges of one peer name. All are 0 if there is no peer of this name.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Gauges {
     up: usize,
@@ -19,8 +19,9 @@ pub(super) struct Gauges {
 }
 
 impl Gauges {
-    /// Those of `peer`, with the connections of an older one of its name that is being removed.
-    pub(super) fn and(self, peer: &Peer) -> Self {
+    /// Returns the gauges of `peer`, plus the connections in `self` of an older peer of the same name that
+    /// is being removed.
+    pub(super) fn merged_with(self, peer: &Peer) -> Self {
         let Counts { connecting, stuck_logins, links, .. } = peer.counts;
         Self {
             up: peer.is_up().into(),
@@ -35,12 +36,13 @@ impl Gauges {
         }
     }
 
-    /// Whether all of them are 0.
-    pub(super) fn is_nothing(self) -> bool {
+    /// Whether all gauges are 0.
+    pub(super) fn are_zero(self) -> bool {
         self == Self::default()
     }
 
-    pub(super) fn tell(self, to: &Labeled<'_>) {
+    /// Sets the gauges of the recorder.
+    pub(super) fn report(self, labeled: &Labeled<'_>) {
         let Self {
             up,
             in_service,
@@ -52,14 +54,14 @@ impl Gauges {
             connecting,
             stuck_logins,
         } = self;
-        to.gauge(&catalog::UP, up);
-        to.gauge(&catalog::IN_SERVICE, in_service);
-        to.gauge(&catalog::FULL, full);
-        to.gauge(&catalog::UNRESPONSIVE, unresponsive);
-        to.gauge(&catalog::WEIGHT, weight);
-        to.gauge(&catalog::LINKS, links);
-        to.gauge(&catalog::IN_USE, in_use);
-        to.gauge(&catalog::CONNECTING, connecting);
-        to.gauge(&catalog::STUCK_LOGINS, stuck_logins);
+        labeled.gauge(&catalog::UP, up);
+        labeled.gauge(&catalog::IN_SERVICE, in_service);
+        labeled.gauge(&catalog::FULL, full);
+        labeled.gauge(&catalog::UNRESPONSIVE, unresponsive);
+        labeled.gauge(&catalog::WEIGHT, weight);
+        labeled.gauge(&catalog::CONNECTIONS, links);
+        labeled.gauge(&catalog::IN_USE, in_use);
+        labeled.gauge(&catalog::CONNECTING, connecting);
+        labeled.gauge(&catalog::STUCK_LOGINS, stuck_logins);
     }
 }

@@ -1,4 +1,4 @@
-//! A recorder, and the labels of what it is told.
+//! A recorder with fixed labels.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use crate::peers::counters::{BUCKET_BOUNDS, Histogram};
 static METADATA: Metadata<'static> =
     Metadata::new("diesel_peers", Level::INFO, Some(module_path!()));
 
-/// Of each class of times, how many were told, and how many nanoseconds.
-pub(super) type ToldTimes = [(u64, u64); BUCKET_BOUNDS.len() + 1];
+/// The count and the sum in nanoseconds of each bucket, as last reported.
+pub(super) type ReportedBuckets = [(u64, u64); BUCKET_BOUNDS.len() + 1];
 
-/// A recorder, and the labels of what it is told. Metrics are looked up each time that they are told: an
-/// exporter may have dropped those that did not change for a while.
+/// A recorder with the labels of the metrics that it receives. Metrics are registered for every report,
+/// because an exporter may drop metrics that did not change for a while.
 pub(super) struct Labeled<'a> {
     recorder: &'a dyn Recorder,
     labels: Vec<Label>,
@@ -25,7 +25,7 @@ impl<'a> Labeled<'a> {
         Self { recorder, labels: Vec::new() }
     }
 
-    /// With one label more.
+    /// Returns the same recorder with one more label.
     pub(super) fn with(&self, name: &'static str, value: impl Into<SharedString>) -> Self {
         let mut labels = self.labels.clone();
         labels.push(Label::new(name, value));
@@ -36,46 +36,53 @@ impl<'a> Labeled<'a> {
         Key::from_parts(metric.name, self.labels.clone())
     }
 
-    /// What a gauge shows.
+    /// Sets a gauge.
     pub(super) fn gauge(&self, metric: &Metric, value: usize) {
         let value = u32::try_from(value).unwrap_or(u32::MAX);
         self.recorder.register_gauge(&self.key(metric), &METADATA).set(value);
     }
 
-    /// By how much a counter has grown since it was told last. It is told also if it has not: a counter
-    /// that is there, and 0, is what a rate can be made of.
-    pub(super) fn counter(&self, metric: &Metric, value: u64, told: &mut u64) {
+    /// Reports the increment of a counter since the last report. An increment of 0 is reported as well, so
+    /// that the counter exists from the start and a rate can be computed.
+    pub(super) fn counter(&self, metric: &Metric, value: u64, reported: &mut u64) {
         let counter = self.recorder.register_counter(&self.key(metric), &METADATA);
-        counter.increment(value.saturating_sub(*told));
-        *told = value;
+        counter.increment(value.saturating_sub(*reported));
+        *reported = value;
     }
 
-    /// What has been added to a histogram since it was told last.
-    pub(super) fn histogram(&self, metric: &Metric, times: &Histogram, told: &mut ToldTimes) {
+    /// Reports the values that were added to a histogram since the last report.
+    pub(super) fn histogram(
+        &self,
+        metric: &Metric,
+        times: &Histogram,
+        reported: &mut ReportedBuckets,
+    ) {
         let histogram = self.recorder.register_histogram(&self.key(metric), &METADATA);
-        for (mean, count) in added(times.buckets(), told) {
+        for (mean, count) in added(times.buckets(), reported) {
             let count = usize::try_from(count).unwrap_or(usize::MAX);
             histogram.record_many(mean.as_secs_f64(), count);
         }
     }
 }
 
-/// What has been added to each class, as how many times the mean of that. The mean is of its class
-/// although count and sum are read one after the other; what that leaves is in the next one.
+/// Returns the mean and the number of the values that were added to each bucket since the last report.
+///
+/// Count and sum of a bucket are not read atomically, so the mean is clamped to the bounds of the bucket.
+/// The difference between the actual and the reported sum is carried over to the next report.
 fn added(
     now: impl Iterator<Item = (u64, u64)>,
-    told: &mut ToldTimes,
+    reported: &mut ReportedBuckets,
 ) -> impl Iterator<Item = (Duration, u64)> {
     let ends = BUCKET_BOUNDS.map(|end| u64::try_from(end.as_nanos()).unwrap_or(u64::MAX));
-    let from = [0].into_iter().chain(ends.map(|end| end + 1));
-    let to = ends.into_iter().chain([u64::MAX]);
-    let buckets = from.zip(to).zip(now).zip(told);
-    buckets.filter_map(|(((from, to), (count, nanos)), (told_count, told_nanos))| {
-        let more = count.checked_sub(*told_count).filter(|more| *more > 0)?;
-        let mean = (nanos.saturating_sub(*told_nanos) / more).clamp(from, to);
-        *told_count = count;
-        *told_nanos = told_nanos.saturating_add(mean.saturating_mul(more));
-        Some((Duration::from_nanos(mean), more))
+    let lower = [0].into_iter().chain(ends.map(|end| end + 1));
+    let upper = ends.into_iter().chain([u64::MAX]);
+    let buckets = lower.zip(upper).zip(now).zip(reported);
+    buckets.filter_map(|(((lower, upper), (count, nanos)), (reported_count, reported_nanos))| {
+        let added = count.checked_sub(*reported_count).filter(|added| *added > 0)?;
+        let mean = (nanos.saturating_sub(*reported_nanos) / added).clamp(lower, upper);
+        *reported_count = count;
+        *reported_nanos = reported_nanos.saturating_add(mean.saturating_mul(added));
+        Some((Duration::from_nanos(mean), added))
     })
 }
 
@@ -83,9 +90,9 @@ fn added(
 mod tests {
     use super::*;
 
-    /// What is told of these times, which are in milliseconds.
-    fn told_of(times: &Histogram, told: &mut ToldTimes) -> Vec<(u128, u64)> {
-        let added = added(times.buckets(), told);
+    /// Returns the reported means, in microseconds, and counts.
+    fn report(times: &Histogram, reported: &mut ReportedBuckets) -> Vec<(u128, u64)> {
+        let added = added(times.buckets(), reported);
         added.map(|(mean, count)| (mean.as_micros(), count)).collect()
     }
 
@@ -96,28 +103,40 @@ mod tests {
     }
 
     #[test]
-    fn what_is_new_is_told_once_as_the_mean_of_its_class() {
-        let (times, mut told) = (Histogram::default(), ToldTimes::default());
-        assert_eq!(told_of(&times, &mut told), [], "nothing yet");
+    fn new_values_are_reported_once_with_the_mean_of_their_bucket() {
+        let (times, mut reported) = (Histogram::default(), ReportedBuckets::default());
+        assert_eq!(report(&times, &mut reported), [], "nothing was added yet");
         add(&times, [60, 80, 100, 101, 30_000_000]);
         let expected = [(80, 3), (101, 1), (30_000_000, 1)];
-        assert_eq!(told_of(&times, &mut told), expected, "each class by itself");
-        assert_eq!(told_of(&times, &mut told), [], "once");
+        assert_eq!(report(&times, &mut reported), expected, "each bucket has its own mean");
+        assert_eq!(report(&times, &mut reported), [], "values are reported once");
         add(&times, [20]);
-        assert_eq!(told_of(&times, &mut told), [(20, 1)], "without what was told before");
+        assert_eq!(
+            report(&times, &mut reported),
+            [(20, 1)],
+            "earlier values are not reported again"
+        );
     }
 
     #[test]
-    fn a_count_that_is_seen_before_its_sum_is_made_up_for() {
-        let mut told = ToldTimes::default();
-        let mut tell = |count, micros: u64| {
+    fn later_reports_make_up_for_a_count_read_before_its_sum() {
+        let mut reported = ReportedBuckets::default();
+        let mut report = |count, micros: u64| {
             let mut buckets = [(0, 0); BUCKET_BOUNDS.len() + 1];
             buckets[1] = (count, micros * 1000);
-            let told = added(buckets.into_iter(), &mut told);
-            told.map(|(mean, count)| (mean.as_nanos(), count)).collect::<Vec<_>>()
+            let reported = added(buckets.into_iter(), &mut reported);
+            reported.map(|(mean, count)| (mean.as_nanos(), count)).collect::<Vec<_>>()
         };
-        assert_eq!(tell(2, 200), [(100_001, 2)], "no mean is outside of its class");
-        assert_eq!(tell(3, 600), [(250_000, 1)], "nor on the other side");
-        assert_eq!(tell(5, 900), [(224_999, 2)], "and all together it is what it was");
+        assert_eq!(
+            report(2, 200),
+            [(100_001, 2)],
+            "the mean is at least the lower bound of its bucket"
+        );
+        assert_eq!(
+            report(3, 600),
+            [(250_000, 1)],
+            "the mean is at most the upper bound of its bucket"
+        );
+        assert_eq!(report(5, 900), [(224_999, 2)], "the sum of all reports is exact");
     }
 }

@@ -93,7 +93,7 @@ impl Admission {
         // ago, and an operator who gives another password in a URL expects that one to be used. So
         // a conflict is an error.
         for PeerConfig { name, url, .. } in peers {
-            if let Some(setting) = PeerUrl::new(url.clone()).contradicts(&self.login) {
+            if let Some(setting) = PeerUrl::new(url.clone()).conflict_with(&self.login) {
                 return Err(PeersError::Overruled { name: name.clone(), setting });
             }
         }
@@ -118,7 +118,7 @@ impl Admission {
         let resolved = peers.iter().zip(urls).filter(|(_, url)| self.host_name(url).is_some());
         for (PeerConfig { name, .. }, url) in resolved {
             let wrong = |flaw| PeersError::Url { name: name.clone(), flaw };
-            url.check_at_address(self.dialect).map_err(wrong)?;
+            url.check_address_allowed(self.dialect).map_err(wrong)?;
         }
         Ok(())
     }

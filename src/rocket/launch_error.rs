@@ -1,4 +1,4 @@
-//! Why an application was not launched.
+//! The error that prevents the launch of an application.
 
 use std::fmt;
 
@@ -6,45 +6,46 @@ use crate::error::BuildError;
 use crate::peers::handle::Peers;
 use crate::peers::snapshot::{PeerState, PeerStatus};
 
-/// Why a database's pool was not built. Rocket shows it by `Debug`, which tells the story.
+/// The error of a database whose pool could not be built. Rocket prints errors with `Debug`, which shows the
+/// same text as `Display`.
 pub struct LaunchError {
-    story: String,
+    text: String,
 }
 
 impl LaunchError {
-    /// A wrong setting.
-    pub(super) fn of_settings(error: &BuildError) -> Self {
-        Self { story: error.to_string() }
+    /// Creates the error for an invalid setting.
+    pub(super) fn from_build_error(error: &BuildError) -> Self {
+        Self { text: error.to_string() }
     }
 
-    /// A pool that was not full in time.
-    pub(super) fn of_pool(error: &r2d2::Error, peers: &Peers) -> Self {
+    /// Creates the error for a pool that could not open all its connections in time.
+    pub(super) fn from_pool_error(error: &r2d2::Error, peers: &Peers) -> Self {
         let peers = peers.snapshot().peers;
-        let nobody_is_up = peers.iter().all(|peer| peer.state == PeerState::Down);
-        let told: Vec<String> = peers.iter().map(tell).collect();
-        let told = told.join("; ");
-        let story = if nobody_is_up {
-            format!("no peer took a connection within Rocket's `timeout`: {told}")
+        let are_all_down = peers.iter().all(|peer| peer.state == PeerState::Down);
+        let states: Vec<String> = peers.iter().map(describe).collect();
+        let states = states.join("; ");
+        let text = if are_all_down {
+            format!("no peer accepted a connection within Rocket's `timeout`: {states}")
         } else {
             format!(
-                "not all `pool_size` connections could be made within Rocket's `timeout`: {told} \
+                "could not open all `pool_size` connections within Rocket's `timeout`: {states} \
                  ({error})",
             )
         };
-        Self { story }
+        Self { text }
     }
 }
 
-fn tell(peer: &PeerStatus) -> String {
+fn describe(peer: &PeerStatus) -> String {
     match &peer.reason {
         Some(reason) => format!("{} is down: {reason}", peer.name),
-        None => format!("{} is up, with {} connections", peer.name, peer.connections),
+        None => format!("{} is up (connections: {})", peer.name, peer.connections),
     }
 }
 
 impl fmt::Display for LaunchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.story)
+        f.write_str(&self.text)
     }
 }
 

@@ -10,19 +10,19 @@ use rocket::figment::value::Value;
 use crate::panics::lock;
 use crate::peers::handle::Peers;
 
-/// Stands for the `url` that Rocket insists on where a table of peers takes its place.
-pub(super) const PEERS: &str = "see peers";
+/// The placeholder for the `url` that Rocket requires, in a database with a table `peers`.
+pub(super) const URL_PLACEHOLDER: &str = "see peers";
 
-/// The [`Peers`] of each database, in Rocket's state: `&State<Registry>` in a request, and
-/// `rocket.state::<Registry>()` in a fairing.
+/// The [`Peers`] of each database. The registry is managed by Rocket: use `&State<Registry>` in a request,
+/// and `rocket.state::<Registry>()` in a fairing.
 #[derive(Debug, Default)]
 pub struct Registry {
     databases: Mutex<BTreeMap<String, Peers>>,
 }
 
 impl Registry {
-    /// Puts the registry into Rocket's state, and makes the table `peers` a substitute for `url` in a
-    /// database's settings. Attach it before the databases' fairings.
+    /// Returns the fairing that adds the registry to Rocket's state, and that allows a table `peers` in place
+    /// of `url` in the settings of a database. Attach the fairing before those of the databases.
     #[must_use]
     pub fn fairing() -> impl Fairing {
         AdHoc::on_ignite("Database peers", |rocket| async {
@@ -32,14 +32,14 @@ impl Registry {
         })
     }
 
-    /// The peers of this database: `None` before its fairing has run, and for one that is no
-    /// `PeerConnection`.
+    /// Returns the peers of a database. Returns `None` before the fairing of the database has run, and if the
+    /// database does not use `PeerConnection`.
     #[must_use]
     pub fn peers(&self, database: &str) -> Option<Peers> {
         lock(&self.databases).get(database).cloned()
     }
 
-    /// Every database's name and peers, by name.
+    /// Returns the name and the peers of every database, sorted by name.
     #[must_use]
     pub fn all(&self) -> Vec<(String, Peers)> {
         let databases = lock(&self.databases);
@@ -51,7 +51,7 @@ impl Registry {
     }
 }
 
-/// Gives each database a `url` that has `peers` and none.
+/// Adds the placeholder `url` to each database that has `peers` but no `url`.
 fn with_urls(figment: Figment) -> Figment {
     let databases = figment.find_value("databases").ok().and_then(Value::into_dict);
     databases.into_iter().flatten().fold(figment, |figment, (database, settings)| {
@@ -59,6 +59,6 @@ fn with_urls(figment: Figment) -> Figment {
         if settings.contains_key("url") || !settings.contains_key("peers") {
             return figment;
         }
-        figment.join((format!("databases.{database}.url"), PEERS))
+        figment.join((format!("databases.{database}.url"), URL_PLACEHOLDER))
     })
 }

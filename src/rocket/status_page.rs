@@ -1,4 +1,4 @@
-//! The status page as a route.
+//! The status page as a Rocket route.
 
 use std::io::Cursor;
 use std::sync::Arc;
@@ -13,12 +13,13 @@ use super::registry::Registry;
 use crate::peers::handle::Peers;
 use crate::status_page::{LONGEST, StatusPage};
 
-/// Rocket's `Shield` sets these, or what the application would have in their place, and warns of each
-/// answer that has them already. (The page says by itself whom it tells where a link was.)
-const SHIELDED: [&str; 2] = ["X-Content-Type-Options", "Referrer-Policy"];
+/// The headers that the page leaves to Rocket's `Shield`, which sets them as the application configures it,
+/// and logs a warning for each response that already has them. (The page sets its referrer policy in its
+/// own HTML as well.)
+const SHIELD_HEADERS: [&str; 2] = ["X-Content-Type-Options", "Referrer-Policy"];
 
-/// To be mounted: `.mount("/peers", StatusPage::new())`. It shows every database of the [`Registry`], by
-/// its name, and the pools that were given to it.
+/// Converts the page into routes: `.mount("/peers", StatusPage::new())`. The page shows every database of the
+/// [`Registry`], by name, and the pools that were added to the page.
 impl From<StatusPage> for Vec<Route> {
     fn from(page: StatusPage) -> Self {
         let post = page.has_actions().then_some(Method::Post);
@@ -38,10 +39,10 @@ struct Mounted(Arc<StatusPage>);
 #[async_trait]
 impl Handler for Mounted {
     async fn handle<'r>(&self, request: &'r Request<'_>, data: Data<'r>) -> Outcome<'r> {
-        // One byte more tells that there are too many.
+        // One byte more than allowed shows that the body is too long.
         let body = data.open((LONGEST + 1).bytes()).into_bytes().await;
         let Ok(body) = body else { return Outcome::Error(Status::BadRequest) };
-        // Under HTTP/2 there is no header of this name.
+        // HTTP/2 has no header `Host`; Rocket returns its value all the same.
         let host = request.host().map(ToString::to_string);
         let header = |name: &str| match name {
             "Host" => host.as_deref(),
@@ -55,7 +56,7 @@ impl Handler for Mounted {
         let mut response = Response::new();
         response.set_status(Status::new(answer.status));
         for (name, value) in answer.headers {
-            if !SHIELDED.contains(&name) {
+            if !SHIELD_HEADERS.contains(&name) {
                 response.set_raw_header(name, value);
             }
         }

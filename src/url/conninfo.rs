@@ -1,29 +1,29 @@
-//! libpq's other form of a URL: `host=db0 dbname=shop password='a b'`.
+//! libpq's conninfo strings, its alternative to URLs: `host=db0 dbname=shop password='a b'`.
 
-/// Whether it is of libpq's other form, `host=db0 dbname=shop`. A value in it may hold `://`.
-pub(crate) fn is_keywords(url: &str) -> bool {
-    let (before, rest) = url.split_once('=').unwrap_or(("", ""));
+/// Whether the text is a conninfo string. Its values may contain `://`.
+pub(crate) fn is_conninfo(text: &str) -> bool {
+    let (before, rest) = text.split_once('=').unwrap_or(("", ""));
     let key = before.trim();
     let is_key =
         !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     is_key && !rest.is_empty()
 }
 
-/// `host=db0 password='a b'` taken apart as libpq does. None where it would find a mistake.
-pub(super) fn conninfo(text: &str) -> Option<Vec<(String, String)>> {
+/// Splits a conninfo string into its settings, as libpq does. Returns `None` if libpq would reject it.
+pub(super) fn parse_conninfo(text: &str) -> Option<Vec<(String, String)>> {
     let mut settings = Vec::new();
     let mut rest = text.trim_start();
     while !rest.is_empty() {
         let (key, after) = rest.split_once('=')?;
-        let (value, after) = value(after.trim_start())?;
+        let (value, after) = split_value(after.trim_start())?;
         settings.push((key.trim_end().to_owned(), value));
         rest = after.trim_start();
     }
     Some(settings)
 }
 
-/// The first value of a text, without its quotes and backslashes, and what follows it.
-fn value(text: &str) -> Option<(String, &str)> {
+/// Splits a text into its first value, without quotes and backslashes, and the rest.
+fn split_value(text: &str) -> Option<(String, &str)> {
     let quoted = text.strip_prefix('\'');
     let mut letters = quoted.unwrap_or(text).chars();
     let mut value = String::new();

@@ -1,15 +1,15 @@
-//! Who logs in, when that is not in the URLs.
+//! Credentials that replace the user and the password in the URL of a peer.
 
 use std::error::Error;
 use std::fmt;
 
 use super::PeerUrl;
-use super::conninfo::{conninfo, is_keywords};
+use super::conninfo::{is_conninfo, parse_conninfo};
 use super::redaction::Secrets;
 use super::uri::{Parameter, Uri, percent_decoded, percent_encoded};
 use crate::error::{Flaw, REDACTED};
 
-/// A user and a password to log in with, from
+/// A user and a password for a login, returned by the closure of
 /// [`credentials`](crate::PeerManagerBuilder::credentials). `Debug` does not show the password.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Credentials {
@@ -18,12 +18,12 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// This user with this password.
+    /// Creates credentials with this user and this password.
     pub fn new(user: impl Into<String>, password: impl Into<String>) -> Self {
         Self { user: Some(user.into()), password: Some(password.into()) }
     }
 
-    /// This password; the user is the one of the peer's URL.
+    /// Creates credentials with this password and the user from the URL of the peer.
     pub fn password(password: impl Into<String>) -> Self {
         Self { user: None, password: Some(password.into()) }
     }
@@ -37,18 +37,18 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// Asks the application who logs in to the peer of this name.
-pub(crate) type AskCredentials =
+/// Provides the credentials for a peer, by its name.
+pub(crate) type CredentialsProvider =
     dyn Fn(&str) -> Result<Credentials, Box<dyn Error + Send + Sync>> + Send + Sync;
 
 impl PeerUrl {
-    /// This URL with another user and password.
+    /// Returns the URL with its user and its password replaced by those that `credentials` has.
     pub(crate) fn with_credentials(&self, credentials: &Credentials) -> Result<Self, Flaw> {
         let Credentials { user, password } = credentials;
         if let Some(mut uri) =
             Uri::parse(&self.url).ok().filter(|uri| !["sqlite", "file"].contains(&&*uri.scheme))
         {
-            // libpq prefers these to what stands before the host.
+            // libpq prefers these parameters to the user and the password before the host.
             uri.parameters.retain(|Parameter { key, .. }| {
                 !(key == "user" && user.is_some() || key == "password" && password.is_some())
             });
@@ -62,10 +62,12 @@ impl PeerUrl {
             });
             return Ok(Self::new(uri.to_string()));
         }
-        if !is_keywords(&self.url) {
-            return Err("has no place for a user or a password".into());
+        if !is_conninfo(&self.url) {
+            return Err("cannot hold a user or a password: do not set `user`, `password` or \
+                        `credentials`"
+                .into());
         }
-        // Of several libpq takes the last.
+        // libpq uses the last value of a repeated key.
         let mut url = self.url.clone();
         for (key, value) in [("user", user), ("password", password)] {
             if let Some(value) = value {
@@ -73,12 +75,12 @@ impl PeerUrl {
                 url = format!("{url} {key}='{quoted}'");
             }
         }
-        // Quoted as it is there, it is another text than a message would quote.
-        Ok(Self { secrets: Secrets::of(&url, password.as_deref()), url })
+        // The password is passed separately because a message would quote it without the backslashes.
+        Ok(Self { secrets: Secrets::new(&url, password.as_deref()), url })
     }
 
-    /// Which of a user and a password it names itself, where these would have others in their place.
-    pub(crate) fn contradicts(&self, credentials: &Credentials) -> Option<&'static str> {
+    /// Returns `"password"` or `"user"` if the URL contains one that differs from `credentials`.
+    pub(crate) fn conflict_with(&self, credentials: &Credentials) -> Option<&'static str> {
         let Credentials { user, password } = credentials;
         let own = self.credentials();
         let differs = |given: &Option<String>, own: &Option<String>| {
@@ -90,19 +92,20 @@ impl PeerUrl {
         differs(user, &own.user).then_some("user")
     }
 
-    /// Who logs in by the URL alone.
+    /// Returns the user and the password with which this URL alone logs in.
     fn credentials(&self) -> Credentials {
         let Credentials { user, password } = self.written_credentials();
-        let is_libpqs = is_keywords(&self.url) || self.url.starts_with("postgres");
-        // For libpq what is empty is as if it was not there.
-        let given = |text: &String| !(is_libpqs && text.is_empty());
+        let is_for_libpq = is_conninfo(&self.url) || self.url.starts_with("postgres");
+        // libpq ignores an empty user and an empty password.
+        let given = |text: &String| !(is_for_libpq && text.is_empty());
         Credentials { user: user.filter(given), password: password.filter(given) }
     }
 
+    /// Returns the user and the password in the text of the URL, even if they are empty.
     fn written_credentials(&self) -> Credentials {
         let Ok(uri) = Uri::parse(&self.url) else {
-            let settings = conninfo(&self.url).unwrap_or_default();
-            // Of several libpq takes the last.
+            let settings = parse_conninfo(&self.url).unwrap_or_default();
+            // libpq uses the last value of a repeated key.
             let last = |wanted: &str| settings.iter().rfind(|(key, _)| key == wanted);
             let last = |wanted: &str| last(wanted).map(|(_, value)| value.clone());
             return Credentials { user: last("user"), password: last("password") };
@@ -112,7 +115,7 @@ impl PeerUrl {
         let password = password.flatten();
         let last = |wanted: &str| uri.parameters.iter().rfind(|it| it.key == wanted);
         let last = |wanted: &str| last(wanted).and_then(|it| it.value.as_deref());
-        // libpq prefers its parameters; other libraries know none of these.
+        // libpq prefers its parameters; other libraries do not have these parameters.
         Credentials {
             user: last("user").or(user).map(percent_decoded),
             password: last("password").or(password).map(percent_decoded),
@@ -120,7 +123,7 @@ impl PeerUrl {
     }
 }
 
-/// What stands before the host, taken apart.
+/// Splits the part of a URL before the host into a user and a password.
 fn user_and_password(userinfo: &str) -> (&str, Option<&str>) {
     match userinfo.split_once(':') {
         Some((user, password)) => (user, Some(password)),
@@ -141,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_take_their_place() {
+    fn credentials_replace_those_of_the_url() {
         let both = Credentials::new("shop", "p@ss/w:rd");
         let password = Credentials::password("it's \\ new");
         let cases = [
@@ -161,16 +164,16 @@ mod tests {
         for (given, credentials, expected) in cases {
             let url = url(given).with_credentials(credentials).expect(given);
             assert_eq!(url.expose(), expected, "from {given}");
-            let secret = credentials.password.as_deref().expect("it has one");
-            assert_eq!(url.redact(secret), REDACTED, "they are secrets as well");
+            let secret = credentials.password.as_deref().expect("both have a password");
+            assert_eq!(url.redact(secret), REDACTED, "the new password is redacted, from {given}");
         }
         for path in ["shop.db", "file:shop.db?mode=rw", "file:///srv/shop.db", "sqlite://shop.db"] {
-            url(path).with_credentials(&both).expect_err("a file asks nobody who they are");
+            url(path).with_credentials(&both).expect_err("a path cannot hold credentials");
         }
     }
 
     #[test]
-    fn who_logs_in_by_the_url_alone() {
+    fn credentials_of_a_url_are_read_as_its_library_does() {
         let cases = [
             ("mysql://db0/shop", None, None),
             ("mysql://app@db0/shop", Some("app"), None),
@@ -194,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn contradictions_are_noticed() {
+    fn conflicts_with_the_url_are_found() {
         let both = Credentials::new("app", "new");
         let password = Credentials::password("new");
         for (given, credentials, expected) in [
@@ -207,23 +210,25 @@ mod tests {
             ("host=db0 password=old", &both, Some("password")),
             ("mysql://app:old@db0/shop", &Credentials::default(), None),
         ] {
-            assert_eq!(url(given).contradicts(credentials), expected, "{given}");
+            assert_eq!(url(given).conflict_with(credentials), expected, "{given}");
         }
     }
 
     #[test]
-    fn credentials_come_through() {
+    fn credentials_are_encoded_and_decoded_without_loss() {
         let user_and_password = |rng: &mut SmallRng| (any_text(rng, 1..=32), any_text(rng, 0..=32));
         for_each_case(user_and_password, |(user, password)| {
             let given = Credentials::new(&**user, &**password);
-            let url = url("mysql://db0/shop").with_credentials(&given).expect("it has a place");
+            let url = url("mysql://db0/shop")
+                .with_credentials(&given)
+                .expect("a MySQL URL can contain credentials");
             assert_eq!(url.check(Dialect::MySql), Ok(()));
-            let uri = Uri::parse(url.expose()).expect("it is one");
+            let uri = Uri::parse(url.expose()).expect("the result is a URL");
             let (read_user, read_password) = uri
                 .userinfo
                 .as_deref()
                 .and_then(|userinfo| userinfo.split_once(':'))
-                .expect("both");
+                .expect("the URL has a user and a password");
             assert_eq!(percent_decoded(read_user), *user);
             assert_eq!(percent_decoded(read_password), *password);
         });

@@ -1,31 +1,31 @@
-//! The name of a URL's host, where it is one that can be resolved, and the same URL with one of its
-//! addresses.
+//! The host of a URL: its name, if it can be resolved, and its replacement by one of its addresses.
 
 use std::net::IpAddr;
 
-use super::conninfo::{conninfo, is_keywords};
+use super::conninfo::{is_conninfo, parse_conninfo};
 use super::uri::{Parameter, Uri, percent_decoded};
 use crate::dialect::Dialect;
 
-/// How libpq is told an address. The name stays, for what is verified or looked up by it.
+/// libpq's parameter for an address. The host keeps its name, by which libpq verifies certificates and
+/// looks up passwords.
 const ADDRESS: &str = "hostaddr";
 
-/// What leads libpq to a place that has nothing to do with the host.
-const ELSEWHERE: [&str; 2] = [ADDRESS, "service"];
+/// The parameters that make libpq connect to a server regardless of the host.
+const OVERRIDES: [&str; 2] = [ADDRESS, "service"];
 
-/// With this name MySQL's client libraries mean their Unix socket.
-const SOCKET: &str = "localhost";
+/// The host name that MySQL's client libraries replace with their default Unix socket.
+const SOCKET_HOST: &str = "localhost";
 
-/// The port of the server that is behind it, if nobody has said otherwise.
-const ITS_PORT: u16 = 3306;
+/// The default port of MySQL, and so of the server behind the default socket.
+const DEFAULT_PORT: u16 = 3306;
 
-/// The name of the host. None where there is an address, a path, several hosts, or nothing at all.
+/// Returns the name of the host. Returns `None` for an address, a path, several hosts, or no host.
 pub(super) fn host_name(url: &str, dialect: Dialect) -> Option<String> {
-    let host = if is_of_keywords(url, dialect) {
-        let settings = conninfo(url)?;
-        // Of several libpq takes the last.
+    let host = if uses_conninfo(url, dialect) {
+        let settings = parse_conninfo(url)?;
+        // libpq uses the last value of a repeated key.
         let last = |wanted: &str| settings.iter().rfind(|(key, _)| key == wanted);
-        if ELSEWHERE.into_iter().any(|key| last(key).is_some()) {
+        if OVERRIDES.into_iter().any(|key| last(key).is_some()) {
             return None;
         }
         last("host")?.1.clone()
@@ -34,10 +34,10 @@ pub(super) fn host_name(url: &str, dialect: Dialect) -> Option<String> {
         let [host] = &uri.hosts[..] else { return None };
         let host = percent_decoded(without_port(host));
         let last = |wanted: &str| uri.parameters.iter().rfind(|it| it.key == wanted);
-        match dialect.of_scheme(&uri.scheme) {
+        match dialect.or_from_scheme(&uri.scheme) {
             Dialect::Sqlite => return None,
-            Dialect::MySql if host == SOCKET || last("unix_socket").is_some() => return None,
-            Dialect::Postgres if ELSEWHERE.into_iter().any(|key| last(key).is_some()) => {
+            Dialect::MySql if host == SOCKET_HOST || last("unix_socket").is_some() => return None,
+            Dialect::Postgres if OVERRIDES.into_iter().any(|key| last(key).is_some()) => {
                 return None;
             }
             Dialect::Postgres => {
@@ -51,25 +51,25 @@ pub(super) fn host_name(url: &str, dialect: Dialect) -> Option<String> {
     (is_name && host.parse::<IpAddr>().is_err()).then_some(host)
 }
 
-/// Whether a MySQL URL leads to the Unix socket, and so not to the port that it names.
-pub(super) fn forgets_its_port(uri: &Uri) -> bool {
+/// Whether the client library ignores the port of a MySQL URL, because it connects to the Unix socket.
+pub(super) fn loses_port(uri: &Uri) -> bool {
     cfg!(unix)
         && uri.parameter("unix_socket").and_then(|it| it.value.as_deref()).is_none_or(str::is_empty)
         && uri.hosts.iter().any(|host| {
             let name = without_port(host);
             let port =
                 host[name.len()..].strip_prefix(':').and_then(|port| port.parse::<u16>().ok());
-            percent_decoded(name) == SOCKET && port.is_some_and(|port| port != ITS_PORT)
+            percent_decoded(name) == SOCKET_HOST && port.is_some_and(|port| port != DEFAULT_PORT)
         })
 }
 
-/// The same URL with this address of its host, which has a name.
+/// Returns the URL with this address. The host of the URL must be a name.
 pub(super) fn at_address(url: &str, dialect: Dialect, address: IpAddr) -> String {
-    if is_of_keywords(url, dialect) {
+    if uses_conninfo(url, dialect) {
         return format!("{url} {ADDRESS}={address}");
     }
     let Ok(mut uri) = Uri::parse(url) else { return url.to_owned() };
-    if dialect.of_scheme(&uri.scheme) == Dialect::Postgres {
+    if dialect.or_from_scheme(&uri.scheme) == Dialect::Postgres {
         let value = Some(address.to_string());
         uri.parameters.push(Parameter { key: ADDRESS.to_owned(), value });
     } else {
@@ -84,8 +84,8 @@ pub(super) fn at_address(url: &str, dialect: Dialect, address: IpAddr) -> String
     uri.to_string()
 }
 
-fn is_of_keywords(url: &str, dialect: Dialect) -> bool {
-    dialect == Dialect::Postgres && is_keywords(url)
+fn uses_conninfo(url: &str, dialect: Dialect) -> bool {
+    dialect == Dialect::Postgres && is_conninfo(url)
 }
 
 fn without_port(host: &str) -> &str {
@@ -101,7 +101,7 @@ mod tests {
     const V6: &str = "2001:db8::7";
 
     #[test]
-    fn a_name_is_found_and_its_address_put_in() {
+    fn host_name_is_found_and_replaced_by_an_address() {
         // The URL, its host's name, and the URL at each of the two addresses.
         let cases = [
             (
@@ -159,7 +159,7 @@ mod tests {
         for (dialect, url, name, at_v4, at_v6) in cases {
             assert_eq!(host_name(url, dialect).as_deref(), Some(name), "{dialect:?} {url}");
             for (address, expected) in [(V4, at_v4), (V6, at_v6)] {
-                let address = address.parse().expect("it is one");
+                let address = address.parse().expect("the constant is an address");
                 let at = at_address(url, dialect, address);
                 assert_eq!(at, expected, "{dialect:?} {url}");
             }
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_is_left_alone() {
+    fn hosts_that_cannot_be_resolved_have_no_name() {
         let cases = [
             (Dialect::MySql, "mysql://127.0.0.1:3306/shop"),
             (Dialect::MySql, "mysql://[::1]:3306/shop"),

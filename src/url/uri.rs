@@ -1,30 +1,32 @@
-//! A URL taken apart: `scheme://user:password@host0:1,host1:2/database?key=value&key=value`, the form
-//! with several hosts that libpq, JDBC and MongoDB know. Pure syntax; what is said about a wrong one
-//! shows nothing of it, since any part of it may be a part of a password that is not escaped.
+//! Parser for URLs of the form `scheme://user:password@host0:1,host1:2/database?key=value&key=value`,
+//! the form with several hosts that libpq, JDBC and MongoDB use.
+//!
+//! The parser only knows the syntax. Its errors show nothing of a malformed URL, because any part of the
+//! URL could be a part of a password that is not escaped.
 
 use std::fmt;
 use std::net::Ipv6Addr;
 
 use crate::error::{Flaw, REDACTED};
 
-/// How the parts of a URL that would be mistaken for something else are written.
-const ESCAPES: &str = "percent-encode what is special in a user, a password or a name (`@` is %40, \
+/// The correction for special characters that are not escaped.
+const ESCAPES: &str = "percent-encode special characters in a user, a password or a name (`@` is %40, \
                        `:` %3A, `/` %2F, `?` %3F, `#` %23, `%` %25)";
 
-/// Every part is as it was written, escapes and all.
+/// A parsed URL. Every part is as written: escapes are not decoded.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Uri {
     pub(crate) scheme: String,
-    /// What stands before the last `@`.
+    /// The part before the last `@`.
     pub(crate) userinfo: Option<String>,
-    /// Each with its port, if it has one. One that is empty stands alone.
+    /// The hosts, each with its port if there is one. Only a single host may be empty.
     pub(crate) hosts: Vec<String>,
-    /// With its `/`, or empty.
+    /// The path with its leading `/`, or an empty string.
     pub(crate) path: String,
     pub(crate) parameters: Vec<Parameter>,
 }
 
-/// `key=value`, or `key` alone.
+/// A parameter `key=value`, or `key` without a value.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Parameter {
     pub(crate) key: String,
@@ -33,26 +35,27 @@ pub(crate) struct Parameter {
 
 impl Uri {
     pub(crate) fn parse(text: &str) -> Result<Self, Flaw> {
-        let (scheme, rest) = text.split_once("://").ok_or("is no URL: it holds no `://`")?;
+        let (scheme, rest) =
+            text.split_once("://").ok_or("is not a URL, because it has no `://`")?;
         let is_scheme = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
         if !scheme.starts_with(|c: char| c.is_ascii_alphabetic()) || !scheme.chars().all(is_scheme)
         {
-            return Err("is no URL: what stands before `://` is no scheme".into());
+            return Err("is not a URL, because the text before `://` is not a scheme".into());
         }
         if rest.contains(|c: char| c.is_control() || c.is_whitespace() || c == '#') {
-            return Err(format!("holds a space, a `#` or a control character: {ESCAPES}").into());
+            return Err(format!("contains a space, a `#` or a control character: {ESCAPES}").into());
         }
-        if !escapes_are_whole(rest) {
-            return Err(format!("holds a `%` that begins no escape: {ESCAPES}").into());
+        if !escapes_are_valid(rest) {
+            return Err(format!("contains a `%` that does not begin an escape: {ESCAPES}").into());
         }
         let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         if rest.split('?').next().is_some_and(|path| path.contains("://")) {
-            return Err("holds a second `://`: several hosts stand in one URL, as \
+            return Err("contains a second `://`: list several hosts in one URL, such as \
                         `mysql://db0,db1/shop`"
                 .into());
         }
         if rest.contains('@') {
-            return Err(format!("holds an `@` after the host: {ESCAPES}").into());
+            return Err(format!("contains an `@` after the host: {ESCAPES}").into());
         }
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (userinfo, hosts) = match authority.rsplit_once('@') {
@@ -62,7 +65,14 @@ impl Uri {
         let hosts: Vec<String> = hosts.split(',').map(str::to_owned).collect();
         for (index, host) in hosts.iter().enumerate() {
             if let Err(flaw) = check_host(host, hosts.len() == 1) {
-                return Err(format!("{flaw} (host number {})", index + 1).into());
+                let number = index + 1;
+                let flaw = match flaw.split_once(": ") {
+                    Some((flaw, correction)) => {
+                        format!("{flaw} (host number {number}): {correction}")
+                    }
+                    None => format!("{flaw} (host number {number})"),
+                };
+                return Err(flaw.into());
             }
         }
         Ok(Self {
@@ -74,7 +84,7 @@ impl Uri {
         })
     }
 
-    /// One URL for each host, and the same in everything else.
+    /// Returns one URL per host, equal in all other parts.
     pub(crate) fn each_host(&self) -> impl Iterator<Item = Self> {
         self.hosts.iter().map(|host| Self { hosts: vec![host.clone()], ..self.clone() })
     }
@@ -96,16 +106,16 @@ impl fmt::Display for Uri {
 }
 
 impl Parameter {
-    /// The key as it may be shown, which is as long as it looks like one. After a password it may be
-    /// the end of that, behind a `&` that is not escaped.
-    pub(crate) fn shown(&self, is_after_password: bool) -> &str {
+    /// Returns the key if it looks like one, else a placeholder. In a URL with a `password` parameter,
+    /// every key could be the end of the password, after a `&` that is not escaped.
+    pub(crate) fn shown(&self, has_password: bool) -> &str {
         let is_key = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-        let is_shown = !is_after_password && self.value.is_some() && self.key.bytes().all(is_key);
+        let is_shown = !has_password && self.value.is_some() && self.key.bytes().all(is_key);
         if is_shown { &self.key } else { REDACTED }
     }
 }
 
-/// `key=value&key` taken apart.
+/// Splits `key=value&key` into parameters.
 pub(crate) fn parameters(query: &str) -> Vec<Parameter> {
     let parameter = |text: &str| match text.split_once('=') {
         Some((key, value)) => Parameter { key: key.to_owned(), value: Some(value.to_owned()) },
@@ -114,7 +124,7 @@ pub(crate) fn parameters(query: &str) -> Vec<Parameter> {
     query.split('&').filter(|text| !text.is_empty()).map(parameter).collect()
 }
 
-/// `?key=value&key`, or nothing.
+/// Displays parameters as `?key=value&key`, or as nothing if there are none.
 pub(crate) struct Query<'a>(pub(crate) &'a [Parameter]);
 
 impl fmt::Display for Query<'_> {
@@ -129,52 +139,56 @@ impl fmt::Display for Query<'_> {
     }
 }
 
-/// A host name, an IPv4 address or an IPv6 address in brackets, and its port.
-fn check_host(host: &str, alone: bool) -> Result<(), Flaw> {
+/// Checks a host: a name, an IPv4 address, or an IPv6 address in brackets; and its port, if there is one.
+fn check_host(host: &str, is_only_host: bool) -> Result<(), Flaw> {
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => {
-            let (address, port) = rest.split_once(']').ok_or("has a `[` without its `]`")?;
-            // libpq takes a zone: `fe80::1%25eth0`.
+            let (address, port) = rest.split_once(']').ok_or("has a `[` without a `]`")?;
+            // libpq accepts a zone: `fe80::1%25eth0`.
             let address = address.split('%').next().unwrap_or(address);
             address.parse::<Ipv6Addr>().map_err(|_| "has no IPv6 address between `[` and `]`")?;
             (address, port)
         }
         None => host.split_at(host.find(':').unwrap_or(host.len())),
     };
-    if name.is_empty() && !(alone && port.is_empty()) {
+    if name.is_empty() && !(is_only_host && port.is_empty()) {
         return Err("has an empty host".into());
     }
-    // Somebody has escaped the `@` before the host too. (An abstract Unix socket begins with one.)
+    // The `@` before the host must not be escaped. (The name of an abstract Unix socket begins with `@`.)
     if percent_decoded(name).trim_start_matches('@').contains('@') {
-        return Err("has an escaped `@` in a host: the one before the host stands as it is".into());
+        return Err("has an escaped `@` in a host: do not escape the `@` before the host".into());
     }
     if name.contains(['[', ']']) {
-        return Err("has a `[` or `]` where there is no IPv6 address".into());
+        return Err("has a `[` or `]` in a host that is not an IPv6 address".into());
     }
     let Some(port) = port.strip_prefix(':') else {
-        let flaw = "has something between `]` and the port";
+        let flaw = "has characters after `]` that are not a port";
         return if port.is_empty() { Ok(()) } else { Err(flaw.into()) };
     };
     if port.contains(':') {
-        return Err("has several `:` in a host: an IPv6 address stands in brackets, as \
-                    [::1]:3306, and a `:` in a user or a password is %3A"
+        return Err("has several `:` in a host: write an IPv6 address in brackets, such as \
+                    [::1]:3306, and write a `:` in a user or a password as %3A"
             .into());
     }
     let is_port = port.bytes().all(|digit| digit.is_ascii_digit())
         && port.parse::<u16>().is_ok_and(|port| port > 0);
     if !is_port {
-        return Err(format!("has a port that is no number from 1 to 65535: {ESCAPES}").into());
+        return Err(format!(
+            "has a port that is not a number from 1 to 65535: correct the port or, if it is a part of \
+             the password, {ESCAPES}",
+        )
+        .into());
     }
     Ok(())
 }
 
-fn escapes_are_whole(text: &str) -> bool {
+fn escapes_are_valid(text: &str) -> bool {
     text.split('%')
         .skip(1)
         .all(|after| after.len() >= 2 && after.as_bytes()[..2].iter().all(u8::is_ascii_hexdigit))
 }
 
-/// `text` with `%41` read as `A`; what is no valid escape stays as it is.
+/// Decodes escapes such as `%41` (`A`). Leaves invalid escapes unchanged.
 pub(crate) fn percent_decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -189,7 +203,7 @@ pub(crate) fn percent_decoded(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// `text` with everything escaped that could be special anywhere in a URL.
+/// Escapes every character that could be special anywhere in a URL.
 pub(crate) fn percent_encoded(text: &str) -> String {
     let encode = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
@@ -211,9 +225,9 @@ mod tests {
     use crate::cases::{LOWERCASE, any_text, for_each_case, maybe, several, text_of};
 
     #[test]
-    fn every_part_is_found() {
+    fn url_is_split_into_its_parts() {
         let uri = Uri::parse("mysql://app:p%40ss@db0,db1:3307,[::1]:3308/shop?a=1&b&c=%20");
-        let uri = uri.expect("it is well-formed");
+        let uri = uri.expect("the URL is well-formed");
         assert_eq!((&*uri.scheme, uri.userinfo.as_deref()), ("mysql", Some("app:p%40ss")));
         assert_eq!(uri.hosts, ["db0", "db1:3307", "[::1]:3308"]);
         assert_eq!(uri.path, "/shop");
@@ -222,38 +236,38 @@ mod tests {
         assert_eq!(parameters, [("a", Some("1")), ("b", None), ("c", Some("%20"))]);
         let each: Vec<String> = uri.each_host().map(|uri| uri.to_string()).collect();
         let rest = "/shop?a=1&b&c=%20";
-        assert_eq!(each[1], format!("mysql://app:p%40ss@db1:3307{rest}"), "the rest is the same");
-        let nothing = Uri::parse("postgres://").expect("libpq has defaults for all of it");
-        assert_eq!((&nothing.hosts[..], &*nothing.path), (&[String::new()][..], ""));
+        assert_eq!(each[1], format!("mysql://app:p%40ss@db1:3307{rest}"), "only the host differs");
+        let empty = Uri::parse("postgres://").expect("libpq has defaults for all parts");
+        assert_eq!((&empty.hosts[..], &*empty.path), (&[String::new()][..], ""));
     }
 
     #[test]
-    fn what_is_malformed_is_told_without_being_shown() {
+    fn errors_name_the_flaw_and_show_nothing_of_the_url() {
         let cases = [
-            ("s3cret", "is no URL: it holds no `://`"),
-            ("1s3cret://db", "is no URL: what stands before"),
-            ("s3cret%20://db", "is no URL: what stands before"),
-            ("mysql://app:s3 cret@db", "holds a space"),
-            ("mysql://app:s3cret#@db", "holds a space, a `#`"),
-            ("mysql://app:s3cret%@db", "holds a `%` that begins no escape"),
-            ("mysql://app:s3cret%4x@db", "holds a `%` that begins no escape"),
-            ("mysql://app:x/s3cret@db", "holds an `@` after the host"),
-            ("mysql://app:1/s3cret@db", "holds an `@` after the host"),
-            ("mysql://app:1?s3cret@db", "holds an `@` after the host"),
-            ("mysql://app:s3cret@a/?x=y@db", "holds an `@` after the host"),
-            ("mysql://app:s3cret/db", "has a port that is no number from 1 to 65535"),
-            ("mysql://db:0", "has a port that is no number from 1 to 65535"),
-            ("mysql://db:65536", "has a port that is no number from 1 to 65535"),
-            ("mysql://db:+1", "has a port that is no number from 1 to 65535"),
-            ("mysql://db:", "has a port that is no number from 1 to 65535"),
+            ("s3cret", "is not a URL, because it has no `://`"),
+            ("1s3cret://db", "is not a URL, because the text before"),
+            ("s3cret%20://db", "is not a URL, because the text before"),
+            ("mysql://app:s3 cret@db", "contains a space"),
+            ("mysql://app:s3cret#@db", "contains a space, a `#`"),
+            ("mysql://app:s3cret%@db", "contains a `%` that does not begin an escape"),
+            ("mysql://app:s3cret%4x@db", "contains a `%` that does not begin an escape"),
+            ("mysql://app:x/s3cret@db", "contains an `@` after the host"),
+            ("mysql://app:1/s3cret@db", "contains an `@` after the host"),
+            ("mysql://app:1?s3cret@db", "contains an `@` after the host"),
+            ("mysql://app:s3cret@a/?x=y@db", "contains an `@` after the host"),
+            ("mysql://app:s3cret/db", "has a port that is not a number from 1 to 65535"),
+            ("mysql://db:0", "has a port that is not a number from 1 to 65535"),
+            ("mysql://db:65536", "has a port that is not a number from 1 to 65535"),
+            ("mysql://db:+1", "has a port that is not a number from 1 to 65535"),
+            ("mysql://db:", "has a port that is not a number from 1 to 65535"),
             ("mysql://::1/shop", "has an empty host"),
             ("mysql://fe80::1/shop", "has several `:` in a host"),
-            ("mysql://[::1/shop", "has a `[` without its `]`"),
+            ("mysql://[::1/shop", "has a `[` without a `]`"),
             ("mysql://[s3cret]/shop", "has no IPv6 address"),
-            ("mysql://[::1]s3cret/shop", "has something between `]` and the port"),
+            ("mysql://[::1]s3cret/shop", "has characters after `]` that are not a port"),
             ("mysql://s3cret]/shop", "has a `[` or `]`"),
             ("mysql://app%3As3cret%40db0/shop", "has an escaped `@` in a host"),
-            ("mysql://db0/s3cret,mysql://db1/shop", "holds a second `://`"),
+            ("mysql://db0/s3cret,mysql://db1/shop", "contains a second `://`"),
             ("mysql://db0,,db1/shop", "has an empty host (host number 2)"),
             ("mysql://db0,db1,/shop", "has an empty host (host number 3)"),
             ("mysql://db0,:3306/shop", "has an empty host (host number 2)"),
@@ -318,14 +332,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn displayed_urls_parse_to_the_same_parts() {
         for_each_case(any_uri, |uri| {
             assert_eq!(Uri::parse(&uri.to_string()).as_ref(), Ok(uri));
         });
     }
 
     #[test]
-    fn what_is_read_is_written() {
+    fn parsed_urls_are_displayed_without_loss() {
         let alphabet = format!("{LOWERCASE}@:,./?&=%0123456789[]-");
         let any_url = |rng: &mut SmallRng| {
             format!("{}://{}", text_of(rng, LOWERCASE, 1..=4), text_of(rng, &alphabet, 0..=20))
@@ -333,14 +347,14 @@ mod tests {
         for_each_case(any_url, |text| {
             if let Ok(uri) = Uri::parse(text) {
                 let written = uri.to_string();
-                // `?a&&b` and `?` are not kept.
+                // The text can differ: empty parameters (`?a&&b`) and an empty query are dropped.
                 assert_eq!(Uri::parse(&written), Ok(uri));
             }
         });
     }
 
     #[test]
-    fn escaping_loses_nothing() {
+    fn decoding_reverses_encoding() {
         let any = |rng: &mut SmallRng| any_text(rng, 0..=32);
         for_each_case(any, |text| assert_eq!(percent_decoded(&percent_encoded(text)), *text));
     }

@@ -306,7 +306,10 @@ fn the_environment_is_read() {
     let said = said_with(&[url, password, ("SHOP_DB_CHECK_INTERVAL", "1ms")]);
     assert!(said.contains("refuses: `check_interval` is 1ms: the minimum is 10ms"), "{said}");
     let said = said_with(&[url, ("SHOP_DB_PASWORD", APP_PASSWORD)]);
-    assert!(said.contains("`SHOP_DB_PASWORD` is no setting: did you mean `password`?"), "{said}");
+    assert!(
+        said.contains("`SHOP_DB_PASWORD` is not a setting: did you mean `password`?"),
+        "{said}"
+    );
     assert!(!said.contains(APP_PASSWORD), "{said}");
 }
 

@@ -325,7 +325,7 @@ fn a_certificate_of_a_name_is_not_verified_at_an_address() {
     let manager = resolved(test, &script).build().expect("the settings are right");
     let url = "mysql://app@db/shop?ssl_mode=verify_identity";
     let error = manager.peers().replace([PeerConfig::new("db", url)]).expect_err("it cannot be");
-    assert!(error.to_string().contains("`resolve_interval` puts an address"), "{error}");
+    assert!(error.to_string().contains("`resolve_interval` replaces the name"), "{error}");
 }
 
 /// `add` gives the peer that was asked for.

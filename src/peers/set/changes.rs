@@ -44,7 +44,7 @@ impl PeerSet {
             let stays = |peer: &Peer| {
                 peer.is_member()
                     && expanded.iter().any(|(config, url)| {
-                        config.name == *peer.name && url.leads_to_the_same(&peer.url)
+                        config.name == *peer.name && url.has_same_target(&peer.url)
                     })
             };
             let weight = |config: &PeerConfig| {

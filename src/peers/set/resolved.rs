@@ -70,14 +70,14 @@ impl PeerSet {
         let mut expanded = Vec::new();
         for (config, url) in configs.iter().zip(urls) {
             let host = inner.hosts.iter().find(|host| {
-                *host.peer == config.name && host.is_resolved && url.leads_to_the_same(&host.url)
+                *host.peer == config.name && host.is_resolved && url.has_same_target(&host.url)
             });
             let known = host.iter().flat_map(|host| &host.known);
             let at_address = |(address, KnownAddress { peer, .. }): (&IpAddr, &KnownAddress)| {
                 let peer = &inner.peers[member_by_id(&inner.peers, (*peer)?)?];
                 let is_given = configs.iter().any(|config| config.name == *peer.name);
                 let config = PeerConfig { name: peer.name.to_string(), ..config.clone() };
-                (!is_given).then(|| (config, url.at(self.admission.dialect, *address)))
+                (!is_given).then(|| (config, url.at_address(self.admission.dialect, *address)))
             };
             let before = expanded.len();
             expanded.extend(known.filter_map(at_address));
@@ -140,7 +140,7 @@ impl PeerSet {
             let config = host.peer_at(address);
             let is_taken = member_by_name(&inner.peers, &config.name).is_some();
             let peer = (!is_taken).then(|| {
-                let url = host.url.at(self.admission.dialect, address);
+                let url = host.url.at_address(self.admission.dialect, address);
                 let at = self.admit(inner, &config, url, now, news);
                 let peer = &mut inner.peers[at];
                 // The first addresses are treated like peers given at the start, which are not
