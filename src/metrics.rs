@@ -1,5 +1,5 @@
 //! Counters, gauges and histograms of each peer, through the [`metrics`](https://docs.rs/metrics)
-//! facade: [what they are](crate#metrics).
+//! facade: [what they are](crate::guide::observing#metrics).
 //!
 //! Each pool has a thread for them that reads what is counted anyway, and tells the recorder of the
 //! process each second what has changed. No checkout and no query ever waits for a recorder, and one

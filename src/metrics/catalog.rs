@@ -1,4 +1,4 @@
-//! Every metric: its name, its unit, and what it says. The README's table holds the same.
+//! Every metric: its name, its unit, and what it says. `docs/observing.md` has the same table.
 
 use metrics::{Recorder, Unit};
 

@@ -123,7 +123,7 @@ mod tests {
         }
     }
 
-    /// The README shows this one.
+    /// `docs/observing.md` shows this table.
     #[test]
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
     fn columns_are_as_wide_as_they_must_be() {
@@ -150,7 +150,10 @@ mod tests {
         let pool_name = "shop".to_owned();
         let snapshot = Snapshot { closed: false, pool_name, peers, events, events_dropped: 0 };
         let shown = At(&snapshot, now).to_string();
-        assert!(include_str!("../../../README.md").contains(&shown), "in the README:\n{shown}");
+        assert!(
+            include_str!("../../../docs/observing.md").contains(&shown),
+            "in observing.md:\n{shown}"
+        );
     }
 
     #[test]
