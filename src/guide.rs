@@ -41,7 +41,7 @@ chapters! {
     behavior = "../docs/behavior.md";
     /// Every setting, and where it can be given.
     configuration = "../docs/configuration.md";
-    /// Recipes: a single connection, a wrong password, session settings.
+    /// Recipes: a single connection, a wrong password, the setup of every session.
     cookbook = "../docs/cookbook.md";
     /// One host name with several addresses.
     dns = "../docs/dns.md";

@@ -41,7 +41,8 @@ fn files(folder: &str) -> Vec<String> {
 }
 
 fn chapters() -> Vec<String> {
-    files(CHAPTERS).iter().map(|name| format!("{CHAPTERS}/{name}")).collect()
+    let names = files(CHAPTERS).into_iter().filter(|name| name.ends_with(".md"));
+    names.map(|name| format!("{CHAPTERS}/{name}")).collect()
 }
 
 /// The text without its blocks of code.
