@@ -103,7 +103,7 @@ impl Exporter {
         let Self { set, counters, events_dropped, shown, .. } = self;
         let pool = Labeled::new(recorder).with("pool", set.settings().pool_name.clone());
         pool.gauge(&catalog::PEERS, peers);
-        pool.gauge(&catalog::SERVING, serving);
+        pool.gauge(&catalog::PEERS_AVAILABLE, serving);
         pool.counter(&catalog::EVENTS_DROPPED, set.journal().dropped(), events_dropped);
         for (name, gauges) in gauges {
             gauges.tell(&pool.with("peer", name.clone()));

@@ -57,7 +57,7 @@ impl Gauges {
         to.gauge(&catalog::FULL, full);
         to.gauge(&catalog::UNRESPONSIVE, unresponsive);
         to.gauge(&catalog::WEIGHT, weight);
-        to.gauge(&catalog::LINKS, links);
+        to.gauge(&catalog::CONNECTIONS, links);
         to.gauge(&catalog::IN_USE, in_use);
         to.gauge(&catalog::CONNECTING, connecting);
         to.gauge(&catalog::STUCK_LOGINS, stuck_logins);
