@@ -41,8 +41,9 @@ fn files(folder: &str) -> Vec<String> {
 }
 
 fn chapters() -> Vec<String> {
-    let names = files(CHAPTERS).into_iter().filter(|name| name.ends_with(".md"));
-    names.map(|name| format!("{CHAPTERS}/{name}")).collect()
+    let names =
+        files(CHAPTERS).into_iter().filter_map(|name| name.strip_suffix(".md").map(str::to_owned));
+    names.map(|name| format!("{CHAPTERS}/{name}.md")).collect()
 }
 
 /// The text without its blocks of code.

@@ -344,6 +344,7 @@ fn hung_query_of_a_single_connection_is_aborted_while_its_manager_lives() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the duration is the subject of the test")]
 fn wrong_password_fails_the_first_connect_at_once_and_the_pool_at_its_timeout() {
     let servers = [MariaDb::start(), MariaDb::start()];
     let manager = one_url(&servers, "wrong").build().expect("the settings are valid");
