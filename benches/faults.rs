@@ -1,6 +1,6 @@
 //! What an application with eight busy threads notices of each fault of one of its three peers, on
 //! real servers: how long it was given new work, what failed, and how soon it has its share again.
-//! Prints the table in the README.
+//! Prints the table in `docs/performance.md`.
 //!
 //! ```sh
 //! cargo bench -p diesel-peers-tests --bench faults --features mysql
@@ -367,7 +367,7 @@ impl Times {
     }
 }
 
-/// What the README promises of these, where it promises something.
+/// What `docs/performance.md` promises of these, where it promises something.
 #[derive(Clone, Copy, Default)]
 struct Promised {
     left: &'static str,

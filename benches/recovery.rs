@@ -1,6 +1,6 @@
 //! Who serves while a server is killed and comes back: this crate beside diesel's own manager with
 //! HAProxy in front of the same three MariaDB servers. Prints the shares and draws the picture in
-//! the README.
+//! `README.md`.
 //!
 //! ```sh
 //! cargo bench -p diesel-peers-tests --bench recovery --features mysql

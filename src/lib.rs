@@ -1,15 +1,16 @@
-// What links in the README, and in the guide below, lead to here: a definition that comes first counts.
-//! [alerts]: operations#what-to-be-told-of
-//! [apache]: https://docs.rs/crate/diesel-peers/latest/source/LICENSE-APACHE
-//! [by drain]: operations#by-drain
-//! [changelog]: https://docs.rs/crate/diesel-peers/latest/source/CHANGELOG.md
-//! [contributing]: https://docs.rs/crate/diesel-peers/latest/source/CONTRIBUTING.md
-//! [design]: https://docs.rs/crate/diesel-peers/latest/source/DESIGN.md
-//! [mit]: https://docs.rs/crate/diesel-peers/latest/source/LICENSE-MIT
-//! [operations]: operations
+//! One [`r2d2`] pool over several equivalent database servers, for [`diesel`].
 //!
-// The package `diesel-peers-tests` compiles its code, which needs more than this crate depends on.
+//! - [`PeerManager`] takes the place of diesel's `ConnectionManager` in a pool; [`PeerManagerBuilder`] has every setting.
+//! - [`PeerConnection`] is the pool's connection to one peer.
+//! - [`Peers`] shows the state of the peers and changes them at run time; [`Event`] is what happens to them.
+//! - [`Fault`] classifies errors.
+//! - [`guide`] has the chapters of the manual.
+//!
+//! The rest of this page is the README.
+//!
+#![doc = include_str!("guide/links.md")]
 #![cfg_attr(not(doctest), doc = include_str!("../README.md"))]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod builder;
 #[cfg(test)]
@@ -23,23 +24,13 @@ pub mod doctor;
 mod error;
 mod event;
 mod fault;
+#[cfg(doc)]
+pub mod guide;
 mod login;
 mod manager;
 #[cfg(feature = "metrics")]
 pub mod metrics;
 mod panics;
-/// The guide for whoever runs an application that uses this crate.
-///
-/// [check]: crate#check-it-the-peers-command
-/// [errors]: crate#what-an-error-means
-/// [metrics]: crate#metrics
-/// [names]: crate#one-name-many-addresses
-/// [page]: crate#a-page-to-look-at
-/// [settings]: crate#configure-it
-///
-#[cfg(doc)]
-#[cfg_attr(not(doctest), doc = include_str!("../OPERATIONS.md"))]
-pub mod operations {}
 mod peers;
 mod policy;
 mod pool;

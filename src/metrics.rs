@@ -1,5 +1,5 @@
 //! Exports counters, gauges and histograms of each peer to the
-//! [`metrics`](https://docs.rs/metrics) facade. The README has the [list of metrics](crate#metrics).
+//! [`metrics`](https://docs.rs/metrics) facade. The guide has the [list of metrics](crate::guide::observing#metrics).
 //!
 //! Every pool has one thread that reads its counters once a second and reports the changes to the
 //! recorder of the process. A checkout or a query never waits for a recorder, and a recorder that panics

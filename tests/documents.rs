@@ -1,18 +1,49 @@
-//! What the documents say of each other and of the code is so: their links, and the house in the design.
+//! The documents are consistent with each other, with the crate's documentation and with the folders of the code.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-const FILES: [&str; 5] =
-    ["README.md", "OPERATIONS.md", "DESIGN.md", "CONTRIBUTING.md", "CHANGELOG.md"];
+/// The folder of the repository.
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// Those that are also in the crate's documentation.
-const IN_RUSTDOC: [&str; 2] = ["README.md", "OPERATIONS.md"];
+/// The documents beside the chapters.
+const DOCUMENTS: [&str; 6] = [
+    "README.md",
+    "DESIGN.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "examples/README.md",
+    "fuzz/README.md",
+];
+
+/// The folder of the chapters, which are also modules of the crate's documentation.
+const CHAPTERS: &str = "docs";
+
+/// Where links of the README and the chapters lead in the crate's documentation.
+const LINKS: &str = "src/guide/links.md";
+
+fn path(file: &str) -> PathBuf {
+    Path::new(ROOT).join(file)
+}
 
 fn read(file: &str) -> String {
-    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join(file);
-    fs::read_to_string(path).unwrap_or_else(|error| panic!("{file}: {error}"))
+    fs::read_to_string(path(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+/// The names of the files in a folder.
+fn files(folder: &str) -> Vec<String> {
+    let entries = fs::read_dir(path(folder)).unwrap_or_else(|error| panic!("{folder}: {error}"));
+    let name = |entry: fs::DirEntry| entry.file_name().into_string().expect("our names are UTF-8");
+    let mut names: Vec<_> = entries.flatten().map(name).collect();
+    names.sort();
+    names
+}
+
+fn chapters() -> Vec<String> {
+    let names =
+        files(CHAPTERS).into_iter().filter_map(|name| name.strip_suffix(".md").map(str::to_owned));
+    names.map(|name| format!("{CHAPTERS}/{name}.md")).collect()
 }
 
 /// The text without its blocks of code.
@@ -20,29 +51,31 @@ fn prose(text: &str) -> String {
     text.split("```").step_by(2).collect()
 }
 
-/// What the links lead to that say so themselves.
+/// The targets of links with an inline target, and whether each is an image.
 fn inline(prose: &str) -> impl Iterator<Item = (bool, &str)> {
     prose.match_indices("](").map(|(at, _)| {
-        let target = prose[at + 2..].split([')', ' ']).next().expect("it has an end");
-        let start = prose[..at].rfind('[').expect("a link begins");
+        let target = prose[at + 2..].split([')', ' ']).next().expect("split returns one item");
+        let start = prose[..at].rfind('[').expect("a link begins with a bracket");
         (prose[..start].ends_with('!'), target)
     })
 }
 
-/// What links lead to by a name: `[name]: target`.
+/// The definitions of labels: `[label]: target`.
 fn definitions(text: &str) -> BTreeMap<&str, &str> {
-    let line = |line: &str| line.trim_start_matches(['/', '!', ' ']).len();
-    let lines = text.lines().map(|it| &it[it.len() - line(it)..]);
-    lines.filter_map(|line| line.strip_prefix('[')?.split_once("]: ")).collect()
+    let definitions = text.lines().filter_map(|line| line.strip_prefix('[')?.split_once("]: "));
+    definitions.filter(|(label, _)| !label.contains(']')).collect()
 }
 
-/// The names that links use.
+/// The labels that links use.
 fn labels(prose: &str) -> impl Iterator<Item = &str> {
-    prose.match_indices("][").map(|(at, _)| prose[at + 2..].split(']').next().expect("it ends"))
+    prose
+        .match_indices("][")
+        .map(|(at, _)| prose[at + 2..].split(']').next().expect("split returns one item"))
 }
 
 fn anchors(text: &str) -> Vec<String> {
-    let headings = text.lines().filter(|line| line.starts_with('#'));
+    let prose = prose(text);
+    let headings = prose.lines().filter(|line| line.starts_with('#'));
     let slug = |heading: &str| {
         let words = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
         words.chars().filter(|letter| letter.is_alphanumeric() || "-_".contains(*letter)).collect()
@@ -50,81 +83,119 @@ fn anchors(text: &str) -> Vec<String> {
     headings.map(slug).collect()
 }
 
+/// The file that a link leads to, as a path from the root, and the anchor.
+fn resolved<'a>(file: &str, target: &'a str) -> (String, &'a str) {
+    let (to, anchor) = target.split_once('#').unwrap_or((target, ""));
+    if to.is_empty() {
+        return (file.to_owned(), anchor);
+    }
+    let mut parts: Vec<&str> = file.split('/').collect();
+    parts.pop();
+    for part in to.split('/') {
+        if part == ".." {
+            parts.pop().unwrap_or_else(|| panic!("{file}: {target} leaves the repository"));
+        } else {
+            parts.push(part);
+        }
+    }
+    (parts.join("/"), anchor)
+}
+
 #[test]
-fn links_lead_somewhere() {
-    for file in FILES {
+fn links_lead_to_files_and_headings() {
+    let chapters = chapters();
+    assert!(chapters.len() > 10, "the chapters are found: {chapters:?}");
+    for file in DOCUMENTS.into_iter().chain(chapters.iter().map(String::as_str)) {
         let text = read(file);
         let prose = prose(&text);
         let definitions = definitions(&text);
         for label in labels(&prose) {
-            assert!(definitions.contains_key(label), "{file}: [{label}] is defined");
+            assert!(definitions.contains_key(label), "{file}: the label [{label}] is defined");
+        }
+        for label in definitions.keys() {
+            assert!(
+                labels(&prose).any(|used| used == *label),
+                "{file}: the label [{label}] is used"
+            );
         }
         let targets = inline(&prose).map(|(_, target)| target).chain(definitions.into_values());
         for target in targets.filter(|target| !target.starts_with("http")) {
-            let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
-            let path = if path.is_empty() { file } else { path };
-            assert!(
-                Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join(path).exists(),
-                "{file}: {target}"
-            );
-            let is_there = || anchors(&read(path)).iter().any(|it| it == anchor);
-            assert!(anchor.is_empty() || is_there(), "{file}: {target}");
+            let (to, anchor) = resolved(file, target);
+            assert!(path(&to).exists(), "{file}: the target {target} exists");
+            let has_heading = || anchors(&read(&to)).iter().any(|heading| heading == anchor);
+            assert!(anchor.is_empty() || has_heading(), "{file}: the heading {target} exists");
         }
     }
 }
 
-/// Files do not lie beside the crate's documentation. Its own definitions come first, and so count.
+/// The crate's documentation has no files beside it. Its definitions come first, so they count.
 #[test]
-fn the_crates_documentation_has_its_own_links() {
-    let lib = read("src/lib.rs");
-    let own = definitions(&lib);
-    for file in IN_RUSTDOC {
-        let text = read(file);
+fn links_lead_to_the_same_chapters_in_the_crates_documentation() {
+    let links = read(LINKS);
+    let links = definitions(&links);
+    let mut used = Vec::new();
+    for file in chapters().into_iter().chain(["README.md".to_owned()]) {
+        let text = read(&file);
         let prose = prose(&text);
-        let to_files = inline(&prose)
-            .filter(|(is_image, target)| !is_image && !target.starts_with(['#', 'h']));
-        assert_eq!(to_files.collect::<Vec<_>>(), [], "{file}: these are given by name");
-        for label in labels(&prose) {
-            assert!(own.contains_key(label), "{file}: [{label}] leads somewhere in src/lib.rs");
+        let to_files: Vec<_> = inline(&prose)
+            .filter(|(is_image, target)| !is_image && !target.starts_with(['#', 'h']))
+            .collect();
+        assert_eq!(to_files, [], "{file}: links to files use labels");
+        for (label, target) in definitions(&text) {
+            if target.starts_with("http") {
+                continue;
+            }
+            let link = *links.get(label).unwrap_or_else(|| panic!("{LINKS}: [{label}] of {file}"));
+            let (to, anchor) = resolved(&file, target);
+            let chapter = to.strip_prefix("docs/").and_then(|to| to.strip_suffix(".md"));
+            let expected = match chapter {
+                Some(chapter) => {
+                    let module = format!("crate::guide::{}", chapter.replace('-', "_"));
+                    if anchor.is_empty() { module } else { format!("{module}#{anchor}") }
+                }
+                None => match to.strip_prefix("src/").and_then(|to| to.strip_suffix(".rs")) {
+                    Some(module) => format!("crate::{module}"),
+                    None => format!("https://docs.rs/crate/diesel-peers/latest/source/{to}"),
+                },
+            };
+            assert_eq!(link, expected, "{file} and {LINKS} agree about [{label}]");
+            used.push(label.to_owned());
         }
     }
-}
-
-/// The files of code in a folder, as `peers/set`.
-fn code(folder: &Path, within: &str, all: &mut Vec<String>) {
-    for entry in fs::read_dir(folder).expect("our own folder").flatten() {
-        let name = entry.file_name().into_string().expect("our own names");
-        if entry.path().is_dir() {
-            code(&entry.path(), &format!("{within}{name}/"), all);
-        } else if let Some(name) = name.strip_suffix(".rs").filter(|name| *name != "tests") {
-            all.push(format!("{within}{name}"));
-        }
+    for label in links.keys() {
+        assert!(used.iter().any(|used| used == label), "{LINKS}: the label [{label}] is used");
     }
 }
 
 #[test]
-fn the_house_in_the_design_is_complete() {
+fn every_chapter_is_a_module_and_in_the_contents_of_the_readme() {
+    let guide = read("src/guide.rs");
+    let readme = read("README.md");
+    let compiled = read("tests/support/lib.rs");
+    for chapter in chapters() {
+        assert!(
+            compiled.contains(&format!("../../{chapter}\"")),
+            "the code of {chapter} is compiled"
+        );
+        assert!(guide.contains(&format!("\"../{chapter}\"")), "{chapter} is a module of the guide");
+        assert!(readme.contains(&format!("]: {chapter}")), "{chapter} is linked in the README");
+    }
+}
+
+#[test]
+fn layout_in_the_design_lists_the_folders_of_the_code() {
     let design = read("DESIGN.md");
-    let (_, house) = design.split_once("\n## The house\n").expect("there is such a heading");
-    let house = house.split("```").nth(1).expect("it is a block");
-    let mut floor = "";
-    let mut rooms = Vec::new();
-    for line in house.lines().filter(|line| !line.is_empty()) {
-        let word = line.split_whitespace().next().expect("it is not empty");
-        let name = word.trim_end_matches(".rs").trim_end_matches('/');
-        if let Some(name) = name.strip_prefix("src/") {
-            floor = name;
-            rooms.push(floor.to_owned());
-        } else {
-            rooms.push(format!("{floor}/{name}"));
-        }
+    let (_, layout) = design.split_once("\n## The layout\n").expect("the design has this heading");
+    let layout = layout.split("```").nth(1).expect("the layout is a block of code");
+    let listed: Vec<_> = layout
+        .lines()
+        .filter_map(|line| line.split_whitespace().next()?.strip_suffix('/'))
+        .collect();
+    for folder in &listed {
+        assert!(path(folder).is_dir(), "{folder}/ exists");
     }
-    let mut files = Vec::new();
-    code(&Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join("src"), "", &mut files);
-    for file in &files {
-        assert!(rooms.contains(file), "{file} is in the house");
-    }
-    for room in rooms {
-        assert!(files.contains(&room), "{room} is in src");
+    let folders = files("src").into_iter().map(|name| format!("src/{name}"));
+    for folder in folders.filter(|folder| path(folder).is_dir()) {
+        assert!(listed.contains(&&*folder), "{folder}/ is in the layout");
     }
 }

@@ -1,4 +1,4 @@
-//! What Prometheus finds when it scrapes an application: the metrics that the README's table promises, no
+//! What Prometheus finds when it scrapes an application: the metrics in the table of `docs/observing.md`, no
 //! others, and the right figures. The recorder is the whole process's, so each test has a pool name.
 
 #![cfg(all(target_os = "linux", feature = "metrics", feature = "mysql"))]
@@ -25,8 +25,8 @@ use support::port::{Port, free_port};
 use support::scripted::{ScriptedConnection, Server};
 use support::{APP_PASSWORD, wait_until};
 
-const README: &str = include_str!("../README.md");
-const OPERATIONS: &str = include_str!("../OPERATIONS.md");
+const OBSERVING: &str = include_str!("../docs/observing.md");
+const OPERATING: &str = include_str!("../docs/operating.md");
 
 /// The name of the pool whose metrics a [`Fussy`] recorder does not take.
 const DREADED: &str = "dreaded";
@@ -135,9 +135,9 @@ fn scraped(what: &str, pool: &str, is_it: impl Fn(&Scrape) -> bool) -> Scrape {
     scrape
 }
 
-/// The README's table: of each name its type, its labels, and what it means.
+/// The table of `docs/observing.md`: of each name its type, its labels, and what it means.
 fn promised() -> BTreeMap<&'static str, (&'static str, BTreeSet<&'static str>, &'static str)> {
-    let rows = README.lines().filter(|line| line.starts_with("| `diesel_peers_"));
+    let rows = OBSERVING.lines().filter(|line| line.starts_with("| `diesel_peers_"));
     let rows = rows.map(|row| row.split('|').map(str::trim).collect::<Vec<_>>());
     rows.filter(|row| row.len() == 7)
         .map(|row| {
@@ -309,7 +309,7 @@ fn prometheus_finds_what_the_table_promises_and_the_right_figures() {
 fn the_rules_for_operators_name_metrics_that_there_are() {
     let promised = promised();
     let is_of_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
-    let words = OPERATIONS.split(|letter: char| !is_of_name(letter));
+    let words = OPERATING.split(|letter: char| !is_of_name(letter));
     let names: BTreeSet<_> = words.filter(|word| word.starts_with("diesel_peers_")).collect();
     assert!(names.len() > 5, "there are rules: {names:?}");
     for name in names {

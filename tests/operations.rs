@@ -1,4 +1,4 @@
-//! The commands of the guide for operators, each run as it stands there.
+//! The commands of `docs/operating.md`, each run as it is in the chapter, and the recipes of `docs/cookbook.md`.
 
 #![cfg(all(target_os = "linux", feature = "mysql"))]
 
@@ -8,18 +8,21 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(all(feature = "rocket", feature = "status-page"))]
 use std::thread;
+use std::time::{Duration, Instant};
 
 use diesel::MysqlConnection;
-use diesel_peers::{PeerConfig, PeerState};
+use diesel::connection::SimpleConnection;
+use diesel::r2d2::{ManageConnection, Pool};
+use diesel_peers::{PeerConfig, PeerManager, PeerManagerBuilder, PeerState};
 use support::backend::{PATIENCE, SOON, manager_of, pool_of, state};
 use support::galera::Cluster;
 use support::haproxy::HaProxy;
 use support::load::Load;
 use support::mariadb::MariaDb;
 use support::story::{PEERS, THREADS, full_pool};
-use support::wait_until;
+use support::{APP, APP_PASSWORD, wait_until};
 
-const GUIDE: &str = include_str!("../OPERATIONS.md");
+const GUIDE: &str = include_str!("../docs/operating.md");
 
 /// The blocks of code in this language under this heading.
 #[track_caller]
@@ -298,4 +301,60 @@ fn lines_of_the_log_are_as_they_are() {
             assert!(is_library_s || code.contains(own), "{own:?} of {line:?}");
         }
     }
+}
+
+/// One URL with all these servers.
+fn one_url(servers: &[MariaDb], password: &str) -> PeerManagerBuilder<MysqlConnection> {
+    let hosts = servers.iter().map(|server| format!("127.0.0.1:{}", server.port()));
+    let hosts = hosts.collect::<Vec<_>>().join(",");
+    PeerManager::builder().url(&format!("mysql://{APP}:{password}@{hosts}/{APP}"))
+}
+
+#[test]
+fn single_connection_needs_no_pool_and_outlives_its_manager() {
+    let mut servers = [MariaDb::start(), MariaDb::start()];
+    servers[0].kill();
+    let manager = one_url(&servers, APP_PASSWORD).build().expect("the settings are valid");
+    let mut conn = manager.connect().expect("one of two peers is up");
+    let peers = manager.peers();
+    drop(manager);
+    wait_until("the manager is closed", PATIENCE, || peers.snapshot().closed);
+    conn.batch_execute("CREATE TABLE t (a INT)").expect("the connection works");
+    assert!(conn.peer().ends_with(&servers[1].port().to_string()), "the other peer serves");
+    assert_eq!(servers[1].sessions(), 1, "the connection is the only session");
+    drop(conn);
+    wait_until("its session has ended", PATIENCE, || servers[1].sessions() == 0);
+}
+
+#[test]
+fn hung_query_of_a_single_connection_is_aborted_while_its_manager_lives() {
+    let mut servers = [MariaDb::start(), MariaDb::start()];
+    let builder = one_url(&servers, APP_PASSWORD).stall_after(SOON).check_timeout(SOON);
+    let manager = builder.build().expect("the settings are valid");
+    let mut conn = manager.connect().expect("both peers are up");
+    let is_of_first = conn.peer().ends_with(&servers[0].port().to_string());
+    let server = &mut servers[usize::from(!is_of_first)];
+    server.freeze();
+    let error = conn.batch_execute("DO 1").expect_err("the query hangs");
+    server.thaw();
+    let fault = diesel_peers::Fault::of(&error);
+    assert_eq!(fault, diesel_peers::Fault::ConnectionLost, "the query was aborted: {error}");
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the duration is the subject of the test")]
+fn wrong_password_fails_the_first_connect_at_once_and_the_pool_at_its_timeout() {
+    let servers = [MariaDb::start(), MariaDb::start()];
+    let manager = one_url(&servers, "wrong").build().expect("the settings are valid");
+    let began = Instant::now();
+    let error = manager.connect().map(|_| ()).expect_err("the password is wrong").to_string();
+    assert!(began.elapsed() < Duration::from_secs(20), "it does not wait for the peers' return");
+    assert_eq!(error.matches("Access denied").count(), 2, "each peer's reason is given: {error}");
+
+    let timeout = Duration::from_secs(2);
+    let began = Instant::now();
+    let pool = Pool::builder().connection_timeout(timeout).build(manager);
+    let error = pool.map(|_| ()).expect_err("the password is wrong").to_string();
+    assert!(began.elapsed() >= timeout, "r2d2 waits for its own timeout");
+    assert!(error.contains("Access denied"), "the reason is given: {error}");
 }

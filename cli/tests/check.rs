@@ -633,7 +633,8 @@ fn environment_variables_are_read() {
     let mut with = command();
     with.env("SHOP_DB_PASSWORD", APP_PASSWORD).arg("--config").arg(path);
     run(with.args(["--env", "SHOP_DB_"])).is(NO_PROBLEMS, &["No problems found."]);
-    run(command().args(["--env", "SHOP_DB_"])).is_failure(&["no peer is configured", "SHOP_DB_URL"]);
+    run(command().args(["--env", "SHOP_DB_"]))
+        .is_failure(&["no peer is configured", "SHOP_DB_URL"]);
     // A URL on the command line overrides the other sources.
     let mut with = command();
     with.env("SHOP_DB_URL", "postgres://app@db0/app?x=y").env("SHOP_DB_PASSWORD", APP_PASSWORD);

@@ -359,7 +359,7 @@ fn files_have_the_same_settings_and_errors() {
         ("peers = [3]", "`peers` has neither a string nor a table for peer number 1: give a URL"),
         (
             "peers = { 'mysql://app:s3cret@db0' = { weight = 1 } }",
-            "`peers` has no `url` for peer (name not shown, as it may contain a secret)",
+            "`peers` has no `url` for a peer whose name may be a secret (not shown)",
         ),
         ("'mysql://app:s3cret@db0' = 1", "a key that may be a secret (not shown) is not a setting"),
         ("weight = 'mysql://app:s3cret@db0'", "`weight` is not a list of numbers by peer"),

@@ -1,4 +1,4 @@
-//! The catalog of all metrics: name, type, unit and description. The table in the README has the same
+//! The catalog of all metrics: name, type, unit and description. The table in docs/observing.md has the same
 //! descriptions.
 
 use metrics::{Recorder, Unit};

@@ -158,7 +158,7 @@ pub fn own_urls(var: &str) -> Option<Vec<String>> {
     (!urls.is_empty()).then_some(urls)
 }
 
-/// The code in the documents, which needs more than the library depends on.
+/// Compiles the code in the documents, which needs more crates than the library depends on.
 #[cfg(all(
     doctest,
     feature = "mysql",
@@ -169,9 +169,28 @@ pub fn own_urls(var: &str) -> Option<Vec<String>> {
     feature = "status-page"
 ))]
 mod documents {
-    #[doc = include_str!("../../README.md")]
-    mod readme {}
+    macro_rules! documents {
+        ($($name:ident = $file:literal;)*) => {
+            $(
+                #[doc = include_str!($file)]
+                mod $name {}
+            )*
+        };
+    }
 
-    #[doc = include_str!("../../OPERATIONS.md")]
-    mod operations {}
+    documents! {
+        readme = "../../README.md";
+        behavior = "../../docs/behavior.md";
+        configuration = "../../docs/configuration.md";
+        cookbook = "../../docs/cookbook.md";
+        dns = "../../docs/dns.md";
+        errors = "../../docs/errors.md";
+        limitations = "../../docs/limitations.md";
+        migrating = "../../docs/migrating.md";
+        observing = "../../docs/observing.md";
+        operating = "../../docs/operating.md";
+        peers_command = "../../docs/peers-command.md";
+        performance = "../../docs/performance.md";
+        rocket = "../../docs/rocket.md";
+    }
 }

@@ -123,7 +123,7 @@ mod tests {
         }
     }
 
-    /// The README shows this table.
+    /// `docs/observing.md` shows this table.
     #[test]
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
     fn column_widths_fit_their_contents() {
@@ -151,8 +151,8 @@ mod tests {
         let snapshot = Snapshot { closed: false, pool_name, peers, events, events_dropped: 0 };
         let shown = At(&snapshot, now).to_string();
         assert!(
-            include_str!("../../../README.md").contains(&shown),
-            "the README must show this table:\n{shown}"
+            include_str!("../../../docs/observing.md").contains(&shown),
+            "docs/observing.md must show this table:\n{shown}"
         );
     }
 

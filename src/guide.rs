@@ -1,0 +1,45 @@
+//! The chapters of the manual, which are also in the folder `docs/` of the repository. (Their code is compiled by
+//! the package in `tests/`, which has the dependencies.)
+
+/// Declares a module for each chapter.
+///
+/// In the folder, links between chapters lead to files. The link definitions of `guide/links.md` lead to modules; they come
+/// first, and the first definition of a label counts.
+macro_rules! chapters {
+    ($(#[doc = $summary:literal] $module:ident = $file:literal;)*) => {
+        $(
+            #[doc = $summary]
+            #[doc = ""]
+            #[doc = include_str!("guide/links.md")]
+            #[cfg_attr(not(doctest), doc = include_str!($file))]
+            pub mod $module {}
+        )*
+    };
+}
+
+chapters! {
+    /// What the application and the pool do in each event, and which waits are bounded.
+    behavior = "../docs/behavior.md";
+    /// Every setting, and where it can be given.
+    configuration = "../docs/configuration.md";
+    /// Recipes: a single connection, a wrong password, the setup of every session.
+    cookbook = "../docs/cookbook.md";
+    /// One host name with several addresses.
+    dns = "../docs/dns.md";
+    /// How errors are classified.
+    errors = "../docs/errors.md";
+    /// When not to use this crate, and what else to know.
+    limitations = "../docs/limitations.md";
+    /// From diesel's `ConnectionManager` and from django-proxysql.
+    migrating = "../docs/migrating.md";
+    /// Status, events, metrics and the status page.
+    observing = "../docs/observing.md";
+    /// Maintenance, changes at run time, alerts, the log, sizing and security.
+    operating = "../docs/operating.md";
+    /// The command `peers check`.
+    peers_command = "../docs/peers-command.md";
+    /// What a checkout and a fault cost.
+    performance = "../docs/performance.md";
+    /// The crate as a database of a Rocket application.
+    rocket = "../docs/rocket.md";
+}
