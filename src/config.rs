@@ -85,8 +85,8 @@ impl<C: 'static> PeerManagerBuilder<C> {
         self.env_from(prefix, env::vars_os())
     }
 
-    /// As [`env`](Self::env), with these variables in place of the environment's: for tests, and for settings
-    /// that are in several places.
+    /// Reads settings like [`env`](Self::env), from the given variables instead of the environment: for tests,
+    /// and for variables that are filtered or come from elsewhere.
     ///
     /// ```
     /// # use std::ffi::OsString;

@@ -1,11 +1,11 @@
-//! Texts that may hold a password because they stand in the wrong place.
+//! Redaction of texts that may hold a password because they stand in the wrong place.
 
-/// What stands where a secret was.
+/// The text that replaces a secret.
 const REDACTED: &str = "***";
 
-/// Whether a text may be shown as it was given. Who mistakes one place for another gives a URL, or
-/// libpq's keywords, where a name or a path should stand; and they may hold a password. The library decides
-/// by the same rule.
+/// Whether a text may be shown as it was given. Users mistake one place for another and give a URL, or
+/// libpq's keywords, where a name or a path is expected; and these may hold a password. The library follows
+/// the same rule.
 pub(crate) fn may_be_shown(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
     // The name of an environment variable, as `SHOP_DB_PASSWORD`, is not a password.
@@ -14,7 +14,7 @@ pub(crate) fn may_be_shown(text: &str) -> bool {
     is_plain && !text.contains("://") && !text.contains(['@', '='])
 }
 
-/// A text, struck out if it may not be shown.
+/// Returns the text itself if it may be shown, or else [`REDACTED`].
 pub(crate) fn shown_or_struck(text: &str) -> &str {
     if may_be_shown(text) { text } else { REDACTED }
 }

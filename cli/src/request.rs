@@ -17,21 +17,21 @@ use toml::{Table, Value};
 use crate::redaction::{may_be_shown, shown_or_struck};
 use crate::table::{SOURCES, URL, find, first_peer, has_peers, keys_of, parse, those_with_peers};
 
-/// The name after its prefix of the environment variable of one URL with several hosts.
+/// The environment variable of a URL with several hosts, without its prefix.
 const URL_VARIABLE: &str = "URL";
 
-/// The table that holds the databases' in a Rocket application's configuration, Rocket's own settings there
-/// besides `url`, and the `timeout` that it has by default, in seconds.
+/// The table of the databases in the configuration of a Rocket application, Rocket's own settings of a database
+/// besides `url`, and Rocket's default of `timeout` in seconds.
 const ROCKETS: &str = "databases";
 const ROCKETS_SIZE: &str = "pool_size";
 const ROCKETS_TIMEOUT: &str = "timeout";
 const ROCKETS_DEFAULT_TIMEOUT: i64 = 5;
 
-/// What r2d2 calls Rocket's own settings.
+/// The names that r2d2 has for Rocket's own settings.
 const R2D2S: [(&str, &str); 2] =
     [("max_size", ROCKETS_SIZE), ("connection_timeout", ROCKETS_TIMEOUT)];
 
-/// What this crate calls Rocket's `timeout`.
+/// The name that diesel-peers has for Rocket's `timeout`.
 const POOL_TIMEOUT: &str = "pool_timeout";
 
 /// Where a configuration stands: in a TOML file, a URL, the environment, or several of them, of which
@@ -167,7 +167,7 @@ impl Request {
         Ok(builder.config(config(settings)?).pool_timeout(timeout))
     }
 
-    /// The error, with the names that the settings have in the file.
+    /// The error of the builder, with the names that the settings have in the file.
     fn not_built(&self, error: &BuildError) -> Kind {
         let text = error.to_string();
         let text = if self.is_rockets() {
@@ -241,7 +241,7 @@ fn take_whole(settings: &mut Table, key: &str) -> Result<Option<i64>, RequestErr
     }
 }
 
-/// Rocket's own settings have one name each, of all that they have elsewhere.
+/// Refuses the names that Rocket's own settings have elsewhere.
 fn refuse_other_names(settings: &Table) -> Result<(), RequestError> {
     let url = settings.get(URL).and_then(Value::as_str).unwrap_or_default();
     let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters).split('&');

@@ -8,10 +8,10 @@ use toml::{Table, Value};
 use crate::redaction::may_be_shown;
 use crate::request::{Kind, RequestError};
 
-/// The key of one URL with several hosts.
+/// The key of a URL with several hosts.
 pub(crate) const URL: &str = "url";
 
-/// What names the peers in a file.
+/// The keys that name the peers in a file.
 pub(crate) const SOURCES: [&str; 2] = [URL, "peers"];
 
 pub(crate) fn parse(path: &Path) -> Result<Table, RequestError> {
