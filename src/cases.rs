@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use rand::rngs::{SmallRng, SysRng};
 use rand::{RngExt, SeedableRng, TryRng};
 
-/// How many inputs a test gets.
+/// The number of inputs of each test.
 const CASES: u64 = 256;
 
 /// The seed of the first input, in place of a random one.
@@ -31,17 +31,17 @@ pub(crate) fn for_each_case<T: Debug>(generate: impl Fn(&mut SmallRng) -> T, tes
     }
 }
 
-/// One of these.
+/// Returns one of the choices.
 pub(crate) fn one_of<T: Copy>(rng: &mut SmallRng, choices: &[T]) -> T {
     choices[rng.random_range(0..choices.len())]
 }
 
-/// Something, or nothing.
+/// Returns a value in half of the cases.
 pub(crate) fn maybe<T>(rng: &mut SmallRng, value: impl FnOnce(&mut SmallRng) -> T) -> Option<T> {
     rng.random_bool(0.5).then(|| value(rng))
 }
 
-/// So many values.
+/// Returns a random number of values.
 pub(crate) fn several<T>(
     rng: &mut SmallRng,
     count: RangeInclusive<usize>,
@@ -50,13 +50,13 @@ pub(crate) fn several<T>(
     (0..rng.random_range(count)).map(|_| value(rng)).collect()
 }
 
-/// A text of so many letters of this alphabet.
+/// Returns a text of a random length in this alphabet.
 pub(crate) fn text_of(rng: &mut SmallRng, alphabet: &str, length: RangeInclusive<usize>) -> String {
     let letters: Vec<char> = alphabet.chars().collect();
     several(rng, length, |rng| one_of(rng, &letters)).into_iter().collect()
 }
 
-/// A text of so many letters of any kind, control characters left out.
+/// Returns a text of a random length, of any characters but control characters.
 pub(crate) fn any_text(rng: &mut SmallRng, length: RangeInclusive<usize>) -> String {
     let letter = |rng: &mut SmallRng| {
         loop {

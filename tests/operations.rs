@@ -284,7 +284,7 @@ fn lines_of_the_log_are_as_they_are() {
         }
     }
     let mut code = String::new();
-    sources(concat!(env!("CARGO_MANIFEST_DIR"), "/src"), &mut code);
+    sources(concat!(env!("CARGO_MANIFEST_DIR"), "/../src"), &mut code);
     let (_, section) = GUIDE.split_once("\n## Reading the log\n").expect("there is such a heading");
     let section = section.split("\n## ").next().expect("it has a beginning");
     let rows = section.lines().filter(|line| line.starts_with("| `"));

@@ -22,6 +22,5 @@ mod pause;
 mod reaping;
 mod resolve;
 mod role;
-mod settings;
 mod spread;
 mod status;
