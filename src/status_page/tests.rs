@@ -262,6 +262,19 @@ fn page_without_actions_has_no_buttons_and_rejects_forms() {
     test.assert_states(&[PeerState::Up, PeerState::Up]);
 }
 
+#[test]
+fn report_in_the_page_cannot_end_its_script() {
+    let test = TestPage::new(2);
+    test.take_down(0, "</script><script>alert(1)</script>\"'\u{2028}");
+    let page = test.get(None).body;
+    assert!(!page.contains("<script>alert"), "a reason does not become a script");
+    let data = page.split("id=\"report\">").nth(1).and_then(|rest| rest.split("</script>").next());
+    let data: Value = serde_json::from_str(data.expect("the page contains the report"))
+        .expect("the report is complete");
+    let reason = &data["pools"][0]["peers"][0]["reason"];
+    assert_eq!(reason, "</script><script>alert(1)</script>\"'\u{2028}");
+}
+
 /// Ends every element and attribute that it could stand in.
 const MALICE: &str = "</script></title><i id=\"x\" onload='x'>&amp;\u{2028}";
 
