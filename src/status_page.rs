@@ -1,18 +1,17 @@
-//! A page on which an operator sees the peers, and its JSON.
+//! A web page that shows the peers to an operator, and the same report as JSON.
 //!
-//! It needs no framework: [`StatusPage::respond`] makes an answer of a request's parts, and whatever
-//! serves the application hands both on. In a Rocket application it is a route, with one line
-//! ([`diesel_peers::rocket`](crate::rocket)). In axum it is this, of the example in `examples/axum`:
+//! The page works with any web framework: [`StatusPage::respond`] turns the parts of a request into a
+//! [`Response`], which converts into an `http::Response<String>`. In a Rocket application the page is
+//! mounted in one line ([`diesel_peers::rocket`](crate::rocket)). The example `axum-example` mounts it like this:
 //!
 //! ```ignore
 //! use std::sync::Arc;
 //!
 //! use axum::Router;
-//! use axum::body::{Body, Bytes};
+//! use axum::body::Bytes;
 //! use axum::extract::{RawQuery, State};
 //! use axum::http::uri::Authority;
-//! use axum::http::{HeaderMap, Method, Uri};
-//! use axum::response::Response;
+//! use axum::http::{HeaderMap, Method, Response, Uri};
 //! use axum::routing::any;
 //! use diesel_peers::status_page::StatusPage;
 //!
@@ -27,89 +26,83 @@
 //!     RawQuery(query): RawQuery,
 //!     headers: HeaderMap,
 //!     body: Bytes,
-//! ) -> Response {
-//!     // Under HTTP/2 the host is a part of the address.
+//! ) -> Response<String> {
+//!     // In HTTP/2 the host is a part of the address.
 //!     let host = |name: &str| uri.authority().filter(|_| name == "Host").map(Authority::as_str);
 //!     let header = |name: &str| headers.get(name).and_then(|it| it.to_str().ok()).or(host(name));
-//!     let answer = page.respond(method.as_str(), query.as_deref(), header, &body);
-//!     let mut response = Response::builder().status(answer.status);
-//!     for (name, value) in answer.headers {
-//!         response = response.header(name, value);
-//!     }
-//!     response.body(Body::from(answer.body)).expect("the page's headers are those of HTTP")
+//!     page.respond(method.as_str(), query.as_deref(), header, &body).into()
 //! }
 //!
-//! // And in the application, where `/` is what it serves:
+//! // In the application, beside its own routes:
 //! Router::new().merge(route("/peers", StatusPage::new().pool(peers_of_shop).with_actions()))
 //! ```
 //!
-//! # Who may see it
+//! # Security
 //!
-//! It shows no URL and no password, but names of peers, and errors in the words of client libraries,
-//! which tell of hosts, ports and users. So it belongs where visitors do not come.
+//! The page has no authentication. It shows no URL and no password, but the names of the peers, and error
+//! messages of client libraries, which contain hosts, ports and users. Mount it where only operators have
+//! access.
 //!
-//! [`with_actions`](StatusPage::with_actions) adds buttons that drain a peer and have it serve again.
-//! Requests that other sites have an operator's browser send are refused: a form has to bring the token
-//! that stands in the page, and the headers by which browsers tell where it comes from (`Origin`,
-//! `Sec-Fetch-Site`) must not say that it comes from elsewhere. (Every browser sends one of them; a
-//! program that is none need not. A proxy in front has to pass on the `Host` that the browser sent.) That
-//! is no login: whoever can open the page can press its buttons. It has to lie behind the application's
-//! own, or behind that of a proxy. A network of one's own keeps strangers out, but not the site in a
-//! colleague's browser whose name is made to lead to this address (DNS rebinding); a login does.
+//! [`with_actions`](StatusPage::with_actions) adds buttons that drain and resume peers. Whoever can open
+//! the page can press them, so such a page belongs behind the application's or a proxy's login. A private
+//! network alone is not enough: a site in a colleague's browser can reach the page by DNS rebinding.
 //!
-//! # The JSON
+//! Cross-site requests (CSRF) are rejected: a form must contain the token that is embedded in the page, and
+//! the headers `Origin` and `Sec-Fetch-Site` must not name another site. (Every browser sends at least one
+//! of the two; other programs need not.) A proxy in front of the page must pass on the `Host` header that
+//! the browser sent.
 //!
-//! The page's own address with the query `json` (`/peers?json`) is what the page shows, for programs.
-//! Keys may be added, and are neither renamed nor removed. Times of day are RFC 3339 in UTC; what ends
-//! in `seconds` is a number of seconds with its fraction; what is not known or not the case is `null`.
-//! Counters count since the peer became one.
+//! # The JSON report
 //!
-//! | key | what |
+//! The page's address with the query `json` (`/peers?json`) returns the content of the page for programs.
+//! Keys may be added; existing keys are neither renamed nor removed. Times of day are RFC 3339 in UTC. Keys
+//! that end in `seconds` are numbers of seconds with a fraction. A value that is unknown or does not apply
+//! is `null`. Counters start at 0 when the peer is added.
+//!
+//! | key | value |
 //! |---|---|
-//! | `at` | When this was so. |
-//! | `process.id` | Drawn by chance when the page was made: another one is another process, or the same after a restart. |
-//! | `process.pid` | The process's number. |
-//! | `process.host` | The name of its machine or container, or `null`. |
-//! | `process.uptime_seconds` | Since the page was made, by a clock that is never set. |
+//! | `at` | The time of the report. |
+//! | `process.id` | A random text, drawn when the page is created. Another one means another process, or a restart. |
+//! | `process.pid` | The process id. |
+//! | `process.host` | The name of the machine or container, or `null`. |
+//! | `process.uptime_seconds` | The time since the page was created, by a monotonic clock. |
 //! | `actions` | Whether the page has buttons. |
-//! | `pools[].name` | What the pool is called. Of two that are called the same the second one is `… (2)`. |
-//! | `pools[].closed` | Whether it is gone; all else is what was last known. |
-//! | `pools[].events_dropped` | How many events the application's handler was not told, as it had not kept up. |
-//! | `pools[].peers[].id` | A number that tells the peer from another one of its name, in this process. |
-//! | `….name` | The peer's name. |
+//! | `pools[].name` | The name of the pool. Further pools of the same name get a number: `… (2)`. |
+//! | `pools[].closed` | Whether the pool is closed; the other values are the last known ones. |
+//! | `pools[].events_dropped` | The number of events that the event handler missed, because its queue was full. |
+//! | `pools[].peers[].id` | A number that distinguishes the peer from others of the same name in this process. |
+//! | `….name` | The name of the peer. |
 //! | `….state` | `up`, `down`, `draining` or `drained`. |
-//! | `….is_available` | Whether it is up, in service and of a weight above 0. |
-//! | `….since`, `….for_seconds` | Since when, and for how long. |
-//! | `….reason` | Why it is down, or the last check failed: a client library's words. |
-//! | `….fault` | What that says: `peer_down`, `peer_not_ready`, `peer_full`, `wrong_role`, `misconfigured`, `connection_lost`, `retryable` or `query`. |
-//! | `….is_full` | Whether it had no connection to give. |
-//! | `….is_unresponsive` | Whether a query waits there and nothing is heard. |
-//! | `….is_being_removed` | Whether it is being removed: it cannot be resumed, and another one may have its name. |
-//! | `….remarks[]` | The same in words, which may change. |
-//! | `….next_check_seconds` | In how many seconds it is checked; 0 is now. |
-//! | `….weight`, `….tier` | As they are set. |
-//! | `….connections`, `….in_use` | Connections of the pool that are open, and those of them in use. |
-//! | `….connecting`, `….stuck_logins` | Logins that are under way, and those that were given up and could not be ended. |
-//! | `….connects`, `….connect_failures` | Counters: connections that were made, and logins that failed, those of checks too. |
+//! | `….is_available` | Whether the peer takes new work: it is up, in service, and its weight is above 0. |
+//! | `….since`, `….for_seconds` | When the state began, and for how long it has lasted. |
+//! | `….reason` | Why the peer is down, or why the last check failed: the client library's message. |
+//! | `….fault` | The kind of that error: `peer_down`, `peer_not_ready`, `peer_full`, `wrong_role`, `misconfigured`, `connection_lost`, `retryable` or `query`. |
+//! | `….is_full` | Whether the peer refused the last login because it has no free connection. |
+//! | `….is_unresponsive` | Whether a query is waiting for the peer, which sends no data. |
+//! | `….is_being_removed` | Whether the peer is being removed: it cannot be resumed, and a new peer may have its name. |
+//! | `….remarks[]` | The same as sentences, whose wording may change. |
+//! | `….next_check_seconds` | The time until the next check; 0 means now. |
+//! | `….weight`, `….tier` | As configured. |
+//! | `….connections`, `….in_use` | Open connections of the pool, and how many of them are in use. |
+//! | `….connecting`, `….stuck_logins` | Logins in progress, and logins that were given up but could not be aborted. |
+//! | `….connects`, `….connect_failures` | Counters: connections created, and failed logins, including those of checks. |
 //! | `….checkouts`, `….queries`, `….queries_lost` | Counters: checkouts served, queries ended, and queries that ended with a lost connection. |
-//! | `….query_seconds` | A counter: how long those queries took, all together. |
+//! | `….query_seconds` | A counter: the total duration of those queries. |
 //! | `pools[].events[]` | The last changes of state, up to 100, the newest last. |
-//! | `….at`, `….peer` | When, and whose. |
-//! | `….event` | What: the name of its [`EventKind`](crate::EventKind), as `down` or `has_room`. |
-//! | `….in_service` | Whether the peer was in service, and not drained. |
-//! | `….text` | The same in words, which may change. |
+//! | `….at`, `….peer` | When the event happened, and to which peer. |
+//! | `….event` | The name of its [`EventKind`](crate::EventKind), such as `down` or `has_room`. |
+//! | `….in_service` | Whether the peer was in service, that is, neither draining nor drained. |
+//! | `….text` | The event as a sentence, whose wording may change. |
 //!
-//! A button of the page is a form in a `POST` to the same address, with the fields `token`, `pool`,
-//! `peer` and `action` (`drain` or `resume`). Where draining would leave no peer that serves, the
-//! answer is a question, and `confirm=yes` answers it.
+//! A button of the page is a form that is sent by `POST` to the same address, with the fields `token`,
+//! `pool`, `peer` and `action` (`drain` or `resume`). If no other peer of the pool is available, `drain`
+//! is answered with a request for confirmation (status 409), and needs the field `confirm=yes` as well.
 
 mod actions;
 mod csrf;
 mod error;
-mod escape;
 mod html;
 mod report;
-mod time;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -117,18 +110,20 @@ use std::time::{Instant, SystemTime};
 
 use rand::TryRng;
 use rand::rngs::SysRng;
+use serde_json::{Value, json};
 
 use crate::peers::handle::Peers;
-use actions::Outcome;
+use actions::ActionOutcome;
 #[cfg(feature = "rocket")]
-pub(crate) use csrf::LONGEST;
+pub(crate) use csrf::MAX_FORM_BYTES;
 use error::PageError;
-use report::{Process, Report};
+use report::{Process, StatusReport};
 
-/// The query under which the page is JSON.
+/// The query that selects the JSON report.
 const JSON: &str = "json";
 
-/// On every answer. The `Referrer-Policy` is none that withholds the `Origin` from our own forms.
+/// The headers of every response. `Referrer-Policy: no-referrer` would make browsers withhold the
+/// `Origin` of the page's own forms.
 const HEADERS: [(&str, &str); 4] = [
     ("Cache-Control", "no-store"),
     ("Referrer-Policy", "same-origin"),
@@ -136,20 +131,20 @@ const HEADERS: [(&str, &str); 4] = [
     ("Cross-Origin-Resource-Policy", "same-origin"),
 ];
 
-/// What an answer may do that is no page.
-const NOTHING: &str = "default-src 'none'; frame-ancestors 'none'";
+/// The content security policy of responses that are not HTML.
+const DENY_ALL: &str = "default-src 'none'; frame-ancestors 'none'";
 
-/// A page on which an operator sees the peers of one or more pools.
+/// A web page that shows the peers of one or more pools.
 ///
-/// It is made once: the token that its buttons send is its own, and another page's is refused.
+/// Create it once and share it: each page has a token of its own, and rejects forms of other pages.
 ///
 /// ```
 /// use diesel_peers::status_page::StatusPage;
 ///
 /// # fn serve(peers_of_shop: diesel_peers::Peers, peers_of_users: diesel_peers::Peers) {
 /// let page = StatusPage::new().pool(peers_of_shop).pool(peers_of_users);
-/// let answer = page.respond("GET", Some("json"), |_| None, b"");
-/// assert_eq!(answer.status, 200);
+/// let response = page.respond("GET", Some("json"), |_| None, b"");
+/// assert_eq!(response.status, 200);
 /// # }
 /// ```
 pub struct StatusPage {
@@ -160,47 +155,47 @@ pub struct StatusPage {
 }
 
 impl StatusPage {
-    /// A page without pools and without buttons.
+    /// Creates a page without pools and without buttons.
     ///
     /// # Panics
     ///
-    /// When the operating system gives no randomness.
+    /// If the operating system provides no randomness.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "it tells how old it is")]
+    #[expect(clippy::disallowed_methods, reason = "the page shows for how long it has existed")]
     pub fn new() -> Self {
         Self {
             pools: Vec::new(),
             has_actions: false,
-            token: draw(),
-            process: Process::this(draw(), Instant::now()),
+            token: random_token(),
+            process: Process::current(random_token(), Instant::now()),
         }
     }
 
-    /// Shows the peers of this pool as well.
+    /// Adds a pool to the page.
     #[must_use]
     pub fn pool(mut self, peers: Peers) -> Self {
         self.pools.push(peers);
         self
     }
 
-    /// Gives each peer a button that drains it, or has it serve again. See
-    /// [above](self#who-may-see-it) who must not reach the page then.
+    /// Adds to each peer a button that drains or resumes it. The page has no authentication: see
+    /// [Security](self#security).
     ///
-    /// Defaults to no buttons, and any request but a `GET` is refused.
+    /// Defaults to no buttons; the page then rejects every method but `GET` and `HEAD`.
     #[must_use]
     pub fn with_actions(mut self) -> Self {
         self.has_actions = true;
         self
     }
 
-    /// Answers a request: its method, its query (what stands behind the `?`), its headers by name, and
-    /// its body. The path is the application's choice.
+    /// Responds to a request, given by its method, its query (the part after the `?`), a function that
+    /// looks up a header by its name, and its body. The path is not needed: the application chooses it.
     ///
-    /// It waits for no server, and does no more than to read what the pools know.
+    /// Never waits for a server: the page shows what the pools know already.
     ///
     /// # Panics
     ///
-    /// When the operating system gives no randomness.
+    /// If the operating system provides no randomness.
     pub fn respond<'h>(
         &self,
         method: &str,
@@ -209,11 +204,11 @@ impl StatusPage {
         body: &[u8],
     ) -> Response {
         let pools = self.pools.iter().map(|peers| (peers.pool_name().to_owned(), peers.clone()));
-        self.respond_of(pools.collect(), method, query, header, body)
+        self.respond_for_pools(pools.collect(), method, query, header, body)
     }
 
-    /// As [`respond`](Self::respond), of these pools.
-    pub(crate) fn respond_of<'h>(
+    /// Responds as [`respond`](Self::respond) does, but shows these pools.
+    pub(crate) fn respond_for_pools<'h>(
         &self,
         pools: Vec<(String, Peers)>,
         method: &str,
@@ -221,43 +216,27 @@ impl StatusPage {
         header: impl Fn(&str) -> Option<&'h str>,
         body: &[u8],
     ) -> Response {
-        let pools = told_apart(pools);
-        let is_json = |part: &str| part.split('=').next() == Some(JSON);
-        let wants_json = query.is_some_and(|query| query.split('&').any(is_json));
+        let pools = with_unique_names(pools);
+        let query = query.unwrap_or_default().as_bytes();
+        let as_json = form_urlencoded::parse(query).any(|(name, _)| name == JSON);
         let outcome = match method {
-            "GET" | "HEAD" => return self.show(&pools, wants_json),
-            "POST" if self.has_actions => {
-                csrf::check(header, body, &self.token).and_then(|form| actions::act(&pools, &form))
-            }
-            _ => Err(PageError::Method { has_actions: self.has_actions }),
+            "GET" | "HEAD" => return self.show(&pools, as_json),
+            "POST" if self.has_actions => csrf::check(header, body, &self.token)
+                .and_then(|form| actions::perform(&pools, &form)),
+            _ => Err(PageError::MethodNotAllowed { has_actions: self.has_actions }),
         };
         match outcome {
-            Ok(Outcome::Done) if wants_json => self.show(&pools, true),
-            // The page's own address, without what was sent to it.
-            Ok(Outcome::Done) => Response::new(303, "text/plain", NOTHING, String::new())
-                .with("Location", "?".to_owned()),
-            Ok(Outcome::Asks(question)) if wants_json => {
-                Response::json(409, &serde_json::json!({ "confirm": question.text() }))
+            Ok(ActionOutcome::Done) if as_json => self.show(&pools, true),
+            // The page's own address, so that reloading does not send the form again.
+            Ok(ActionOutcome::Done) => Response::new(303, "text/plain", DENY_ALL, String::new())
+                .with_header("Location", "?".to_owned()),
+            Ok(ActionOutcome::NeedsConfirmation(drain)) if as_json => {
+                Response::json(409, &json!({ "confirm": drain.text() }))
             }
-            Ok(Outcome::Asks(question)) => {
-                let nonce = draw();
-                let page = html::question(&question, &self.token, &nonce);
-                Response::html(409, &nonce, page)
+            Ok(ActionOutcome::NeedsConfirmation(drain)) => {
+                Response::html(409, |nonce| html::confirmation(&drain, &self.token, nonce))
             }
-            Err(refusal) => {
-                let status = refusal.status();
-                let response = if wants_json {
-                    Response::json(status, &serde_json::json!({ "error": refusal.to_string() }))
-                } else {
-                    let nonce = draw();
-                    Response::html(status, &nonce, html::refusal(&refusal, &nonce))
-                };
-                let allowed = if self.has_actions { "GET, HEAD, POST" } else { "GET, HEAD" };
-                match refusal {
-                    PageError::Method { .. } => response.with("Allow", allowed.to_owned()),
-                    _ => response,
-                }
-            }
+            Err(error) => self.refuse(&error, as_json),
         }
     }
 
@@ -271,10 +250,14 @@ impl StatusPage {
         self.has_actions
     }
 
-    #[expect(clippy::disallowed_methods, reason = "what is shown is shown as of now")]
+    #[expect(clippy::disallowed_methods, reason = "the page shows the present state")]
     fn show(&self, pools: &[(String, Peers)], as_json: bool) -> Response {
-        let snapshots = pools.iter().map(|(name, peers)| (name.clone(), peers.snapshot()));
-        let report = Report {
+        let snapshots = pools.iter().map(|(name, peers)| {
+            let mut snapshot = peers.snapshot();
+            snapshot.pool_name.clone_from(name);
+            snapshot
+        });
+        let report = StatusReport {
             at: SystemTime::now(),
             now: Instant::now(),
             process: &self.process,
@@ -282,10 +265,23 @@ impl StatusPage {
             pools: snapshots.collect(),
         };
         if as_json {
-            return Response::json(200, &report.json());
+            Response::json(200, &report.to_json())
+        } else {
+            Response::html(200, |nonce| html::page(&report, &self.token, nonce))
         }
-        let nonce = draw();
-        Response::html(200, &nonce, html::page(&report, &self.token, &nonce))
+    }
+
+    fn refuse(&self, error: &PageError, as_json: bool) -> Response {
+        let response = if as_json {
+            Response::json(error.status(), &json!({ "error": error.to_string() }))
+        } else {
+            Response::html(error.status(), |nonce| html::error(error, nonce))
+        };
+        let allowed = if self.has_actions { "GET, HEAD, POST" } else { "GET, HEAD" };
+        match error {
+            PageError::MethodNotAllowed { .. } => response.with_header("Allow", allowed.to_owned()),
+            _ => response,
+        }
     }
 }
 
@@ -295,7 +291,7 @@ impl Default for StatusPage {
     }
 }
 
-/// Without the token, which is a secret.
+/// Omits the token, which is a secret.
 impl fmt::Debug for StatusPage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StatusPage")
@@ -305,15 +301,25 @@ impl fmt::Debug for StatusPage {
     }
 }
 
-/// What a request is answered with.
+/// An HTTP response of the [`StatusPage`].
+///
+/// Frameworks on the crate `http` 1, such as axum and hyper, take it as an `http::Response<String>`; for
+/// others, copy the fields.
+///
+/// ```
+/// # let page = diesel_peers::status_page::StatusPage::new();
+/// let response: http::Response<String> = page.respond("GET", None, |_| None, b"").into();
+/// assert_eq!(response.headers()["Cache-Control"], "no-store");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Response {
-    /// The status of HTTP.
+    /// The HTTP status code.
     pub status: u16,
-    /// Names and values. Its length is not among them.
+    /// The names and values of the headers, without `Content-Length`. The framework must not add a second
+    /// `Content-Type`.
     pub headers: Vec<(&'static str, String)>,
-    /// The text. It is there for a `HEAD` as well: what serves it leaves it out.
+    /// The body. A `HEAD` request gets it as well: the server has to omit it.
     pub body: String,
 }
 
@@ -327,42 +333,52 @@ impl Response {
         Self { status, headers, body }
     }
 
-    fn json(status: u16, value: &serde_json::Value) -> Self {
-        Self::new(status, "application/json", NOTHING, value.to_string())
+    fn json(status: u16, value: &Value) -> Self {
+        Self::new(status, "application/json", DENY_ALL, value.to_string())
     }
 
-    /// Nothing runs, and nothing is loaded, but what stands in the page itself, under this nonce.
-    fn html(status: u16, nonce: &str, page: String) -> Self {
+    /// Renders the page with a new nonce. The policy allows only the script and the style that carry it.
+    fn html(status: u16, render: impl FnOnce(&str) -> String) -> Self {
+        let nonce = random_token();
         let policy = format!(
             "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; \
              connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
         );
-        Self::new(status, "text/html", &policy, page)
+        Self::new(status, "text/html", &policy, render(&nonce))
     }
 
-    fn with(mut self, name: &'static str, value: String) -> Self {
+    fn with_header(mut self, name: &'static str, value: String) -> Self {
         self.headers.push((name, value));
         self
     }
 }
 
-/// 128 bits by chance, that nobody can guess.
-fn draw() -> String {
-    let half = || SysRng.try_next_u64().expect("the operating system gives randomness");
+/// Panics if the application has changed the response's fields to values that HTTP does not allow.
+impl From<Response> for http::Response<String> {
+    fn from(Response { status, headers, body }: Response) -> Self {
+        let builder = http::Response::builder().status(status);
+        let builder =
+            headers.into_iter().fold(builder, |builder, (name, value)| builder.header(name, value));
+        builder.body(body).expect("the status and the headers are valid in HTTP")
+    }
+}
+
+/// 128 random bits in hexadecimal digits.
+fn random_token() -> String {
+    let half = || SysRng.try_next_u64().expect("the operating system provides randomness");
     format!("{:016x}{:016x}", half(), half())
 }
 
-/// Pools that are called the same are numbered.
-fn told_apart(pools: Vec<(String, Peers)>) -> Vec<(String, Peers)> {
-    let mut names = BTreeSet::new();
-    let name = |name: String| {
+/// Appends numbers to names that occur more than once.
+fn with_unique_names(pools: Vec<(String, Peers)>) -> Vec<(String, Peers)> {
+    let mut taken = BTreeSet::new();
+    let unique = |name: String| {
         let numbered = (2..).map(|number| format!("{name} ({number})"));
-        let mut all = std::iter::once(name.clone()).chain(numbered);
-        let free = all.find(|name| names.insert(name.clone()));
-        free.unwrap_or(name)
+        let mut candidates = std::iter::once(name.clone()).chain(numbered);
+        candidates.find(|name| taken.insert(name.clone())).unwrap_or(name)
     };
-    let (found, peers): (Vec<_>, Vec<_>) = pools.into_iter().unzip();
-    found.into_iter().map(name).zip(peers).collect()
+    let (names, peers): (Vec<_>, Vec<_>) = pools.into_iter().unzip();
+    names.into_iter().map(unique).zip(peers).collect()
 }
 
 #[cfg(test)]

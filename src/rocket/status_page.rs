@@ -11,7 +11,7 @@ use rocket::{Request, async_trait};
 
 use super::registry::Registry;
 use crate::peers::handle::Peers;
-use crate::status_page::{LONGEST, StatusPage};
+use crate::status_page::{MAX_FORM_BYTES, StatusPage};
 
 /// The headers that the page leaves to Rocket's `Shield`, which sets them as the application configures it,
 /// and logs a warning for each response that already has them. (The page sets its referrer policy in its
@@ -40,7 +40,7 @@ struct Mounted(Arc<StatusPage>);
 impl Handler for Mounted {
     async fn handle<'r>(&self, request: &'r Request<'_>, data: Data<'r>) -> Outcome<'r> {
         // One byte more than allowed shows that the body is too long.
-        let body = data.open((LONGEST + 1).bytes()).into_bytes().await;
+        let body = data.open((MAX_FORM_BYTES + 1).bytes()).into_bytes().await;
         let Ok(body) = body else { return Outcome::Error(Status::BadRequest) };
         // HTTP/2 has no header `Host`; Rocket returns its value all the same.
         let host = request.host().map(ToString::to_string);
@@ -51,16 +51,16 @@ impl Handler for Mounted {
         let query = request.uri().query().map(|query| query.as_str());
         let pools = self.pools(request);
         let method = request.method().as_str();
-        let answer = self.0.respond_of(pools, method, query, header, &body);
+        let page = self.0.respond_for_pools(pools, method, query, header, &body);
 
         let mut response = Response::new();
-        response.set_status(Status::new(answer.status));
-        for (name, value) in answer.headers {
+        response.set_status(Status::new(page.status));
+        for (name, value) in page.headers {
             if !SHIELD_HEADERS.contains(&name) {
                 response.set_raw_header(name, value);
             }
         }
-        response.set_sized_body(answer.body.len(), Cursor::new(answer.body));
+        response.set_sized_body(page.body.len(), Cursor::new(page.body));
         Outcome::Success(response)
     }
 }
@@ -68,8 +68,8 @@ impl Handler for Mounted {
 impl Mounted {
     fn pools(&self, request: &Request<'_>) -> Vec<(String, Peers)> {
         let databases = request.rocket().state::<Registry>().map(Registry::all);
-        let given =
+        let added =
             self.0.pools().iter().map(|peers| (peers.pool_name().to_owned(), peers.clone()));
-        databases.unwrap_or_default().into_iter().chain(given).collect()
+        databases.unwrap_or_default().into_iter().chain(added).collect()
     }
 }

@@ -1,65 +1,66 @@
-//! What a button does, and why it may not.
+//! What the buttons of the page do.
 
 use super::csrf::Form;
 use super::error::PageError;
 use crate::peers::handle::Peers;
-use crate::peers::snapshot::Snapshot;
+use crate::peers::snapshot::{PeerStatus, Snapshot};
 
-/// What came of a button.
+/// The outcome of a button that was not refused.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum ActionOutcome {
     Done,
-    /// It is asked first.
-    Asks(Question),
+    /// Nothing was done: the operator has to confirm first.
+    NeedsConfirmation(LastDrain),
 }
 
-/// Whether a peer is to be drained although nobody serves then.
+/// A drain after which no peer of the pool would be available.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Question {
+pub(super) struct LastDrain {
     pub(super) pool: String,
     pub(super) peer: String,
 }
 
-impl Question {
+impl LastDrain {
+    /// The question to the operator.
     pub(super) fn text(&self) -> String {
         let Self { pool, peer } = self;
         format!(
-            "No other peer of {pool} takes work. When {peer} is drained, every request that needs this \
-             database fails until a peer serves again.",
+            "No other peer of {pool} is available. If {peer} is drained, every request that needs this \
+             database fails until a peer is available again.",
         )
     }
 }
 
-/// Does what the form says.
-pub(super) fn act(pools: &[(String, Peers)], form: &Form) -> Result<Outcome, PageError> {
+/// Performs the action of a form.
+pub(super) fn perform(pools: &[(String, Peers)], form: &Form) -> Result<ActionOutcome, PageError> {
     let [pool, peer, action] = ["pool", "peer", "action"].map(|name| form.get(name));
     let (Some(pool), Some(peer), Some(action)) = (pool, peer, action) else {
-        return Err(PageError::NoForm);
+        return Err(PageError::InvalidForm);
     };
     let Some((_, peers)) = pools.iter().find(|(name, _)| name == pool) else {
         let names = pools.iter().map(|(name, _)| name.clone()).collect();
-        return Err(PageError::NoPool(pool.clone(), names));
+        return Err(PageError::UnknownPool(pool.clone(), names));
     };
     let snapshot = peers.snapshot();
     if snapshot.closed {
-        return Err(PageError::Closed(pool.clone()));
+        return Err(PageError::PoolClosed(pool.clone()));
     }
     let is_confirmed = form.get("confirm").is_some_and(|answer| answer == "yes");
     let done = match action.as_str() {
-        "drain" if leaves_nobody(&snapshot, peer) && !is_confirmed => {
-            let question = Question { pool: pool.clone(), peer: peer.clone() };
-            return Ok(Outcome::Asks(question));
+        "drain" if leaves_none_available(&snapshot, peer) && !is_confirmed => {
+            let drain = LastDrain { pool: pool.clone(), peer: peer.clone() };
+            return Ok(ActionOutcome::NeedsConfirmation(drain));
         }
         "drain" => peers.drain(peer).map(drop),
         "resume" => peers.resume(peer),
-        _ => return Err(PageError::NoForm),
+        _ => return Err(PageError::InvalidForm),
     };
-    done.map_err(|error| PageError::Peers(error.to_string()))?;
-    Ok(Outcome::Done)
+    done.map_err(|error| PageError::ChangeFailed(error.to_string()))?;
+    Ok(ActionOutcome::Done)
 }
 
-/// Whether nobody serves when this peer does not.
-fn leaves_nobody(snapshot: &Snapshot, drained: &str) -> bool {
-    let serves_else = snapshot.peers.iter().any(|peer| peer.name != drained && peer.is_available());
-    snapshot.peer(drained).is_some() && !serves_else
+/// Whether no other peer is available once this one is drained.
+fn leaves_none_available(snapshot: &Snapshot, drained: &str) -> bool {
+    let mut others = snapshot.peers.iter().filter(|peer| peer.name != drained);
+    snapshot.peer(drained).is_some() && !others.any(PeerStatus::is_available)
 }

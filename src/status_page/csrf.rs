@@ -1,61 +1,52 @@
-//! Whether a form was sent from our own page, and not by another site through an operator's browser.
+//! Protection against cross-site request forgery (CSRF): accepts only forms of the page itself, and none
+//! that another site sends through an operator's browser.
 
 use std::collections::BTreeMap;
-use std::hint::black_box;
+
+use subtle::ConstantTimeEq;
 
 use super::error::PageError;
-use crate::url::percent_decoded;
 
 /// The fields of a form.
 pub(super) type Form = BTreeMap<String, String>;
 
-/// Longer than a form of ours with a long name.
-pub(crate) const LONGEST: usize = 65_536;
+/// The limit of a form's size. A form of the page with long names is shorter.
+pub(crate) const MAX_FORM_BYTES: usize = 65_536;
 
-/// Reads the form if nothing speaks against it.
+/// Parses the form if the page itself has sent it.
 pub(super) fn check<'h>(
     header: impl Fn(&str) -> Option<&'h str>,
     body: &[u8],
     token: &str,
 ) -> Result<Form, PageError> {
-    // A user's own doing is `none`.
+    // Browsers send `none` for requests that a user has started, such as a bookmark.
     if header("Sec-Fetch-Site").is_some_and(|site| !["same-origin", "none"].contains(&site)) {
-        return Err(PageError::OtherSite);
+        return Err(PageError::CrossSite);
     }
-    if header("Origin").is_some_and(|origin| !is_of(origin, header("Host"))) {
-        return Err(PageError::OtherSite);
+    if header("Origin").is_some_and(|origin| !has_host(origin, header("Host"))) {
+        return Err(PageError::CrossSite);
     }
-    if body.len() > LONGEST {
-        return Err(PageError::NoForm);
+    if body.len() > MAX_FORM_BYTES {
+        return Err(PageError::InvalidForm);
     }
-    let form = form(body);
-    // In the body: a token in an address would be logged.
-    let given = form.get("token").map(String::as_str).unwrap_or_default();
-    if !is_same(given, token) {
-        return Err(PageError::OtherPage);
+    let form = parse(body);
+    // The token is read from the body only, because addresses are logged.
+    let given = form.get("token").map(String::as_bytes).unwrap_or_default();
+    if !bool::from(given.ct_eq(token.as_bytes())) {
+        return Err(PageError::WrongToken);
     }
     Ok(form)
 }
 
-/// Whether an origin, as `https://db.example:8443`, is that of this host. `null` is nobody's.
-fn is_of(origin: &str, host: Option<&str>) -> bool {
-    let of = origin.split_once("://").map(|(_, host)| host);
-    of.zip(host).is_some_and(|(of, host)| of.eq_ignore_ascii_case(host))
+/// Whether an origin, such as `https://db.example:8443`, has this host. The origin `null` has no host.
+fn has_host(origin: &str, host: Option<&str>) -> bool {
+    let of_origin = origin.split_once("://").map(|(_, host)| host);
+    of_origin.zip(host).is_some_and(|(one, other)| one.eq_ignore_ascii_case(other))
 }
 
-/// Compares in a time that tells nothing of where two texts differ.
-fn is_same(given: &str, token: &str) -> bool {
-    let pairs = given.bytes().zip(token.bytes());
-    let differs = pairs.fold(0, |differs, (one, other)| black_box(differs | (one ^ other)));
-    given.len() == token.len() && differs == 0
-}
-
-/// The fields of a form as browsers send it. Of two by one name the last counts.
-fn form(body: &[u8]) -> Form {
-    let text = String::from_utf8_lossy(body);
-    let decoded = |text: &str| percent_decoded(&text.replace('+', " "));
-    let fields = text.split('&').filter_map(|field| field.split_once('='));
-    fields.map(|(name, value)| (decoded(name), decoded(value))).collect()
+/// Parses the fields of a form. Of several fields of one name the last one counts.
+fn parse(body: &[u8]) -> Form {
+    form_urlencoded::parse(body).into_owned().collect()
 }
 
 #[cfg(test)]
@@ -73,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_page_may() {
+    fn form_of_the_own_page_is_accepted() {
         let host = ("Host", "db.example:8000");
         for headers in [
             [].as_slice(),
@@ -82,13 +73,14 @@ mod tests {
             &[host, ("Origin", "https://DB.example:8000")],
             &[("Sec-Fetch-Site", "none")],
         ] {
-            let form = checked(headers, BODY).unwrap_or_else(|_| panic!("{headers:?} may"));
+            let form =
+                checked(headers, BODY).unwrap_or_else(|_| panic!("{headers:?} are accepted"));
             assert_eq!(form["peer"], "db0");
         }
     }
 
     #[test]
-    fn other_sites_may_not_even_with_the_token() {
+    fn form_of_another_site_is_rejected_even_with_the_token() {
         let host = ("Host", "db.example");
         for headers in [
             [("Sec-Fetch-Site", "cross-site")].as_slice(),
@@ -102,27 +94,27 @@ mod tests {
             &[host, ("Origin", "")],
             &[("Origin", "http://db.example")],
         ] {
-            let refused = checked(headers, BODY).expect_err("it comes from elsewhere");
-            assert_eq!(refused, PageError::OtherSite, "{headers:?}");
+            let error = checked(headers, BODY).expect_err("another site is rejected");
+            assert_eq!(error, PageError::CrossSite, "{headers:?}");
         }
     }
 
     #[test]
-    fn other_pages_may_not() {
+    fn form_without_the_token_of_this_page_is_rejected() {
         for token in ["", "0", "0123456789abcdeF", "0123456789abcdef0", "123456789abcdef"] {
             let body = BODY.replace(TOKEN, token);
-            assert_eq!(checked(&[], &body), Err(PageError::OtherPage), "{token}");
+            assert_eq!(checked(&[], &body), Err(PageError::WrongToken), "{token}");
         }
         for body in ["", "&", "token", "pool=shop&peer=db0&action=drain"] {
-            assert_eq!(checked(&[], body), Err(PageError::OtherPage), "{body}");
+            assert_eq!(checked(&[], body), Err(PageError::WrongToken), "{body}");
         }
-        let long = format!("{BODY}&more={}", "x".repeat(LONGEST));
-        assert_eq!(checked(&[], &long), Err(PageError::NoForm));
+        let long = format!("{BODY}&more={}", "x".repeat(MAX_FORM_BYTES));
+        assert_eq!(checked(&[], &long), Err(PageError::InvalidForm));
     }
 
     #[test]
-    fn names_are_decoded() {
-        let form = form("a+b=%3Cscript%3E%26+%E2%80%A8&=&c=d=e&c=f".as_bytes());
+    fn fields_are_decoded_and_the_last_of_a_name_counts() {
+        let form = parse("a+b=%3Cscript%3E%26+%E2%80%A8&=&c=d=e&c=f".as_bytes());
         assert_eq!(form["a b"], "<script>& \u{2028}");
         assert_eq!(form["c"], "f");
     }

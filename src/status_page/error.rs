@@ -1,59 +1,61 @@
-//! Why a request did nothing: its status, and in words.
+//! Why the page refused a request.
 
 use std::fmt;
 
-/// Why a request did nothing.
+/// Why the page refused a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum PageError {
-    Method {
+    MethodNotAllowed {
         has_actions: bool,
     },
-    /// Another site has had the browser send it.
-    OtherSite,
-    /// It has not the token of this page.
-    OtherPage,
-    NoForm,
-    /// The name that was given, and those that there are.
-    NoPool(String, Vec<String>),
-    Closed(String),
-    Peers(String),
+    /// The browser sent the form from another site.
+    CrossSite,
+    /// The form does not contain the token of this page.
+    WrongToken,
+    InvalidForm,
+    /// The given name, and the names of all pools.
+    UnknownPool(String, Vec<String>),
+    PoolClosed(String),
+    /// The message of the [`ChangeError`](crate::ChangeError).
+    ChangeFailed(String),
 }
 
 impl PageError {
+    /// The HTTP status code.
     pub(super) fn status(&self) -> u16 {
         match self {
-            Self::Method { .. } => 405,
-            Self::OtherSite | Self::OtherPage => 403,
-            Self::NoForm => 400,
-            Self::NoPool(..) | Self::Closed(_) | Self::Peers(_) => 409,
+            Self::MethodNotAllowed { .. } => 405,
+            Self::CrossSite | Self::WrongToken => 403,
+            Self::InvalidForm => 400,
+            Self::UnknownPool(..) | Self::PoolClosed(_) | Self::ChangeFailed(_) => 409,
         }
     }
 }
 
 impl fmt::Display for PageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Nothing was done: ")?;
         match self {
-            Self::Method { has_actions: false } => {
-                f.write_str("This page is only to be looked at: it has no buttons.")
+            Self::MethodNotAllowed { has_actions: false } => {
+                f.write_str("this page has no buttons; only GET and HEAD are supported.")
             }
-            Self::Method { has_actions: true } => {
-                f.write_str("Nothing was done: this page is asked by GET, HEAD or POST.")
+            Self::MethodNotAllowed { has_actions: true } => {
+                f.write_str("only GET, HEAD and POST are supported.")
             }
-            Self::OtherSite => f.write_str(
-                "Nothing was done: this was not sent from this page, or a proxy in between has not \
-                 passed on the Host header.",
+            Self::CrossSite => f.write_str(
+                "cross-site requests (CSRF) are rejected. If the request came from this page, a proxy \
+                 did not pass on the Host header.",
             ),
-            Self::OtherPage => f.write_str(
-                "Nothing was done: the page is not of the process that answers now. The application \
-                 was restarted, or several processes share this address. Reload the page.",
+            Self::WrongToken => f.write_str(
+                "the page was loaded from another process. The application was restarted, or several \
+                 processes share this address. Reload the page.",
             ),
-            Self::NoForm => f.write_str("Nothing was done: this is no form of this page."),
-            Self::NoPool(pool, pools) => {
-                let pools = pools.join(", ");
-                write!(f, "Nothing was done: there is no pool {pool}: the pools are {pools}.")
+            Self::InvalidForm => f.write_str("the request is not a valid form of this page."),
+            Self::UnknownPool(pool, pools) => {
+                write!(f, "there is no pool {pool}: the pools are {}.", pools.join(", "))
             }
-            Self::Closed(pool) => write!(f, "Nothing was done: the pool {pool} is closed."),
-            Self::Peers(error) => write!(f, "Nothing was done: {error}."),
+            Self::PoolClosed(pool) => write!(f, "the pool {pool} is closed."),
+            Self::ChangeFailed(error) => write!(f, "{error}."),
         }
     }
 }

@@ -1,33 +1,33 @@
 
 "use strict";
 (() => {
-    // In milliseconds: how often the page asks, when somebody looks at it and when nobody does, and
-    // how long it waits for an answer.
+    // In milliseconds: the interval of requests while the page is visible and while it is hidden, and
+    // their timeout.
     const POLL = 1000;
     const HIDDEN_POLL = 10000;
-    const PATIENCE = 3000;
-    // In seconds: what the charts show, what the figures beside them count, and after how long without
-    // an answer a line is broken.
+    const TIMEOUT = 3000;
+    // In seconds: the period of the charts, the period of the figures beside them, and the longest time
+    // between two reports over which a line is drawn.
     const CHARTED = 120;
     const RECENT = 10;
     const GAP = 5;
     const EVENTS = 20;
 
-    const NOTHING = { share: null, rate: null, time: null };
+    const UNKNOWN = { share: null, rate: null, time: null };
     const SIGNS = { up: "●", down: "✕", draining: "◐", drained: "○" };
 
-    const by = (id) => document.getElementById(id);
-    const within = (element, name) => element.querySelector(`[data-is="${name}"]`);
+    const byId = (id) => document.getElementById(id);
+    const part = (element, name) => element.querySelector(`[data-is="${name}"]`);
 
-    // Texts are only ever set as such: nothing that somebody else wrote becomes a part of the page.
-    const say = (element, text) => {
+    // Texts are only set as `textContent`, so that no name or message becomes HTML.
+    const setText = (element, text) => {
         if (element.textContent !== text) element.textContent = text;
     };
 
-    const serving = (pool) => pool.peers.filter((peer) => peer.takes_work).length;
+    const available = (pool) => pool.peers.filter((peer) => peer.is_available).length;
 
-    // As the server says it.
-    const short = (seconds) => {
+    // The same formats as the server's.
+    const duration = (seconds) => {
         const whole = Math.floor(seconds);
         const [d, h, m, s] =
             [whole / 86400, whole / 3600 % 24, whole / 60 % 60, whole % 60].map(Math.floor);
@@ -36,7 +36,7 @@
         if (m) return `${m} min ${s} s`;
         return s < 10 ? `${seconds.toFixed(1)} s` : `${s} s`;
     };
-    const clock = (at) => at.slice(0, 19).replace("T", " ");
+    const dateAndTime = (at) => at.slice(0, 19).replace("T", " ");
     const milliseconds = (seconds) => {
         const ms = seconds * 1000;
         if (ms < 10) return `${ms.toFixed(2)} ms`;
@@ -46,39 +46,39 @@
     const perSecond = (rate) => `${rounded(rate)} /s`;
     const percent = (share) => `${(share * 100).toFixed(0)} %`;
 
-    // The reports of the last two minutes, the newest last.
+    // The reports of the charted period, the newest last.
     const reports = [];
-    let report = JSON.parse(by("report").textContent);
+    let report = JSON.parse(byId("report").textContent);
     const process = report.process;
-    let lastAnswer = performance.now();
+    let lastReportAt = performance.now();
 
-    // By its id: another one may have its name.
+    // Finds a peer by its id, because two peers may have the same name.
     const peerOf = (report, pool, id) =>
         report.pools.find((it) => it.name === pool)?.peers.find((it) => it.id === id);
 
-    // What a peer did between two reports; nothing if it was no peer all the time.
+    // The work of a peer between two reports, or `null` if it was not the same peer all the time.
     const work = (before, after, pool, id) => {
-        const [one, other] = [before, after].map((report) => peerOf(report, pool, id));
-        if (!one || !other || other.checkouts < one.checkouts || other.queries < one.queries) {
+        const [first, last] = [before, after].map((report) => peerOf(report, pool, id));
+        if (!first || !last || last.checkouts < first.checkouts || last.queries < first.queries) {
             return null;
         }
         return {
-            checkOuts: other.checkouts - one.checkouts,
-            queries: other.queries - one.queries,
-            time: other.query_seconds - one.query_seconds,
+            checkouts: last.checkouts - first.checkouts,
+            queries: last.queries - first.queries,
+            time: last.query_seconds - first.query_seconds,
         };
     };
 
-    // Share, queries a second and time a query between two reports: `null` is not known.
+    // The share of work, queries per second and mean query time between two reports. `null` is unknown.
     const figures = (before, after, pool, id) => {
         const done = work(before, after, pool.name, id);
         const seconds = after.process.uptime_seconds - before.process.uptime_seconds;
-        if (!done || seconds <= 0) return NOTHING;
+        if (!done || seconds <= 0) return UNKNOWN;
         const all = pool.peers
-            .map((peer) => work(before, after, pool.name, peer.id)?.checkOuts ?? 0)
+            .map((peer) => work(before, after, pool.name, peer.id)?.checkouts ?? 0)
             .reduce((sum, count) => sum + count, 0);
         return {
-            share: all ? done.checkOuts / all : null,
+            share: all ? done.checkouts / all : null,
             rate: done.queries / seconds,
             time: done.queries ? done.time / done.queries : null,
         };
@@ -90,10 +90,11 @@
         (peer) => [keyOf(pool.name, peer.id), figures(before, after, pool, peer.id)],
     )));
 
+    // The report from which the figures are counted.
     const recent = () => {
         const now = report.process.uptime_seconds;
         const first = reports.findIndex((it) => it.process.uptime_seconds >= now - RECENT);
-        // One more, or there is nothing to compare with after a pause.
+        // At least one report before the last, so that there is something to compare after a pause.
         return reports[Math.max(0, Math.min(first, reports.length - 2))];
     };
 
@@ -127,28 +128,28 @@
             ["rate", perSecond, highest.rate],
             ["time", milliseconds, highest.time],
         ];
-        for (const [key, words, top] of charts) {
+        for (const [key, format, top] of charts) {
             const points = series.map(({ from, to, figures }) => ({ from, to, value: figures[key] }));
             const values = points.map((point) => point.value).filter((value) => value !== null);
             const label = values.length
-                ? `Last two minutes: ${words(Math.min(...values))} to ${words(Math.max(...values))}`
-                : "Nothing in the last two minutes";
-            const figure = within(row, key);
-            say(figure, now[key] === null ? "–" : words(now[key]));
+                ? `Last two minutes: ${format(Math.min(...values))} to ${format(Math.max(...values))}`
+                : "No data for the last two minutes";
+            const figure = part(row, key);
+            setText(figure, now[key] === null ? "–" : format(now[key]));
             draw(figure.parentElement.querySelector("svg"), points, off, top, label);
         }
     };
 
     const showPeer = (row, peer) => {
-        const set = (name, text) => say(within(row, name), text);
+        const set = (name, text) => setText(part(row, name), text);
         row.dataset.state = peer.state;
         set("name", peer.name);
         set("sign", SIGNS[peer.state] ?? "?");
         set("state", peer.state);
-        set("for", short(peer.for_seconds));
+        set("for", duration(peer.for_seconds));
         const next = peer.next_check_seconds;
-        set("next", next >= 0.05 ? `in ${short(next)}` : "now");
-        set("links", `${peer.in_use} / ${peer.links}`);
+        set("next", next >= 0.05 ? `in ${duration(next)}` : "now");
+        set("connections", `${peer.in_use} / ${peer.connections}`);
         set("weight", peer.tier ? `${peer.weight}, tier ${peer.tier}` : `${peer.weight}`);
         const remarks = peer.remarks.join(" ");
         set("remarks", remarks);
@@ -158,12 +159,12 @@
             const drains = peer.state === "up" || peer.state === "down";
             button.hidden = peer.is_being_removed;
             button.value = drains ? "drain" : "resume";
-            say(button, drains ? "Drain" : "Resume");
+            setText(button, drains ? "Drain" : "Resume");
             button.setAttribute("aria-label", `${button.textContent} ${peer.name}`);
         }
     };
 
-    // The peers' rows, in order. One that is there stays, with the focus that it may have.
+    // The rows of the peers, in their order. Existing rows are kept, so that they keep the focus.
     const rowsOf = (section, pool) => {
         const table = section.querySelector("table");
         const left = [...table.tBodies];
@@ -171,7 +172,7 @@
             const found = left.findIndex((row) => row.dataset.id === `${peer.id}`);
             let [row] = found < 0 ? [] : left.splice(found, 1);
             if (!row) {
-                row = by("peer").content.firstElementChild.cloneNode(true);
+                row = byId("peer").content.firstElementChild.cloneNode(true);
                 [row.dataset.peer, row.dataset.id] = [peer.name, peer.id];
                 const fields = row.querySelector("form")?.elements;
                 if (fields) [fields.pool.value, fields.peer.value] = [pool.name, peer.name];
@@ -183,16 +184,16 @@
     };
 
     const showEvents = (section, pool) => {
-        const list = within(section, "events");
+        const list = part(section, "events");
         const shown = pool.events.slice(-EVENTS).reverse();
         const key = shown.map((event) => event.at + event.text).join("\n");
-        within(section, "calm").hidden = shown.length > 0;
+        part(section, "calm").hidden = shown.length > 0;
         if (list.dataset.key === key) return;
         list.dataset.key = key;
         list.replaceChildren(...shown.map((event) => {
             const [item, time, text] = ["li", "time", "span"].map((it) => document.createElement(it));
             time.dateTime = event.at;
-            time.textContent = clock(event.at);
+            time.textContent = dateAndTime(event.at);
             text.textContent = event.text;
             item.append(time, " ", text);
             return item;
@@ -200,13 +201,13 @@
     };
 
     const showPool = (section, pool, now) => {
-        say(within(section, "summary"), `${serving(pool)} of ${pool.peers.length} peers serve`);
-        within(section, "closed").hidden = !pool.closed;
+        setText(part(section, "summary"), `${available(pool)} of ${pool.peers.length} peers available`);
+        part(section, "closed").hidden = !pool.closed;
 
         const series = pool.peers.map((peer) => reports.slice(1).map((after, at) => ({
             from: reports[at].process.uptime_seconds,
             to: after.process.uptime_seconds,
-            figures: after.figures.get(keyOf(pool.name, peer.id)) ?? NOTHING,
+            figures: after.figures.get(keyOf(pool.name, peer.id)) ?? UNKNOWN,
         })));
         const all = series.flat().map((point) => point.figures);
         const highest = {
@@ -221,21 +222,21 @@
 
         const sum = (count) => pool.peers.map(count).reduce((sum, count) => sum + count, 0);
         const rate = sum((peer) => now.get(keyOf(pool.name, peer.id)).rate ?? 0);
-        const [used, open] = [sum((peer) => peer.in_use), sum((peer) => peer.links)];
-        say(
-            within(section, "work"),
-            `, ${used} of ${open} connections in use, ${rounded(rate)} queries a second`,
+        const [used, open] = [sum((peer) => peer.in_use), sum((peer) => peer.connections)];
+        setText(
+            part(section, "work"),
+            `, ${used} of ${open} connections in use, ${rounded(rate)} queries per second`,
         );
         showEvents(section, pool);
     };
 
     const titleOf = (pool) => {
         if (pool.closed) return `${pool.name} closed`;
-        return `${pool.name} ${serving(pool)}/${pool.peers.length} serve`;
+        return `${pool.name} ${available(pool)}/${pool.peers.length} available`;
     };
 
-    // What has happened since the last report, for those who do not see it.
-    const speak = (before) => {
+    // Announces what has happened since the previous report to users of screen readers.
+    const announce = (before) => {
         const known = before.pools.flatMap((pool) => pool.events.map((it) => it.at + it.text));
         const all = report.pools.flatMap((pool) => [
             ...pool.events.filter((it) => !known.includes(it.at + it.text)).map((it) => it.text),
@@ -243,7 +244,7 @@
                 ? [`${pool.name} is closed`]
                 : []),
         ]);
-        if (all.length) say(by("spoken"), `${all.join(". ")}.`);
+        if (all.length) setText(byId("spoken"), `${all.join(". ")}.`);
     };
 
     const show = () => {
@@ -253,56 +254,58 @@
             location.reload();
             return;
         }
-        say(by("at"), clock(report.at));
-        say(by("uptime"), short(report.process.uptime_seconds));
+        setText(byId("at"), dateAndTime(report.at));
+        setText(byId("uptime"), duration(report.process.uptime_seconds));
         const now = figuresOfAll(recent(), report);
         sections.forEach((section, at) => showPool(section, report.pools[at], now));
         document.title = report.pools.map(titleOf).join(", ") || document.title;
     };
 
-    const setOld = (isOld) => {
-        document.documentElement.classList.toggle("old", isOld);
-        say(by("live"), isOld ? "Old, of" : "Live,");
-        if (isOld && !document.title.startsWith("Old: ")) document.title = `Old: ${document.title}`;
+    const setOutdated = (isOutdated) => {
+        document.documentElement.classList.toggle("outdated", isOutdated);
+        setText(byId("live"), isOutdated ? "Outdated, as of" : "Live,");
+        if (isOutdated && !document.title.startsWith("Outdated: ")) {
+            document.title = `Outdated: ${document.title}`;
+        }
     };
 
-    // As long as it is so, and no longer.
-    const warn = (text) => say(by("notice"), text);
+    // The text stays until the next report or error replaces it.
+    const notify = (text) => setText(byId("notice"), text);
 
-    const take = (answer) => {
+    const receive = (answer) => {
         const { id, pid, host } = answer.process;
         if (id !== process.id) {
-            warn(
-                `Another process answers, ${pid}${host ? ` on ${host}` : ""}: the application was ` +
-                "restarted, or several processes share this address. What is shown is of process " +
-                `${process.pid}. Reload the page to see another one.`,
+            notify(
+                `Another process answers (${pid}${host ? ` on ${host}` : ""}): the application was ` +
+                "restarted, or several processes share this address. This page still shows process " +
+                `${process.pid}. Reload the page to see the other process.`,
             );
-            setOld(performance.now() - lastAnswer > PATIENCE);
+            setOutdated(performance.now() - lastReportAt > TIMEOUT);
             return;
         }
         const before = report;
-        lastAnswer = performance.now();
+        lastReportAt = performance.now();
         report = answer;
         report.figures = figuresOfAll(reports.at(-1) ?? answer, answer);
         reports.push(report);
         const oldest = answer.process.uptime_seconds - CHARTED;
         while (reports[0].process.uptime_seconds < oldest) reports.shift();
-        warn("");
+        notify("");
         show();
-        setOld(false);
-        speak(before);
+        setOutdated(false);
+        announce(before);
     };
 
     const ask = async (options) => {
         const response = await fetch("?json", {
             cache: "no-store",
-            signal: AbortSignal.timeout(PATIENCE),
+            signal: AbortSignal.timeout(TIMEOUT),
             ...options,
         });
         const type = response.headers.get("Content-Type");
         if (!type?.includes("application/json")) {
             throw new Error(
-                `the answer is no report, but of status ${response.status} and type ${type}`,
+                `the response is not a report (status ${response.status}, type ${type})`,
             );
         }
         return response.json();
@@ -310,18 +313,18 @@
 
     const poll = async () => {
         try {
-            take(await ask({}));
+            receive(await ask({}));
         } catch (error) {
-            const why = error instanceof TypeError ? "the server cannot be reached" : error.message;
-            warn(`What is shown here is old, as of ${clock(report.at)} UTC: ${why}.`);
-            setOld(true);
+            const reason = error instanceof TypeError ? "the server cannot be reached" : error.message;
+            notify(`This page is outdated, as of ${dateAndTime(report.at)} UTC: ${reason}.`);
+            setOutdated(true);
         }
         setTimeout(poll, document.hidden ? HIDDEN_POLL : POLL);
     };
 
-    const question = by("question");
+    const question = byId("question");
     const isConfirmed = (text) => new Promise((answer) => {
-        say(by("asked"), text);
+        setText(byId("asked"), text);
         question.returnValue = "no";
         question.onclose = () => answer(question.returnValue === "yes");
         question.showModal();
@@ -335,8 +338,8 @@
             body.set("confirm", "yes");
             answer = await ask({ method: "POST", body });
         }
-        if (answer.error) say(by("outcome"), answer.error);
-        if (answer.pools) take(answer);
+        if (answer.error) setText(byId("outcome"), answer.error);
+        if (answer.pools) receive(answer);
     };
 
     document.addEventListener("submit", async (event) => {
@@ -346,21 +349,21 @@
         const button = form.querySelector("button");
         if (button.getAttribute("aria-disabled") === "true") return;
         button.setAttribute("aria-disabled", "true");
-        say(by("outcome"), "");
+        setText(byId("outcome"), "");
         try {
             await send(form, button);
         } catch (error) {
-            say(by("outcome"), `It is not known whether that was done: ${error.message}.`);
+            setText(byId("outcome"), `It is unknown whether the action was done: ${error.message}.`);
         }
         button.removeAttribute("aria-disabled");
     });
 
     document.documentElement.classList.add("live");
-    say(
-        by("legend"),
-        "Figures: the last 10 seconds. Charts: the last 2 minutes, shaded where a peer was not up; " +
-        "those of a pool have one scale.",
+    setText(
+        byId("legend"),
+        "Figures: the last 10 seconds. Charts: the last 2 minutes, shaded while a peer was not up; " +
+        "all peers of a pool have one scale.",
     );
-    take(report);
+    receive(report);
     setTimeout(poll, POLL);
 })();

@@ -1,21 +1,20 @@
-//! What the page and its JSON tell.
+//! The report that the page shows, and its JSON.
 
 use std::env;
 use std::fs;
 use std::process;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::time::Utc;
 use crate::event::Event;
 use crate::fault::Fault;
 use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot};
 
-/// Where Linux tells how the machine, or the container, is called.
-const HOST: &str = "/proc/sys/kernel/hostname";
+/// The file in which Linux provides the name of the machine or container.
+const HOST_FILE: &str = "/proc/sys/kernel/hostname";
 
-/// Which process this is: what a button does, it does there alone.
+/// The process that the page belongs to. The buttons act on this process only.
 #[derive(Debug)]
 pub(super) struct Process {
     id: String,
@@ -25,66 +24,65 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn this(id: String, now: Instant) -> Self {
-        let host = fs::read_to_string(HOST).or_else(|_| env::var("HOSTNAME")).ok();
+    pub(super) fn current(id: String, now: Instant) -> Self {
+        let host = fs::read_to_string(HOST_FILE).or_else(|_| env::var("HOSTNAME")).ok();
         let host = host.map(|host| host.trim().to_owned()).filter(|host| !host.is_empty());
         Self { id, pid: process::id(), host, since: now }
     }
 }
 
-/// The pools at one moment.
+/// The state of the pools at one moment.
 #[derive(Debug)]
-pub(super) struct Report<'a> {
+pub(super) struct StatusReport<'a> {
     pub(super) at: SystemTime,
     pub(super) now: Instant,
     pub(super) process: &'a Process,
     pub(super) has_actions: bool,
-    pub(super) pools: Vec<(String, Snapshot)>,
+    /// Their names are unique.
+    pub(super) pools: Vec<Snapshot>,
 }
 
-impl Report<'_> {
-    pub(super) fn json(&self) -> Value {
-        let Process { id, pid, host, .. } = self.process;
-        let pools: Vec<Value> =
-            self.pools.iter().map(|(name, pool)| self.pool(name, pool)).collect();
+impl StatusReport<'_> {
+    pub(super) fn to_json(&self) -> Value {
+        let Process { id, pid, host, since } = self.process;
         json!({
-            "at": Utc(self.at).to_string(),
+            "at": rfc3339(self.at),
             "process": {
                 "id": id,
                 "pid": pid,
                 "host": host,
-                "uptime_seconds": self.since(self.process.since).as_secs_f64(),
+                "uptime_seconds": self.since(*since).as_secs_f64(),
             },
             "actions": self.has_actions,
-            "pools": pools,
+            "pools": self.pools.iter().map(|pool| self.pool(pool)).collect::<Vec<_>>(),
         })
     }
 
-    fn pool(&self, name: &str, pool: &Snapshot) -> Value {
+    fn pool(&self, pool: &Snapshot) -> Value {
         json!({
-            "name": name,
+            "name": pool.pool_name,
             "closed": pool.closed,
             "events_dropped": pool.events_dropped,
-            "peers": pool.peers.iter().map(|it| self.peer(it, is_served(pool))).collect::<Vec<_>>(),
+            "peers": pool.peers.iter().map(|peer| self.peer(peer, pool)).collect::<Vec<_>>(),
             "events": pool.events.iter().map(event).collect::<Vec<_>>(),
         })
     }
 
-    fn peer(&self, peer: &PeerStatus, is_served: bool) -> Value {
-        let lasts = self.since(peer.since);
+    fn peer(&self, peer: &PeerStatus, pool: &Snapshot) -> Value {
+        let duration = self.since(peer.since);
         json!({
             "id": peer.id,
             "name": peer.name,
             "state": peer.state.to_string(),
             "is_available": peer.is_available(),
-            "since": Utc(self.at.checked_sub(lasts).unwrap_or(self.at)).to_string(),
-            "for_seconds": lasts.as_secs_f64(),
+            "since": rfc3339(self.at.checked_sub(duration).unwrap_or(self.at)),
+            "for_seconds": duration.as_secs_f64(),
             "reason": peer.reason,
             "fault": peer.fault.map(Fault::as_str),
             "is_full": peer.is_full,
             "is_unresponsive": peer.is_unresponsive,
             "is_being_removed": peer.is_being_removed,
-            "remarks": remarks(peer, is_served),
+            "remarks": remarks(peer, available(pool)),
             "next_check_seconds": self.until(peer.next_check).as_secs_f64(),
             "weight": peer.weight,
             "tier": peer.tier,
@@ -112,7 +110,7 @@ impl Report<'_> {
 
 fn event(event: &Event) -> Value {
     json!({
-        "at": Utc(event.at).to_string(),
+        "at": rfc3339(event.at),
         "peer": event.peer,
         "event": event.kind.as_str(),
         "in_service": event.in_service,
@@ -120,46 +118,68 @@ fn event(event: &Event) -> Value {
     })
 }
 
-/// What there is to say of a peer besides its state. It matters whether its pool has one that takes work.
-pub(super) fn remarks(peer: &PeerStatus, is_served: bool) -> Vec<String> {
-    let reason = peer.reason.as_ref().map(|reason| match (peer.state, peer.fault) {
-        (PeerState::Down, Some(Fault::Misconfigured)) => {
-            sentence(&format!("It does not let the application in: {reason}"))
+/// A time of day in UTC with milliseconds. The formatter rejects times before 1970, which machines with
+/// an unset clock produce.
+pub(super) fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time.max(UNIX_EPOCH)).to_string()
+}
+
+/// The number of peers of a pool that take new work.
+pub(super) fn available(pool: &Snapshot) -> usize {
+    pool.peers.iter().filter(|peer| peer.is_available()).count()
+}
+
+/// Sentences about a peer beyond its state. `available` is the number of available peers in its pool.
+pub(super) fn remarks(peer: &PeerStatus, available: usize) -> Vec<String> {
+    let is_down = peer.state == PeerState::Down;
+    let is_up = peer.state == PeerState::Up;
+    let reason = peer.reason.as_ref().map(|reason| match peer.fault {
+        Some(Fault::Misconfigured) if is_down => {
+            sentence(&format!("The peer rejects the application's login: {reason}"))
         }
-        (PeerState::Down, _) => sentence(reason),
+        _ if is_down => sentence(reason),
         _ => sentence(&format!("The last check failed: {reason}")),
     });
-    let full = "Full: it had no connection to give, and others get the new ones.";
-    let unresponsive =
-        "Hesitant: a query waits, and nothing was heard since; others are preferred.";
-    let stuck_logins =
-        format!("Stuck: {} logins hang there, and cannot be ended.", peer.stuck_logins);
-    let is_last_resort = !is_served && peer.state == PeerState::Down && peer.connections > 0;
-    let last_resort = "No peer takes work, so its connections from before go on being used.";
-    let weight = "Its weight is 0: it gets no work.";
-    let rest = [
-        (peer.is_being_removed, "It is being removed."),
-        (is_last_resort, last_resort),
-        (peer.is_full, full),
-        (peer.is_unresponsive && peer.state == PeerState::Up, unresponsive),
-        (peer.stuck_logins > 0, stuck_logins.as_str()),
-        (peer.weight == 0, weight),
+    let stuck_logins = format!(
+        "Stuck logins: {}, given up at their deadline and impossible to abort.",
+        peer.stuck_logins,
+    );
+    let others = [
+        (peer.is_being_removed, "The peer is being removed."),
+        (
+            is_down && available == 0 && peer.connections > 0,
+            "No peer is available, so the open connections of this one stay in use.",
+        ),
+        (
+            peer.is_full,
+            "Full: the peer has no free connection; other peers get the new connections.",
+        ),
+        (
+            peer.is_unresponsive && is_up,
+            "Unresponsive: a query is waiting and the peer sends no data; other peers are preferred.",
+        ),
+        (peer.stuck_logins > 0, &stuck_logins),
+        (peer.weight == 0, "Weight 0: the peer gets no work."),
     ];
-    let rest = rest.into_iter().filter(|(is_so, _)| *is_so);
-    reason.into_iter().chain(rest.map(|(_, remark)| remark.to_owned())).collect()
+    let others = others.into_iter().filter(|(applies, _)| *applies);
+    reason.into_iter().chain(others.map(|(_, remark)| remark.to_owned())).collect()
 }
 
-pub(super) fn is_served(pool: &Snapshot) -> bool {
-    serving(pool) > 0
+/// Ends a client library's message with a period, unless it has an end already.
+fn sentence(message: &str) -> String {
+    let message = message.trim_end();
+    if message.ends_with(['.', '!', '?']) { message.to_owned() } else { format!("{message}.") }
 }
 
-/// With a full stop at its end: others' words come without or with one.
-fn sentence(words: &str) -> String {
-    let words = words.trim_end();
-    if words.ends_with(['.', '!', '?']) { words.to_owned() } else { format!("{words}.") }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// How many peers of a pool take work.
-pub(super) fn serving(pool: &Snapshot) -> usize {
-    pool.peers.iter().filter(|peer| peer.is_available()).count()
+    #[test]
+    fn times_of_day_are_rfc_3339_in_utc() {
+        let time = UNIX_EPOCH + Duration::from_millis(1_709_164_800_007);
+        assert_eq!(rfc3339(time), "2024-02-29T00:00:00.007Z");
+        let unset = UNIX_EPOCH.checked_sub(Duration::from_secs(5)).expect("times can be negative");
+        assert_eq!(rfc3339(unset), "1970-01-01T00:00:00.000Z", "an unset clock is no panic");
+    }
 }

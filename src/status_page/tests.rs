@@ -11,16 +11,16 @@ use crate::peers::set::tests::set_of;
 use crate::peers::snapshot::PeerState;
 use crate::policy::Recovery;
 
-/// A page of one pool of so many peers, with buttons.
-struct Story {
+/// A page with buttons, of one pool with the given number of peers.
+struct TestPage {
     page: StatusPage,
     peers: Peers,
     set: Arc<PeerSet>,
     start: Instant,
 }
 
-impl Story {
-    fn of(peers: usize) -> Self {
+impl TestPage {
+    fn new(peers: usize) -> Self {
         let (set, _woken, start) = set_of(peers, Recovery::AfterCheck);
         let set = Arc::new(set);
         let peers = Peers::new(set.clone());
@@ -32,10 +32,10 @@ impl Story {
     }
 
     fn json(&self) -> Value {
-        serde_json::from_str(&self.get(Some("json")).body).expect("it is JSON")
+        serde_json::from_str(&self.get(Some("json")).body).expect("the report is JSON")
     }
 
-    /// Presses a button of the page, with these fields besides.
+    /// Presses a button of the page. The form has these fields beside the token and the pool.
     fn press(&self, query: Option<&str>, fields: &str) -> Response {
         let body = format!("token={}&pool=default&{fields}", self.page.token);
         self.page.respond("POST", query, |_| None, body.as_bytes())
@@ -49,7 +49,7 @@ impl Story {
     }
 
     #[track_caller]
-    fn is(&self, expected: &[PeerState]) {
+    fn assert_states(&self, expected: &[PeerState]) {
         let states: Vec<_> = self.peers.snapshot().peers.iter().map(|peer| peer.state).collect();
         assert_eq!(states, expected);
     }
@@ -57,20 +57,20 @@ impl Story {
 
 fn header<'a>(response: &'a Response, name: &str) -> &'a str {
     let mut found = response.headers.iter().filter(|(given, _)| *given == name);
-    let (_, value) = found.next().unwrap_or_else(|| panic!("there is {name}"));
-    assert!(found.next().is_none(), "{name} is there once");
+    let (_, value) = found.next().unwrap_or_else(|| panic!("the response has the header {name}"));
+    assert!(found.next().is_none(), "the response has the header {name} only once");
     value
 }
 
 fn keys(value: &Value) -> Vec<&str> {
-    value.as_object().expect("a table").keys().map(String::as_str).collect()
+    value.as_object().expect("an object").keys().map(String::as_str).collect()
 }
 
 #[test]
-fn the_json_has_these_keys() {
-    let story = Story::of(2);
-    story.take_down(1, "refused");
-    let report = story.json();
+fn json_report_has_exactly_the_documented_keys() {
+    let test = TestPage::new(2);
+    test.take_down(1, "refused");
+    let report = test.json();
     assert_eq!(keys(&report), ["actions", "at", "pools", "process"]);
     assert_eq!(keys(&report["process"]), ["host", "id", "pid", "uptime_seconds"]);
     let pool = &report["pools"][0];
@@ -107,8 +107,8 @@ fn the_json_has_these_keys() {
     let docs = include_str!("../status_page.rs");
     let all = expected.iter().chain(&["at", "peer", "event", "in_service", "text"]);
     for key in all {
-        let is_told = [format!("….{key}`"), format!("….{key}[]`"), format!("[].{key}`")];
-        assert!(is_told.iter().any(|told| docs.contains(told)), "{key} is documented");
+        let forms = [format!("….{key}`"), format!("….{key}[]`"), format!("[].{key}`")];
+        assert!(forms.iter().any(|form| docs.contains(form)), "{key} is documented");
     }
 
     let peer = &pool["peers"][1];
@@ -121,20 +121,20 @@ fn the_json_has_these_keys() {
 }
 
 #[test]
-fn only_the_page_holds_the_token() {
-    let story = Story::of(2);
-    let token = &story.page.token;
-    assert!(story.get(None).body.contains(&**token));
-    assert!(!story.get(Some("json")).body.contains(&**token), "others may be given that");
-    assert!(!format!("{:#?}", story.page).contains(&**token));
-    assert_ne!(*token, StatusPage::new().token, "each page has its own");
+fn token_is_in_the_page_only() {
+    let test = TestPage::new(2);
+    let token = &test.page.token;
+    assert!(test.get(None).body.contains(&**token));
+    assert!(!test.get(Some("json")).body.contains(&**token), "the JSON report may be passed on");
+    assert!(!format!("{:#?}", test.page).contains(&**token));
+    assert_ne!(*token, StatusPage::new().token, "each page has its own token");
     assert_eq!(token.len(), 32);
 }
 
 #[test]
-fn an_answer_is_kept_by_nobody_and_runs_nothing_else() {
-    let story = Story::of(1);
-    let pages = [story.get(None), story.get(None), story.press(None, "peer=peer0&action=drain")];
+fn responses_are_not_cached_and_run_no_foreign_code() {
+    let test = TestPage::new(1);
+    let pages = [test.get(None), test.get(None), test.press(None, "peer=peer0&action=drain")];
     let mut nonces = BTreeSet::new();
     for page in pages {
         assert_eq!(header(&page, "Cache-Control"), "no-store");
@@ -145,178 +145,238 @@ fn an_answer_is_kept_by_nobody_and_runs_nothing_else() {
         assert!(policy.starts_with("default-src 'none'; script-src 'nonce-"), "{policy}");
         assert!(policy.contains("frame-ancestors 'none'"), "{policy}");
         let nonce = policy.split('\'').find_map(|part| part.strip_prefix("nonce-"));
-        let nonce = nonce.expect("it has one");
+        let nonce = nonce.expect("the policy has a nonce");
         assert!(page.body.contains(&format!("<style nonce=\"{nonce}\">")));
-        assert!(nonces.insert(nonce.to_owned()), "each answer has another");
-        assert!(!page.body.contains("style=\""), "which the policy forbids");
+        assert!(nonces.insert(nonce.to_owned()), "each response has a new nonce");
+        assert!(!page.body.contains("style=\""), "the policy forbids inline styles");
     }
-    let json = story.get(Some("json"));
+    let json = test.get(Some("json"));
     assert_eq!(header(&json, "Content-Type"), "application/json; charset=utf-8");
     assert_eq!(header(&json, "Cache-Control"), "no-store");
 }
 
 #[test]
-fn a_button_drains_and_resumes() {
-    let story = Story::of(2);
-    let done = story.press(None, "peer=peer0&action=drain");
-    assert_eq!((done.status, header(&done, "Location")), (303, "?"), "back to the page");
-    story.is(&[PeerState::Draining, PeerState::Up]);
-    let done = story.press(Some("json"), "peer=peer0&action=resume");
-    assert_eq!(done.status, 200, "a script is told how things are");
+fn button_drains_and_resumes_a_peer() {
+    let test = TestPage::new(2);
+    let done = test.press(None, "peer=peer0&action=drain");
+    assert_eq!(
+        (done.status, header(&done, "Location")),
+        (303, "?"),
+        "the browser goes back to the page"
+    );
+    test.assert_states(&[PeerState::Draining, PeerState::Up]);
+    let done = test.press(Some("json"), "peer=peer0&action=resume");
+    assert_eq!(done.status, 200, "a script receives the new state");
     assert!(done.body.contains("\"state\":\"up\""), "{}", done.body);
-    story.is(&[PeerState::Up, PeerState::Up]);
+    test.assert_states(&[PeerState::Up, PeerState::Up]);
 }
 
 #[test]
-fn nobody_is_left_only_on_purpose() {
-    let story = Story::of(3);
-    story.take_down(1, "refused");
-    story.peers.set_weight("peer2", 0).expect("there is such a peer");
-    let asked = story.press(None, "peer=peer0&action=drain");
+fn last_available_peer_is_drained_only_after_confirmation() {
+    let test = TestPage::new(3);
+    test.take_down(1, "refused");
+    test.peers.set_weight("peer2", 0).expect("the peer exists");
+    let asked = test.press(None, "peer=peer0&action=drain");
     assert_eq!(asked.status, 409);
-    assert!(asked.body.contains("No other peer of default takes work."), "{}", asked.body);
+    assert!(asked.body.contains("No other peer of default is available."), "{}", asked.body);
     assert!(asked.body.contains("name=\"confirm\" value=\"yes\""), "{}", asked.body);
-    let asked = story.press(Some("json"), "peer=peer0&action=drain");
+    let asked = test.press(Some("json"), "peer=peer0&action=drain");
     assert!(asked.body.starts_with("{\"confirm\":\"No other peer"), "{}", asked.body);
-    assert_eq!(story.json()["pools"][0]["peers"][0]["state"], "up", "nothing was done");
+    assert_eq!(
+        test.json()["pools"][0]["peers"][0]["state"],
+        "up",
+        "nothing is done without confirmation"
+    );
 
-    assert_eq!(story.press(None, "peer=peer1&action=drain&confirm=no").status, 303, "peer0 is up");
-    assert_eq!(story.press(None, "peer=peer0&action=drain&confirm=yes").status, 303);
-    story.is(&[PeerState::Draining, PeerState::Draining, PeerState::Up]);
+    assert_eq!(
+        test.press(None, "peer=peer1&action=drain&confirm=no").status,
+        303,
+        "peer0 is still available"
+    );
+    assert_eq!(test.press(None, "peer=peer0&action=drain&confirm=yes").status, 303);
+    test.assert_states(&[PeerState::Draining, PeerState::Draining, PeerState::Up]);
 }
 
 #[test]
-fn what_cannot_be_done_is_told() {
-    let story = Story::of(2);
-    for (fields, status, told) in [
+fn impossible_actions_are_refused_with_a_reason() {
+    let test = TestPage::new(2);
+    for (fields, status, expected) in [
         ("peer=peer7&action=drain", 409, "peer7"),
-        ("peer=%3Cb%3E&action=drain", 409, "&lt;b&gt;"),
-        ("peer=peer0&action=explode", 400, "no form of this page"),
-        ("peer=peer0", 400, "no form of this page"),
+        ("peer=%3Cb%3E&action=drain", 409, "&#60;b&#62;"),
+        ("peer=peer0&action=explode", 400, "not a valid form of this page"),
+        ("peer=peer0", 400, "not a valid form of this page"),
     ] {
-        let refused = story.press(None, fields);
+        let refused = test.press(None, fields);
         assert_eq!(refused.status, status, "{fields}");
-        assert!(refused.body.contains(told), "{fields}: {}", refused.body);
+        assert!(refused.body.contains(expected), "{fields}: {}", refused.body);
     }
-    let body = format!("token={}&pool=<x>&peer=peer0&action=drain", story.page.token);
-    let refused = story.page.respond("POST", None, |_| None, body.as_bytes());
+    let body = format!("token={}&pool=<x>&peer=peer0&action=drain", test.page.token);
+    let refused = test.page.respond("POST", None, |_| None, body.as_bytes());
     assert_eq!(refused.status, 409);
     assert!(
-        refused.body.contains("there is no pool &lt;x&gt;: the pools are default."),
+        refused.body.contains("there is no pool &#60;x&#62;: the pools are default."),
         "{}",
         refused.body
     );
     for method in ["PUT", "DELETE", "post", ""] {
-        let refused = story.page.respond(method, None, |_| None, b"");
+        let refused = test.page.respond(method, None, |_| None, b"");
         assert_eq!((refused.status, header(&refused, "Allow")), (405, "GET, HEAD, POST"));
-        assert!(refused.body.contains("asked by GET, HEAD or POST"), "{}", refused.body);
+        assert!(refused.body.contains("only GET, HEAD and POST are supported"), "{}", refused.body);
     }
-    story.set.close();
-    let refused = story.press(None, "peer=peer0&action=drain");
+    test.set.close();
+    let refused = test.press(None, "peer=peer0&action=drain");
     assert_eq!(refused.status, 409);
     assert!(refused.body.contains("the pool default is closed"), "{}", refused.body);
-    story.is(&[PeerState::Up, PeerState::Up]);
+    test.assert_states(&[PeerState::Up, PeerState::Up]);
 }
 
 #[test]
-fn other_sites_and_other_pages_drain_nothing() {
-    let story = Story::of(2);
-    let body = format!("token={}&pool=default&peer=peer0&action=drain", story.page.token);
+fn forms_of_other_sites_and_of_other_pages_are_rejected() {
+    let test = TestPage::new(2);
+    let body = format!("token={}&pool=default&peer=peer0&action=drain", test.page.token);
     let post = |headers: &[(&str, &'static str)], body: &str| {
         let header = |name: &str| headers.iter().find(|(it, _)| *it == name).map(|(_, it)| *it);
-        story.page.respond("POST", None, header, body.as_bytes()).status
+        test.page.respond("POST", None, header, body.as_bytes()).status
     };
     let host = ("Host", "here");
     assert_eq!(post(&[("Sec-Fetch-Site", "cross-site")], &body), 403);
     assert_eq!(post(&[host, ("Origin", "http://elsewhere")], &body), 403);
-    assert_eq!(post(&[], &body.replace(&story.page.token, &StatusPage::new().token)), 403);
+    assert_eq!(post(&[], &body.replace(&test.page.token, &StatusPage::new().token)), 403);
     assert_eq!(post(&[], "pool=default&peer=peer0&action=drain"), 403);
-    story.is(&[PeerState::Up, PeerState::Up]);
+    test.assert_states(&[PeerState::Up, PeerState::Up]);
     assert_eq!(post(&[host, ("Origin", "http://here")], &body), 303);
 }
 
 #[test]
-fn without_actions_there_are_no_buttons() {
-    let mut story = Story::of(2);
-    story.page.has_actions = false;
-    let refused = story.press(None, "peer=peer0&action=drain");
+fn page_without_actions_has_no_buttons_and_rejects_forms() {
+    let mut test = TestPage::new(2);
+    test.page.has_actions = false;
+    let refused = test.press(None, "peer=peer0&action=drain");
     assert_eq!((refused.status, header(&refused, "Allow")), (405, "GET, HEAD"));
-    assert!(refused.body.contains("it has no buttons"), "{}", refused.body);
-    let page = story.get(None).body;
-    for part in ["method=\"post\"", &story.page.token, "Action"] {
-        assert!(!page.contains(part), "{part} is there");
+    assert!(refused.body.contains("this page has no buttons"), "{}", refused.body);
+    let page = test.get(None).body;
+    for part in ["method=\"post\"", &test.page.token, "Action"] {
+        assert!(!page.contains(part), "the page does not contain {part}");
     }
-    assert_eq!(story.json()["actions"], false);
-    story.is(&[PeerState::Up, PeerState::Up]);
+    assert_eq!(test.json()["actions"], false);
+    test.assert_states(&[PeerState::Up, PeerState::Up]);
 }
 
 #[test]
-fn others_words_are_text() {
-    let story = Story::of(2);
-    story.take_down(0, "</script><script>alert(1)</script>\"'\u{2028}");
-    let page = story.get(None).body;
-    assert!(!page.contains("<script>alert"), "it is part of the page");
+fn report_in_the_page_cannot_end_its_script() {
+    let test = TestPage::new(2);
+    test.take_down(0, "</script><script>alert(1)</script>\"'\u{2028}");
+    let page = test.get(None).body;
+    assert!(!page.contains("<script>alert"), "a reason does not become a script");
     let data = page.split("id=\"report\">").nth(1).and_then(|rest| rest.split("</script>").next());
-    let data: Value = serde_json::from_str(data.expect("it is there")).expect("it is whole");
+    let data: Value = serde_json::from_str(data.expect("the page contains the report"))
+        .expect("the report is complete");
     let reason = &data["pools"][0]["peers"][0]["reason"];
     assert_eq!(reason, "</script><script>alert(1)</script>\"'\u{2028}");
 }
 
+/// Ends every element and attribute that it could stand in.
+const MALICE: &str = "</script></title><i id=\"x\" onload='x'>&amp;\u{2028}";
+
 #[test]
-fn remarks_are_sentences_and_say_nothing_that_is_not_so() {
-    let mut status = Story::of(1).peers.snapshot().peers.remove(0);
-    status.is_unresponsive = true;
-    assert!(report::remarks(&status, true)[0].starts_with("Hesitant: "));
-    status.reason = Some("(111) refused \n".to_owned());
-    assert_eq!(report::remarks(&status, true)[0], "The last check failed: (111) refused.");
-    status.state = PeerState::Down;
-    let told = report::remarks(&status, true);
-    assert_eq!(told, ["(111) refused."], "it is down, and not hesitant");
-    status.reason = Some("Why?".to_owned());
-    status.connections = 1;
-    assert_eq!(report::remarks(&status, true), ["Why?"]);
-    let [_, told] = &report::remarks(&status, false)[..] else { panic!("its links work") };
-    assert!(told.starts_with("No peer takes work, so its connections"), "{told}");
-    status.connections = 0;
-    assert_eq!(report::remarks(&status, false), ["Why?"]);
+fn names_and_messages_are_escaped_everywhere() {
+    let test = TestPage::new(2);
+    test.take_down(0, MALICE);
+    let mut pool = test.peers.snapshot();
+    assert_eq!(pool.peers[0].reason.as_deref(), Some(MALICE));
+    assert!(pool.events[0].to_string().contains(MALICE));
+    pool.pool_name = MALICE.to_owned();
+    pool.peers[0].name = MALICE.to_owned();
+    let mut process = Process::current(MALICE.to_owned(), test.start);
+    process.host = Some(MALICE.to_owned());
+    let report = StatusReport {
+        at: SystemTime::UNIX_EPOCH,
+        now: test.start,
+        process: &process,
+        has_actions: true,
+        pools: vec![pool],
+    };
+    let drain = actions::LastDrain { pool: MALICE.to_owned(), peer: MALICE.to_owned() };
+    let error = PageError::UnknownPool(MALICE.to_owned(), vec![MALICE.to_owned()]);
+    let page = html::page(&report, "token", "nonce");
+    let confirmation = html::confirmation(&drain, "token", "nonce");
+    let error = html::error(&error, "nonce");
+    for (name, html, places) in [
+        // The title, the host, the pool, its label and its fields in two forms; the peer, its label,
+        // field and button; the remark, the event.
+        ("page", &page, 12),
+        // Twice the title, twice in the question, two fields.
+        ("confirmation", &confirmation, 6),
+        ("error", &error, 2),
+    ] {
+        for part in ["</script></", "<i ", "\"x\"", "'x'", "&amp;"] {
+            let at = html.find(part).map(|at| &html[at.saturating_sub(40)..at]);
+            assert_eq!(at, None, "{part} is escaped in the {name}");
+        }
+        let escaped =
+            "&#60;/script&#62;&#60;/title&#62;&#60;i id=&#34;x&#34; onload=&#39;x&#39;&#62;";
+        assert_eq!(html.matches(escaped).count(), places, "the {name} shows every text");
+    }
+    let (_, data) = page.split_once("id=\"report\">").expect("the page contains the report");
+    let (data, _) = data.split_once("</script>").expect("the end of the script");
+    let data: Value = serde_json::from_str(data).expect("the report is complete");
+    assert_eq!(data, report.to_json());
 }
 
 #[test]
-fn pools_of_one_name_are_told_apart() {
-    let (one, other) = (Story::of(1), Story::of(1));
+fn remarks_are_sentences_and_match_the_state() {
+    let mut status = TestPage::new(1).peers.snapshot().peers.remove(0);
+    status.is_unresponsive = true;
+    assert!(report::remarks(&status, 1)[0].starts_with("Unresponsive: "));
+    status.reason = Some("(111) refused \n".to_owned());
+    assert_eq!(report::remarks(&status, 1)[0], "The last check failed: (111) refused.");
+    status.state = PeerState::Down;
+    let remarks = report::remarks(&status, 1);
+    assert_eq!(remarks, ["(111) refused."], "a peer that is down is not called unresponsive");
+    status.reason = Some("Why?".to_owned());
+    status.connections = 1;
+    assert_eq!(report::remarks(&status, 1), ["Why?"]);
+    let [_, remark] = &report::remarks(&status, 0)[..] else { panic!("its connections are used") };
+    assert!(remark.starts_with("No peer is available, so the open connections"), "{remark}");
+    status.connections = 0;
+    assert_eq!(report::remarks(&status, 0), ["Why?"]);
+}
+
+#[test]
+fn pools_of_the_same_name_are_numbered() {
+    let (one, other) = (TestPage::new(1), TestPage::new(1));
     let page = StatusPage::new().pool(one.peers.clone()).pool(other.peers.clone()).with_actions();
     let report = page.respond("GET", Some("json"), |_| None, b"").body;
-    let report: Value = serde_json::from_str(&report).expect("it is JSON");
+    let report: Value = serde_json::from_str(&report).expect("the report is JSON");
     assert_eq!(report["pools"][0]["name"], "default");
     assert_eq!(report["pools"][1]["name"], "default (2)");
     let body = format!("token={}&pool=default+(2)&peer=peer0&action=drain&confirm=yes", page.token);
     assert_eq!(page.respond("POST", None, |_| None, body.as_bytes()).status, 303);
-    one.is(&[PeerState::Up]);
-    other.is(&[PeerState::Draining]);
+    one.assert_states(&[PeerState::Up]);
+    other.assert_states(&[PeerState::Draining]);
 }
 
 #[test]
-fn a_page_of_no_pool_says_so() {
+fn page_without_pools_says_so() {
     let page = StatusPage::default().respond("HEAD", None, |_| None, b"");
     assert_eq!(page.status, 200);
-    assert!(page.body.contains("There is no pool."));
+    assert!(page.body.contains("This page has no pools."));
 }
 
-/// It cannot be resumed, and another one may have its name.
+/// Such a peer cannot be resumed, and a new peer may have its name.
 #[test]
-fn a_peer_that_is_being_removed_has_no_button() {
-    let story = Story::of(2);
-    // A login is under way there.
-    story.set.update_counts(0, |counts| counts.connecting = 1);
-    story.peers.remove("peer0").expect("another one is there");
-    story.is(&[PeerState::Draining, PeerState::Up]);
-    assert_eq!(story.json()["pools"][0]["peers"][0]["is_being_removed"], true);
-    let page = story.get(None).body;
-    let button = |peer: &str, word: &str| {
-        let (_, rest) =
-            page.split_once(&format!("aria-label=\"{word} {peer}\"")).expect("a button");
-        rest.split_once('>').expect("it ends").0
+fn peer_that_is_being_removed_has_no_button() {
+    let test = TestPage::new(2);
+    // A login is in progress, which delays the removal.
+    test.set.update_counts(0, |counts| counts.connecting = 1);
+    test.peers.remove("peer0").expect("another peer remains");
+    test.assert_states(&[PeerState::Draining, PeerState::Up]);
+    assert_eq!(test.json()["pools"][0]["peers"][0]["is_being_removed"], true);
+    let page = test.get(None).body;
+    let attributes = |label: &str| {
+        let (_, rest) = page.split_once(&format!("aria-label=\"{label}\"")).expect("a button");
+        rest.split_once('>').expect("the end of the element").0
     };
-    assert_eq!((button("peer0", "Resume"), button("peer1", "Drain")), (" hidden", ""));
-    assert!(page.contains("It is being removed."), "and it is said why");
+    assert_eq!((attributes("Resume peer0"), attributes("Drain peer1")), (" hidden", ""));
+    assert!(page.contains("The peer is being removed."), "the page shows the reason");
 }

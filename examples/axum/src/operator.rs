@@ -1,14 +1,12 @@
-//! The status page in axum. It says of each answer which status and which headers it has: nothing may be
-//! added by the framework, as a second `Content-Type` would be.
+//! The status page in axum.
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::{RawQuery, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, Method, Uri};
-use axum::response::Response;
+use axum::http::{HeaderMap, Method, Response, Uri};
 use axum::routing::any;
 use diesel_peers::status_page::StatusPage;
 
@@ -23,14 +21,9 @@ async fn respond(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Bytes,
-) -> Response {
-    // Under HTTP/2 the host is a part of the address.
+) -> Response<String> {
+    // In HTTP/2 the host is a part of the address.
     let host = |name: &str| uri.authority().filter(|_| name == "Host").map(Authority::as_str);
     let header = |name: &str| headers.get(name).and_then(|it| it.to_str().ok()).or(host(name));
-    let answer = page.respond(method.as_str(), query.as_deref(), header, &body);
-    let mut response = Response::builder().status(answer.status);
-    for (name, value) in answer.headers {
-        response = response.header(name, value);
-    }
-    response.body(Body::from(answer.body)).expect("the page's headers are those of HTTP")
+    page.respond(method.as_str(), query.as_deref(), header, &body).into()
 }

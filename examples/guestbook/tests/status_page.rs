@@ -179,10 +179,12 @@ fn an_operator_sees_a_peer_die_and_drains_another() {
                          .every((path) => (path.getAttribute('d') ?? '').length > 10)";
             browser.run(lines) == true
         });
-        assert_eq!(browser.run("return document.title"), "guestbook 2/3 serve");
+        assert_eq!(browser.run("return document.title"), "guestbook 2/3 available");
         servers[0].restart();
         wait_for_state(&browser, "db0", "up");
-        wait_until("it has its share", PATIENCE, || cell(&browser, "db0", "links").ends_with(" 3"));
+        wait_until("it has its share", PATIENCE, || {
+            cell(&browser, "db0", "connections").ends_with(" 3")
+        });
         visitors.failed();
 
         browser.click(&button("db1"));
@@ -195,7 +197,9 @@ fn an_operator_sees_a_peer_die_and_drains_another() {
         });
         browser.click(&button("db1"));
         wait_for_state(&browser, "db1", "up");
-        wait_until("it has its share", PATIENCE, || cell(&browser, "db1", "links").ends_with(" 3"));
+        wait_until("it has its share", PATIENCE, || {
+            cell(&browser, "db1", "connections").ends_with(" 3")
+        });
         wait_until("it is given work", PATIENCE, || {
             !["–", "0 %"].contains(&cell(&browser, "db1", "share").as_str())
         });
@@ -206,8 +210,8 @@ fn an_operator_sees_a_peer_die_and_drains_another() {
     });
 
     drop(app);
-    wait_until_said(&browser, "notice", "What is shown here is old");
-    assert!(browser.run("return document.title").to_string().contains("Old: guestbook"));
+    wait_until_said(&browser, "notice", "This page is outdated");
+    assert!(browser.run("return document.title").to_string().contains("Outdated: guestbook"));
 }
 
 #[test]
@@ -227,7 +231,7 @@ fn a_keyboard_is_enough() {
         browser.press(TAB);
         order.push(focus());
     }
-    assert_eq!(order, ["Drain db0", "Drain db1", "Drain db2", "The same as JSON"]);
+    assert_eq!(order, ["Drain db0", "Drain db1", "Drain db2", "This report as JSON"]);
 
     browser.run("document.querySelectorAll('button')[0].focus()");
     browser.press(TAB);
@@ -249,8 +253,8 @@ fn a_keyboard_is_enough() {
         browser.run(&format!("document.querySelector(\"{}\").focus()", button(peer)));
         browser.press(ENTER);
         browser.wait_for("dialog[open]");
-        assert!(browser.text("#asked").contains("No other peer of guestbook takes work"));
-        assert_eq!(focus(), "Leave it in service", "the harmless answer comes first");
+        assert!(browser.text("#asked").contains("No other peer of guestbook is available"));
+        assert_eq!(focus(), "Keep it in service", "the harmless answer comes first");
     };
     let is_answered = || {
         wait_until("it is closed", PATIENCE, || {
@@ -269,7 +273,7 @@ fn a_keyboard_is_enough() {
     browser.press(ENTER);
     is_answered();
     wait_until("it is drained", PATIENCE, || cell(&browser, "db0", "state").starts_with("drain"));
-    assert_eq!(browser.run("return document.title"), "guestbook 0/3 serve");
+    assert_eq!(browser.run("return document.title"), "guestbook 0/3 available");
 }
 
 #[test]
@@ -289,7 +293,7 @@ fn without_scripts_it_is_a_table_with_forms() {
     fits(&browser);
     browser.click(&button("db2"));
     browser.wait_for("a[href='?']");
-    assert!(browser.text(".notice").contains("No other peer of guestbook takes work"));
+    assert!(browser.text(".notice").contains("No other peer of guestbook is available"));
     fits(&browser);
     browser.click("a[href='?']");
     browser.wait_for("tbody");
@@ -400,10 +404,10 @@ fn a_page_of_two_pools() {
     });
     let texts = "return [...document.querySelectorAll('h2, [data-is=summary]')]\
                  .map((element) => element.textContent).join('; ')";
-    assert_eq!(browser.run(texts), "shop; 2 of 3 peers serve; users; 1 of 3 peers serve");
+    assert_eq!(browser.run(texts), "shop; 2 of 3 peers available; users; 1 of 3 peers available");
     let remarks = cell(&browser, "db0", "remarks");
     assert!(remarks.contains("connect to server"), "it says why: {remarks}");
-    assert_eq!(cell(&browser, "users2", "remarks"), "Its weight is 0: it gets no work.");
+    assert_eq!(cell(&browser, "users2", "remarks"), "Weight 0: the peer gets no work.");
 }
 
 /// A pool over these scripted peers, by name.
@@ -493,7 +497,7 @@ fn a_page_of_another_process_says_so_and_so_does_one_of_a_pool_that_is_gone() {
     wait_until_said(
         &browser,
         "outcome",
-        "Nothing was done: the page is not of the process that answers now",
+        "Nothing was done: the page was loaded from another process",
     );
     assert!(peers.snapshot().peers.iter().all(|peer| peer.state.to_string() == "up"));
 
