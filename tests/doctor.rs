@@ -94,7 +94,7 @@ fn url_of(scheme: &str, ports: &[u16]) -> String {
     format!("{scheme}://{APP}:{APP_PASSWORD}@{}/{APP}", hosts.join(","))
 }
 
-fn three() -> ([MariaDb; 3], String, [String; 3]) {
+fn three_servers() -> ([MariaDb; 3], String, [String; 3]) {
     let servers = [(); 3].map(|()| MariaDb::start());
     let ports = servers.each_ref().map(|server| server.port());
     let names = ports.map(|port| format!("127.0.0.1:{port}"));
@@ -117,8 +117,8 @@ fn file(content: &str) -> (TempDir, PathBuf) {
 }
 
 #[test]
-fn equal_servers_are_well() {
-    let (_servers, url, names) = three();
+fn check_of_equal_servers_succeeds() {
+    let (_servers, url, names) = three_servers();
     let told = check(&[&url]);
     told.is(
         WELL,
@@ -150,8 +150,8 @@ fn equal_servers_are_well() {
 }
 
 #[test]
-fn the_addresses_of_a_name_are_peers() {
-    let (servers, _, _) = three();
+fn addresses_of_a_resolved_name_are_checked_as_peers() {
+    let (servers, _, _) = three_servers();
     let port = servers[0].port();
     // The system's resolver knows the short form of an address.
     let url = format!("mysql://{APP}:{APP_PASSWORD}@127.1:{port}/{APP}?resolve_interval=1s");
@@ -163,8 +163,8 @@ fn the_addresses_of_a_name_are_peers() {
 }
 
 #[test]
-fn a_server_that_is_gone_is_named() {
-    let (mut servers, url, names) = three();
+fn unreachable_server_is_named() {
+    let (mut servers, url, names) = three_servers();
     servers[1].kill();
     let gone = format!("! {} is unreachable: Can't connect to ", names[1]);
     check(&[&url]).is(TROUBLE, &[&gone, "Trouble: 1."]);
@@ -178,10 +178,10 @@ fn a_server_that_is_gone_is_named() {
     check(&[&url]).is(WELL, &[]);
 }
 
-/// It ends no sooner than the limit, and not much later.
+/// Asserts that `check` takes at least `limit`, and not much longer.
 #[track_caller]
-fn takes(limit: Duration, check: impl Fn()) {
-    let took = how_long("it ends", PATIENCE, || {
+fn assert_takes(limit: Duration, check: impl Fn()) {
+    let took = how_long("the check ends", PATIENCE, || {
         check();
         true
     });
@@ -190,27 +190,27 @@ fn takes(limit: Duration, check: impl Fn()) {
 
 /// Of one that is frozen, and of many that accept and say nothing: all at once.
 #[test]
-fn silence_is_bounded() {
+fn check_of_silent_servers_ends_at_the_connect_timeout() {
     const LIMIT: Duration = Duration::from_secs(1);
-    let (mut servers, url, names) = three();
+    let (mut servers, url, names) = three_servers();
     let url = format!("{url}?connect_timeout=1s");
     servers[2].freeze();
     let silence = format!("! {} is silent: no answer to a login within 1s", names[2]);
-    takes(LIMIT, || check(&[&url]).is(TROUBLE, &[&silence, "Trouble: 1."]));
+    assert_takes(LIMIT, || check(&[&url]).is(TROUBLE, &[&silence, "Trouble: 1."]));
 
     let silent = Silent::start();
     let url = format!("mysql://{APP}:{APP_PASSWORD}@127.0.0.1:{}/{APP}", silent.port());
     let peers: Vec<_> = (0..8).map(|index| format!("db{index} = \"{url}\"\n")).collect();
     let (_folder, path) = file(&format!("connect_timeout = 1\n[peers]\n{}", peers.concat()));
     let path = path.to_str().expect("text");
-    takes(LIMIT, || {
+    assert_takes(LIMIT, || {
         check(&["--config", path]).is(TROUBLE, &["! db0 is silent", "! db7 is silent"]);
     });
 }
 
 /// Also after the login: a table that is locked is not waited for.
 #[test]
-fn silence_after_the_login_is_bounded() {
+fn check_of_a_server_that_is_silent_after_the_login_ends() {
     let server = MariaDb::start();
     server.sql("CREATE TABLE app.__diesel_schema_migrations (version VARCHAR(50) PRIMARY KEY)");
     let mut lock = MysqlConnection::establish(&server.url()).expect("it lives");
@@ -222,8 +222,8 @@ fn silence_after_the_login_is_bounded() {
 }
 
 #[test]
-fn differences_are_pointed_at() {
-    let (servers, url, names) = three();
+fn differences_between_mariadb_servers_are_reported() {
+    let (servers, url, names) = three_servers();
     let [a, b, c] = &names;
     let migrations = |server: &MariaDb, versions: &[&str]| {
         let values: Vec<String> = versions.iter().map(|it| format!("('{it}')")).collect();
@@ -283,7 +283,7 @@ fn differences_are_pointed_at() {
 
 /// A difference that is only noted is no failure.
 #[test]
-fn notes_are_no_trouble() {
+fn check_with_only_notes_succeeds() {
     let servers = [MariaDb::start(), MariaDb::start()];
     servers[0].sql("SET GLOBAL time_zone = '+02:00'");
     let url = url_of("mysql", &[servers[0].port(), servers[1].port()]);
@@ -296,7 +296,7 @@ fn notes_are_no_trouble() {
 }
 
 #[test]
-fn mistakes_are_told_without_secrets() {
+fn misconfigured_logins_are_reported_without_secrets() {
     let server = MariaDb::start();
     let url = server.url();
     let wrong = url.replace(APP_PASSWORD, "s3cret-wrong");
@@ -315,8 +315,8 @@ fn mistakes_are_told_without_secrets() {
 
 /// What a peer is required to be is looked at as the pool looks at it; its facts are told all the same.
 #[test]
-fn peers_are_judged_as_the_pool_judges_them() {
-    let (servers, url, names) = three();
+fn required_role_is_checked_as_in_the_pool() {
+    let (servers, url, names) = three_servers();
     servers[1].sql("SET GLOBAL read_only = ON");
     let told = check(&[&format!("{url}?require=read_write")]);
     let role = format!("! {} has the wrong role: it only reads (read_only is ON)", names[1]);
@@ -328,7 +328,7 @@ fn peers_are_judged_as_the_pool_judges_them() {
 }
 
 #[test]
-fn a_galera_node_that_is_not_ready() {
+fn unready_galera_node_is_reported() {
     let cluster = Cluster::start();
     let ports: Vec<u16> = cluster.nodes.iter().map(|node| node.port()).collect();
     let url = url_of("mysql", &ports);
@@ -381,7 +381,7 @@ fn a_galera_node_that_is_not_ready() {
 }
 
 #[test]
-fn postgres() {
+fn differences_between_postgres_servers_are_reported() {
     let mut servers = [Postgres::start(), Postgres::start_with_tls(), Postgres::start()];
     let ports = servers.each_ref().map(|server| server.port());
     let [a, b, c] = ports.map(|port| format!("127.0.0.1:{port}"));
@@ -423,7 +423,7 @@ fn postgres() {
 }
 
 #[test]
-fn sqlite() {
+fn sqlite_files_are_checked_without_changing_them() {
     let mut paths = SqlitePath::start(3);
     let named = |paths: &[SqlitePath]| {
         let named = paths.iter().enumerate().rev();
@@ -468,7 +468,7 @@ fn sqlite() {
 }
 
 #[test]
-fn wrong_configurations_are_refused() {
+fn wrong_configuration_is_refused_with_its_reason() {
     let url = "mysql://app:s3cret@127.0.0.1:1/app";
     for (content, reason) in [
         (format!("url = \"{url}\"\ncheck_intervall = 1"), "`check_intervall` is no setting"),
@@ -518,7 +518,7 @@ fn wrong_configurations_are_refused() {
 
 /// Where a secret stands in the wrong place.
 #[test]
-fn no_secret_is_shown_wherever_it_stands() {
+fn misplaced_secret_is_never_shown() {
     for secret in ["mysql://app:s3cret@127.0.0.1:1/shop", "host=h password=s3cret"] {
         check(&["--config", secret]).is_refused(&["the file, whose name may be a secret, cannot"]);
         let (_folder, path) = file(&format!("[a.\"{secret}\"]\n[a.b]\n['{secret}'.c]\nurl = 'x'"));
@@ -547,7 +547,7 @@ fn no_secret_is_shown_wherever_it_stands() {
 }
 
 #[test]
-fn a_report_that_cannot_be_written() {
+fn report_that_cannot_be_written_is_an_error() {
     let database = tempfile::NamedTempFile::new().expect("a temporary file");
     let full = || fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
     for more in [&[][..], &["--json"], &["--watch"]] {
@@ -561,7 +561,7 @@ fn a_report_that_cannot_be_written() {
 }
 
 #[test]
-fn tables_of_a_file() {
+fn table_option_selects_a_table_of_a_file() {
     let server = MariaDb::start();
     let url = server.url();
     let content = format!(
@@ -588,7 +588,7 @@ fn tables_of_a_file() {
 }
 
 #[test]
-fn the_environment() {
+fn environment_variables_configure_the_check() {
     let server = MariaDb::start();
     let url = format!("mysql://{APP}@127.0.0.1:{}/{APP}", server.port());
     let mut with = command();
@@ -632,7 +632,7 @@ impl Drop for Running {
 }
 
 #[test]
-fn watching() {
+fn watch_repeats_the_check() {
     let mut server = MariaDb::start();
     let mut command = command();
     command.args([&server.url(), "--watch", "0.2"]).stdout(Stdio::piped());
@@ -655,7 +655,7 @@ fn watching() {
 
 /// A file that is half-written is told, and looked at again.
 #[test]
-fn watching_a_file_that_is_written() {
+fn watch_reads_a_changed_file_again() {
     let (folder, path) = file("url = ");
     let watch = || {
         let mut command = command();
@@ -695,7 +695,7 @@ fn watching_a_file_that_is_written() {
 }
 
 /// What is said on a terminal, where `script` provides one.
-fn on_a_terminal(url: &str, no_color: &str) -> String {
+fn output_on_a_terminal(url: &str, no_color: &str) -> String {
     let mut script = Command::new("script");
     let command = format!("{} check '{url}'", env!("CARGO_BIN_EXE_peers"));
     script.args(["-q", "-e", "-c", &command, "/dev/null"]).env("NO_COLOR", no_color);
@@ -713,18 +713,18 @@ fn on_a_terminal(url: &str, no_color: &str) -> String {
 }
 
 #[test]
-fn colors_and_progress_on_a_terminal() {
+fn terminal_output_has_colors_and_progress() {
     let url = "mysql://app:s3cret@127.0.0.1:1,127.0.0.1:2/app";
-    let told = on_a_terminal(url, "");
+    let told = output_on_a_terminal(url, "");
     assert!(told.contains("\x1b[31m! 127.0.0.1:2 is unreachable"), "in colors: {told:?}");
     assert!(told.contains("waiting for 127.0.0.1:1, 127.0.0.1:2"), "who is waited for: {told:?}");
-    let told = on_a_terminal(url, "1");
+    let told = output_on_a_terminal(url, "1");
     assert!(!told.contains("\x1b[31m") && told.contains("unreachable"), "no colors: {told:?}");
 }
 
 /// As a function, for applications whose settings stand in code.
 #[test]
-fn as_a_function() {
+fn examine_function_takes_a_builder() {
     let servers = <MariaDb as Backend>::start(2);
     let builder = manager_over(&servers)
         .on_connect(|conn| conn.batch_execute("SET SESSION tx_isolation = 'SERIALIZABLE'"));

@@ -7,7 +7,7 @@ use std::path::Path;
 const FILES: [&str; 5] =
     ["README.md", "OPERATIONS.md", "DESIGN.md", "CONTRIBUTING.md", "CHANGELOG.md"];
 
-/// Those that are also in the crate's documentation.
+/// The documents that are also in the crate's documentation.
 const IN_RUSTDOC: [&str; 2] = ["README.md", "OPERATIONS.md"];
 
 fn read(file: &str) -> String {
@@ -20,7 +20,7 @@ fn prose(text: &str) -> String {
     text.split("```").step_by(2).collect()
 }
 
-/// What the links lead to that say so themselves.
+/// Returns the targets of inline links, `[text](target)`, and whether each one is of an image.
 fn inline(prose: &str) -> impl Iterator<Item = (bool, &str)> {
     prose.match_indices("](").map(|(at, _)| {
         let target = prose[at + 2..].split([')', ' ']).next().expect("it has an end");
@@ -29,14 +29,14 @@ fn inline(prose: &str) -> impl Iterator<Item = (bool, &str)> {
     })
 }
 
-/// What links lead to by a name: `[name]: target`.
+/// Returns the targets of link definitions, `[name]: target`.
 fn definitions(text: &str) -> BTreeMap<&str, &str> {
     let line = |line: &str| line.trim_start_matches(['/', '!', ' ']).len();
     let lines = text.lines().map(|it| &it[it.len() - line(it)..]);
     lines.filter_map(|line| line.strip_prefix('[')?.split_once("]: ")).collect()
 }
 
-/// The names that links use.
+/// Returns the names that links refer to, `[text][name]`.
 fn labels(prose: &str) -> impl Iterator<Item = &str> {
     prose.match_indices("][").map(|(at, _)| prose[at + 2..].split(']').next().expect("it ends"))
 }
@@ -51,7 +51,7 @@ fn anchors(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn links_lead_somewhere() {
+fn links_in_documents_have_existing_targets() {
     for file in FILES {
         let text = read(file);
         let prose = prose(&text);
@@ -70,9 +70,10 @@ fn links_lead_somewhere() {
     }
 }
 
-/// Files do not lie beside the crate's documentation. Its own definitions come first, and so count.
+/// In the crate's documentation, relative paths lead nowhere, and the definitions in `src/lib.rs` take
+/// precedence.
 #[test]
-fn the_crates_documentation_has_its_own_links() {
+fn links_of_documents_in_rustdoc_are_defined_in_the_crate() {
     let lib = read("src/lib.rs");
     let own = definitions(&lib);
     for file in IN_RUSTDOC {

@@ -130,7 +130,7 @@ impl Browser {
         base64(picture["data"].as_str().expect("the value is text"))
     }
 
-    /// Runs a command of this browser's DevTools protocol, which goes beyond `WebDriver`.
+    /// Runs a command of this browser's `DevTools` protocol, which goes beyond `WebDriver`.
     #[track_caller]
     fn devtools(&self, command: &str, parameters: &Value) -> Value {
         self.order("POST", "/goog/cdp/execute", &json!({"cmd": command, "params": parameters}))
