@@ -1,4 +1,4 @@
-//! The examples do what they say.
+//! The examples run and have the effects that they print.
 
 mod support;
 
@@ -15,72 +15,75 @@ use std::thread;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
-/// What runs an example.
+/// Returns the command of an example.
 fn example(name: &str) -> Command {
     Command::new(support::example(name))
 }
 
-/// Whether it succeeds, and all that it says.
+/// Runs a command, and returns whether it succeeds, and its output.
 fn outcome(command: &mut Command) -> (bool, String) {
-    let output = command.output().expect("it starts");
-    let told = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&told).into_owned())
+    let output = command.output().expect("the example starts");
+    let bytes = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// It succeeds, and tells of all this.
+/// Asserts that a command succeeds and prints all these texts, and returns its output.
 #[track_caller]
-fn tells(command: &mut Command, all: &[&str]) -> String {
-    let (succeeds, told) = outcome(command);
-    assert!(succeeds, "it fails if what it says did not happen: {told}");
-    for expected in all {
-        assert!(told.contains(expected), "it tells of `{expected}`: {told}");
+fn assert_prints(command: &mut Command, texts: &[&str]) -> String {
+    let (succeeds, output) = outcome(command);
+    assert!(succeeds, "the example succeeds: {output}");
+    for expected in texts {
+        assert!(output.contains(expected), "the output contains `{expected}`: {output}");
     }
-    told
+    output
 }
 
 #[test]
-fn quickstart() {
-    let story = ["> peer db1 is down: ", "> peer db1 is up after ", "Not one visit failed."];
-    tells(&mut example("quickstart"), &story);
+fn quickstart_example_survives_a_peer_that_is_down() {
+    let texts = ["> peer db1 is down: ", "> peer db1 is up after ", "Not one visit failed."];
+    assert_prints(&mut example("quickstart"), &texts);
 }
 
 #[test]
-fn threads() {
-    tells(&mut example("threads"), &["db2 took ", "120 orders by 6 threads, 0 pieces left"]);
+fn threads_example_loses_no_order() {
+    assert_prints(
+        &mut example("threads"),
+        &["db2 took ", "120 orders by 6 threads, 0 pieces left"],
+    );
 }
 
 #[test]
-fn job_worker() {
-    let story = ["this worker dies with job 13", "job 13, try ", "job 40, try "];
-    let told = tells(&mut example("job_worker"), &story);
-    assert!(!told.contains("job 13, try 1:"), "another try did it: {told}");
+fn job_worker_example_repeats_the_job_of_a_lost_worker() {
+    let texts = ["this worker dies with job 13", "job 13, try ", "job 40, try "];
+    let output = assert_prints(&mut example("job_worker"), &texts);
+    assert!(!output.contains("job 13, try 1:"), "a later try completes the job: {output}");
 }
 
 #[test]
-fn multi_connection() {
-    tells(&mut example("multi_connection"), &["db0 is SQLite 3.", "db1 is SQLite 3."]);
+fn multi_connection_example_serves_sqlite() {
+    assert_prints(&mut example("multi_connection"), &["db0 is SQLite 3.", "db1 is SQLite 3."]);
 
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    fs::write(folder.path().join("app.db"), "").expect("our own folder");
+    let folder = tempfile::tempdir().expect("a temporary folder can be created");
+    fs::write(folder.path().join("app.db"), "").expect("the test owns the folder");
     let mut example = example("multi_connection");
     for path in ["app.db", "missing.db"] {
         example.arg(format!("file:{}/{path}?mode=rw", folder.path().display()));
     }
-    let (succeeds, told) = outcome(&mut example);
-    assert!(!succeeds, "a peer is down: {told}");
-    assert!(told.contains("db0 is SQLite 3."), "the other serves: {told}");
+    let (succeeds, output) = outcome(&mut example);
+    assert!(!succeeds, "the example fails when a peer is down: {output}");
+    assert!(output.contains("db0 is SQLite 3."), "the other peer serves: {output}");
     let cause = "db1 is down: Invalid connection url for multiconnection";
-    assert!(told.contains(cause), "the limitation is as it says: {told}");
+    assert!(output.contains(cause), "the limitation is as documented: {output}");
 }
 
 #[cfg(feature = "mysql")]
 #[test]
-fn multi_connection_on_mysql() {
+fn multi_connection_example_serves_mysql() {
     let servers = [support::mariadb::MariaDb::start(), support::mariadb::MariaDb::start()];
     let mut example = example("multi_connection");
     example.args(servers.iter().map(support::mariadb::MariaDb::url));
-    let told = tells(&mut example, &["db0 is MySQL ", "db1 is MySQL "]);
-    assert!(!told.contains(support::APP_PASSWORD), "without a password: {told}");
+    let output = assert_prints(&mut example, &["db0 is MySQL ", "db1 is MySQL "]);
+    assert!(!output.contains(support::APP_PASSWORD), "no password is printed: {output}");
 }
 
 /// A process that does not outlive its test.
@@ -88,41 +91,42 @@ struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended.
+        // The process may have ended.
         let _ = self.0.kill();
-        self.0.wait().expect("it is ours");
+        self.0.wait().expect("the process is a child of this one");
     }
 }
 
-/// The status and the text of an answer.
+/// Sends an empty `POST` request, and returns the status and the body of the response.
 fn post(address: &str, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).expect("it listens");
+    let mut stream = TcpStream::connect(address).expect("the server listens");
     let request = format!(
         "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     );
-    stream.write_all(request.as_bytes()).expect("it reads");
+    stream.write_all(request.as_bytes()).expect("the server reads the request");
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("it answers");
+    stream.read_to_string(&mut answer).expect("the server answers");
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
     let text = answer.split_once("\r\n\r\n").map(|(_, text)| text.to_owned());
-    status.zip(text).unwrap_or_else(|| panic!("HTTP: {answer}"))
+    status.zip(text).unwrap_or_else(|| panic!("the answer is an HTTP response: {answer}"))
 }
 
-/// The example of this name, with its files in this folder, and the address at which it listens.
+/// Starts the example `axum` with its files in this folder, and returns the address at which it listens.
 fn axum_in(folder: &Path) -> (Running, String) {
     let mut example = example("axum");
     let example = example.env("TMPDIR", folder).stdout(Stdio::piped());
-    let mut running = Running(example.spawn().expect("it starts"));
+    let mut running = Running(example.spawn().expect("the example starts"));
     let mut line = String::new();
-    let told = running.0.stdout.take().expect("it is piped");
-    BufReader::new(told).read_line(&mut line).expect("text");
-    let address = line.trim().strip_prefix("listening on ").expect("it says where").to_owned();
+    let output = running.0.stdout.take().expect("the output is piped");
+    BufReader::new(output).read_line(&mut line).expect("the output is text");
+    let address =
+        line.trim().strip_prefix("listening on ").expect("the address is printed").to_owned();
     (running, address)
 }
 
 #[test]
-fn axum() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+fn axum_example_serves_refuses_when_busy_and_stops_cleanly() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be created");
     let (mut running, address) = axum_in(folder.path());
 
     for visit in 1..=10 {
@@ -133,46 +137,51 @@ fn axum() {
     assert_eq!(post(&address, "/nowhere").0, 404);
 
     // As long as the database is locked, each request that has a connection keeps it.
-    let data = fs::read_dir(folder.path()).expect("our own folder").next().expect("it has one");
-    let data = data.expect("our own folder").path().join("app.db");
-    let mut lock = SqliteConnection::establish(&data.display().to_string()).expect("a database");
-    lock.batch_execute("PRAGMA busy_timeout = 30000; BEGIN EXCLUSIVE").expect("nobody writes");
+    let mut files = fs::read_dir(folder.path()).expect("the test owns the folder");
+    let data = files.next().expect("the example has a folder").expect("the test owns the folder");
+    let data = data.path().join("app.db");
+    let mut lock =
+        SqliteConnection::establish(&data.display().to_string()).expect("the file exists");
+    lock.batch_execute("PRAGMA busy_timeout = 30000; BEGIN EXCLUSIVE")
+        .expect("no request is running");
     let (answer, answers) = mpsc::channel();
     for _ in 0..8 {
         let (address, answer) = (address.clone(), answer.clone());
-        let request = move || answer.send(post(&address, "/visits").0).expect("the test waits");
-        thread::Builder::new().spawn(request).expect("a thread");
+        let request = move || answer.send(post(&address, "/visits").0).expect("the test receives");
+        thread::Builder::new().spawn(request).expect("a thread can be started");
     }
     drop(answer);
     let first: Vec<_> = answers.iter().take(4).collect();
-    assert_eq!(first, [503; 4], "the pool has four connections, and they are busy");
-    lock.batch_execute("COMMIT").expect("it is ours");
-    assert_eq!(answers.iter().collect::<Vec<_>>(), [200; 4], "those that had them");
+    assert_eq!(first, [503; 4], "requests without one of the pool's four connections are refused");
+    lock.batch_execute("COMMIT").expect("the lock is held");
+    assert_eq!(answers.iter().collect::<Vec<_>>(), [200; 4], "requests with a connection succeed");
     let (_, text) = post(&address, "/visits");
-    assert!(text.starts_with("visit 15,"), "who was refused left nothing: {text}");
+    assert!(text.starts_with("visit 15,"), "a refused request has no effect: {text}");
 
     let interrupt = ["-c", "kill -s INT $0", &running.0.id().to_string()];
-    assert!(Command::new("sh").args(interrupt).status().expect("there is a shell").success());
-    assert!(running.0.wait().expect("it ends").success(), "interrupted, it ends in good order");
-    assert_eq!(fs::read_dir(folder.path()).expect("our own folder").count(), 0, "it cleans up");
+    assert!(Command::new("sh").args(interrupt).status().expect("a shell is installed").success());
+    let status = running.0.wait().expect("the process is a child of this one");
+    assert!(status.success(), "the example ends in good order when it is interrupted");
+    let files = fs::read_dir(folder.path()).expect("the test owns the folder").count();
+    assert_eq!(files, 0, "the example removes its files");
 }
 
 #[cfg(feature = "status-page")]
 #[test]
-fn axum_serves_the_status_page() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+fn axum_example_serves_the_status_page() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be created");
     let (_running, address) = axum_in(folder.path());
     let browser = support::browser::Browser::desktop(1280, 720);
     browser.open(&format!("http://{address}/operator"));
     browser.wait_for(".live");
     browser.click("tbody[data-peer='db1'] button");
-    support::wait_until("the page follows", support::backend::PATIENCE, || {
-        // Connections to SQLite end as the pool is used.
+    support::wait_until("the page shows the drained peer", support::backend::PATIENCE, || {
+        // The connections of a drained SQLite peer are closed as the pool is used.
         post(&address, "/visits");
         let state = "return document.querySelector('[data-peer=db1] [data-is=state]').innerText";
         browser.run(state) == "drained"
     });
-    assert_eq!(browser.text("#notice"), "", "it has nothing to complain of");
+    assert_eq!(browser.text("#notice"), "", "the page shows no error");
 
     let site = support::http::Client::of(&format!("http://{address}"));
     for (path, content_type) in [("", "text/html"), ("?json", "application/json")] {
@@ -182,7 +191,8 @@ fn axum_serves_the_status_page() {
     assert_eq!(site.get("/nowhere").status, 404);
 }
 
-/// As this test was built, so that only the example is built anew.
+/// Returns the command `cargo test` for an example, with the features and the profile of this test, so that
+/// only the example has to be built.
 #[cfg(feature = "mysql")]
 fn cargo_test(example: &str) -> Command {
     let features = [
@@ -199,8 +209,9 @@ fn cargo_test(example: &str) -> Command {
     ];
     let features: Vec<_> = features.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
     let profile = support::profile_folder();
-    let folder = profile.parent().expect("each profile has a folder in the target's");
-    let profile = profile.file_name().and_then(|name| name.to_str()).expect("cargo named it");
+    let folder = profile.parent().expect("each profile has a folder in the target folder");
+    let profile =
+        profile.file_name().and_then(|name| name.to_str()).expect("the folder has a name");
 
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).env_remove("DATABASE_URL");
@@ -213,11 +224,12 @@ fn cargo_test(example: &str) -> Command {
 
 #[cfg(feature = "mysql")]
 #[test]
-fn test_transactions() {
+fn test_transactions_example_leaves_nothing_behind() {
     let server = support::mariadb::MariaDb::start();
-    for _ in ["the first run", "one that would find what the first has left behind"] {
+    // The second run would find what the first one has left behind.
+    for _ in 0..2 {
         let mut tests = cargo_test("test_transactions");
-        let told = tells(
+        let output = assert_prints(
             tests.env("DATABASE_URL", server.url()),
             &[
                 "test tests::who_has_registered_is_known ... ok",
@@ -225,31 +237,32 @@ fn test_transactions() {
                 "test result: ok. 2 passed; 0 failed",
             ],
         );
-        assert!(!told.contains(support::APP_PASSWORD), "without a password: {told}");
+        assert!(!output.contains(support::APP_PASSWORD), "no password is printed: {output}");
         let left = server.sql(&format!("SELECT * FROM {}.example_visitors", support::APP));
-        assert_eq!(left, "", "the table is there, and empty");
+        assert_eq!(left, "", "the table exists and is empty");
     }
 
-    let (succeeds, told) = outcome(&mut cargo_test("test_transactions"));
-    assert!(!succeeds, "without a server it fails: {told}");
-    assert!(told.contains("DATABASE_URL is not set"), "and says what to set: {told}");
+    let (succeeds, output) = outcome(&mut cargo_test("test_transactions"));
+    assert!(!succeeds, "the example fails without a server: {output}");
+    assert!(output.contains("DATABASE_URL is not set"), "the error names the variable: {output}");
 }
 
 #[cfg(feature = "mysql")]
 #[test]
-fn mysql_failover() {
+fn mysql_failover_example_reports_a_killed_server() {
     use support::mariadb::MariaDb;
 
     let mut servers = [MariaDb::start(), MariaDb::start()];
     let mut example = example("mysql_failover");
     example.args(["--seconds", "15"]).args(servers.iter().map(MariaDb::url));
-    let mut running = example.stdout(Stdio::piped()).spawn().expect("it starts");
-    let mut lines = BufReader::new(running.stdout.take().expect("it is piped")).lines();
-    let mut told = String::new();
+    let mut running = example.stdout(Stdio::piped()).spawn().expect("the example starts");
+    let mut lines = BufReader::new(running.stdout.take().expect("the output is piped")).lines();
+    let mut output = String::new();
     let mut until = |expected: &str| loop {
-        let line = lines.next().unwrap_or_else(|| panic!("it tells of `{expected}`: {told}"));
-        let line = line.expect("text");
-        told += &(line.clone() + "\n");
+        let line =
+            lines.next().unwrap_or_else(|| panic!("the output contains `{expected}`: {output}"));
+        let line = line.expect("the output is text");
+        output += &(line.clone() + "\n");
         if line.contains(expected) {
             return;
         }
@@ -261,9 +274,9 @@ fn mysql_failover() {
     servers[1].restart();
     until("> peer peer1 is up after ");
     until(" errors");
-    assert!(running.wait().expect("it ends").success(), "{told}");
-    assert!(!told.contains(support::APP_PASSWORD), "without a password: {told}");
+    assert!(running.wait().expect("the process is a child of this one").success(), "{output}");
+    assert!(!output.contains(support::APP_PASSWORD), "no password is printed: {output}");
 
-    let refused = self::example("mysql_failover").output().expect("it starts");
-    assert!(!refused.status.success(), "it says how it is called");
+    let refused = self::example("mysql_failover").output().expect("the example starts");
+    assert!(!refused.status.success(), "the example fails without arguments");
 }
