@@ -12,6 +12,7 @@ use diesel::sql_types::Bool;
 use diesel::{MysqlConnection, PgConnection};
 use diesel_peers::{Fault, PeerConnection, PeerManager};
 use mysqlclient_sys::SUPPORTS_MYSQL_SSL_MODE;
+use support::backend::status;
 use support::mariadb::MariaDb;
 use support::postgres::Postgres;
 
@@ -22,7 +23,7 @@ fn login<C: R2D2Connection + Send + 'static>(
     let manager = PeerManager::<C>::builder().peer("db0", url).build();
     let manager = manager.map_err(|error| (error.to_string(), None))?;
     manager.connect().map_err(|error| {
-        let fault = manager.peers().snapshot().peers[0].fault;
+        let fault = status(&manager.peers(), "db0").fault;
         (error.to_string(), fault)
     })
 }

@@ -1,5 +1,5 @@
-//! A process may end while logins hang in client libraries, on threads that are never joined. It ends with
-//! its own status and not by a signal.
+//! A process may end while logins hang in client libraries, on threads that are never joined. The process
+//! ends with its own status and not by a signal.
 
 #![cfg(all(target_os = "linux", feature = "mysql", feature = "postgres"))]
 

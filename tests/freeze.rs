@@ -217,9 +217,7 @@ fn long_query_does_not_exclude_its_peer() {
     let mut long = pool.get().expect("both peers are up");
     let on = long.peer().to_owned();
     thread::scope(|scope| {
-        scope.spawn(move || {
-            long.batch_execute("SELECT SLEEP(6)").expect("a long query is not aborted")
-        });
+        scope.spawn(move || long.batch_execute("SELECT SLEEP(6)").expect("the long query ends"));
         wait_until("the peer of the long query gets a checkout", Duration::from_secs(5), || {
             let mut conns: Vec<_> =
                 (0..3).map(|_| pool.get().expect("both peers are up")).collect();
@@ -337,8 +335,8 @@ mod behind_a_pooler {
         conns[0]
             .batch_execute("SELECT 1")
             .expect_err("the query is aborted while its server is frozen");
-        // The documented limit is 4.5 seconds. It would take much longer if the pooler's answer to a check
-        // counted as the server's.
+        // These settings limit the time to 4.5 seconds. It would be much longer if the pooler's answer to a
+        // check counted as the server's.
         let took = start.elapsed();
         assert!(took < Duration::from_secs(20), "the query is aborted in time: {took:?}");
         assert_eq!(state(&peers, "peer0"), PeerState::Down, "the frozen peer is marked down");
