@@ -1,9 +1,9 @@
-//! Everything at once, by chance: operators who drain, resume, add, remove and weight peers, and servers
-//! that are killed and frozen, while sixteen threads work. One peer at a time is left alone, another one
-//! each few seconds; as long as one lives no `pool.get()` fails, and in the end nothing is left behind.
+//! A random mix of changes and faults: operators drain, resume, add, remove and weight peers, and servers
+//! are killed and frozen, while sixteen threads work. At any time one peer is spared, a different one every
+//! few seconds. As long as one peer works no `pool.get()` fails, and in the end nothing is left behind.
 //!
-//! `DIESEL_PEERS_TEST_SECONDS` says for how long (20 by default), `DIESEL_PEERS_TEST_SEED` with which
-//! seed; each run prints its own.
+//! `DIESEL_PEERS_TEST_SECONDS` sets the duration in seconds (20 by default), `DIESEL_PEERS_TEST_SEED` the
+//! seed. Each run prints its seed.
 
 #![cfg(all(target_os = "linux", feature = "mysql"))]
 #![allow(clippy::disallowed_methods, reason = "the test's length is measured by the clock")]
@@ -31,22 +31,23 @@ const OPERATORS: u64 = 3;
 const THREADS: usize = 16;
 const CONNECTIONS: u32 = 16;
 
-/// For how long the same peer is left alone.
+/// The time for which the same peer is spared.
 const PHASE: Duration = Duration::from_secs(4);
 
-/// Who is left alone. Whoever does something to a peer holds it for reading meanwhile.
+/// The index of the spared peer. Operators hold this lock for reading while they change a peer.
 type Spared = RwLock<usize>;
 
 fn name(server: usize) -> String {
     format!("peer{server}")
 }
 
-/// One of the others.
+/// Picks one of the other peers.
 fn victim(spared: usize, rng: &mut SmallRng) -> usize {
     (spared + rng.random_range(1..SERVERS)) % SERVERS
 }
 
-/// What an operator does. What cannot be done just then is an error, and changes nothing.
+/// Makes one random change, as an operator. A change that is impossible at the moment is an error and has
+/// no effect.
 fn operate(peers: &Peers, urls: &[String], spared: &Spared, rng: &mut SmallRng) {
     let spared = spared.read().unwrap_or_else(PoisonError::into_inner);
     let server = victim(*spared, rng);
@@ -70,17 +71,18 @@ fn operate(peers: &Peers, urls: &[String], spared: &Spared, rng: &mut SmallRng) 
     };
 }
 
-/// A peer that is there, lives and serves, whatever was done to it.
+/// Makes sure that a peer is in the set, up and in service, whatever was done to it before.
 fn restore(peers: &Peers, servers: &mut [MariaDb], broken: &mut BTreeMap<usize, bool>, at: usize) {
     mend(servers, broken, at);
     let name = name(at);
     let _ = peers.add(PeerConfig::new(&name, servers[at].url()));
-    peers.resume(&name).expect("it is there");
-    peers.set_weight(&name, 1).expect("it is there");
-    wait_until("it is up", PATIENCE, || state(peers, &name) == PeerState::Up);
+    peers.resume(&name).expect("the peer is in the set");
+    peers.set_weight(&name, 1).expect("the peer is in the set");
+    wait_until(&format!("{name} is up"), PATIENCE, || state(peers, &name) == PeerState::Up);
 }
 
-/// Servers that are broken now, and whether they are frozen.
+/// Kills or freezes a server, or mends it if it is broken. `broken` lists the broken servers, and whether
+/// they are frozen.
 fn break_one(servers: &mut [MariaDb], broken: &mut BTreeMap<usize, bool>, at: usize, freeze: bool) {
     if broken.contains_key(&at) {
         mend(servers, broken, at);
@@ -102,9 +104,9 @@ fn mend(servers: &mut [MariaDb], broken: &mut BTreeMap<usize, bool>, at: usize) 
     }
 }
 
-/// How many descriptors this process has.
+/// Returns the number of open descriptors of this process.
 fn descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").expect("it is Linux").count()
+    fs::read_dir("/proc/self/fd").expect("Linux lists the descriptors").count()
 }
 
 fn setting(name: &str) -> Option<u64> {
@@ -112,7 +114,7 @@ fn setting(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn nothing_fails_while_a_peer_lives_and_nothing_is_left_behind() {
+fn no_checkout_fails_while_one_peer_works_and_nothing_is_left_behind() {
     let length = Duration::from_secs(setting("DIESEL_PEERS_TEST_SECONDS").unwrap_or(20));
     let seed =
         setting("DIESEL_PEERS_TEST_SEED").unwrap_or_else(|| rand::make_rng::<SmallRng>().random());
@@ -160,7 +162,9 @@ fn nothing_fails_while_a_peer_lives_and_nothing_is_left_behind() {
                     break_one(&mut servers, &mut broken, at, rng.random());
                     thread::sleep(Duration::from_millis(rng.random_range(0..1500)));
                 }
-                wait_until("every thread comes back", PATIENCE, || load.all_came_back(&rounds, 1));
+                wait_until("every thread finishes a query", PATIENCE, || {
+                    load.all_came_back(&rounds, 1)
+                });
                 if start.elapsed() >= length {
                     break;
                 }
@@ -170,7 +174,7 @@ fn nothing_fails_while_a_peer_lives_and_nothing_is_left_behind() {
             for at in 0..SERVERS {
                 restore(&peers, &mut servers, &mut broken, at);
             }
-            wait_until("all serve again, and nothing else is there", PATIENCE, || {
+            wait_until("every peer has its share again", PATIENCE, || {
                 let mut links = links(&peers);
                 links.sort_unstable();
                 links == [4; SERVERS]
@@ -181,13 +185,17 @@ fn nothing_fails_while_a_peer_lives_and_nothing_is_left_behind() {
     assert_eq!(seen.refused, [""; 0], "no `pool.get()` failed");
 
     let sessions = |servers: &[MariaDb]| servers.iter().map(MariaDb::sessions).collect::<Vec<_>>();
-    // A check may be under way.
-    wait_until("no session is left over", PATIENCE, || sessions(&servers) == [4; SERVERS]);
-    wait_until("no descriptor is left over", PATIENCE, || descriptors() <= full);
+    // A check may be under way, which has a session too.
+    wait_until("the servers have only the pool's sessions", PATIENCE, || {
+        sessions(&servers) == [4; SERVERS]
+    });
+    wait_until("no more descriptors are open than before the load", PATIENCE, || {
+        descriptors() <= full
+    });
     let logs_in = |thread: &String| thread.starts_with("peers-dial");
-    wait_until("no thread is left over", PATIENCE, || !our_threads().iter().any(logs_in));
+    wait_until("no login thread is left", PATIENCE, || !our_threads().iter().any(logs_in));
     drop(pool);
     wait_until("no thread is left", PATIENCE, || our_threads().is_empty());
     wait_until("no session is left", PATIENCE, || sessions(&servers) == [0; SERVERS]);
-    wait_until("no descriptor is left", PATIENCE, || descriptors() <= before);
+    wait_until("all descriptors of the pool are closed", PATIENCE, || descriptors() <= before);
 }

@@ -1,5 +1,5 @@
-//! The process-wide default instrumentation goes on seeing the application's queries, and is spared
-//! the manager's own checks. In a file of its own, as it is the whole process's.
+//! The default instrumentation sees the application's queries, and not the manager's health checks. This
+//! test has a process of its own, because the default instrumentation is process-wide.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -28,17 +28,17 @@ impl Instrumentation for Counting {
 }
 
 #[test]
-fn it_sees_queries_and_no_checks() {
-    set_default_instrumentation(|| Some(Box::new(Counting))).expect("nothing else sets it");
+fn default_instrumentation_sees_queries_but_not_health_checks() {
+    set_default_instrumentation(|| Some(Box::new(Counting))).expect("no other thread sets it");
     let server = Server::start();
     let builder = manager_of::<ScriptedConnection>([server.url()]).check_interval(SOON);
     let (pool, _peers) = pool_of(builder, 1);
-    let mut conn = pool.get().expect("the peer lives");
+    let mut conn = pool.get().expect("the peer is up");
     let before = QUERIES.load(Ordering::SeqCst);
-    conn.batch_execute("SELECT 1").expect("the session lives");
-    assert_eq!(QUERIES.load(Ordering::SeqCst), before + 1, "a query through the pool is seen");
+    conn.batch_execute("SELECT 1").expect("the peer is up");
+    assert_eq!(QUERIES.load(Ordering::SeqCst), before + 1, "the query of the application is seen");
     let begins = server.begins();
     wait_until("the peer is checked twice", PATIENCE, || server.begins() >= begins + 2);
-    assert_eq!(QUERIES.load(Ordering::SeqCst), before + 1, "the checks' statements are not");
-    assert_eq!(TRANSACTIONS.load(Ordering::SeqCst), 0, "nor their transactions");
+    assert_eq!(QUERIES.load(Ordering::SeqCst), before + 1, "the statements of checks are not seen");
+    assert_eq!(TRANSACTIONS.load(Ordering::SeqCst), 0, "the transactions of checks are not seen");
 }

@@ -1,5 +1,5 @@
-//! A process may end while logins hang: in client libraries, on threads that nobody joins. It ends
-//! with its own status and by no signal.
+//! A process may end while logins hang in client libraries, on threads that are never joined. The process
+//! ends with its own status and not by a signal.
 
 #![cfg(all(target_os = "linux", feature = "mysql", feature = "postgres"))]
 
@@ -17,21 +17,24 @@ use support::network::{FullBacklog, Silent};
 use support::process::our_threads;
 use support::{mariadb, postgres, wait_until, within};
 
-/// Tells the child how to end, and where the ports are that do not answer.
+/// The environment variable with the [`Order`] for the child process.
 const ORDER: &str = "DIESEL_PEERS_TEST_EXIT";
 
-/// The exits, and how many are made at the same time.
+/// The number of child processes.
 const EXITS: usize = 100;
+/// The number of child processes that run at the same time.
 const AT_ONCE: usize = 4;
 
-/// How a child ends, out of its number.
+/// The way in which a child process ends.
 #[derive(Debug, Clone, Copy)]
 struct Order {
+    /// A port that accepts connections and never answers.
     silent: u16,
+    /// A port that does not accept connections.
     full: u16,
-    /// While the first logins are under way, or when they were cut off again and again.
+    /// Whether the process ends after logins were repeatedly cut off, or while the first ones hang.
     late: bool,
-    /// By `exit`, with its pools, or from the end of `main`, without them.
+    /// Whether the process ends by `exit` with its pools, or at the end of `main` without them.
     by_exit: bool,
 }
 
@@ -52,19 +55,19 @@ impl Order {
     }
 }
 
-/// The child. Without an order it has nothing to do.
+/// The child process of the next test. In any other process it does nothing.
 #[test]
 fn child() {
     let Ok(order) = env::var(ORDER) else { return };
-    let order = Order::read(&order).expect("an order");
+    let order = Order::read(&order).expect("the order is valid");
     let ports = [order.silent, order.full];
     let mysql = dials::<MysqlConnection>(order, ports.map(mariadb::url));
-    // When it begins a login, libpq asks Kerberos for credentials, which does not bear the end of its
-    // process.
+    // At the beginning of a login libpq requests Kerberos credentials, and that code does not tolerate the end
+    // of the process.
     let without_kerberos = |port| postgres::url(port) + "?gssencmode=disable";
     let postgres = dials::<PgConnection>(order, ports.map(without_kerberos));
     wait_until("logins are under way", PATIENCE, || dialers() >= 4);
-    // By now they hang; or some were cut off meanwhile, and others follow.
+    // After this time the logins hang, or some have been cut off and others have followed.
     within(Duration::from_millis(150), || false);
     if order.by_exit {
         process::exit(0);
@@ -85,13 +88,13 @@ where
     pool_of(builder, 4)
 }
 
-/// How many threads of this process are at a login.
+/// Returns the number of this process's threads that log in.
 fn dialers() -> usize {
     our_threads().iter().filter(|name| name.starts_with("peers-dial")).count()
 }
 
 #[test]
-fn a_process_ends_while_logins_hang() {
+fn process_ends_with_its_own_status_while_logins_hang() {
     let (silent, full) = (Silent::start(), FullBacklog::start());
     let orders = (0..EXITS).map(|number| Order {
         silent: silent.port(),
@@ -100,25 +103,25 @@ fn a_process_ends_while_logins_hang() {
         by_exit: number % 4 < 2,
     });
     let orders = Mutex::new(orders);
-    let next = || orders.lock().expect("nobody panics with it").next();
+    let next = || orders.lock().expect("no thread panics with the lock").next();
     thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some(order) = next() {
-                    ends_well(order);
+                    assert_ends_normally(order);
                 }
             });
         }
     });
-    assert!(silent.accepted() >= EXITS, "each has dialed");
+    assert!(silent.accepted() >= EXITS, "each child process has connected to the silent port");
 }
 
-fn ends_well(order: Order) {
-    let mut child = Command::new(env::current_exe().expect("it runs"));
+fn assert_ends_normally(order: Order) {
+    let mut child = Command::new(env::current_exe().expect("the test program has a path"));
     child.args(["--exact", "child", "--nocapture"]).env(ORDER, order.text());
     let child = child.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let output = child.output().expect("it was started before");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.signal(), None, "{order:?} ended by a signal: {said}");
-    assert!(output.status.success(), "{order:?} ended with {}: {said}", output.status);
+    let output = child.output().expect("the test program starts");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.signal(), None, "{order:?} ended by a signal: {errors}");
+    assert!(output.status.success(), "{order:?} ended with {}: {errors}", output.status);
 }

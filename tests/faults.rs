@@ -1,11 +1,11 @@
-//! One peer of three breaks in every way that a server and a network have, and heals: no `pool.get()`
-//! fails, only queries in flight on it do, every thread comes back while it is still broken, it
-//! serves again afterwards, and nothing of ours is left.
+//! One of three peers breaks in all the ways in which a server or a network can fail, and recovers: no
+//! `pool.get()` fails, only queries in flight on that peer fail, every thread goes on while the peer is still
+//! broken, the peer serves again afterwards, and no thread or socket is left behind.
 //!
-//! One test after the other, as threads and descriptors are the whole process's.
+//! The tests run one after the other, because threads and descriptors are counted for the whole process.
 
 #![cfg(all(target_os = "linux", feature = "mysql", feature = "postgres"))]
-#![allow(clippy::disallowed_methods, reason = "the figures are measured by the clock")]
+#![allow(clippy::disallowed_methods, reason = "the printed durations are measured by the clock")]
 
 use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,8 @@ use diesel::r2d2::{Pool, R2D2Connection};
 use diesel_peers::{PeerManagerBuilder, PeerState, Peers};
 use support::account::is_root;
 use support::backend::{
-    Backend, PATIENCE, RealServer, SOON, fill, links, manager_of, manager_over, pool_of, state,
+    Backend, PATIENCE, RealServer, SOON, build, fill, links, manager_of, manager_over, pool_of,
+    state, status,
 };
 use support::load::{Load, Seen};
 use support::mariadb::MariaDb;
@@ -25,18 +26,19 @@ use support::postgres::Postgres;
 use support::process::our_threads;
 use support::wait_until;
 
-/// The pool's connections, and the threads that use them.
+/// The number of the pool's connections.
 const CONNECTIONS: u32 = 9;
+/// The number of threads that use the pool.
 const THREADS: usize = 6;
 
-/// How long a query of theirs takes, in seconds.
+/// The duration of a query, in seconds.
 const QUERY: f64 = 0.005;
 
-/// After how long at the most a peer serves again that has healed: many check intervals, and much less
+/// The time within which a peer serves again after a fault has ended: many check intervals, and much less
 /// than the kernel takes to give up a connection.
 const BACK: Duration = Duration::from_secs(30);
 
-/// What is ours in this process.
+/// The number of threads and sockets of the crate in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Ours {
     threads: usize,
@@ -46,40 +48,40 @@ struct Ours {
 impl Ours {
     fn now() -> Self {
         let threads = our_threads().len();
-        let local = fs::read_to_string("/proc/self/net/unix").expect("Linux tells of its sockets");
+        let local = fs::read_to_string("/proc/self/net/unix").expect("Linux lists its sockets");
         let local: Vec<_> =
             local.lines().filter_map(|line| line.split_whitespace().nth(6)).collect();
-        let descriptors = fs::read_dir("/proc/self/fd").expect("Linux tells of its descriptors");
-        // One may be closed while it is looked at.
+        let descriptors = fs::read_dir("/proc/self/fd").expect("Linux lists its descriptors");
+        // A descriptor may be closed while it is inspected.
         let sockets = descriptors.flatten().filter(|descriptor| {
             let target = fs::read_link(descriptor.path()).unwrap_or_default();
             let inode = target.to_str().and_then(|target| target.strip_prefix("socket:["));
-            // The bench claims its ports with local ones.
+            // The test support reserves its ports with local sockets.
             inode.is_some_and(|inode| !local.contains(&inode.trim_end_matches(']')))
         });
         Self { threads, sockets: sockets.count() }
     }
 }
 
-/// One test at a time.
+/// Returns the lock that lets one test run at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The last pool was dropped: as much is ours as before.
+/// Waits until there are as many threads and sockets as before. The last pool has been dropped.
 #[track_caller]
-fn nothing_is_left(before: Ours) {
+fn assert_nothing_is_left(before: Ours) {
     let mut now = before;
     let is_as_before = support::within(PATIENCE, || {
         now = Ours::now();
         now == before
     });
-    assert!(is_as_before, "{before:?} before, {now:?} after");
+    assert!(is_as_before, "no thread or socket is left: {before:?} before, {now:?} after");
 }
 
-/// Settings that do not keep a test waiting.
-fn hurried<C>(builder: PeerManagerBuilder<C>) -> PeerManagerBuilder<C> {
+/// Shortens the intervals and timeouts of a builder, so that a test need not wait long.
+fn with_short_timeouts<C>(builder: PeerManagerBuilder<C>) -> PeerManagerBuilder<C> {
     builder
         .check_interval(SOON)
         .connect_timeout(Duration::from_secs(1))
@@ -93,34 +95,34 @@ fn is_full(peers: &Peers) -> bool {
     links(peers).iter().sum::<usize>() == CONNECTIONS as usize
 }
 
-/// Waits until every thread has come back some times, as long as whatever is the matter lasts.
+/// Waits until every thread has finished some queries, while the fault lasts.
 #[track_caller]
-fn everybody_comes_back(load: &Load) {
+fn wait_for_all_threads(load: &Load) {
     let before = load.rounds();
-    wait_until("every thread comes back", PATIENCE, || load.all_came_back(&before, 1));
+    wait_until("every thread finishes a query", PATIENCE, || load.all_came_back(&before, 1));
     let before = load.rounds();
-    wait_until("and goes on", PATIENCE, || load.all_came_back(&before, 20));
+    wait_until("every thread goes on", PATIENCE, || load.all_came_back(&before, 20));
 }
 
-/// Waits until `peer0` is up and has and serves its share. Says how long that took.
+/// Waits until `peer0` is up and has and serves its share. Returns the time until its first query.
 #[track_caller]
-fn it_comes_back(load: &Load, peers: &Peers) -> Duration {
+fn wait_for_recovery(load: &Load, peers: &Peers) -> Duration {
     let (start, before) = (Instant::now(), load.served_by("peer0"));
-    wait_until("it is up again", PATIENCE, || state(peers, "peer0") == PeerState::Up);
-    wait_until("it serves again", PATIENCE, || load.served_by("peer0") > before);
+    wait_until("peer0 is up again", PATIENCE, || state(peers, "peer0") == PeerState::Up);
+    wait_until("peer0 serves again", PATIENCE, || load.served_by("peer0") > before);
     let took = start.elapsed();
-    assert!(took < BACK, "it was healed {took:?} ago");
-    wait_until("it has its share again", PATIENCE, || links(peers)[0] >= 2);
-    wait_until("and serves it", PATIENCE, || load.served_by("peer0") > before + 20);
+    assert!(took < BACK, "peer0 serves again in time: {took:?}");
+    wait_until("peer0 has its share again", PATIENCE, || links(peers)[0] >= 2);
+    wait_until("peer0 serves its share", PATIENCE, || load.served_by("peer0") > before + 20);
     took
 }
 
-/// The server's kind.
+/// Returns the name of the kind of server.
 fn name_of<B>() -> &'static str {
     std::any::type_name::<B>().rsplit("::").next().unwrap_or_default()
 }
 
-/// Prints what a fault has done.
+/// Prints the effects of a fault.
 fn print_figures<B>(seen: &Seen, back: Option<Duration>, fault: &str) {
     println!(
         "{}, {fault}: longest get {:.0?}, longest query {:.0?}, {} failed, back after {}",
@@ -132,32 +134,32 @@ fn print_figures<B>(seen: &Seen, back: Option<Duration>, fault: &str) {
     );
 }
 
-/// Checks whom a fault has done harm to: at most so many queries, on `peer0`.
+/// Asserts that a fault failed at most `lost` queries, all of them on `peer0`.
 #[track_caller]
-fn harms_only<B>(lost: usize, seen: &Seen, back: Option<Duration>, fault: &str) {
+fn assert_harm<B>(lost: usize, seen: &Seen, back: Option<Duration>, fault: &str) {
     print_figures::<B>(seen, back, fault);
     assert_eq!(seen.refused, [""; 0], "no `pool.get()` failed");
     let is_its_own = seen.failed.iter().all(|(peer, _)| peer == "peer0");
     assert!(is_its_own, "only queries on the broken peer fail: {:?}", seen.failed);
-    assert!(seen.failed.len() <= lost, "only those in flight: {:?}", seen.failed);
+    assert!(seen.failed.len() <= lost, "only queries in flight fail: {:?}", seen.failed);
 }
 
-/// Whether sessions that are open go on while the fault lasts.
+/// Whether open sessions go on while the fault lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sessions {
     End,
     GoOn,
 }
 
-fn a_peer_breaks_and_heals<B: RealServer, F>(
+fn peer_breaks_and_recovers<B: RealServer, F>(
     fault: &str,
     sessions: Sessions,
     break_it: impl FnOnce(&mut B) -> F,
-    heal: impl FnOnce(&mut B, F),
+    mend: impl FnOnce(&mut B, F),
 ) {
     let (_alone, before) = (alone(), Ours::now());
     let mut servers = B::start(3);
-    let (pool, peers) = pool_of(hurried(manager_over(&servers)), CONNECTIONS);
+    let (pool, peers) = pool_of(with_short_timeouts(manager_over(&servers)), CONNECTIONS);
     fill(&pool, &peers, &[3, 3, 3]);
     let mut back = None;
     let seen = Load::run(&pool, THREADS, &B::rest(QUERY), |load| {
@@ -165,194 +167,169 @@ fn a_peer_breaks_and_heals<B: RealServer, F>(
             ["peer0", "peer1", "peer2"].iter().all(|peer| load.served_by(peer) > 20)
         });
         let broken = break_it(&mut servers[0]);
-        everybody_comes_back(load);
-        wait_until("it is marked", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
-        wait_until("its connections are replaced", PATIENCE, || {
+        wait_for_all_threads(load);
+        wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        wait_until("the connections to peer0 are replaced", PATIENCE, || {
             links(&peers)[0] == 0 && is_full(&peers)
         });
-        everybody_comes_back(load);
-        heal(&mut servers[0], broken);
-        back = Some(it_comes_back(load, &peers));
+        wait_for_all_threads(load);
+        mend(&mut servers[0], broken);
+        back = Some(wait_for_recovery(load, &peers));
     });
     drop(pool);
     let lost = if sessions == Sessions::End { 3 } else { 0 };
-    harms_only::<B>(lost, &seen, back, fault);
-    nothing_is_left(before);
+    assert_harm::<B>(lost, &seen, back, fault);
+    assert_nothing_is_left(before);
 }
 
-fn is_killed<B: RealServer>() {
+fn killed_server_fails_only_queries_in_flight<B: RealServer>() {
     let restart = |server: &mut B, ()| Backend::restart(server);
-    a_peer_breaks_and_heals("killed", Sessions::End, Backend::kill, restart);
+    peer_breaks_and_recovers("killed", Sessions::End, Backend::kill, restart);
 }
 
-fn is_frozen<B: RealServer>() {
+fn frozen_server_fails_only_queries_in_flight<B: RealServer>() {
     let freeze = |server: &mut B| server.freeze();
-    a_peer_breaks_and_heals("frozen", Sessions::End, freeze, |server, ()| server.thaw());
+    peer_breaks_and_recovers("frozen", Sessions::End, freeze, |server, ()| server.thaw());
 }
 
-fn loses_packets<B: RealServer>(fault: &str, drops: Drops, sessions: Sessions) {
+fn packets_are_dropped<B: RealServer>(fault: &str, drops: Drops, sessions: Sessions) {
     if !is_root() {
         eprintln!("skipped: only root can drop packets");
         return;
     }
-    let lose = |server: &mut B| DroppedPackets::to_port(server.port(), drops);
-    a_peer_breaks_and_heals(fault, sessions, lose, |_, lost| drop(lost));
+    let drop_packets = |server: &mut B| DroppedPackets::to_port(server.port(), drops);
+    peer_breaks_and_recovers(fault, sessions, drop_packets, |_, dropped| drop(dropped));
 }
 
-fn cannot_be_reached_anew<B: RealServer>() {
-    loses_packets::<B>("new connections dropped", Drops::NewOnly, Sessions::GoOn);
+fn dropped_connection_attempts_fail_no_query<B: RealServer>() {
+    packets_are_dropped::<B>("new connections dropped", Drops::NewOnly, Sessions::GoOn);
 }
 
-fn vanishes_without_a_word<B: RealServer>() {
-    loses_packets::<B>("all packets dropped", Drops::All, Sessions::End);
+fn dropped_packets_fail_only_queries_in_flight<B: RealServer>() {
+    packets_are_dropped::<B>("all packets dropped", Drops::All, Sessions::End);
 }
 
-/// What listens where a server should.
-trait Impostor {
-    fn start() -> Self;
-    fn port(&self) -> u16;
-    fn vanish(self) -> Port;
-}
-
-impl Impostor for Silent {
-    fn start() -> Self {
-        Self::start()
-    }
-
-    fn port(&self) -> u16 {
-        self.port()
-    }
-
-    fn vanish(self) -> Port {
-        self.vanish()
-    }
-}
-
-impl Impostor for FullBacklog {
-    fn start() -> Self {
-        Self::start()
-    }
-
-    fn port(&self) -> u16 {
-        self.port()
-    }
-
-    fn vanish(self) -> Port {
-        self.vanish()
-    }
-}
-
-/// No login is left behind by a pool that is dropped while one to `peer0` hangs.
-fn a_pool_is_dropped<C>(builder: PeerManagerBuilder<C>)
+/// Asserts that no login is left behind by a pool that is dropped while a login to `peer0` hangs.
+fn assert_dropped_pool_leaves_no_login<C>(builder: PeerManagerBuilder<C>)
 where
     C: R2D2Connection + Send + 'static,
 {
     let before = Ours::now().threads;
     let (pool, peers) = pool_of(builder, CONNECTIONS);
     wait_until("the pool is full", PATIENCE, || is_full(&peers));
-    wait_until("beside the checker a login is there", PATIENCE, || {
+    wait_until("a login thread runs beside the checker", PATIENCE, || {
         Ours::now().threads >= before + 2
     });
     drop(pool);
-    wait_until("none of them is left", PATIENCE, || Ours::now().threads == before);
+    wait_until("none of the threads is left", PATIENCE, || Ours::now().threads == before);
 }
 
-fn an_impostor_is_followed_by_a_server<B: RealServer, I: Impostor>(fault: &str) {
+/// Starts a listener at the port of `peer0`, and replaces it by a server under load.
+fn server_replaces_a_listener<B: RealServer, L>(
+    fault: &str,
+    start: fn() -> L,
+    port: fn(&L) -> u16,
+    vanish: fn(L) -> Port,
+) {
     let (_alone, before) = (alone(), Ours::now());
     let others = B::start(2);
-    let impostor = I::start();
+    let listener = start();
     let urls = [
-        B::url_at("127.0.0.1", impostor.port()),
+        B::url_at("127.0.0.1", port(&listener)),
         Backend::url(&others[0]),
         Backend::url(&others[1]),
     ];
-    let builder = || hurried(manager_of::<B::Connection>(&urls)).connect_timeout(2 * SOON);
-    a_pool_is_dropped(builder());
+    let builder =
+        || with_short_timeouts(manager_of::<B::Connection>(&urls)).connect_timeout(2 * SOON);
+    assert_dropped_pool_leaves_no_login(builder());
     let (pool, peers) = pool_of(builder(), CONNECTIONS);
     wait_until("the pool is full", PATIENCE, || is_full(&peers));
     let mut back = None;
     let mut server = None;
     let seen = Load::run(&pool, THREADS, &B::rest(QUERY), |load| {
-        wait_until("it is marked", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
-        everybody_comes_back(load);
-        let failures = || peers.snapshot().peers.swap_remove(0).connect_failures;
+        wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        wait_for_all_threads(load);
+        let failures = || status(&peers, "peer0").connect_failures;
         let before = failures();
-        wait_until("it is tried again", PATIENCE, || failures() >= before + 3);
-        // Beside the checker there is one that hangs, and maybe a check of another peer.
-        wait_until("logins to it do not pile up", PATIENCE, || Ours::now().threads <= 3);
-        server = Some(B::start_on(impostor.vanish()));
-        back = Some(it_comes_back(load, &peers));
+        wait_until("peer0 is dialed three more times", PATIENCE, || failures() >= before + 3);
+        // Beside the checker one login to peer0 hangs, and another peer may be checked.
+        wait_until("logins to peer0 do not pile up", PATIENCE, || Ours::now().threads <= 3);
+        server = Some(B::start_on(vanish(listener)));
+        back = Some(wait_for_recovery(load, &peers));
     });
     drop(pool);
-    harms_only::<B>(0, &seen, back, fault);
-    nothing_is_left(before);
+    assert_harm::<B>(0, &seen, back, fault);
+    assert_nothing_is_left(before);
 }
 
-fn follows_one_that_says_nothing<B: RealServer>() {
-    an_impostor_is_followed_by_a_server::<B, Silent>("a silent listener");
+fn server_that_replaces_a_silent_listener_serves<B: RealServer>() {
+    let (start, port, vanish) = (Silent::start, Silent::port, Silent::vanish);
+    server_replaces_a_listener::<B, _>("a silent listener", start, port, vanish);
 }
 
-fn follows_one_that_does_not_accept<B: RealServer>() {
-    an_impostor_is_followed_by_a_server::<B, FullBacklog>("a full accept queue");
+fn server_that_replaces_a_full_backlog_serves<B: RealServer>() {
+    let (start, port, vanish) = (FullBacklog::start, FullBacklog::port, FullBacklog::vanish);
+    server_replaces_a_listener::<B, _>("a full accept queue", start, port, vanish);
 }
 
-fn has_a_name_that_does_not_resolve<B: RealServer>() {
+fn unresolvable_host_fails_no_query<B: RealServer>() {
     let (_alone, before) = (alone(), Ours::now());
     let others = B::start(2);
-    let nowhere = B::url_at("peer0.invalid", others[0].port());
-    let urls = [nowhere, Backend::url(&others[0]), Backend::url(&others[1])];
-    let (pool, peers) = pool_of(hurried(manager_of::<B::Connection>(urls)), CONNECTIONS);
+    let unresolvable = B::url_at("peer0.invalid", others[0].port());
+    let urls = [unresolvable, Backend::url(&others[0]), Backend::url(&others[1])];
+    let (pool, peers) =
+        pool_of(with_short_timeouts(manager_of::<B::Connection>(urls)), CONNECTIONS);
     wait_until("the pool is full", PATIENCE, || is_full(&peers));
     let seen = Load::run(&pool, THREADS, &B::rest(QUERY), |load| {
-        wait_until("it is marked", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
-        everybody_comes_back(load);
+        wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        wait_for_all_threads(load);
     });
     drop(pool);
-    harms_only::<B>(0, &seen, None, "a name that does not resolve");
-    nothing_is_left(before);
+    assert_harm::<B>(0, &seen, None, "a name that does not resolve");
+    assert_nothing_is_left(before);
 }
 
-fn goes_and_so_do_the_others<B: RealServer>() {
+fn checkouts_wait_until_one_of_all_killed_servers_is_back<B: RealServer>() {
     let (_alone, before) = (alone(), Ours::now());
     let mut servers = B::start(3);
-    let manager = hurried(manager_over(&servers)).build().expect("the settings are right");
+    let manager = build(with_short_timeouts(manager_over(&servers)));
     let peers = manager.peers();
-    // With r2d2's own settings.
-    let pool = Pool::builder().max_size(CONNECTIONS).build(manager).expect("they live");
+    // The pool has r2d2's default settings.
+    let pool = Pool::builder().max_size(CONNECTIONS).build(manager).expect("the servers are up");
     let is_down = |name| state(&peers, name) == PeerState::Down;
     let mut back = None;
     let seen = Load::run(&pool, THREADS, &B::rest(QUERY), |load| {
-        wait_until("they serve", PATIENCE, || load.served() > 60);
+        wait_until("the peers serve", PATIENCE, || load.served() > 60);
         servers.iter_mut().for_each(Backend::kill);
-        wait_until("all are marked", PATIENCE, || {
+        wait_until("all peers are marked down", PATIENCE, || {
             ["peer0", "peer1", "peer2"].into_iter().all(is_down)
         });
-        // For a while nobody serves.
+        // For a while no peer serves.
         support::within(Duration::from_secs(2), || false);
         let before = load.served();
         let start = Instant::now();
         Backend::restart(&mut servers[0]);
         let restarted = start.elapsed();
-        wait_until("it serves again", PATIENCE, || load.served() > before);
+        wait_until("the restarted peer serves", PATIENCE, || load.served() > before);
         back = Some(start.elapsed().saturating_sub(restarted));
-        everybody_comes_back(load);
+        wait_for_all_threads(load);
     });
     drop(pool);
     print_figures::<B>(&seen, back, "all killed, one restarted");
-    assert_eq!(seen.refused, [""; 0], "each `pool.get()` has waited for the end of it");
-    // They are killed one after the other.
+    assert_eq!(seen.refused, [""; 0], "each `pool.get()` waits until the outage ends");
+    // The servers are killed one after the other.
     let lost = 3 * THREADS;
     assert!(seen.failed.len() <= lost, "only queries in flight fail: {:?}", seen.failed);
-    nothing_is_left(before);
+    assert_nothing_is_left(before);
 }
 
-/// Every connection needs a ping, and no peer answers one: they share one timeout.
-fn hangs_and_so_do_the_others<B: RealServer>() {
+/// Every connection needs a ping, and no peer answers.
+fn pings_to_frozen_servers_share_one_timeout<B: RealServer>() {
     const PING: Duration = Duration::from_secs(2);
-    const PATIENT: Duration = Duration::from_millis(500);
+    const GET: Duration = Duration::from_millis(500);
     let (_alone, before) = (alone(), Ours::now());
     let mut servers = B::start(3);
-    // Nobody else finds out.
+    // Neither a check nor the stall detection marks a peer.
     let builder = manager_over(&servers).check_interval(PATIENCE).stall_after(None);
     let builder = builder.ping_idle(Duration::ZERO).ping_timeout(PING);
     let (pool, peers) = pool_of(builder, CONNECTIONS);
@@ -361,18 +338,21 @@ fn hangs_and_so_do_the_others<B: RealServer>() {
         server.freeze();
     }
     let start = Instant::now();
-    // When one has not answered in time the others are not asked.
-    drop(pool.get_timeout(PATIENT));
+    // When one ping has timed out, no other connection is pinged.
+    drop(pool.get_timeout(GET));
     let took = start.elapsed();
-    println!("{}, all frozen: {took:.1?} of {PATIENT:?} and a ping of {PING:?}", name_of::<B>());
-    // Three pings would have taken that long, and there are nine connections.
-    assert!(took < 3 * PING, "it took {took:?}");
+    println!(
+        "{}, all frozen: a checkout took {took:.1?}, with {GET:?} for it and {PING:?} for a ping",
+        name_of::<B>()
+    );
+    // Three timeouts would take that long, and there are nine connections.
+    assert!(took < 3 * PING, "a checkout waits for one timeout, and took {took:?}");
     for server in &mut servers {
         server.thaw();
     }
-    wait_until("they serve again", PATIENCE, || pool.get().is_ok());
+    wait_until("the peers serve again", PATIENCE, || pool.get().is_ok());
     drop(pool);
-    nothing_is_left(before);
+    assert_nothing_is_left(before);
 }
 
 /// Makes one test of each fault for each kind of server.
@@ -388,13 +368,13 @@ macro_rules! on_every_server {
 }
 
 on_every_server!(
-    is_killed,
-    is_frozen,
-    cannot_be_reached_anew,
-    vanishes_without_a_word,
-    follows_one_that_says_nothing,
-    follows_one_that_does_not_accept,
-    has_a_name_that_does_not_resolve,
-    goes_and_so_do_the_others,
-    hangs_and_so_do_the_others,
+    killed_server_fails_only_queries_in_flight,
+    frozen_server_fails_only_queries_in_flight,
+    dropped_connection_attempts_fail_no_query,
+    dropped_packets_fail_only_queries_in_flight,
+    server_that_replaces_a_silent_listener_serves,
+    server_that_replaces_a_full_backlog_serves,
+    unresolvable_host_fails_no_query,
+    checkouts_wait_until_one_of_all_killed_servers_is_back,
+    pings_to_frozen_servers_share_one_timeout,
 );

@@ -1,5 +1,5 @@
-//! A peer that stops without a word (its process is frozen, its machine hangs) keeps no thread for
-//! long: its queries are cut off. Those of a peer that only takes its time are not.
+//! A peer that stops answering (a frozen process, a machine that hangs) does not block a thread for long: its
+//! queries are aborted. Queries on a peer that is only slow are not aborted.
 
 #![cfg(all(target_os = "linux", any(feature = "mysql", feature = "postgres")))]
 
@@ -17,74 +17,81 @@ use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::{Pool, PooledConnection, R2D2Connection};
-use diesel_peers::{PeerManager, PeerState, Strategy};
-use support::backend::{Backend, PATIENCE, SOON, fill, links, manager_over, pool_of, state};
+use diesel_peers::{PeerManager, PeerManagerBuilder, PeerState, Strategy};
+use support::backend::{
+    Backend, PATIENCE, SOON, fill, links, manager_over, pool_of, state, status,
+};
 use support::load::Load;
+#[cfg(feature = "mysql")]
+use support::mariadb::MariaDb;
 use support::process::Server;
 use support::wait_until;
 
 const STALL_AFTER: Duration = Duration::from_millis(500);
 const CHECK_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// More threads than a peer has connections, and as many connections as threads.
+/// The number of threads and of connections, which is more than a peer's share of the connections.
 const THREADS: u32 = 12;
 
-/// Three servers, and one of them freezes under load.
-fn the_others_go_on<B>(strategy: Strategy, query: &str)
+/// Makes a builder detect and abort hung queries quickly.
+fn quick_to_abort<C>(builder: PeerManagerBuilder<C>) -> PeerManagerBuilder<C> {
+    builder.stall_after(STALL_AFTER).check_timeout(CHECK_TIMEOUT)
+}
+
+/// Freezes one of three servers under load.
+fn frozen_peer_blocks_no_thread<B>(strategy: Strategy, query: &str)
 where
     B: Backend + DerefMut<Target = Server>,
 {
     let mut servers = B::start(3);
-    let builder = manager_over(&servers)
+    let builder = quick_to_abort(manager_over(&servers))
         .strategy(strategy)
         .check_interval(SOON)
-        .connect_timeout(Duration::from_secs(2))
-        .stall_after(STALL_AFTER)
-        .check_timeout(CHECK_TIMEOUT);
+        .connect_timeout(Duration::from_secs(2));
     let (pool, peers) = pool_of(builder, THREADS);
     fill(&pool, &peers, &[4, 4, 4]);
     let seen = Load::run(&pool, THREADS as usize, query, |load| {
-        wait_until("all serve", PATIENCE, || load.served() > 1000);
+        wait_until("1000 queries succeed", PATIENCE, || load.served() > 1000);
         servers[0].freeze();
-        let in_use = || peers.snapshot().peers[0].in_use;
+        let in_use = || status(&peers, "peer0").in_use;
         for _ in 0..10 {
             let before = load.served();
-            wait_until("the others go on serving", PATIENCE, || load.served() > before + 20);
+            wait_until("the other peers go on serving", PATIENCE, || load.served() > before + 20);
         }
-        wait_until("it is noticed", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
-        wait_until("every thread is free", PATIENCE, || in_use() == 0);
+        wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        wait_until("no connection to peer0 is in use", PATIENCE, || in_use() == 0);
         let served = load.served();
-        wait_until("all the others' work is done", PATIENCE, || load.served() > served + 1000);
-        assert_eq!(in_use(), 0, "nobody goes there");
+        wait_until("1000 more queries succeed", PATIENCE, || load.served() > served + 1000);
+        assert_eq!(in_use(), 0, "no checkout gets a connection to the frozen peer");
         servers[0].thaw();
-        wait_until("it is up again", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
-        wait_until("it has its share again", PATIENCE, || links(&peers) == [4, 4, 4]);
+        wait_until("peer0 is up again", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
+        wait_until("peer0 has its share again", PATIENCE, || links(&peers) == [4, 4, 4]);
         let before = load.served_by("peer0");
-        wait_until("it serves", PATIENCE, || load.served_by("peer0") > before + 100);
+        wait_until("peer0 serves", PATIENCE, || load.served_by("peer0") > before + 100);
     });
     assert_eq!(seen.refused, [""; 0], "no `pool.get()` failed");
-    assert!(seen.failed.iter().all(|(peer, _)| peer == "peer0"), "only there: {:?}", seen.failed);
-    assert!(seen.failed.len() <= 6, "those that were in flight: {:?}", seen.failed);
+    let only_frozen = seen.failed.iter().all(|(peer, _)| peer == "peer0");
+    assert!(only_frozen, "only the frozen peer's queries fail: {:?}", seen.failed);
+    assert!(seen.failed.len() <= 6, "only queries in flight fail: {:?}", seen.failed);
 }
 
 #[cfg(feature = "mysql")]
 mod mariadb {
     use super::*;
-    use support::mariadb::MariaDb;
 
     #[test]
-    fn the_others_go_on_by_connections_in_use() {
-        the_others_go_on::<MariaDb>(Strategy::LeastConnections, "SELECT SLEEP(0.001)");
+    fn frozen_peer_blocks_no_thread_with_least_connections() {
+        frozen_peer_blocks_no_thread::<MariaDb>(Strategy::LeastConnections, "SELECT SLEEP(0.001)");
     }
 
     #[test]
-    fn the_others_go_on_by_chance() {
-        the_others_go_on::<MariaDb>(Strategy::Random, "SELECT SLEEP(0.001)");
+    fn frozen_peer_blocks_no_thread_with_random() {
+        frozen_peer_blocks_no_thread::<MariaDb>(Strategy::Random, "SELECT SLEEP(0.001)");
     }
 
     #[test]
-    fn the_others_go_on_in_turn() {
-        the_others_go_on::<MariaDb>(Strategy::RoundRobin, "SELECT SLEEP(0.001)");
+    fn frozen_peer_blocks_no_thread_with_round_robin() {
+        frozen_peer_blocks_no_thread::<MariaDb>(Strategy::RoundRobin, "SELECT SLEEP(0.001)");
     }
 }
 
@@ -94,45 +101,46 @@ mod postgres {
     use support::postgres::Postgres;
 
     #[test]
-    fn the_others_go_on() {
-        super::the_others_go_on::<Postgres>(Strategy::LeastConnections, "SELECT pg_sleep(0.001)");
+    fn frozen_peer_blocks_no_thread_with_least_connections() {
+        frozen_peer_blocks_no_thread::<Postgres>(
+            Strategy::LeastConnections,
+            "SELECT pg_sleep(0.001)",
+        );
     }
 }
 
-/// The connections of a pool at rest that lead to the first peer.
+/// Checks out all connections of an idle pool, and returns those to the first peer.
 fn all_to_peer0<C>(pool: &Pool<PeerManager<C>>) -> Vec<PooledConnection<PeerManager<C>>>
 where
     C: R2D2Connection + Send + 'static,
 {
     let connections = pool.state().connections;
-    let mut all: Vec<_> = (0..connections).map(|_| pool.get().expect("both live")).collect();
+    let mut all: Vec<_> =
+        (0..connections).map(|_| pool.get().expect("both peers are up")).collect();
     all.retain(|conn| conn.peer() == "peer0");
     all
 }
 
-/// The application's own test of a peer may wait for somebody else, whose silence is not the peer's.
+/// The application's health check may wait for another service, whose silence is not that of the peer.
 #[cfg(feature = "mysql")]
 #[test]
-fn nothing_is_cut_off_because_a_test_waits_for_somebody_else() {
-    let servers = <support::mariadb::MariaDb as Backend>::start(2);
-    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    let address = silent.local_addr().expect("it listens");
+fn health_check_that_waits_for_another_service_aborts_no_query() {
+    let servers = <MariaDb as Backend>::start(2);
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+    let address = silent.local_addr().expect("the listener is bound");
     let waits = Arc::new(AtomicBool::new(false));
-    let asked = waits.clone();
-    let builder = manager_over(&servers)
-        .stall_after(STALL_AFTER)
-        .check_timeout(CHECK_TIMEOUT)
-        .health_check(move |_| {
-            if asked.load(Ordering::SeqCst) {
-                let mut other = TcpStream::connect(address).expect("it listens");
-                let _ = other.read(&mut [0]);
-            }
-            Ok(())
-        });
+    let check_waits = waits.clone();
+    let builder = quick_to_abort(manager_over(&servers)).health_check(move |_| {
+        if check_waits.load(Ordering::SeqCst) {
+            let mut other = TcpStream::connect(address).expect("the service listens");
+            let _ = other.read(&mut [0]);
+        }
+        Ok(())
+    });
     let (pool, peers) = pool_of(builder, 2);
     fill(&pool, &peers, &[1, 1]);
     waits.store(true, Ordering::SeqCst);
-    let [mut long, mut short] = [(); 2].map(|()| pool.get().expect("both live"));
+    let [mut long, mut short] = [(); 2].map(|()| pool.get().expect("both peers are up"));
     let ended = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -142,38 +150,36 @@ fn nothing_is_cut_off_because_a_test_waits_for_somebody_else() {
         });
         let outcome = long.batch_execute("DO SLEEP(3)");
         ended.store(true, Ordering::SeqCst);
-        outcome.expect("its peer has answered each check");
+        outcome.expect("the query is not aborted: its peer has answered each check");
     });
     drop(silent);
 }
 
-/// A connection that was checked out before, and is used only later.
+/// A connection that is checked out before the freeze, and first used after it.
 #[cfg(feature = "mysql")]
 #[test]
-fn queries_that_begin_later_are_cut_off_as_well() {
-    let mut servers = <support::mariadb::MariaDb as Backend>::start(2);
-    let builder = manager_over(&servers)
-        .check_interval(PATIENCE)
-        .stall_after(STALL_AFTER)
-        .check_timeout(CHECK_TIMEOUT);
+fn query_that_begins_after_the_freeze_is_aborted() {
+    let mut servers = <MariaDb as Backend>::start(2);
+    let builder = quick_to_abort(manager_over(&servers)).check_interval(PATIENCE);
     let (pool, peers) = pool_of(builder, 4);
     fill(&pool, &peers, &[2, 2]);
     let mut conns = all_to_peer0(&pool);
     servers[0].freeze();
     for conn in &mut conns {
-        conn.batch_execute("SELECT 1").expect_err("it is cut off while its server is frozen");
-        assert_eq!(state(&peers, "peer0"), PeerState::Down, "it is known to have stopped");
+        conn.batch_execute("SELECT 1")
+            .expect_err("the query is aborted while its server is frozen");
+        assert_eq!(state(&peers, "peer0"), PeerState::Down, "the frozen peer is marked down");
     }
     drop(conns);
     servers[0].thaw();
 }
 
-/// A pool that has rested pings. The first ping goes to the frozen peer, and takes all the time there
-/// is; the others' connections are not given up for that.
+/// Idle connections are pinged. The first ping goes to the frozen peer and uses up the time for pings; the
+/// connections to the other peers are not closed because of that.
 #[cfg(feature = "mysql")]
 #[test]
-fn a_pool_at_rest_keeps_the_others_connections() {
-    let mut servers = <support::mariadb::MariaDb as Backend>::start(3);
+fn idle_pool_keeps_the_connections_to_other_peers() {
+    let mut servers = <MariaDb as Backend>::start(3);
     let builder = manager_over(&servers)
         .check_interval(PATIENCE)
         .ping_idle(Duration::ZERO)
@@ -183,65 +189,67 @@ fn a_pool_at_rest_keeps_the_others_connections() {
     let made = || peers.snapshot().peers.iter().map(|peer| peer.connects).collect::<Vec<_>>();
     let before = made();
     servers[0].freeze();
-    // Enough to meet each peer's connections.
+    // Enough checkouts to reach the connections of each peer.
     for _ in 0..12 {
-        let conn = pool.get().expect("two peers live");
-        assert_ne!(conn.peer(), "peer0", "that one does not answer");
+        let conn = pool.get().expect("two peers are up");
+        assert_ne!(conn.peer(), "peer0", "the frozen peer does not answer pings");
     }
-    wait_until("its connections are given up", PATIENCE, || {
+    wait_until("the connections to peer0 are closed", PATIENCE, || {
         drop(pool.try_get());
         links(&peers)[0] == 0
     });
     assert!(
         made()[1..].iter().sum::<u64>() <= before[1..].iter().sum::<u64>() + 3,
-        "and no others"
+        "no connections to other peers are closed"
     );
     servers[0].thaw();
 }
 
-/// One that takes its time is asked after, and is no reason to leave its peer out of the balance.
+/// A long query leads to a check of its peer, and the peer gets checkouts again after the check.
 #[cfg(feature = "mysql")]
 #[test]
-fn a_long_query_does_not_keep_others_away() {
-    let servers = <support::mariadb::MariaDb as Backend>::start(2);
+fn long_query_does_not_exclude_its_peer() {
+    let servers = <MariaDb as Backend>::start(2);
     let (pool, peers) = pool_of(manager_over(&servers).stall_after(STALL_AFTER), 8);
     fill(&pool, &peers, &[4, 4]);
-    let mut long = pool.get().expect("both live");
+    let mut long = pool.get().expect("both peers are up");
     let on = long.peer().to_owned();
     thread::scope(|scope| {
-        scope.spawn(move || long.batch_execute("SELECT SLEEP(6)").expect("it takes its time"));
-        wait_until("its peer is back in the balance", Duration::from_secs(5), || {
-            let mut conns: Vec<_> = (0..3).map(|_| pool.get().expect("both live")).collect();
+        scope.spawn(move || long.batch_execute("SELECT SLEEP(6)").expect("the long query ends"));
+        wait_until("the peer of the long query gets a checkout", Duration::from_secs(5), || {
+            let mut conns: Vec<_> =
+                (0..3).map(|_| pool.get().expect("both peers are up")).collect();
             conns.iter_mut().any(|conn| {
-                conn.batch_execute("SELECT 1").expect("both live");
+                conn.batch_execute("SELECT 1").expect("both peers are up");
                 conn.peer() == on
             })
         });
     });
 }
 
-/// One that refuses new sessions while a long query runs there is asked no more often than another.
+/// A refused login is an answer: a peer that refuses logins while a long query runs there is checked no more
+/// often than another one.
 #[cfg(feature = "mysql")]
 #[test]
-fn a_refusal_is_an_answer() {
+fn peer_that_refuses_logins_is_not_checked_more_often() {
     use support::backend::manager_of;
     use support::haproxy::HaProxy;
-    let server = support::mariadb::MariaDb::start();
+    let server = MariaDb::start();
     let proxies = [(); 2].map(|()| HaProxy::in_front_of(server.port()));
     let urls = proxies.iter().map(HaProxy::mysql_url);
     let (pool, peers) = pool_of(manager_of::<diesel::MysqlConnection>(urls), 2);
     fill(&pool, &peers, &[1, 1]);
     let mut conns = all_to_peer0(&pool);
     proxies[0].refuse();
-    conns[0].batch_execute("SELECT SLEEP(7)").expect("its session goes on");
-    let failures = peers.snapshot().peers[0].connect_failures;
-    assert!((1..10).contains(&failures), "once in two seconds, as much as that: {failures}");
+    conns[0].batch_execute("SELECT SLEEP(7)").expect("the session goes on");
+    let failures = status(&peers, "peer0").connect_failures;
+    assert!((1..10).contains(&failures), "the peer is checked about every two seconds: {failures}");
 }
 
-/// What is before the server answers who logs in, and then nothing more comes. As many poolers do.
+/// A pooler in front of a server answers the first message of a login itself, also when the server hangs.
 #[cfg(feature = "postgres")]
-#[expect(clippy::disallowed_methods, reason = "a stand-in of a few lines")]
-mod behind_one_that_greets {
+#[expect(clippy::disallowed_methods, reason = "a minimal pooler has threads, and time is measured")]
+mod behind_a_pooler {
     use std::env;
     use std::io::{self, BufRead, BufReader, Read, Write};
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -252,55 +260,56 @@ mod behind_one_that_greets {
     use support::backend::manager_of;
     use support::postgres::{self, Postgres};
 
-    /// Tells the child the port of the server.
-    const GREETS: &str = "DIESEL_PEERS_TEST_GREETS";
+    /// The environment variable with the port of the server for the child process.
+    const SERVER: &str = "DIESEL_PEERS_TEST_GREETS";
 
-    /// A process of its own, as a socket of this one could be taken for the connection's.
-    struct Greeter(Child, u16);
+    /// A pooler, and the port that it listens on. The pooler is another process, because a socket of this
+    /// process could be taken for that of a connection.
+    struct Pooler(Child, u16);
 
-    impl Greeter {
-        fn before(port: u16) -> Self {
-            let mut child = Command::new(env::current_exe().expect("this program"))
-                .args(["--exact", "behind_one_that_greets::child", "--nocapture"])
-                .env(GREETS, port.to_string())
+    impl Pooler {
+        fn in_front_of(port: u16) -> Self {
+            let mut child = Command::new(env::current_exe().expect("the test program has a path"))
+                .args(["--exact", "behind_a_pooler::child", "--nocapture"])
+                .env(SERVER, port.to_string())
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()
-                .expect("this program starts");
-            let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+                .expect("the test program starts");
+            let lines = BufReader::new(child.stdout.take().expect("the output is piped")).lines();
             let port = lines.map_while(Result::ok).find_map(|line| {
                 line.rsplit_once("listens on ").and_then(|(_, port)| port.parse().ok())
             });
-            Self(child, port.expect("it says where it listens"))
+            Self(child, port.expect("the child prints its port"))
         }
     }
 
-    impl Drop for Greeter {
+    impl Drop for Pooler {
         fn drop(&mut self) {
-            // It ends when its input does.
+            // The child ends when its input is closed.
             drop(self.0.stdin.take());
             let _ = self.0.wait();
         }
     }
 
-    /// The child. Without an order it has nothing to do.
+    /// The child process of the next test. In any other process it does nothing.
     #[test]
     fn child() {
-        let Ok(server) = env::var(GREETS) else { return };
-        let server: u16 = server.parse().expect("a port");
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("there are ports");
-        println!("listens on {}", listener.local_addr().expect("it listens").port());
+        let Ok(server) = env::var(SERVER) else { return };
+        let server: u16 = server.parse().expect("the variable is a port");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+        println!("listens on {}", listener.local_addr().expect("the listener is bound").port());
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                thread::spawn(move || greet(client, server));
+                thread::spawn(move || forward(client, server));
             }
         });
         let _ = io::stdin().read(&mut [0]);
         std::process::exit(0);
     }
 
-    fn greet(mut client: TcpStream, server: u16) -> io::Result<()> {
-        // What a client asks first is whether there is TLS. There is none.
+    fn forward(mut client: TcpStream, server: u16) -> io::Result<()> {
+        // The first message of a client is a request for TLS, which the pooler declines.
         client.read_exact(&mut [0; 8])?;
         client.write_all(b"N")?;
         let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, server))?;
@@ -310,32 +319,34 @@ mod behind_one_that_greets {
     }
 
     #[test]
-    fn queries_are_cut_off_as_well() {
+    fn query_to_a_frozen_server_behind_a_pooler_is_aborted() {
         let mut servers = <Postgres as Backend>::start(2);
-        let greeters = [0, 1].map(|at| Greeter::before(servers[at].port()));
-        let urls = greeters.iter().map(|greeter| postgres::url(greeter.1));
-        let builder = manager_of::<diesel::PgConnection>(urls)
-            .connect_timeout(Duration::from_secs(2))
-            .stall_after(STALL_AFTER)
-            .check_timeout(CHECK_TIMEOUT);
+        let poolers = [0, 1].map(|at| Pooler::in_front_of(servers[at].port()));
+        let urls = poolers.iter().map(|pooler| postgres::url(pooler.1));
+        let builder = quick_to_abort(manager_of::<diesel::PgConnection>(urls))
+            .connect_timeout(Duration::from_secs(2));
         let (pool, peers) = pool_of(builder, 4);
         fill(&pool, &peers, &[2, 2]);
         let mut conns = all_to_peer0(&pool);
         servers[0].freeze();
         let start = Instant::now();
-        conns[0].batch_execute("SELECT 1").expect_err("it is cut off while its server is frozen");
-        // 4.5 seconds are promised; a check that is taken for an answer makes it wait for luck.
-        assert!(start.elapsed() < Duration::from_secs(20), "it took {:?}", start.elapsed());
-        assert_eq!(state(&peers, "peer0"), PeerState::Down, "it is known to have stopped");
+        conns[0]
+            .batch_execute("SELECT 1")
+            .expect_err("the query is aborted while its server is frozen");
+        // These settings limit the time to 4.5 seconds. It would be much longer if the pooler's answer to a
+        // check counted as the server's.
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(20), "the query is aborted in time: {took:?}");
+        assert_eq!(state(&peers, "peer0"), PeerState::Down, "the frozen peer is marked down");
         servers[0].thaw();
     }
 }
 
-/// A long query is asked after, and left alone.
+/// Long queries lead to checks of their peer, and are not aborted.
 #[cfg(feature = "mysql")]
 #[test]
-fn long_queries_on_a_peer_that_answers_go_on() {
-    let servers = <support::mariadb::MariaDb as Backend>::start(2);
+fn long_queries_on_a_peer_that_passes_checks_are_not_aborted() {
+    let servers = <MariaDb as Backend>::start(2);
     let builder = manager_over(&servers).stall_after(STALL_AFTER / 5).check_timeout(CHECK_TIMEOUT);
     let (pool, peers) = pool_of(builder, 4);
     fill(&pool, &peers, &[2, 2]);
@@ -347,12 +358,12 @@ fn long_queries_on_a_peer_that_answers_go_on() {
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                let mut conn = pool.get().expect("both live");
-                conn.batch_execute("SELECT SLEEP(3)").expect("it takes as long as it takes");
+                let mut conn = pool.get().expect("both peers are up");
+                conn.batch_execute("SELECT SLEEP(3)").expect("a long query is not aborted");
             });
         }
     });
-    assert!(logins() > before + 5, "it was asked again and again");
+    assert!(logins() > before + 5, "the peer was checked repeatedly");
     let snapshot = peers.snapshot();
     assert!(snapshot.peers.iter().all(|peer| peer.state == PeerState::Up), "{snapshot:?}");
 }

@@ -90,7 +90,7 @@ fn url_of(scheme: &str, ports: &[u16]) -> String {
 }
 
 /// Starts three servers. Returns them with a URL and their names as peers.
-fn three() -> ([MariaDb; 3], String, [String; 3]) {
+fn three_servers() -> ([MariaDb; 3], String, [String; 3]) {
     let servers = [(); 3].map(|()| MariaDb::start());
     let ports = servers.each_ref().map(|server| server.port());
     let names = ports.map(|port| format!("127.0.0.1:{port}"));
@@ -114,7 +114,7 @@ fn file(content: &str) -> (TempDir, PathBuf) {
 
 #[test]
 fn equal_servers_have_no_problems() {
-    let (_servers, url, names) = three();
+    let (_servers, url, names) = three_servers();
     let outcome = check(&[&url]);
     outcome.is(
         NO_PROBLEMS,
@@ -157,7 +157,7 @@ fn equal_servers_have_no_problems() {
 
 #[test]
 fn addresses_of_a_host_name_are_peers() {
-    let (servers, _, _) = three();
+    let (servers, _, _) = three_servers();
     let port = servers[0].port();
     // The system's resolver accepts the short form of an address.
     let url = format!("mysql://{APP}:{APP_PASSWORD}@127.1:{port}/{APP}?resolve_interval=1s");
@@ -170,7 +170,7 @@ fn addresses_of_a_host_name_are_peers() {
 
 #[test]
 fn stopped_server_is_unreachable() {
-    let (mut servers, url, names) = three();
+    let (mut servers, url, names) = three_servers();
     servers[1].kill();
     let unreachable = format!("! {} is unreachable: Can't connect to ", names[1]);
     check(&[&url]).is(PROBLEMS, &[&unreachable, "1 problem found."]);
@@ -198,7 +198,7 @@ fn takes(limit: Duration, check: impl Fn()) {
 #[test]
 fn unresponsive_peers_take_one_connect_timeout_together() {
     const LIMIT: Duration = Duration::from_secs(1);
-    let (mut servers, url, names) = three();
+    let (mut servers, url, names) = three_servers();
     let url = format!("{url}?connect_timeout=1s");
     servers[2].freeze();
     let unresponsive = format!("! {} is unresponsive: no answer to a login within 1s", names[2]);
@@ -230,7 +230,7 @@ fn queries_after_the_login_are_bounded_by_connect_timeout() {
 
 #[test]
 fn differences_are_reported_with_outliers() {
-    let (servers, url, names) = three();
+    let (servers, url, names) = three_servers();
     let [a, b, c] = &names;
     let migrations = |server: &MariaDb, versions: &[&str]| {
         let values: Vec<String> = versions.iter().map(|it| format!("('{it}')")).collect();
@@ -322,7 +322,7 @@ fn rejected_logins_are_reported_without_secrets() {
 /// The facts of a peer are reported even if the peer does not have the required role.
 #[test]
 fn required_role_is_tested_as_in_the_pool() {
-    let (servers, url, names) = three();
+    let (servers, url, names) = three_servers();
     servers[1].sql("SET GLOBAL read_only = ON");
     let outcome = check(&[&format!("{url}?require=read_write")]);
     let role =
@@ -759,7 +759,7 @@ fn on_a_terminal(url: &str, no_color: &str) -> String {
 }
 
 #[test]
-fn colors_and_progress_on_a_terminal() {
+fn terminal_output_has_colors_and_progress() {
     let url = "mysql://app:s3cret@127.0.0.1:1,127.0.0.1:2/app";
     let shown = on_a_terminal(url, "");
     assert!(

@@ -191,7 +191,7 @@ pub(crate) fn start<T: Send + 'static>(
     });
     let late = login.clone();
     let ticket = set.add_deadline(began + timeout.silent, move |reason| {
-        late.handle_deadline(reason, SHUT_DOWN_AGAIN)
+        late.handle_deadline(reason, SHUT_DOWN_AGAIN);
     });
     let worker = login.clone();
     let thread = thread::Builder::new().name(DIALER.to_owned()).spawn(move || {

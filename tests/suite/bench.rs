@@ -1,6 +1,6 @@
-//! The test bench itself: its servers start, fail and come back as the other tests rely on.
+//! The test support itself: its servers start, fail and come back in the way that the other tests expect.
 #![cfg(target_os = "linux")]
-#![allow(clippy::disallowed_methods, reason = "the bench waits for real processes")]
+#![allow(clippy::disallowed_methods, reason = "the test support waits for real processes")]
 
 use std::io::{ErrorKind, Read};
 use std::ops::Deref;
@@ -20,14 +20,14 @@ use support::postgres::{self, Postgres};
 use support::process::Server;
 use support::wait_until;
 
-/// Long enough for anything that does happen.
+/// Long enough for everything that has to happen.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long to watch for what must not happen.
 const WATCH: Duration = Duration::from_millis(300);
 
-/// Logs in and works.
+/// Logs in and runs a query.
 fn session<C: Connection>(url: &str) -> C {
-    let mut session = C::establish(url).expect("the server lets us in");
+    let mut session = C::establish(url).expect("the server accepts the login");
     assert!(works(&mut session), "a new session works");
     session
 }
@@ -36,7 +36,7 @@ fn works(session: &mut impl SimpleConnection) -> bool {
     session.batch_execute("SELECT 1").is_ok()
 }
 
-/// The application may do with its database as it likes.
+/// The application's user may create and fill tables in its database.
 fn owns_its_database(session: &mut impl SimpleConnection) {
     session
         .batch_execute("CREATE TABLE notes (body TEXT); INSERT INTO notes VALUES ('kept');")
@@ -49,11 +49,11 @@ fn is_killed_and_restarted<C: Connection>(server: &mut Server, url: &str) {
     server.kill();
     assert!(server.pid().is_none());
     assert!(!works(&mut old), "a session does not outlive its server");
-    assert!(C::establish(url).is_err(), "nobody lets us in");
+    assert!(C::establish(url).is_err(), "a killed server accepts no login");
 
     server.restart();
     let mut new = session::<C>(url);
-    new.batch_execute("DELETE FROM notes").expect("the data are still there");
+    new.batch_execute("DELETE FROM notes").expect("the data survive a restart");
 
     server.stop();
     assert!(!works(&mut new), "a session does not outlive its server");
@@ -64,21 +64,21 @@ fn is_killed_and_restarted<C: Connection>(server: &mut Server, url: &str) {
 fn is_frozen_and_thawed<C: Connection + Send>(
     server: &mut Server,
     url: &str,
-    greets: fn(u16, Duration) -> bool,
+    greets: fn(&Server, Duration) -> bool,
 ) {
     let mut open = session::<C>(url);
     server.freeze();
-    connect(server.port(), PATIENCE).expect("the kernel accepts in the server's place");
-    assert!(!greets(server.port(), WATCH), "a frozen server says nothing");
+    connect(server.port(), PATIENCE).expect("the kernel accepts connections for a frozen server");
+    assert!(!greets(server, WATCH), "a frozen server sends no greeting");
 
     thread::scope(|scope| {
         let (answer, answered) = mpsc::channel();
         scope.spawn(move || answer.send(works(&mut open)));
-        assert!(answered.recv_timeout(WATCH).is_err(), "an open session hangs");
+        assert!(answered.recv_timeout(WATCH).is_err(), "an open session of a frozen server hangs");
         server.thaw();
-        assert_eq!(answered.recv_timeout(PATIENCE), Ok(true), "and goes on");
+        assert_eq!(answered.recv_timeout(PATIENCE), Ok(true), "the session goes on after the thaw");
     });
-    assert!(greets(server.port(), PATIENCE), "a thawed server answers");
+    assert!(greets(server, PATIENCE), "a thawed server sends its greeting");
 
     server.freeze();
     server.kill();
@@ -121,11 +121,13 @@ fn servers_count_the_applications_sessions() {
     let open = (session::<MysqlConnection>(&mysql.url()), session::<PgConnection>(&postgres.url()));
     assert_eq!((mysql.sessions(), postgres.sessions()), (1, 1));
     drop(open);
-    wait_until("both see the end", PATIENCE, || mysql.sessions() + postgres.sessions() == 0);
+    wait_until("both servers count no session", PATIENCE, || {
+        mysql.sessions() + postgres.sessions() == 0
+    });
 }
 
 #[test]
-fn servers_run_side_by_side() {
+fn two_servers_run_side_by_side() {
     let (one, other) = (MariaDb::start(), MariaDb::start());
     owns_its_database(&mut session::<MysqlConnection>(&one.url()));
     owns_its_database(&mut session::<MysqlConnection>(&other.url()));
@@ -150,7 +152,7 @@ fn haproxy_refuses_new_sessions_and_keeps_open_ones() {
     let _second = session::<MysqlConnection>(&url);
     assert_eq!(proxy.sessions(), 2);
     drop(open);
-    wait_until("the session's end", PATIENCE, || proxy.sessions() == 1);
+    wait_until("the proxy counts one session", PATIENCE, || proxy.sessions() == 1);
 }
 
 #[test]
@@ -161,32 +163,32 @@ fn haproxy_stops_and_comes_back() {
     let mut open = session::<PgConnection>(&url);
     proxy.stop();
     assert!(!works(&mut open), "a session does not outlive its proxy");
-    assert!(PgConnection::establish(&url).is_err(), "nobody lets us in");
+    assert!(PgConnection::establish(&url).is_err(), "a stopped proxy accepts no login");
     proxy.restart();
     session::<PgConnection>(&url);
 }
 
 #[test]
-fn a_full_backlog_hangs() {
+fn connecting_to_a_full_backlog_hangs() {
     let full = FullBacklog::start();
     for _ in 0..3 {
-        let hung = connect(full.port(), WATCH).expect_err("nobody accepts");
+        let hung = connect(full.port(), WATCH).expect_err("the backlog is full");
         assert_eq!(hung.kind(), ErrorKind::TimedOut);
     }
 }
 
 #[test]
-fn a_silent_port_accepts_and_says_nothing() {
+fn silent_port_accepts_and_sends_nothing() {
     let silent = Silent::start();
-    let mut stream = connect(silent.port(), PATIENCE).expect("it accepts");
-    wait_until("it has accepted", PATIENCE, || silent.accepted() == 1);
-    stream.set_read_timeout(Some(WATCH)).expect("longer than nothing");
-    let nothing = stream.read(&mut [0]).expect_err("it says nothing");
-    assert_eq!(nothing.kind(), ErrorKind::WouldBlock);
+    let mut stream = connect(silent.port(), PATIENCE).expect("the port accepts connections");
+    wait_until("the connection is accepted", PATIENCE, || silent.accepted() == 1);
+    stream.set_read_timeout(Some(WATCH)).expect("the timeout is not zero");
+    let silence = stream.read(&mut [0]).expect_err("the port sends nothing");
+    assert_eq!(silence.kind(), ErrorKind::WouldBlock);
 }
 
 #[test]
-fn packets_are_dropped_for_a_while() {
+fn dropped_packets_hang_connections_until_the_fault_ends() {
     if !is_root() {
         eprintln!("skipped: only root can drop packets");
         return;
@@ -207,19 +209,23 @@ fn packets_are_dropped_for_a_while() {
         scope.spawn(move || answer.send(works(&mut open)));
         assert!(answered.recv_timeout(WATCH).is_err(), "the open session hangs");
         drop(dropped);
-        assert_eq!(answered.recv_timeout(PATIENCE), Ok(true), "and goes on");
+        assert_eq!(
+            answered.recv_timeout(PATIENCE),
+            Ok(true),
+            "the session goes on after the fault"
+        );
     });
 }
 
 #[test]
-fn nothing_is_left_behind() {
+fn dropped_server_leaves_no_process_and_no_folder() {
     fn leaves_nothing<S: Deref<Target = Server>>(server: S) {
-        let process = format!("/proc/{}", server.pid().expect("it runs"));
+        let process = format!("/proc/{}", server.pid().expect("the server runs"));
         let folder = server.folder().to_path_buf();
         assert!(Path::new(&process).exists() && folder.exists());
         drop(server);
-        assert!(!Path::new(&process).exists(), "its process has ended");
-        assert!(!folder.exists(), "its folder is removed");
+        assert!(!Path::new(&process).exists(), "the server's process has ended");
+        assert!(!folder.exists(), "the server's folder is removed");
     }
     leaves_nothing(MariaDb::start());
     leaves_nothing(Postgres::start());

@@ -1,5 +1,5 @@
-//! Settings in text lead to the same peers as the builder's methods do, on real servers: URLs with
-//! several hosts, the environment, and credentials that come from elsewhere.
+//! Settings as text have the same effect as the builder's methods, on real servers: URLs with several hosts,
+//! environment variables, and credentials from other sources.
 
 #![cfg(all(target_os = "linux", feature = "mysql", feature = "postgres"))]
 
@@ -18,12 +18,12 @@ use diesel::r2d2::{ManageConnection, Pool, R2D2Connection};
 use diesel::sql_types::Text;
 use diesel::{MysqlConnection, PgConnection};
 use diesel_peers::{Credentials, PeerConnection, PeerManager, PeerManagerBuilder, PeerState};
-use support::backend::{PATIENCE, SOON, fill, links, pool_of, state};
+use support::backend::{PATIENCE, SOON, build, fill, links, pool_of, state, status};
 use support::mariadb::MariaDb;
 use support::postgres::Postgres;
 use support::{APP, APP_PASSWORD, wait_until};
 
-/// All that is special in a URL, in a quoted text, or in both.
+/// A password with all characters that are special in a URL or in a quoted text.
 const ODD_PASSWORD: &str = r"s3cret@/:?#[]%41&=+ 'ü\";
 const ODD_PASSWORD_ESCAPED: &str = "s3cret%40%2F%3A%3F%23%5B%5D%2541%26%3D%2B%20%27%C3%BC%5C";
 
@@ -31,18 +31,20 @@ fn builder<C>() -> PeerManagerBuilder<C> {
     PeerManager::builder()
 }
 
-/// Each peer's name, once it has served.
+/// Runs some queries and returns the names of the peers that they ran on.
 #[track_caller]
-fn who_serves<C: R2D2Connection + Send + 'static>(pool: &Pool<PeerManager<C>>) -> BTreeSet<String> {
+fn serving_peers<C: R2D2Connection + Send + 'static>(
+    pool: &Pool<PeerManager<C>>,
+) -> BTreeSet<String> {
     let serve = |_| {
-        let mut conn = pool.get().expect("the servers live");
-        conn.batch_execute("SELECT 1").expect("the servers live");
+        let mut conn = pool.get().expect("the servers are up");
+        conn.batch_execute("SELECT 1").expect("the servers are up");
         conn.peer().to_owned()
     };
     (0..20).map(serve).collect()
 }
 
-/// The servers' names in a URL of several hosts.
+/// Returns the names of the peers of a URL with several hosts.
 fn hosts(ports: &[u16]) -> Vec<String> {
     ports.iter().map(|port| format!("127.0.0.1:{port}")).collect()
 }
@@ -54,11 +56,11 @@ fn serves_from_all<C: R2D2Connection + Send + 'static>(
 ) {
     let (pool, peers) = pool_of(builder, 4);
     fill(&pool, &peers, &[2, 2]);
-    assert_eq!(who_serves(&pool), hosts.iter().cloned().collect(), "every host is a peer");
+    assert_eq!(serving_peers(&pool), hosts.iter().cloned().collect(), "every host is a peer");
 }
 
 #[test]
-fn one_url_with_several_hosts() {
+fn url_with_several_hosts_has_a_peer_for_each() {
     let servers = [MariaDb::start(), MariaDb::start()];
     let hosts = hosts(&[servers[0].port(), servers[1].port()]);
     let url = format!("mysql://{APP}:{APP_PASSWORD}@{}/{APP}?check_interval=1s", hosts.join(","));
@@ -68,7 +70,7 @@ fn one_url_with_several_hosts() {
 }
 
 #[test]
-fn parameters_that_are_no_settings_come_through() {
+fn url_parameters_that_are_not_settings_reach_the_client_library() {
     let servers = [Postgres::start(), Postgres::start()];
     let hosts = hosts(&[servers[0].port(), servers[1].port()]);
     let url = format!(
@@ -77,20 +79,20 @@ fn parameters_that_are_no_settings_come_through() {
         hosts.join(","),
     );
     serves_from_all(builder::<PgConnection>().url(&url), &hosts);
-    let manager = builder::<PgConnection>().url(&url).build().expect("the settings are right");
-    let mut conn = manager.connect().expect("the servers live");
-    assert_eq!(shown(&mut conn, "application_name"), "the shop");
+    let manager = build(builder::<PgConnection>().url(&url));
+    let mut conn = manager.connect().expect("the servers are up");
+    assert_eq!(session_setting(&mut conn, "application_name"), "the shop");
 }
 
-/// A setting of the server's.
-fn shown(conn: &mut PeerConnection<PgConnection>, setting: &str) -> String {
+/// Returns a setting of the session on the server.
+fn session_setting(conn: &mut PeerConnection<PgConnection>, setting: &str) -> String {
     diesel::select(diesel::dsl::sql::<Text>(&format!("current_setting('{setting}')")))
         .get_result(conn)
-        .expect("there is such a setting")
+        .expect("the setting exists")
 }
 
 #[test]
-fn ipv6_hosts() {
+fn ipv6_hosts_of_a_url_are_peers() {
     let servers = [MariaDb::start_on_both(), MariaDb::start_on_both()];
     let hosts = servers.each_ref().map(|server| format!("[::1]:{}", server.port()));
     let url = format!("mysql://{APP}:{APP_PASSWORD}@{}/{APP}", hosts.join(","));
@@ -103,7 +105,7 @@ fn ipv6_hosts() {
 }
 
 #[test]
-fn unix_sockets() {
+fn unix_sockets_of_a_url_are_peers() {
     let servers = [Postgres::start(), Postgres::start()];
     let hosts =
         servers.each_ref().map(|server| format!("{}:{}", server.folder().display(), server.port()));
@@ -116,12 +118,14 @@ fn unix_sockets() {
     let url =
         format!("mysql://{APP}:{APP_PASSWORD}@localhost/{APP}?unix_socket={}", socket.display());
     let (pool, _) = pool_of(builder::<MysqlConnection>().url(&url), 1);
-    assert_eq!(who_serves(&pool), BTreeSet::from(["localhost".to_owned()]));
+    assert_eq!(serving_peers(&pool), BTreeSet::from(["localhost".to_owned()]));
 }
 
-/// Gives the application's user another password. Sessions that are open go on.
+/// A server on which a test changes the password of the application's user.
 trait SetPassword {
+    /// Changes the password. Open sessions go on.
     fn set_password(&self, password: &str);
+    /// Ends the application's sessions.
     fn end_sessions(&self);
 }
 
@@ -151,11 +155,11 @@ impl SetPassword for Postgres {
 fn logs_in<C: R2D2Connection + Send + 'static>(how: &str, builder: PeerManagerBuilder<C>) {
     let manager = builder.build().unwrap_or_else(|error| panic!("{how}: {error}"));
     let mut conn = manager.connect().unwrap_or_else(|error| panic!("{how}: {error}"));
-    conn.batch_execute("SELECT 1").expect("the server lives");
+    conn.batch_execute("SELECT 1").expect("the server is up");
 }
 
 #[test]
-fn passwords_of_any_letters() {
+fn password_with_special_characters_logs_in_from_every_source() {
     let server = MariaDb::start();
     server.set_password(ODD_PASSWORD);
     let host = format!("127.0.0.1:{}/{APP}", server.port());
@@ -185,35 +189,42 @@ fn passwords_of_any_letters() {
     logs_in("closure", new().peer("a", keywords).credentials(credentials));
 }
 
-/// A password that is changed while the application runs.
-fn credentials_are_asked_for_at_each_login<C, S>(server: &S, url: &str)
+/// Changes the password while the application runs.
+fn credentials_are_requested_at_each_login<C, S>(server: &S, url: &str)
 where
     C: R2D2Connection + Send + 'static,
     S: SetPassword,
 {
     let password = Arc::new(Mutex::new(APP_PASSWORD.to_owned()));
-    let asked = Arc::new(AtomicUsize::new(0));
+    let requested = Arc::new(AtomicUsize::new(0));
     let credentials = {
-        let (password, asked) = (password.clone(), asked.clone());
+        let (password, requested) = (password.clone(), requested.clone());
         move |peer: &str| {
-            assert_eq!(peer, "db0", "it is told which peer");
-            asked.fetch_add(1, Ordering::Relaxed);
+            assert_eq!(peer, "db0", "the closure gets the peer's name");
+            requested.fetch_add(1, Ordering::Relaxed);
             Ok::<_, String>(Credentials::new(APP, password.lock().unwrap().clone()))
         }
     };
     let builder = builder::<C>().peer("db0", url).check_interval(SOON).credentials(credentials);
     let (pool, peers) = pool_of(builder, 2);
     fill(&pool, &peers, &[2]);
-    assert!(asked.load(Ordering::Relaxed) >= 2, "once for each connection");
+    assert!(
+        requested.load(Ordering::Relaxed) >= 2,
+        "credentials are requested for each connection"
+    );
 
     server.set_password("another-s3cret");
-    wait_until("a check is refused", PATIENCE, || state(&peers, "db0") == PeerState::Down);
-    let reason = peers.snapshot().peers[0].reason.clone().expect("it is down");
+    wait_until("a check fails with the old password", PATIENCE, || {
+        state(&peers, "db0") == PeerState::Down
+    });
+    let reason = status(&peers, "db0").reason.expect("a peer that is down has a reason");
     assert!(!reason.contains(APP_PASSWORD), "{reason}");
     "another-s3cret".clone_into(&mut password.lock().unwrap());
-    wait_until("the new one is used", PATIENCE, || state(&peers, "db0") == PeerState::Up);
+    wait_until("a check succeeds with the new password", PATIENCE, || {
+        state(&peers, "db0") == PeerState::Up
+    });
     server.end_sessions();
-    wait_until("new connections are made with it", PATIENCE, || {
+    wait_until("new connections log in with the new password", PATIENCE, || {
         drop(pool.get_timeout(SOON));
         let conn = pool.get_timeout(SOON);
         conn.is_ok_and(|mut conn| conn.batch_execute("SELECT 1").is_ok()) && links(&peers) == [2]
@@ -221,17 +232,17 @@ where
 }
 
 #[test]
-fn a_new_password_needs_no_restart() {
+fn changed_password_needs_no_restart() {
     let server = MariaDb::start();
     let url = format!("mysql://127.0.0.1:{}/{APP}", server.port());
-    credentials_are_asked_for_at_each_login::<MysqlConnection, _>(&server, &url);
+    credentials_are_requested_at_each_login::<MysqlConnection, _>(&server, &url);
     let server = Postgres::start();
     let url = format!("postgres://127.0.0.1:{}/{APP}", server.port());
-    credentials_are_asked_for_at_each_login::<PgConnection, _>(&server, &url);
+    credentials_are_requested_at_each_login::<PgConnection, _>(&server, &url);
 }
 
 #[test]
-fn credentials_that_cannot_be_had_say_nothing_about_the_peer() {
+fn failure_to_provide_credentials_does_not_mark_the_peer_down() {
     fn fails<E>(
         credentials: impl Fn(&str) -> Result<Credentials, E> + Send + Sync + 'static,
         expected: &str,
@@ -240,14 +251,15 @@ fn credentials_that_cannot_be_had_say_nothing_about_the_peer() {
     {
         let url = "mysql://app:s3cret@127.0.0.1:1/app";
         let builder = builder::<MysqlConnection>().peer("db0", url).credentials(credentials);
-        let manager = builder.build().expect("the settings are right");
-        let story = manager.connect().map(|_| ()).expect_err("nobody is let in").to_string();
-        assert!(story.contains(expected), "{story}");
-        assert!(!story.contains("s3cret"), "{story}");
+        let manager = build(builder);
+        let error =
+            manager.connect().map(|_| ()).expect_err("there are no credentials").to_string();
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains("s3cret"), "{error}");
         assert_eq!(
             state(&manager.peers(), "db0"),
             PeerState::Up,
-            "the peer was not asked: {story}"
+            "the peer was not contacted: {error}"
         );
     }
     fails(|_| Err("the vault is sealed"), "db0: no credentials: the vault is sealed");
@@ -258,13 +270,13 @@ fn credentials_that_cannot_be_had_say_nothing_about_the_peer() {
     assert_eq!(shown(&credentials), r#"Credentials { user: Some("app"), password: Some("***") }"#);
 }
 
-/// Tells the child what it is to do.
-const ORDER: &str = "DIESEL_PEERS_TEST_ENVIRONMENT";
+/// The environment variable that marks the child process.
+const CHILD: &str = "DIESEL_PEERS_TEST_ENVIRONMENT";
 
-/// The child. Without an order it has nothing to do.
+/// The child process of the next test. In any other process it does nothing.
 #[test]
 fn child() {
-    if env::var_os(ORDER).is_none() {
+    if env::var_os(CHILD).is_none() {
         return;
     }
     match builder::<MysqlConnection>().check_interval(PATIENCE).env("SHOP_DB_").build() {
@@ -276,52 +288,55 @@ fn child() {
     }
 }
 
-/// What a process says that has these variables.
+/// Runs the child process with these variables and returns its output.
 #[track_caller]
-fn said_with(variables: &[(&str, &str)]) -> String {
-    let mut child = Command::new(env::current_exe().expect("it runs"));
-    child.args(["--exact", "configuration::child", "--nocapture"]).env(ORDER, "1");
-    let output = child.envs(variables.iter().copied()).output().expect("it was started before");
+fn output_with(variables: &[(&str, &str)]) -> String {
+    let mut child = Command::new(env::current_exe().expect("the test program has a path"));
+    child.args(["--exact", "configuration::child", "--nocapture"]).env(CHILD, "1");
+    let output = child.envs(variables.iter().copied()).output().expect("the test program starts");
     assert!(output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]
-fn the_environment_is_read() {
+fn environment_variables_configure_the_manager() {
     let server = MariaDb::start();
     let host = format!("127.0.0.1:{}", server.port());
     let url = ("SHOP_DB_URL", &*format!("mysql://{APP}@{host}/{APP}"));
     let password = ("SHOP_DB_PASSWORD", APP_PASSWORD);
-    let said = said_with(&[url, password]);
-    assert!(said.contains(&format!("serves: Ok({host:?})")), "{said}");
+    let output = output_with(&[url, password]);
+    assert!(output.contains(&format!("serves: Ok({host:?})")), "{output}");
 
-    let said = said_with(&[url]);
-    assert!(said.contains("Access denied"), "the password was from there alone: {said}");
-    let said = said_with(&[]);
-    assert!(said.contains("(the environment variable `SHOP_DB_URL` is not set)"), "{said}");
-    let said = said_with(&[url, password, ("SHOP_DB_CHECK_INTERVAL", "often")]);
+    let output = output_with(&[url]);
+    assert!(
+        output.contains("Access denied"),
+        "without the variable there is no password: {output}"
+    );
+    let output = output_with(&[]);
+    assert!(output.contains("(the environment variable `SHOP_DB_URL` is not set)"), "{output}");
+    let output = output_with(&[url, password, ("SHOP_DB_CHECK_INTERVAL", "often")]);
     let expected =
         r#"refuses: the environment variable `SHOP_DB_CHECK_INTERVAL` is "often": give a"#;
-    assert!(said.contains(expected), "{said}");
-    let said = said_with(&[url, password, ("SHOP_DB_CHECK_INTERVAL", "1ms")]);
-    assert!(said.contains("refuses: `check_interval` is 1ms: the minimum is 10ms"), "{said}");
-    let said = said_with(&[url, ("SHOP_DB_PASWORD", APP_PASSWORD)]);
+    assert!(output.contains(expected), "{output}");
+    let output = output_with(&[url, password, ("SHOP_DB_CHECK_INTERVAL", "1ms")]);
+    assert!(output.contains("refuses: `check_interval` is 1ms: the minimum is 10ms"), "{output}");
+    let output = output_with(&[url, ("SHOP_DB_PASWORD", APP_PASSWORD)]);
     assert!(
-        said.contains("`SHOP_DB_PASWORD` is not a setting: did you mean `password`?"),
-        "{said}"
+        output.contains("`SHOP_DB_PASWORD` is not a setting: did you mean `password`?"),
+        "{output}"
     );
-    assert!(!said.contains(APP_PASSWORD), "{said}");
+    assert!(!output.contains(APP_PASSWORD), "{output}");
 }
 
-/// Some time, in the form of a setting.
 #[test]
-fn settings_of_a_url_are_used() {
+fn settings_in_a_url_take_effect() {
     let server = MariaDb::start();
     let url = format!("{}?check_interval=200ms&stall_after=none&check_timeout=100ms", server.url());
     let (pool, peers) = pool_of(builder::<MysqlConnection>().url(&url), 1);
     fill(&pool, &peers, &[1]);
-    let due = peers.snapshot().peers[0].next_check;
-    wait_until("it is checked at this interval", PATIENCE, || {
-        peers.snapshot().peers[0].next_check > due + Duration::from_millis(200)
+    let next_check = || peers.snapshot().peers[0].next_check;
+    let scheduled = next_check();
+    wait_until("the peer is checked at this interval", PATIENCE, || {
+        next_check() > scheduled + Duration::from_millis(200)
     });
 }

@@ -1,12 +1,12 @@
-//! What an event handler is told: everything, in order, on a thread of its own, and whatever it does there
-//! harms nobody.
+//! An event handler is called for every event, in order, on a thread of its own, and cannot harm the pool,
+//! whatever it does.
 
-#![allow(clippy::disallowed_methods, reason = "threads that hold on to something are at issue")]
+#![allow(clippy::disallowed_methods, reason = "connections have to grow old")]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant, SystemTime};
-use std::{slice, thread};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use diesel::connection::SimpleConnection;
@@ -15,53 +15,57 @@ use diesel_peers::{
     CloseReason, Event, EventKind, Failure, Fault, PeerConfig, PeerConnection, PeerManager,
     PeerManagerBuilder, PeerState, Peers,
 };
-use support::backend::{PATIENCE, SOON, fill, manager_of, pool_of, state};
-use support::scripted::{ScriptedConnection, Server};
+use support::backend::{PATIENCE, SOON, build, fill, pool_of, state, status};
+use support::scripted::{ScriptedConnection, Servers};
 use support::wait_until;
 
-/// An event that a handler was called with, and the thread that called it.
+/// An event that a handler was called with, and the thread that called the handler.
 #[derive(Debug)]
-struct Told {
-    thread: String,
+struct Call {
+    thread: ThreadId,
     event: Event,
 }
 
-/// What a handler was called with.
-struct Story(Receiver<Told>);
+/// The calls of a handler.
+struct Calls(Receiver<Call>);
 
-impl Story {
-    /// A handler, and what it will have been told.
-    fn begin() -> (impl Fn(&Event) + Send + 'static, Self) {
-        let (tell, told) = unbounded();
+impl Calls {
+    /// Returns a handler that records its calls, and the receiver of these.
+    fn record() -> (impl Fn(&Event) + Send + 'static, Self) {
+        let (sender, receiver) = unbounded();
         let handler = move |event: &Event| {
-            let thread = thread::current().name().unwrap_or_default().to_owned();
             // The test may have ended.
-            let _ = tell.send(Told { thread, event: event.clone() });
+            let _ = sender.send(Call { thread: thread::current().id(), event: event.clone() });
         };
-        (handler, Self(told))
+        (handler, Self(receiver))
     }
 
-    /// The next event of this peer that is like this. Those before it are passed over, but are what they
-    /// should be.
+    /// Waits for the next event that `matches`, and skips the events before it. Asserts that no skipped
+    /// event shows a secret.
     #[track_caller]
-    fn next(&self, what: &str, is_it: impl Fn(&Event) -> bool) -> Event {
+    fn next(&self, what: &str, matches: impl Fn(&Event) -> bool) -> Event {
+        self.next_call(what, matches).event
+    }
+
+    /// Does the same as [`next`](Self::next), and returns the thread as well.
+    #[track_caller]
+    fn next_call(&self, what: &str, matches: impl Fn(&Event) -> bool) -> Call {
         let end = Instant::now() + PATIENCE;
         loop {
-            let told = self.0.recv_deadline(end);
-            let Told { thread, event } =
-                told.unwrap_or_else(|_| panic!("waited in vain to be told: {what}"));
-            assert_eq!(thread, "peers-events", "{event}: neither the checker nor an application's");
+            let call = self.0.recv_deadline(end);
+            let call = call.unwrap_or_else(|_| panic!("the handler was not called: {what}"));
+            let event = &call.event;
             let shown = format!("{event} {event:?}");
             assert!(!shown.contains("s3cret"), "a secret is shown: {shown}");
-            if is_it(&event) {
-                return event;
+            if matches(event) {
+                return call;
             }
         }
     }
 
-    /// Of this peer the next changes of state are these, and no others.
+    /// Asserts that the next changes of this peer are of these kinds, and returns their events.
     #[track_caller]
-    fn goes_on(&self, peer: &str, kinds: &[&str]) -> Vec<Event> {
+    fn assert_next(&self, peer: &str, kinds: &[&str]) -> Vec<Event> {
         let is_one = |event: &Event| {
             event.peer == peer
                 && !["connect_failed", "connection_closed"].contains(&event.kind.as_str())
@@ -74,29 +78,29 @@ impl Story {
         kinds.iter().map(next).collect()
     }
 
-    /// A connection of this peer is closed next for this reason, whatever else is told before.
+    /// Waits until a connection of this peer is closed for this reason, and skips all events before.
     #[track_caller]
-    fn retires(&self, peer: &str, expected: CloseReason) {
-        let is_it = |event: &Event| {
+    fn wait_for_close(&self, peer: &str, expected: CloseReason) {
+        let matches = |event: &Event| {
             event.peer == peer
                 && matches!(event.kind, EventKind::ConnectionClosed { reason, .. } if reason == expected)
         };
-        self.next(expected.as_str(), is_it);
+        self.next(expected.as_str(), matches);
     }
 }
 
-/// Servers whose failed logins mean what a test says.
-struct Meaning(Arc<Mutex<Option<Fault>>>);
+/// The fault of failed logins, which a test sets.
+struct LoginFault(Arc<Mutex<Option<Fault>>>);
 
-impl Meaning {
-    fn of<C>(builder: PeerManagerBuilder<C>) -> (PeerManagerBuilder<C>, Self) {
+impl LoginFault {
+    fn classify<C>(builder: PeerManagerBuilder<C>) -> (PeerManagerBuilder<C>, Self) {
         let fault = Arc::new(Mutex::new(None));
-        let meaning = Self(fault.clone());
+        let login_fault = Self(fault.clone());
         let classify = move |failed: Failure<'_>| match failed {
             Failure::Login(_) => *fault.lock().unwrap(),
             _ => None,
         };
-        (builder.classify(classify), meaning)
+        (builder.classify(classify), login_fault)
     }
 
     fn set(&self, fault: Fault) {
@@ -104,115 +108,147 @@ impl Meaning {
     }
 }
 
-fn manager_over(servers: &[Arc<Server>]) -> PeerManagerBuilder<ScriptedConnection> {
-    manager_of(servers.iter().map(|server| server.url())).check_interval(SOON)
+fn builder_over(servers: &Servers) -> PeerManagerBuilder<ScriptedConnection> {
+    servers.builder().check_interval(SOON)
 }
 
-fn two_servers() -> [Arc<Server>; 2] {
-    [Server::start(), Server::start()]
+/// Events that different threads cause reach the handler on the same thread, which is neither that of the
+/// application nor one that checks peers or opens connections. The checker's own thread runs no code of the
+/// application; the test of a handler that never returns shows that the checker is another thread.
+#[test]
+fn handler_runs_on_a_thread_of_its_own() {
+    let servers = Servers::start(1);
+    let (sender, receiver) = unbounded();
+    let (handler, calls) = Calls::record();
+    let builder = builder_over(&servers).event_handler(handler).health_check(move |_| {
+        let _ = sender.send(thread::current().id());
+        Ok(())
+    });
+    let (pool, peers) = pool_of(builder, 1);
+    fill(&pool, &peers, &[1]);
+    peers.set_weight("peer0", 2).expect("the peer is in the set");
+    servers[0].accept(false);
+    let weighted =
+        calls.next_call("weight_changed", |event| event.kind.as_str() == "weight_changed");
+    let down = calls.next_call("down", |event| event.kind.as_str() == "down");
+    servers[0].accept(true);
+    let up = calls.next_call("up", |event| event.kind.as_str() == "up");
+    let handlers = [weighted.thread, down.thread, up.thread];
+    assert_eq!(handlers, [handlers[0]; 3], "all calls are on the same thread");
+    assert_ne!(handlers[0], thread::current().id(), "the thread is not the application's");
+    let checking: Vec<_> = receiver.try_iter().collect();
+    assert!(!checking.is_empty(), "the peer was checked");
+    assert!(!checking.contains(&handlers[0]), "the thread does not check peers");
 }
 
 #[test]
-fn each_change_of_a_peer_is_told_in_order() {
-    let servers = two_servers();
-    let (handler, story) = Story::begin();
-    let (builder, meaning) = Meaning::of(manager_over(&servers).event_handler(handler));
+fn handler_gets_each_change_of_a_peer_in_order() {
+    let servers = Servers::start(2);
+    let (handler, calls) = Calls::record();
+    let (builder, login_fault) =
+        LoginFault::classify(builder_over(&servers).event_handler(handler));
     let (pool, peers) = pool_of(builder, 2);
     fill(&pool, &peers, &[1, 1]);
 
-    meaning.set(Fault::PeerDown);
+    login_fault.set(Fault::PeerDown);
     servers[0].accept(false);
-    let told = story.goes_on("peer0", &["down"]);
-    let EventKind::Down { reason, fault, next_check, .. } = &told[0].kind else {
-        panic!("{told:?}")
+    let events = calls.assert_next("peer0", &["down"]);
+    let EventKind::Down { reason, fault, next_check, .. } = &events[0].kind else {
+        panic!("{events:?}")
     };
-    assert!(reason.starts_with("refused by "), "the reason is told: {reason}");
+    assert!(reason.starts_with("refused by "), "the event has the reason: {reason}");
     assert_eq!(*fault, Fault::PeerDown);
-    assert!(*next_check <= SOON * 2, "and when it is checked next: {next_check:?}");
-    assert!(told[0].in_service, "nobody wanted that");
-    meaning.set(Fault::Misconfigured);
-    story.goes_on("peer0", &["misconfigured"]);
+    assert!(*next_check <= SOON * 2, "the event has the time to the next check: {next_check:?}");
+    assert!(events[0].in_service, "a peer that is down stays in service");
+    login_fault.set(Fault::Misconfigured);
+    calls.assert_next("peer0", &["misconfigured"]);
     servers[0].accept(true);
-    story.goes_on("peer0", &["up"]);
+    calls.assert_next("peer0", &["up"]);
 
-    meaning.set(Fault::PeerFull);
+    login_fault.set(Fault::PeerFull);
     servers[0].accept(false);
-    story.goes_on("peer0", &["full"]);
+    calls.assert_next("peer0", &["full"]);
     servers[0].accept(true);
-    story.goes_on("peer0", &["has_room"]);
+    calls.assert_next("peer0", &["has_room"]);
 
-    let drain = peers.drain("peer0").expect("there is one");
-    wait_until("its connections come by", PATIENCE, || {
+    let drain = peers.drain("peer0").expect("the peer is in the set");
+    wait_until("the connections come back and are closed", PATIENCE, || {
         drop(pool.try_get());
         drain.wait(Duration::ZERO)
     });
-    let told = story.goes_on("peer0", &["draining", "drained"]);
-    assert!(told.iter().all(|event| !event.in_service), "it is not: {told:?}");
-    meaning.set(Fault::PeerDown);
+    let events = calls.assert_next("peer0", &["draining", "drained"]);
+    assert!(
+        events.iter().all(|event| !event.in_service),
+        "a drained peer is out of service: {events:?}"
+    );
+    login_fault.set(Fault::PeerDown);
     servers[0].accept(false);
-    let told = story.goes_on("peer0", &["down"]);
-    assert!(!told[0].in_service, "which wakes nobody");
+    let events = calls.assert_next("peer0", &["down"]);
+    assert!(!events[0].in_service, "a drained peer that is down is out of service");
     servers[0].accept(true);
-    story.goes_on("peer0", &["up"]);
-    peers.resume("peer0").expect("there is one");
-    peers.set_weight("peer0", 3).expect("there is one");
-    peers.set_weight("peer0", 3).expect("which is no news");
-    let told = story.goes_on("peer0", &["resumed", "weight_changed"]);
-    assert!(matches!(told[1].kind, EventKind::WeightChanged { from: 1, to: 3, .. }), "{told:?}");
+    calls.assert_next("peer0", &["up"]);
+    peers.resume("peer0").expect("the peer is in the set");
+    peers.set_weight("peer0", 3).expect("the peer is in the set");
+    peers.set_weight("peer0", 3).expect("the peer is in the set");
+    let events = calls.assert_next("peer0", &["resumed", "weight_changed"]);
+    assert!(
+        matches!(events[1].kind, EventKind::WeightChanged { from: 1, to: 3, .. }),
+        "{events:?}"
+    );
 
-    peers.add(PeerConfig::new("peer2", servers[1].url())).expect("there is none");
-    let drain = peers.remove("peer2").expect("there is one");
-    wait_until("it is gone", PATIENCE, || {
+    peers.add(PeerConfig::new("peer2", servers[1].url())).expect("the name is unused");
+    let drain = peers.remove("peer2").expect("the peer is in the set");
+    wait_until("peer2 is removed", PATIENCE, || {
         drop(pool.try_get());
         drain.wait(Duration::ZERO)
     });
-    story.goes_on("peer2", &["added", "draining", "drained", "removed"]);
+    calls.assert_next("peer2", &["added", "draining", "drained", "removed"]);
 }
 
 #[test]
-fn what_happens_often_is_told_and_not_kept() {
-    let servers = two_servers();
-    let (handler, story) = Story::begin();
-    let builder = manager_over(&servers).event_handler(handler).connection_max_age(PATIENCE);
+fn failed_logins_and_closed_connections_reach_the_handler_but_not_the_event_log() {
+    let servers = Servers::start(2);
+    let (handler, calls) = Calls::record();
+    let builder = builder_over(&servers).event_handler(handler).connection_max_age(PATIENCE);
     let (pool, peers) = pool_of(builder.rebalance_interval(Duration::ZERO), 2);
     fill(&pool, &peers, &[1, 1]);
 
-    // A connection is cut off, and its server lives.
+    // The connections are cut off, and the server still accepts new ones.
     servers[0].cut_off();
-    wait_until("it is found out", PATIENCE, || {
+    wait_until("the dead connection is detected", PATIENCE, || {
         let mut both: Vec<_> = (0..2).filter_map(|_| pool.try_get()).collect();
         both.iter_mut().any(|conn| conn.batch_execute("SELECT 1").is_err())
-            || peers.snapshot().peers[0].connects > 1
+            || status(&peers, "peer0").connects > 1
     });
-    story.retires("peer0", CloseReason::Broken);
+    calls.wait_for_close("peer0", CloseReason::Broken);
     fill(&pool, &peers, &[1, 1]);
 
-    // A peer that is paused: its sessions live, and are given up all the same.
+    // The peer is paused: its sessions still work, and are closed all the same.
     servers[0].accept(false);
-    wait_until("it is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
-    wait_until("the other has both", PATIENCE, || {
+    wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("peer1 has both connections", PATIENCE, || {
         drop(pool.try_get());
-        peers.snapshot().peers[1].connections == 2
+        status(&peers, "peer1").connections == 2
     });
-    story.retires("peer0", CloseReason::PeerDown);
+    calls.wait_for_close("peer0", CloseReason::PeerDown);
     servers[0].accept(true);
     fill(&pool, &peers, &[1, 1]);
-    story.retires("peer1", CloseReason::Rebalanced);
+    calls.wait_for_close("peer1", CloseReason::Rebalanced);
 
-    let drain = peers.drain("peer1").expect("there is one");
-    wait_until("its connections come by", PATIENCE, || {
+    let drain = peers.drain("peer1").expect("the peer is in the set");
+    wait_until("the connections come back and are closed", PATIENCE, || {
         drop(pool.try_get());
         drain.wait(Duration::ZERO)
     });
-    story.retires("peer1", CloseReason::Drained);
+    calls.wait_for_close("peer1", CloseReason::Drained);
 
-    // While all are down r2d2's tries are logins for the pool, and fail.
+    // While all peers are down, the logins for r2d2 are attempted and fail.
     servers[0].crash();
-    wait_until("it is down", PATIENCE, || {
+    wait_until("peer0 is down", PATIENCE, || {
         drop(pool.try_get());
         state(&peers, "peer0") == PeerState::Down
     });
-    let failed = story.next("a login fails", |event| {
+    let failed = calls.next("a login fails", |event| {
         matches!(event.kind, EventKind::ConnectFailed { .. }) && event.peer == "peer0"
     });
     let EventKind::ConnectFailed { reason, fault, .. } = failed.kind else { panic!("{failed:?}") };
@@ -225,126 +261,135 @@ fn what_happens_often_is_told_and_not_kept() {
 }
 
 #[test]
-fn connections_that_are_too_old_and_those_that_the_pool_closes() {
-    /// Turns the first connection away.
+fn close_reasons_by_pool_and_too_old_reach_the_handler() {
+    /// A customizer that rejects the first connection.
     #[derive(Debug, Default)]
-    struct Picky(AtomicUsize);
-    impl CustomizeConnection<PeerConnection<ScriptedConnection>, Error> for Picky {
+    struct RejectsFirst(AtomicUsize);
+    impl CustomizeConnection<PeerConnection<ScriptedConnection>, Error> for RejectsFirst {
         fn on_acquire(&self, _: &mut PeerConnection<ScriptedConnection>) -> Result<(), Error> {
             let is_first = self.0.fetch_add(1, Ordering::SeqCst) == 0;
-            let refusal = || diesel::ConnectionError::BadConnection("not this one".to_owned());
-            if is_first { Err(Error::ConnectionError(refusal())) } else { Ok(()) }
+            let rejection = || diesel::ConnectionError::BadConnection("rejected".to_owned());
+            if is_first { Err(Error::ConnectionError(rejection())) } else { Ok(()) }
         }
     }
 
-    let (handler, story) = Story::begin();
-    let builder = manager_over(&[Server::start()]).event_handler(handler);
-    let manager = builder.connection_max_age(Duration::from_millis(1)).build();
-    let pool = Pool::builder().max_size(1).connection_customizer(Box::<Picky>::default());
-    let pool = pool.build(manager.expect("the settings are right")).expect("the peer lives");
-    story.retires("peer0", CloseReason::ByPool);
+    let (handler, calls) = Calls::record();
+    let builder = builder_over(&Servers::start(1)).event_handler(handler);
+    let manager = build(builder.connection_max_age(Duration::from_millis(1)));
+    let pool = Pool::builder().max_size(1).connection_customizer(Box::<RejectsFirst>::default());
+    let pool = pool.build(manager).expect("the peer is up");
+    calls.wait_for_close("peer0", CloseReason::ByPool);
     thread::sleep(Duration::from_millis(2));
-    drop(pool.get().expect("the peer lives"));
-    story.retires("peer0", CloseReason::TooOld);
+    drop(pool.get().expect("the peer is up"));
+    calls.wait_for_close("peer0", CloseReason::TooOld);
 }
 
-/// What the handler of a test looks at, which it must not keep alive.
+/// A value that a handler uses, and that is set after the handler was built.
 type Shared<T> = Arc<OnceLock<T>>;
 
 #[test]
-fn a_handler_may_look_and_change_and_use_the_pool() {
-    let servers = two_servers();
+fn handler_can_take_snapshots_change_peers_and_use_the_pool() {
+    let servers = Servers::start(2);
     let shared: Shared<(Pool<PeerManager<ScriptedConnection>>, Peers)> = Arc::default();
-    let (done, is_done) = unbounded();
+    let (sender, receiver) = unbounded();
     let handler = {
         let shared = shared.clone();
         move |event: &Event| {
             let Some((pool, peers)) = shared.get() else { return };
-            let seen = peers.snapshot().events.iter().any(|kept| kept.at == event.at);
+            let logged = peers.snapshot().events.iter().any(|logged| logged.at == event.at);
             if matches!(event.kind, EventKind::Down { .. }) {
-                peers.drain(&event.peer).expect("there is one");
-                peers.set_weight(&event.peer, 2).expect("there is one");
+                peers.drain(&event.peer).expect("the peer is in the set");
+                peers.set_weight(&event.peer, 2).expect("the peer is in the set");
             }
             let served = pool.get().map(|conn| conn.peer().to_owned());
-            let _ = done.send((event.kind.as_str(), seen, served.ok()));
+            let _ = sender.send((event.kind.as_str(), logged, served.ok()));
         }
     };
-    let (pool, peers) = pool_of(manager_over(&servers).event_handler(handler), 4);
+    let (pool, peers) = pool_of(builder_over(&servers).event_handler(handler), 4);
     fill(&pool, &peers, &[2, 2]);
     let _ = shared.set((pool.clone(), peers.clone()));
     servers[0].crash();
-    let mut told = Vec::new();
-    while !told.contains(&"drained") {
-        let (kind, seen, served) = is_done.recv_timeout(PATIENCE).expect("no deadlock");
-        assert!(seen || kind == "connect_failed" || kind == "connection_closed", "{kind} is kept");
-        assert_eq!(served.as_deref(), Some("peer1"), "{kind}: the other one serves");
-        told.push(kind);
+    let mut kinds = Vec::new();
+    while !kinds.contains(&"drained") {
+        let (kind, logged, served) =
+            receiver.recv_timeout(PATIENCE).expect("the handler does not deadlock");
+        let is_frequent = kind == "connect_failed" || kind == "connection_closed";
+        assert!(logged || is_frequent, "{kind} is in the event log");
+        assert_eq!(served.as_deref(), Some("peer1"), "{kind}: the other peer serves");
+        kinds.push(kind);
     }
-    told.retain(|kind| !["connect_failed", "connection_closed"].contains(kind));
-    assert_eq!(told, ["down", "draining", "weight_changed", "drained"]);
+    kinds.retain(|kind| !["connect_failed", "connection_closed"].contains(kind));
+    assert_eq!(kinds, ["down", "draining", "weight_changed", "drained"]);
     assert_eq!(state(&peers, "peer0"), PeerState::Drained);
 }
 
 #[test]
-fn a_handler_that_never_returns_stops_nobody() {
-    let server = Server::start();
-    let (_hold, held) = bounded::<()>(0);
+fn handler_that_never_returns_blocks_neither_checks_nor_the_pool() {
+    let servers = Servers::start(1);
+    let (_release, released) = bounded::<()>(0);
     let (entered, is_inside) = bounded(1);
     let handler = move |_: &Event| {
         let _ = entered.try_send(());
-        let _ = held.recv();
+        let _ = released.recv();
     };
-    let builder = manager_over(slice::from_ref(&server)).event_handler(handler);
+    let builder = builder_over(&servers).event_handler(handler);
     let (pool, peers) = pool_of(builder, 1);
-    drop(pool.get().expect("the peer lives"));
+    drop(pool.get().expect("the peer is up"));
     let weigh = |times: u32| {
         for weight in 1..=times {
-            peers.set_weight("peer0", weight % 7 + 1).expect("there is one");
+            peers.set_weight("peer0", weight % 7 + 1).expect("the peer is in the set");
         }
     };
     weigh(1);
-    is_inside.recv_timeout(PATIENCE).expect("it is told");
-    assert_eq!(peers.snapshot().events_dropped, 0, "there is room for more");
+    is_inside.recv_timeout(PATIENCE).expect("the handler is called");
+    assert_eq!(peers.snapshot().events_dropped, 0, "no event is dropped before the queue is full");
     weigh(5000);
     let dropped = peers.snapshot().events_dropped;
-    assert!((800..=1000).contains(&dropped), "what finds no room any more: {dropped}");
-    server.crash();
-    wait_until("checks go on", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
-    server.accept(true);
-    wait_until("and on", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
+    assert!(
+        (800..=1000).contains(&dropped),
+        "events beyond the queue's capacity are dropped: {dropped}"
+    );
+    servers[0].crash();
+    wait_until("a check marks the peer down", PATIENCE, || {
+        state(&peers, "peer0") == PeerState::Down
+    });
+    servers[0].accept(true);
+    wait_until("a check finds the peer up", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
     let mut conn = pool.get().expect("the pool serves");
-    conn.batch_execute("SELECT 1").expect("its peer too");
+    conn.batch_execute("SELECT 1").expect("the connection works");
     drop(conn);
-    assert!(peers.snapshot().events_dropped > dropped, "all that is not told");
-    let last = peers.snapshot().events.pop().expect("it is kept all the same");
+    assert!(peers.snapshot().events_dropped > dropped, "all dropped events are counted");
+    let last = peers.snapshot().events.pop().expect("dropped events are still in the event log");
     assert_eq!(last.kind.as_str(), "up");
     drop(pool);
     wait_until("the pool has ended", PATIENCE, || {
-        peers.snapshot().closed && server.open() == 0 && peers.snapshot().peers[0].connections == 0
+        peers.snapshot().closed
+            && servers[0].open() == 0
+            && status(&peers, "peer0").connections == 0
     });
 }
 
 #[test]
-fn a_handler_that_panics_is_told_the_next_event() {
-    let server = Server::start();
-    let (tell, told) = unbounded();
+fn handler_that_panics_gets_the_next_event() {
+    let servers = Servers::start(1);
+    let (sender, receiver) = unbounded();
     let handler = move |event: &Event| {
-        let _ = tell.send(event.kind.as_str());
+        let _ = sender.send(event.kind.as_str());
         panic!("this handler panics");
     };
-    let builder = manager_over(slice::from_ref(&server)).event_handler(handler);
+    let builder = builder_over(&servers).event_handler(handler);
     let (pool, _peers) = pool_of(builder, 1);
-    drop(pool.get().expect("the peer lives"));
-    server.accept(false);
-    let next = || told.recv_timeout(PATIENCE).expect("it is told");
+    drop(pool.get().expect("the peer is up"));
+    servers[0].accept(false);
+    let next = || receiver.recv_timeout(PATIENCE).expect("the handler is called");
     assert_eq!(next(), "down");
-    server.accept(true);
+    servers[0].accept(true);
     assert_eq!(next(), "up");
 }
 
 #[test]
-fn a_handler_is_dropped_when_the_pool_has_ended_and_was_told_what_came_before() {
-    /// Tells when it is dropped, as a part of the handler.
+fn handler_gets_all_pending_events_and_is_dropped_after_the_pool() {
+    /// A part of the handler that reports when it is dropped.
     struct Last(Sender<&'static str>);
     impl Drop for Last {
         fn drop(&mut self) {
@@ -352,31 +397,30 @@ fn a_handler_is_dropped_when_the_pool_has_ended_and_was_told_what_came_before() 
         }
     }
 
-    let (tell, told) = unbounded();
-    let (hold, held) = bounded::<()>(0);
-    let last = Last(tell);
+    let (sender, receiver) = unbounded();
+    let (release, released) = bounded::<()>(0);
+    let last = Last(sender);
     let handler = move |event: &Event| {
         let _ = last.0.send(event.kind.as_str());
-        // At the first one it waits until the pool has ended.
-        let _ = held.recv();
+        // The first call blocks until the pool has ended.
+        let _ = released.recv();
     };
-    let manager = manager_over(&[Server::start()]).event_handler(handler).build();
-    let manager = manager.expect("the settings are right");
+    let manager = build(builder_over(&Servers::start(1)).event_handler(handler));
     for weight in 2..=9 {
-        manager.peers().set_weight("peer0", weight).expect("there is one");
+        manager.peers().set_weight("peer0", weight).expect("the peer is in the set");
     }
-    assert_eq!(told.recv_timeout(PATIENCE), Ok("weight_changed"));
+    assert_eq!(receiver.recv_timeout(PATIENCE), Ok("weight_changed"));
     drop(manager);
-    drop(hold);
-    let rest: Vec<_> = (0..8).map(|_| told.recv_timeout(PATIENCE)).collect();
-    assert_eq!(rest[..7], [Ok("weight_changed"); 7], "all that had happened");
+    drop(release);
+    let rest: Vec<_> = (0..8).map(|_| receiver.recv_timeout(PATIENCE)).collect();
+    assert_eq!(rest[..7], [Ok("weight_changed"); 7], "the handler gets all pending events");
     assert_eq!(rest[7], Ok("dropped"));
-    assert_eq!(told.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
+    assert_eq!(receiver.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
 }
 
 #[test]
-fn the_history_is_short_and_in_order() {
-    let manager = manager_over(&two_servers()).build().expect("the settings are right");
+fn event_log_is_bounded_and_in_order() {
+    let manager = build(builder_over(&Servers::start(2)));
     let peers = manager.peers();
     let began = SystemTime::now();
     thread::scope(|scope| {
@@ -384,13 +428,13 @@ fn the_history_is_short_and_in_order() {
             let peers = &peers;
             scope.spawn(move || {
                 for weight in 2..=200 {
-                    peers.set_weight(peer, weight).expect("there is one");
+                    peers.set_weight(peer, weight).expect("the peer is in the set");
                 }
             });
         }
     });
     let events = peers.snapshot().events;
-    assert_eq!(events.len(), 100, "no more than that");
+    assert_eq!(events.len(), 100, "the event log keeps 100 events");
     for peer in ["peer0", "peer1"] {
         let of_peer = events.iter().filter(|event| event.peer == peer);
         let weights: Vec<_> = of_peer
@@ -400,20 +444,26 @@ fn the_history_is_short_and_in_order() {
             })
             .collect();
         assert!(weights.windows(2).all(|two| two[0].1 == two[1].0), "{peer}: {weights:?}");
-        assert!(weights.is_empty() || weights.last() == Some(&(199, 200)), "the newest are kept");
+        assert!(
+            weights.is_empty() || weights.last() == Some(&(199, 200)),
+            "the newest events are kept"
+        );
     }
     assert!(events.iter().all(|event| event.at >= began && event.in_service));
-    assert!(manager.peers().snapshot().events_dropped == 0, "nobody is told");
+    assert!(
+        manager.peers().snapshot().events_dropped == 0,
+        "without a handler no event is dropped"
+    );
 }
 
-/// Queries that hang on a server that is frozen.
+/// The queries hang on a frozen server.
 #[cfg(all(target_os = "linux", feature = "mysql"))]
 #[test]
-fn queries_that_are_cut_off_are_told() {
+fn aborted_queries_reach_the_handler() {
     use support::mariadb::MariaDb;
 
     let mut servers = [MariaDb::start(), MariaDb::start()];
-    let (handler, story) = Story::begin();
+    let (handler, calls) = Calls::record();
     let builder = support::backend::manager_over(&servers)
         .event_handler(handler)
         .check_interval(SOON)
@@ -422,18 +472,25 @@ fn queries_that_are_cut_off_are_told() {
         .check_timeout(Duration::from_millis(200));
     let (pool, peers) = pool_of(builder, 2);
     fill(&pool, &peers, &[1, 1]);
-    let mut both = [pool.get().expect("both live"), pool.get().expect("both live")];
+    let mut both = [(); 2].map(|()| pool.get().expect("both peers are up"));
     servers[0].freeze();
     thread::scope(|scope| {
-        let conn = both.iter_mut().find(|conn| conn.peer() == "peer0").expect("one leads there");
+        let conn = both
+            .iter_mut()
+            .find(|conn| conn.peer() == "peer0")
+            .expect("one connection leads to peer0");
         scope.spawn(|| {
-            conn.batch_execute("SELECT 1").expect_err("it is cut off");
+            conn.batch_execute("SELECT 1").expect_err("the query is aborted");
         });
-        let told = story.goes_on("peer0", &["down", "queries_aborted"]);
-        assert_eq!(told[1].to_string(), "peer peer0 is unresponsive: aborted 1 of 1 hung queries");
-        let is_all = matches!(told[1].kind, EventKind::QueriesAborted { hung: 1, aborted: 1, .. });
-        assert!(is_all, "{told:?}");
+        let events = calls.assert_next("peer0", &["down", "queries_aborted"]);
+        assert_eq!(
+            events[1].to_string(),
+            "peer peer0 is unresponsive: aborted 1 of 1 hung queries"
+        );
+        let is_all =
+            matches!(events[1].kind, EventKind::QueriesAborted { hung: 1, aborted: 1, .. });
+        assert!(is_all, "{events:?}");
     });
     servers[0].thaw();
-    story.goes_on("peer0", &["up"]);
+    calls.assert_next("peer0", &["up"]);
 }

@@ -1,4 +1,4 @@
-//! A peer that fails to connect is marked and left alone; it comes back after the interval.
+//! A peer to which logins fail is marked down and gets no connections; it comes back after the interval.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,287 +6,279 @@ use std::time::Duration;
 
 use diesel::connection::{Connection, SimpleConnection};
 use diesel::r2d2::{ManageConnection, Pool};
-use diesel_peers::{AllDown, Failure, Fault, PeerManager, PeerState, Recovery};
-use support::backend::{Backend, PATIENCE, SOON, fill, links, manager_over, pool_of, state};
-use support::scripted::{ScriptedConnection, Server};
+use diesel_peers::{AllDown, Failure, Fault, PeerState, Recovery};
+use support::backend::{
+    Backend, PATIENCE, SOON, build, fill, links, manager_over, pool_of, state, status,
+};
+use support::scripted::Servers;
 use support::{wait_until, within};
 
 support::on_every_backend!(
-    one_peer_down_at_the_start,
-    all_peers_down,
-    a_peer_comes_back_after_the_interval,
-    some_peers_come_back,
+    peer_that_is_down_at_the_start_gets_no_query,
+    error_has_the_reason_of_each_peer_when_all_are_down,
+    recovered_peer_gets_its_share_after_a_check,
+    pool_is_filled_from_the_only_recovered_peer,
 );
 
-fn one_peer_down_at_the_start<B: Backend>() {
+fn peer_that_is_down_at_the_start_gets_no_query<B: Backend>() {
     let mut servers = B::start(3);
     servers[1].kill();
     let (pool, peers) = pool_of(manager_over(&servers), 6);
     fill(&pool, &peers, &[3, 0, 3]);
-    let dead = peers.snapshot().peers.swap_remove(1);
-    assert_eq!(dead.state, PeerState::Down, "the dead one is marked");
-    assert!(dead.reason.is_some_and(|reason| !reason.is_empty()), "with a reason");
-    assert!(dead.connect_failures >= 1 && dead.connects == 0, "and its failures are counted");
+    let down = status(&peers, "peer1");
+    assert_eq!(down.state, PeerState::Down, "the killed peer is marked down");
+    assert!(down.reason.is_some_and(|reason| !reason.is_empty()), "the status has a reason");
+    assert!(down.connect_failures >= 1 && down.connects == 0, "failed logins are counted");
     for _ in 0..20 {
-        let mut conn = pool.get().expect("two peers live");
-        conn.batch_execute("SELECT 1").expect("this one does");
-        assert_ne!(conn.peer(), "peer1", "no query goes to the dead peer");
+        let mut conn = pool.get().expect("two peers are up");
+        conn.batch_execute("SELECT 1").expect("the peer is up");
+        assert_ne!(conn.peer(), "peer1", "no query goes to the peer that is down");
     }
 }
 
-fn all_peers_down<B: Backend>() {
+fn error_has_the_reason_of_each_peer_when_all_are_down<B: Backend>() {
     let mut servers = B::start(2);
     servers.iter_mut().for_each(Backend::kill);
-    let manager = manager_over(&servers).build().expect("nothing is connected to yet");
+    let manager = build(manager_over(&servers));
     let peers = manager.peers();
     let error = Pool::builder()
         .max_size(2)
         .connection_timeout(Duration::from_secs(2))
         .build(manager)
-        .expect_err("no peer lives");
-    let story = error.to_string();
-    for told in ["peer0: ", "peer1: ", "next check in "] {
-        assert!(story.contains(told), "the error tells the story of each peer: {story}");
+        .expect_err("all peers are down");
+    let error = error.to_string();
+    for expected in ["peer0: ", "peer1: ", "next check in "] {
+        assert!(error.contains(expected), "the error has the state of each peer: {error}");
     }
     for server in &servers {
-        assert!(!story.contains(&server.url()), "but not its URL: {story}");
+        assert!(!error.contains(&server.url()), "the error does not show a URL: {error}");
     }
     assert!(peers.snapshot().peers.iter().all(|peer| peer.state == PeerState::Down), "{peers:?}");
     servers[0].restart();
     wait_until("the pool's last try ends", PATIENCE, || peers.snapshot().closed);
 }
 
-fn a_peer_comes_back_after_the_interval<B: Backend>() {
+fn recovered_peer_gets_its_share_after_a_check<B: Backend>() {
     let mut servers = B::start(3);
     let (pool, peers) = pool_of(manager_over(&servers).check_interval(SOON), 6);
     fill(&pool, &peers, &[2, 2, 2]);
     servers[0].kill();
-    wait_until("the checker notices", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
-    // A connection is looked at when it is checked out and when it comes back.
+    wait_until("a check marks peer0 down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    // A connection is inspected at its checkout and at its checkin.
     let check_out_all = || (0..6).map_while(|_| pool.try_get()).collect::<Vec<_>>();
-    wait_until("its connections move to the others", PATIENCE, || {
+    wait_until("the connections move to the other peers", PATIENCE, || {
         drop(check_out_all());
         links(&peers) == [0, 3, 3]
     });
     servers[0].restart();
-    wait_until("a check finds it up", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
-    wait_until("it has its share again", PATIENCE, || {
+    wait_until("a check finds peer0 up", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
+    wait_until("peer0 has its share again", PATIENCE, || {
         drop(check_out_all());
         links(&peers) == [2, 2, 2]
     });
-    wait_until("it serves", PATIENCE, || {
+    wait_until("peer0 serves", PATIENCE, || {
         let mut all = check_out_all();
         let conn = all.iter_mut().find(|conn| conn.peer() == "peer0");
         conn.is_some_and(|conn| conn.batch_execute("SELECT 1").is_ok())
     });
 }
 
-fn some_peers_come_back<B: Backend>() {
+fn pool_is_filled_from_the_only_recovered_peer<B: Backend>() {
     let mut servers = B::start(3);
     servers.iter_mut().for_each(Backend::kill);
     let (pool, peers) = pool_of(manager_over(&servers).check_interval(SOON), 4);
     for name in ["peer0", "peer1", "peer2"] {
-        wait_until("all are marked", PATIENCE, || state(&peers, name) == PeerState::Down);
+        wait_until(&format!("{name} is marked down"), PATIENCE, || {
+            state(&peers, name) == PeerState::Down
+        });
     }
     servers[2].restart();
-    wait_until("a connection is there", PATIENCE, || pool.get().is_ok());
+    wait_until("a checkout succeeds", PATIENCE, || pool.get().is_ok());
     fill(&pool, &peers, &[0, 0, 4]);
-    assert_eq!(state(&peers, "peer0"), PeerState::Down, "the others stay down");
+    assert_eq!(state(&peers, "peer0"), PeerState::Down, "peers that are not restarted stay down");
 }
 
-/// The mark is cleared unasked: the next connection finds out.
+/// With this recovery the mark is cleared without a check: the next login shows whether the peer is up.
 #[test]
-fn marks_can_be_cleared_without_a_check() {
-    let servers = [Server::start(), Server::start()];
+fn mark_is_cleared_without_a_check_with_recovery_after_interval() {
+    let servers = Servers::start(2);
     servers[0].crash();
-    let builder =
-        support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
+    let builder = servers.builder();
     let (pool, peers) = pool_of(builder.recovery(Recovery::AfterInterval).check_interval(SOON), 4);
     fill(&pool, &peers, &[0, 4]);
     wait_until("the mark is set", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
     let logins = servers[0].logins();
     wait_until("the mark is cleared", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
-    assert_eq!(servers[0].logins(), logins, "nobody asked");
+    assert_eq!(servers[0].logins(), logins, "no login precedes the end of the mark");
 }
 
-/// A node that takes logins but refuses work (a Galera node that is not ready) stays down.
+/// A node that accepts logins but refuses transactions, as a Galera node that is not ready, stays down.
 #[test]
-fn a_login_alone_does_not_bring_a_peer_back() {
-    let server = Server::start();
+fn login_alone_does_not_bring_a_peer_back() {
+    let servers = Servers::start(1);
+    let server = &servers[0];
     server.crash();
-    let builder = support::backend::manager_of::<ScriptedConnection>([server.url()]);
-    let (pool, peers) = pool_of(builder.check_interval(SOON), 1);
-    wait_until("it is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    let (pool, peers) = pool_of(servers.builder().check_interval(SOON), 1);
+    wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
     server.work(false);
     server.accept(true);
     let begins = server.begins();
-    wait_until("it is tried and checked", PATIENCE, || server.begins() >= begins + 3);
-    assert_eq!(state(&peers, "peer0"), PeerState::Down, "it refuses all work");
-    assert!(pool.try_get().is_none(), "so no connection to it is handed out");
+    wait_until("peer0 has refused three transactions", PATIENCE, || server.begins() >= begins + 3);
+    assert_eq!(state(&peers, "peer0"), PeerState::Down, "a peer that refuses transactions is down");
+    assert!(pool.try_get().is_none(), "no connection to a down peer is handed out");
     server.work(true);
-    wait_until("it is up when it works", PATIENCE, || pool.get().is_ok());
-    wait_until("nothing is left in a transaction", PATIENCE, || {
-        // Those that were refused never began.
+    wait_until("peer0 is up when it accepts transactions", PATIENCE, || pool.get().is_ok());
+    wait_until("no connection is left in a transaction", PATIENCE, || {
+        // Refused transactions never began, so they are not rolled back.
         server.rollbacks() > 0 && server.begins() >= server.rollbacks()
     });
 }
 
-/// A connection that was tried while its peer was down comes out of the test's transaction.
+/// A login while the peer is down includes a check in a transaction, which is rolled back.
 #[test]
-fn a_connection_that_brought_its_peer_back_is_in_no_transaction() {
-    let server = Server::start();
+fn connection_that_brought_its_peer_back_is_not_in_a_transaction() {
+    let servers = Servers::start(1);
+    let server = &servers[0];
     server.crash();
-    let builder = support::backend::manager_of::<ScriptedConnection>([server.url()]);
-    let manager = builder.all_down_interval(PATIENCE).build().expect("the settings are right");
-    ManageConnection::connect(&manager).expect_err("it is down");
-    // The checker looks once, at once, and not again for long.
-    let failures = || manager.peers().snapshot().peers[0].connect_failures;
-    wait_until("it is checked", PATIENCE, || failures() == 2);
+    let manager = build(servers.builder().all_down_interval(PATIENCE));
+    ManageConnection::connect(&manager).expect_err("the peer is down");
+    // The checker makes one check at once, and the next one after a long time.
+    let failures = || status(&manager.peers(), "peer0").connect_failures;
+    wait_until("the peer is checked", PATIENCE, || failures() == 2);
     server.accept(true);
-    let conn = ManageConnection::connect(&manager).expect("it is tried");
-    assert_eq!((server.begins(), server.rollbacks()), (1, 1), "tested, and rolled back");
-    assert_eq!(state(&manager.peers(), "peer0"), PeerState::Up, "it is back");
+    let conn = ManageConnection::connect(&manager).expect("a down peer is dialed");
+    assert_eq!((server.begins(), server.rollbacks()), (1, 1), "the check is rolled back");
+    assert_eq!(state(&manager.peers(), "peer0"), PeerState::Up, "the peer is up again");
     drop(conn);
 }
 
-/// A node that takes no work takes logins all the same: each one has to pass a check's test.
+/// A node that refuses transactions still accepts logins, so each new connection has to pass a check.
 #[test]
-fn a_node_that_refuses_work_gets_no_connection() {
-    let servers = [Server::start(), Server::start()];
+fn node_that_refuses_transactions_gets_no_connection() {
+    let servers = Servers::start(2);
     servers[0].work(false);
-    let builder =
-        support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
-    let (pool, peers) = pool_of(builder, 4);
+    let (pool, peers) = pool_of(servers.builder(), 4);
     fill(&pool, &peers, &[0, 4]);
-    let status = peers.snapshot().peers.swap_remove(0);
+    let status = status(&peers, "peer0");
     assert_eq!((status.state, status.fault), (PeerState::Down, Some(Fault::PeerNotReady)));
-    assert_eq!(servers[0].open(), 0, "nothing is left there");
+    assert_eq!(servers[0].open(), 0, "no session is left on the node");
 }
 
-/// A node that stops taking work is checked at once, and not only when its next check is due.
+/// A node that starts to refuse transactions is checked at once, before its next scheduled check.
 #[test]
-fn a_node_that_refuses_work_is_checked_at_once() {
-    let servers = [Server::start(), Server::start()];
-    let builder =
-        support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
-    let (pool, peers) = pool_of(builder, 4);
+fn node_that_starts_to_refuse_transactions_is_checked_at_once() {
+    let servers = Servers::start(2);
+    let (pool, peers) = pool_of(servers.builder(), 4);
     fill(&pool, &peers, &[2, 2]);
     servers[0].work(false);
-    wait_until("a transaction there marks it", PATIENCE, || {
-        let mut conn = pool.get().expect("pings are answered");
+    wait_until("a refused transaction marks peer0 down", PATIENCE, || {
+        let mut conn = pool.get().expect("the node answers pings");
         let outcome = conn.transaction(|_| Ok::<_, diesel::result::Error>(()));
-        assert!(outcome.is_ok() || conn.peer() == "peer0", "the other one works");
+        assert!(outcome.is_ok() || conn.peer() == "peer0", "transactions on peer1 succeed");
         state(&peers, "peer0") == PeerState::Down
     });
 }
 
 #[test]
-fn when_all_are_down_nothing_is_dialed_if_so_told() {
+fn all_down_setting_decides_whether_down_peers_are_dialed() {
     for (all_down, dialed) in [(AllDown::Try, true), (AllDown::Fail, false)] {
-        let server = Server::start();
-        server.crash();
-        let manager = PeerManager::<ScriptedConnection>::builder()
-            .peer("only", server.url())
-            .all_down(all_down)
-            .all_down_wait(Duration::ZERO)
-            // No check is counted.
-            .all_down_interval(Duration::from_secs(30))
-            .build()
-            .expect("the settings are right");
-        let connect = || ManageConnection::connect(&manager).expect_err("it is down");
+        let servers = Servers::start(1);
+        servers[0].crash();
+        // With this interval no check counts as a login during the test.
+        let builder = servers.builder().all_down_interval(Duration::from_secs(30));
+        let manager = build(builder.all_down(all_down).all_down_wait(Duration::ZERO));
+        let connect = || ManageConnection::connect(&manager).expect_err("the peer is down");
         connect();
-        let logins = server.logins();
-        let story = connect().to_string();
-        assert_eq!(server.logins() > logins, dialed, "{all_down:?}: whether it is tried");
-        assert!(story.contains("only: ") && story.contains("refused by"), "{all_down:?}: {story}");
+        let logins = servers[0].logins();
+        let error = connect().to_string();
+        assert_eq!(
+            servers[0].logins() > logins,
+            dialed,
+            "{all_down:?}: whether the peer is dialed"
+        );
+        assert!(error.contains("peer0: ") && error.contains("refused by"), "{all_down:?}: {error}");
     }
 }
 
-/// None could be opened in the place of one that is closed.
+/// No new connection could replace a closed one.
 #[test]
-fn old_connections_are_kept_while_no_peer_takes_work() {
-    let servers = [Server::start(), Server::start()];
-    let builder =
-        support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
+fn expired_connections_are_kept_while_all_peers_are_down() {
+    let servers = Servers::start(2);
+    let builder = servers.builder();
     let (pool, peers) = pool_of(builder.check_interval(SOON).connection_max_age(5 * SOON), 4);
     fill(&pool, &peers, &[2, 2]);
-    for server in &servers {
+    for server in servers.iter() {
         server.accept(false);
     }
     let all_are = |expected| ["peer0", "peer1"].iter().all(|name| state(&peers, name) == expected);
-    wait_until("all are down", PATIENCE, || all_are(PeerState::Down));
-    assert!(!within(6 * SOON, || false), "they grow old");
+    wait_until("all peers are down", PATIENCE, || all_are(PeerState::Down));
+    assert!(!within(6 * SOON, || false), "the connections exceed the maximum age");
     for _ in 0..20 {
-        let mut conn = pool.get_timeout(SOON).expect("those from before go on being used");
+        let mut conn = pool.get_timeout(SOON).expect("expired connections stay in use");
         conn.batch_execute("SELECT 1").expect("sessions go on");
     }
-    for server in &servers {
+    for server in servers.iter() {
         server.accept(true);
     }
-    wait_until("all are up", PATIENCE, || all_are(PeerState::Up));
+    wait_until("all peers are up", PATIENCE, || all_are(PeerState::Up));
     let connects = || peers.snapshot().peers.iter().map(|peer| peer.connects).sum::<u64>();
     let before = connects();
-    wait_until("the old ones are replaced", PATIENCE, || {
-        drop(pool.get().expect("peers live"));
+    wait_until("the expired connections are replaced", PATIENCE, || {
+        drop(pool.get().expect("the peers are up"));
         connects() >= before + 4
     });
 }
 
-/// Its own word on a query is worth a mark and a check, also where marks are cleared unasked: or it would
-/// soon get all the work again.
+/// The refusal of a query leads to a mark and a check, also with this recovery. Otherwise the node would soon
+/// get queries again.
 #[test]
-fn a_node_that_refuses_work_is_not_cleared_unasked_at_once() {
-    let servers = [Server::start(), Server::start()];
-    let builder =
-        support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
+fn refused_transaction_is_checked_at_once_with_recovery_after_interval() {
+    let servers = Servers::start(2);
+    let builder = servers.builder();
     let (pool, peers) = pool_of(builder.recovery(Recovery::AfterInterval), 4);
     fill(&pool, &peers, &[2, 2]);
     servers[0].work(false);
     let refused = || {
-        let mut conn = pool.get().expect("pings are answered");
+        let mut conn = pool.get().expect("the node answers pings");
         conn.transaction(|_| Ok::<_, diesel::result::Error>(())).is_err()
     };
-    wait_until("a transaction there is refused", PATIENCE, refused);
-    let failures = || peers.snapshot().peers[0].connect_failures;
-    wait_until("it is checked", PATIENCE, || failures() > 0);
-    assert_eq!(state(&peers, "peer0"), PeerState::Down, "and stays down");
-    assert_eq!((0..100).filter(|_| refused()).count(), 0, "nobody meets it");
+    wait_until("a transaction is refused", PATIENCE, refused);
+    let failures = || status(&peers, "peer0").connect_failures;
+    wait_until("peer0 is checked", PATIENCE, || failures() > 0);
+    assert_eq!(state(&peers, "peer0"), PeerState::Down, "the peer stays down");
+    assert_eq!((0..100).filter(|_| refused()).count(), 0, "no query goes to the down peer");
 }
 
-/// The application has a test of its own, which each login and each check has to pass.
+/// The application's health check is part of each login and of each check.
 #[test]
-fn a_peer_that_fails_the_application_s_test_is_down() {
-    let servers = [Server::start(), Server::start()];
-    let unfit = Arc::new(AtomicBool::new(true));
-    let (asked, first) = (unfit.clone(), servers[0].url().to_owned());
-    let builder =
-        support::backend::manager_of::<ScriptedConnection>(servers.iter().map(|s| s.url()));
-    let builder = builder.check_interval(SOON).health_check(move |conn| {
-        if conn.url() == first && asked.load(Ordering::SeqCst) {
+fn peer_that_fails_the_applications_health_check_is_down() {
+    let servers = Servers::start(2);
+    let fails = Arc::new(AtomicBool::new(true));
+    let (check_fails, first) = (fails.clone(), servers[0].url().to_owned());
+    let builder = servers.builder().check_interval(SOON).health_check(move |conn| {
+        if conn.url() == first && check_fails.load(Ordering::SeqCst) {
             return Err(diesel::result::Error::NotFound);
         }
         Ok(())
     });
     let (pool, peers) = pool_of(builder, 2);
     fill(&pool, &peers, &[0, 2]);
-    assert_eq!(state(&peers, "peer0"), PeerState::Down, "it has not passed");
-    unfit.store(false, Ordering::SeqCst);
-    wait_until("it passes, and is used", PATIENCE, || {
+    assert_eq!(state(&peers, "peer0"), PeerState::Down, "a peer that fails the check is down");
+    fails.store(false, Ordering::SeqCst);
+    wait_until("peer0 passes the check and gets a connection", PATIENCE, || {
         drop(pool.try_get());
         links(&peers) == [1, 1]
     });
 }
 
-/// One that is full is up, and has not been down.
+/// A full peer is up, and has never been down.
 #[test]
-fn who_finds_all_peers_full_is_told_so() {
-    let server = Server::start();
-    server.accept(false);
-    let manager = PeerManager::<ScriptedConnection>::builder()
-        .peer("only", server.url())
-        .classify(|failed| matches!(failed, Failure::Login(_)).then_some(Fault::PeerFull))
-        .build()
-        .expect("the settings are right");
-    let story = ManageConnection::connect(&manager).expect_err("it is full").to_string();
-    assert!(story.contains("only: refused by") && story.contains(", next check in "), "{story}");
+fn error_has_the_reason_of_each_peer_when_all_are_full() {
+    let servers = Servers::start(1);
+    servers[0].accept(false);
+    let is_full =
+        |failed: Failure<'_>| matches!(failed, Failure::Login(_)).then_some(Fault::PeerFull);
+    let manager = build(servers.builder().classify(is_full));
+    let error = ManageConnection::connect(&manager).expect_err("the peer is full").to_string();
+    assert!(error.contains("peer0: refused by") && error.contains(", next check in "), "{error}");
 }

@@ -1,5 +1,5 @@
-//! What the fuzzer has found: no text is a panic, whether it is a URL or a file of settings.
-//! (`fuzz/` looks for more.)
+//! Regression tests for the texts that the fuzzer has kept: no URL and no settings file causes a panic.
+//! The fuzzer is in `fuzz/`.
 
 #![cfg(all(feature = "mysql", feature = "postgres", feature = "serde"))]
 
@@ -10,22 +10,24 @@ use diesel::r2d2::R2D2Connection;
 use diesel::{MysqlConnection, PgConnection, SqliteConnection};
 use diesel_peers::{Config, PeerManager, PeerManagerBuilder};
 
-/// Every text that was kept.
+/// Returns all texts of a corpus.
 fn texts(target: &str) -> Vec<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
     let files =
         fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let read = |file: fs::DirEntry| fs::read(file.path()).expect("it is there");
+    let read = |file: fs::DirEntry| fs::read(file.path()).expect("the file is readable");
     let texts: Vec<String> = files
-        .map(|file| String::from_utf8_lossy(&read(file.expect("it is there"))).into_owned())
+        .map(|file| {
+            String::from_utf8_lossy(&read(file.expect("the folder is readable"))).into_owned()
+        })
         .collect();
     assert!(texts.len() > 20, "{target} has a corpus");
     texts
 }
 
-/// Either there is a manager, or it is said what would be right.
+/// Asserts that the builder returns a manager, or an error that explains what is valid.
 #[track_caller]
-fn is_judged<C>(text: &str, builder: PeerManagerBuilder<C>)
+fn assert_built_or_explained<C>(text: &str, builder: PeerManagerBuilder<C>)
 where
     C: R2D2Connection + Send + 'static,
 {
@@ -35,18 +37,18 @@ where
 }
 
 #[test]
-fn urls() {
+fn fuzzed_urls_never_panic() {
     for text in texts("url") {
-        is_judged(&text, PeerManager::<MysqlConnection>::builder().url(&text));
-        is_judged(&text, PeerManager::<PgConnection>::builder().url(&text));
-        is_judged(&text, PeerManager::<SqliteConnection>::builder().url(&text));
+        assert_built_or_explained(&text, PeerManager::<MysqlConnection>::builder().url(&text));
+        assert_built_or_explained(&text, PeerManager::<PgConnection>::builder().url(&text));
+        assert_built_or_explained(&text, PeerManager::<SqliteConnection>::builder().url(&text));
     }
 }
 
 #[test]
-fn files() {
+fn fuzzed_files_never_panic() {
     for text in texts("file") {
         let Ok(config) = toml::from_str::<Config>(&text) else { continue };
-        is_judged(&text, PeerManager::<MysqlConnection>::builder().config(config));
+        assert_built_or_explained(&text, PeerManager::<MysqlConnection>::builder().config(config));
     }
 }

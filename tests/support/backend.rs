@@ -1,4 +1,4 @@
-//! The kinds of peer that a suite runs on, and the pools it runs with.
+//! The kinds of peer that tests run on, and the pools that they run with.
 
 use std::fs;
 #[cfg(target_os = "linux")]
@@ -12,88 +12,72 @@ use diesel_peers::{PeerManager, PeerManagerBuilder, PeerState, PeerStatus, Peers
 use tempfile::TempDir;
 
 #[cfg(target_os = "linux")]
-use super::port::Port;
+use super::port::{Port, free_port};
 #[cfg(target_os = "linux")]
 use super::process::Server;
 use super::wait_until;
 
-/// Longer than anything takes that works. Waits end as soon as what they wait for is there.
+/// Longer than anything takes that works. A wait ends as soon as its condition holds.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A check interval for tests that wait for checks.
 pub const SOON: Duration = Duration::from_millis(200);
 
-/// A peer that can be broken and brought back.
+/// A kind of peer that a test can take away and bring back.
 pub trait Backend: Sized {
-    /// diesel's connection to it.
+    /// diesel's connection to the peer.
     type Connection: R2D2Connection + Send + 'static;
 
-    /// So many peers that serve the same.
+    /// Starts `peers` equivalent peers.
     fn start(peers: usize) -> Vec<Self>;
     fn url(&self) -> String;
-    /// Takes it away without a warning.
+    /// Takes the peer away without a warning.
     fn kill(&mut self);
-    /// Brings it back at the same place.
+    /// Brings the peer back at the same URL.
     fn restart(&mut self);
 }
 
-#[cfg(feature = "mysql")]
-impl Backend for super::mariadb::MariaDb {
-    type Connection = diesel::MysqlConnection;
-
-    fn start(peers: usize) -> Vec<Self> {
-        (0..peers).map(|_| Self::start()).collect()
-    }
-
-    fn url(&self) -> String {
-        self.url()
-    }
-
-    fn kill(&mut self) {
-        (**self).kill();
-    }
-
-    fn restart(&mut self) {
-        (**self).restart();
-    }
-}
-
-#[cfg(feature = "postgres")]
-impl Backend for super::postgres::Postgres {
-    type Connection = diesel::PgConnection;
-
-    fn start(peers: usize) -> Vec<Self> {
-        (0..peers).map(|_| Self::start()).collect()
-    }
-
-    fn url(&self) -> String {
-        self.url()
-    }
-
-    fn kill(&mut self) {
-        (**self).kill();
-    }
-
-    fn restart(&mut self) {
-        (**self).restart();
-    }
-}
-
-/// A peer that is a real server.
+/// A peer that is a real server. Each one is a [`Backend`].
 #[cfg(target_os = "linux")]
 pub trait RealServer: Backend + DerefMut<Target = Server> {
-    /// Starts one on this port.
+    /// diesel's connection to the server.
+    type Client: R2D2Connection + Send + 'static;
+
+    /// Starts a server on this port.
     fn start_on(port: Port) -> Self;
-    /// The URL of one on this host and port.
+    /// Returns the URL of a server on this host and port.
     fn url_at(host: &str, port: u16) -> String;
-    /// A query that does nothing for so many seconds.
+    /// Returns a query that sleeps for this many seconds.
     fn rest(seconds: f64) -> String;
-    /// A query that keeps a processor busy, for so many times some ten milliseconds.
+    /// Returns a query that keeps a processor busy for about `times` times ten milliseconds.
     fn toil(times: u32) -> String;
+}
+
+#[cfg(target_os = "linux")]
+impl<S: RealServer> Backend for S {
+    type Connection = S::Client;
+
+    fn start(peers: usize) -> Vec<Self> {
+        (0..peers).map(|_| S::start_on(free_port())).collect()
+    }
+
+    fn url(&self) -> String {
+        S::url_at(&self.address().to_string(), self.port())
+    }
+
+    fn kill(&mut self) {
+        Server::kill(self);
+    }
+
+    fn restart(&mut self) {
+        Server::restart(self);
+    }
 }
 
 #[cfg(all(target_os = "linux", feature = "mysql"))]
 impl RealServer for super::mariadb::MariaDb {
+    type Client = diesel::MysqlConnection;
+
     fn start_on(port: Port) -> Self {
         Self::start_on(port)
     }
@@ -113,6 +97,8 @@ impl RealServer for super::mariadb::MariaDb {
 
 #[cfg(all(target_os = "linux", feature = "postgres"))]
 impl RealServer for super::postgres::Postgres {
+    type Client = diesel::PgConnection;
+
     fn start_on(port: Port) -> Self {
         Self::start_on(port)
     }
@@ -130,8 +116,8 @@ impl RealServer for super::postgres::Postgres {
     }
 }
 
-/// One of several paths to one SQLite file: three files would be three databases. It is taken away
-/// by renaming its path, and diesel must not create a file there: `mode=rw`.
+/// One of several paths to the same SQLite file, as several files would be several databases. The peer is
+/// taken away by renaming its path; `mode=rw` keeps diesel from creating a file there.
 #[derive(Debug)]
 pub struct SqlitePath {
     path: PathBuf,
@@ -142,9 +128,9 @@ impl Backend for SqlitePath {
     type Connection = diesel::SqliteConnection;
 
     fn start(peers: usize) -> Vec<Self> {
-        let folder = Arc::new(tempfile::tempdir().expect("a temporary folder"));
-        fs::create_dir(folder.path().join("data")).expect("our own folder");
-        fs::write(folder.path().join("data/app.db"), "").expect("our own folder");
+        let folder = Arc::new(tempfile::tempdir().expect("a temporary folder can be created"));
+        fs::create_dir(folder.path().join("data")).expect("the test owns the folder");
+        fs::write(folder.path().join("data/app.db"), "").expect("the test owns the folder");
         let path = |peer: usize| {
             let path =
                 Self { path: folder.path().join(format!("path{peer}")), folder: folder.clone() };
@@ -159,7 +145,7 @@ impl Backend for SqlitePath {
     }
 
     fn kill(&mut self) {
-        fs::rename(&self.path, self.elsewhere()).expect("our own link");
+        fs::rename(&self.path, self.elsewhere()).expect("the test made the link");
     }
 
     fn restart(&mut self) {
@@ -174,7 +160,7 @@ impl SqlitePath {
         #[cfg(windows)]
         use std::os::windows::fs::symlink_dir as symlink;
 
-        symlink(self.folder.path().join("data"), &self.path).expect("our own folder");
+        symlink(self.folder.path().join("data"), &self.path).expect("the test owns the folder");
     }
 
     /// Where the path is while it is taken away.
@@ -183,14 +169,14 @@ impl SqlitePath {
     }
 }
 
-/// Starts building a manager over peers that are named `peer0`, `peer1` and so on.
+/// Starts building a manager over the peers with these URLs, named `peer0`, `peer1` and so on.
 pub fn manager_of<C>(urls: impl IntoIterator<Item: AsRef<str>>) -> PeerManagerBuilder<C> {
     urls.into_iter().enumerate().fold(PeerManager::builder(), |builder, (index, url)| {
         builder.peer(format!("peer{index}"), url.as_ref())
     })
 }
 
-/// As [`manager_of`], over running peers.
+/// Starts building a manager over running peers, as [`manager_of`] does.
 pub fn manager_over<B: Backend>(peers: &[B]) -> PeerManagerBuilder<B::Connection> {
     manager_of(peers.iter().map(Backend::url))
 }
@@ -204,7 +190,7 @@ where
     builder.build().unwrap_or_else(|error| panic!("the settings are valid: {error}"))
 }
 
-/// Builds the manager and a pool of so many connections that does not wait long between its tries.
+/// Builds the manager and a pool of `max_size` connections that does not wait long between its tries.
 #[track_caller]
 pub fn pool_of<C>(builder: PeerManagerBuilder<C>, max_size: u32) -> (Pool<PeerManager<C>>, Peers)
 where
@@ -219,38 +205,38 @@ where
     (pool, peers)
 }
 
-/// Waits until so many connections of the pool lead to each peer. On a busy machine a login may take so
-/// long that another peer gets its connection; that is evened out as the pool is used.
+/// Waits until each peer has the expected number of connections of the pool. On a busy machine a login may
+/// take so long that another peer gets its connection; using the pool evens that out.
 #[track_caller]
 pub fn fill<C>(pool: &Pool<PeerManager<C>>, peers: &Peers, expected: &[usize])
 where
     C: R2D2Connection + Send + 'static,
 {
-    wait_until("the pool is full", PATIENCE, || {
+    wait_until("each peer has its connections", PATIENCE, || {
         drop(pool.try_get());
         links(peers) == expected
     });
 }
 
-/// The status of one peer.
+/// Returns the status of the peer with this name.
 #[track_caller]
 pub fn status(peers: &Peers, name: &str) -> PeerStatus {
     let snapshot = peers.snapshot();
     snapshot.peer(name).unwrap_or_else(|| panic!("no peer is named {name}: {snapshot}")).clone()
 }
 
-/// The state of one peer.
+/// Returns the state of the peer with this name.
 #[track_caller]
 pub fn state(peers: &Peers, name: &str) -> PeerState {
     status(peers, name).state
 }
 
-/// How many connections of the pool lead to each peer.
+/// Returns the number of the pool's connections to each peer.
 pub fn links(peers: &Peers) -> Vec<usize> {
     peers.snapshot().peers.iter().map(|peer| peer.connections).collect()
 }
 
-/// Makes one test of each suite function for each backend.
+/// Makes one test for each of these functions and each backend.
 #[macro_export]
 macro_rules! on_every_backend {
     ($($suite:ident),+ $(,)?) => {

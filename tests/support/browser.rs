@@ -1,4 +1,4 @@
-//! A real browser, driven by the `WebDriver` protocol, without a window.
+//! A real browser without a window, controlled by the `WebDriver` protocol.
 
 use std::net::{Ipv4Addr, TcpStream};
 
@@ -11,15 +11,17 @@ use super::port::free_port;
 use super::process::{Server, Signals};
 use super::wait_until;
 
-/// Under this name the protocol hands out an element.
+/// The key under which the protocol returns the id of an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
-/// Keys that are no letters.
+/// The tab key in the protocol.
 pub const TAB: &str = "\u{E004}";
+/// The enter key in the protocol.
 pub const ENTER: &str = "\u{E007}";
+/// The escape key in the protocol.
 pub const ESCAPE: &str = "\u{E00C}";
 
-/// `Chromium` and its driver, which keeps it in a temporary folder.
+/// A `Chromium` and its driver, which keeps the browser's files in a temporary folder.
 #[derive(Debug)]
 pub struct Browser {
     driver: Server,
@@ -27,19 +29,19 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// One that shows pages as a phone does, so many points wide and high.
+    /// Starts a browser that emulates a phone with a screen of this size in points.
     pub fn phone(width: u32, height: u32) -> Self {
         let screen = json!({"width": width, "height": height, "pixelRatio": 1.5, "mobile": true});
         Self::start(&[], json!({"mobileEmulation": {"deviceMetrics": screen}}))
     }
 
-    /// One with a small window that runs no scripts of pages.
+    /// Starts a browser with a small window that does not run the scripts of pages.
     pub fn without_scripts() -> Self {
         let blocked = json!({"profile.default_content_setting_values.javascript": 2});
         Self::start(&["--window-size=500,844".to_owned()], json!({"prefs": blocked}))
     }
 
-    /// One with a window of so many points.
+    /// Starts a browser with a window of this size in points.
     pub fn desktop(width: u32, height: u32) -> Self {
         Self::start(&[format!("--window-size={width},{height}")], json!({}))
     }
@@ -55,24 +57,26 @@ impl Browser {
         let signals = Signals { stop: "TERM", kill: "KILL" };
         let driver = Server::start(folder, port, command, signals, ready);
 
-        // Root, and containers, have no sandbox and little shared memory. The pages are our own.
+        // As root and in containers there is no sandbox, and little shared memory. The pages are trusted.
         let mut all = vec!["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"];
         all.extend(arguments.iter().map(String::as_str));
         options["args"] = json!(all);
-        let wanted = json!({"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}});
+        let capabilities =
+            json!({"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}});
         let mut browser = Self { driver, session: String::new() };
-        let session = browser.order("POST", "", &wanted);
-        browser.session = format!("/{}", session["sessionId"].as_str().expect("it has an id"));
+        let session = browser.order("POST", "", &capabilities);
+        browser.session =
+            format!("/{}", session["sessionId"].as_str().expect("the answer has an id"));
         browser
     }
 
-    /// Opens a page and waits until it is there.
+    /// Opens a page and waits until it is loaded.
     #[track_caller]
     pub fn open(&self, url: &str) {
         self.order("POST", "/url", &json!({"url": url}));
     }
 
-    /// Types into the field that a CSS selector finds.
+    /// Types into the field that a CSS selector matches.
     #[track_caller]
     pub fn type_into(&self, field: &str, text: &str) {
         self.order("POST", &format!("{}/value", self.find(field)), &json!({"text": text}));
@@ -83,27 +87,27 @@ impl Browser {
         self.order("POST", &format!("{}/click", self.find(element)), &json!({}));
     }
 
-    /// The text of an element as it is shown.
+    /// Returns the visible text of an element.
     #[track_caller]
     pub fn text(&self, element: &str) -> String {
         let text = self.order("GET", &format!("{}/text", self.find(element)), &Value::Null);
-        text.as_str().expect("text").to_owned()
+        text.as_str().expect("the value is text").to_owned()
     }
 
-    /// Waits until a page has such an element.
+    /// Waits until the page has an element that the CSS selector matches.
     #[track_caller]
     pub fn wait_for(&self, element: &str) {
         let script = format!("return document.querySelector({}) !== null", json!(element));
-        wait_until(&format!("there is {element}"), PATIENCE, || self.run(&script) == true);
+        wait_until(&format!("the page has {element}"), PATIENCE, || self.run(&script) == true);
     }
 
-    /// What a script returns.
+    /// Runs a script on the page and returns its result.
     #[track_caller]
     pub fn run(&self, script: &str) -> Value {
         self.order("POST", "/execute/sync", &json!({"script": script, "args": []}))
     }
 
-    /// Presses a key, by its name in the protocol or its letter, where the focus is.
+    /// Presses a key, given by its code in the protocol or its letter, in the focused element.
     #[track_caller]
     pub fn press(&self, key: &str) {
         let strokes = ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key}));
@@ -111,23 +115,24 @@ impl Browser {
         self.order("POST", "/actions", &json!({"actions": [keyboard]}));
     }
 
-    /// Shows pages as to somebody who likes them dark, or light.
+    /// Sets the preferred color scheme, `dark` or `light`.
     #[track_caller]
     pub fn prefer(&self, scheme: &str) {
         let scheme = json!([{"name": "prefers-color-scheme", "value": scheme}]);
-        self.tell("Emulation.setEmulatedMedia", &json!({"features": scheme}));
+        self.devtools("Emulation.setEmulatedMedia", &json!({"features": scheme}));
     }
 
-    /// The whole page, as a PNG file.
+    /// Returns a screenshot of the whole page as a PNG file.
     #[track_caller]
     pub fn screenshot(&self) -> Vec<u8> {
-        let picture = self.tell("Page.captureScreenshot", &json!({"captureBeyondViewport": true}));
-        base64(picture["data"].as_str().expect("text"))
+        let picture =
+            self.devtools("Page.captureScreenshot", &json!({"captureBeyondViewport": true}));
+        base64(picture["data"].as_str().expect("the value is text"))
     }
 
-    /// Orders something that the protocol does not know, and this browser does.
+    /// Runs a command of this browser's `DevTools` protocol, which goes beyond `WebDriver`.
     #[track_caller]
-    fn tell(&self, command: &str, parameters: &Value) -> Value {
+    fn devtools(&self, command: &str, parameters: &Value) -> Value {
         self.order("POST", "/goog/cdp/execute", &json!({"cmd": command, "params": parameters}))
     }
 
@@ -135,7 +140,7 @@ impl Browser {
     fn find(&self, element: &str) -> String {
         let by = json!({"using": "css selector", "value": element});
         let found = self.order("POST", "/element", &by);
-        format!("/element/{}", found[ELEMENT].as_str().expect("it has an id"))
+        format!("/element/{}", found[ELEMENT].as_str().expect("the answer has an id"))
     }
 
     #[track_caller]
@@ -143,12 +148,12 @@ impl Browser {
         let port = self.driver.port();
         let url = format!("http://127.0.0.1:{port}/session{}{path}", self.session);
         let (status, mut answer) = http::json(method, &url, body).expect("the driver answers");
-        assert_eq!(status, 200, "the browser did not: {method} {path} {body}: {answer:#}");
+        assert_eq!(status, 200, "the driver carries out {method} {path} {body}: {answer:#}");
         answer["value"].take()
     }
 }
 
-/// The driver would leave the browser behind.
+/// Ends the session: without this, the driver would leave the browser running.
 impl Drop for Browser {
     fn drop(&mut self) {
         if !self.session.is_empty() {
@@ -158,7 +163,7 @@ impl Drop for Browser {
     }
 }
 
-/// The bytes of a text in base 64.
+/// Decodes base 64.
 fn base64(text: &str) -> Vec<u8> {
     let value = |letter: u8| {
         let value = match letter {

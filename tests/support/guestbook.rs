@@ -1,4 +1,4 @@
-//! The guest book of `examples/guestbook` as a running application.
+//! The application of `examples/guestbook`, running.
 
 use std::net::{Ipv4Addr, TcpStream};
 
@@ -8,24 +8,24 @@ use super::port::free_port;
 use super::process::{Server, Signals};
 use super::program;
 
-/// The application, in a folder of its own.
+/// A guest book with a temporary folder of its own.
 #[derive(Debug)]
 pub struct GuestBook {
     server: Server,
 }
 
 impl GuestBook {
-    /// Starts it as it is, with `SQLite`.
+    /// Starts the guest book with its default databases, which are `SQLite`.
     pub fn start() -> Self {
         Self::start_with(None)
     }
 
-    /// Starts it with these settings of its databases, in Rocket's notation.
+    /// Starts the guest book with these database settings, in Rocket's notation.
     pub fn start_with(databases: Option<&str>) -> Self {
         let account = Account::ourselves();
         let port = free_port();
         let program = program("guestbook", "guestbook");
-        let mut command = account.command(program.to_str().expect("a path of ours"));
+        let mut command = account.command(program.to_str().expect("the path is UTF-8"));
         command.env("ROCKET_PORT", port.number().to_string()).env("ROCKET_CLI_COLORS", "false");
         command.envs(databases.map(|databases| ("ROCKET_DATABASES", databases)));
         let ready =
@@ -34,7 +34,7 @@ impl GuestBook {
         Self { server: Server::start(account.folder(), port, command, signals, ready) }
     }
 
-    /// Where its site is.
+    /// Returns the URL of the site.
     pub fn site(&self) -> String {
         format!("http://localhost:{}", self.server.port())
     }
@@ -43,7 +43,7 @@ impl GuestBook {
         Client::of(&self.site())
     }
 
-    /// All that it has logged.
+    /// Returns all that the application has logged.
     pub fn log(&self) -> String {
         self.server.log()
     }

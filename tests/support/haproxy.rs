@@ -1,30 +1,29 @@
-//! A real proxy in front of a server.
+//! A real HAProxy in front of a server.
 
 use std::fs;
 use std::io::{Read, Write};
-use std::ops::{Deref, DerefMut};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::account::Account;
 use super::port::free_port;
-use super::process::{Server, Signals};
+use super::process::{Server, Signals, deref_to_server};
 use super::{mariadb, postgres};
 
-/// `haproxy` that passes TCP connections on to one server.
+/// An `haproxy` that forwards TCP connections.
 #[derive(Debug)]
 pub struct HaProxy {
     server: Server,
 }
 
 impl HaProxy {
-    /// Starts a proxy in front of whatever listens, or will listen, on the port `behind`.
+    /// Starts a proxy in front of the server that listens, or will listen, on the port `behind`.
     pub fn in_front_of(behind: u16) -> Self {
-        // No checks: the proxy must not notice a dead server before its clients do.
+        // Without checks: the proxy must not detect a dead server before its clients do.
         Self::start(&format!("server behind 127.0.0.1:{behind}"))
     }
 
-    /// Starts a load balancer over several servers, as one is set up in front of a database: each is
+    /// Starts a load balancer over several servers with settings that are usual for databases: each server is
     /// checked every second, and its sessions end when it is down.
     pub fn balancing(behind: &[u16]) -> Self {
         let servers = behind.iter().map(|port| {
@@ -57,80 +56,71 @@ impl HaProxy {
             socket.display()
         );
         let file = folder.path().join("config");
-        fs::write(&file, config).expect("our own folder");
+        fs::write(&file, config).expect("the test owns the folder");
         account.take(&file);
 
         let mut command = account.command("haproxy");
-        // In the foreground, as one process.
+        // Run in the foreground, as one process.
         command.arg("-db").arg("-f").arg(&file);
-        // Its own socket, and not the port: that would open a session to the server behind.
+        // Connect to its control socket: a connection to the port would open a session to the server behind.
         let ready = |server: &Server| ask(server.folder(), "show info").is_ok();
         let signals = Signals { stop: "TERM", kill: "KILL" };
         Self { server: Server::start(folder, port, command, signals, ready) }
     }
 
-    /// The database's URL through the proxy, if the server behind is a `MariaDB`.
+    /// Returns the database's URL through the proxy, for a `MariaDB` behind it.
     pub fn mysql_url(&self) -> String {
         mariadb::url(self.port())
     }
 
-    /// The database's URL through the proxy, if the server behind is a `PostgreSQL`.
+    /// Returns the database's URL through the proxy, for a `PostgreSQL` behind it.
     pub fn postgres_url(&self) -> String {
         postgres::url(self.port())
     }
 
-    /// Refuses new connections from now on. Open sessions go on.
+    /// Makes the proxy refuse new connections. Open sessions go on.
     pub fn refuse(&self) {
         self.order("disable frontend front");
     }
 
-    /// Accepts connections again.
+    /// Makes the proxy accept connections again.
     pub fn accept(&self) {
         self.order("enable frontend front");
     }
 
-    /// How many sessions it has with clients at the moment.
+    /// Returns the current number of sessions with clients.
     pub fn sessions(&self) -> usize {
-        // Of all frontends (type 1): a line of names, then one of values. Statistics begin with
-        // proxy, server, current and highest queue, current sessions.
+        // The statistics of frontends (type 1) are a line of names and a line of values. The columns begin
+        // with proxy, server, current queue, highest queue, current sessions.
         let statistics = self.ask("show stat -1 1 -1");
-        let front = statistics.lines().nth(1).expect("there is one frontend");
-        front.split(',').nth(4).and_then(|count| count.parse().ok()).expect("a count")
+        let front = statistics.lines().nth(1).expect("the proxy has a frontend");
+        front
+            .split(',')
+            .nth(4)
+            .and_then(|count| count.parse().ok())
+            .expect("the fifth column is a number")
     }
 
-    /// What its administrator gets for an answer.
+    /// Sends a command to the control socket and returns the answer.
     #[track_caller]
-    pub fn ask(&self, question: &str) -> String {
-        ask(self.folder(), question).expect("it runs")
+    pub fn ask(&self, command: &str) -> String {
+        ask(self.folder(), command).expect("the proxy runs")
     }
 
-    /// Gives an order, which is obeyed without a word.
+    /// Sends a command that has no output when it succeeds.
     #[track_caller]
-    fn order(&self, order: &str) {
-        let answer = self.ask(order);
-        assert!(answer.trim().is_empty(), "{order}: {answer}");
+    fn order(&self, command: &str) {
+        let answer = self.ask(command);
+        assert!(answer.trim().is_empty(), "{command}: {answer}");
     }
 }
 
-/// The life of the process is the same for all servers: see [`Server`].
-impl Deref for HaProxy {
-    type Target = Server;
+deref_to_server!(HaProxy);
 
-    fn deref(&self) -> &Server {
-        &self.server
-    }
-}
-
-impl DerefMut for HaProxy {
-    fn deref_mut(&mut self) -> &mut Server {
-        &mut self.server
-    }
-}
-
-/// Asks the proxy that lives in `folder` over its administrator's socket.
-fn ask(folder: &Path, question: &str) -> std::io::Result<String> {
+/// Sends a command to the control socket in `folder` and returns the answer.
+fn ask(folder: &Path, command: &str) -> std::io::Result<String> {
     let mut socket = UnixStream::connect(folder.join("socket"))?;
-    writeln!(socket, "{question}")?;
+    writeln!(socket, "{command}")?;
     let mut answer = String::new();
     socket.read_to_string(&mut answer)?;
     Ok(answer)

@@ -1,4 +1,4 @@
-//! A visitor of a web site who is no browser.
+//! An HTTP client.
 
 use serde_json::Value;
 use ureq::Agent;
@@ -6,20 +6,20 @@ use ureq::http::Response;
 
 use super::backend::PATIENCE;
 
-/// Sends requests to one site. It follows no redirects and keeps no cookies.
+/// A client of one site that follows no redirects and keeps no cookies.
 #[derive(Debug)]
 pub struct Client {
     agent: Agent,
     site: String,
 }
 
-/// What came back.
+/// An HTTP response.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
-    /// Where a redirect leads.
+    /// The target of a redirect.
     pub location: Option<String>,
-    /// One, if it is as it should be.
+    /// All `Content-Type` headers: exactly one in a correct response.
     pub content_types: Vec<String>,
     pub body: String,
 }
@@ -30,7 +30,8 @@ impl Client {
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
-            // A connection for each request: none is closed by the server just when it is used again.
+            // Each request has a connection of its own: a kept one might be closed by the server just when it
+            // is used again.
             .max_idle_connections(0)
             .timeout_global(Some(PATIENCE))
             .proxy(None)
@@ -50,7 +51,7 @@ impl Client {
         self.post_with(path, fields, &[])
     }
 
-    /// As [`post`](Self::post), with these headers.
+    /// Sends a form with these headers.
     #[track_caller]
     pub fn post_with(
         &self,
@@ -75,12 +76,12 @@ impl Answer {
             status: response.status().as_u16(),
             location: values("location").pop(),
             content_types: values("content-type"),
-            body: response.body_mut().read_to_string().expect("text"),
+            body: response.body_mut().read_to_string().expect("the body is text"),
         }
     }
 }
 
-/// Sends JSON and returns the status and the JSON that comes back, if anything does.
+/// Sends JSON and returns the status and the JSON of the response.
 pub fn json(method: &str, url: &str, body: &Value) -> Result<(u16, Value), ureq::Error> {
     let config = Agent::config_builder()
         .http_status_as_error(false)
@@ -94,5 +95,5 @@ pub fn json(method: &str, url: &str, body: &Value) -> Result<(u16, Value), ureq:
         _ => agent.post(url).content_type("application/json").send(body.to_string()),
     };
     let Answer { status, body, .. } = Answer::from(answer?);
-    Ok((status, serde_json::from_str(&body).expect("JSON")))
+    Ok((status, serde_json::from_str(&body).expect("the body is JSON")))
 }

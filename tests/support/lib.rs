@@ -1,8 +1,9 @@
-//! The test bench: real servers, started for one test and gone with it, and the ways they fail.
+//! Test support: real servers, each started for one test and removed with it, and the ways in which
+//! they fail.
 //!
-//! Everything listens on loopback and lives in a temporary folder of its own. The real servers
-//! need Linux; [`scripted`] runs anywhere.
-#![allow(clippy::disallowed_methods, reason = "the bench waits for real processes")]
+//! All servers listen on loopback and keep their files in temporary folders. Real servers need Linux;
+//! [`scripted`] servers run on any platform.
+#![allow(clippy::disallowed_methods, reason = "the test support waits for real processes")]
 #![allow(
     missing_docs,
     missing_debug_implementations,
@@ -11,7 +12,7 @@
     clippy::must_use_candidate,
     clippy::new_ret_no_self,
     clippy::return_self_not_must_use,
-    reason = "only tests use it, and a test that cannot go on panics"
+    reason = "only tests use this library, and a test that cannot continue panics"
 )]
 
 #[cfg(target_os = "linux")]
@@ -54,21 +55,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Comma-separated URLs of the tester's own `MySQL` or `MariaDB` servers, for [`own_urls`].
+/// The environment variable with comma-separated URLs of the tester's own `MySQL` or `MariaDB` servers,
+/// for [`own_urls`].
 pub const OWN_MYSQL: &str = "DIESEL_PEERS_TEST_MYSQL_URL";
-/// Comma-separated URLs of the tester's own `PostgreSQL` servers, for [`own_urls`].
+/// The environment variable with comma-separated URLs of the tester's own `PostgreSQL` servers, for
+/// [`own_urls`].
 pub const OWN_POSTGRES: &str = "DIESEL_PEERS_TEST_POSTGRES_URL";
 
-/// The database and the user that every server of the bench has.
+/// The name of the database, and of its user, on every server of the test support.
 pub const APP: &str = "app";
-/// The password of [`APP`]: a word that must not show up in any log.
+/// The password of [`APP`]. It must not show up in any log.
 pub const APP_PASSWORD: &str = "s3cret-app";
 
-/// How long a wait sleeps before it looks again.
+/// How long a wait sleeps between two evaluations of its condition.
 const POLL: Duration = Duration::from_millis(5);
 
-/// Tells threads to end when it is dropped: also when the story that they go on beside panics, or their
-/// scope would wait for them for ever.
+/// Sets the flag that ends threads when it is dropped. It also does so when the code that runs beside the
+/// threads panics; otherwise their scope would wait for them forever.
 pub struct EndsThreads<'a>(pub &'a AtomicBool);
 
 impl Drop for EndsThreads<'_> {
@@ -81,14 +84,14 @@ impl Drop for EndsThreads<'_> {
 ///
 /// # Panics
 ///
-/// Says `what` it waited for when `deadline` has passed. Give it plenty: a wait that ends well
-/// ends at once, whatever the deadline.
+/// Panics with `what` when `deadline` has passed. The deadline should be generous: a wait whose
+/// condition holds ends at once.
 #[track_caller]
 pub fn wait_until(what: &str, deadline: Duration, condition: impl FnMut() -> bool) {
-    assert!(within(deadline, condition), "waited {deadline:?} in vain for: {what}");
+    assert!(within(deadline, condition), "waited {deadline:?} until {what}");
 }
 
-/// As [`wait_until`], and tells how long it took.
+/// Waits as [`wait_until`] does, and returns how long that took.
 #[track_caller]
 pub fn how_long(what: &str, deadline: Duration, condition: impl FnMut() -> bool) -> Duration {
     let start = Instant::now();
@@ -96,7 +99,7 @@ pub fn how_long(what: &str, deadline: Duration, condition: impl FnMut() -> bool)
     start.elapsed()
 }
 
-/// Whether `condition` comes to hold before the deadline. It is tried at least once.
+/// Returns whether `condition` holds before the deadline. The condition is evaluated at least once.
 pub fn within(deadline: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     loop {
@@ -110,10 +113,13 @@ pub fn within(deadline: Duration, mut condition: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// Cargo's folder for the profile of these tests.
+/// Returns Cargo's folder for the profile of these tests.
 pub fn profile_folder() -> PathBuf {
-    let test = env::current_exe().expect("it runs");
-    test.ancestors().nth(2).expect("tests are in a folder below it").to_owned()
+    let test = env::current_exe().expect("the test program has a path");
+    test.ancestors()
+        .nth(2)
+        .expect("test programs are in a subfolder of the profile's folder")
+        .to_owned()
 }
 
 /// The program of an example of diesel-peers. `cargo test --workspace` builds the examples before it runs
@@ -150,7 +156,7 @@ fn built(folder: &Path, name: &str, arguments: &str) -> PathBuf {
     program
 }
 
-/// The servers a tester names in the environment variable `var`, to test against those as well.
+/// Returns the URLs of the tester's own servers, which the environment variable `var` lists.
 pub fn own_urls(var: &str) -> Option<Vec<String>> {
     let urls = env::var(var).ok()?;
     let urls: Vec<_> =

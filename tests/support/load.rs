@@ -1,4 +1,4 @@
-//! Threads that keep a pool busy, and what they have seen.
+//! Threads that keep a pool busy, and what they observe.
 
 use std::collections::BTreeMap;
 use std::iter;
@@ -14,53 +14,55 @@ use diesel_peers::PeerManager;
 use super::EndsThreads;
 use super::backend::PATIENCE;
 
-/// What the threads have seen so far.
+/// A load on a pool that is under way.
 #[derive(Debug, Default)]
 pub struct Load {
     stopped: AtomicBool,
-    /// How many times each thread has come back from its `pool.get()` and its query.
+    /// How many times each thread has finished a `pool.get()` and a query.
     rounds: Vec<AtomicUsize>,
     seen: Mutex<Seen>,
 }
 
-/// What the threads have seen.
+/// What the threads of a load have observed.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// Queries that succeeded, by peer.
+    /// The number of queries that succeeded on each peer.
     pub served: BTreeMap<String, usize>,
-    /// Errors of queries, each with its peer.
+    /// The peer and the error of each query that failed.
     pub failed: Vec<(String, String)>,
-    /// Errors of `pool.get()`.
+    /// The errors of `pool.get()`.
     pub refused: Vec<String>,
-    /// When the last query began that each peer was given, and when the first failed.
+    /// When the last query of each peer began.
     pub last_begun: BTreeMap<String, Instant>,
+    /// When the first query failed.
     pub first_failed: Option<Instant>,
-    /// The longest time that a `pool.get()` took, and a query.
+    /// The longest time that a `pool.get()` took.
     pub longest_get: Duration,
+    /// The longest time that a query took.
     pub longest_query: Duration,
 }
 
 impl Load {
-    /// Keeps `pool` busy with `query` from so many threads while `story` goes on, and tells what
-    /// they saw until its end.
+    /// Keeps `pool` busy with `query` from `threads` threads while `scenario` runs, and returns what the
+    /// threads observed until its end.
     pub fn run<C>(
         pool: &Pool<PeerManager<C>>,
         threads: usize,
         query: &str,
-        story: impl FnOnce(&Self),
+        scenario: impl FnOnce(&Self),
     ) -> Seen
     where
         C: R2D2Connection + Send + 'static,
     {
         let queries: Vec<_> = iter::repeat_n(query, threads).collect();
-        Self::run_each(pool, &queries, story)
+        Self::run_each(pool, &queries, scenario)
     }
 
-    /// As [`run`](Self::run), with one thread for each of these queries.
+    /// Does the same as [`run`](Self::run), with one thread for each of these queries.
     pub fn run_each<C>(
         pool: &Pool<PeerManager<C>>,
         queries: &[impl AsRef<str> + Sync],
-        story: impl FnOnce(&Self),
+        scenario: impl FnOnce(&Self),
     ) -> Seen
     where
         C: R2D2Connection + Send + 'static,
@@ -78,42 +80,42 @@ impl Load {
                 });
             }
             let _stop = EndsThreads(&load.stopped);
-            story(&load);
+            scenario(&load);
         });
         load.seen.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many queries have succeeded on this peer.
+    /// Returns the number of queries that have succeeded on this peer.
     pub fn served_by(&self, peer: &str) -> usize {
         self.seen().served.get(peer).copied().unwrap_or_default()
     }
 
-    /// How many queries have succeeded on all peers.
+    /// Returns the number of queries that have succeeded on all peers.
     pub fn served(&self) -> usize {
         self.seen().served.values().sum()
     }
 
-    /// How many queries have failed on all peers.
+    /// Returns the number of queries that have failed on all peers.
     pub fn failed(&self) -> usize {
         self.seen().failed.len()
     }
 
-    /// When the last query began that this peer was given.
+    /// Returns when the last query of this peer began.
     pub fn last_begun(&self, peer: &str) -> Option<Instant> {
         self.seen().last_begun.get(peer).copied()
     }
 
-    /// When the first query failed.
+    /// Returns when the first query failed.
     pub fn first_failed(&self) -> Option<Instant> {
         self.seen().first_failed
     }
 
-    /// How many times each thread has come back from its `pool.get()` and its query.
+    /// Returns how many times each thread has finished a `pool.get()` and a query.
     pub fn rounds(&self) -> Vec<usize> {
         self.rounds.iter().map(|rounds| rounds.load(Ordering::Relaxed)).collect()
     }
 
-    /// Whether each thread has come back at least so many times since `before`.
+    /// Returns whether each thread has finished at least `times` rounds more than `before`.
     pub fn all_came_back(&self, before: &[usize], times: usize) -> bool {
         self.rounds().iter().zip(before).all(|(now, before)| *now >= before + times)
     }

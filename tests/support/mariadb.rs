@@ -2,8 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::{Ipv4Addr, TcpStream};
-use std::ops::{Deref, DerefMut};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -12,12 +11,12 @@ use tempfile::TempDir;
 
 use super::account::Account;
 use super::port::{Port, free_port};
-use super::process::{Server, Signals, find_program, run, text};
+use super::process::{Server, Signals, deref_to_server, find_program, run, text};
 use super::tls::Certificate;
 use super::{APP, APP_PASSWORD, template};
 
-/// `mariadbd` with an empty database and a user of its own. It reads no configuration file but one in
-/// its folder, which is empty for most.
+/// A `mariadbd` with an empty database and the user of the tests. Its only configuration file is in its
+/// folder, and is empty except for Galera nodes.
 #[derive(Debug)]
 pub struct MariaDb {
     server: Server,
@@ -29,7 +28,7 @@ impl MariaDb {
         Self::start_with(free_port(), |_, _| Vec::new())
     }
 
-    /// As [`start`](Self::start), on this port.
+    /// Starts a server with new data on this port.
     pub fn start_on(port: Port) -> Self {
         Self::start_with(port, |_, _| Vec::new())
     }
@@ -39,7 +38,7 @@ impl MariaDb {
         Self::start_with(free_port(), |_, _| vec!["--bind-address=127.0.0.1,::1".to_owned()])
     }
 
-    /// Starts a server that lets nobody in over TCP without TLS.
+    /// Starts a server that refuses logins over TCP without TLS.
     pub fn start_with_tls() -> Self {
         Self::start_with(free_port(), |account, folder| {
             let Certificate { certificate, key } = Certificate::make(account, folder);
@@ -51,7 +50,7 @@ impl MariaDb {
         })
     }
 
-    /// Starts a server with new data, and with these settings besides.
+    /// Starts a server with new data and these additional settings.
     fn start_with(port: Port, settings: impl FnOnce(&Account, &Path) -> Vec<String>) -> Self {
         let account = Account::of("mysql");
         let folder = account.folder();
@@ -62,7 +61,7 @@ impl MariaDb {
         server
     }
 
-    /// A server that is not started yet, on the data that are in this folder.
+    /// Prepares a server on the data in this folder without starting it.
     pub(super) fn prepare_in(
         account: &Account,
         folder: TempDir,
@@ -77,38 +76,37 @@ impl MariaDb {
         command.args([
             "--skip-name-resolve",
             "--max-connections=200",
-            // A port check that hangs up without logging in counts as an error.
+            // A client that disconnects without logging in counts as an error.
             "--max-connect-errors=1000000",
         ]);
         command.args(settings);
-        let ready =
-            |server: &Server| greets_at(server.address(), server.port(), Duration::from_secs(1));
+        let ready = |server: &Server| greets(server, Duration::from_secs(1));
         let signals = Signals { stop: "TERM", kill: "KILL" };
         Self { server: Server::prepare(folder, port, command, signals, ready) }
     }
 
-    /// Where the application finds its database.
+    /// Returns the URL of the application's database.
     pub fn url(&self) -> String {
         url_at(&self.address().to_string(), self.port())
     }
 
-    /// How many sessions of the application the server has.
+    /// Returns the number of the application's sessions on the server.
     pub fn sessions(&self) -> usize {
         let count = self.sql(&format!(
             "SELECT COUNT(*) FROM information_schema.processlist WHERE user = '{APP}'"
         ));
-        count.trim().parse().expect("a count")
+        count.trim().parse().expect("the answer is a number")
     }
 
-    /// Has the server run statements as its administrator, and returns its answer.
+    /// Runs statements as the administrator, and returns the answer.
     #[track_caller]
     pub fn sql(&self, statements: &str) -> String {
         run(&mut self.client(statements))
     }
 
-    /// As [`sql`](Self::sql), of a server that may be down or refuse.
+    /// Runs statements as [`sql`](Self::sql) does, and returns `None` when the server is down or refuses.
     pub fn try_sql(&self, statements: &str) -> Option<String> {
-        let output = self.client(statements).output().expect("it was found, so it starts");
+        let output = self.client(statements).output().expect("the program exists, so it starts");
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
@@ -122,40 +120,25 @@ impl MariaDb {
     }
 }
 
-/// The life of the process is the same for all servers: see [`Server`].
-impl Deref for MariaDb {
-    type Target = Server;
+deref_to_server!(MariaDb);
 
-    fn deref(&self) -> &Server {
-        &self.server
-    }
-}
-
-impl DerefMut for MariaDb {
-    fn deref_mut(&mut self) -> &mut Server {
-        &mut self.server
-    }
-}
-
-/// The URL of the application's database behind `port`, on a server or something in front of it.
+/// Returns the URL of the application's database on a local port, of a server or of a proxy.
 pub fn url(port: u16) -> String {
     url_at("127.0.0.1", port)
 }
 
-/// As [`url`], on another host.
+/// Returns the URL of the application's database on this host and port.
 pub fn url_at(host: &str, port: u16) -> String {
     format!("mysql://{APP}:{APP_PASSWORD}@{host}:{port}/{APP}")
 }
 
-/// Whether a server on `port` says hello: it speaks first, before any login.
-pub fn greets(port: u16, patience: Duration) -> bool {
-    greets_at(Ipv4Addr::LOCALHOST, port, patience)
-}
-
-fn greets_at(address: Ipv4Addr, port: u16, patience: Duration) -> bool {
-    let Ok(mut stream) = TcpStream::connect((address, port)) else { return false };
-    stream.set_read_timeout(Some(patience)).expect("longer than nothing");
-    // Four bytes of length and sequence, then the protocol's version; an error has 255 there.
+/// Returns whether the server sends its greeting, which comes before any login.
+pub fn greets(server: &Server, patience: Duration) -> bool {
+    let address = (server.address(), server.port());
+    let Ok(mut stream) = TcpStream::connect(address) else { return false };
+    stream.set_read_timeout(Some(patience)).expect("the timeout is not zero");
+    // The greeting begins with four bytes of length and sequence number, and the version of the protocol,
+    // which is 255 in an error packet.
     let mut greeting = [0; 5];
     stream.read_exact(&mut greeting).is_ok() && greeting[4] == 10
 }
@@ -165,28 +148,28 @@ pub(super) fn unpack_data(account: &Account, folder: &Path) {
     template::unpack("mariadb", &recipe(), account, folder, |data| make_data(account, data));
 }
 
-/// Also part of the archive's name: the program's version, and all of this file.
+/// Returns all that determines the data: the program's version and the source of this file.
 pub(super) fn recipe() -> String {
     run(Command::new(find_program("mariadbd")).arg("--version")) + include_str!("mariadb.rs")
 }
 
-/// The configuration file of a server in this folder.
+/// Returns the path of the configuration file of a server in this folder.
 pub(super) fn configuration(folder: &Path) -> PathBuf {
     folder.join("server.cnf")
 }
 
-/// The server program with what shapes its data and what makes it quick. The data need to outlive
-/// the server's death, but not the machine's.
+/// Returns the command of the server with the options that shape its data and make it fast. The data have
+/// to survive a crash of the server, but not of the machine.
 pub(super) fn mariadbd(account: &Account, data: &Path) -> Command {
     let file = configuration(data);
     if !file.exists() {
-        File::create(&file).expect("our own folder");
+        File::create(&file).expect("the test owns the folder");
         account.take(&file);
     }
     let mut command = account.command("mariadbd");
     command.arg(format!("--defaults-file={}", file.display()));
     command.arg(format!("--datadir={}", data.display()));
-    // A server that starts removes the temporary tables that it finds there, also those of others.
+    // A starting server removes all temporary tables in its `tmpdir`, also those of other servers.
     command.arg(format!("--tmpdir={}", data.display()));
     command.args([
         "--innodb-log-file-size=4M",
@@ -199,7 +182,8 @@ pub(super) fn mariadbd(account: &Account, data: &Path) -> Command {
     command
 }
 
-/// Makes new data: no anonymous users, no administrator over TCP, and the application's account.
+/// Makes new data without anonymous users and without an administrator over TCP, and with the
+/// application's account.
 fn make_data(account: &Account, data: &Path) {
     let mut install = account.command("mariadb-install-db");
     install.arg("--no-defaults").arg(format!("--datadir={}", data.display()));

@@ -1,4 +1,4 @@
-//! Faults of the network, and of what answers in a server's place.
+//! Faults of the network, and listeners that behave badly in place of a server.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -20,8 +20,7 @@ pub fn connect(port: u16, patience: Duration) -> std::io::Result<TcpStream> {
 
 /// A port on which connecting hangs, as with a machine that is off or behind a firewall.
 ///
-/// Nobody accepts, and the queue of those who wait for it is full; so the kernel ignores who else
-/// wants to connect.
+/// No process accepts connections and the accept queue is full, so the kernel ignores further attempts.
 #[derive(Debug)]
 pub struct FullBacklog {
     port: Port,
@@ -34,7 +33,7 @@ impl FullBacklog {
     pub fn start() -> Self {
         let (listener, port) = listen();
         let mut queue = Vec::new();
-        // Until it hangs twice in a row: once may be the machine's delay.
+        // The queue is full when connecting hangs twice in a row: one timeout may be the machine's delay.
         let mut hung = 0;
         while hung < 2 {
             match connect(port.number(), Duration::from_millis(100)) {
@@ -48,21 +47,21 @@ impl FullBacklog {
         Self { port, _listener: listener, _queue: queue }
     }
 
-    /// The port on which connecting hangs.
+    /// Returns the port on which connecting hangs.
     pub fn port(&self) -> u16 {
         self.port.number()
     }
 
-    /// Goes away, and leaves its port to somebody else.
+    /// Stops listening and returns the port.
     pub fn vanish(self) -> Port {
         self.port
     }
 }
 
-/// A port that accepts connections and never says anything.
+/// A port that accepts connections and never sends anything.
 #[derive(Debug)]
 pub struct Silent {
-    // Before the port is free, its listener has gone.
+    // The first field is dropped first: the listener is closed before the port is released.
     listening: Listening,
     port: Port,
 }
@@ -94,21 +93,21 @@ impl Silent {
                 }
             }
         });
-        let thread = Some(thread.expect("one thread more"));
+        let thread = Some(thread.expect("a thread can be started"));
         Self { listening: Listening { port: port.number(), accepted, stopped, thread }, port }
     }
 
-    /// The port on which it keeps silent.
+    /// Returns the port of the silent listener.
     pub fn port(&self) -> u16 {
         self.port.number()
     }
 
-    /// How many connections it has accepted so far.
+    /// Returns the number of accepted connections.
     pub fn accepted(&self) -> usize {
         self.listening.accepted.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Goes away with all connections, and leaves its port to somebody else.
+    /// Closes the listener and all its connections, and returns the port.
     pub fn vanish(self) -> Port {
         self.port
     }
@@ -117,41 +116,41 @@ impl Silent {
 impl Drop for Listening {
     fn drop(&mut self) {
         self.stopped.store(true, Ordering::Relaxed);
-        // The thread waits for a connection: give it one.
+        // The thread blocks until a connection arrives.
         if connect(self.port, Duration::from_secs(1)).is_ok() {
             let _ = self.thread.take().map(JoinHandle::join);
         }
     }
 }
 
-/// A listener on a port of our own.
+/// Opens a listener on a newly claimed port.
 fn listen() -> (TcpListener, Port) {
     let port = free_port();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port.number()));
     (listener.expect("the port is free"), port)
 }
 
-/// Which packets get lost.
+/// The packets that are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drops {
-    /// Those that open a connection. Established ones go on.
+    /// Packets that open a connection. Established connections go on.
     NewOnly,
-    /// All to and from the port: the cable is cut.
+    /// All packets to and from the port, as if the cable were cut.
     All,
 }
 
-/// Packets on loopback are lost for as long as this lives. Only root can make it.
+/// A fault that drops packets on loopback until it is dropped. Only root can create it.
 #[derive(Debug)]
 pub struct DroppedPackets {
-    /// An interactive `nft`. The kernel removes the rules together with the process that owns
-    /// them, even if the test is killed; no rule can stay and puzzle the next one.
+    /// An interactive `nft`. The kernel removes the rules together with the process that owns them, even
+    /// if the test is killed, so no rule can remain and disturb the next test.
     nft: Child,
 }
 
 impl DroppedPackets {
-    /// Loses the packets of `port` on loopback.
+    /// Drops packets of `port` on loopback.
     ///
-    /// They are dropped where they come in: where they go out, the sender would be told.
+    /// The rules drop incoming packets: for an outgoing packet the sender would get an error.
     pub fn to_port(port: u16, drops: Drops) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -164,34 +163,35 @@ impl DroppedPackets {
         let mut command = Account::ourselves().command("nft");
         command.arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut dropped = Self { nft: command.spawn().expect("`setpriv` starts") };
-        let input = dropped.nft.stdin.as_mut().expect("it is piped");
-        writeln!(input, "add table {table} {{ flags owner; }}").expect("it reads");
+        let input = dropped.nft.stdin.as_mut().expect("the input is piped");
+        writeln!(input, "add table {table} {{ flags owner; }}").expect("`nft` reads its input");
         writeln!(input, "add chain {table} in {{ type filter hook input priority -300; }}")
-            .expect("it reads");
+            .expect("`nft` reads its input");
         for rule in rules {
             let rule = rule.replace("{port}", &port.to_string());
-            writeln!(input, "add rule {table} in iif lo tcp {rule} drop").expect("it reads");
+            writeln!(input, "add rule {table} in iif lo tcp {rule} drop")
+                .expect("`nft` reads its input");
         }
 
         let mut list = Command::new(find_program("nft"));
         list.args(["list", "table"]).args(table.split(' '));
         let in_force = within(Duration::from_secs(10), || {
-            let listed = list.output().expect("it was found, so it starts").stdout;
+            let listed = list.output().expect("the program exists, so it starts").stdout;
             String::from_utf8_lossy(&listed).matches(" drop\n").count() == rules.len()
         });
-        assert!(in_force, "`nft` failed: {}", dropped.end());
+        assert!(in_force, "`nft` must apply the rules: {}", dropped.end());
         dropped
     }
 
-    /// Ends the process, and so the loss; returns its complaints.
+    /// Ends the process, which removes the rules, and returns its error output.
     fn end(&mut self) -> String {
         let _ = self.nft.kill();
         let _ = self.nft.wait();
-        let mut complaints = String::new();
-        if let Some(mut errors) = self.nft.stderr.take() {
-            let _ = errors.read_to_string(&mut complaints);
+        let mut errors = String::new();
+        if let Some(mut stderr) = self.nft.stderr.take() {
+            let _ = stderr.read_to_string(&mut errors);
         }
-        complaints
+        errors
     }
 }
 

@@ -1,4 +1,4 @@
-//! Ports on loopback that stay ours while their server is down.
+//! Ports on loopback that stay reserved while their server is down.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::linux::net::SocketAddrExt;
@@ -9,38 +9,38 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The first port handed out.
 ///
-/// All lie below the range (from 32768 on) from which Linux takes the local ports of outgoing
-/// connections. There, any connection of the machine could sit on the port of a server that is
-/// to be restarted. Worse, a client that tries again and again to reach a dead port is sooner or
-/// later given that very port as its own and connects to itself.
+/// All ports are below the range (from 32768 on) from which Linux takes the local ports of outgoing
+/// connections. In that range any connection of the machine could occupy the port of a server that is
+/// to be restarted. Worse, a client that repeatedly connects to a closed port sooner or later gets that
+/// port as its own local port and connects to itself.
 const FIRST: u32 = 20_000;
 /// How many ports may be handed out.
 const COUNT: u32 = 10_000;
 
-/// A port on which nobody else listens, from now on until this is dropped.
+/// A port on which no other program of the tests listens until this is dropped.
 #[derive(Debug)]
 pub struct Port {
     address: Ipv4Addr,
     number: u16,
-    /// A name that only one process of the machine can hold, and that the kernel frees when we
-    /// die. It keeps other test processes away where listening on the port cannot: a server that
-    /// is down must refuse connections.
+    /// A name that only one process of the machine can hold, and that the kernel frees when the process
+    /// ends. It keeps other test processes away. Listening on the port cannot do that: a server that is
+    /// down must refuse connections.
     claim: Arc<UnixListener>,
 }
 
 impl Port {
-    /// The port's number.
+    /// Returns the port's number.
     pub fn number(&self) -> u16 {
         self.number
     }
 
-    /// The address that its server listens on.
+    /// Returns the address that the port's server listens on.
     pub fn address(&self) -> Ipv4Addr {
         self.address
     }
 }
 
-/// The same free port at each of these addresses.
+/// Claims a port number and returns it for each of these addresses.
 pub fn free_port_at<const N: usize>(addresses: [Ipv4Addr; N]) -> [Port; N] {
     let Port { number, claim, .. } = free_port();
     addresses.map(|address| Port { address, number, claim: claim.clone() })
@@ -48,19 +48,19 @@ pub fn free_port_at<const N: usize>(addresses: [Ipv4Addr; N]) -> [Port; N] {
 
 /// Claims a free port.
 pub fn free_port() -> Port {
-    /// Counts on, so that a port is not used again soon after its server has gone.
+    /// A running number, so that a port is not reused soon after its server has ended.
     static NEXT: AtomicU32 = AtomicU32::new(0);
 
-    // Test processes that start together have nearby ids; keep their ports apart.
+    // Test processes that start together have similar ids; keep their ports apart.
     let start = process::id().wrapping_mul(101);
     (0..COUNT)
         .find_map(|_| {
             claim(FIRST + start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT)
         })
-        .expect("a free port")
+        .expect("a port is free")
 }
 
-/// The port `number`, if neither another test nor another program has it.
+/// Claims the port `number`, unless another test or another program has it.
 fn claim(number: u32) -> Option<Port> {
     let name = SocketAddr::from_abstract_name(format!("diesel-peers-port-{number}")).ok()?;
     let claim = UnixListener::bind_addr(&name).ok()?;

@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
-use std::ops::{Deref, DerefMut};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -12,14 +11,14 @@ use tempfile::NamedTempFile;
 
 use super::account::Account;
 use super::port::{Port, free_port};
-use super::process::{Server, Signals, find_program, run, text};
+use super::process::{Server, Signals, deref_to_server, find_program, run, text};
 use super::tls::Certificate;
 use super::{APP, APP_PASSWORD, template};
 
-/// The administrator's password. Nobody is let in without one.
+/// The administrator's password. Every login needs one.
 const ADMIN_PASSWORD: &str = "s3cret-admin";
 
-/// `postgres` with an empty database and a user of its own.
+/// A `postgres` with an empty database and the user of the tests.
 #[derive(Debug)]
 pub struct Postgres {
     server: Server,
@@ -31,7 +30,7 @@ impl Postgres {
         Self::start_with(free_port(), |_, _| Vec::new())
     }
 
-    /// As [`start`](Self::start), on this port.
+    /// Starts a server with new data on this port.
     pub fn start_on(port: Port) -> Self {
         Self::start_with(port, |_, _| Vec::new())
     }
@@ -41,7 +40,7 @@ impl Postgres {
         Self::start_with(free_port(), |_, _| vec!["listen_addresses=127.0.0.1,::1".to_owned()])
     }
 
-    /// Starts a server that can do TLS.
+    /// Starts a server that supports TLS.
     pub fn start_with_tls() -> Self {
         Self::start_with(free_port(), |account, folder| {
             let Certificate { certificate, key } = Certificate::make(account, folder);
@@ -53,11 +52,11 @@ impl Postgres {
         })
     }
 
-    /// Starts a server with new data, and with these settings besides.
+    /// Starts a server with new data and these additional settings.
     fn start_with(port: Port, settings: impl FnOnce(&Account, &Path) -> Vec<String>) -> Self {
         let account = Account::of("postgres");
         let folder = account.folder();
-        // Also part of the archive's name: the program's version, and all of this file.
+        // The program's version and the source of this file determine the data.
         let version = run(Command::new(find_program("postgres")).arg("--version"));
         let recipe = version + include_str!("postgres.rs");
         template::unpack("postgres", &recipe, &account, folder.path(), |data| {
@@ -68,7 +67,7 @@ impl Postgres {
         command.arg("-D").arg(folder.path()).arg("-k").arg(folder.path());
         command.arg("-p").arg(port.number().to_string());
         command.arg("-c").arg(format!("listen_addresses={}", port.address()));
-        // The data need to outlive the server's death, but not the machine's.
+        // The data have to survive a crash of the server, but not of the machine.
         for setting in [
             "max_connections=200",
             "shared_buffers=16MB",
@@ -81,27 +80,26 @@ impl Postgres {
         for setting in settings(&account, folder.path()) {
             command.arg("-c").arg(setting);
         }
-        let ready =
-            |server: &Server| greets_at(server.address(), server.port(), Duration::from_secs(1));
-        // Killed outright, it would leave shared memory and unreaped sessions behind. With this
-        // signal it only tidies up these; the data are left as by a crash.
+        let ready = |server: &Server| greets(server, Duration::from_secs(1));
+        // `KILL` would leave shared memory and unreaped sessions behind. `QUIT` makes the server remove only
+        // these; its data stay as after a crash.
         let signals = Signals { stop: "INT", kill: "QUIT" };
         Self { server: Server::start(folder, port, command, signals, ready) }
     }
 
-    /// Where the application finds its database.
+    /// Returns the URL of the application's database.
     pub fn url(&self) -> String {
         url_at(&self.address().to_string(), self.port())
     }
 
-    /// How many sessions of the application the server has.
+    /// Returns the number of the application's sessions on the server.
     pub fn sessions(&self) -> usize {
         let count =
             self.sql(&format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{APP}'"));
-        count.trim().parse().expect("a count")
+        count.trim().parse().expect("the answer is a number")
     }
 
-    /// Has the server run statements as its administrator, and returns its answer.
+    /// Runs statements as the administrator, and returns the answer.
     #[track_caller]
     pub fn sql(&self, statements: &str) -> String {
         let mut client = Command::new(find_program("psql"));
@@ -112,45 +110,30 @@ impl Postgres {
     }
 }
 
-/// The life of the process is the same for all servers: see [`Server`].
-impl Deref for Postgres {
-    type Target = Server;
+deref_to_server!(Postgres);
 
-    fn deref(&self) -> &Server {
-        &self.server
-    }
-}
-
-impl DerefMut for Postgres {
-    fn deref_mut(&mut self) -> &mut Server {
-        &mut self.server
-    }
-}
-
-/// The URL of the application's database behind `port`, on a server or something in front of it.
+/// Returns the URL of the application's database on a local port, of a server or of a proxy.
 pub fn url(port: u16) -> String {
     url_at("127.0.0.1", port)
 }
 
-/// As [`url`], on another host.
+/// Returns the URL of the application's database on this host and port.
 pub fn url_at(host: &str, port: u16) -> String {
     format!("postgres://{APP}:{APP_PASSWORD}@{host}:{port}/{APP}")
 }
 
-/// Whether a server on `port` asks for the application's password.
+/// Returns whether the server asks for the application's password.
 ///
-/// The client speaks first in this protocol. A server that is still starting up answers as well,
-/// with an error.
-pub fn greets(port: u16, patience: Duration) -> bool {
-    greets_at(Ipv4Addr::LOCALHOST, port, patience)
-}
-
-fn greets_at(address: Ipv4Addr, port: u16, patience: Duration) -> bool {
-    let Ok(mut stream) = TcpStream::connect((address, port)) else { return false };
-    stream.set_read_timeout(Some(patience)).expect("longer than nothing");
-    // Protocol 3.0, then names and values, each ended by a zero; all after their length.
+/// In this protocol the client sends the first message. A server that is still starting answers with an
+/// error.
+pub fn greets(server: &Server, patience: Duration) -> bool {
+    let address = (server.address(), server.port());
+    let Ok(mut stream) = TcpStream::connect(address) else { return false };
+    stream.set_read_timeout(Some(patience)).expect("the timeout is not zero");
+    // A startup message has its length, the version of the protocol (3.0), and names and values that each
+    // end with a zero.
     let hello = format!("\0\x03\0\0user\0{APP}\0database\0{APP}\0\0");
-    let length = u32::try_from(hello.len() + 4).expect("a short text");
+    let length = u32::try_from(hello.len() + 4).expect("the message is short");
     let mut answer = [0];
     stream.write_all(&[&length.to_be_bytes(), hello.as_bytes()].concat()).is_ok()
         && stream.read_exact(&mut answer).is_ok()
@@ -159,14 +142,14 @@ fn greets_at(address: Ipv4Addr, port: u16, patience: Duration) -> bool {
 
 /// Makes new data with the administrator's and the application's account.
 fn make_data(account: &Account, data: &Path) {
-    let password = NamedTempFile::new().expect("a temporary file");
-    fs::write(password.path(), ADMIN_PASSWORD).expect("our own file");
+    let password = NamedTempFile::new().expect("a temporary file can be created");
+    fs::write(password.path(), ADMIN_PASSWORD).expect("the temporary file is writable");
     account.take(password.path());
     let mut initdb = account.command("initdb");
     initdb.arg("-D").arg(data).arg("--pwfile").arg(password.path()).args(["-U", "postgres"]);
     run(initdb.args(["-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "-N", "--wal-segsize=1"]));
 
-    // Each line is one statement: there is no other end of a statement in this mode.
+    // In single-user mode each line is one statement.
     let statements = format!(
         "CREATE ROLE {APP} LOGIN PASSWORD '{APP_PASSWORD}'\nCREATE DATABASE {APP} OWNER {APP}\n"
     );

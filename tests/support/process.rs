@@ -1,4 +1,4 @@
-//! Processes of servers: started, killed, frozen, and never left behind.
+//! Server processes: tests start, kill and freeze them, and no process outlives its test.
 
 use std::env;
 use std::fs::{self, File};
@@ -13,32 +13,33 @@ use tempfile::TempDir;
 use super::port::Port;
 use super::within;
 
-/// Within this time a server starts, even on a machine busy with other tests.
+/// The time in which a server starts, even on a machine that is busy with other tests.
 const START: Duration = Duration::from_secs(60);
-/// Within this time a server that was asked to stop does so; then it is killed.
+/// The time in which a server stops in good order. Then it is killed.
 const STOP: Duration = Duration::from_secs(30);
-/// Within this time the kernel stops or ends a process.
-const SIGNALLED: Duration = Duration::from_secs(10);
+/// The time in which the kernel stops or ends a process after a signal.
+const SIGNALED: Duration = Duration::from_secs(10);
 
 /// The signals that end a kind of server.
 #[derive(Debug, Clone, Copy)]
 pub struct Signals {
-    /// Asks for an orderly stop.
+    /// The signal for an orderly stop.
     pub stop: &'static str,
-    /// Ends it without regard to its sessions, which we have killed before.
+    /// The signal that ends the server without regard to its sessions, whose processes have been killed
+    /// before.
     pub kill: &'static str,
 }
 
-/// A server process with its folder and its port. It is killed when dropped.
+/// A server process with its folder and its port. The process is killed when this is dropped.
 #[derive(Debug)]
 pub struct Server {
-    /// Starts the server; used again for each restart.
+    /// The command that starts the server, used again for each restart.
     command: Command,
-    /// The process, from its start until we have waited for its end. So its id is never stale:
-    /// the kernel keeps it until then, and no stranger can be hit by our signals.
+    /// The process, from its start until its end has been awaited. The kernel keeps the id until then, so
+    /// signals can never hit an unrelated process.
     child: Option<Child>,
     signals: Signals,
-    /// Whether the server is ready to work.
+    /// Returns whether the server is ready to work.
     ready: fn(&Server) -> bool,
     port: Port,
     folder: TempDir,
@@ -58,7 +59,7 @@ impl Server {
         server
     }
 
-    /// As [`start`](Self::start), of one that is not started yet.
+    /// Prepares a server without starting it.
     pub fn prepare(
         folder: TempDir,
         port: Port,
@@ -66,95 +67,95 @@ impl Server {
         signals: Signals,
         ready: fn(&Server) -> bool,
     ) -> Self {
-        let log = File::create(folder.path().join("log")).expect("a file in our folder");
-        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
+        let log = File::create(folder.path().join("log")).expect("the folder is writable");
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("the file is open")).stderr(log);
         command.current_dir(folder.path());
         Self { command, child: None, signals, ready, port, folder }
     }
 
-    /// The port it listens on, and keeps for restarts.
+    /// Returns the port that the server listens on, also after a restart.
     pub fn port(&self) -> u16 {
         self.port.number()
     }
 
-    /// The address that it listens on.
+    /// Returns the address that the server listens on.
     pub fn address(&self) -> Ipv4Addr {
         self.port.address()
     }
 
-    /// Where it keeps its files.
+    /// Returns the folder with the server's files.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// All its output so far.
+    /// Returns all output of the server.
     pub fn log(&self) -> String {
         let log = fs::read(self.folder().join("log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// The process id while it runs.
+    /// Returns the process id while the server runs.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }
 
-    /// Ends it at once, like a crash: sessions break, and nobody listens on its port any more.
+    /// Ends the server at once, like a crash: sessions break, and its port is closed.
     pub fn kill(&mut self) {
         signal("KILL", &self.stop_processes());
-        self.end(self.signals.kill, SIGNALLED);
+        self.end(self.signals.kill, SIGNALED);
     }
 
-    /// Halts it and all its sessions, like a machine that hangs: the kernel still accepts
-    /// connections for it, but nothing is ever answered.
+    /// Stops the server and all its sessions, like a machine that hangs: the kernel still accepts
+    /// connections for the server, but no answer ever comes.
     pub fn freeze(&mut self) {
         let pid = self.pid().expect("only a running server can be frozen");
         self.stop_processes();
-        assert!(is_in_state(pid, "T"), "a server could not be frozen");
+        assert!(is_in_state(pid, "T"), "the server is frozen");
     }
 
-    /// Lets a frozen server go on.
+    /// Resumes a frozen server.
     pub fn thaw(&mut self) {
         let children = self.stop_processes();
         signal("CONT", &children);
         signal("CONT", self.pid().as_slice());
     }
 
-    /// Stops it in good order, as an administrator would.
+    /// Stops the server in good order, as an administrator would.
     pub fn stop(&mut self) {
         self.terminate(self.signals.stop, STOP);
     }
 
-    /// Sends `name`, a signal that should end the process, and kills it if it has not ended by the
-    /// deadline.
+    /// Sends the signal `name`, which should end the process, and kills the process if it has not ended
+    /// by the deadline.
     pub fn terminate(&mut self, name: &str, deadline: Duration) {
         self.thaw();
         self.end(name, deadline);
     }
 
-    /// Starts it again, on the same port and data. If it still runs, it is killed first.
+    /// Starts the server again, on the same port and data. If the server still runs, it is killed first.
     pub fn restart(&mut self) {
         self.begin_restart();
         self.await_ready();
     }
 
-    /// As [`restart`](Self::restart), and does not wait until it is ready.
+    /// Starts the server again without waiting until it is ready.
     pub fn begin_restart(&mut self) {
         self.kill();
-        self.child = Some(self.command.spawn().expect("`setpriv` starts"));
+        self.child = Some(self.command.spawn().expect("`setpriv` is installed"));
     }
 
-    /// Waits until it is ready.
+    /// Waits until the server is ready.
     pub fn await_ready(&mut self) {
         let mut ended = None;
         let settled = within(START, || {
-            let child = self.child.as_mut().expect("it was spawned");
-            ended = child.try_wait().expect("the process is ours");
+            let child = self.child.as_mut().expect("the process was started");
+            ended = child.try_wait().expect("the process is a child of this one");
             ended.is_some() || (self.ready)(self)
         });
         assert!(
             settled && ended.is_none(),
-            "a server did not start ({}): {:?}\n{}",
-            ended.map_or(String::from("still trying"), |status| status.to_string()),
+            "the server must start ({}): {:?}\n{}",
+            ended.map_or(String::from("still starting"), |status| status.to_string()),
             self.command,
             self.log()
         );
@@ -165,16 +166,18 @@ impl Server {
         let Some(mut child) = self.child.take() else { return };
         signal(name, &[child.id()]);
         signal("CONT", &[child.id()]);
-        if !within(deadline, || child.try_wait().expect("the process is ours").is_some()) {
-            child.kill().expect("the process is ours");
-            child.wait().expect("the process is ours");
+        if !within(deadline, || {
+            child.try_wait().expect("the process is a child of this one").is_some()
+        }) {
+            child.kill().expect("the process is a child of this one");
+            child.wait().expect("the process is a child of this one");
         }
     }
 
-    /// Stops the process and its children, and returns these.
+    /// Stops the process and its children, and returns the children.
     ///
-    /// A stopped parent neither forks nor reaps: the list is complete, and the ids in it are its
-    /// children's (and theirs) for as long as the parent stands still.
+    /// A stopped parent neither forks nor reaps. So the list is complete, and its ids stay those of the
+    /// descendants for as long as the parent is stopped.
     fn stop_processes(&self) -> Vec<u32> {
         let mut stopped = Vec::new();
         let mut parents: Vec<u32> = self.pid().into_iter().collect();
@@ -186,31 +189,51 @@ impl Server {
     }
 }
 
-/// A frozen process can be killed, too.
+/// Implements `Deref` to [`Server`] for a kind of server, so that it has the methods of its process.
+macro_rules! deref_to_server {
+    ($kind:ty) => {
+        impl std::ops::Deref for $kind {
+            type Target = Server;
+
+            fn deref(&self) -> &Server {
+                &self.server
+            }
+        }
+
+        impl std::ops::DerefMut for $kind {
+            fn deref_mut(&mut self) -> &mut Server {
+                &mut self.server
+            }
+        }
+    };
+}
+pub(super) use deref_to_server;
+
+/// A frozen process can also be killed.
 impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
 }
 
-/// Stops processes and waits until they stand still: the signal alone does not wait for it.
+/// Stops processes and waits until they are stopped: sending the signal does not wait for that.
 fn stop_all(pids: &[u32]) -> bool {
     signal("STOP", pids);
-    within(SIGNALLED, || pids.iter().all(|pid| is_in_state(*pid, "TZX")))
+    within(SIGNALED, || pids.iter().all(|pid| is_in_state(*pid, "TZX")))
 }
 
-/// Sends a signal by the shell's own `kill`, which needs no package.
+/// Sends a signal with the shell's built-in `kill`, which needs no package.
 fn signal(name: &str, pids: &[u32]) {
     if !pids.is_empty() {
         let mut shell = Command::new("sh");
         shell.args(["-c", r#"kill -s "$@" 2>/dev/null"#, "sh", name]);
-        // One of several may have ended by itself. That is what signals of ours lead to anyway.
-        shell.args(pids.iter().map(u32::to_string)).status().expect("there is a shell");
+        // One of several processes may have ended by itself. The tests' signals have the same effect.
+        shell.args(pids.iter().map(u32::to_string)).status().expect("a shell is installed");
     }
 }
 
-/// The processes that `pid` has forked, from any of its threads (`PostgreSQL` has one for each
-/// session, and a Galera node one for a state transfer).
+/// Returns the processes that the threads of `pid` have forked. `PostgreSQL` has one for each session, and
+/// a Galera node has one for a state transfer.
 fn children_of(pid: u32) -> Vec<u32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let children = threads.map(|thread| fs::read_to_string(thread.path().join("children")));
@@ -218,11 +241,11 @@ fn children_of(pid: u32) -> Vec<u32> {
     children.iter().flat_map(|pids| pids.split_whitespace()).flat_map(str::parse).collect()
 }
 
-/// Whether all threads of a process are in one of the `states`, or have gone.
+/// Returns whether all threads of a process are in one of the `states`, or have ended.
 fn is_in_state(pid: u32, states: &str) -> bool {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
     threads.flatten().all(|thread| {
-        // The state is the letter after the name, which stands in parentheses and may hold any.
+        // The state is the letter after the name, which is in parentheses and may contain any character.
         let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
         let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
         state.is_none_or(|state| states.contains(state))
@@ -232,26 +255,26 @@ fn is_in_state(pid: u32, states: &str) -> bool {
 /// Runs a command to its end and returns its output.
 #[track_caller]
 pub fn run(command: &mut Command) -> String {
-    let output = command.stderr(Stdio::piped()).output().expect("it was found, so it starts");
+    let output = command.stderr(Stdio::piped()).output().expect("the program exists, so it starts");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?} failed, {}: {errors}", output.status);
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A file without a name that holds `content`, as the input of a program. Unlike a pipe it needs
-/// nobody to write into it while the program runs.
+/// Returns an unnamed file with this content, as the input of a program. Unlike a pipe, the file needs no
+/// writer while the program runs.
 pub fn text(content: &str) -> File {
-    let mut file = tempfile::tempfile().expect("a temporary file");
-    file.write_all(content.as_bytes()).expect("room for a few bytes");
-    file.rewind().expect("a file");
+    let mut file = tempfile::tempfile().expect("a temporary file can be created");
+    file.write_all(content.as_bytes()).expect("the file is writable");
+    file.rewind().expect("the file is seekable");
     file
 }
 
-/// The path of an installed program, which need not be in `PATH`.
+/// Returns the path of an installed program, which need not be in `PATH`.
 ///
 /// # Panics
 ///
-/// Says what to install when it is missing.
+/// Panics with what to install when the program is missing.
 #[track_caller]
 pub fn find_program(name: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -263,7 +286,7 @@ pub fn find_program(name: &str) -> PathBuf {
     found.unwrap_or_else(|| is_missing(name))
 }
 
-/// Says what to install.
+/// Panics with what to install.
 #[track_caller]
 pub fn is_missing(name: &str) -> ! {
     panic!(
@@ -272,7 +295,7 @@ pub fn is_missing(name: &str) -> ! {
     )
 }
 
-/// Where Debian puts the programs of `PostgreSQL`, the newest version first.
+/// Returns the folders in which Debian puts the programs of `PostgreSQL`, the newest version first.
 fn postgres_folders() -> Vec<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut versions: Vec<u32> = versions
@@ -282,11 +305,11 @@ fn postgres_folders() -> Vec<PathBuf> {
     versions.iter().map(|version| format!("/usr/lib/postgresql/{version}/bin").into()).collect()
 }
 
-/// The names of this process's threads that are ours. r2d2's own workers outlive a pool by half a
-/// minute, and are called otherwise.
+/// Returns the names of the crate's threads in this process. r2d2's workers, which outlive a pool by half a
+/// minute, have other names.
 pub fn our_threads() -> Vec<String> {
-    let threads = fs::read_dir("/proc/self/task").expect("Linux tells of its threads");
-    // A thread may end while it is looked at.
+    let threads = fs::read_dir("/proc/self/task").expect("Linux lists its threads");
+    // A thread may end while it is inspected.
     let names = threads.flatten().flat_map(|thread| fs::read_to_string(thread.path().join("comm")));
     names.filter(|name| name.starts_with("peers-")).collect()
 }

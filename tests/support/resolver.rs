@@ -1,4 +1,4 @@
-//! A resolver that says what a test tells it to.
+//! A resolver that a test controls.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,7 +10,7 @@ use super::backend::PATIENCE;
 use super::scripted::Gate;
 use super::wait_until;
 
-/// What is said of every name.
+/// The answer to a lookup of any name.
 #[derive(Debug, Clone)]
 pub enum Answer {
     Addresses(Vec<IpAddr>),
@@ -18,10 +18,10 @@ pub enum Answer {
     Panic,
 }
 
-/// What it says from now on, and how many times it has said something.
+/// The answers of a resolver, and the number of its lookups.
 #[derive(Debug)]
 pub struct Script {
-    /// Those to come. The last one is said again and again.
+    /// The answers to the next lookups. The last one stays, and answers all later lookups.
     answers: Mutex<VecDeque<Answer>>,
     gate: Gate,
     asked: AtomicUsize,
@@ -33,12 +33,12 @@ impl Script {
         Arc::new(Self { answers: Mutex::new([answer].into()), gate, asked })
     }
 
-    /// These addresses, each as text.
+    /// Creates a script that answers with these addresses.
     pub fn of(addresses: &[&str]) -> Arc<Self> {
         Self::new(Answer::of(addresses))
     }
 
-    /// The closure to build with.
+    /// Returns the closure for the builder.
     pub fn resolver(self: &Arc<Self>) -> impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + use<> {
         let script = self.clone();
         move |_| {
@@ -59,47 +59,48 @@ impl Script {
 
     fn next(&self) -> Answer {
         let mut answers = self.answers();
-        let last = answers.back().cloned().expect("there is always one");
-        let next = answers.pop_front().expect("there is always one");
+        let last = answers.back().cloned().expect("there is always an answer");
+        let next = answers.pop_front().expect("there is always an answer");
         if answers.is_empty() {
             answers.push_back(last);
         }
         next
     }
 
-    /// Says this from now on.
+    /// Sets the answer to all lookups from now on.
     pub fn say(&self, answer: Answer) {
         self.say_each([answer]);
     }
 
-    /// Says these one after the other, and the last one from then on.
+    /// Sets the answers to the next lookups. The last one also answers all later lookups.
     pub fn say_each(&self, answers: impl IntoIterator<Item = Answer>) {
         *self.answers() = answers.into_iter().collect();
     }
 
-    /// Whether lookups wait until they are let through again.
+    /// Sets whether lookups are held back.
     pub fn hold(&self, hold: bool) {
         self.gate.close(hold);
     }
 
-    /// How many times it was asked.
+    /// Returns the number of lookups so far.
     pub fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
     }
 
-    /// Waits until so many answers more were dealt with.
+    /// Waits until this number of further answers has been processed.
     #[track_caller]
     pub fn wait_for_answers(&self, more: usize) {
-        // The last one is, when it is asked again. Another one may be under way now.
+        // An answer has been processed when the next lookup starts. A lookup may be under way now.
         let before = self.asked();
-        wait_until("the name is resolved", PATIENCE, || self.asked() > before + more);
+        wait_until("the name is resolved again", PATIENCE, || self.asked() > before + more);
     }
 }
 
 impl Answer {
-    /// These addresses, each as text.
+    /// Creates an answer of these addresses.
     pub fn of(addresses: &[&str]) -> Self {
-        let addresses = addresses.iter().map(|address| address.parse().expect("an address"));
+        let addresses =
+            addresses.iter().map(|address| address.parse().expect("the text is an IP address"));
         Self::Addresses(addresses.collect())
     }
 }

@@ -1,5 +1,5 @@
-//! A backend that does what a test tells it to: servers that are only a few counters, and a diesel
-//! connection to them. What is asserted against it is exact, and takes no time.
+//! A backend that a test controls: servers that are only a few switches and counters, and a diesel
+//! connection to them. Assertions about it are exact, and take no time.
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -25,7 +25,7 @@ fn servers() -> MutexGuard<'static, Option<HashMap<String, Arc<Server>>>> {
     SERVERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What waits at it waits while it is closed.
+/// A gate that blocks those who pass it while it is closed.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     closed: Mutex<bool>,
@@ -49,7 +49,7 @@ impl Gate {
 pub struct Servers(Vec<Arc<Server>>);
 
 impl Servers {
-    /// Starts so many servers.
+    /// Starts this number of servers.
     pub fn start(servers: usize) -> Self {
         Self((0..servers).map(|_| Server::start()).collect())
     }
@@ -68,7 +68,7 @@ impl Deref for Servers {
     }
 }
 
-/// One scripted server. It accepts connections and works until a test changes that.
+/// A scripted server. It accepts connections and works until a test changes that.
 #[derive(Debug)]
 pub struct Server {
     url: String,
@@ -77,7 +77,7 @@ pub struct Server {
     panics: AtomicBool,
     logins_gate: Gate,
     begins_gate: Gate,
-    /// Connections of an earlier generation were cut off.
+    /// The number of times that all sessions were cut off. Sessions of an earlier generation are dead.
     generation: AtomicUsize,
     open: AtomicUsize,
     most_open: AtomicUsize,
@@ -88,13 +88,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// A new server with a URL, and a password in it, of its own.
+    /// Starts a server whose URL, with the password in it, is unique.
     pub fn start() -> Arc<Self> {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         Self::start_at(format!("scripted://app:s3cret-{number}@server{number}"))
     }
 
-    /// A new server with this URL.
+    /// Starts a server with this URL.
     pub fn start_at(url: String) -> Arc<Self> {
         let server = Arc::new(Self {
             url,
@@ -119,28 +119,28 @@ impl Server {
         &self.url
     }
 
-    /// Whether new connections are accepted; sessions go on either way (a paused proxy).
+    /// Sets whether new connections are accepted. Open sessions go on either way, as with a paused proxy.
     pub fn accept(&self, accepts: bool) {
         self.accepts.store(accepts, Ordering::SeqCst);
     }
 
-    /// Whether transactions can begin (a Galera node that is not ready refuses them, but accepts
-    /// logins and answers pings).
+    /// Sets whether transactions can begin. A Galera node that is not ready refuses them, but accepts
+    /// logins and answers pings.
     pub fn work(&self, works: bool) {
         self.works.store(works, Ordering::SeqCst);
     }
 
-    /// Whether a login panics instead of returning.
+    /// Sets whether a login panics instead of returning.
     pub fn panic_at_login(&self, panics: bool) {
         self.panics.store(panics, Ordering::SeqCst);
     }
 
-    /// Whether logins wait until they are let through again.
+    /// Sets whether logins are held back.
     pub fn hold_logins(&self, hold: bool) {
         self.logins_gate.close(hold);
     }
 
-    /// Whether transactions wait to begin until they are let through again.
+    /// Sets whether the beginning of transactions is held back.
     pub fn hold_begins(&self, hold: bool) {
         self.begins_gate.close(hold);
     }
@@ -150,38 +150,38 @@ impl Server {
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// A crash: nothing is accepted, and every session is cut off.
+    /// Simulates a crash: no connection is accepted, and every session is cut off.
     pub fn crash(&self) {
         self.accept(false);
         self.cut_off();
     }
 
-    /// Sessions that are open now.
+    /// Returns the number of open sessions.
     pub fn open(&self) -> usize {
         self.open.load(Ordering::SeqCst)
     }
 
-    /// The most sessions that were ever open at once.
+    /// Returns the highest number of sessions that were open at the same time.
     pub fn most_open(&self) -> usize {
         self.most_open.load(Ordering::SeqCst)
     }
 
-    /// Logins that were asked for, successful or not.
+    /// Returns the number of attempted logins, successful or not.
     pub fn logins(&self) -> usize {
         self.logins.load(Ordering::SeqCst)
     }
 
-    /// Statements that were executed, pings and transactions left out.
+    /// Returns the number of executed statements, without pings and transactions.
     pub fn queries(&self) -> usize {
         self.queries.load(Ordering::SeqCst)
     }
 
-    /// Transactions that were rolled back.
+    /// Returns the number of `ROLLBACK` statements.
     pub fn rollbacks(&self) -> usize {
         self.rollbacks.load(Ordering::SeqCst)
     }
 
-    /// Transactions that were begun.
+    /// Returns the number of `BEGIN` statements, successful or not.
     pub fn begins(&self) -> usize {
         self.begins.load(Ordering::SeqCst)
     }
@@ -196,12 +196,12 @@ pub struct ScriptedConnection {
 }
 
 impl ScriptedConnection {
-    /// The URL of its server.
+    /// Returns the URL of the connection's server.
     pub fn url(&self) -> &str {
         &self.server.url
     }
 
-    /// Runs `statement` on the server, in the brackets of diesel's instrumentation.
+    /// Runs `statement` on the server, between the two calls of diesel's instrumentation.
     fn run(
         &mut self,
         statement: &str,
@@ -259,7 +259,7 @@ impl SimpleConnection for ScriptedConnection {
 }
 
 impl Connection for ScriptedConnection {
-    // Any backend will do: no query is ever built into SQL.
+    // Any backend works, as no query is ever built into SQL.
     type Backend = Sqlite;
     type TransactionManager = AnsiTransactionManager;
 

@@ -1,4 +1,4 @@
-//! A web server of a few lines, for a status page without a framework.
+//! A minimal web server for a status page without a framework.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::thread;
 
 use diesel_peers::status_page::StatusPage;
 
-/// One page, at every path.
+/// A web server with one page, at every path.
 #[derive(Debug)]
 pub struct Site {
     page: Arc<Mutex<StatusPage>>,
@@ -15,16 +15,16 @@ pub struct Site {
 }
 
 impl Site {
-    /// It is served until the test ends.
+    /// Serves the page until the test ends.
     pub fn start(page: StatusPage) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("there is a free port");
-        let port = listener.local_addr().expect("it listens").port();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+        let port = listener.local_addr().expect("the listener is bound").port();
         let page = Arc::new(Mutex::new(page));
         let served = page.clone();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let served = served.clone();
-                // Browsers open connections before they need them.
+                // Browsers open connections in advance: each one has a thread of its own.
                 thread::spawn(move || answer(&stream, &served));
             }
         });

@@ -1,4 +1,4 @@
-//! Certificates for servers that speak TLS.
+//! Certificates for servers with TLS.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use super::account::Account;
 use super::process::{find_program, run};
 
-/// A certificate that vouches for itself, and its key.
+/// A self-signed certificate and its key.
 #[derive(Debug)]
 pub struct Certificate {
     pub certificate: PathBuf,
@@ -14,10 +14,10 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Makes one in `folder` for a server of this account.
+    /// Makes a certificate in `folder` for a server of this account.
     pub fn make(account: &Account, folder: &Path) -> Self {
         let [certificate, key] = ["certificate.pem", "key.pem"].map(|name| folder.join(name));
-        // Nobody else can read the key: it is made so.
+        // OpenSSL creates the key so that no other user can read it.
         let mut openssl = Command::new(find_program("openssl"));
         openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]);
         openssl.args([

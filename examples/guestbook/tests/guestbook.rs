@@ -1,5 +1,5 @@
-//! The guest book, as its visitors see it: what it takes and shows, in a browser too, and what they
-//! notice while its peers are killed and frozen.
+//! The guest book as its visitors see it: the entries that it accepts and shows, also in a browser, and the
+//! errors that visitors get while its peers are killed and frozen.
 
 #![cfg(target_os = "linux")]
 
@@ -19,10 +19,10 @@ use support::{EndsThreads, wait_until};
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
-/// Where the browser's test puts its picture, if it is to be kept.
+/// The environment variable with the file to which the test with a browser writes a screenshot.
 const SCREENSHOT: &str = "DIESEL_PEERS_TEST_SCREENSHOT";
 
-/// Writes an entry, as a form does that was opened for it.
+/// Opens a form and submits an entry with it.
 #[track_caller]
 fn sign(visitor: &Client, name: &str, message: &str) -> Answer {
     let form = visitor.get("/").body;
@@ -30,39 +30,43 @@ fn sign(visitor: &Client, name: &str, message: &str) -> Answer {
     visitor.post("/", &[("key", key), ("name", name), ("message", message)])
 }
 
-/// What stands between two texts.
+/// Returns the first text between these two texts.
 #[track_caller]
 fn between<'a>(page: &'a str, before: &str, after: &str) -> &'a str {
     all_between(page, before, after).next().unwrap_or_else(|| panic!("no {before} on {page}"))
 }
 
-/// What stands between these two texts, each time that they do.
+/// Returns all texts between these two texts.
 fn all_between<'a>(page: &'a str, before: &str, after: &str) -> impl Iterator<Item = &'a str> {
     page.split(before).skip(1).filter_map(move |rest| rest.split(after).next())
 }
 
-/// The messages on a page.
+/// Returns the messages on a page.
 fn messages(page: &str) -> Vec<&str> {
     all_between(page, "<p>", "</p>").collect()
 }
 
 #[test]
-fn what_is_written_is_listed() {
+fn new_entry_is_listed() {
     let app = GuestBook::start();
     let visitor = app.visitor();
     assert!(visitor.get("/").body.contains("Be the first!"), "the book is empty");
 
     let answer = sign(&visitor, "Zoë", "Good morning!\r\nA second line.");
-    assert_eq!((answer.status, answer.location.as_deref()), (303, Some("/")), "it redirects");
+    assert_eq!(
+        (answer.status, answer.location.as_deref()),
+        (303, Some("/")),
+        "a valid form is redirected to the list"
+    );
     let page = visitor.get("/");
     assert_eq!(page.status, 200);
     assert_eq!(messages(&page.body), ["Good morning!\nA second line."]);
-    assert!(page.body.contains("<h3>Zoë</h3>"), "with the name: {}", page.body);
-    assert!(page.body.contains("One entry"), "they are counted: {}", page.body);
+    assert!(page.body.contains("<h3>Zoë</h3>"), "the entry has the name: {}", page.body);
+    assert!(page.body.contains("One entry"), "the entries are counted: {}", page.body);
 }
 
 #[test]
-fn a_form_with_a_mistake_comes_back() {
+fn invalid_form_is_returned_with_its_mistakes() {
     let app = GuestBook::start();
     let visitor = app.visitor();
     let long = "ä".repeat(1001);
@@ -75,25 +79,32 @@ fn a_form_with_a_mistake_comes_back() {
     ];
     for (name, message, expected) in cases {
         let answer = sign(&visitor, name, message);
-        assert_eq!(answer.status, 422, "{name} and {message} are not taken");
+        assert_eq!(answer.status, 422, "{name} and {message} are refused");
         let mistakes: Vec<_> =
             all_between(&answer.body, "<p class=\"mistake\" id=\"", "-mistake\">").collect();
-        assert_eq!(mistakes, expected, "it says so beside the field");
+        assert_eq!(mistakes, expected, "the mistake is shown beside the field");
         let refers = all_between(&answer.body, "aria-describedby=\"", "-mistake\"");
-        assert_eq!(refers.collect::<Vec<_>>(), expected, "and to those who do not see it");
-        assert!(answer.body.contains(&format!("value=\"{name}\"")), "what was typed is back");
-        assert!(answer.body.contains(&format!("\n{message}</textarea>")), "what was typed is back");
+        assert_eq!(
+            refers.collect::<Vec<_>>(),
+            expected,
+            "the field refers to the mistake, for screen readers"
+        );
+        assert!(answer.body.contains(&format!("value=\"{name}\"")), "the form keeps its input");
+        assert!(
+            answer.body.contains(&format!("\n{message}</textarea>")),
+            "the form keeps its input"
+        );
     }
-    assert_eq!(messages(&visitor.get("/").body), [""; 0], "nothing was written");
+    assert_eq!(messages(&visitor.get("/").body), [""; 0], "an invalid form makes no entry");
 
     let answer = sign(&visitor, &long[..2 * 60], &long[..2 * 1000]);
-    assert_eq!(answer.status, 303, "characters are counted, and not bytes");
+    assert_eq!(answer.status, 303, "the limit counts characters, not bytes");
     let answer = visitor.post("/", &[]);
-    assert_eq!(answer.status, 422, "no form of ours");
+    assert_eq!(answer.status, 422, "a form without fields is refused");
 }
 
 #[test]
-fn what_is_written_is_text() {
+fn entries_are_escaped() {
     let app = GuestBook::start();
     let visitor = app.visitor();
     let text = "</p></textarea><script>alert(1)</script>";
@@ -105,15 +116,15 @@ fn what_is_written_is_text() {
     for page in [&listed, &in_fields, &in_text] {
         assert!(!page.contains("<script"), "{page}");
         assert!(!page.contains("\" onfocus"), "{page}");
-        assert!(page.contains("&amp;amp;"), "as it was written: {page}");
+        assert!(page.contains("&amp;amp;"), "the input is escaped: {page}");
     }
     for page in [listed, in_text] {
-        assert!(page.contains("&lt;script&gt;alert(1)"), "as it was written: {page}");
+        assert!(page.contains("&lt;script&gt;alert(1)"), "the input is escaped: {page}");
     }
 }
 
 #[test]
-fn the_newest_entries_come_first() {
+fn newest_entries_come_first() {
     let app = GuestBook::start();
     let visitor = app.visitor();
     for number in 1..=23 {
@@ -131,27 +142,27 @@ fn the_newest_entries_come_first() {
         page = visitor.get(next.unwrap_or("/"));
     }
     for beyond in ["/?page=0", "/?page=4", "/?page=4294967295"] {
-        assert_eq!(visitor.get(beyond).status, 404, "there is no {beyond}");
+        assert_eq!(visitor.get(beyond).status, 404, "{beyond} is not found");
     }
 }
 
 #[test]
-fn a_form_that_is_sent_twice_is_one_entry() {
+fn form_sent_twice_makes_one_entry() {
     let app = GuestBook::start();
     let visitor = app.visitor();
     for _ in 0..2 {
         let answer = visitor.post("/", &[("key", "1"), ("name", "Ann"), ("message", "Hello")]);
-        assert_eq!(answer.status, 303, "whoever sends it again is told that it is there");
+        assert_eq!(answer.status, 303, "the second request succeeds as well");
     }
     assert_eq!(messages(&visitor.get("/").body), ["Hello"]);
-    // Who goes back in the browser has the same form.
+    // After going back in the browser, a visitor has the same form.
     let answer = visitor.post("/", &[("key", "1"), ("name", "Ann"), ("message", "Hello again")]);
-    assert_eq!(answer.status, 303, "it is another entry");
+    assert_eq!(answer.status, 303, "the same form with another message makes another entry");
     assert_eq!(messages(&visitor.get("/").body), ["Hello again", "Hello"]);
 }
 
 #[test]
-fn other_sites_cannot_write() {
+fn forms_of_other_sites_are_refused() {
     let app = GuestBook::start();
     let visitor = app.visitor();
     let form = [("key", "1"), ("name", "Ann"), ("message", "Hello")];
@@ -163,48 +174,55 @@ fn other_sites_cannot_write() {
     ];
     for header in foreign {
         let answer = visitor.post_with("/", &form, &[header]);
-        assert_eq!(answer.status, 403, "refused with {header:?}");
+        assert_eq!(answer.status, 403, "the form is refused with {header:?}");
         assert!(answer.body.contains("not sent from our own page"), "{}", answer.body);
     }
-    assert_eq!(messages(&visitor.get("/").body), [""; 0], "nothing was written");
+    assert_eq!(messages(&visitor.get("/").body), [""; 0], "a refused form makes no entry");
     let site = app.site();
     for header in [("Sec-Fetch-Site", "same-origin"), ("Origin", site.as_str())] {
-        assert_eq!(visitor.post_with("/", &form, &[header]).status, 303, "taken with {header:?}");
+        assert_eq!(
+            visitor.post_with("/", &form, &[header]).status,
+            303,
+            "the form is accepted with {header:?}"
+        );
     }
 }
 
 #[test]
-fn what_is_not_there_is_not_found() {
+fn unknown_page_is_not_found() {
     let app = GuestBook::start();
     let answer = app.visitor().get("/elsewhere");
     assert_eq!(answer.status, 404);
     assert!(answer.body.contains("There is no such page."), "{}", answer.body);
 }
 
-/// The peers on the page about them.
+/// Returns the names on the page of peers.
 fn peers_of(app: &GuestBook) -> Vec<String> {
     let page = app.visitor().get("/peers").body;
     all_between(&page, "<th scope=\"row\">", "<").map(str::to_owned).collect()
 }
 
-/// None of those that are there by default is left beside them.
 #[test]
-fn configured_peers_take_the_place_of_the_default_ones() {
+fn configured_peers_replace_the_default_peers() {
     assert_eq!(peers_of(&GuestBook::start()), ["db0", "db1", "db2"]);
 
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = tempfile::tempdir().expect("a temporary folder can be created");
     let path = folder.path().join("book.db");
-    fs::write(&path, "").expect("our own folder");
+    fs::write(&path, "").expect("the test owns the folder");
     let path = path.display();
     let url = format!("{{guestbook={{url=\"sqlite://{path}?mode=rw\"}}}}");
-    assert_eq!(peers_of(&GuestBook::start_with(Some(&url))).len(), 1, "by one URL");
+    assert_eq!(peers_of(&GuestBook::start_with(Some(&url))).len(), 1, "one URL makes one peer");
     let peers = format!(
         "{{guestbook={{peers={{left=\"file:{path}?mode=rw\",right=\"file:{path}?mode=rw\"}}}}}}"
     );
-    assert_eq!(peers_of(&GuestBook::start_with(Some(&peers))), ["left", "right"], "by names");
+    assert_eq!(
+        peers_of(&GuestBook::start_with(Some(&peers))),
+        ["left", "right"],
+        "named peers keep their names"
+    );
 }
 
-/// The settings of the guest book on these servers.
+/// Returns the guest book's database settings for these servers.
 fn databases(servers: &[MariaDb], settings: &str) -> String {
     let peers =
         servers.iter().enumerate().map(|(at, server)| format!("db{at}=\"{}\"", server.url()));
@@ -212,21 +230,21 @@ fn databases(servers: &[MariaDb], settings: &str) -> String {
     format!("{{guestbook={{peers={{{peers}}},{settings}}}}}")
 }
 
-/// Nothing of what is behind the site.
+/// Asserts that a page shows nothing about the database.
 #[track_caller]
-fn tells_no_internals(page: &str) {
+fn assert_shows_no_internals(page: &str) {
     for internal in ["MySQL", "mysql", "onnection", "127.0.0.1", support::APP_PASSWORD] {
-        assert!(!page.contains(internal), "`{internal}` is on {page}");
+        assert!(!page.contains(internal), "`{internal}` must not be on the page: {page}");
     }
 }
 
 #[test]
-fn without_its_database_it_says_so() {
+fn site_without_its_database_answers_503_and_keeps_the_input() {
     let mut servers = [MariaDb::start()];
     let settings = "timeout=2,pool_size=2,check_interval=\"200ms\"";
     let app = GuestBook::start_with(Some(&databases(&servers, settings)));
     let visitor = app.visitor();
-    assert_eq!(sign(&visitor, "Zoë 🦀", "Before").status, 303, "it works");
+    assert_eq!(sign(&visitor, "Zoë 🦀", "Before").status, 303, "the site works");
     let form = visitor.get("/").body;
     let key = between(&form, "name=\"key\" value=\"", "\"");
     let fields = [("key", key), ("name", "Ann"), ("message", "Meanwhile")];
@@ -235,46 +253,46 @@ fn without_its_database_it_says_so() {
     let answer = visitor.get("/");
     assert_eq!(answer.status, 503, "{}", answer.body);
     assert!(answer.body.contains("come back in a moment"), "{}", answer.body);
-    tells_no_internals(&answer.body);
+    assert_shows_no_internals(&answer.body);
     let answer = visitor.post("/", &fields);
     assert_eq!(answer.status, 503, "{}", answer.body);
-    assert!(answer.body.contains("\nMeanwhile</textarea>"), "what was typed is back");
-    assert_eq!(between(&answer.body, "name=\"key\" value=\"", "\""), key, "it is the same entry");
-    tells_no_internals(&answer.body);
+    assert!(answer.body.contains("\nMeanwhile</textarea>"), "the form keeps its input");
+    assert_eq!(between(&answer.body, "name=\"key\" value=\"", "\""), key, "the form keeps its key");
+    assert_shows_no_internals(&answer.body);
     wait_until("the peer is shown as down", PATIENCE, || {
         visitor.get("/peers").body.contains("<th scope=\"row\">db0<td class=\"bad\">down")
     });
 
     servers[0].restart();
-    wait_until("it is taken when it is sent again", PATIENCE, || {
+    wait_until("the form is accepted when it is sent again", PATIENCE, || {
         visitor.post("/", &fields).status == 303
     });
     assert_eq!(messages(&visitor.get("/").body), ["Meanwhile", "Before"]);
     assert!(!app.log().contains(support::APP_PASSWORD), "passwords are not logged");
 }
 
-/// Visitors who write and read, again and again, and what they have seen.
+/// Visitors who repeatedly read and write entries.
 #[derive(Debug, Default)]
 struct Visitors {
     stopped: AtomicBool,
-    /// How many faults there have been.
+    /// The number of faults so far.
     faults: AtomicUsize,
     seen: Mutex<Seen>,
 }
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// How many pages each peer has served.
+    /// The number of pages that each peer has served.
     served: BTreeMap<String, usize>,
-    /// Messages that were acknowledged.
+    /// The messages that were acknowledged.
     written: Vec<String>,
-    /// Requests that failed: whose, after how many faults, and the answer.
+    /// The failed requests: the visitor's number, the number of faults before, and the answer.
     failed: Vec<(usize, usize, Answer)>,
 }
 
 impl Visitors {
-    /// Has so many of them visit while `story` goes on, and tells what they saw until its end.
-    fn visit(app: &GuestBook, number: usize, story: impl FnOnce(&Self)) -> Seen {
+    /// Runs this number of visitors while `scenario` runs, and returns what they observed until its end.
+    fn visit(app: &GuestBook, number: usize, scenario: impl FnOnce(&Self)) -> Seen {
         let visitors = Self::default();
         thread::scope(|scope| {
             for number in 0..number {
@@ -290,7 +308,7 @@ impl Visitors {
                 });
             }
             let _stop = EndsThreads(&visitors.stopped);
-            story(&visitors);
+            scenario(&visitors);
         });
         visitors.seen.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
@@ -317,7 +335,7 @@ impl Visitors {
         self.seen().failed.push((number, faults, answer));
     }
 
-    /// Waits until each of these peers has served so many pages more.
+    /// Waits until each of these peers has served this number of further pages.
     #[track_caller]
     fn wait_for(&self, peers: &[&str], pages: usize) {
         let before = self.seen().served.clone();
@@ -328,7 +346,7 @@ impl Visitors {
         });
     }
 
-    /// Waits until each of these peers serves its share of some hundred pages.
+    /// Waits until each of these peers serves its share of the pages.
     #[track_caller]
     fn wait_for_fair_shares(&self, peers: &[&str]) {
         wait_until(&format!("{peers:?} serve their shares"), PATIENCE, || {
@@ -347,14 +365,14 @@ impl Visitors {
 }
 
 #[test]
-fn visitors_hardly_notice_what_happens_to_a_peer() {
+fn visitors_get_at_most_one_error_for_each_fault() {
     const VISITORS: usize = 8;
     const PEERS: [&str; 3] = ["db0", "db1", "db2"];
 
     let mut servers = [(); 3].map(|()| MariaDb::start());
     for server in &servers {
-        let mut conn = MysqlConnection::establish(&server.url()).expect("it runs");
-        conn.run_pending_migrations(MIGRATIONS).expect("they run on an empty database");
+        let mut conn = MysqlConnection::establish(&server.url()).expect("the server runs");
+        conn.run_pending_migrations(MIGRATIONS).expect("the migrations fit an empty database");
     }
     let settings = "pool_size=12,timeout=30,check_interval=\"200ms\",connect_timeout=\"2s\",\
                     stall_after=\"500ms\",check_timeout=\"200ms\"";
@@ -369,29 +387,30 @@ fn visitors_hardly_notice_what_happens_to_a_peer() {
 
         visitors.faults.store(1, Ordering::Relaxed);
         servers[0].kill();
-        wait_until("it is marked", PATIENCE, || is("db0", "down"));
+        wait_until("db0 is marked down", PATIENCE, || is("db0", "down"));
         visitors.wait_for(&["db1", "db2"], 50);
         servers[0].restart();
-        wait_until("it is up again", PATIENCE, || is("db0", "up"));
+        wait_until("db0 is up again", PATIENCE, || is("db0", "up"));
         visitors.wait_for_fair_shares(&PEERS);
 
         visitors.faults.store(2, Ordering::Relaxed);
         servers[1].freeze();
-        wait_until("it is marked", PATIENCE, || is("db1", "down"));
+        wait_until("db1 is marked down", PATIENCE, || is("db1", "down"));
         visitors.wait_for(&["db0", "db2"], 50);
         servers[1].thaw();
-        wait_until("it is up again", PATIENCE, || is("db1", "up"));
+        wait_until("db1 is up again", PATIENCE, || is("db1", "up"));
         visitors.wait_for_fair_shares(&PEERS);
     });
 
-    let mut unlucky = BTreeSet::new();
+    let mut affected = BTreeSet::new();
     for (visitor, faults, answer) in &seen.failed {
-        assert_ne!(*faults, 0, "all peers worked: {answer:?}");
-        assert!(unlucky.insert((visitor, faults)), "once is bad luck: {:?}", seen.failed);
+        assert_ne!(*faults, 0, "no request fails before the first fault: {answer:?}");
+        let is_first = affected.insert((visitor, faults));
+        assert!(is_first, "each visitor gets at most one error for a fault: {:?}", seen.failed);
         assert_eq!(answer.status, 503, "{answer:?}");
-        tells_no_internals(&answer.body);
+        assert_shows_no_internals(&answer.body);
     }
-    assert!(!seen.written.is_empty(), "there was something to lose");
+    assert!(!seen.written.is_empty(), "visitors have written entries");
     let mut times: BTreeMap<String, usize> = BTreeMap::new();
     for server in &servers {
         for message in server.sql("SELECT message FROM app.entries").lines() {
@@ -399,22 +418,22 @@ fn visitors_hardly_notice_what_happens_to_a_peer() {
         }
     }
     for message in &seen.written {
-        assert_eq!(times.get(message), Some(&1), "{message} was acknowledged");
+        assert_eq!(times.get(message), Some(&1), "the acknowledged {message} is stored once");
     }
-    assert!(times.values().all(|times| *times == 1), "none is there twice: {times:?}");
+    assert!(times.values().all(|times| *times == 1), "no entry is stored twice: {times:?}");
 }
 
-/// The page is no wider than the screen.
+/// Asserts that the page is not wider than the screen.
 #[track_caller]
-fn fits(browser: &Browser) {
+fn assert_fits(browser: &Browser) {
     let widths = browser
         .run("const page = document.documentElement; return [page.scrollWidth, page.clientWidth]");
-    let width = |at: usize| widths[at].as_u64().expect("a number");
-    assert!(width(0) <= width(1), "the page is as wide as the screen: {widths}");
+    let width = |at: usize| widths[at].as_u64().expect("the width is a number");
+    assert!(width(0) <= width(1), "the page is no wider than the screen: {widths}");
 }
 
 #[test]
-fn a_browser_writes_and_reads() {
+fn browser_writes_and_reads_entries() {
     let app = GuestBook::start();
     let visitor = app.visitor();
     let entries = [
@@ -428,18 +447,18 @@ fn a_browser_writes_and_reads() {
 
     let phone = Browser::phone(390, 844);
     phone.open(&app.site());
-    fits(&phone);
+    assert_fits(&phone);
     for field in ["name", "message"] {
         let label = format!("return document.querySelector('#{field}').labels.length");
         assert_eq!(phone.run(&label), 1, "{field} has a label");
     }
-    // The browser lets nobody send an empty form; without its help the site does not take it.
+    // Without the browser's own validation, the empty form is sent, and the site refuses it.
     phone.run("document.querySelector('form').noValidate = true");
     phone.type_into("#message", "Half an hour");
     phone.click("button");
     phone.wait_for("#name-mistake");
     assert_eq!(phone.text("#name-mistake"), "Please write something here.");
-    fits(&phone);
+    assert_fits(&phone);
 
     phone.type_into("#name", "Olga");
     phone.type_into("#message", " in the sun on your bench: the best of my holidays.");
@@ -450,15 +469,15 @@ fn a_browser_writes_and_reads() {
     let message = "Half an hour in the sun on your bench: the best of my holidays.";
     assert_eq!(phone.text("li:first-child p"), message);
     assert_eq!(phone.text("li:last-child p"), entries[0].1);
-    assert!(phone.text("#peer").starts_with("db"), "one of them served it");
+    assert!(phone.text("#peer").starts_with("db"), "the page names its peer");
     assert_eq!(
         phone.run("return getComputedStyle(document.querySelector('ol')).listStyleType"),
         "none",
-        "it has its style"
+        "the page has its style"
     );
-    fits(&phone);
+    assert_fits(&phone);
     if let Some(path) = env::var_os(SCREENSHOT) {
-        fs::write(path, phone.screenshot()).expect("it can be written");
+        fs::write(path, phone.screenshot()).expect("the file is writable");
     }
 
     assert_eq!(sign(&visitor, &"W".repeat(60), &"W".repeat(1000)).status, 303);
@@ -466,7 +485,7 @@ fn a_browser_writes_and_reads() {
     for browser in [&phone, &desktop] {
         for path in ["/", "/peers", "/elsewhere"] {
             browser.open(&format!("{}{path}", app.site()));
-            fits(browser);
+            assert_fits(browser);
         }
     }
 }
