@@ -165,7 +165,7 @@ impl<C> PeerManagerBuilder<C> {
     /// # use diesel_peers::{EventKind, PeerManagerBuilder};
     /// # fn with_handler<C>(builder: PeerManagerBuilder<C>) -> PeerManagerBuilder<C> {
     /// builder.event_handler(|event| {
-    ///     // A peer that an operator has drained wakes nobody.
+    ///     // Events of a drained peer are no reason for an alert.
     ///     if event.in_service && matches!(event.kind, EventKind::Down { .. }) {
     ///         eprintln!("page the operator on duty: {event}");
     ///     }

@@ -519,7 +519,7 @@ mod tests {
 
     #[test]
     fn other_names_of_rockets_settings_are_rejected() {
-        let told = |settings: &str| {
+        let error = |settings: &str| {
             let settings = format!("url = 'x'\n{settings}").parse().expect("TOML");
             refuse_other_names(&settings).err().map(|error| error.to_string())
         };
@@ -539,12 +539,12 @@ mod tests {
                 Some("`pool_timeout` is not a setting of this table: use Rocket's `timeout`"),
             ),
         ] {
-            let told = told(settings);
+            let error = error(settings);
             let is_right = match expected {
-                Some(expected) => told.as_deref().is_some_and(|told| told.contains(expected)),
-                None => told.is_none(),
+                Some(expected) => error.as_deref().is_some_and(|error| error.contains(expected)),
+                None => error.is_none(),
             };
-            assert!(is_right, "{settings}: {told:?}");
+            assert!(is_right, "{settings}: {error:?}");
         }
         let of_url = "url = 'mysql://db0/shop?check_interval=1&pool_timeout=2'".parse();
         refuse_other_names(&of_url.expect("TOML")).expect_err("it stands in the URL");

@@ -169,22 +169,22 @@ mod tests {
     use crate::peers::set::tests::set_of;
     use crate::policy::Recovery;
 
-    /// Keeps what it is told, and shows it as Prometheus does.
+    /// A recorder that keeps the metrics and renders them as Prometheus does.
     #[derive(Default)]
-    struct Kept {
-        meanings: Mutex<BTreeMap<String, String>>,
+    struct TextRecorder {
+        descriptions: Mutex<BTreeMap<String, String>>,
         counters: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
         /// The bits of a float.
         gauges: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
     }
 
     fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-        mutex.lock().expect("nothing panics with it")
+        mutex.lock().expect("no thread panics while it holds the lock")
     }
 
-    impl Kept {
-        fn describe(&self, name: &KeyName, meaning: &SharedString) {
-            lock(&self.meanings).insert(name.as_str().to_owned(), meaning.to_string());
+    impl TextRecorder {
+        fn describe(&self, name: &KeyName, description: &SharedString) {
+            lock(&self.descriptions).insert(name.as_str().to_owned(), description.to_string());
         }
 
         fn value(values: &Mutex<BTreeMap<String, Arc<AtomicU64>>>, key: &Key) -> Arc<AtomicU64> {
@@ -195,31 +195,31 @@ mod tests {
 
         fn render(&self) -> String {
             let mut text = String::new();
-            for (name, meaning) in lock(&self.meanings).iter() {
-                writeln!(text, "# HELP {name} {meaning}").expect("it is a text");
+            for (name, description) in lock(&self.descriptions).iter() {
+                writeln!(text, "# HELP {name} {description}").expect("writing to a string succeeds");
             }
             for (key, value) in lock(&self.counters).iter() {
-                writeln!(text, "{key} {}", value.load(Ordering::Relaxed)).expect("it is a text");
+                writeln!(text, "{key} {}", value.load(Ordering::Relaxed)).expect("writing to a string succeeds");
             }
             for (key, value) in lock(&self.gauges).iter() {
                 let value = f64::from_bits(value.load(Ordering::Relaxed));
-                writeln!(text, "{key} {value}").expect("it is a text");
+                writeln!(text, "{key} {value}").expect("writing to a string succeeds");
             }
             text
         }
     }
 
-    impl Recorder for Kept {
-        fn describe_counter(&self, name: KeyName, _: Option<Unit>, meaning: SharedString) {
-            self.describe(&name, &meaning);
+    impl Recorder for TextRecorder {
+        fn describe_counter(&self, name: KeyName, _: Option<Unit>, description: SharedString) {
+            self.describe(&name, &description);
         }
 
-        fn describe_gauge(&self, name: KeyName, _: Option<Unit>, meaning: SharedString) {
-            self.describe(&name, &meaning);
+        fn describe_gauge(&self, name: KeyName, _: Option<Unit>, description: SharedString) {
+            self.describe(&name, &description);
         }
 
-        fn describe_histogram(&self, name: KeyName, _: Option<Unit>, meaning: SharedString) {
-            self.describe(&name, &meaning);
+        fn describe_histogram(&self, name: KeyName, _: Option<Unit>, description: SharedString) {
+            self.describe(&name, &description);
         }
 
         fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
@@ -240,7 +240,7 @@ mod tests {
         let (set, _woken, _) = set_of(1, Recovery::AfterCheck);
         let mut exporter = Exporter::new(Arc::new(set));
         exporter.export();
-        let recorder = Kept::default();
+        let recorder = TextRecorder::default();
         with_local_recorder(&recorder, || exporter.export());
         let scrape = recorder.render();
         assert!(scrape.contains("# HELP diesel_peers_up 1 if the peer is up"), "{scrape}");
@@ -276,7 +276,7 @@ mod tests {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let mut exporter = Exporter::new(set.clone());
-        let recorder = Kept::default();
+        let recorder = TextRecorder::default();
         with_local_recorder(&recorder, || exporter.export());
         let _ = set.remove("peer1", now).expect("the peer exists");
         set.tick(now);
@@ -297,7 +297,7 @@ mod tests {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let mut exporter = Exporter::new(set.clone());
-        let recorder = Kept::default();
+        let recorder = TextRecorder::default();
         with_local_recorder(&recorder, || exporter.export());
         let activity = set.read(|peers| peers[1].activity.clone());
         let _ = set.remove("peer1", now).expect("the peer exists");

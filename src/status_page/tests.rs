@@ -66,6 +66,40 @@ fn keys(value: &Value) -> Vec<&str> {
     value.as_object().expect("an object").keys().map(String::as_str).collect()
 }
 
+/// A snapshot and its events, written with serde, use the keys of the page's report.
+#[cfg(feature = "serde")]
+#[test]
+fn serialized_snapshot_has_the_keys_of_the_report() {
+    let test = TestPage::new(2);
+    test.take_down(1, "refused");
+    let snapshot = serde_json::to_value(test.peers.snapshot()).expect("a snapshot is an object");
+    assert_eq!(keys(&snapshot), ["closed", "events", "events_dropped", "peers", "pool_name"]);
+    let report = test.json();
+    let peer = &report["pools"][0]["peers"][1];
+    let only_in_the_report = |key: &&str| !["remarks", "since"].contains(key);
+    let expected: Vec<_> = keys(peer).into_iter().filter(only_in_the_report).collect();
+    let serialized = &snapshot["peers"][1];
+    assert_eq!(keys(serialized), expected);
+    for key in ["name", "state", "reason", "fault", "is_available", "connections", "in_use"] {
+        assert_eq!(serialized[key], peer[key], "{key} has the same value");
+    }
+
+    let event = &snapshot["events"][0];
+    let expected = [
+        "at_unix_seconds",
+        "event",
+        "fault",
+        "in_service",
+        "next_check_seconds",
+        "peer",
+        "reason",
+        "text",
+    ];
+    assert_eq!(keys(event), expected);
+    assert_eq!(event["event"], "down");
+    assert_eq!(event["text"], report["pools"][0]["events"][0]["text"]);
+}
+
 #[test]
 fn json_report_has_exactly_the_documented_keys() {
     let test = TestPage::new(2);

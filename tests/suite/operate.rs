@@ -471,7 +471,7 @@ fn a_snapshot_is_a_table() {
     let lines: Vec<&str> = shown.lines().collect();
     let heads: Vec<&str> =
         lines[0].split("  ").map(str::trim).filter(|it| !it.is_empty()).collect();
-    assert_eq!(heads, ["peer", "state", "for", "weight", "links", "in use", "next check"]);
+    assert_eq!(heads, ["peer", "state", "for", "weight", "connections", "in use", "next check"]);
     assert!(lines[1].starts_with("peer0  down   ") && lines[1].contains("refused by"), "{shown}");
     assert!(lines[2].starts_with("peer1  up     ") && lines[2].contains("      20  "), "{shown}");
     let down = peers.snapshot().events.pop().expect("that is told");
