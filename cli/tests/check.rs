@@ -618,7 +618,7 @@ fn table_of_a_rocket_application_is_read() {
         "--table",
         "default.databases.long",
     ]);
-    outcome.is_failure(&["`connect_timeout` is 60s, and `timeout` only 10s"]);
+    outcome.is_failure(&["`connect_timeout` (60s) is longer than `timeout` (10s)"]);
 }
 
 #[test]
