@@ -158,7 +158,7 @@ fn stopped(server: &mut MariaDb, scene: &Scene<'_>) -> Times {
 
 /// The server is fine, and its peer is to stay in service.
 fn sessions_killed(server: &mut MariaDb, scene: &Scene<'_>) -> Times {
-    let status = || scene.peers.snapshot().peers.swap_remove(0);
+    let status = || scene.status(&peers, "peer0");
     let before = status();
     server.sql(&format!("KILL USER {APP}"));
     let back = how_long("all three were replaced", PATIENCE, || {
@@ -178,7 +178,7 @@ fn limit(server: &MariaDb, sessions: u32) {
 /// What it has given goes on being used.
 fn has_room_again(server: &mut MariaDb, scene: &Scene<'_>) -> Times {
     thread::sleep(A_CHECK);
-    let status = scene.peers.snapshot().peers.swap_remove(0);
+    let status = scene.status(&peers, "peer0");
     assert!(status.is_full && status.connections == 1, "it is full");
     assert_eq!(status.state, PeerState::Up, "and not down");
     wait_for_more(scene.load, &PEERS);
@@ -205,7 +205,7 @@ fn behind_haproxy(table: &mut Table, rounds: usize) {
 fn paused(proxy: &mut HaProxy, scene: &Scene<'_>) -> Times {
     let fault = Instant::now();
     proxy.refuse();
-    wait_until("it is drained", PATIENCE, || proxy.sessions() == 0);
+    wait_until("the peer is drained", PATIENCE, || proxy.sessions() == 0);
     let left = fault.elapsed();
     scene.left(FAILING, fault);
     proxy.accept();

@@ -123,7 +123,7 @@ fn freeze(
     server: &mut MariaDb,
 ) -> Seen {
     let (pool, peers) = pool_of(builder, connections);
-    let is = |state: PeerState| peers.snapshot().peers[0].state == state;
+    let is = |state: PeerState| status(&peers, "peer0").state == state;
     let mut seen = None;
     let meter = Meter::run(&pool, |meter| {
         let open = || peers.snapshot().peers.iter().map(|peer| peer.connections).sum::<usize>();

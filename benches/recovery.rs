@@ -86,7 +86,8 @@ where
     let mut servers = [MariaDb::start(), MariaDb::start(), MariaDb::start()];
     let ports = servers.each_ref().map(|server| i64::from(server.port()));
     let (manager, _held) = manager(&servers);
-    let pool = Pool::builder().max_size(CONNECTIONS).build(manager).expect("all servers live");
+    let pool =
+        Pool::builder().max_size(CONNECTIONS).build(manager).expect("all servers are running");
     let timeline = Mutex::new(Timeline { served: vec![[0; 3]; STEPS], failed: 0 });
     let done = AtomicBool::new(false);
     let start = Instant::now();

@@ -87,7 +87,7 @@ where
         let mut conn = pool.get().expect("there are more connections than threads");
         // A prepared statement: one round trip.
         let one = select(1.into_sql::<Integer>()).get_result::<i32>(&mut *conn);
-        assert_eq!(one.expect("the servers live"), 1);
+        assert_eq!(one.expect("the servers are running"), 1);
     });
     1e9 * THREADS as f64 / each
 }

@@ -42,7 +42,7 @@ struct Model {
 
 impl Model {
     fn new(rng: &mut SmallRng) -> Self {
-        let servers: Vec<_> = (0..SERVERS).map(|_| Server::start()).collect();
+        let servers = Servers::start(SERVERS);
         let strategies =
             [Strategy::LeastConnections, Strategy::Random, Strategy::RoundRobin, Strategy::Ordered];
         let age = Duration::from_micros(rng.random_range(1000..200_000));

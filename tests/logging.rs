@@ -94,12 +94,12 @@ fn a_line_for_each_change() {
         PANICS.store(panics, Ordering::SeqCst);
         LINES.lock().unwrap().retain(|line| line.peer.as_deref() != Some("peer0"));
         server.crash();
-        wait_until("it is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
-        let failures = || peers.snapshot().peers[0].connect_failures;
+        wait_until("the peer is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        let failures = || status(&peers, "peer0").connect_failures;
         let so_far = failures();
         wait_until("it fails again", PATIENCE, || failures() >= so_far + 3);
         server.accept(true);
-        wait_until("it is up", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
+        wait_until("the peer is up", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
         wait_until("it serves", PATIENCE, || pool.get().is_ok());
         wait_until("no slot was lost", PATIENCE, || pool.state().connections == 2);
 

@@ -215,8 +215,8 @@ where
 {
     let mut served = BTreeMap::new();
     for _ in 0..times {
-        let mut conn = pool.get().expect("a peer lives");
-        conn.batch_execute("SELECT 1").expect("it serves");
+        let mut conn = pool.get().expect("a peer is up");
+        conn.batch_execute("SELECT 1").expect("the query succeeds");
         *served.entry(conn.peer().to_owned()).or_default() += 1;
     }
     served
@@ -248,7 +248,7 @@ fn prometheus_finds_what_the_table_promises_and_the_right_figures() {
         assert_eq!(buckets, *served, "{peer}: each took some time");
         let sum = &scrape.values[&format!("query_duration_seconds_sum{{peer=\"{peer}\"}}")];
         let sum: f64 = sum.parse().expect("seconds");
-        let took = peers.snapshot().peer(peer).expect("it is there").query_time.as_secs_f64();
+        let took = status(&peers, peer).query_time.as_secs_f64();
         assert!((sum - took).abs() < 1e-5, "{peer}: which was {took} s, and not {sum} s");
     }
     assert_eq!((scrape.get("peers"), scrape.get("peers_available")), (3, 3));
@@ -319,7 +319,7 @@ fn the_rules_for_operators_name_metrics_that_there_are() {
 
 #[test]
 fn the_counters_of_a_peer_that_comes_again_go_on() {
-    let servers = [Server::start(), Server::start()];
+    let servers = Servers::start(2);
     let urls = || servers.iter().map(|server| server.url());
     let (pool, peers) = over::<ScriptedConnection>("again", manager_of(urls()), 2);
     let count = |scrape: &Scrape| scrape.sum("queries_total", "peer=\"peer1\"");
@@ -361,7 +361,7 @@ fn a_recorder_that_panics_harms_nobody_and_is_told_later() {
     server.crash();
     wait_until("the peer is checked", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
     server.accept(true);
-    wait_until("it is up", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
+    wait_until("the peer is up", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
     queries(&pool, 10);
     PANICS.store(false, Ordering::SeqCst);
     scraped("it was told", DREADED, |scrape| {

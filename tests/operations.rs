@@ -64,12 +64,14 @@ fn without_an_error(
     let (pool, peers) = full_pool(manager_of::<MysqlConnection>(urls).check_interval(SOON));
     let seen = Load::run(&pool, THREADS, "SELECT SLEEP(0.005)", |load| {
         leaves();
-        wait_until("it is noticed", PATIENCE, || state(&peers, PEERS[1]) == PeerState::Down);
+        wait_until("the peer is marked down", PATIENCE, || {
+            state(&peers, PEERS[1]) == PeerState::Down
+        });
         wait_until("it is empty", PATIENCE, || !has_sessions());
         let before = load.served();
-        wait_until("the others serve", PATIENCE, || load.served() > before + 100);
+        wait_until("the other peers serve", PATIENCE, || load.served() > before + 100);
         comes_back();
-        wait_until("it is up", PATIENCE, || state(&peers, PEERS[1]) == PeerState::Up);
+        wait_until("the peer is up", PATIENCE, || state(&peers, PEERS[1]) == PeerState::Up);
         wait_until("it serves", PATIENCE, || {
             peers.snapshot().peer(PEERS[1]).is_some_and(|peer| peer.connections == 3)
         });
@@ -137,13 +139,13 @@ fn a_user_needs_no_more_rights_than_these() {
     let (pool, peers) = pool_of(manager_of::<MysqlConnection>([url]).check_interval(SOON), 2);
     let seen = Load::run(&pool, 2, "INSERT INTO orders VALUES (1)", |load| {
         wait_until("it works", PATIENCE, || load.served() > 100);
-        let checked = peers.snapshot().peers[0].next_check;
+        let checked = status(&peers, "peer0").next_check;
         wait_until("it is checked twice", PATIENCE, || {
-            peers.snapshot().peers[0].next_check > checked + SOON
+            status(&peers, "peer0").next_check > checked + SOON
         });
     });
     assert!(seen.failed.is_empty() && seen.refused.is_empty(), "{seen:?}");
-    assert_eq!(peers.snapshot().peers[0].connect_failures, 0, "no check has failed");
+    assert_eq!(status(&peers, "peer0").connect_failures, 0, "no check has failed");
 }
 
 #[test]

@@ -41,16 +41,16 @@ struct Outage {
 impl Outage {
     /// How long after the return of one peer of two the pool has served a query.
     fn delay(self) -> Duration {
-        let servers = [Server::start(), Server::start()];
+        let servers = Servers::start(2);
         let break_all = || servers.iter().for_each(|server| server.crash());
-        let manager = manager_of::<ScriptedConnection>(servers.iter().map(|server| server.url()));
+        let manager = servers.builder();
         let manager = manager.build().expect("the settings are right");
         let pool = || Pool::builder().max_size(self.max_size);
         let pool = if self.is_first {
             break_all();
             pool().build_unchecked(manager)
         } else {
-            let pool = pool().build(manager).expect("both peers live");
+            let pool = pool().build(manager).expect("both peers are up");
             break_all();
             pool
         };

@@ -53,11 +53,11 @@ where
     let brief = Duration::from_millis(500);
     shown.push(pool.get_timeout(brief).map(|_| ()).expect_err("the login fails").to_string());
     wait_until("health checks also fail", PATIENCE, || {
-        peers.snapshot().peers[0].connect_failures >= 3
+        status(&peers, "peer0").connect_failures >= 3
     });
     shown.push(format!("{pool:#?}"));
     shown.push(format!("{:#?}", peers.snapshot()));
-    shown.extend(peers.snapshot().peers[0].reason.clone());
+    shown.extend(status(&peers, "peer0").reason.clone());
     #[cfg(feature = "status-page")]
     {
         let page = diesel_peers::status_page::StatusPage::new().pool(peers).with_actions();

@@ -28,7 +28,9 @@ fn a_pool_is_dropped<B: Backend>(open: impl Fn(&B) -> usize) {
     drop(pool);
     is_gone(&peers);
     assert_eq!(links(&peers), [0, 0], "no connection is counted");
-    wait_until("no session is left", PATIENCE, || servers.iter().all(|server| open(server) == 0));
+    wait_until("the server has no session left", PATIENCE, || {
+        servers.iter().all(|server| open(server) == 0)
+    });
 }
 
 fn a_pool_is_dropped_during_a_connect() {
@@ -41,25 +43,25 @@ fn a_pool_is_dropped_during_a_connect() {
     assert!(!peers.snapshot().closed, "the connects are still under way");
     server.hold_logins(false);
     is_gone(&peers);
-    wait_until("no session is left", PATIENCE, || server.open() == 0);
+    wait_until("the server has no session left", PATIENCE, || server.open() == 0);
 }
 
 fn a_pool_is_dropped_during_a_check() {
     let server = Server::start();
     let (pool, peers) = pool_of(manager_of::<ScriptedConnection>([server.url()]), 1);
-    drop(pool.get().expect("the peer lives"));
+    drop(pool.get().expect("the peer is up"));
     server.hold_logins(true);
     let mut conn = pool.get().expect("there is a connection");
     server.cut_off();
     diesel::connection::SimpleConnection::batch_execute(&mut conn, "SELECT 1")
-        .expect_err("its session was cut off");
+        .expect_err("the session was cut off");
     wait_until("its peer is checked", PATIENCE, || server.logins() == 2);
     // The connection goes back first: it holds the pool.
     drop(conn);
     drop(pool);
     server.hold_logins(false);
     is_gone(&peers);
-    wait_until("no session is left", PATIENCE, || server.open() == 0);
+    wait_until("the server has no session left", PATIENCE, || server.open() == 0);
 }
 
 /// Whatever a check is doing just then: looking for the sockets that there are, or waiting.
@@ -88,7 +90,7 @@ fn a_manager_is_dropped_without_a_pool() {
 fn the_pool_lives_as_long_as_its_last_connection() {
     let server = Server::start();
     let (pool, peers) = pool_of(manager_of::<ScriptedConnection>([server.url()]), 1);
-    let conn = pool.get().expect("the peer lives");
+    let conn = pool.get().expect("the peer is up");
     drop(pool);
     assert!(!peers.snapshot().closed, "a connection that is checked out keeps its pool");
     drop(conn);
@@ -110,7 +112,7 @@ fn a_manager_is_dropped_that_resolves() {
         script.hold(false);
         is_gone(&peers);
         let name = if hangs { "peer0" } else { "peer0/127.0.0.1" };
-        assert_eq!(peers.snapshot().peers[0].name, name, "what comes too late is not heard");
+        assert_eq!(status(&peers, "peer0").name, name, "what comes too late is not heard");
     }
 }
 

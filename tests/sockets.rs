@@ -33,7 +33,7 @@ where
         drop(all);
     }
     assert_eq!(asked(), before, "a hundred checkouts ask for nothing");
-    pool.get().expect("there is one").batch_execute("SELECT 1").expect("it serves");
+    pool.get().expect("there is one").batch_execute("SELECT 1").expect("the query succeeds");
     assert_ne!(asked(), before, "what is asked does show");
 }
 
@@ -53,7 +53,7 @@ where
         }
         drop(all);
         assert_eq!(state(&peers, "peer0"), PeerState::Up, "a server that answers");
-        assert!(peers.snapshot().peers[0].connects > 4 * round, "they were replaced");
+        assert!(status(&peers, "peer0").connects > 4 * round, "they were replaced");
     }
 }
 
@@ -65,11 +65,11 @@ where
     let (pool, peers) = pool_of(manager_of::<C>([url, other]).check_interval(SOON), 6);
     wait_until("the pool is full", PATIENCE, || is_full(&peers, 6));
     proxy.refuse();
-    wait_until("it is noticed", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("the peer is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
     wait_until("its idle sessions have ended", PATIENCE, || proxy.sessions() == 0);
     for _ in 0..12 {
-        let mut conn = pool.get().expect("the other one serves");
-        conn.batch_execute("SELECT 1").expect("the other one serves");
+        let mut conn = pool.get().expect("the other peer serves");
+        conn.batch_execute("SELECT 1").expect("the other peer serves");
     }
 }
 
@@ -160,11 +160,13 @@ where
                     is_full(&peers, 16) && theirs.state().connections == THEIRS
                 });
                 proxy.refuse();
-                wait_until("it is noticed", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+                wait_until("the peer is marked down", PATIENCE, || {
+                    state(&peers, "peer0") == PeerState::Down
+                });
                 wait_until("ours end", PATIENCE, || proxy.sessions() <= 8);
                 strangers.wait_for_more(200);
                 assert_eq!(proxy.sessions(), 8, "theirs go on");
-                pool.get().expect("the other one serves");
+                pool.get().expect("the other peer serves");
             },
         );
         drop((pool, theirs));
@@ -240,7 +242,8 @@ mod mariadb {
         let socket = servers[0].folder().join("socket");
         let away = servers[0].folder().join("away");
         let url = format!("mysql://app:s3cret-app@localhost/app?unix_socket={}", socket.display());
-        let stranger = || MysqlConnection::establish(&servers[0].url()).expect("the server lives");
+        let stranger =
+            || MysqlConnection::establish(&servers[0].url()).expect("the server is running");
         // Each makes a new connection now and then.
         let work = |(conn, queries): &mut (MysqlConnection, usize)| {
             *queries += 1;
@@ -263,20 +266,20 @@ mod mariadb {
                     wait_until("the pool is full", PATIENCE, || is_full(&peers, 12));
                     for _ in 0..24 {
                         let mut conn = pool.get().expect("there is one");
-                        conn.batch_execute("SELECT 1").expect("it serves");
+                        conn.batch_execute("SELECT 1").expect("the query succeeds");
                     }
                     fs::rename(&socket, &away).expect("it is there");
-                    wait_until("it is noticed", PATIENCE, || {
+                    wait_until("the peer is marked down", PATIENCE, || {
                         state(&peers, "peer0") == PeerState::Down
                     });
                     strangers.wait_for_more(100);
                     for _ in 0..24 {
-                        let mut conn = pool.get().expect("the other one serves");
+                        let mut conn = pool.get().expect("the other peer serves");
                         assert_eq!(conn.peer(), "peer1", "nothing goes to one that is down");
-                        conn.batch_execute("SELECT 1").expect("the other one serves");
+                        conn.batch_execute("SELECT 1").expect("the other peer serves");
                     }
                     fs::rename(&away, &socket).expect("it is there");
-                    wait_until("it is up again", PATIENCE, || {
+                    wait_until("the peer is up again", PATIENCE, || {
                         state(&peers, "peer0") == PeerState::Up
                     });
                 }

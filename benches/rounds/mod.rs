@@ -19,7 +19,7 @@ where
     M::Connection: R2D2Connection,
 {
     let pool = Pool::builder().max_size(connections).test_on_check_out(test_on_check_out);
-    pool.build(manager).expect("the servers live")
+    pool.build(manager).expect("the servers are running")
 }
 
 /// Nanoseconds of a thread's time for each operation. The operations of a thread are numbered, from

@@ -525,10 +525,19 @@ mod tests {
         };
         for (settings, expected) in [
             ("check_interval = 1", None),
-            ("max_size = 1", Some("`max_size` is not a setting of this table: use Rocket's `pool_size`")),
-            ("poolSize = 1", Some("`poolSize` is not a setting of this table: use Rocket's `pool_size`")),
+            (
+                "max_size = 1",
+                Some("`max_size` is not a setting of this table: use Rocket's `pool_size`"),
+            ),
+            (
+                "poolSize = 1",
+                Some("`poolSize` is not a setting of this table: use Rocket's `pool_size`"),
+            ),
             ("connection_timeout = 1", Some("use Rocket's `timeout`")),
-            ("pool_timeout = 1", Some("`pool_timeout` is not a setting of this table: use Rocket's `timeout`")),
+            (
+                "pool_timeout = 1",
+                Some("`pool_timeout` is not a setting of this table: use Rocket's `timeout`"),
+            ),
         ] {
             let told = told(settings);
             let is_right = match expected {
