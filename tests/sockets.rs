@@ -258,7 +258,7 @@ mod mariadb {
         let socket = servers[0].folder().join("socket");
         let away = servers[0].folder().join("away");
         let url = format!("mysql://app:s3cret-app@localhost/app?unix_socket={}", socket.display());
-        let stranger =
+        let connect =
             || MysqlConnection::establish(&servers[0].url()).expect("the server is running");
         // Each thread replaces its connection now and then.
         let work = |(conn, queries): &mut (MysqlConnection, usize)| {
