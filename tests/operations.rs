@@ -1,4 +1,4 @@
-//! Runs the commands of OPERATIONS.md exactly as they are printed there.
+//! Runs the commands of the guide for operators exactly as they are printed there.
 
 #![cfg(all(target_os = "linux", feature = "mysql"))]
 

@@ -10,7 +10,7 @@ packages=(
     postgresql libpq-dev                            # PostgreSQL, and diesel's client library for it
     haproxy nftables                                # to pause proxies, and to drop packets
     openssl                                         # certificates for servers
-    curl jq                                         # for the scripts in OPERATIONS.md
+    curl jq                                         # for the scripts in the guide for operators
 )
 # A browser and its driver. Ubuntu has no such packages, so there both have to be installed already.
 command -v chromedriver >/dev/null || packages+=(chromium chromium-driver)
