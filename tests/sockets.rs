@@ -199,7 +199,7 @@ mod mariadb {
         let server = MariaDb::start();
         checkouts_send_nothing::<MysqlConnection>(&server.url(), &|| statements(&server));
         closed_connections_are_replaced_at_checkout::<MysqlConnection>(&server.url(), || {
-            end_sessions(&server)
+            end_sessions(&server);
         });
     }
 
@@ -209,7 +209,7 @@ mod mariadb {
         let url = server.url().replace("127.0.0.1", "[::1]");
         checkouts_send_nothing::<MysqlConnection>(&url, &|| statements(&server));
         closed_connections_are_replaced_at_checkout::<MysqlConnection>(&url, || {
-            end_sessions(&server)
+            end_sessions(&server);
         });
     }
 
@@ -327,7 +327,7 @@ mod postgres {
         let server = Postgres::start();
         checkouts_send_nothing::<PgConnection>(&server.url(), &|| statements(&server));
         closed_connections_are_replaced_at_checkout::<PgConnection>(&server.url(), || {
-            end_sessions(&server)
+            end_sessions(&server);
         });
     }
 
@@ -349,7 +349,7 @@ mod postgres {
         for url in [server.url().replace("127.0.0.1", "localhost"), url] {
             checkouts_send_nothing::<PgConnection>(&url, &|| statements(&server));
             closed_connections_are_replaced_at_checkout::<PgConnection>(&url, || {
-                end_sessions(&server)
+                end_sessions(&server);
             });
         }
     }

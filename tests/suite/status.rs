@@ -118,9 +118,9 @@ fn connection_with_an_open_transaction_is_replaced() {
     AnsiTransactionManager::begin_transaction(&mut **conn).expect("the transaction begins");
     drop(conn);
     let mut conn = pool.get().expect("the peer is up");
-    let status = AnsiTransactionManager::transaction_manager_status_mut(&mut **conn);
-    assert_eq!(status.transaction_depth(), Ok(None), "this is another connection");
-    assert_eq!(status(&peers, "peer0").connects, 2, "as with diesel's own manager");
+    let transaction = AnsiTransactionManager::transaction_manager_status_mut(&mut **conn);
+    assert_eq!(transaction.transaction_depth(), Ok(None), "no transaction is open");
+    assert_eq!(status(&peers, "peer0").connects, 2, "the connection was replaced");
     assert_eq!(state(&peers, "peer0"), PeerState::Up, "the peer is not marked down for that");
 }
 
