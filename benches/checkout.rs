@@ -1,20 +1,19 @@
-//! What a checkout and checkin costs, beside diesel's own manager, and how it grows with the peers.
+//! The cost of a checkout and a checkin, compared with diesel's own manager, and how the cost grows with the
+//! number of peers.
 //!
 //! ```sh
 //! cargo bench -p diesel-peers-tests --bench checkout
 //! ```
 //!
-//! The connection answers a ping at once, so that what is left is the pool and the manager. What the
-//! check at checkout costs on a connection with a socket is in `check.rs`.
+//! The connection answers a ping at once, so only the pool and the manager are measured. `check.rs` measures
+//! the validation at checkout on connections with a socket.
 
 mod rounds;
 
-use std::sync::Arc;
-
 use diesel::r2d2::ConnectionManager;
-use diesel_peers::PeerManager;
 use rounds::{checkouts, median};
-use support::scripted::{ScriptedConnection, Server};
+use support::backend::build;
+use support::scripted::{ScriptedConnection, Servers};
 
 const ROUNDS: usize = 61;
 const CHECKOUTS: usize = 2000;
@@ -22,11 +21,11 @@ const CONNECTIONS: u32 = 16;
 
 fn main() {
     println!(
-        "{CONNECTIONS} connections; median of {ROUNDS} rounds of {CHECKOUTS} checkouts a thread"
+        "{CONNECTIONS} connections; median of {ROUNDS} rounds of {CHECKOUTS} checkouts per thread"
     );
     println!(
         "{:>7} {:>5} | {:>12} {:>12} {:>12} | {:>14}",
-        "threads", "peers", "ConnectionMan", "tested", "PeerManager", "/ untested one"
+        "threads", "peers", "untested", "tested", "PeerManager", "/ untested"
     );
     for threads in [1, 8] {
         for peers in [3, 30, 300] {
@@ -36,18 +35,11 @@ fn main() {
 }
 
 fn compare(threads: usize, peers: usize) {
-    let servers: Vec<Arc<Server>> = (0..peers).map(|_| Server::start()).collect();
+    let servers = Servers::start(peers);
     let single = || ConnectionManager::<ScriptedConnection>::new(servers[0].url());
     let untested = rounds::pool(single(), CONNECTIONS, false);
     let tested = rounds::pool(single(), CONNECTIONS, true);
-    let builder = servers
-        .iter()
-        .enumerate()
-        .fold(PeerManager::<ScriptedConnection>::builder(), |builder, (index, server)| {
-            builder.peer(format!("peer{index}"), server.url())
-        });
-    let manager = builder.build().expect("the settings are right");
-    let balanced = rounds::pool(manager, CONNECTIONS, true);
+    let balanced = rounds::pool(build(servers.builder()), CONNECTIONS, true);
 
     let mut times: Vec<[f64; 3]> = (0..ROUNDS)
         .map(|_| {

@@ -1,5 +1,5 @@
-//! What an application with eight busy threads notices of each fault of one of its three peers, on
-//! real servers: how long it was given new work, what failed, and how soon it has its share again.
+//! The effect of each fault of one of three peers on an application with eight busy threads, on real servers:
+//! how long the peer still gets new work, which queries fail, and how soon the peer has its share again.
 //! Prints the table in `docs/performance.md`.
 //!
 //! ```sh
@@ -7,8 +7,8 @@
 //! cargo bench -p diesel-peers-tests --bench faults --features mysql -- --rounds 5
 //! ```
 //!
-//! What each round saw, and what its errors said, goes to the standard error output. No time is too
-//! long here; but it fails if something did not come to pass in a minute, or a `pool.get()` failed.
+//! The times and the errors of each round go to standard error. The benchmark sets no limit for the times, but
+//! fails if an expected state is not reached within a minute, or if a `pool.get()` fails.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
@@ -23,7 +23,7 @@ use diesel::prelude::*;
 use diesel::r2d2::Pool;
 use diesel_peers::{PeerManager, PeerManagerBuilder, PeerState, Peers};
 use rounds::median;
-use support::backend::{PATIENCE, links, manager_of, manager_over, pool_of, state};
+use support::backend::{self, PATIENCE, links, manager_of, manager_over, pool_of, state};
 use support::galera::{Cluster, Node};
 use support::haproxy::HaProxy;
 use support::load::Load;
@@ -35,23 +35,24 @@ use support::story::{
 use support::{APP, how_long, wait_until};
 
 const ROUNDS: usize = 3;
-/// How soon a peer is checked; the other settings are what they are by default.
+/// The check interval. The other settings have their defaults.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const FROZEN: Duration = Duration::from_secs(10);
-/// More than the time from one check of a peer to the next.
-const A_CHECK: Duration = Duration::from_millis(1500);
+/// Longer than the time from one check of a peer to the next.
+const NEXT_CHECK: Duration = Duration::from_millis(1500);
 
 /// The peer that fails.
 const FAILING: &str = PEERS[0];
 
-/// One that hardly needs a processor. (If a session is killed just while it sleeps, MariaDB may take
-/// two seconds for it, during which the query is not answered: without any pool, too.)
+/// A query that hardly uses a processor. (If a session is killed while it sleeps, MariaDB may take two seconds
+/// to end it, during which the query gets no answer. The same happens without a pool.)
 const QUERY: &str = "SELECT SLEEP(0.001)";
-/// A query that a Galera node refuses that takes no work.
-const OF_A_TABLE: &str = "SELECT SLEEP(0.001) FROM t";
+/// A query that reads a table: a Galera node that takes no work refuses it.
+const TABLE_QUERY: &str = "SELECT SLEEP(0.001) FROM t";
 const WRITE: &str = "INSERT INTO marks (mark) SELECT IF(SLEEP(0.002), '', 'written')";
 
-/// Checked after 1.0 to 1.1 s, then three connections at 0.2 s each.
+/// The promised time until a peer has its share again: a check after 1.0 to 1.1 s, and then three connections
+/// at 0.2 s each.
 const BACK: &str = "1.7 s";
 
 type MysqlPool = Pool<PeerManager<MysqlConnection>>;
@@ -66,14 +67,14 @@ fn main() {
     table.print(rounds);
 }
 
-/// What is done about a fault in one round, and when the peer was what.
-type Act<T> = fn(&mut T, &Scene<'_>) -> Times;
+/// Causes and repairs a fault in one round, and returns the times at which the peer left and came back.
+type Scenario<T> = fn(&mut T, &Scene<'_>) -> Times;
 
-/// A fault of `T`, and how it is told.
+/// A fault of `T`: one row of the table.
 struct Fault<T> {
     name: &'static str,
     query: &'static str,
-    act: Act<T>,
+    scenario: Scenario<T>,
     promised: Promised,
 }
 
@@ -83,25 +84,25 @@ fn on_mariadb(table: &mut Table, rounds: usize) {
         Fault {
             name: "MariaDB killed, restarted",
             query: QUERY,
-            act: killed,
+            scenario: killed,
             promised: Promised { back: BACK, ..Promised::default() },
         },
         Fault {
             name: "MariaDB frozen for 10 s",
             query: QUERY,
-            act: frozen,
+            scenario: frozen,
             promised: Promised { left: "0.1 s", longest: "4 s", back: BACK },
         },
         Fault {
             name: "MariaDB stopped in good order, started",
             query: QUERY,
-            act: stopped,
+            scenario: stopped,
             promised: Promised { back: BACK, ..Promised::default() },
         },
         Fault {
             name: "Its sessions killed (`KILL USER`)",
             query: QUERY,
-            act: sessions_killed,
+            scenario: sessions_killed,
             promised: Promised { left: "stays", ..Promised::default() },
         },
     ];
@@ -113,20 +114,24 @@ fn on_mariadb(table: &mut Table, rounds: usize) {
     }
     drop(pool);
 
-    // Full from the start: as long as it has room for those that it has nothing happens.
+    // The server is full before the pool is built: a limit below the open sessions has no effect on these.
     let fault = Fault {
         name: "Full (one session of three), with room again",
         query: QUERY,
-        act: has_room_again,
+        scenario: has_room_again,
         promised: Promised { left: "stays", longest: "", back: "1.4 s" },
     };
     for _ in 0..rounds {
-        limit(&servers[0], 1);
+        limit_sessions(&servers[0], 1);
         let (pool, peers) = pool_of(tuned(manager_over(&servers)), CONNECTIONS);
-        wait_until("the others get what it does not take", PATIENCE, || {
-            drop(pool.try_get());
-            links(&peers) == [1, 4, 4]
-        });
+        wait_until(
+            "the other peers have the connections that the full peer does not accept",
+            PATIENCE,
+            || {
+                drop(pool.try_get());
+                links(&peers) == [1, 4, 4]
+            },
+        );
         table.add(&fault, &peers, &pool, &mut servers[0]);
     }
 }
@@ -136,7 +141,7 @@ fn killed(server: &mut MariaDb, scene: &Scene<'_>) -> Times {
     server.kill();
     let left = scene.left(FAILING, fault);
     server.restart();
-    Times::of(left, scene.back(FAILING))
+    Times::new(left, scene.back(FAILING))
 }
 
 fn frozen(server: &mut MariaDb, scene: &Scene<'_>) -> Times {
@@ -145,7 +150,7 @@ fn frozen(server: &mut MariaDb, scene: &Scene<'_>) -> Times {
     let left = scene.left(FAILING, fault);
     thread::sleep(FROZEN.saturating_sub(fault.elapsed()));
     server.thaw();
-    Times::of(left, scene.back(FAILING))
+    Times::new(left, scene.back(FAILING))
 }
 
 fn stopped(server: &mut MariaDb, scene: &Scene<'_>) -> Times {
@@ -153,36 +158,36 @@ fn stopped(server: &mut MariaDb, scene: &Scene<'_>) -> Times {
     server.stop();
     let left = scene.left(FAILING, fault);
     server.restart();
-    Times::of(left, scene.back(FAILING))
+    Times::new(left, scene.back(FAILING))
 }
 
-/// The server is fine, and its peer is to stay in service.
+/// The server goes on, so its peer must stay in service.
 fn sessions_killed(server: &mut MariaDb, scene: &Scene<'_>) -> Times {
-    let status = || scene.peers.snapshot().peers.swap_remove(0);
+    let status = || backend::status(scene.peers, FAILING);
     let before = status();
     server.sql(&format!("KILL USER {APP}"));
-    let back = how_long("all three were replaced", PATIENCE, || {
+    let back = how_long("the three connections were replaced", PATIENCE, || {
         status().connects >= before.connects + 3 && links(scene.peers) == SHARES
     });
     serves_its_share(FAILING, scene.load);
-    thread::sleep(A_CHECK);
-    assert_eq!(status().since, before.since, "it was marked down: {:?}", status().reason);
+    thread::sleep(NEXT_CHECK);
+    assert_eq!(status().since, before.since, "the peer stays up: {:?}", status().reason);
     Times { left: Vec::new(), back: vec![back] }
 }
 
-/// How many sessions the application's user may have. 0 is no limit.
-fn limit(server: &MariaDb, sessions: u32) {
+/// Limits the number of sessions of the application's user. 0 removes the limit.
+fn limit_sessions(server: &MariaDb, sessions: u32) {
     server.sql(&format!("ALTER USER {APP} WITH MAX_USER_CONNECTIONS {sessions}"));
 }
 
-/// What it has given goes on being used.
+/// The full peer keeps serving on the session that it has.
 fn has_room_again(server: &mut MariaDb, scene: &Scene<'_>) -> Times {
-    thread::sleep(A_CHECK);
-    let status = scene.peers.snapshot().peers.swap_remove(0);
-    assert!(status.is_full && status.connections == 1, "it is full");
-    assert_eq!(status.state, PeerState::Up, "and not down");
+    thread::sleep(NEXT_CHECK);
+    let status = backend::status(scene.peers, FAILING);
+    assert!(status.is_full && status.connections == 1, "the peer is full");
+    assert_eq!(status.state, PeerState::Up, "a full peer is not down");
     wait_for_more(scene.load, &PEERS);
-    limit(server, 0);
+    limit_sessions(server, 0);
     Times { left: Vec::new(), back: vec![scene.back(FAILING)] }
 }
 
@@ -193,7 +198,7 @@ fn behind_haproxy(table: &mut Table, rounds: usize) {
     let fault = Fault {
         name: "HAProxy before it paused, resumed",
         query: QUERY,
-        act: paused,
+        scenario: paused,
         promised: Promised { left: "1.1 s", longest: "", back: BACK },
     };
     for _ in 0..rounds {
@@ -201,15 +206,15 @@ fn behind_haproxy(table: &mut Table, rounds: usize) {
     }
 }
 
-/// Until its last session is gone: after that it can be stopped, and nobody notices.
+/// Measures the time until the last session of the proxy has ended. Then the proxy can be stopped unnoticed.
 fn paused(proxy: &mut HaProxy, scene: &Scene<'_>) -> Times {
     let fault = Instant::now();
     proxy.refuse();
-    wait_until("it is drained", PATIENCE, || proxy.sessions() == 0);
+    wait_until("the proxy has no session left", PATIENCE, || proxy.sessions() == 0);
     let left = fault.elapsed();
     scene.left(FAILING, fault);
     proxy.accept();
-    Times::of(left, scene.back(FAILING))
+    Times::new(left, scene.back(FAILING))
 }
 
 fn on_galera(table: &mut Table, rounds: usize) {
@@ -222,32 +227,32 @@ fn on_galera(table: &mut Table, rounds: usize) {
     let faults: [Fault<Cluster>; 5] = [
         Fault {
             name: "Galera node killed, back by IST",
-            query: OF_A_TABLE,
-            act: node_killed,
+            query: TABLE_QUERY,
+            scenario: node_killed,
             promised: back,
         },
         Fault {
             name: "Galera node cut off, joined again",
-            query: OF_A_TABLE,
-            act: node_cut_off,
+            query: TABLE_QUERY,
+            scenario: node_cut_off,
             promised: back,
         },
         Fault {
             name: "Galera node rejects queries, and no more",
-            query: OF_A_TABLE,
-            act: node_rejects,
+            query: TABLE_QUERY,
+            scenario: node_rejects,
             promised: back,
         },
         Fault {
             name: "Galera node stopped in good order, started",
-            query: OF_A_TABLE,
-            act: node_stopped,
+            query: TABLE_QUERY,
+            scenario: node_stopped,
             promised: back,
         },
         Fault {
             name: "All three Galera nodes restarted in turn, under writes",
             query: WRITE,
-            act: all_nodes_restarted,
+            scenario: all_nodes_restarted,
             promised: back,
         },
     ];
@@ -269,21 +274,21 @@ fn node_killed(cluster: &mut Cluster, scene: &Scene<'_>) -> Times {
     start(&mut cluster.nodes[0]);
     let back = scene.back(FAILING);
     let log = cluster.nodes[0].log().split_off(log);
-    assert!(log.contains("IST received"), "it was sent what it missed: {log}");
-    Times::of(left, back)
+    assert!(log.contains("IST received"), "the node got the missing changes by IST: {log}");
+    Times::new(left, back)
 }
 
-/// It takes work until it has noticed, which its own timeouts decide.
+/// The node takes work until its own timeouts have shown it that it is cut off.
 fn node_cut_off(cluster: &mut Cluster, scene: &Scene<'_>) -> Times {
     let node = &cluster.nodes[0];
     node.partition();
     let noticed = || scene.load.failed() > 0 || state(scene.peers, FAILING) == PeerState::Down;
-    wait_until("it takes no more work", PATIENCE, noticed);
+    wait_until("the node takes no more work", PATIENCE, noticed);
     let fault = scene.load.first_failed().unwrap_or_else(Instant::now);
     let left = scene.left(FAILING, fault);
     node.heal();
     node.wait_synced();
-    Times::of(left, scene.back(FAILING))
+    Times::new(left, scene.back(FAILING))
 }
 
 fn node_rejects(cluster: &mut Cluster, scene: &Scene<'_>) -> Times {
@@ -292,7 +297,7 @@ fn node_rejects(cluster: &mut Cluster, scene: &Scene<'_>) -> Times {
     node.reject_queries(true);
     let left = scene.left(FAILING, fault);
     node.reject_queries(false);
-    Times::of(left, scene.back(FAILING))
+    Times::new(left, scene.back(FAILING))
 }
 
 fn node_stopped(cluster: &mut Cluster, scene: &Scene<'_>) -> Times {
@@ -315,10 +320,10 @@ fn stop_and_start(node: &mut Node, name: &str, scene: &Scene<'_>) -> Times {
     node.stop();
     let left = scene.left(name, fault);
     start(node);
-    Times::of(left, scene.back(name))
+    Times::new(left, scene.back(name))
 }
 
-/// Until it can serve: it lets clients in before it takes work.
+/// Starts a node, and waits until it can serve: it accepts logins before it takes work.
 fn start(node: &mut Node) {
     node.restart();
     node.wait_synced();
@@ -328,46 +333,45 @@ fn tuned(builder: PeerManagerBuilder<MysqlConnection>) -> PeerManagerBuilder<Mys
     builder.check_interval(CHECK_INTERVAL)
 }
 
-/// The peers of a pool, and the threads that use it.
+/// The peers of a pool, and the threads that use the pool.
 struct Scene<'a> {
     peers: &'a Peers,
     load: &'a Load,
 }
 
 impl Scene<'_> {
-    /// Waits until the peer has left service and the others serve. Tells how long after the fault the
-    /// last query began that it was given.
+    /// Waits until the peer has left service and the others serve. Returns how long after the fault the last
+    /// query of the peer began.
     fn left(&self, name: &str, fault: Instant) -> Duration {
         leaves(self.peers, name);
         let others: Vec<&str> = PEERS.into_iter().filter(|peer| *peer != name).collect();
         wait_for_more(self.load, &others);
-        let last = self.load.last_begun(name).expect("it has served");
+        let last = self.load.last_begun(name).expect("the peer has served");
         last.saturating_duration_since(fault)
     }
 
-    /// Waits until the peer serves its third again. Tells how long it took until it had its
-    /// connections.
+    /// Waits until the peer serves its third again. Returns how long it took until the peer had its connections.
     fn back(&self, name: &str) -> Duration {
         comes_back(self.peers, name, self.load)
     }
 }
 
-/// When the peers were what, in one round: more than once if several fail in turn.
+/// The times of one round. Several peers that fail in turn have one time each.
 #[derive(Default)]
 struct Times {
-    /// How long after the fault the last query began there; nothing if the peer stays in service.
+    /// How long after the fault the last query of the peer began. Empty if the peer stays in service.
     left: Vec<Duration>,
-    /// How long it took from when it could serve again until it had its share of the connections.
+    /// How long it took from when the peer could serve again until it had its share of the connections.
     back: Vec<Duration>,
 }
 
 impl Times {
-    fn of(left: Duration, back: Duration) -> Self {
+    fn new(left: Duration, back: Duration) -> Self {
         Self { left: vec![left], back: vec![back] }
     }
 }
 
-/// What `docs/performance.md` promises of these, where it promises something.
+/// The times that `docs/performance.md` promises. Empty where nothing is promised.
 #[derive(Clone, Copy, Default)]
 struct Promised {
     left: &'static str,
@@ -375,40 +379,41 @@ struct Promised {
     back: &'static str,
 }
 
-/// What the rounds have told, by fault.
+/// The results of all rounds, by fault.
 #[derive(Default)]
 struct Table {
     rows: Vec<Row>,
 }
 
-/// What the rounds have told of one fault.
+/// The results of all rounds of one fault.
 struct Row {
     name: &'static str,
     promised: Promised,
     left: Vec<Duration>,
     back: Vec<Duration>,
-    /// In each round, queries that failed, and what took longest: a query, or a `pool.get()`.
+    /// The number of failed queries of each round.
     errors: Vec<usize>,
+    /// The longest query or `pool.get()` of each round.
     longest: Vec<Duration>,
-    /// What the `pool.get()`s that failed said.
+    /// The errors of `pool.get()`.
     refused: Vec<String>,
 }
 
 impl Table {
-    /// Tells one round of a fault while all threads are busy.
-    fn add<T>(&mut self, fault: &Fault<T>, peers: &Peers, pool: &MysqlPool, on: &mut T) {
+    /// Runs one round of a fault while all threads are busy, and adds its results.
+    fn add<T>(&mut self, fault: &Fault<T>, peers: &Peers, pool: &MysqlPool, target: &mut T) {
         let mut times = Times::default();
         let seen = Load::run(pool, THREADS, fault.query, |load| {
             wait_for_more(load, &PEERS);
-            times = (fault.act)(on, &Scene { peers, load });
+            times = (fault.scenario)(target, &Scene { peers, load });
         });
         let longest = seen.longest_get.max(seen.longest_query);
-        let mut said: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        let mut errors: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for (peer, error) in &seen.failed {
-            *said.entry((peer, error)).or_default() += 1;
+            *errors.entry((peer, error)).or_default() += 1;
         }
         eprintln!(
-            "{}: left {:?}, back {:?}, longest get {:?}, query {:?}, errors {said:?}, refused {:?}",
+            "{}: left {:?}, back {:?}, longest get {:?}, query {:?}, errors {errors:?}, refused {:?}",
             fault.name, times.left, times.back, seen.longest_get, seen.longest_query, seen.refused
         );
         let row = self.row(fault.name, fault.promised);
@@ -420,8 +425,8 @@ impl Table {
     }
 
     fn row(&mut self, name: &'static str, promised: Promised) -> &mut Row {
-        let known = self.rows.iter().position(|row| row.name == name);
-        let index = known.unwrap_or_else(|| {
+        let existing = self.rows.iter().position(|row| row.name == name);
+        let index = existing.unwrap_or_else(|| {
             self.rows.push(Row {
                 name,
                 promised,
@@ -439,7 +444,7 @@ impl Table {
     fn print(&self, rounds: usize) {
         println!(
             "{THREADS} threads, {CONNECTIONS} connections, three peers; median (and range) of \
-             {rounds} rounds; after a slash what is promised\n"
+             {rounds} rounds; after a slash the promised time\n"
         );
         println!(
             "| fault of one peer | its last query began after | errors | longest query or wait | \
@@ -452,10 +457,10 @@ impl Table {
             println!(
                 "| {} | {} | {} | {} | {} |",
                 row.name,
-                beside(left, row.promised.left),
+                with_promise(left, row.promised.left),
                 spread(errors, 0, ""),
-                beside(times(&row.longest), row.promised.longest),
-                beside(times(&row.back), row.promised.back),
+                with_promise(times(&row.longest), row.promised.longest),
+                with_promise(times(&row.back), row.promised.back),
             );
         }
         for row in &self.rows {
@@ -469,7 +474,7 @@ impl Table {
     }
 }
 
-fn beside(measured: String, promised: &str) -> String {
+fn with_promise(measured: String, promised: &str) -> String {
     if promised.is_empty() || promised == measured {
         measured
     } else {
@@ -477,7 +482,7 @@ fn beside(measured: String, promised: &str) -> String {
     }
 }
 
-/// In the unit that suits the one in the middle.
+/// Formats times in the unit that suits their median.
 fn times(times: &[Duration]) -> String {
     let seconds = || times.iter().map(Duration::as_secs_f64);
     if median(seconds()) < 0.1 {
@@ -487,15 +492,15 @@ fn times(times: &[Duration]) -> String {
     }
 }
 
-/// The value in the middle, and from which to which they are.
+/// Formats the median and the range of some values.
 fn spread(values: Vec<f64>, digits: usize, unit: &str) -> String {
     let text = |value: f64| format!("{value:.digits$}");
     let least = text(values.iter().copied().fold(f64::INFINITY, f64::min));
     let most = text(values.iter().copied().fold(0.0, f64::max));
-    let middle = text(median(values.into_iter()));
+    let median = text(median(values.into_iter()));
     if least == most {
-        format!("{middle}{unit}")
+        format!("{median}{unit}")
     } else {
-        format!("{middle}{unit} ({least}–{most})")
+        format!("{median}{unit} ({least}–{most})")
     }
 }

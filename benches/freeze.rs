@@ -1,14 +1,14 @@
-//! What the application notices when one of three MariaDB servers stops for ten seconds without a
-//! word: its process is frozen, so that what it is asked is never answered, nor refused. For each
-//! strategy, with the default settings and with short ones.
+//! The effect on an application when one of three MariaDB servers is frozen for ten seconds: the server
+//! neither answers nor refuses anything. Measured for each strategy, with the default timeouts and with short
+//! ones.
 //!
 //! ```sh
 //! cargo bench -p diesel-peers-tests --bench freeze --features mysql
-//! cargo bench -p diesel-peers-tests --bench freeze --features mysql -- 24  # connections, instead of one for each thread
+//! cargo bench -p diesel-peers-tests --bench freeze --features mysql -- 24  # connections instead of 16
 //! ```
 //!
-//! What two peers give is measured on a pool over the other two, before and after. What misses its
-//! bound is marked with `!`.
+//! The throughput of two peers is measured on a pool over the other two, before and after. A value that
+//! misses its bound is marked with `!`.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
@@ -20,27 +20,28 @@ use std::time::{Duration, Instant};
 use diesel::prelude::*;
 use diesel::r2d2::Pool;
 use diesel_peers::{PeerManager, PeerManagerBuilder, PeerState, Strategy};
-use support::backend::{PATIENCE, manager_over, pool_of};
+use support::backend::{PATIENCE, links, manager_over, pool_of, state};
 use support::mariadb::MariaDb;
 use support::{wait_until, within};
 
 const THREADS: usize = 16;
-/// The servers sleep for most of it: what is measured is how many threads are at work, and not the
-/// processors, which all servers share here.
+/// A query during which the server mostly sleeps. So the throughput depends on the number of working threads,
+/// and not on the processors, which all servers share.
 const QUERY: &str = "SELECT SLEEP(0.01)";
 const WARM_UP: Duration = Duration::from_secs(2);
 const TWO_PEERS: Duration = Duration::from_secs(3);
 const FROZEN: Duration = Duration::from_secs(10);
-/// From when the thawed peer is up again until its share is measured: connections move to it one
-/// each `rebalance_interval`.
+/// The time from the return of the thawed peer until its share is measured. Meanwhile, one connection moves to
+/// the peer each `rebalance_interval`.
 const SETTLE: Duration = Duration::from_secs(5);
 const SHARE: Duration = Duration::from_secs(2);
-/// How soon the thawed peer is checked; the other settings are what they are by default.
+/// The check interval. The other settings have their defaults.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
-/// What an operation may take besides what the settings say, and the longest time without any.
+/// The time that an operation may take in addition to the timeouts.
 const LEEWAY: Duration = Duration::from_millis(500);
+/// The limit of the longest time in which no operation succeeds.
 const GAP: Duration = Duration::from_secs(1);
-/// The least throughput, in proportion to what two peers give.
+/// The lower limit of the throughput, as a part of the throughput of two peers.
 const THROUGHPUT: f64 = 0.9;
 
 fn main() {
@@ -51,7 +52,7 @@ fn main() {
     ];
     println!(
         "{THREADS} threads, {connections} connections, queries of 10 ms; one of three frozen for 10 s\n\
-         bounds: an operation `stall_after` + 2 x `check_timeout` + 0.5 s; 90 % of two peers; no gap of 1 s"
+         bounds: operation time `stall_after` + 2 x `check_timeout` + 0.5 s; throughput 90 % of two peers; no gap of 1 s"
     );
     println!(
         "{:>8} {:>17} | {:>8} {:>10} {:>7} {:>8} {:>9} {:>6} {:>8} | {:>8} {:>6}",
@@ -62,14 +63,14 @@ fn main() {
         "bound",
         "longest",
         "2 peers",
-        "of",
+        "part",
         "failed",
         "up after",
         "share"
     );
     println!(
         "{:>8} {:>17} | {:>8} {:>10} {:>7} {:>8} {:>9} {:>6} {:>8} | {:>8} {:>6}",
-        "", "", "after", "operation", "", "gap", "1/s", "them", "", "its thaw", "then"
+        "", "", "after", "operation", "", "gap", "1/s", "of it", "", "thaw", "then"
     );
     for (name, stall_after, check_timeout) in settings {
         for strategy in [Strategy::LeastConnections, Strategy::Random, Strategy::RoundRobin] {
@@ -87,7 +88,7 @@ fn main() {
     }
 }
 
-/// Operations in a second that a pool over two peers gives.
+/// Operations per second of a pool over two peers.
 fn two_peers(builder: PeerManagerBuilder<MysqlConnection>, connections: u32) -> f64 {
     let (pool, _) = pool_of(builder, connections);
     let mut rate = 0.0;
@@ -100,22 +101,24 @@ fn two_peers(builder: PeerManagerBuilder<MysqlConnection>, connections: u32) -> 
     rate
 }
 
-/// What was seen of a freeze.
+/// The measurements of one freeze.
 struct Seen {
-    /// Until the peer was marked down.
+    /// The time from the freeze until the peer was marked down.
     down_after: Option<Duration>,
+    /// The longest operation.
     longest: Duration,
+    /// The longest time in which no operation succeeded.
     gap: Duration,
-    /// Operations in a second from then until the thaw.
+    /// Operations per second from the mark until the thaw.
     rate: f64,
     failed: u64,
-    /// Until the peer was up again, since its thaw.
+    /// The time from the thaw until the peer was up again.
     up_after: Option<Duration>,
-    /// The thawed peer's share in the end.
+    /// The final share of the thawed peer in the operations.
     share: f64,
 }
 
-/// The first peer, which is `server`, is frozen for a while.
+/// Freezes the first peer, which is `server`, for [`FROZEN`].
 #[expect(clippy::cast_precision_loss, reason = "a few thousand operations")]
 fn freeze(
     builder: PeerManagerBuilder<MysqlConnection>,
@@ -123,13 +126,13 @@ fn freeze(
     server: &mut MariaDb,
 ) -> Seen {
     let (pool, peers) = pool_of(builder, connections);
-    let is = |state: PeerState| peers.snapshot().peers[0].state == state;
+    let is = |expected: PeerState| state(&peers, "peer0") == expected;
     let mut seen = None;
     let meter = Meter::run(&pool, |meter| {
-        let open = || peers.snapshot().peers.iter().map(|peer| peer.connections).sum::<usize>();
-        wait_until("a full pool", PATIENCE, || open() == connections as usize);
+        let is_full = || links(&peers).iter().sum::<usize>() == connections as usize;
+        wait_until("the pool is full", PATIENCE, is_full);
         thread::sleep(WARM_UP);
-        meter.forget_records();
+        meter.reset_extremes();
         let frozen = Instant::now();
         server.freeze();
         let is_down = within(FROZEN, || is(PeerState::Down));
@@ -147,8 +150,9 @@ fn freeze(
         let share = (meter.served_by_first() - begin_first) as f64 / all as f64;
         seen = Some((down_after, rate, up_after, share));
     });
-    let (down_after, rate, up_after, share) = seen.expect("the story was told to its end");
-    let [longest, gap] = [&meter.longest, &meter.gap].map(|at| nanos(at.load(Ordering::Relaxed)));
+    let (down_after, rate, up_after, share) = seen.expect("the scenario has ended");
+    let [longest, gap] = [&meter.longest, &meter.gap]
+        .map(|nanos| Duration::from_nanos(nanos.load(Ordering::Relaxed)));
     let failed = meter.failed.load(Ordering::Relaxed);
     Seen { down_after, longest, gap, rate, failed, up_after, share }
 }
@@ -158,18 +162,18 @@ impl Seen {
         let time = |time: Option<Duration>| {
             time.map_or("never".to_owned(), |time| format!("{:.2} s", time.as_secs_f64()))
         };
-        let missed = |missed: bool| if missed { "!" } else { " " };
-        let proportion = self.rate / two_peers;
+        let mark = |is_missed: bool| if is_missed { "!" } else { " " };
+        let part = self.rate / two_peers;
         println!(
             "{name} | {:>8} {:>9}{} {:>7} {:>7}{} {two_peers:>9.0} {:>4.0}%{} {:>8} | {:>8} {:>5.1}%",
             time(self.down_after),
             time(Some(self.longest)),
-            missed(self.longest > bound),
+            mark(self.longest > bound),
             time(Some(bound)),
             time(Some(self.gap)),
-            missed(self.gap >= GAP),
-            100.0 * proportion,
-            missed(proportion < THROUGHPUT || self.down_after.is_none()),
+            mark(self.gap >= GAP),
+            100.0 * part,
+            mark(part < THROUGHPUT || self.down_after.is_none()),
             self.failed,
             time(self.up_after),
             100.0 * self.share,
@@ -177,21 +181,22 @@ impl Seen {
     }
 }
 
-/// What the threads have done. Times are in nanoseconds.
+/// Counters of the operations of all threads. Times are in nanoseconds.
 struct Meter {
     origin: Instant,
     stopped: AtomicBool,
     served: AtomicU64,
-    /// Of those, by the first peer.
+    /// The operations that the first peer has served.
     served_by_first: AtomicU64,
     failed: AtomicU64,
     longest: AtomicU64,
-    /// When an operation succeeded last, since the origin, and the longest time without one.
+    /// When the last operation succeeded, since the origin.
     last: AtomicU64,
+    /// The longest time in which no operation succeeded.
     gap: AtomicU64,
 }
 
-/// How many operations had succeeded at a moment.
+/// The number of operations that had succeeded at a moment.
 #[derive(Clone, Copy)]
 struct Reading {
     at: Instant,
@@ -199,8 +204,8 @@ struct Reading {
 }
 
 impl Meter {
-    /// Keeps the pool busy while `story` goes on.
-    fn run(pool: &Pool<PeerManager<MysqlConnection>>, story: impl FnOnce(&Self)) -> Self {
+    /// Keeps the pool busy while `scenario` runs.
+    fn run(pool: &Pool<PeerManager<MysqlConnection>>, scenario: impl FnOnce(&Self)) -> Self {
         let meter = Self {
             origin: Instant::now(),
             stopped: AtomicBool::new(false),
@@ -219,7 +224,7 @@ impl Meter {
                     }
                 });
             }
-            story(&meter);
+            scenario(&meter);
             meter.stopped.store(true, Ordering::Relaxed);
         });
         meter
@@ -244,8 +249,8 @@ impl Meter {
         }
     }
 
-    /// Whatever took long so far does not count.
-    fn forget_records(&self) {
+    /// Forgets the longest operation and the longest gap so far.
+    fn reset_extremes(&self) {
         self.longest.store(0, Ordering::Relaxed);
         self.gap.store(0, Ordering::Relaxed);
     }
@@ -259,18 +264,14 @@ impl Meter {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.origin.elapsed().as_nanos()).expect("a short story")
+        u64::try_from(self.origin.elapsed().as_nanos()).expect("a short time")
     }
 }
 
 impl Reading {
-    /// Operations in a second.
+    /// Operations per second since `begin`.
     #[expect(clippy::cast_precision_loss, reason = "a few thousand operations")]
     fn rate_since(self, begin: Self) -> f64 {
         (self.served - begin.served) as f64 / (self.at - begin.at).as_secs_f64()
     }
-}
-
-fn nanos(nanos: u64) -> Duration {
-    Duration::from_nanos(nanos)
 }

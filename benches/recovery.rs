@@ -1,5 +1,5 @@
-//! Who serves while a server is killed and comes back: this crate beside diesel's own manager with
-//! HAProxy in front of the same three MariaDB servers. Prints the shares and draws the picture in
+//! The share of each server in the queries while one of three MariaDB servers is killed and restarted.
+//! Compares this crate with diesel's own manager behind HAProxy. Prints the shares, and draws the chart in
 //! `README.md`.
 //!
 //! ```sh
@@ -8,7 +8,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 #![allow(clippy::cast_precision_loss, reason = "shares of a few thousand queries")]
-#![allow(missing_docs, reason = "a benchmark has no interface")]
+#![allow(missing_docs, reason = "a benchmark has no public interface")]
 
 use std::fmt::Write;
 use std::fs;
@@ -21,6 +21,7 @@ use diesel::mysql::Mysql;
 use diesel::prelude::*;
 use diesel::r2d2::{ConnectionManager, ManageConnection, Pool, R2D2Connection};
 use diesel_peers::PeerManager;
+use support::backend::build;
 use support::haproxy::HaProxy;
 use support::mariadb::MariaDb;
 
@@ -32,7 +33,7 @@ const RESTARTED: Duration = Duration::from_secs(16);
 const STEP: Duration = Duration::from_millis(500);
 const STEPS: usize = (LENGTH.as_millis() / STEP.as_millis()) as usize;
 
-/// Queries in each step of time, by server; and how many failed in all.
+/// The queries of each server in each step of time, and the number of all failed queries.
 struct Timeline {
     served: Vec<[usize; 3]>,
     failed: usize,
@@ -47,7 +48,7 @@ fn main() {
                 builder.peer(format!("db{index}"), server.url())
             });
         let builder = builder.check_interval(Duration::from_secs(1));
-        (builder.build().expect("the settings are right"), ())
+        (build(builder), ())
     });
     let theirs = timeline(|servers| {
         let proxy = HaProxy::balancing(&servers.each_ref().map(|server| server.port()));
@@ -67,11 +68,11 @@ fn main() {
         }
     }
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/recovery.svg");
-    fs::write(path, drawing(&charts)).expect("the repository is there");
-    println!("drawn: benches/recovery.svg");
+    fs::write(path, drawing(&charts)).expect("the folder of the benchmark is writable");
+    println!("wrote benches/recovery.svg");
 }
 
-/// The same story for each contender: three servers, the first of which is killed and restarted.
+/// Runs queries over three servers, and kills and restarts the first of them.
 fn timeline<M, Held>(manager: impl FnOnce(&[MariaDb; 3]) -> (M, Held)) -> Timeline
 where
     M: ManageConnection,
@@ -86,7 +87,8 @@ where
     let mut servers = [MariaDb::start(), MariaDb::start(), MariaDb::start()];
     let ports = servers.each_ref().map(|server| i64::from(server.port()));
     let (manager, _held) = manager(&servers);
-    let pool = Pool::builder().max_size(CONNECTIONS).build(manager).expect("all servers live");
+    let pool =
+        Pool::builder().max_size(CONNECTIONS).build(manager).expect("all servers are running");
     let timeline = Mutex::new(Timeline { served: vec![[0; 3]; STEPS], failed: 0 });
     let done = AtomicBool::new(false);
     let start = Instant::now();
@@ -100,12 +102,13 @@ where
                             query.get_result::<Port>(&mut conn).map_err(|error| error.to_string())
                         });
                     let step = start.elapsed().as_millis() / STEP.as_millis();
-                    let step = usize::try_from(step).expect("a short story").min(STEPS - 1);
-                    let mut timeline = timeline.lock().expect("nobody panics");
+                    let step = usize::try_from(step).expect("a short time").min(STEPS - 1);
+                    let mut timeline = timeline.lock().expect("no thread panics");
                     match port {
                         Ok(Port { port }) => {
-                            let server = ports.iter().position(|one| *one == port);
-                            timeline.served[step][server.expect("one of the three")] += 1;
+                            let server = ports.iter().position(|known| *known == port);
+                            timeline.served[step][server.expect("the port is one of the three")] +=
+                                1;
                         }
                         Err(_) => timeline.failed += 1,
                     }
@@ -121,7 +124,7 @@ where
         thread::sleep(LENGTH.saturating_sub(start.elapsed()));
         done.store(true, Ordering::Relaxed);
     });
-    timeline.into_inner().expect("nobody panicked")
+    timeline.into_inner().expect("no thread panicked")
 }
 
 fn percentages(served: &[usize; 3]) -> [f64; 3] {
@@ -161,7 +164,7 @@ fn drawing(charts: &[(&str, &Timeline)]) -> String {
                 .zip(&below)
                 .map(|(served, below)| below + percentages(served)[server])
                 .collect();
-            let middle = |step: usize| x(STEP * u32::try_from(step).expect("few") + STEP / 2);
+            let middle = |step: usize| x(STEP * u32::try_from(step).expect("few steps") + STEP / 2);
             let upper = above.iter().enumerate().map(|(step, share)| (middle(step), y(*share)));
             let lower = below.iter().enumerate().map(|(step, share)| (middle(step), y(*share)));
             let points: Vec<String> =

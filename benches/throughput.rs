@@ -1,16 +1,15 @@
-//! Queries in a second, with eight threads: this crate over three MariaDB servers, beside diesel's own
-//! manager on one of them without its test at checkout, and beside diesel's own manager with the test
-//! through HAProxy, which balances over the same three.
+//! Queries per second with eight threads. Compares this crate over three MariaDB servers with diesel's own
+//! manager on one of them, without its test at checkout, and with diesel's own manager through HAProxy, with
+//! the test, where HAProxy balances over the same three servers.
 //!
 //! ```sh
 //! cargo bench -p diesel-peers-tests --bench throughput --features mysql
 //! ```
 //!
-//! The queries are as small as can be, so that what is left is the way there. Clients and servers
-//! share one machine's processors: there three servers give no more than one, but less, because they
-//! take turns in its caches. How much less is seen by two more contenders: diesel's own manager
-//! without its test over the three in turn, as three pools, and this crate over three peers that are
-//! one server.
+//! The queries are as small as possible, so that the overhead of the pool dominates. Clients and servers share
+//! the processors of one machine, on which three servers serve fewer queries than one, because they compete
+//! for the caches. Two more contenders show this effect: diesel's own manager without its test over the three
+//! servers in turn, as three pools, and this crate over one server as three peers.
 
 mod rounds;
 
@@ -21,7 +20,7 @@ use diesel::prelude::*;
 use diesel::r2d2::{ConnectionManager, ManageConnection, Pool, R2D2Connection};
 use diesel::sql_types::Integer;
 use rounds::quartiles;
-use support::backend::{manager_of, manager_over};
+use support::backend::{build, manager_of, manager_over};
 use support::haproxy::HaProxy;
 use support::mariadb::MariaDb;
 
@@ -40,9 +39,7 @@ fn main() {
     let in_turn = servers.each_ref().map(|server| single(server.url(), false));
     let proxied = [single(proxy.mysql_url(), true)];
     let balanced = [manager_over(&servers), manager_of([(); 3].map(|()| servers[0].url()))];
-    let balanced = balanced.map(|builder| {
-        [rounds::pool(builder.build().expect("the settings are right"), CONNECTIONS, true)]
-    });
+    let balanced = balanced.map(|builder| [rounds::pool(build(builder), CONNECTIONS, true)]);
     let [over_three, over_one] = balanced;
 
     let mut rates: Vec<[f64; 5]> = (0..ROUNDS)
@@ -55,7 +52,7 @@ fn main() {
 
     println!(
         "{CONNECTIONS} connections, {THREADS} threads; median of {ROUNDS} rounds of {QUERIES} queries \
-         a thread, and the middle half of them"
+         per thread, with quartiles"
     );
     let names = [
         "this crate, three servers",
@@ -66,16 +63,16 @@ fn main() {
     ];
     for (at, name) in names.into_iter().enumerate() {
         let [median, low, high] = quartiles(rates.iter().map(|rates| rates[at]));
-        println!("{name:>31} {median:>7.0} queries a second ({low:.0} to {high:.0})");
+        println!("{name:>31} {median:>7.0} queries per second ({low:.0} to {high:.0})");
     }
-    println!("in proportion to each other");
+    println!("ratios");
     for (one, other) in [(0, 1), (0, 2), (0, 3), (4, 1)] {
         let [median, low, high] = quartiles(rates.iter().map(|rates| rates[one] / rates[other]));
         println!("{:>31} {median:>7.2} of {} ({low:.2} to {high:.2})", names[one], names[other]);
     }
 }
 
-/// Queries in a second, over the pools in turn.
+/// Queries per second, over the pools in turn.
 #[expect(clippy::cast_precision_loss, reason = "a few threads")]
 fn rate<M>(pools: &[Pool<M>]) -> f64
 where
@@ -87,7 +84,7 @@ where
         let mut conn = pool.get().expect("there are more connections than threads");
         // A prepared statement: one round trip.
         let one = select(1.into_sql::<Integer>()).get_result::<i32>(&mut *conn);
-        assert_eq!(one.expect("the servers live"), 1);
+        assert_eq!(one.expect("the servers are running"), 1);
     });
     1e9 * THREADS as f64 / each
 }

@@ -1,8 +1,12 @@
-//! Workers that take jobs from a table. One panics with a job in hand: its claim runs out, and
-//! another worker does the job. It ends when all jobs are done, and fails if one was done twice or
-//! not at all. Nothing needs to be installed: `cargo run --example job_worker`
+//! Workers that take jobs from a table. One worker panics after it has claimed a job: its claim expires, and
+//! another worker does the job. The example ends when all jobs are done, and fails if a job was not done exactly
+//! once. Nothing needs to be installed:
+//!
+//! ```sh
+//! cargo run --example job_worker
+//! ```
 
-#![allow(clippy::disallowed_methods, reason = "an application has its own pace")]
+#![allow(clippy::disallowed_methods, reason = "applications may sleep")]
 
 mod stand_in;
 
@@ -30,12 +34,15 @@ mod schema {
     }
 }
 
-/// A job, and which try this is. It reads and then writes, and nobody may come in between: that takes
-/// a transaction, and so one checkout, since the next may lead to another peer.
+/// Claims the next free job. Returns the job and the number of this try, or `None` if no job is free.
+///
+/// No other worker may claim the job between the read and the write, so both are in one transaction. A
+/// transaction needs one checkout, because the next checkout may lead to another peer.
 fn claim(conn: &mut SqliteConnection) -> QueryResult<Option<(i32, i32)>> {
-    // By the database's clock, as the workers' may differ. A claim outlasts a job: a second or two.
+    // The clock of the database, because the clocks of the workers may differ. A claim is valid for one to two
+    // seconds, which is longer than a job takes.
     let (now, later) = (sql::<BigInt>("unixepoch()"), sql::<BigInt>("unixepoch() + 2"));
-    // With MySQL or PostgreSQL it is `transaction`, and `.for_update().skip_locked()` on `free`.
+    // With MySQL or PostgreSQL, use `transaction`, and `.for_update().skip_locked()` on `free`.
     conn.immediate_transaction(|conn| {
         let free = jobs::table.filter(jobs::done.eq(false).and(jobs::free_at.le(now)));
         let free = free.order(jobs::id).select((jobs::id, jobs::tries + 1));
@@ -46,24 +53,25 @@ fn claim(conn: &mut SqliteConnection) -> QueryResult<Option<(i32, i32)>> {
     })
 }
 
-/// Writes a letter, and marks the job. Who comes after the claim ran out leaves neither behind.
+/// Writes a letter and marks the job as done, in one transaction. After the claim has expired, the transaction
+/// is rolled back.
 fn work(conn: &mut SqliteConnection, job: i32, this_try: i32) -> QueryResult<()> {
     thread::sleep(Duration::from_millis(5));
     conn.transaction(|conn| {
         diesel::insert_into(letters::table).values(letters::job.eq(job)).execute(conn)?;
-        let ours = jobs::table.find(job).filter(jobs::tries.eq(this_try));
-        let done = diesel::update(ours).set(jobs::done.eq(true)).execute(conn)?;
+        let claimed = jobs::table.find(job).filter(jobs::tries.eq(this_try));
+        let done = diesel::update(claimed).set(jobs::done.eq(true)).execute(conn)?;
         if done == 1 { Ok(()) } else { Err(RollbackTransaction) }
     })
 }
 
 fn worker(pool: &Pool<PeerManager<SqliteConnection>>) -> Result<(), Box<dyn Error + Send + Sync>> {
     loop {
-        // Held for the claim and the work: this peer knows of the claim, others perhaps not yet.
+        // One connection for the claim and the work: replicas may show the claim later than this peer.
         let mut conn = pool.get()?;
         if let Some((job, this_try)) = claim(&mut conn)? {
             assert!((job, this_try) != (13, 1), "this worker dies with job 13");
-            // After an error the claim runs out, and somebody tries again.
+            // After an error, the claim expires, and another worker tries again.
             println!("job {job}, try {this_try}: {:?}", work(&mut conn, job, this_try));
         } else if jobs::table.filter(jobs::done.eq(false)).count().get_result(&mut conn) == Ok(0) {
             return Ok(());
@@ -78,20 +86,25 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let manager = PeerManager::<SqliteConnection>::builder()
         .peer("db0", servers.peer("db0")?)
         .peer("db1", servers.peer("db1")?)
-        // SQLite has one writer at a time: each waits for its turn.
+        // SQLite has one writer at a time: let each connection wait for its turn.
         .on_connect(|conn| conn.batch_execute("PRAGMA busy_timeout = 30000"))
         .build()?;
     let pool = Pool::builder().max_size(4).build(manager)?;
     pool.get()?.batch_execute(TABLES)?;
-    let new: Vec<_> = (1..=40).map(|job| jobs::id.eq(job)).collect();
-    diesel::insert_into(jobs::table).values(new).execute(&mut pool.get()?)?;
+    let new_jobs: Vec<_> = (1..=40).map(|job| jobs::id.eq(job)).collect();
+    diesel::insert_into(jobs::table).values(new_jobs).execute(&mut pool.get()?)?;
 
     thread::scope(|scope| {
         let workers: Vec<_> = (0..4).map(|_| scope.spawn(|| worker(&pool))).collect();
+        // `join` returns an error for the worker that panics.
         workers.into_iter().filter_map(|worker| worker.join().ok()).collect::<Result<(), _>>()
     })?;
 
     let letters = letters::table.select(letters::job).order(letters::job);
     let letters: Vec<i32> = letters.load(&mut pool.get()?)?;
-    if letters.into_iter().eq(1..=40) { Ok(()) } else { Err("not each job was done once".into()) }
+    if letters.into_iter().eq(1..=40) {
+        Ok(())
+    } else {
+        Err("a job was not done exactly once".into())
+    }
 }

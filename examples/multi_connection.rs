@@ -1,5 +1,5 @@
-//! An application that learns only at run time which database it works with: a `MultiConnection` of
-//! diesel's in the pool. Without URLs that is SQLite, and nothing needs to be installed:
+//! A pool of diesel's `MultiConnection`, for an application whose database is chosen at run time. Without
+//! arguments the database is SQLite, and nothing needs to be installed:
 //!
 //! ```sh
 //! cargo run --example multi_connection
@@ -7,9 +7,9 @@
 //!     postgres://app:secret@db0/shop postgres://app:secret@db1/shop
 //! ```
 //!
-//! It only reads, and fails if a peer was found down. Mind the enum's limitation: it swallows the
-//! cause of a failed login. A wrong password, a dead server and a backend that is not compiled in all
-//! read "Invalid connection url for multiconnection".
+//! The example only reads, and fails if a peer is down. Note a limitation of the enum: it hides the cause of a
+//! failed login. For a wrong password, an unreachable server and a backend that is not compiled in, the error is
+//! always "Invalid connection url for multiconnection".
 
 mod stand_in;
 
@@ -26,7 +26,7 @@ use diesel_peers::PeerManager;
 mod any {
     use diesel::prelude::*;
 
-    /// Each login tries one after the other. SQLite is the last: it takes any URL for a file's name.
+    /// A login tries the variants in order. SQLite is the last, because it accepts any URL as a file name.
     #[derive(diesel::MultiConnection)]
     pub(crate) enum AnyConnection {
         #[cfg(feature = "mysql")]
@@ -43,7 +43,7 @@ struct Version {
     version: String,
 }
 
-/// The variant tells which SQL to use; what is the same for all goes through the enum.
+/// Returns the version of the server. The SQL depends on the variant, but any variant runs it through the enum.
 fn version(conn: &mut AnyConnection) -> QueryResult<String> {
     let query = match conn {
         #[cfg(feature = "mysql")]
@@ -62,7 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         urls = vec![servers.peer("db0")?, servers.peer("db1")?];
     }
     let connections = u32::try_from(urls.len() * 2)?;
-    // The peers of one pool are all of one kind.
+    // All peers of a pool have to be of the same kind.
     let mut builder = PeerManager::<AnyConnection>::builder();
     for (index, url) in urls.into_iter().enumerate() {
         builder = builder.peer(format!("db{index}"), url);

@@ -1,14 +1,15 @@
-//! Keeps a pool over your own MySQL or MariaDB peers busy and shows who serves, once a second. Stop
-//! one of the servers, or pause a proxy, and start it again, and see what happens:
+//! Keeps a pool over your own MySQL or MariaDB servers busy, and prints once a second how many queries each peer
+//! has served. Stop a server or pause a proxy meanwhile, start it again, and watch the peers:
 //!
 //! ```sh
 //! cargo run --example mysql_failover --features mysql -- \
 //!     mysql://app:secret@db0/shop mysql://app:secret@db1/shop mysql://app:secret@db2/shop
 //! ```
 //!
-//! It runs for a minute, or for as many seconds as `--seconds` says. It only ever sends `SELECT 1`.
+//! The example runs for a minute, or for the number of seconds given by `--seconds`. The only query that it
+//! sends is `SELECT 1`.
 
-#![allow(clippy::disallowed_methods, reason = "an application has its own clock and its own pace")]
+#![allow(clippy::disallowed_methods, reason = "applications may sleep")]
 
 use std::error::Error;
 use std::io::Write;
@@ -58,7 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 Ok(peer) => {
                     peer.map(|peer| served[peer].fetch_add(1, Ordering::Relaxed));
                 }
-                Err(error) => errors.lock().expect("nobody panics").push(error),
+                Err(error) => errors.lock().expect("no thread panics").push(error),
             }
             thread::sleep(Duration::from_millis(5));
         }
@@ -79,7 +80,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let bar = "#".repeat(count * 50 / all);
                 println!("  {mark} {} {bar:<50} {count:>6} queries", status.name);
             }
-            for error in errors.lock().expect("nobody panics").drain(..) {
+            for error in errors.lock().expect("no thread panics").drain(..) {
                 failed += 1;
                 println!("  ! {error}");
             }
@@ -90,7 +91,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The peers' URLs, and for how many seconds to run.
+/// Returns the URLs of the peers and the number of seconds to run.
 fn arguments() -> Result<(Vec<String>, u64), Box<dyn Error>> {
     let mut urls = Vec::new();
     let mut seconds = 60;

@@ -1,9 +1,14 @@
-//! Three peers, one of which breaks and comes back, with no server installed: SQLite is compiled in.
+//! A pool over three peers, of which one fails and comes back. Nothing needs to be installed, because SQLite
+//! is compiled in:
 //!
-//! Equal SQLite peers are one file under three paths; three files would be three databases. A peer
-//! breaks when its path goes away. Run it with `cargo run --example quickstart`.
+//! ```sh
+//! cargo run --example quickstart
+//! ```
+//!
+//! The peers are three paths to one SQLite file, so all of them have the same data. A peer fails when its path
+//! is renamed.
 
-#![allow(clippy::disallowed_methods, reason = "an application has its own clock and its own pace")]
+#![allow(clippy::disallowed_methods, reason = "applications may read the clock and sleep")]
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -20,11 +25,11 @@ use diesel::r2d2::Pool;
 use diesel_peers::{PeerManager, PeerState, Peers};
 
 diesel::table! {
-    /// What was registered.
+    /// The visits of a site.
     visits (id) {
-        /// Its number.
+        /// The number of the visit.
         id -> Integer,
-        /// The peer that registered it.
+        /// The peer that stored the visit.
         peer -> Text,
     }
 }
@@ -36,7 +41,7 @@ const CONNECTIONS: u32 = 6;
 const VISITS: usize = 300;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    show_events();
+    print_log();
     let folder = tempfile::tempdir()?;
     let paths = NAMES.map(|name| folder.path().join(name));
     fs::create_dir(folder.path().join("data"))?;
@@ -45,15 +50,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         link(&folder.path().join("data"), path)?;
     }
 
-    say("Three peers, a pool of six connections.");
+    print_step("Three peers, a pool of six connections.");
     let mut builder = PeerManager::<SqliteConnection>::builder();
     for (name, path) in NAMES.into_iter().zip(&paths) {
-        // diesel would create a missing file: empty, and healthy to look at.
+        // Without `mode=rw`, SQLite would create a missing file, and the peer would stay up.
         builder = builder.peer(name, format!("file:{}/visits.db?mode=rw", path.display()));
     }
     let manager = builder
         .check_interval(Duration::from_millis(500))
-        // SQLite has one writer at a time: each waits for its turn.
+        // SQLite has one writer at a time: let each connection wait for its turn.
         .on_connect(|conn| {
             conn.batch_execute("PRAGMA busy_timeout = 30000; PRAGMA synchronous = OFF")
         })
@@ -62,34 +67,34 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pool = Pool::builder().max_size(CONNECTIONS).build(manager)?;
     pool.get()?.batch_execute(CREATE_VISITS)?;
 
-    let share = serve(&pool)?;
-    require(share.values().all(|visits| *visits > 0), "every peer serves")?;
+    let visits = store_visits(&pool)?;
+    require(visits.values().all(|count| *count > 0), "every peer serves")?;
 
-    say("db1 breaks: its path goes away. The checker will notice within half a second.");
-    let elsewhere = folder.path().join("elsewhere");
-    fs::rename(&paths[1], &elsewhere)?;
+    print_step("db1 fails: its path is renamed. A health check notices that within half a second.");
+    let renamed = folder.path().join("renamed");
+    fs::rename(&paths[1], &renamed)?;
     wait_until("db1 is marked down", &peers, |peers| state(peers, "db1") == PeerState::Down)?;
-    let share = serve(&pool)?;
-    require(share["db1"] == 0, "nothing goes to a peer that is down")?;
-    require(share["db0"] > 0 && share["db2"] > 0, "the others serve")?;
+    let visits = store_visits(&pool)?;
+    require(visits["db1"] == 0, "a peer that is down gets no work")?;
+    require(visits["db0"] > 0 && visits["db2"] > 0, "the other peers serve")?;
 
-    say("db1 comes back.");
-    fs::rename(&elsewhere, &paths[1])?;
+    print_step("db1 comes back.");
+    fs::rename(&renamed, &paths[1])?;
     wait_until("db1 is up again", &peers, |peers| state(peers, "db1") == PeerState::Up)?;
     wait_until("db1 has its share of the connections", &peers, |peers| {
-        // A connection moves when it comes back to the pool.
+        // Connections move between peers at checkins, so each connection is checked out and in.
         drop((0..CONNECTIONS).map_while(|_| pool.try_get()).collect::<Vec<_>>());
         peers.snapshot().peers.iter().all(|peer| peer.connections == 2)
     })?;
-    let share = serve(&pool)?;
-    require(share.values().all(|visits| *visits > 0), "every peer serves again")?;
+    let visits = store_visits(&pool)?;
+    require(visits.values().all(|count| *count > 0), "every peer serves again")?;
 
-    say("Not one visit failed.");
+    print_step("Not one visit failed.");
     Ok(())
 }
 
-/// Prints what diesel-peers logs, a line per event.
-fn show_events() {
+/// Prints the log of diesel-peers, one line for each event.
+fn print_log() {
     env_logger::Builder::new()
         .filter_module("diesel_peers", log::LevelFilter::Info)
         .format(|line, record| writeln!(line, "  > {}", record.args()))
@@ -97,30 +102,31 @@ fn show_events() {
         .init();
 }
 
-fn say(text: &str) {
+fn print_step(text: &str) {
     println!("\n{text}");
 }
 
-/// Makes a folder known by one path more.
+/// Adds a path to a folder.
 #[cfg(unix)]
 fn link(folder: &Path, path: &Path) -> Result<(), Box<dyn Error>> {
     Ok(std::os::unix::fs::symlink(folder, path)?)
 }
 
-/// Makes a folder known by one path more: a junction, which needs no privilege.
+/// Adds a path to a folder: a junction, because a symbolic link needs a privilege on Windows.
 #[cfg(windows)]
 fn link(folder: &Path, path: &Path) -> Result<(), Box<dyn Error>> {
     let mut command = std::process::Command::new("cmd");
-    let made = command.args(["/C", "mklink", "/J"]).arg(path).arg(folder).output()?;
-    require(made.status.success(), "the folder has another path")
+    let output = command.args(["/C", "mklink", "/J"]).arg(path).arg(folder).output()?;
+    require(output.status.success(), "the folder has another path")
 }
 
 fn state(peers: &Peers, name: &str) -> PeerState {
     peers.snapshot().peer(name).map_or(PeerState::Down, |peer| peer.state)
 }
 
-/// Six threads register visits, each on the peer that serves it; the database counts them.
-fn serve(
+/// Stores visits from six threads, each with the name of the peer that stores it. Returns the number of visits
+/// by peer, as the database counts them.
+fn store_visits(
     pool: &Pool<PeerManager<SqliteConnection>>,
 ) -> Result<BTreeMap<String, i64>, Box<dyn Error>> {
     diesel::delete(visits::table).execute(&mut pool.get()?)?;
@@ -130,7 +136,7 @@ fn serve(
             let mut conn = pool.get()?;
             let peer = conn.peer().to_owned();
             diesel::insert_into(visits::table).values(visits::peer.eq(peer)).execute(&mut conn)?;
-            // A request has more to do than that.
+            // The other work of a request.
             thread::sleep(Duration::from_millis(2));
         }
         Ok(())
@@ -141,32 +147,34 @@ fn serve(
     })
     .map_err(|error| error.to_string())?;
 
-    let mut share = BTreeMap::from(NAMES.map(|name| (name.to_owned(), 0)));
+    let mut visits_by_peer = BTreeMap::from(NAMES.map(|name| (name.to_owned(), 0)));
     let counted = visits::table
         .group_by(visits::peer)
         .select((visits::peer, diesel::dsl::count_star()))
         .load::<(String, i64)>(&mut pool.get()?)?;
-    share.extend(counted);
-    for (name, visits) in &share {
+    visits_by_peer.extend(counted);
+    for (name, visits) in &visits_by_peer {
         let percent = usize::try_from(visits * 100)? / VISITS;
         println!("  {name} {:<50} {percent:>3} %", "#".repeat(percent / 2));
     }
-    require(share.values().sum::<i64>() == i64::try_from(VISITS)?, "every visit is registered")?;
-    Ok(share)
+    let all: i64 = visits_by_peer.values().sum();
+    require(all == i64::try_from(VISITS)?, "every visit is stored")?;
+    Ok(visits_by_peer)
 }
 
-/// What this example says must have happened, or it fails.
-fn require(happened: bool, what: &str) -> Result<(), Box<dyn Error>> {
-    if happened { Ok(()) } else { Err(format!("this did not happen: {what}").into()) }
+/// Returns an error if `holds` is false, so that the example fails if it does not work as printed.
+fn require(holds: bool, what: &str) -> Result<(), Box<dyn Error>> {
+    if holds { Ok(()) } else { Err(format!("failed: {what}").into()) }
 }
 
+/// Waits until `holds` returns true. Fails after 30 seconds.
 fn wait_until(
     what: &str,
     peers: &Peers,
-    happened: impl Fn(&Peers) -> bool,
+    holds: impl Fn(&Peers) -> bool,
 ) -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
-    while !happened(peers) {
+    while !holds(peers) {
         require(start.elapsed() < Duration::from_secs(30), what)?;
         thread::sleep(Duration::from_millis(10));
     }

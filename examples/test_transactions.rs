@@ -1,12 +1,12 @@
-//! How an application tests code that takes a pool, on a real server and without a trace: diesel's
-//! `TestCustomizer` begins a transaction that nobody commits. On your own MySQL or MariaDB:
+//! Tests of application code that uses a pool, on a real server that the tests do not change: diesel's
+//! `TestCustomizer` begins a transaction that is never committed. On your own MySQL or MariaDB server:
 //!
 //! ```sh
 //! DATABASE_URL=mysql://app:secret@localhost/test \
 //!     cargo test --features mysql --example test_transactions
 //! ```
 //!
-//! What stays there is an empty table, `example_visitors`.
+//! Only an empty table, `example_visitors`, stays on the server.
 
 use std::env;
 use std::error::Error;
@@ -23,17 +23,17 @@ mod schema {
     diesel::table! { example_visitors (name) { name -> VarChar, } }
 }
 
-/// Yours are migrations.
+/// An application would use migrations instead.
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS example_visitors (name VARCHAR(50) PRIMARY KEY)
     ENGINE = InnoDB";
 
 fn manager() -> Result<PeerManager<MysqlConnection>, Box<dyn Error>> {
     let url = env::var("DATABASE_URL")
-        .map_err(|_| "DATABASE_URL is not set: it is mysql://user:password@host/database")?;
+        .map_err(|_| "DATABASE_URL is not set: set it to mysql://user:password@host/database")?;
     Ok(PeerManager::builder().url(&url).build()?)
 }
 
-/// Registers those who are named as arguments.
+/// Registers the visitors whose names are given as arguments.
 fn main() -> Result<(), Box<dyn Error>> {
     let pool = Pool::builder().max_size(4).build(manager()?)?;
     pool.get()?.batch_execute(TABLE)?;
@@ -61,22 +61,23 @@ mod tests {
     use super::*;
     use diesel::r2d2::TestCustomizer;
 
-    /// Of one connection: each has a transaction of its own, in which others' rows are not seen.
+    /// A pool of one connection, because each connection has its own test transaction and does not see the rows of
+    /// another.
     fn test_pool() -> Result<DbPool, Box<dyn Error>> {
-        // Not in the test's transaction: MySQL commits before it makes a table.
-        real_pool()?.get()?.batch_execute(TABLE)?;
+        // Outside of the test transaction: MySQL commits the transaction before it creates a table.
+        plain_pool()?.get()?.batch_execute(TABLE)?;
         let pool = Pool::builder().max_size(1).connection_customizer(Box::new(TestCustomizer));
         Ok(pool.build(manager()?)?)
     }
 
-    fn real_pool() -> Result<DbPool, Box<dyn Error>> {
+    fn plain_pool() -> Result<DbPool, Box<dyn Error>> {
         Ok(Pool::builder().max_size(1).build(manager()?)?)
     }
 
     #[test]
     fn who_has_registered_is_known() -> Result<(), Box<dyn Error>> {
         let pool = test_pool()?;
-        assert!(!is_known(&pool, "Ada")?, "no other run left her behind");
+        assert!(!is_known(&pool, "Ada")?, "no other run has stored a visitor");
         register(&pool, "Ada")?;
         assert!(is_known(&pool, "Ada")?, "the next checkout is in the same transaction");
         Ok(())
@@ -88,7 +89,7 @@ mod tests {
         register(&pool, "Grace")?;
         assert!(is_known(&pool, "Grace")?);
         drop(pool);
-        assert!(!is_known(&real_pool()?, "Grace")?, "it was never committed");
+        assert!(!is_known(&plain_pool()?, "Grace")?, "the visitor was never committed");
         Ok(())
     }
 }

@@ -1,13 +1,13 @@
-//! Plain threads that share one pool over three peers: each has a clone of the pool, and checks a
-//! connection out for one unit of work. Nothing needs to be installed:
+//! Threads that share one pool over three peers. Each thread has a clone of the pool, and checks out one
+//! connection for each unit of work. Nothing needs to be installed:
 //!
 //! ```sh
 //! cargo run --example threads
 //! ```
 //!
-//! It fails if an order was lost or a peer was given no work.
+//! The example fails if an order is lost or if a peer gets no work.
 
-#![allow(clippy::disallowed_methods, reason = "an application starts its own threads")]
+#![allow(clippy::disallowed_methods, reason = "applications may start threads")]
 
 mod stand_in;
 
@@ -22,10 +22,10 @@ use diesel_peers::PeerManager;
 use schema::{orders, stock};
 
 type DbPool = Pool<PeerManager<SqliteConnection>>;
-type LoginFailure = Box<dyn Error + Send + Sync>;
+type AnyError = Box<dyn Error + Send + Sync>;
 
 const THREADS: u32 = 6;
-const ORDERS_OF_EACH: u32 = 20;
+const ORDERS_PER_THREAD: u32 = 20;
 
 mod schema {
     diesel::table! { stock (id) { id -> Integer, pieces -> Integer, } }
@@ -36,16 +36,16 @@ const TABLES: &str = "CREATE TABLE stock (id INTEGER PRIMARY KEY, pieces INTEGER
     CREATE TABLE orders (id INTEGER PRIMARY KEY, peer TEXT NOT NULL);
     INSERT INTO stock VALUES (1, 120);";
 
-fn main() -> Result<(), LoginFailure> {
+fn main() -> Result<(), AnyError> {
     let servers = stand_in::OneFile::new()?;
     let manager = PeerManager::<SqliteConnection>::builder()
         .peer("db0", servers.peer("db0")?)
         .peer("db1", servers.peer("db1")?)
         .peer("db2", servers.peer("db2")?)
-        // SQLite has one writer at a time: each waits for its turn.
+        // SQLite has one writer at a time: let each connection wait for its turn.
         .on_connect(|conn| conn.batch_execute("PRAGMA busy_timeout = 30000"))
         .build()?;
-    // As many connections as threads: none waits for another's.
+    // With as many connections as threads, no thread waits for a connection.
     let pool = Pool::builder().max_size(THREADS).build(manager)?;
     pool.get()?.batch_execute(TABLES)?;
 
@@ -56,7 +56,7 @@ fn main() -> Result<(), LoginFailure> {
         })
         .collect();
     for thread in threads {
-        thread.join().expect("none panics")?;
+        thread.join().expect("no thread panics")?;
     }
 
     let conn = &mut pool.get()?;
@@ -68,15 +68,15 @@ fn main() -> Result<(), LoginFailure> {
     let all: i64 = served.iter().map(|(_, orders)| orders).sum();
     let left: i32 = stock::table.select(stock::pieces).get_result(conn)?;
     println!("{all} orders by {THREADS} threads, {left} pieces left");
-    if all != i64::from(THREADS * ORDERS_OF_EACH) || left != 0 || served.len() != 3 {
-        return Err("an order was lost, or a peer was given no work".into());
+    if all != i64::from(THREADS * ORDERS_PER_THREAD) || left != 0 || served.len() != 3 {
+        return Err("an order was lost, or a peer got no work".into());
     }
     Ok(())
 }
 
-fn place_orders(pool: &DbPool) -> Result<(), LoginFailure> {
-    for _ in 0..ORDERS_OF_EACH {
-        // One session with one peer for as long as it is held; the next may be with another one.
+fn place_orders(pool: &DbPool) -> Result<(), AnyError> {
+    for _ in 0..ORDERS_PER_THREAD {
+        // The connection stays with one peer until it is checked in. The next one may lead to another peer.
         let mut conn = pool.get()?;
         let peer = conn.peer().to_owned();
         conn.transaction(|conn| {

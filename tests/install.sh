@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs those of the named packages that are missing (Debian or Ubuntu).
+# Installs the given packages that are missing (Debian or Ubuntu).
 set -euo pipefail
 
 missing=()
@@ -11,7 +11,7 @@ if ((${#missing[@]})); then
     echo "installing: ${missing[*]}"
     as_root=(env DEBIAN_FRONTEND=noninteractive)
     if ((EUID != 0)); then as_root=(sudo "${as_root[@]}"); fi
-    # The packages' own servers are not wanted: each test starts its own.
+    # Keeps the packages from starting their services: each test starts its own servers.
     as_root+=(RUNLEVEL=1)
     "${as_root[@]}" apt-get update -qq
     "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}"

@@ -1,5 +1,5 @@
-//! One line for each change of state, outside every lock and in order; and a logger that panics or takes
-//! its time breaks nothing. In a file of its own, as the logger is the whole process's.
+//! Each change of state is logged as one line, in order and outside every lock. A logger that panics or is
+//! slow does no harm. This test has a file of its own, because a process has only one logger.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex, Once};
@@ -9,18 +9,18 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use diesel_peers::{PeerManager, PeerState, Peers};
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use support::backend::{PATIENCE, SOON, manager_of, pool_of, state};
+use support::backend::{PATIENCE, SOON, build, manager_of, pool_of, state, status};
 use support::resolver::{Answer, Script};
 use support::scripted::{ScriptedConnection, Server};
 use support::wait_until;
 
 static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
-/// Where the logger waits at the lines of the peer `slow`, and what lets it go on.
+/// The logger waits for a message from this channel at each line about the peer `slow`.
 static GATE: LazyLock<(Sender<()>, Receiver<()>)> = LazyLock::new(|| bounded(0));
 static PEERS: Mutex<Option<Peers>> = Mutex::new(None);
 static PANICS: AtomicBool = AtomicBool::new(false);
 
-/// What was logged, and under which keys.
+/// A line of the log and its key-value pairs.
 #[derive(Debug, Clone)]
 struct Line {
     level: Level,
@@ -40,15 +40,15 @@ fn lines(peer: &str) -> Vec<Line> {
 fn set_logger() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        log::set_logger(&Curious).expect("this process has no other");
+        log::set_logger(&SnapshottingLogger).expect("this process has no other logger");
         log::set_max_level(LevelFilter::Trace);
     });
 }
 
-/// A logger as an application might have one: it looks at the peers while it is at it.
-struct Curious;
+/// Takes a snapshot of the peers for each line, as the logger of an application might.
+struct SnapshottingLogger;
 
-impl Log for Curious {
+impl Log for SnapshottingLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.target().starts_with("diesel_peers")
     }
@@ -82,7 +82,7 @@ impl Log for Curious {
 }
 
 #[test]
-fn a_line_for_each_change() {
+fn each_change_of_state_is_logged_once() {
     set_logger();
     let server = Server::start();
     let builder = manager_of::<ScriptedConnection>([server.url()]).check_interval(SOON);
@@ -94,18 +94,18 @@ fn a_line_for_each_change() {
         PANICS.store(panics, Ordering::SeqCst);
         LINES.lock().unwrap().retain(|line| line.peer.as_deref() != Some("peer0"));
         server.crash();
-        wait_until("it is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
-        let failures = || peers.snapshot().peers[0].connect_failures;
+        wait_until("the peer is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        let failures = || status(&peers, "peer0").connect_failures;
         let so_far = failures();
-        wait_until("it fails again", PATIENCE, || failures() >= so_far + 3);
+        wait_until("further checks fail", PATIENCE, || failures() >= so_far + 3);
         server.accept(true);
-        wait_until("it is up", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
-        wait_until("it serves", PATIENCE, || pool.get().is_ok());
+        wait_until("the peer is up", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
+        wait_until("the pool serves", PATIENCE, || pool.get().is_ok());
         wait_until("no slot was lost", PATIENCE, || pool.state().connections == 2);
 
         let lines = lines("peer0");
         let [down, up] = &lines[..] else {
-            panic!("one line down, one up: {lines:?}");
+            panic!("there is one line for down and one for up: {lines:?}");
         };
         assert_eq!((down.level, up.level), (Level::Warn, Level::Info));
         assert_eq!((&*down.target, &*up.target), ("diesel_peers", "diesel_peers"));
@@ -118,9 +118,9 @@ fn a_line_for_each_change() {
     }
 }
 
-/// A resolver's own words may hold anything.
+/// The error of a resolver may contain a secret.
 #[test]
-fn a_line_when_a_name_is_not_resolved_and_when_it_is_again() {
+fn failed_and_recovered_host_name_resolution_is_logged_once_each() {
     set_logger();
     let url = |host: &str| format!("scripted://app:s3cret@{host}");
     for host in ["10.0.0.1", "10.0.0.2"] {
@@ -131,7 +131,7 @@ fn a_line_when_a_name_is_not_resolved_and_when_it_is_again() {
         .peer("named", url("db"))
         .resolve_interval(Duration::from_millis(20))
         .resolver(script.resolver());
-    let manager = builder.build().expect("the settings are right");
+    let manager = build(builder);
     LINES.lock().unwrap().retain(|line| line.peer.as_deref() != Some("named"));
     for answer in [Answer::Error("no answer to s3cret"), Answer::of(&[]), Answer::Panic] {
         script.say(answer);
@@ -139,35 +139,34 @@ fn a_line_when_a_name_is_not_resolved_and_when_it_is_again() {
     }
     script.say(Answer::of(&["10.0.0.1"]));
     script.wait_for_answers(3);
-    let said = lines("named");
-    let [unknown, known] = &said[..] else { panic!("one line each: {said:?}") };
-    assert_eq!((unknown.level, known.level), (Level::Warn, Level::Info));
-    assert_eq!((&*unknown.target, &*known.target), ("diesel_peers", "diesel_peers"));
-    let texts = (&*unknown.text, &*known.text);
+    let logged = lines("named");
+    let [failed, recovered] = &logged[..] else { panic!("there is one line each: {logged:?}") };
+    assert_eq!((failed.level, recovered.level), (Level::Warn, Level::Info));
+    assert_eq!((&*failed.target, &*recovered.target), ("diesel_peers", "diesel_peers"));
+    let texts = (&*failed.text, &*recovered.text);
     let expected = (
         "cannot resolve the host of peer named: no answer to ***; keeping the known addresses",
         "the host of peer named is resolved again",
     );
     assert_eq!(texts, expected);
-    assert_eq!(unknown.reason.as_deref(), Some("no answer to ***"));
-    let events = (unknown.event.as_deref(), known.event.as_deref());
+    assert_eq!(failed.reason.as_deref(), Some("no answer to ***"));
+    let events = (failed.event.as_deref(), recovered.event.as_deref());
     assert_eq!(events, (Some("unresolved"), Some("resolved")));
 
     script.say(Answer::of(&["10.0.0.1", "10.0.0.2"]));
     script.wait_for_answers(2);
     drop(manager);
-    let said = lines("named/10.0.0.2");
-    assert_eq!(said.first().map(|line| &*line.text), Some("peer named/10.0.0.2 was added"));
+    let logged = lines("named/10.0.0.2");
+    assert_eq!(logged.first().map(|line| &*line.text), Some("peer named/10.0.0.2 was added"));
 }
 
 #[test]
-fn a_slow_logger_keeps_nobody_else_and_its_lines_are_in_order() {
+fn slow_logger_delays_no_other_thread_and_gets_lines_in_order() {
     set_logger();
     let server = Server::start();
-    let manager = PeerManager::<ScriptedConnection>::builder().peer("slow", server.url()).build();
-    let manager = manager.expect("the settings are right");
+    let manager = build(PeerManager::<ScriptedConnection>::builder().peer("slow", server.url()));
     let peers = manager.peers();
-    let weights = || {
+    let logged = || {
         let lines = lines("slow");
         lines.into_iter().map(|line| line.text).collect::<Vec<_>>()
     };
@@ -175,17 +174,17 @@ fn a_slow_logger_keeps_nobody_else_and_its_lines_are_in_order() {
     let expected =
         expected.map(|(to, from)| format!("weight of peer slow changed from {from} to {to}"));
     thread::scope(|scope| {
-        scope.spawn(|| peers.set_weight("slow", 2).expect("there is one"));
-        wait_until("the logger is at it", PATIENCE, || weights().len() == 1);
+        scope.spawn(|| peers.set_weight("slow", 2).expect("the peer exists"));
+        wait_until("the logger has the first line", PATIENCE, || logged().len() == 1);
         for weight in [3, 4] {
-            peers.set_weight("slow", weight).expect("which does not wait for the logger");
+            peers.set_weight("slow", weight).expect("the change does not wait for the logger");
         }
-        let kept = peers.snapshot().events;
-        let kept: Vec<_> = kept.iter().map(ToString::to_string).collect();
-        assert_eq!(kept, expected, "all is known already");
+        let events = peers.snapshot().events;
+        let events: Vec<_> = events.iter().map(ToString::to_string).collect();
+        assert_eq!(events, expected, "the snapshot has all events already");
         for _ in &expected {
-            GATE.0.send_timeout((), PATIENCE).expect("the logger waits");
+            GATE.0.send_timeout((), PATIENCE).expect("the logger waits for a message");
         }
     });
-    assert_eq!(weights(), expected);
+    assert_eq!(logged(), expected);
 }

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Runs the tests in which the client library matters with MySQL's own (`libmysqlclient`), which is built
-# in. `run.sh` links MariaDB's, as most do; what MySQL's says, waits for and verifies is its own. Building
-# it takes some minutes, and CI has a job for it: it is no part of `run.sh`.
+# Runs the tests that depend on the client library with MySQL's `libmysqlclient`, which is compiled for this.
+# `run.sh` links MariaDB's library, as most applications do. MySQL's has other error messages, timeouts and
+# certificate checks. Building it takes some minutes, so `run.sh` leaves it out; CI has a job for it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(
     gcc g++ cmake libc6-dev pkg-config util-linux   # to build, and to start servers as their users
-    libssl-dev libncurses-dev                       # what MySQL's build insists on
-    mariadb-server galera-4                         # the servers are MariaDB's all the same
-    postgresql libpq-dev                            # for the tests that have both
-    haproxy nftables openssl                        # a proxy to pause, packets to drop, certificates
+    libssl-dev libncurses-dev                       # required by MySQL's build
+    mariadb-server galera-4                         # the servers are still MariaDB's
+    postgresql libpq-dev                            # for tests that use both
+    haproxy nftables openssl                        # to pause proxies, drop packets, make certificates
 )
 tests/install.sh "${packages[@]}"
 
 tests=(suite faults freeze galera secrets sockets)
-# A folder of its own: the other library is not built anew each time.
+# A separate folder, so that switching between the client libraries does not rebuild everything.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/mysql-client"
-# `Cargo.lock` does not pin the library itself, which no feature of ours brings in.
+# `Cargo.lock` does not pin the library itself, because no feature of this workspace requires it.
 cargo test --locked -p diesel-peers -p diesel-peers-tests --features mysql,postgres,mysqlclient-sys/bundled \
     --lib "${tests[@]/#/--test=}" "$@"

@@ -1,8 +1,8 @@
-//! After an outage of every peer a pool serves as soon as one of them is back, with r2d2's own settings
-//! too, which let a slot sleep for up to 15 seconds between two tries.
+//! After an outage of all peers, a pool serves as soon as one peer is back, even with r2d2's default
+//! settings, which let a slot sleep for up to 15 seconds between two tries.
 //!
-//! `DIESEL_PEERS_TEST_SECONDS` says how long the longest outage lasts. From 40 on there are many
-//! outages, side by side, of 20 seconds and more.
+//! `DIESEL_PEERS_TEST_SECONDS` is the length of the longest outage in seconds. If it is more than 40, many
+//! outages of 20 seconds and more run at the same time.
 
 #![allow(clippy::disallowed_methods, reason = "outages and delays are measured by the clock")]
 
@@ -13,62 +13,62 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::Pool;
-use support::backend::manager_of;
-use support::scripted::{ScriptedConnection, Server};
+use support::backend::build;
+use support::scripted::Servers;
 
-/// The sizes of pools.
+/// The sizes of the pools.
 const SIZES: [u32; 6] = [2, 3, 4, 6, 10, 16];
 
-/// How long each outage lasts. r2d2 alone tries again 0.4, 1.2, 2.8, 6 and 12.4 seconds after the
-/// first try, so it would be late by almost three seconds, and by six.
+/// The lengths of the outages. r2d2 alone tries again 0.4, 1.2, 2.8, 6 and 12.4 seconds after the first
+/// try, so it would be late by almost three seconds after the first length, and by six after the second.
 const LENGTHS: [Duration; 2] = [Duration::from_millis(3100), Duration::from_millis(6400)];
 
-/// Far more than a check and a login take, and less than r2d2's next try.
+/// The limit of the delay: far longer than a check and a login take, and shorter than until r2d2's next try.
 const LATE: Duration = Duration::from_millis(2500);
 
-/// How many long outages there are for each size, and how long the shortest of them is.
-const LONG_ONES: u32 = 8;
-const SHORTEST_LONG_ONE: Duration = Duration::from_secs(20);
+/// The number of long outages for each size of pool, and the length of the shortest of them.
+const LONG_OUTAGES: u32 = 8;
+const SHORTEST_LONG_OUTAGE: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Clone, Copy)]
 struct Outage {
     max_size: u32,
     length: Duration,
-    /// Whether there is one before the pool is built, or its connections are lost by it.
-    is_first: bool,
+    /// Whether the outage begins before the pool is built. Otherwise the pool loses its connections.
+    is_at_start: bool,
 }
 
 impl Outage {
-    /// How long after the return of one peer of two the pool has served a query.
+    /// Runs the outage, and returns how long after the return of one of two peers the pool serves a query.
     fn delay(self) -> Duration {
-        let servers = [Server::start(), Server::start()];
-        let break_all = || servers.iter().for_each(|server| server.crash());
-        let manager = manager_of::<ScriptedConnection>(servers.iter().map(|server| server.url()));
-        let manager = manager.build().expect("the settings are right");
+        let servers = Servers::start(2);
+        let crash_all = || servers.iter().for_each(|server| server.crash());
+        let manager = build(servers.builder());
         let pool = || Pool::builder().max_size(self.max_size);
-        let pool = if self.is_first {
-            break_all();
+        let pool = if self.is_at_start {
+            crash_all();
             pool().build_unchecked(manager)
         } else {
-            let pool = pool().build(manager).expect("both peers live");
-            break_all();
+            let pool = pool().build(manager).expect("both peers are up");
+            crash_all();
             pool
         };
         thread::scope(|scope| {
             let application = scope.spawn(|| {
                 loop {
                     if let Ok(mut conn) = pool.get() {
-                        conn.batch_execute("SELECT 1").expect("it was tested");
+                        conn.batch_execute("SELECT 1")
+                            .expect("the connection was tested at checkout");
                         return Instant::now();
                     }
                 }
             });
             thread::sleep(self.length);
             assert!(!application.is_finished(), "every peer is down");
-            let back = Instant::now();
+            let returned = Instant::now();
             servers[0].accept(true);
-            let served = application.join().expect("the application has not failed");
-            served.duration_since(back)
+            let served = application.join().expect("the application does not panic");
+            served.duration_since(returned)
         })
     }
 }
@@ -77,9 +77,9 @@ fn outages() -> Vec<Outage> {
     let longest = env::var("DIESEL_PEERS_TEST_SECONDS").ok();
     let longest = longest.map(|text| text.parse().expect("a number of seconds"));
     let longest =
-        longest.map(Duration::from_secs).filter(|longest| *longest > 2 * SHORTEST_LONG_ONE);
+        longest.map(Duration::from_secs).filter(|longest| *longest > 2 * SHORTEST_LONG_OUTAGE);
     let outage =
-        |max_size, length, number: u32| Outage { max_size, length, is_first: number % 2 == 0 };
+        |max_size, length, number: u32| Outage { max_size, length, is_at_start: number % 2 == 0 };
     match longest {
         None => {
             let of_size = |size: u32| {
@@ -88,12 +88,12 @@ fn outages() -> Vec<Outage> {
             };
             SIZES.into_iter().flat_map(of_size).collect()
         }
-        // No two of the same length.
+        // Each outage has a different length.
         Some(longest) => {
             let sizes: Vec<u32> = [1].into_iter().chain(SIZES).collect();
-            let count = LONG_ONES * u32::try_from(sizes.len()).expect("a few") - 1;
-            let step = longest.saturating_sub(SHORTEST_LONG_ONE) / count;
-            let lengths = (0..=count).map(|number| SHORTEST_LONG_ONE + number * step);
+            let count = LONG_OUTAGES * u32::try_from(sizes.len()).expect("a few sizes") - 1;
+            let step = longest.saturating_sub(SHORTEST_LONG_OUTAGE) / count;
+            let lengths = (0..=count).map(|number| SHORTEST_LONG_OUTAGE + number * step);
             let numbers = 0..;
             numbers
                 .zip(lengths)
@@ -105,14 +105,14 @@ fn outages() -> Vec<Outage> {
 }
 
 #[test]
-fn the_pool_serves_as_soon_as_a_peer_is_back() {
+fn pool_serves_as_soon_as_a_peer_returns_after_an_outage_of_all_peers() {
     let outages = outages();
     let mut delays = BTreeMap::<u32, Vec<(Outage, Duration)>>::new();
     thread::scope(|scope| {
-        let stories: Vec<_> =
+        let runs: Vec<_> =
             outages.iter().map(|outage| (outage, scope.spawn(|| outage.delay()))).collect();
-        for (outage, story) in stories {
-            let delay = story.join().expect("it comes to an end");
+        for (outage, run) in runs {
+            let delay = run.join().expect("the outage ends");
             delays.entry(outage.max_size).or_default().push((*outage, delay));
         }
     });
@@ -124,8 +124,8 @@ fn the_pool_serves_as_soon_as_a_peer_is_back() {
             .collect();
         println!("max_size {size}: {}", delays.join(", "));
     }
-    // With one connection there is nobody who waits while that sleeps.
+    // In a pool of one connection, no second slot waits for a peer while the only slot sleeps.
     for (outage, delay) in delays.range(2..).flat_map(|(_, delays)| delays) {
-        assert!(*delay < LATE, "{delay:?} late: {outage:?}");
+        assert!(*delay < LATE, "the pool serves {delay:?} after the return of a peer: {outage:?}");
     }
 }

@@ -1,11 +1,11 @@
-//! A Rocket application's databases: settings as they stand in `Rocket.toml`, the registry, and what
-//! is said when it cannot be launched.
+//! The databases of a Rocket application: settings in `Rocket.toml`, the registry, and the errors of a
+//! failed launch.
 
 #![cfg(feature = "rocket")]
 #![allow(clippy::needless_pass_by_value, reason = "Rocket's guards are values")]
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use diesel::SqliteConnection;
 use diesel::connection::SimpleConnection;
@@ -37,8 +37,9 @@ async fn peer(shop: Shop) -> String {
 
 #[get("/registry")]
 fn registry(registry: &State<Registry>) -> String {
-    let peers = registry.peers("shop").expect("it was registered").snapshot().peers;
-    let peers: Vec<_> = peers.iter().map(|it| format!("{}: {:?}", it.name, it.state)).collect();
+    let peers = registry.peers("shop").expect("the database is registered").snapshot().peers;
+    let peers: Vec<_> =
+        peers.iter().map(|peer| format!("{}: {:?}", peer.name, peer.state)).collect();
     peers.join("\n")
 }
 
@@ -47,14 +48,15 @@ async fn pragmas(shop: Shop) -> String {
     shop.run(|conn| {
         let foreign_keys = diesel::dsl::sql::<Integer>("(SELECT * FROM pragma_foreign_keys)");
         let journal = diesel::dsl::sql::<Text>("(SELECT * FROM pragma_journal_mode)");
-        let (keys, journal): (i32, String) =
-            diesel::select((foreign_keys, journal)).get_result(conn).expect("SQLite knows both");
+        let (keys, journal): (i32, String) = diesel::select((foreign_keys, journal))
+            .get_result(conn)
+            .expect("SQLite has both pragmas");
         format!("{keys} {journal}")
     })
     .await
 }
 
-/// An application with these settings for its database.
+/// A Rocket instance with these settings.
 fn configured(settings: &str) -> Rocket<Build> {
     let toml = format!("[default]\nlog_level = 'off'\nworkers = 2\n{settings}");
     rocket::custom(Figment::from(rocket::Config::default()).merge(Toml::string(&toml).nested()))
@@ -82,13 +84,13 @@ fn paths(files: &[SqlitePath]) -> Vec<String> {
 }
 
 #[track_caller]
-fn all_serve(client: &Client, names: &[String]) {
+fn assert_all_serve(client: &Client, names: &[String]) {
     let served: BTreeSet<String> = (0..20).map(|_| body(client, "/peer")).collect();
     assert_eq!(served, names.iter().cloned().collect(), "every peer serves");
 }
 
 #[test]
-fn one_url_with_several_hosts() {
+fn url_with_several_hosts_configures_several_peers() {
     let files = SqlitePath::start(3);
     let paths = paths(&files);
     let application = application(&format!(
@@ -97,66 +99,74 @@ fn one_url_with_several_hosts() {
         paths.join(","),
         paths[0],
     ));
-    let client = Client::untracked(application).expect("it launches");
-    all_serve(&client, &paths);
+    let client = Client::untracked(application).expect("the application launches");
+    assert_all_serve(&client, &paths);
     let expected: Vec<_> = paths.iter().map(|path| format!("{path}: Up")).collect();
-    assert_eq!(body(&client, "/registry"), expected.join("\n"), "a request can ask how they are");
-    let registry = client.rocket().state::<Registry>().expect("it was attached");
-    let snapshot = registry.peers("shop").expect("it is registered").snapshot();
+    assert_eq!(body(&client, "/registry"), expected.join("\n"), "a request reads the registry");
+    let registry = client.rocket().state::<Registry>().expect("the registry was attached");
+    let snapshot = registry.peers("shop").expect("the database is registered").snapshot();
     assert_eq!(snapshot.peers[0].weight, 2);
     assert_eq!(snapshot.peers.iter().map(|peer| peer.connections).sum::<usize>(), 6, "`pool_size`");
     assert_eq!(registry.all().len(), 1);
     assert!(registry.peers("another").is_none());
-    assert_eq!(body(&client, "/pragmas"), "1 wal", "as Rocket's own SQLite databases");
+    assert_eq!(
+        body(&client, "/pragmas"),
+        "1 wal",
+        "the same pragmas as for Rocket's own SQLite databases"
+    );
 }
 
 #[test]
-fn a_table_of_peers() {
+fn table_of_peers_configures_their_names_and_weights() {
     let files = SqlitePath::start(2);
     let application = application(&format!(
         "[default.databases.shop]\npeers = {{ db0 = '{}', db1 = {{ url = '{}', weight = 3 }} }}",
         files[0].url(),
         files[1].url(),
     ));
-    let seen = std::sync::Arc::new(Mutex::new(Vec::new()));
-    let told = seen.clone();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let at_liftoff = seen.clone();
     let application = application.attach(AdHoc::on_liftoff("Peers", move |rocket| {
         Box::pin(async move {
-            let registry = rocket.state::<Registry>().expect("it was attached");
-            told.lock().unwrap().extend(registry.all());
+            let registry = rocket.state::<Registry>().expect("the registry was attached");
+            at_liftoff.lock().unwrap().extend(registry.all());
         })
     }));
-    let client = Client::untracked(application).expect("it launches");
-    all_serve(&client, &["db0".to_owned(), "db1".to_owned()]);
+    let client = Client::untracked(application).expect("the application launches");
+    assert_all_serve(&client, &["db0".to_owned(), "db1".to_owned()]);
     let seen = seen.lock().unwrap();
-    let [(name, peers)] = &seen[..] else { panic!("one database: {seen:?}") };
+    let [(name, peers)] = &seen[..] else { panic!("there is one database: {seen:?}") };
     assert_eq!(
         (&**name, peers.snapshot().peers[1].weight),
         ("shop", 3),
-        "a fairing can ask as well"
+        "a fairing reads the registry"
     );
     assert_eq!(peers.snapshot().peers[1].state, PeerState::Up);
 }
 
 #[test]
-fn what_cannot_stand_in_a_file() {
+fn customize_sets_closures_that_a_file_cannot_contain() {
     let files = SqlitePath::start(1);
     let customize = Customize::<SqliteConnection>::new(|database, builder| {
         assert_eq!(database, "shop");
         builder.on_connect(|conn| conn.batch_execute("PRAGMA foreign_keys = OFF"))
     });
     let settings = format!("[default.databases.shop]\nurl = '{}'", files[0].url());
-    let client = Client::untracked(application(&settings).manage(customize)).expect("it launches");
-    assert!(body(&client, "/pragmas").starts_with("0 "), "it replaces Rocket's own");
+    let client = Client::untracked(application(&settings).manage(customize))
+        .expect("the application launches");
+    assert!(
+        body(&client, "/pragmas").starts_with("0 "),
+        "the closure replaces Rocket's own pragmas"
+    );
 }
 
-/// What is said when the pool of this database is made.
+/// The error of a launch with these settings of the database.
 #[track_caller]
-fn refusal<C: R2D2Connection + Send + 'static>(settings: &str) -> String {
+fn launch_error<C: R2D2Connection + Send + 'static>(settings: &str) -> String {
     let rocket = configured(&format!("[default.databases.shop]\n{settings}"));
     match PeerConnection::<C>::pool("shop", &rocket) {
-        Ok(_) => panic!("this is launched: {settings}"),
-        // As Rocket prints them.
+        Ok(_) => panic!("these settings are valid: {settings}"),
+        // Rocket prints the errors in these forms.
         Err(Error::Config(error)) => error.to_string(),
         Err(Error::Pool(error)) => error.to_string(),
         Err(Error::Custom(error)) => format!("{error:?}"),
@@ -164,7 +174,7 @@ fn refusal<C: R2D2Connection + Send + 'static>(settings: &str) -> String {
 }
 
 #[test]
-fn a_wrong_setting_is_named() {
+fn launch_error_names_a_wrong_setting() {
     let url = "url = 'file:s3cret.db?mode=rw'\n";
     for (settings, expected) in [
         (
@@ -194,35 +204,33 @@ fn a_wrong_setting_is_named() {
         ("url = 'mysql://app:s3cret@db0'".to_owned(), "`url` is not a path, and SQLite would take"),
         ("peers = ['a']".to_owned(), "missing field `url`"),
     ] {
-        let told = refusal::<SqliteConnection>(&settings);
-        assert!(told.contains(expected), "{settings}: {told}");
-        assert!(!told.contains("s3cret"), "{settings}: {told}");
+        let error = launch_error::<SqliteConnection>(&settings);
+        assert!(error.contains(expected), "{settings}: {error}");
+        assert!(!error.contains("s3cret"), "{settings}: {error}");
     }
     let wrong = application("[default.databases.shop]\nurl = 'a.db'\nstrategy = 'best'");
-    let error = Client::untracked(wrong).map(|_| ()).expect_err("it is not launched");
-    // Asked for, or it would panic when it is dropped.
+    let error = Client::untracked(wrong).map(|_| ()).expect_err("the launch fails");
+    // Rocket's error panics when it is dropped unless its kind was inspected.
     assert!(matches!(error.kind(), ErrorKind::FailedFairings(_)), "{error}");
 }
 
 #[test]
-fn peers_that_are_down_at_launch_are_named() {
+fn launch_error_names_peers_that_are_down() {
     let settings = "peers = { db0 = 'file:/nowhere/a?mode=rw', db1 = 'file:/nowhere/b?mode=rw' }\n\
                     url = 'see peers'\ntimeout = 1";
-    let told = refusal::<SqliteConnection>(settings);
+    let error = launch_error::<SqliteConnection>(settings);
     for peer in ["db0", "db1"] {
-        assert!(told.contains(&format!("{peer} is down: ")), "{told}");
+        assert!(error.contains(&format!("{peer} is down: ")), "{error}");
     }
-    assert!(
-        told.starts_with("no peer accepted a connection within Rocket's `timeout`: db0"),
-        "{told}"
-    );
-    assert!(told.contains("unable to open database file"), "and why: {told}");
+    let beginning = "no peer accepted a connection within Rocket's `timeout`: db0";
+    assert!(error.starts_with(beginning), "{error}");
+    assert!(error.contains("unable to open database file"), "the reason is given: {error}");
 }
 
-/// Rocket's timeout is shorter than what a login may take by default: the story must not be lost.
+/// Rocket's timeout is shorter than the default timeout of a login, but the error must have the reasons.
 #[cfg(all(feature = "mysql", target_os = "linux"))]
 #[test]
-fn peers_that_do_not_answer_at_launch_are_named() {
+fn launch_error_names_peers_that_do_not_answer() {
     let silent = support::network::Silent::start();
     let url = |port| format!("mysql://app:s3cret@127.0.0.1:{port}/app");
     let settings = format!(
@@ -230,15 +238,15 @@ fn peers_that_do_not_answer_at_launch_are_named() {
         url(silent.port()),
         url(1)
     );
-    let told = refusal::<diesel::MysqlConnection>(&settings);
-    assert!(told.contains("db0 is down: no answer"), "{told}");
-    assert!(told.contains("db1 is down: "), "{told}");
-    assert!(!told.contains("s3cret"), "{told}");
+    let error = launch_error::<diesel::MysqlConnection>(&settings);
+    assert!(error.contains("db0 is down: no answer"), "{error}");
+    assert!(error.contains("db1 is down: "), "{error}");
+    assert!(!error.contains("s3cret"), "{error}");
 }
 
 #[cfg(feature = "status-page")]
 #[test]
-fn a_status_page_of_every_database() {
+fn status_page_without_pools_shows_every_database() {
     use diesel_peers::status_page::StatusPage;
 
     let files = SqlitePath::start(2);
@@ -248,10 +256,13 @@ fn a_status_page_of_every_database() {
         files[1].url(),
     );
     let application = application(&settings).mount("/peers", StatusPage::new());
-    let client = Client::untracked(application).expect("it launches");
+    let client = Client::untracked(application).expect("the application launches");
     let page = body(&client, "/peers");
-    assert!(page.contains("<section data-pool=\"shop\""), "it has the database's name: {page}");
-    assert!(!page.contains("<button name=\"action\""), "it is only to be looked at");
+    assert!(
+        page.contains("<section data-pool=\"shop\""),
+        "the page has the name of the database: {page}"
+    );
+    assert!(!page.contains("<button name=\"action\""), "the page has no buttons by default");
     for (path, expected) in [("/peers", "text/html"), ("/peers?json", "application/json")] {
         let response = client.get(path).dispatch();
         let header = |name: &str| response.headers().get(name).collect::<Vec<_>>().join(", ");
@@ -265,8 +276,8 @@ fn a_status_page_of_every_database() {
     assert!(json.contains("\"actions\":false") && json.contains("\"name\":\"db1\""), "{json}");
     let form = "pool=shop&peer=db0&action=drain";
     let refused = client.post("/peers").body(form).dispatch();
-    assert!([404, 405].contains(&refused.status().code), "there are no buttons");
-    let registry = client.rocket().state::<Registry>().expect("it was attached");
-    let peers = registry.peers("shop").expect("it is registered").snapshot().peers;
+    assert!([404, 405].contains(&refused.status().code), "the page accepts no actions");
+    let registry = client.rocket().state::<Registry>().expect("the registry was attached");
+    let peers = registry.peers("shop").expect("the database is registered").snapshot().peers;
     assert!(peers.iter().all(|peer| peer.state == PeerState::Up), "nothing was drained");
 }

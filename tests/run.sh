@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need and is missing, then runs every check: format, lints, documentation, all
-# tests, the quickstart, and the package as users get it. CI runs exactly this.
+# Installs missing packages that the tests need, then runs every check: format, lints, documentation, all
+# tests, the quickstart, and a build of the package as published. CI runs exactly this script.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,11 +8,11 @@ packages=(
     gcc libc6-dev pkg-config util-linux             # to build, and to start servers as their users
     mariadb-server galera-4 libmariadb-dev          # MariaDB, and diesel's client library for it
     postgresql libpq-dev                            # PostgreSQL, and diesel's client library for it
-    haproxy nftables                                # a proxy to pause, and packets to drop
+    haproxy nftables                                # to pause proxies, and to drop packets
     openssl                                         # certificates for servers
-    curl jq                                         # what operators' scripts use
+    curl jq                                         # for the scripts in the guide for operators
 )
-# A browser, and what drives it. Ubuntu has no such packages; there it has to be installed already.
+# A browser and its driver. Ubuntu has no such packages, so there both have to be installed already.
 command -v chromedriver >/dev/null || packages+=(chromium chromium-driver)
 tests/install.sh "${packages[@]}"
 
@@ -32,7 +32,7 @@ step() {
     times+=("$(printf '%5d  %s' $((SECONDS - start)) "$*")")
 }
 
-# What a Markdown file links to beside it: images, inline links and definitions, outside of code.
+# Prints the files that a Markdown file links to: images, inline links and definitions, outside of code.
 files_linked_in() {
     awk '/^ *```/ { code = !code; next } !code' "$1" \
         | grep -oP '(?<=\]\()[^)\s]+|(?<=src=")[^"]+|^\[[^\]]+\]:\s*\K\S+' \
@@ -58,7 +58,7 @@ package() {
             return 1
         done < <(files_linked_in "$document")
     done
-    # Dependencies with the same features are compiled already.
+    # The same target folder: dependencies with the same features are compiled already.
     (
         cd "$package"
         export CARGO_TARGET_DIR=$target

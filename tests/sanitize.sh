@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Runs the tests of the sockets under AddressSanitizer and ThreadSanitizer. It needs a nightly
-# toolchain, and is no part of `run.sh`.
+# Runs the tests of the sockets under AddressSanitizer and ThreadSanitizer. This needs a nightly toolchain,
+# so `run.sh` leaves it out.
 #
-# The standard library is not instrumented: that would need its source. AddressSanitizer does not mind.
-# ThreadSanitizer does not see what `Mutex`, channels and joined threads synchronize where they wait, and
-# reports races that are none. With a whole pool these are hundreds, everywhere, so that nothing can be
-# learnt; with the unit tests they are in the standard library's own code, and what is elsewhere counts.
+# The standard library is not instrumented, because that would need its source. This does not affect
+# AddressSanitizer. ThreadSanitizer does not see how `Mutex`, channels and joined threads synchronize while
+# they wait, and reports races that do not exist. With a whole pool there are hundreds of such reports
+# everywhere. With the unit tests they are all in the standard library, and only other reports count.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target=x86_64-unknown-linux-gnu
 if ! cargo +nightly --version >/dev/null 2>&1; then
-    echo "there is no nightly toolchain, and nothing was tested; run: rustup toolchain install nightly" >&2
+    echo "nothing was tested: there is no nightly toolchain; run: rustup toolchain install nightly" >&2
     exit 2
 fi
 
@@ -32,7 +32,7 @@ run() {
         cargo +nightly test --locked --all-features --target "$target" "$@" 2>&1 | tee "$log" \
         | grep -E '^(test |error|SUMMARY)' | sed 's/(BuildId.*//' | sort | uniq -c
     if [[ $sanitizer == thread ]] && grep '^SUMMARY' "$log" | grep -v ' /rustc/'; then
-        echo "a race outside of the standard library:"
+        echo "ThreadSanitizer reports a race outside of the standard library:"
         cat "$log"
         return 1
     fi

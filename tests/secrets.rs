@@ -7,7 +7,7 @@ use std::time::Duration;
 use diesel::r2d2::{ManageConnection, R2D2Connection};
 use diesel_peers::PeerManager;
 use log::{LevelFilter, Log, Metadata, Record};
-use support::backend::{PATIENCE, SOON, pool_of};
+use support::backend::{PATIENCE, SOON, build, pool_of, status};
 use support::scripted::{ScriptedConnection, Server};
 use support::wait_until;
 
@@ -52,12 +52,10 @@ where
     let (pool, peers) = pool_of(builder(), 1);
     let brief = Duration::from_millis(500);
     shown.push(pool.get_timeout(brief).map(|_| ()).expect_err("the login fails").to_string());
-    wait_until("health checks also fail", PATIENCE, || {
-        peers.snapshot().peers[0].connect_failures >= 3
-    });
+    wait_until("health checks also fail", PATIENCE, || status(&peers, "db0").connect_failures >= 3);
     shown.push(format!("{pool:#?}"));
     shown.push(format!("{:#?}", peers.snapshot()));
-    shown.extend(peers.snapshot().peers[0].reason.clone());
+    shown.extend(status(&peers, "db0").reason.clone());
     #[cfg(feature = "status-page")]
     {
         let page = diesel_peers::status_page::StatusPage::new().pool(peers).with_actions();
@@ -74,9 +72,8 @@ fn secrets_are_shown_nowhere() {
     log::set_max_level(LevelFilter::Trace);
 
     let server = Server::start();
-    let connected =
-        PeerManager::<ScriptedConnection>::builder().peer("db0", server.url()).build().unwrap();
-    let mut shown = vec![format!("{:?}", connected.connect().expect("the server is running"))];
+    let manager = build(PeerManager::<ScriptedConnection>::builder().peer("db0", server.url()));
+    let mut shown = vec![format!("{:?}", manager.connect().expect("the server is running"))];
     server.crash();
     shown.extend(shown_texts::<ScriptedConnection>(server.url()));
 

@@ -1,9 +1,10 @@
-//! A wrong setting is an error from `build()` that says what to change, before anything connects.
+//! `build()` returns an error for a wrong setting, before anything connects. The error says what to change.
 
 use std::time::{Duration, Instant};
 
 use diesel::r2d2::ManageConnection;
 use diesel_peers::{PeerManager, PeerManagerBuilder};
+use support::backend::build;
 use support::scripted::{ScriptedConnection, Server};
 
 fn builder() -> PeerManagerBuilder<ScriptedConnection> {
@@ -14,22 +15,22 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "how long it takes is what is promised")]
-fn defaults_give_way() {
+#[expect(clippy::disallowed_methods, reason = "the time that a connect takes is asserted")]
+fn default_timeouts_are_shortened_to_a_short_pool_timeout() {
     let pool_timeout = Duration::from_millis(100);
     let server = Server::start();
     server.hold_logins(true);
     let builder = builder().peer("a", server.url()).pool_timeout(pool_timeout);
-    let manager = builder.build().expect("nothing that was asked for is in the way");
+    let manager = build(builder);
     let start = Instant::now();
-    let story = ManageConnection::connect(&manager).map(|_| ()).expect_err("nobody answers");
-    // By default it would be cut off after five seconds.
-    assert!(start.elapsed() < SECOND, "it gave way to the pool's timeout: {story}");
+    let error = ManageConnection::connect(&manager).map(|_| ()).expect_err("no login ends");
+    // The default timeout of a login is five seconds.
+    assert!(start.elapsed() < SECOND, "the login is given up within the pool's timeout: {error}");
     server.hold_logins(false);
 }
 
 #[test]
-fn wrong_settings_are_refused() {
+fn wrong_setting_is_an_error_that_says_what_to_change() {
     let a = || builder().peer("a", "url");
     let cases = vec![
         (builder(), "no peer is configured"),
@@ -80,13 +81,16 @@ fn wrong_settings_are_refused() {
         let shown = format!("{builder:?}");
         let error = builder.build().map(|_| ()).expect_err(expected).to_string();
         assert!(error.starts_with(expected), "{shown}: {error}");
-        assert!(error.contains(": "), "it says what to change: {error}");
-        assert!(!(shown + &error).contains("s3cret"), "and shows no secret: {error}");
+        assert!(error.contains(": "), "the error says what to change: {error}");
+        assert!(
+            !(shown + &error).contains("s3cret"),
+            "neither the builder nor the error shows a secret: {error}"
+        );
     }
 }
 
 #[test]
-fn extreme_settings_are_no_panic() {
+fn extreme_settings_do_not_panic() {
     for duration in [Duration::from_millis(10), Duration::MAX] {
         let server = Server::start();
         let manager = builder()
@@ -108,25 +112,25 @@ fn extreme_settings_are_no_panic() {
             .resolver(|_| Ok(Vec::new()))
             .rebalance_interval(duration)
             .build()
-            .expect("as short, or as long, as one likes");
-        let mut conn = ManageConnection::connect(&manager).expect("the server lives");
-        manager.is_valid(&mut conn).expect("the server lives");
+            .expect("very short and very long settings are valid");
+        let mut conn = ManageConnection::connect(&manager).expect("the server is running");
+        manager.is_valid(&mut conn).expect("the server is running");
         let _ = manager.has_broken(&mut conn);
     }
     let unset = builder().peer("a", "url").stall_after(None).tcp_keepalive(None);
-    unset.tcp_user_timeout(None).build().expect("these can be switched off");
+    build(unset.tcp_user_timeout(None));
 }
 
 #[test]
-fn nothing_is_connected_to() {
+fn build_opens_no_connection() {
     let server = Server::start();
-    let manager = builder().peer("a", server.url()).build().expect("the settings are right");
-    assert_eq!(server.logins(), 0, "not by `build()`");
+    let manager = build(builder().peer("a", server.url()));
+    assert_eq!(server.logins(), 0, "`build()` does not log in");
     drop(manager);
 }
 
 #[test]
-fn error_names_the_setting_to_change() {
+fn build_error_names_the_setting_to_change() {
     let a = || builder().peer("a", "url");
     for (builder, expected) in [
         (a().check_interval(Duration::ZERO), Some("check_interval")),

@@ -1,11 +1,11 @@
-//! Stands in for your servers, so that examples run with nothing installed: SQLite is compiled in.
+//! Replaces your servers, so that the examples run with nothing installed: SQLite is compiled in.
 
 use std::fs;
 use std::io;
 
 use tempfile::TempDir;
 
-/// Equal SQLite peers are one file under several paths; several files would be several databases.
+/// One SQLite file with several paths. Each path is a peer, and all peers have the same data.
 pub(crate) struct OneFile {
     folder: TempDir,
 }
@@ -17,12 +17,12 @@ impl OneFile {
         Ok(Self { folder })
     }
 
-    /// The URL of one more peer.
+    /// Adds a path to the file, and returns its URL.
     pub(crate) fn peer(&self, name: &str) -> io::Result<String> {
         let path = self.folder.path().join(name);
         fs::create_dir(&path)?;
         let path = path.join("..");
-        // diesel would create a missing file.
+        // Without `mode=rw`, SQLite would create a missing file.
         Ok(format!("file:{}/app.db?mode=rw", path.display()))
     }
 }

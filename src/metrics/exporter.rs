@@ -196,10 +196,12 @@ mod tests {
         fn render(&self) -> String {
             let mut text = String::new();
             for (name, description) in lock(&self.descriptions).iter() {
-                writeln!(text, "# HELP {name} {description}").expect("writing to a string succeeds");
+                writeln!(text, "# HELP {name} {description}")
+                    .expect("writing to a string succeeds");
             }
             for (key, value) in lock(&self.counters).iter() {
-                writeln!(text, "{key} {}", value.load(Ordering::Relaxed)).expect("writing to a string succeeds");
+                writeln!(text, "{key} {}", value.load(Ordering::Relaxed))
+                    .expect("writing to a string succeeds");
             }
             for (key, value) in lock(&self.gauges).iter() {
                 let value = f64::from_bits(value.load(Ordering::Relaxed));

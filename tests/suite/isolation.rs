@@ -1,25 +1,23 @@
-//! Two managers in one process share nothing.
+//! Two managers in one process share no state.
 
 use diesel::r2d2::ManageConnection;
-use diesel_peers::PeerState;
-use support::backend::{manager_of, state};
-use support::scripted::{ScriptedConnection, Server};
+use diesel_peers::{PeerState, Peers};
+use support::backend::{build, state, status};
+use support::scripted::Servers;
 
 #[test]
-fn a_mark_in_one_manager_is_none_in_the_other() {
-    let server = Server::start();
-    let build = || {
-        manager_of::<ScriptedConnection>([server.url()]).build().expect("the settings are right")
-    };
-    let (one, other) = (build(), build());
-    let conn = one.connect().expect("the peer lives");
-    server.crash();
-    assert!(one.connect().is_err(), "the peer is down");
-    assert_eq!(state(&one.peers(), "peer0"), PeerState::Down, "which this one has seen");
-    assert_eq!(state(&other.peers(), "peer0"), PeerState::Up, "and the other has not");
-    assert_eq!(one.peers().snapshot().peers[0].connections, 1, "its connection is counted here");
-    assert_eq!(other.peers().snapshot().peers[0].connections, 0, "and not there");
-    drop(one);
-    assert!(!other.peers().snapshot().closed, "one's end is not the other's");
+fn managers_of_the_same_server_share_neither_marks_nor_counters() {
+    let servers = Servers::start(1);
+    let (first, second) = (build(servers.builder()), build(servers.builder()));
+    let conn = first.connect().expect("the peer is up");
+    servers[0].crash();
+    assert!(first.connect().is_err(), "the server has crashed");
+    assert_eq!(state(&first.peers(), "peer0"), PeerState::Down, "the first manager has tried it");
+    assert_eq!(state(&second.peers(), "peer0"), PeerState::Up, "the second manager has not");
+    let connections = |peers: Peers| status(&peers, "peer0").connections;
+    assert_eq!(connections(first.peers()), 1, "the first manager counts its connection");
+    assert_eq!(connections(second.peers()), 0, "the second manager has no connection");
+    drop(first);
+    assert!(!second.peers().snapshot().closed, "the second manager outlives the first");
     drop(conn);
 }

@@ -1,5 +1,6 @@
-//! The main job, on servers of the tester's own: those that the environment variables name
-//! (comma-separated URLs of equivalent servers), else on the bench's. Nothing is written to them.
+//! Connecting, balancing and marking on the tester's own servers: environment variables hold
+//! comma-separated URLs of equivalent servers. Without these variables, on servers that the tests start.
+//! Nothing is written to the servers.
 
 #![cfg(any(feature = "mysql", feature = "postgres"))]
 
@@ -10,36 +11,42 @@ use support::backend::{Backend, PATIENCE, SOON, links, manager_of, pool_of, stat
 use support::port::free_port;
 use support::{own_urls, wait_until};
 
-fn serve<B: Backend>(var: &str, dead_url: impl Fn(u16) -> String) {
-    // The servers live as long as they are held.
-    let (urls, _servers) = own_urls(var).map_or_else(
+fn pool_serves_from_running_servers_and_marks_an_unreachable_one<B: Backend>(
+    variable: &str,
+    url_of_port: impl Fn(u16) -> String,
+) {
+    // The servers run as long as they are held.
+    let (urls, _servers) = own_urls(variable).map_or_else(
         || {
             let servers = B::start(2);
             (servers.iter().map(Backend::url).collect::<Vec<_>>(), servers)
         },
         |urls| (urls, Vec::new()),
     );
-    let living = urls.len();
-    let nobody = free_port();
-    let all = urls.into_iter().chain([dead_url(nobody.number())]);
-    let builder = manager_of::<B::Connection>(all).check_interval(SOON);
-    let (pool, peers) = pool_of(builder, u32::try_from(2 * living).expect("a few"));
-    wait_until("each living peer has its share", PATIENCE, || {
-        links(&peers)[..living].iter().all(|links| *links == 2)
+    let running = urls.len();
+    let unused = free_port();
+    let urls = urls.into_iter().chain([url_of_port(unused.number())]);
+    let builder = manager_of::<B::Connection>(urls).check_interval(SOON);
+    let (pool, peers) = pool_of(builder, u32::try_from(2 * running).expect("a few servers"));
+    wait_until("each running peer has two connections", PATIENCE, || {
+        links(&peers)[..running].iter().all(|links| *links == 2)
     });
-    let dead = format!("peer{living}");
-    wait_until("the other is marked", PATIENCE, || state(&peers, &dead) == PeerState::Down);
+    let unreachable = format!("peer{running}");
+    wait_until("the unreachable peer is marked down", PATIENCE, || {
+        state(&peers, &unreachable) == PeerState::Down
+    });
 
-    let mut all: Vec<_> = (0..2 * living).map(|_| pool.get().expect("there is one")).collect();
+    let get = |_| pool.get().expect("the pool has a connection");
+    let mut all: Vec<_> = (0..2 * running).map(get).collect();
     for conn in &mut all {
-        conn.batch_execute("SELECT 1").expect("it serves");
-        conn.ping().expect("it answers");
-        Transactions::<B>::begin_transaction(&mut **conn).expect("it takes work");
-        conn.batch_execute("SELECT 1").expect("it serves");
+        conn.batch_execute("SELECT 1").expect("the query succeeds");
+        conn.ping().expect("the server answers");
+        Transactions::<B>::begin_transaction(&mut **conn).expect("a transaction begins");
+        conn.batch_execute("SELECT 1").expect("the query succeeds");
         Transactions::<B>::rollback_transaction(&mut **conn).expect("it is rolled back");
     }
     drop(all);
-    for status in &peers.snapshot().peers[..living] {
+    for status in &peers.snapshot().peers[..running] {
         assert_eq!((status.state, status.connects), (PeerState::Up, 2), "{status:?}");
     }
 }
@@ -48,12 +55,22 @@ type Transactions<B> = <<B as Backend>::Connection as Connection>::TransactionMa
 
 #[cfg(feature = "mysql")]
 #[test]
-fn mysql() {
-    serve::<support::mariadb::MariaDb>(support::OWN_MYSQL, support::mariadb::url);
+fn mysql_pool_serves_from_running_servers_and_marks_an_unreachable_one() {
+    use support::mariadb::{MariaDb, url};
+
+    pool_serves_from_running_servers_and_marks_an_unreachable_one::<MariaDb>(
+        support::OWN_MYSQL,
+        url,
+    );
 }
 
 #[cfg(feature = "postgres")]
 #[test]
-fn postgres() {
-    serve::<support::postgres::Postgres>(support::OWN_POSTGRES, support::postgres::url);
+fn postgres_pool_serves_from_running_servers_and_marks_an_unreachable_one() {
+    use support::postgres::{Postgres, url};
+
+    pool_serves_from_running_servers_and_marks_an_unreachable_one::<Postgres>(
+        support::OWN_POSTGRES,
+        url,
+    );
 }

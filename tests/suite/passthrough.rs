@@ -1,4 +1,4 @@
-//! Code that was written for diesel's own connections and pools takes a `PeerConnection` as it is.
+//! Code that was written for diesel's own connections and pools accepts a `PeerConnection` without a change.
 
 use diesel::connection::{CacheSize, LoadConnection, WithMetadataLookup};
 use diesel::migration::MigrationConnection;
@@ -7,7 +7,7 @@ use diesel::r2d2::{Pool, PooledConnection, R2D2Connection, TestCustomizer};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use diesel_peers::{PeerConnection, PeerManager};
 use schema::notes;
-use support::backend::{Backend, SqlitePath, manager_over};
+use support::backend::{Backend, SqlitePath, build, manager_over};
 
 mod schema {
     diesel::table! {
@@ -25,11 +25,12 @@ struct Note {
 }
 
 fn pool_over<B: Backend>(peers: &[B], max_size: u32) -> Pool<PeerManager<B::Connection>> {
-    let manager = manager_over(peers).build().expect("the settings are right");
-    Pool::builder().max_size(max_size).build(manager).expect("the peers live")
+    let manager = build(manager_over(peers));
+    Pool::builder().max_size(max_size).build(manager).expect("the peers are up")
 }
 
-/// The same application code for each backend, in the three forms in which people write it.
+/// The same application code for each backend, with its connection as `&mut C`, `impl Connection` and
+/// `PooledConnection`.
 macro_rules! application {
     ($module:ident, $connection:ty, $backend:ty, $server:ty, $create:literal) => {
         mod $module {
@@ -56,10 +57,10 @@ macro_rules! application {
             }
 
             #[test]
-            fn application_code_takes_it() {
+            fn application_code_accepts_a_peer_connection() {
                 let peers = <$server as Backend>::start(1);
                 let pool = pool_over(&peers, 2);
-                let mut conn = pool.get().expect("the peer lives");
+                let mut conn = pool.get().expect("the peer is up");
                 assert_eq!(conn.peer(), "peer0");
                 diesel::sql_query($create).execute(&mut conn).expect("a new table");
                 conn.set_prepared_statement_cache_size(CacheSize::Disabled);
@@ -83,18 +84,18 @@ macro_rules! application {
                 let note = Note { id: 1, text: "uno".to_owned() };
                 let saved: Note = note.save_changes(&mut *conn).expect("`save_changes` works");
                 assert_eq!(saved, note);
-                assert_eq!(all(&mut conn).expect("through the pooled one").len(), 2);
+                assert_eq!(all(&mut conn).expect("through the pooled connection").len(), 2);
                 conn.ping().expect("`R2D2Connection` works");
                 assert!(!R2D2Connection::is_broken(&mut *conn));
             }
 
-            /// Compiles: what a third party can ask of diesel's own connection.
-            #[expect(dead_code, reason = "it is enough that it compiles")]
-            fn traits_are_there(conn: &mut PeerConnection<$connection>) {
-                fn asks<C: MigrationConnection + R2D2Connection + LoadConnection>(_: &mut C) {}
-                fn asks_more<C: diesel::connection::MultiConnectionHelper>(_: &mut C) {}
-                asks(conn);
-                asks_more(conn);
+            /// Compiles only if the traits that other crates require of diesel's connections are implemented.
+            #[expect(dead_code, reason = "the function only has to compile")]
+            fn implements_the_traits(conn: &mut PeerConnection<$connection>) {
+                fn requires<C: MigrationConnection + R2D2Connection + LoadConnection>(_: &mut C) {}
+                fn requires_helper<C: diesel::connection::MultiConnectionHelper>(_: &mut C) {}
+                requires(conn);
+                requires_helper(conn);
             }
 
             #[test]
@@ -103,34 +104,45 @@ macro_rules! application {
                     embed_migrations!("../examples/guestbook/migrations");
                 let peers = <$server as Backend>::start(1);
                 let pool = pool_over(&peers, 2);
-                let mut conn = pool.get().expect("the peer lives");
-                assert!(conn.has_pending_migration(MIGRATIONS).expect("it can be asked"));
-                conn.run_pending_migrations(MIGRATIONS).expect("they run");
-                assert!(!conn.has_pending_migration(MIGRATIONS).expect("it can be asked"));
+                let mut conn = pool.get().expect("the peer is up");
+                assert!(
+                    conn.has_pending_migration(MIGRATIONS)
+                        .expect("the table of migrations is readable")
+                );
+                conn.run_pending_migrations(MIGRATIONS).expect("the migrations succeed");
+                assert!(
+                    !conn
+                        .has_pending_migration(MIGRATIONS)
+                        .expect("the table of migrations is readable")
+                );
             }
 
             #[test]
-            fn test_transactions_are_rolled_back() {
+            fn test_transaction_is_rolled_back_with_its_pool() {
                 let peers = <$server as Backend>::start(1);
                 let pool = pool_over(&peers, 1);
-                let mut conn = pool.get().expect("the peer lives");
+                let mut conn = pool.get().expect("the peer is up");
                 diesel::sql_query($create).execute(&mut conn).expect("a new table");
                 drop((conn, pool));
 
-                let manager = manager_over(&peers).build().expect("the settings are right");
+                let manager = build(manager_over(&peers));
                 let pool = Pool::builder()
                     .max_size(1)
                     .connection_customizer(Box::new(TestCustomizer))
                     .build(manager)
-                    .expect("the peer lives");
-                for already in 0..3 {
-                    let mut conn = pool.get().expect("the peer lives");
-                    assert_eq!(count(&mut conn), Ok(already), "it sees its own rows");
-                    add(&mut conn, i32::try_from(already).unwrap(), "x").expect("a new row");
+                    .expect("the peer is up");
+                for rows in 0..3 {
+                    let mut conn = pool.get().expect("the peer is up");
+                    assert_eq!(
+                        count(&mut conn),
+                        Ok(rows),
+                        "the test transaction sees its own rows"
+                    );
+                    add(&mut conn, i32::try_from(rows).unwrap(), "x").expect("a new row");
                 }
                 drop(pool);
                 let pool = pool_over(&peers, 1);
-                let mut conn = pool.get().expect("the peer lives");
+                let mut conn = pool.get().expect("the peer is up");
                 assert_eq!(count(&mut conn), Ok(0), "nothing was committed");
             }
         }
@@ -161,13 +173,13 @@ application!(
     "CREATE TABLE notes (id INTEGER NOT NULL PRIMARY KEY, text VARCHAR(100) NOT NULL)"
 );
 
-/// What a backend's own connection has beyond diesel's traits is reached through `Deref`.
+/// Methods that only diesel's own connection of a backend has are reached through `Deref`.
 #[test]
-fn sqlite_s_own_methods_are_there() {
+fn sqlite_connection_s_own_methods_are_reached() {
     fn lookup<C: WithMetadataLookup>(_: &mut C) {}
 
     let peers = SqlitePath::start(1);
-    let mut conn = pool_over(&peers, 1).get().expect("the peer lives");
+    let mut conn = pool_over(&peers, 1).get().expect("the peer is up");
     let one = conn.immediate_transaction(|conn| {
         diesel::select(1.into_sql::<diesel::sql_types::Integer>()).get_result::<i32>(conn)
     });
@@ -177,7 +189,7 @@ fn sqlite_s_own_methods_are_there() {
 
 #[cfg(feature = "postgres")]
 #[test]
-fn postgres_s_own_methods_are_there() {
+fn postgres_connection_s_own_methods_are_reached() {
     use diesel::ExecuteCopyFromDsl;
     use diesel::pg::{CopyFormat, GetPgMetadataCache};
     use std::io::Read;
@@ -185,7 +197,7 @@ fn postgres_s_own_methods_are_there() {
     fn cache<C: GetPgMetadataCache>(_: &mut C) {}
 
     let peers = <support::postgres::Postgres as Backend>::start(1);
-    let mut conn = pool_over(&peers, 1).get().expect("the peer lives");
+    let mut conn = pool_over(&peers, 1).get().expect("the peer is up");
     diesel::sql_query("CREATE TABLE notes (id INTEGER PRIMARY KEY, text VARCHAR NOT NULL)")
         .execute(&mut conn)
         .expect("a new table");
@@ -203,14 +215,14 @@ fn postgres_s_own_methods_are_there() {
     };
     let rows = || copy().with_format(CopyFormat::Text);
     assert_eq!(rows().execute(&mut *conn), Ok(1), "COPY FROM, on `PeerConnection` itself");
-    diesel::delete(notes::table.find(2)).execute(&mut conn).expect("it is there");
-    assert_eq!(rows().execute(&mut **conn), Ok(1), "and on the connection inside");
+    diesel::delete(notes::table.find(2)).execute(&mut conn).expect("the row exists");
+    assert_eq!(rows().execute(&mut **conn), Ok(1), "COPY FROM, on the connection inside");
     let mut out = String::new();
     diesel::copy_to(notes::table)
         .load_raw(&mut **conn)
         .expect("COPY TO, on the connection inside")
         .read_to_string(&mut out)
-        .expect("text");
+        .expect("the copied rows are text");
     assert_eq!(out, "1\tone\n2\ttwo\n");
 }
 
@@ -223,7 +235,7 @@ mod multi_connection {
     };
     use support::wait_until;
 
-    /// Two kinds of server behind one pool; each knows its own URLs.
+    /// Two kinds of server behind one pool; the URL of a peer decides which of them it is.
     #[derive(diesel::MultiConnection)]
     pub(crate) enum AnyConnection {
         Mysql(MysqlConnection),
@@ -231,21 +243,27 @@ mod multi_connection {
     }
 
     #[test]
-    fn an_enum_of_connections_is_a_connection() {
+    fn pool_of_a_multi_connection_enum_replaces_the_connection_of_a_killed_server() {
         let mut server = <support::mariadb::MariaDb as Backend>::start(1).swap_remove(0);
         let path = SqlitePath::start(1).swap_remove(0);
         let urls = [Backend::url(&server), path.url()];
         let (pool, peers) = pool_of(manager_of::<AnyConnection>(urls).check_interval(SOON), 2);
         wait_until("the pool is full", PATIENCE, || links(&peers) == [1, 1]);
-        let mut both = [pool.get().expect("both live"), pool.get().expect("both live")];
+        let mut both =
+            [pool.get().expect("both peers are up"), pool.get().expect("both peers are up")];
         for conn in &mut both {
-            diesel::sql_query("SELECT 1").execute(conn).expect("both live");
+            diesel::sql_query("SELECT 1").execute(conn).expect("both peers are up");
         }
         server.kill();
-        let on_mysql = both.iter_mut().find(|conn| conn.peer() == "peer0").expect("one each");
-        diesel::sql_query("SELECT 1").execute(on_mysql).expect_err("its server was killed");
+        let on_mysql = both
+            .iter_mut()
+            .find(|conn| conn.peer() == "peer0")
+            .expect("there is one connection to each peer");
+        diesel::sql_query("SELECT 1").execute(on_mysql).expect_err("the server was killed");
         drop(both);
-        wait_until("it is marked", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        wait_until("the peer is marked down", PATIENCE, || {
+            state(&peers, "peer0") == PeerState::Down
+        });
         wait_until("the pool is full again", PATIENCE, || links(&peers) == [0, 2]);
     }
 }

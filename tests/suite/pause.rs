@@ -1,5 +1,5 @@
-//! A proxy that is paused (it refuses new connections, its sessions go on: what `PROXYSQL PAUSE`
-//! does) is noticed by a pool that needs no new connection, and left without a single error.
+//! A paused proxy refuses new connections while its sessions continue, as after `PROXYSQL PAUSE`. A pool
+//! notices that without needing a new connection, and moves to the other peers without a single error.
 
 #![cfg(all(target_os = "linux", any(feature = "mysql", feature = "postgres")))]
 
@@ -7,23 +7,23 @@
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::R2D2Connection;
 use diesel_peers::PeerState;
-use support::backend::{PATIENCE, SOON, fill, links, manager_of, pool_of, state};
+use support::backend::{PATIENCE, SOON, fill, links, manager_of, pool_of, state, status};
 use support::haproxy::HaProxy;
 use support::load::Load;
 use support::wait_until;
 
-/// The pool's connections.
+/// The size of the pool.
 const CONNECTIONS: u32 = 6;
 
-fn three_proxies_are_paused_in_turn<C>(
-    behind: u16,
+fn proxies_are_paused_in_turn<C>(
+    server_port: u16,
     url: impl Fn(&HaProxy) -> String,
     threads: usize,
     query: &str,
 ) where
     C: R2D2Connection + Send + 'static,
 {
-    let mut proxies: Vec<_> = (0..3).map(|_| HaProxy::in_front_of(behind)).collect();
+    let mut proxies: Vec<_> = (0..3).map(|_| HaProxy::in_front_of(server_port)).collect();
     let builder = manager_of::<C>(proxies.iter().map(url)).check_interval(SOON);
     let (pool, peers) = pool_of(builder, CONNECTIONS);
     fill(&pool, &peers, &[2, 2, 2]);
@@ -32,15 +32,21 @@ fn three_proxies_are_paused_in_turn<C>(
         for (index, proxy) in proxies.iter_mut().enumerate() {
             let name = format!("peer{index}");
             proxy.refuse();
-            wait_until("it is noticed", PATIENCE, || state(&peers, &name) == PeerState::Down);
-            wait_until("it is drained", PATIENCE, || proxy.sessions() == 0);
-            wait_until("its connections are replaced", PATIENCE, || links(&peers)[index] == 0);
+            wait_until("the peer is marked down", PATIENCE, || {
+                state(&peers, &name) == PeerState::Down
+            });
+            wait_until("the proxy has no session left", PATIENCE, || proxy.sessions() == 0);
+            wait_until("the connections to the peer are replaced", PATIENCE, || {
+                links(&peers)[index] == 0
+            });
             proxy.stop();
             let before = load.served();
-            wait_until("the others serve", PATIENCE, || load.served() > before + 200);
+            wait_until("the other peers serve", PATIENCE, || load.served() > before + 200);
             proxy.restart();
-            wait_until("it is up again", PATIENCE, || state(&peers, &name) == PeerState::Up);
-            wait_until("it has its share again", PATIENCE, || links(&peers) == [2, 2, 2]);
+            wait_until("the peer is up again", PATIENCE, || state(&peers, &name) == PeerState::Up);
+            wait_until("the peer has its share of the connections again", PATIENCE, || {
+                links(&peers) == [2, 2, 2]
+            });
         }
     });
     assert_eq!(seen.refused, [""; 0], "no `pool.get()` failed");
@@ -49,9 +55,9 @@ fn three_proxies_are_paused_in_turn<C>(
 
 #[cfg(feature = "mysql")]
 #[test]
-fn in_front_of_mariadb_with_every_connection_busy() {
+fn paused_proxies_before_mariadb_cause_no_error_with_every_connection_busy() {
     let server = support::mariadb::MariaDb::start();
-    three_proxies_are_paused_in_turn::<diesel::MysqlConnection>(
+    proxies_are_paused_in_turn::<diesel::MysqlConnection>(
         server.port(),
         HaProxy::mysql_url,
         6,
@@ -59,12 +65,13 @@ fn in_front_of_mariadb_with_every_connection_busy() {
     );
 }
 
-/// The others are idle: who comes back carries the paused proxy's connections out.
+/// The other connections are idle: each checkin of the busy one takes a connection to the paused proxy out
+/// of the pool.
 #[cfg(feature = "mysql")]
 #[test]
-fn in_front_of_mariadb_with_one_connection_busy() {
+fn paused_proxies_before_mariadb_cause_no_error_with_one_connection_busy() {
     let server = support::mariadb::MariaDb::start();
-    three_proxies_are_paused_in_turn::<diesel::MysqlConnection>(
+    proxies_are_paused_in_turn::<diesel::MysqlConnection>(
         server.port(),
         HaProxy::mysql_url,
         1,
@@ -74,9 +81,9 @@ fn in_front_of_mariadb_with_one_connection_busy() {
 
 #[cfg(feature = "postgres")]
 #[test]
-fn in_front_of_postgres_with_every_connection_busy() {
+fn paused_proxies_before_postgres_cause_no_error_with_every_connection_busy() {
     let server = support::postgres::Postgres::start();
-    three_proxies_are_paused_in_turn::<diesel::PgConnection>(
+    proxies_are_paused_in_turn::<diesel::PgConnection>(
         server.port(),
         HaProxy::postgres_url,
         6,
@@ -86,7 +93,7 @@ fn in_front_of_postgres_with_every_connection_busy() {
 
 #[cfg(feature = "mysql")]
 #[test]
-fn a_pool_at_rest_notices() {
+fn paused_proxy_is_noticed_by_an_idle_pool() {
     let server = support::mariadb::MariaDb::start();
     let proxies = [HaProxy::in_front_of(server.port()), HaProxy::in_front_of(server.port())];
     let urls = proxies.iter().map(HaProxy::mysql_url);
@@ -94,22 +101,22 @@ fn a_pool_at_rest_notices() {
     let (pool, peers) = pool_of(builder, 4);
     fill(&pool, &peers, &[2, 2]);
     proxies[0].refuse();
-    // Nobody asks for a connection meanwhile.
-    wait_until("it is noticed", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
-    wait_until("its idle sessions have ended", PATIENCE, || proxies[0].sessions() == 0);
+    // The pool is not used meanwhile.
+    wait_until("the peer is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("the proxy's idle sessions have ended", PATIENCE, || proxies[0].sessions() == 0);
     for _ in 0..10 {
-        let mut conn = pool.get().expect("the other one serves");
-        assert_eq!(conn.peer(), "peer1", "nothing goes to the paused proxy");
-        conn.batch_execute("SELECT 1").expect("the other one serves");
+        let mut conn = pool.get().expect("the other peer serves");
+        assert_eq!(conn.peer(), "peer1", "the paused proxy gets no work");
+        conn.batch_execute("SELECT 1").expect("the other peer serves");
     }
     proxies[0].accept();
-    wait_until("it is up again", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
+    wait_until("the peer is up again", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
 }
 
-/// One after the other: the first loses its sessions, and the last keeps them.
+/// The first proxy is paused while the second still serves, and loses its sessions. The second keeps them.
 #[cfg(feature = "mysql")]
 #[test]
-fn when_all_are_paused_in_turn_the_last_one_s_sessions_go_on() {
+fn last_proxy_to_be_paused_keeps_its_sessions() {
     let server = support::mariadb::MariaDb::start();
     let proxies = [HaProxy::in_front_of(server.port()), HaProxy::in_front_of(server.port())];
     let urls = proxies.iter().map(HaProxy::mysql_url);
@@ -118,33 +125,33 @@ fn when_all_are_paused_in_turn_the_last_one_s_sessions_go_on() {
     fill(&pool, &peers, &[4, 4]);
     for (name, proxy) in ["peer0", "peer1"].into_iter().zip(&proxies) {
         proxy.refuse();
-        wait_until("it is noticed", PATIENCE, || state(&peers, name) == PeerState::Down);
+        wait_until("the peer is marked down", PATIENCE, || state(&peers, name) == PeerState::Down);
     }
-    assert_eq!(proxies[0].sessions(), 0, "it was paused while the other served");
+    assert_eq!(proxies[0].sessions(), 0, "the first proxy was paused while the second served");
     let mut served = 0;
     while let Some(mut conn) = pool.try_get() {
-        assert_eq!(conn.peer(), "peer1", "it is all there is");
-        conn.batch_execute("SELECT 1").expect("its session goes on");
+        assert_eq!(conn.peer(), "peer1", "only the last proxy has sessions");
+        conn.batch_execute("SELECT 1").expect("the session continues");
         served += 1;
         std::mem::forget(conn);
     }
-    assert_eq!(served, 4, "each of them does");
+    assert_eq!(served, 4, "all sessions of the last proxy continue");
 }
 
-/// When every proxy is paused the sessions that are left are all there is: they go on.
+/// No peer accepts new connections, so the pool goes on with the sessions that it has.
 #[cfg(feature = "mysql")]
 #[test]
-fn when_all_are_paused_their_sessions_go_on() {
+fn only_proxy_keeps_its_sessions_while_paused() {
     let server = support::mariadb::MariaDb::start();
     let proxy = HaProxy::in_front_of(server.port());
     let builder = manager_of::<diesel::MysqlConnection>([proxy.mysql_url()]).check_interval(SOON);
     let (pool, peers) = pool_of(builder, 2);
     fill(&pool, &peers, &[2]);
     proxy.refuse();
-    wait_until("it is noticed", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("the peer is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
     for _ in 0..10 {
-        let mut conn = pool.get().expect("its sessions go on");
-        conn.batch_execute("SELECT 1").expect("its sessions go on");
+        let mut conn = pool.get().expect("the sessions continue");
+        conn.batch_execute("SELECT 1").expect("the sessions continue");
     }
-    assert_eq!(peers.snapshot().peers[0].connects, 2, "over the connections that there were");
+    assert_eq!(status(&peers, "peer0").connects, 2, "no connection was added");
 }

@@ -1,5 +1,5 @@
-//! r2d2's reaper closes slots that are too old or idle for too long, a link with each of them. It
-//! runs every 30 seconds, so this takes as long.
+//! r2d2's reaper closes slots that are too old or have been idle for too long, and one link with each
+//! slot. The reaper runs every 30 seconds, so this test takes that long.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,58 +8,57 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::{CustomizeConnection, Error, Pool};
 use diesel_peers::PeerConnection;
-use support::backend::{PATIENCE, links, manager_of};
-use support::scripted::{ScriptedConnection, Server};
+use support::backend::{PATIENCE, build, links};
+use support::scripted::{ScriptedConnection, Servers};
 use support::wait_until;
 
-/// Says goodbye to each connection that leaves the pool, as some applications do.
+/// Runs a statement on each connection that leaves the pool, as some applications do.
 #[derive(Debug, Default)]
-struct Goodbye {
-    said: Arc<AtomicUsize>,
+struct RunsAtRelease {
+    released: Arc<AtomicUsize>,
 }
 
-impl CustomizeConnection<PeerConnection<ScriptedConnection>, Error> for Goodbye {
+impl CustomizeConnection<PeerConnection<ScriptedConnection>, Error> for RunsAtRelease {
     fn on_release(&self, mut conn: PeerConnection<ScriptedConnection>) {
-        // Wherever r2d2 hands a slot out, there is a connection in it.
-        conn.batch_execute("SET goodbye").expect("its session lives");
-        self.said.fetch_add(1, Ordering::SeqCst);
+        // Every slot that r2d2 passes to a customizer holds a link.
+        conn.batch_execute("SET released").expect("the session is open");
+        self.released.fetch_add(1, Ordering::SeqCst);
     }
 }
 
 #[test]
-fn reaped_slots_take_a_link_along_each() {
-    let servers: Vec<_> = (0..3).map(|_| Server::start()).collect();
-    let manager = manager_of::<ScriptedConnection>(servers.iter().map(|server| server.url()));
-    let manager = manager.build().expect("the settings are right");
+fn reaped_slot_takes_one_link_along() {
+    let servers = Servers::start(3);
+    let manager = build(servers.builder());
     let peers = manager.peers();
-    let goodbye = Goodbye::default();
-    let said = goodbye.said.clone();
+    let customizer = RunsAtRelease::default();
+    let released = customizer.released.clone();
     let pool = Pool::builder()
         .max_size(9)
         .min_idle(Some(6))
         .max_lifetime(Some(Duration::from_secs(1)))
         .idle_timeout(Some(Duration::from_secs(1)))
-        .connection_customizer(Box::new(goodbye))
+        .connection_customizer(Box::new(customizer))
         .build(manager)
-        .expect("all peers live");
-    // Some are held while the others are reaped.
-    let mut held: Vec<_> = (0..9).map(|_| pool.get().expect("there are nine")).collect();
-    let idle = held.split_off(3);
+        .expect("all peers are up");
+    // Three connections are in use while the other six are reaped.
+    let mut in_use: Vec<_> = (0..9).map(|_| pool.get().expect("the pool has nine")).collect();
+    let idle = in_use.split_off(3);
     drop(idle);
-    wait_until("the idle ones are reaped", PATIENCE, || said.load(Ordering::SeqCst) >= 6);
-    for conn in &mut held {
-        conn.batch_execute("a query").expect("those in use are left alone");
+    wait_until("the idle slots are reaped", PATIENCE, || released.load(Ordering::SeqCst) >= 6);
+    for conn in &mut in_use {
+        conn.batch_execute("a query").expect("connections in use are not reaped");
     }
-    drop(held);
-    wait_until("the pool is as full as it is told to be", PATIENCE, || {
+    drop(in_use);
+    wait_until("the pool has `min_idle` connections again", PATIENCE, || {
         pool.state().connections >= 6 && links(&peers).iter().sum::<usize>() >= 6
     });
-    // But for those of checks and of logins that are under way just then.
-    wait_until("there are as many sessions as are counted", PATIENCE, || {
+    // Health checks and logins in progress open sessions that are not counted.
+    wait_until("the number of sessions is the number of links", PATIENCE, || {
         let open: usize = servers.iter().map(|server| server.open()).sum();
         open == links(&peers).iter().sum::<usize>()
     });
-    assert!(pool.get().is_ok(), "it serves");
+    assert!(pool.get().is_ok(), "the pool serves");
     drop(pool);
     wait_until("all sessions end", PATIENCE, || servers.iter().all(|server| server.open() == 0));
 }

@@ -1,13 +1,13 @@
-//! A peer that is given by a name is one for each address of that, as these come and go: nothing fails,
-//! and nothing that an operator has set is undone.
+//! A peer whose URL has a host name becomes one peer for each address of the name, as addresses appear and
+//! disappear. Nothing fails meanwhile, and no change of an operator is undone.
 
-#![allow(clippy::disallowed_methods, reason = "the tests wait by the clock")]
+#![allow(clippy::disallowed_methods, reason = "the tests wait for a time")]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel_peers::{PeerConfig, PeerManager, PeerManagerBuilder, PeerState, Peers};
-use support::backend::{PATIENCE, SOON, fill, links, pool_of, state};
+use support::backend::{PATIENCE, SOON, build, fill, links, pool_of, state, status};
 use support::load::Load;
 use support::resolver::{Answer, Script};
 use support::scripted::{ScriptedConnection, Server};
@@ -15,10 +15,10 @@ use support::{wait_until, within};
 
 const TICK: Duration = Duration::from_millis(20);
 
-/// So many answers leave no doubt.
+/// More answers in a row than it takes to add or remove an address.
 const MANY: usize = 5;
 
-/// For how long `build()` waits for the first answers, and as much again for a busy machine.
+/// Twice the time for which `build()` waits for the first answers: the machine may be busy.
 const FIRST_ANSWERS: Duration = Duration::from_secs(2);
 
 const A: &str = "10.0.0.1";
@@ -30,13 +30,13 @@ fn url(test: &str, host: &str) -> String {
     format!("scripted://{test}:s3cret@{host}:3306/app")
 }
 
-/// Servers at these hosts. They stay, as all scripted ones do.
+/// Starts servers at these hosts. Scripted servers run until the process ends.
 fn servers<const N: usize>(test: &str, hosts: [&str; N]) -> [Arc<Server>; N] {
     hosts.map(|host| Server::start_at(url(test, host)))
 }
 
-/// A manager whose one peer `db` is resolved by a script.
-fn resolved(test: &str, script: &Arc<Script>) -> PeerManagerBuilder<ScriptedConnection> {
+/// Starts building a manager whose only peer `db` is resolved by a script.
+fn builder(test: &str, script: &Arc<Script>) -> PeerManagerBuilder<ScriptedConnection> {
     let builder = PeerManager::builder().peer("db", url(test, "db"));
     builder.resolve_interval(TICK).resolver(script.resolver()).rebalance_interval(Duration::ZERO)
 }
@@ -45,40 +45,45 @@ fn names(peers: &Peers) -> Vec<String> {
     peers.snapshot().peers.into_iter().map(|peer| peer.name).collect()
 }
 
-/// What has happened, in order: the peer, and what.
+/// The events so far, oldest first: the peer, and the kind of the event.
 fn events(peers: &Peers) -> Vec<(String, &'static str)> {
     let events = peers.snapshot().events;
     events.into_iter().map(|event| (event.peer, event.kind.as_str())).collect()
 }
 
 fn events_of(peers: &Peers, name: &str) -> Vec<&'static str> {
-    events(peers).into_iter().filter(|(peer, _)| peer == name).map(|(_, what)| what).collect()
+    events(peers).into_iter().filter(|(peer, _)| peer == name).map(|(_, kind)| kind).collect()
 }
 
+/// Waits until the names of the peers are these.
 #[track_caller]
-fn becomes(peers: &Peers, expected: &[&str]) {
+fn wait_for_peers(peers: &Peers, expected: &[&str]) {
     let what = format!("the peers are {expected:?}");
     wait_until(&what, PATIENCE, || names(peers) == expected);
 }
 
 #[test]
-fn a_name_becomes_its_addresses_before_anything_connects() {
+fn host_name_is_resolved_to_its_addresses_by_build() {
     let test = "becomes";
     servers(test, [A, B, C, "[::1]", "[2001:db8::1]"]);
     let script = Script::of(&[B, "2001:db8::1", A, A]);
-    let builder = resolved(test, &script)
+    let builder = builder(test, &script)
         .peer("v4", url(test, C))
         .peer("v6", url(test, "[::1]"))
         .weight("db", 3)
         .tier("db", 1)
         .weight("v4", 2);
-    let manager = builder.build().expect("the settings are right");
+    let manager = build(builder);
     let peers = manager.peers();
-    let given = ["v4", "v6", "db/10.0.0.1", "db/10.0.0.2", "db/2001:db8::1"];
-    assert_eq!(names(&peers), given, "in an order of their own, each once");
+    let expected = ["v4", "v6", "db/10.0.0.1", "db/10.0.0.2", "db/2001:db8::1"];
+    assert_eq!(names(&peers), expected, "each address once, in the order of addresses");
     let weights: Vec<_> =
         peers.snapshot().peers.iter().map(|peer| (peer.weight, peer.tier)).collect();
-    assert_eq!(weights, [(2, 0), (1, 0), (3, 1), (3, 1), (3, 1)], "as the name has them");
+    assert_eq!(
+        weights,
+        [(2, 0), (1, 0), (3, 1), (3, 1), (3, 1)],
+        "an address has the weight and tier of its name"
+    );
     script.wait_for_answers(MANY);
     let expected = [
         ("db/10.0.0.1", "added"),
@@ -88,47 +93,46 @@ fn a_name_becomes_its_addresses_before_anything_connects() {
         ("db", "drained"),
         ("db", "removed"),
     ];
-    let told = events(&peers);
-    let told: Vec<_> = told.iter().map(|(peer, what)| (peer.as_str(), *what)).collect();
-    assert_eq!(told, expected, "once, and addresses are left alone");
+    let events = events(&peers);
+    let events: Vec<_> = events.iter().map(|(peer, kind)| (peer.as_str(), *kind)).collect();
+    assert_eq!(events, expected, "the name is resolved once, and peers given by address stay");
 }
 
 #[test]
-fn without_an_interval_nothing_is_resolved() {
+fn host_name_is_not_resolved_without_an_interval() {
     let script = Script::of(&[A]);
-    let manager = resolved("without", &script).resolve_interval(None).build();
-    let peers = manager.expect("the settings are right").peers();
+    let peers = build(builder("without", &script).resolve_interval(None)).peers();
     assert_eq!((names(&peers), script.asked()), (vec!["db".to_owned()], 0));
 }
 
 #[test]
-fn the_addresses_serve_and_the_name_does_not() {
+fn addresses_serve_in_place_of_the_host_name() {
     let test = "serve";
     let [db, a, b] = servers(test, ["db", A, B]);
     let script = Script::of(&[A, B]);
-    let (pool, peers) = pool_of(resolved(test, &script), 4);
+    let (pool, peers) = pool_of(builder(test, &script), 4);
     fill(&pool, &peers, &[2, 2]);
     assert_eq!([db.logins(), a.open(), b.open()], [0, 2, 2]);
     drop(pool);
 }
 
 #[test]
-fn until_it_is_resolved_a_name_is_a_peer_itself() {
+fn unresolved_host_name_is_a_peer_until_it_is_resolved() {
     let test = "until";
     let [db, a, _b] = servers(test, ["db", A, B]);
     let script = Script::new(Answer::Error("the name server is down"));
     let start = Instant::now();
-    let (pool, peers) = pool_of(resolved(test, &script), 8);
-    assert!(start.elapsed() < FIRST_ANSWERS, "an application starts all the same");
+    let (pool, peers) = pool_of(builder(test, &script), 8);
+    assert!(start.elapsed() < FIRST_ANSWERS, "`build()` returns without an answer");
     fill(&pool, &peers, &[8]);
     let seen = Load::run(&pool, 4, "SELECT 1", |load| {
-        wait_until("it serves", PATIENCE, || load.served_by("db") > 100);
+        wait_until("the unresolved peer serves", PATIENCE, || load.served_by("db") > 100);
         script.wait_for_answers(MANY);
         assert_eq!(names(&peers), ["db"]);
         script.say(Answer::of(&[A, B]));
-        becomes(&peers, &["db/10.0.0.1", "db/10.0.0.2"]);
-        wait_until("they have its share", PATIENCE, || links(&peers) == [4, 4]);
-        wait_until("both serve", PATIENCE, || {
+        wait_for_peers(&peers, &["db/10.0.0.1", "db/10.0.0.2"]);
+        wait_until("the addresses have its connections", PATIENCE, || links(&peers) == [4, 4]);
+        wait_until("both addresses serve", PATIENCE, || {
             load.served_by("db/10.0.0.1") > 100 && load.served_by("db/10.0.0.2") > 100
         });
     });
@@ -137,57 +141,57 @@ fn until_it_is_resolved_a_name_is_a_peer_itself() {
     assert_eq!((db.open(), a.open()), (0, 4));
 }
 
-/// What was said of the name is said of its addresses.
 #[test]
-fn what_an_operator_did_with_the_name_holds_for_its_addresses() {
-    servers("operator", ["db", A, C]);
-    let down = || Script::new(Answer::Error("down"));
-    let script = down();
-    let other = resolved("operator", &script).peer("v4", url("operator", C));
-    let manager = other.build().expect("the settings are right");
+fn addresses_of_a_drained_or_removed_host_name_are_drained_or_not_added() {
+    let test = "operator";
+    servers(test, ["db", A, C]);
+    let failing = || Script::new(Answer::Error("the name server is down"));
+    let script = failing();
+    let manager = build(builder(test, &script).peer("v4", url(test, C)));
     let peers = manager.peers();
-    peers.set_weight("db", 7).expect("there is such a peer");
-    assert!(peers.drain("db").expect("there is such a peer").wait(PATIENCE));
+    peers.set_weight("db", 7).expect("the peer exists");
+    assert!(peers.drain("db").expect("the peer exists").wait(PATIENCE));
     script.say(Answer::of(&[A]));
-    becomes(&peers, &["v4", "db/10.0.0.1"]);
-    wait_until("it is drained", PATIENCE, || state(&peers, "db/10.0.0.1") == PeerState::Drained);
-    assert_eq!(peers.snapshot().peer("db/10.0.0.1").expect("it is there").weight, 7);
+    wait_for_peers(&peers, &["v4", "db/10.0.0.1"]);
+    wait_until("the peer is drained", PATIENCE, || {
+        state(&peers, "db/10.0.0.1") == PeerState::Drained
+    });
+    assert_eq!(status(&peers, "db/10.0.0.1").weight, 7);
 
-    let script = down();
-    let other = resolved("operator", &script).peer("v4", url("operator", C));
-    let manager = other.build().expect("the settings are right");
+    let script = failing();
+    let manager = build(builder(test, &script).peer("v4", url(test, C)));
     let peers = manager.peers();
-    assert!(peers.remove("db").expect("there is such a peer").wait(PATIENCE));
+    assert!(peers.remove("db").expect("the peer exists").wait(PATIENCE));
     script.say(Answer::of(&[A]));
     script.wait_for_answers(0);
     let asked = script.asked();
-    assert!(!within(SOON, || script.asked() > asked), "nobody asks for it any more");
-    assert_eq!(names(&peers), ["v4"], "it was removed");
+    assert!(!within(SOON, || script.asked() > asked), "a removed name is not resolved any more");
+    assert_eq!(names(&peers), ["v4"], "a removed name stays removed");
 }
 
 #[test]
-fn an_address_is_gone_that_is_missing_twice_in_a_row() {
+fn address_is_removed_once_it_is_missing_from_two_answers_in_a_row() {
     let test = "rotation";
     let all = ["db/10.0.0.1", "db/10.0.0.2", "db/10.0.0.3"];
     servers(test, [A, B, C]);
     let script = Script::of(&[A, B, C]);
-    let manager = resolved(test, &script).build().expect("the settings are right");
+    let manager = build(builder(test, &script));
     let peers = manager.peers();
-    let some = [[A, B], [B, C], [C, A], [A, B], [C, B], [A, C]];
-    script.say_each(some.iter().map(|some| Answer::of(some)).chain([Answer::of(&[A, B, C])]));
-    script.wait_for_answers(some.len() + 1);
-    assert_eq!(names(&peers), all, "none is missing from two of these in a row");
-    assert_eq!(events(&peers).len(), 6, "nothing has happened since the start");
+    let pairs = [[A, B], [B, C], [C, A], [A, B], [C, B], [A, C]];
+    script.say_each(pairs.iter().map(|pair| Answer::of(pair)).chain([Answer::of(&[A, B, C])]));
+    script.wait_for_answers(pairs.len() + 1);
+    assert_eq!(names(&peers), all, "no address is missing from two answers in a row");
+    assert_eq!(events(&peers).len(), 6, "no event after those of the start");
     script.say(Answer::of(&[A, C]));
-    becomes(&peers, &[all[0], all[2]]);
+    wait_for_peers(&peers, &[all[0], all[2]]);
     assert_eq!(events_of(&peers, all[1]), ["added", "draining", "drained", "removed"]);
 }
 
 #[test]
-fn an_answer_that_is_of_no_use_changes_nothing() {
+fn empty_answer_error_and_panic_of_the_resolver_change_nothing() {
     servers("useless", [A, B]);
     let script = Script::of(&[A, B]);
-    let manager = resolved("useless", &script).build().expect("the settings are right");
+    let manager = build(builder("useless", &script));
     let peers = manager.peers();
     let both = ["db/10.0.0.1", "db/10.0.0.2"];
     for answer in [Answer::of(&[]), Answer::Error("down"), Answer::Panic] {
@@ -196,152 +200,163 @@ fn an_answer_that_is_of_no_use_changes_nothing() {
         assert_eq!(names(&peers), both, "{answer:?}");
     }
     script.say(Answer::of(&[B]));
-    becomes(&peers, &both[1..]);
+    wait_for_peers(&peers, &both[1..]);
 }
 
 #[test]
-fn a_resolver_that_hangs_keeps_nobody_waiting() {
+fn hung_resolver_delays_neither_build_nor_checks_nor_checkouts() {
     let test = "hangs";
     let [db, _a] = servers(test, ["db", A]);
     let script = Script::of(&[A]);
     script.hold(true);
     let start = Instant::now();
-    let (pool, peers) = pool_of(resolved(test, &script).check_interval(SOON), 2);
-    assert!(start.elapsed() < PATIENCE / 2, "the first answers are not waited for without end");
+    let (pool, peers) = pool_of(builder(test, &script).check_interval(SOON), 2);
+    assert!(start.elapsed() < PATIENCE / 2, "`build()` returns without the first answer");
     fill(&pool, &peers, &[2]);
     let logins = db.logins();
     wait_until("the peer is checked meanwhile", PATIENCE, || db.logins() > logins + 2);
     script.hold(false);
-    wait_until("it is replaced as the pool is used", PATIENCE, || {
-        drop(pool.get().expect("both live"));
+    wait_until("the name is replaced by its address while the pool is used", PATIENCE, || {
+        drop(pool.get().expect("both peers are up"));
         names(&peers) == ["db/10.0.0.1"]
     });
 }
 
 #[test]
-fn what_an_operator_has_set_is_not_undone() {
+fn changes_of_an_operator_are_not_undone_by_answers() {
     let test = "set";
     servers(test, [A, B, C, "10.0.0.4", "10.0.0.9"]);
     let script = Script::of(&[A, B, C]);
-    let builder = resolved(test, &script).peer("v4", url(test, "10.0.0.9"));
-    let manager = builder.build().expect("the settings are right");
+    let manager = build(builder(test, &script).peer("v4", url(test, "10.0.0.9")));
     let peers = manager.peers();
     let [a, b, c] = ["db/10.0.0.1", "db/10.0.0.2", "db/10.0.0.3"];
-    assert!(peers.drain(a).expect("there is such a peer").wait(PATIENCE));
-    peers.set_weight(b, 5).expect("there is such a peer");
-    assert!(peers.remove(c).expect("there is such a peer").wait(PATIENCE));
+    assert!(peers.drain(a).expect("the peer exists").wait(PATIENCE));
+    peers.set_weight(b, 5).expect("the peer exists");
+    assert!(peers.remove(c).expect("the peer exists").wait(PATIENCE));
     script.wait_for_answers(MANY);
-    assert_eq!(names(&peers), ["v4", a, b], "the one that was removed is not added again");
+    assert_eq!(names(&peers), ["v4", a, b], "an answer does not add a removed address again");
     assert_eq!(state(&peers, a), PeerState::Drained);
-    assert_eq!(peers.snapshot().peer(b).expect("it is there").weight, 5);
+    assert_eq!(status(&peers, b).weight, 5);
 
-    // His own, by a name that the resolver would give.
+    // Peers that the operator adds, with names that the resolver would give to addresses.
     for own in [c, "db/10.0.0.4"] {
-        peers.add(PeerConfig::new(own, url(test, C))).expect("there is none");
+        peers.add(PeerConfig::new(own, url(test, C))).expect("the name is free");
     }
     script.say(Answer::of(&[A, B, C, "10.0.0.4"]));
     script.wait_for_answers(MANY);
     script.say(Answer::of(&[B]));
-    becomes(&peers, &["v4", b, c, "db/10.0.0.4"]);
+    wait_for_peers(&peers, &["v4", b, c, "db/10.0.0.4"]);
     script.wait_for_answers(MANY);
-    assert_eq!(names(&peers), ["v4", b, c, "db/10.0.0.4"], "what was added is left alone");
+    assert_eq!(
+        names(&peers),
+        ["v4", b, c, "db/10.0.0.4"],
+        "an answer does not remove a peer that an operator has added"
+    );
 
     for own in [c, "db/10.0.0.4"] {
-        assert!(peers.remove(own).expect("there is such a peer").wait(PATIENCE));
+        assert!(peers.remove(own).expect("the peer exists").wait(PATIENCE));
     }
     script.say(Answer::of(&[A, B, C]));
-    becomes(&peers, &["v4", b, a, c]);
-    assert_eq!(state(&peers, a), PeerState::Up, "what was gone is another peer when it is back");
+    wait_for_peers(&peers, &["v4", b, a, c]);
+    assert_eq!(state(&peers, a), PeerState::Up, "an address that returns is a new peer");
 }
 
 #[test]
-fn the_last_one_with_a_weight_stays() {
+fn last_address_with_a_weight_stays_although_it_is_missing_from_answers() {
     let test = "last";
     servers(test, [A, B]);
     let script = Script::of(&[A, B]);
-    let manager = resolved(test, &script).build().expect("the settings are right");
+    let manager = build(builder(test, &script));
     let peers = manager.peers();
     let [a, b] = ["db/10.0.0.1", "db/10.0.0.2"];
-    peers.set_weight(b, 0).expect("the other has one");
+    peers.set_weight(b, 0).expect("the other peer has a weight");
     script.say(Answer::of(&[B]));
     script.wait_for_answers(MANY);
-    assert_eq!(names(&peers), [a, b], "nobody would serve");
-    peers.set_weight(b, 1).expect("there is such a peer");
-    becomes(&peers, &[b]);
+    assert_eq!(names(&peers), [a, b], "without it, no peer would serve");
+    peers.set_weight(b, 1).expect("the peer exists");
+    wait_for_peers(&peers, &[b]);
 }
 
-/// Names that are given to `replace` are resolved as those of the start are.
 #[test]
-fn peers_that_are_replaced_are_resolved_as_well() {
+fn host_names_given_to_replace_are_resolved() {
     let test = "replace";
     servers(test, ["db", "other", A, B, C]);
     let script = Script::of(&[A, B]);
-    let manager = resolved(test, &script).build().expect("the settings are right");
+    let manager = build(builder(test, &script));
     let peers = manager.peers();
     let [a, b] = ["db/10.0.0.1", "db/10.0.0.2"];
     let config = |name: &str, host: &str| PeerConfig::new(name, url(test, host));
-    assert!(peers.drain(a).expect("there is such a peer").wait(PATIENCE));
-    peers.set_weight(b, 5).expect("there is such a peer");
-    let (before, now) = (events(&peers).len(), || events(&peers).len());
-    peers.replace([config("db", "db")]).expect("it is right");
+    assert!(peers.drain(a).expect("the peer exists").wait(PATIENCE));
+    peers.set_weight(b, 5).expect("the peer exists");
+    let before = events(&peers);
+    peers.replace([config("db", "db")]).expect("the list is valid");
     script.wait_for_answers(MANY);
     assert_eq!(names(&peers), [a, b]);
-    assert_eq!(state(&peers, a), PeerState::Drained, "it stays so");
-    assert_eq!(now(), before, "nothing has happened: {:?}", events(&peers));
+    assert_eq!(state(&peers, a), PeerState::Drained, "a drained address stays drained");
+    assert_eq!(events(&peers), before, "the same name again is not a change");
 
-    peers.replace([config("db", "db").weight(3), config("v4", C)]).expect("they are right");
-    becomes(&peers, &[a, b, "v4"]);
-    assert_eq!(peers.snapshot().peer(b).expect("it is there").weight, 3);
+    peers.replace([config("db", "db").weight(3), config("v4", C)]).expect("the list is valid");
+    wait_for_peers(&peers, &[a, b, "v4"]);
+    assert_eq!(status(&peers, b).weight, 3);
     script.say(Answer::of(&[A, B, C]));
-    becomes(&peers, &[a, b, "v4", "db/10.0.0.3"]);
-    assert_eq!(peers.snapshot().peer("db/10.0.0.3").expect("it is there").weight, 3);
+    wait_for_peers(&peers, &[a, b, "v4", "db/10.0.0.3"]);
+    assert_eq!(status(&peers, "db/10.0.0.3").weight, 3);
 
-    assert!(peers.remove(a).expect("there is such a peer").wait(PATIENCE));
+    assert!(peers.remove(a).expect("the peer exists").wait(PATIENCE));
     script.wait_for_answers(MANY);
-    assert_eq!(names(&peers), [b, "v4", "db/10.0.0.3"], "not by an answer");
-    peers.replace([config("db", "db"), config("v4", C)]).expect("they are right");
-    becomes(&peers, &[b, "v4", "db/10.0.0.3", a]);
+    assert_eq!(
+        names(&peers),
+        [b, "v4", "db/10.0.0.3"],
+        "an answer does not add a removed address again"
+    );
+    peers.replace([config("db", "db"), config("v4", C)]).expect("the list is valid");
+    wait_for_peers(&peers, &[b, "v4", "db/10.0.0.3", a]);
 
-    peers.replace([config("v4", C), config("other", "other"), config(a, A)]).expect("right");
-    becomes(&peers, &["v4", a, "other/10.0.0.1", "other/10.0.0.2", "other/10.0.0.3"]);
+    peers
+        .replace([config("v4", C), config("other", "other"), config(a, A)])
+        .expect("the list is valid");
+    wait_for_peers(&peers, &["v4", a, "other/10.0.0.1", "other/10.0.0.2", "other/10.0.0.3"]);
     script.say(Answer::of(&[C]));
-    becomes(&peers, &["v4", a, "other/10.0.0.3"]);
+    wait_for_peers(&peers, &["v4", a, "other/10.0.0.3"]);
     script.wait_for_answers(MANY);
-    assert_eq!(names(&peers), ["v4", a, "other/10.0.0.3"], "{a} is the operator's own now");
+    assert_eq!(names(&peers), ["v4", a, "other/10.0.0.3"], "{a} is a peer of the operator's now");
 
-    peers.replace([config("v4", C)]).expect("it is right");
-    becomes(&peers, &["v4"]);
-    assert!(!within(SOON, || names(&peers) != ["v4"]), "no name is left");
-    peers.replace([config("db", "db")]).expect("it is right");
-    becomes(&peers, &["db/10.0.0.3"]);
+    peers.replace([config("v4", C)]).expect("the list is valid");
+    wait_for_peers(&peers, &["v4"]);
+    assert!(!within(SOON, || names(&peers) != ["v4"]), "no host name is left to resolve");
+    peers.replace([config("db", "db")]).expect("the list is valid");
+    wait_for_peers(&peers, &["db/10.0.0.3"]);
 }
 
-/// As at the start.
+/// `build()` returns the same error.
 #[test]
-fn a_certificate_of_a_name_is_not_verified_at_an_address() {
+fn replace_refuses_a_mysql_url_that_verifies_the_host_name_while_names_are_resolved() {
     let test = "verify";
     servers(test, [A]);
     let script = Script::of(&[A]);
-    let manager = resolved(test, &script).build().expect("the settings are right");
+    let manager = build(builder(test, &script));
     let url = "mysql://app@db/shop?ssl_mode=verify_identity";
-    let error = manager.peers().replace([PeerConfig::new("db", url)]).expect_err("it cannot be");
+    let error = manager
+        .peers()
+        .replace([PeerConfig::new("db", url)])
+        .expect_err("the name of an address cannot be verified");
     assert!(error.to_string().contains("`resolve_interval` replaces the name"), "{error}");
 }
 
-/// `add` gives the peer that was asked for.
+/// `add` adds exactly the given peer.
 #[test]
-fn a_name_that_is_added_by_hand_is_left_alone() {
+fn host_name_given_to_add_is_not_resolved() {
     let test = "by-hand";
     servers(test, ["db1", A]);
     let script = Script::of(&[A]);
-    let manager = resolved(test, &script).build().expect("the settings are right");
+    let manager = build(builder(test, &script));
     let peers = manager.peers();
-    peers.add(PeerConfig::new("db1", url(test, "db1"))).expect("there is none");
+    peers.add(PeerConfig::new("db1", url(test, "db1"))).expect("the name is free");
     script.wait_for_answers(MANY);
     assert_eq!(names(&peers), ["db/10.0.0.1", "db1"]);
 }
 
-/// As an example of what the client library is told, which only it can tell.
+/// With real servers, because these tests depend on how the client libraries use the URL of an address.
 #[cfg(all(target_os = "linux", feature = "mysql", feature = "postgres"))]
 mod real {
     use std::net::Ipv4Addr;
@@ -355,10 +370,10 @@ mod real {
     const ADDRESSES: [Ipv4Addr; 3] =
         [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3)];
 
-    /// Nobody but the script knows it.
+    /// A host name that only the script resolves.
     const HOST: &str = "db.invalid";
 
-    fn an_address_comes_and_another_goes_under_load<B: RealServer>() {
+    fn addresses_appear_and_disappear_under_load<B: RealServer>() {
         let mut servers = free_port_at(ADDRESSES).map(B::start_on);
         let script = Script::of(&["127.0.0.1", "127.0.0.2"]);
         let builder = PeerManager::<B::Connection>::builder()
@@ -371,36 +386,40 @@ mod real {
         let seen = Load::run(&pool, 5, "SELECT 1", |load| {
             let all = ["db/127.0.0.1", "db/127.0.0.2", "db/127.0.0.3"];
             script.say(Answer::of(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]));
-            becomes(&peers, &all);
-            wait_until("it has its share", PATIENCE, || links(&peers) == [2, 2, 2]);
-            wait_until("it serves", PATIENCE, || load.served_by(all[2]) > 100);
+            wait_for_peers(&peers, &all);
+            wait_until("the new address has its share of the connections", PATIENCE, || {
+                links(&peers) == [2, 2, 2]
+            });
+            wait_until("the new address serves", PATIENCE, || load.served_by(all[2]) > 100);
             script.say(Answer::of(&["127.0.0.1", "127.0.0.3"]));
-            becomes(&peers, &[all[0], all[2]]);
-            // It is drained, so nobody misses it.
+            wait_for_peers(&peers, &[all[0], all[2]]);
+            // The server is killed after its address was drained, so no query fails.
             servers[1].kill();
             let served = load.served_by(all[1]);
-            wait_until("the others have its share", PATIENCE, || links(&peers) == [3, 3]);
+            wait_until("the other addresses have its share of the connections", PATIENCE, || {
+                links(&peers) == [3, 3]
+            });
             let before = load.rounds();
-            wait_until("all go on", PATIENCE, || load.all_came_back(&before, 20));
-            assert_eq!(load.served_by(all[1]), served, "it gets no work");
+            wait_until("all threads go on", PATIENCE, || load.all_came_back(&before, 20));
+            assert_eq!(load.served_by(all[1]), served, "a removed address gets no work");
         });
         assert_eq!(seen.refused, [""; 0], "no `pool.get()` failed");
         assert!(seen.failed.is_empty(), "no query failed: {:?}", seen.failed);
     }
 
     #[test]
-    fn mariadb() {
-        an_address_comes_and_another_goes_under_load::<MariaDb>();
+    fn mariadb_addresses_appear_and_disappear_under_load() {
+        addresses_appear_and_disappear_under_load::<MariaDb>();
     }
 
     #[test]
-    fn postgres() {
-        an_address_comes_and_another_goes_under_load::<Postgres>();
+    fn postgres_addresses_appear_and_disappear_under_load() {
+        addresses_appear_and_disappear_under_load::<Postgres>();
     }
 
-    /// libpq's other form, and its own search for several hosts is left to it.
+    /// A conninfo string with several hosts is not resolved: libpq itself tries one after the other.
     #[test]
-    fn postgres_by_keywords() {
+    fn postgres_conninfo_string_with_one_host_is_resolved() {
         use diesel::PgConnection;
         use support::{APP, APP_PASSWORD};
 
@@ -421,9 +440,9 @@ mod real {
         fill(&pool, &peers, &[1, 1]);
     }
 
-    /// A certificate is the name's, wherever that leads.
+    /// The certificate is verified against the host name, although the connection leads to an address.
     #[test]
-    fn postgres_verifies_the_name() {
+    fn postgres_certificate_is_verified_against_the_host_name() {
         use diesel::PgConnection;
 
         let server = Postgres::start_with_tls();
@@ -442,10 +461,10 @@ mod real {
         fill(&pool, &peers, &[1]);
         assert_eq!(names(&peers), ["db/127.0.0.1"]);
         let (_pool, peers) = peers_at("other.example");
-        wait_until("nobody vouches for this one", PATIENCE, || {
+        wait_until("the certificate does not match the other name", PATIENCE, || {
             state(&peers, "db/127.0.0.1") == PeerState::Down
         });
-        let reason = peers.snapshot().peers[0].reason.clone().expect("it is down");
+        let reason = status(&peers, "db/127.0.0.1").reason.expect("the peer is down");
         assert!(reason.contains("other.example"), "{reason}");
     }
 }

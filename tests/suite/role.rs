@@ -1,88 +1,95 @@
-//! A peer that only reads is not used where it should write, and the other way round.
+//! A read-only peer is not used by a pool that requires writable peers, and the other way round.
 
 #![cfg(all(target_os = "linux", feature = "mysql", feature = "postgres"))]
 
 use diesel::connection::SimpleConnection;
 use diesel_peers::{Fault, PeerState, Peers, Role};
-use support::backend::{PATIENCE, RealServer, SOON, fill, links, manager_over, pool_of, state};
+use support::backend::{
+    PATIENCE, RealServer, SOON, fill, links, manager_over, pool_of, state, status,
+};
 use support::mariadb::MariaDb;
 use support::postgres::Postgres;
 use support::wait_until;
 
-/// Makes a server one that only reads, or that writes again.
-trait Demoted: RealServer {
-    fn demote(&self, only_reads: bool);
+/// A server that can be made read-only, and writable again.
+trait Demote: RealServer {
+    fn set_read_only(&self, read_only: bool);
 }
 
-impl Demoted for MariaDb {
-    fn demote(&self, only_reads: bool) {
-        self.sql(&format!("SET GLOBAL read_only = {only_reads}"));
+impl Demote for MariaDb {
+    fn set_read_only(&self, read_only: bool) {
+        self.sql(&format!("SET GLOBAL read_only = {read_only}"));
     }
 }
 
-impl Demoted for Postgres {
-    fn demote(&self, only_reads: bool) {
-        self.sql(&format!("ALTER SYSTEM SET default_transaction_read_only = {only_reads}"));
+impl Demote for Postgres {
+    fn set_read_only(&self, read_only: bool) {
+        self.sql(&format!("ALTER SYSTEM SET default_transaction_read_only = {read_only}"));
         self.sql("SELECT pg_reload_conf()");
-        let is_it = || self.sql("SHOW default_transaction_read_only").trim() == "on";
-        wait_until("it has heard of it", PATIENCE, || is_it() == only_reads);
+        wait_until("the server has reloaded its configuration", PATIENCE, || {
+            let shown = self.sql("SHOW default_transaction_read_only");
+            (shown.trim() == "on") == read_only
+        });
     }
 }
 
 #[track_caller]
-fn is_out(peers: &Peers, peer: usize) {
-    let status = peers.snapshot().peers.swap_remove(peer);
+fn has_the_wrong_role(peers: &Peers, name: &str) {
+    let status = status(peers, name);
     assert_eq!((status.state, status.fault), (PeerState::Down, Some(Fault::WrongRole)));
 }
 
-fn writable_peers_are_required<B: Demoted>() {
+fn read_only_peer_is_unused_where_writable_peers_are_required<B: Demote>() {
     let servers = B::start(2);
-    servers[0].demote(true);
+    servers[0].set_read_only(true);
     let builder = manager_over(&servers).require(Role::ReadWrite).check_interval(SOON);
     let (pool, peers) = pool_of(builder, 4);
-    wait_until("none goes to the one that only reads", PATIENCE, || links(&peers) == [0, 4]);
-    is_out(&peers, 0);
-    servers[0].demote(false);
-    wait_until("it is used when it writes again", PATIENCE, || {
+    wait_until("no connection leads to the read-only peer", PATIENCE, || links(&peers) == [0, 4]);
+    has_the_wrong_role(&peers, "peer0");
+    servers[0].set_read_only(false);
+    wait_until("the peer is used once it is writable again", PATIENCE, || {
         drop(pool.try_get());
         links(&peers) == [2, 2]
     });
-    servers[1].demote(true);
-    wait_until("a check finds the other one", PATIENCE, || {
+    servers[1].set_read_only(true);
+    wait_until("a check finds that the other peer is read-only", PATIENCE, || {
         state(&peers, "peer1") == PeerState::Down
     });
-    is_out(&peers, 1);
+    has_the_wrong_role(&peers, "peer1");
 }
 
-/// Not only at the next check.
-fn a_refused_write_has_its_peer_checked<B: Demoted>() {
+/// The check interval is longer than the test, so only the refused write can cause the check.
+fn peer_that_refuses_a_write_is_checked_at_once<B: Demote>() {
     let servers = B::start(2);
     let builder = manager_over(&servers).require(Role::ReadWrite).check_interval(PATIENCE * 10);
     let (pool, peers) = pool_of(builder, 2);
     fill(&pool, &peers, &[1, 1]);
-    pool.get().expect("both live").batch_execute("CREATE TABLE t (a INT)").expect("it writes");
-    let first = usize::from(pool.get().expect("both live").peer() == "peer1");
-    servers[first].demote(true);
-    wait_until("a write there has it checked", PATIENCE, || {
-        let mut conn = pool.get().expect("both live");
+    pool.get()
+        .expect("both peers are up")
+        .batch_execute("CREATE TABLE t (a INT)")
+        .expect("the peer is writable");
+    let demoted = pool.get().expect("both peers are up").peer().to_owned();
+    servers[usize::from(demoted == "peer1")].set_read_only(true);
+    wait_until("a refused write causes a check", PATIENCE, || {
+        let mut conn = pool.get().expect("both peers are up");
         let _ = conn.batch_execute("CREATE TABLE IF NOT EXISTS u (a INT)");
-        state(&peers, &format!("peer{first}")) == PeerState::Down
+        state(&peers, &demoted) == PeerState::Down
     });
-    is_out(&peers, first);
+    has_the_wrong_role(&peers, &demoted);
 }
 
-fn only_readers_are_required<B: Demoted>() {
+fn writable_peer_is_unused_where_read_only_peers_are_required<B: Demote>() {
     let servers = B::start(2);
-    servers[1].demote(true);
+    servers[1].set_read_only(true);
     let builder = manager_over(&servers).require(Role::ReadOnly).check_interval(SOON);
     let (_pool, peers) = pool_of(builder, 2);
-    wait_until("none goes to the one that writes", PATIENCE, || links(&peers) == [0, 2]);
-    is_out(&peers, 0);
+    wait_until("no connection leads to the writable peer", PATIENCE, || links(&peers) == [0, 2]);
+    has_the_wrong_role(&peers, "peer0");
 }
 
-fn by_default_both_are_used<B: Demoted>() {
+fn read_only_and_writable_peers_are_used_by_default<B: Demote>() {
     let servers = B::start(2);
-    servers[0].demote(true);
+    servers[0].set_read_only(true);
     let (pool, peers) = pool_of(manager_over(&servers), 4);
     fill(&pool, &peers, &[2, 2]);
 }
@@ -95,8 +102,8 @@ macro_rules! on_servers {
 }
 
 on_servers!(
-    writable_peers_are_required,
-    a_refused_write_has_its_peer_checked,
-    only_readers_are_required,
-    by_default_both_are_used,
+    read_only_peer_is_unused_where_writable_peers_are_required,
+    peer_that_refuses_a_write_is_checked_at_once,
+    writable_peer_is_unused_where_read_only_peers_are_required,
+    read_only_and_writable_peers_are_used_by_default,
 );

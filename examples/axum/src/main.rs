@@ -1,13 +1,12 @@
-//! A web service. axum is asynchronous, the pool and diesel are not: each request does all its work
-//! with the database on a thread that may wait, and no connection is held across an `await`. Nothing
-//! needs to be installed:
+//! A web service. axum is asynchronous, but the pool and diesel are not. So each request does all its database
+//! work on a thread that may block, and no connection is held across an `await`. Nothing needs to be installed:
 //!
 //! ```sh
 //! cargo run -p axum-example -- 127.0.0.1:3000
 //! curl -X POST http://127.0.0.1:3000/visits
 //! ```
 //!
-//! There is a page for its operator, at `/operator`.
+//! A status page for operators is at `/operator`.
 
 mod operator;
 #[path = "../../stand_in/mod.rs"]
@@ -33,8 +32,8 @@ use tokio::{signal, task};
 type DbPool = Pool<PeerManager<SqliteConnection>>;
 type DbConnection = PooledConnection<PeerManager<SqliteConnection>>;
 
-/// A request that gets no connection within this time is refused: better than to keep many waiting.
-const BUSY_AFTER: Duration = Duration::from_secs(1);
+/// The time after which a request without a connection is refused, so that requests do not pile up under load.
+const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 mod schema {
     diesel::table! { visits (id) { id -> Integer, peer -> Text, } }
@@ -48,11 +47,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let manager = PeerManager::<SqliteConnection>::builder()
         .peer("db0", servers.peer("db0")?)
         .peer("db1", servers.peer("db1")?)
-        // SQLite has one writer at a time: each waits for its turn.
+        // SQLite has one writer at a time: let each connection wait for its turn.
         .on_connect(|conn| conn.batch_execute("PRAGMA busy_timeout = 30000"))
         .build()?;
     let peers = manager.peers();
-    // These wait as well, but nobody is served yet who could be kept from it.
+    // These calls block, but the service does not serve requests yet.
     let pool = Pool::builder().max_size(4).build(manager)?;
     pool.get()?.batch_execute(TABLE)?;
 
@@ -60,9 +59,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(address).await?;
     println!("listening on {}", listener.local_addr()?);
     let app = Router::new().route("/visits", post(visit)).with_state(pool);
-    // Whoever reaches it can press its buttons: it has to lie behind a login, which this example has not.
+    // Everyone who can reach the page can use its buttons. A real service has to put it behind a login.
     let app = app.merge(operator::route("/operator", StatusPage::new().pool(peers).with_actions()));
-    let interrupted = async { signal::ctrl_c().await.expect("signals can be waited for") };
+    let interrupted = async { signal::ctrl_c().await.expect("the process can wait for signals") };
     axum::serve(listener, app).with_graceful_shutdown(interrupted).await?;
     Ok(())
 }
@@ -77,13 +76,13 @@ async fn visit(State(pool): State<DbPool>) -> Result<String, StatusCode> {
     .await
 }
 
-/// Does the work of one request on one connection.
+/// Runs the database work of one request on one connection.
 async fn with_connection<T: Send + 'static>(
     pool: DbPool,
     work: impl FnOnce(&mut DbConnection) -> QueryResult<T> + Send + 'static,
 ) -> Result<T, StatusCode> {
     let done = task::spawn_blocking(move || {
-        let mut conn = pool.get_timeout(BUSY_AFTER).map_err(|error| {
+        let mut conn = pool.get_timeout(CHECKOUT_TIMEOUT).map_err(|error| {
             eprintln!("no connection: {error}");
             StatusCode::SERVICE_UNAVAILABLE
         })?;
@@ -92,6 +91,6 @@ async fn with_connection<T: Send + 'static>(
             StatusCode::INTERNAL_SERVER_ERROR
         })
     });
-    // An error here is a panic in `work`.
+    // `spawn_blocking` returns an error if `work` panics.
     done.await.unwrap_or(Err(StatusCode::INTERNAL_SERVER_ERROR))
 }

@@ -1,4 +1,4 @@
-//! The database: which one, where its peers are, and its tables.
+//! The database: its backend, its peers and its migrations.
 
 use std::error::Error;
 use std::fs;
@@ -17,7 +17,7 @@ use rocket_sync_db_pools::database;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
-/// Where the SQLite file is, in the folder in which the application runs.
+/// The folder of the SQLite file, in the working directory.
 const FOLDER: &str = "guestbook-data";
 const NAMES: [&str; 3] = ["db0", "db1", "db2"];
 
@@ -25,8 +25,8 @@ const NAMES: [&str; 3] = ["db0", "db1", "db2"];
 #[database("guestbook")]
 pub struct GuestBook(PeerConnection<Db>);
 
-/// Which database it is, the URL says. diesel tries one after the other, and SQLite takes any URL for
-/// the name of a file: it is the last.
+/// A connection to either backend. A login tries the variants in order. SQLite is the last, because it accepts
+/// any URL as a file name.
 #[derive(diesel::MultiConnection)]
 pub enum Db {
     #[cfg(feature = "mysql")]
@@ -34,23 +34,23 @@ pub enum Db {
     Sqlite(SqliteConnection),
 }
 
-/// Rocket's own configuration (`Rocket.toml`, the environment), and what is missing there.
+/// Returns Rocket's configuration (`Rocket.toml`, the environment), with defaults for the database.
 pub fn configuration() -> Result<Figment, Box<dyn Error + Send + Sync>> {
     let configured = rocket::Config::figment();
-    // Peers of ours would be added to those that are configured, whether these stand in one URL or by
-    // name. So the default ones come all together or not at all.
+    // Default peers would be added to configured ones, whether these are given as one URL or by name. So there
+    // are default peers only if no peer is configured.
     let has_peers = ["url", "peers"]
         .iter()
         .any(|key| configured.contains(&format!("databases.guestbook.{key}")));
     let mut figment = configured
-        // A multiple of the number of peers.
+        // A multiple of three, so that three peers have equal shares.
         .join(("databases.guestbook.pool_size", 12));
     if !has_peers {
-        // Not for others' peers: it would count more than what stands in their URL.
+        // Only for the default peers, because this value takes precedence over a setting in a configured URL.
         figment = figment.join(("databases.guestbook.check_interval", "5s"));
         prepare_file()?;
         for name in NAMES {
-            // diesel would create a missing file: empty, and healthy to look at.
+            // Without `mode=rw`, SQLite would create a missing file, and the peer would stay up.
             let url = format!("file:{FOLDER}/{name}/../data/guestbook.db?mode=rw");
             figment = figment.join((format!("databases.guestbook.peers.{name}"), url));
         }
@@ -58,12 +58,12 @@ pub fn configuration() -> Result<Figment, Box<dyn Error + Send + Sync>> {
     Ok(figment)
 }
 
-/// One file under three paths. (Three files would be three databases.)
+/// Creates one file and three paths to it. (Three files would be three databases.)
 fn prepare_file() -> Result<(), Box<dyn Error + Send + Sync>> {
     let folder = Path::new(FOLDER);
     fs::create_dir_all(folder.join("data"))?;
-    // With a write-ahead log those who read and the one who writes do not wait for each other. The
-    // file keeps this setting. It is made here, as several connections cannot make it at a time.
+    // With a write-ahead log, readers and the writer do not wait for each other. The file keeps this setting,
+    // which is made here because several connections cannot make it at the same time.
     SqliteConnection::establish(&format!("{FOLDER}/data/guestbook.db"))?
         .batch_execute("PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL")?;
     for name in NAMES {
@@ -72,23 +72,23 @@ fn prepare_file() -> Result<(), Box<dyn Error + Send + Sync>> {
     Ok(())
 }
 
-/// What every connection needs.
+/// Prepares each new connection.
 pub fn customize() -> Customize<Db> {
-    Customize::new(|_, peers| {
-        peers.on_connect(|conn| match conn {
+    Customize::new(|_, builder| {
+        builder.on_connect(|conn| match conn {
             #[cfg(feature = "mysql")]
             Db::Mysql(_) => Ok(()),
-            // There is one writer at a time: each waits for its turn.
+            // SQLite has one writer at a time: let each connection wait for its turn.
             Db::Sqlite(conn) => conn.batch_execute("PRAGMA busy_timeout = 5000"),
         })
     })
 }
 
-/// Creates the tables that are missing, through one peer: all of them serve the same. Without them
-/// the application does not start.
+/// Runs the migrations on one peer, because all peers have the same data. The application does not start if
+/// they fail.
 pub async fn migrate(rocket: Rocket<Build>) -> fairing::Result {
-    let Some(book) = GuestBook::get_one(&rocket).await else { return Err(rocket) };
-    match book.run(|conn| conn.run_pending_migrations(MIGRATIONS).map(drop)).await {
+    let Some(database) = GuestBook::get_one(&rocket).await else { return Err(rocket) };
+    match database.run(|conn| conn.run_pending_migrations(MIGRATIONS).map(drop)).await {
         Ok(()) => Ok(rocket),
         Err(error) => {
             error!("the migrations failed: {error}");

@@ -1,4 +1,4 @@
-//! What is in the book, and what may be written into it.
+//! The entries of the guest book: reading, validating and storing.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -14,8 +14,9 @@ use crate::database::Db;
 use crate::schema::entries;
 
 pub const PER_PAGE: u32 = 10;
-/// In characters. Browsers count some of them twice: what they let through fits.
+/// The longest name, in characters. Browsers count some characters twice, so they never accept a longer text.
 pub const NAME_LENGTH: usize = 60;
+/// The longest message, in characters.
 pub const MESSAGE_LENGTH: usize = 1000;
 
 #[derive(Queryable, Selectable, Insertable)]
@@ -31,16 +32,16 @@ pub struct Entry {
 pub struct Listing {
     pub entries: Vec<Entry>,
     pub number: u32,
-    /// How many pages there are.
+    /// The number of pages.
     pub pages: u32,
-    /// How many entries there are on all pages.
+    /// The number of entries on all pages.
     pub count: i64,
 }
 
-/// What a visitor sends.
+/// An entry as a visitor submits it.
 #[derive(FromForm, Hash)]
 pub struct Draft {
-    /// Drawn by chance when the form is shown.
+    /// A random number from the form.
     key: String,
     #[field(validate = is_filled(NAME_LENGTH))]
     name: String,
@@ -49,10 +50,10 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// The number of the entry: the same form, sent again, is the same entry.
+    /// The id of the entry, which is the same if the same form is sent again.
     ///
-    /// A connection may be lost when an entry is stored already and only the answer is missing. The
-    /// visitor sends the form again, to another peer, and the entry is in the book once.
+    /// A connection may be lost after an entry was stored but before the response of the server arrived. Then
+    /// the visitor sends the form again, perhaps to another peer, and the entry is still stored only once.
     fn id(&self) -> i64 {
         let mut hasher = DefaultHasher::new();
         self.hash(&mut hasher);
@@ -60,12 +61,12 @@ impl Draft {
     }
 }
 
-/// The key of a new form.
+/// Returns the random key of a new form.
 pub fn new_key() -> String {
     SysRng.try_next_u64().expect("the system has random numbers").to_string()
 }
 
-/// Page `number` of the list, newest entries first; `None` if there is no such page.
+/// Returns page `number` of the list, newest entries first, or `None` if the page does not exist.
 pub fn page(conn: &mut PeerConnection<Db>, number: u32) -> QueryResult<Option<Listing>> {
     let count: i64 = entries::table.count().get_result(conn)?;
     let pages = u32::try_from(count).unwrap_or(u32::MAX).div_ceil(PER_PAGE).max(1);
@@ -81,12 +82,12 @@ pub fn page(conn: &mut PeerConnection<Db>, number: u32) -> QueryResult<Option<Li
     Ok(Some(Listing { entries, number, pages, count }))
 }
 
-/// Stores an entry. One that is there already is left as it is.
+/// Stores an entry. An entry that exists already is left unchanged.
 pub fn insert(conn: &mut PeerConnection<Db>, draft: &Draft) -> QueryResult<()> {
     let milliseconds = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
     let entry = Entry {
         id: draft.id(),
-        written_at: i64::try_from(milliseconds).expect("some more million years"),
+        written_at: i64::try_from(milliseconds).expect("the time fits in 64 bits"),
         name: tidy(&draft.name),
         message: tidy(&draft.message),
     };
@@ -96,7 +97,7 @@ pub fn insert(conn: &mut PeerConnection<Db>, draft: &Draft) -> QueryResult<()> {
     }
 }
 
-/// A text without spaces around it. Browsers send each end of a line as two characters.
+/// Trims a text and normalizes its line ends, which browsers send as two characters.
 fn tidy(text: &str) -> String {
     text.trim().replace("\r\n", "\n")
 }

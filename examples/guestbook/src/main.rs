@@ -1,8 +1,8 @@
-//! A guest book: a small Rocket application whose database is three peers.
+//! A guest book: a small Rocket application whose database has three peers.
 //!
 //! Run it with `cargo run -p guestbook`, and visit <http://localhost:8000>.
-//! With nothing configured the peers are one SQLite file under three paths, in `guestbook-data`. With
-//! `--features mysql` they can be servers of your own, which stand in `Rocket.toml`
+//! Without configuration, the peers are three paths to one SQLite file in `guestbook-data`. With
+//! `--features mysql`, the peers can be your own servers, configured in `Rocket.toml`
 //!
 //! ```toml
 //! [default.databases.guestbook]
@@ -15,13 +15,13 @@
 //! ROCKET_DATABASES='{guestbook={url="mysql://app:secret@db0,db1,db2/guestbook"}}'
 //! ```
 //!
-//! There is a page for its operator, at `/operator`.
+//! A status page for operators is at `/operator`.
 
 #![allow(
     missing_debug_implementations,
     unnameable_types,
     unreachable_pub,
-    reason = "what is `pub` here is for the application's own modules"
+    reason = "an application has no public interface"
 )]
 
 mod database;
@@ -45,27 +45,27 @@ use rocket::{Request, State, catch, catchers, error, get, post, routes};
 
 use database::GuestBook;
 use entries::Draft;
-use origin::OwnSite;
+use origin::SameSite;
 use page::Page;
 
 #[rocket::main]
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let rocket = rocket::custom(database::configuration()?)
-        // First: the pool enters its peers there.
+        // Before the pool, which adds its peers to the registry.
         .attach(Registry::fairing())
         .manage(database::customize())
         .attach(GuestBook::fairing())
         .attach(AdHoc::try_on_ignite("Migrations", database::migrate))
         .mount("/", routes![list, write, peers, style])
         .register("/", catchers![failed]);
-    // For who runs this, with buttons that drain a peer: whoever reaches it can press them, and is told
-    // what visitors are not. So `/operator` has to lie behind a login, which this example has not.
+    // The status page shows more than visitors should see, and everyone who can reach it can use its buttons. A
+    // real site has to put it behind a login.
     let rocket = rocket.mount("/operator", StatusPage::new().with_actions());
     rocket.launch().await?;
     Ok(())
 }
 
-/// The entries, newest first.
+/// Shows a page of entries, newest first.
 #[get("/?<page>")]
 async fn list(
     page: Option<u32>,
@@ -73,29 +73,28 @@ async fn list(
     book: GuestBook,
 ) -> Result<Option<Page>, Status> {
     let number = page.unwrap_or(1);
-    // All queries of a request in one checkout, so that one peer answers them.
+    // All queries of a request use one checkout, so that one peer answers them.
     let answer = book.run(move |conn| {
         let listing = entries::page(conn, number)?;
         QueryResult::Ok((listing, conn.peer().to_owned()))
     });
     let (listing, peer) = answer.await.map_err(|error| {
-        error!("no list of entries: {error}");
+        error!("cannot read the entries: {error}");
         Status::ServiceUnavailable
     })?;
     let notice = notice.as_ref().map(FlashMessage::message);
     Ok(listing.map(|listing| page::list(&listing, notice).served_by(peer)))
 }
 
-/// Takes an entry. A form with a mistake comes back as it was filled in, and so does one that cannot
-/// be stored (hence the `Result` of the guard): nobody has to type a message twice.
+/// Stores an entry. If the form has a mistake or the entry cannot be stored, the response is the form as the
+/// visitor has filled it in, so that no message has to be typed twice. (Hence the `Result` of the guard.)
 ///
-/// The list to which it redirects is another request, and as likely as not another peer answers it.
-/// Where peers hand on what is written with a delay, the new entry may not be there yet. That is why
-/// a notice says that it was taken. (Galera nodes wait until they have caught up when `on_connect`
-/// sets `wsrep_sync_wait = 1`.)
+/// The redirect to the list is another request, which another peer may answer. If replication has a delay, the
+/// list may not show the new entry yet, so a notice confirms that it was stored. (On Galera, `on_connect` can set
+/// `wsrep_sync_wait = 1`, with which a node waits until it has caught up.)
 #[post("/", data = "<form>")]
 async fn write(
-    _own: OwnSite,
+    _same_site: SameSite,
     book: Result<GuestBook, ()>,
     form: Form<Contextual<'_, Draft>>,
 ) -> Result<Flash<Redirect>, Page> {
@@ -104,13 +103,13 @@ async fn write(
     let Ok(book) = book else { return Err(page::not_stored(&context)) };
     let written = book.run(move |conn| entries::insert(conn, &draft)).await;
     written.map_err(|error| {
-        error!("an entry was not stored: {error}");
+        error!("cannot store an entry: {error}");
         page::not_stored(&context)
     })?;
     Ok(Flash::success(Redirect::to("/"), "Thank you! Your entry is in the book."))
 }
 
-/// How the peers are. Why one is down stands in the log, and is no visitor's business.
+/// Shows the state of the peers. The reason why a peer is down is only in the log, not for visitors.
 #[get("/peers")]
 fn peers(registry: &State<Registry>) -> Option<Page> {
     registry.peers("guestbook").map(|peers| page::peers(&peers.snapshot()))
@@ -121,7 +120,7 @@ fn style() -> RawCss<&'static str> {
     RawCss(include_str!("style.css"))
 }
 
-/// Also what is answered when the pool has no connection to give, which is a 503.
+/// Shows an error page, also with status 503 when the pool has no connection.
 #[catch(default)]
 fn failed(status: Status, _request: &Request<'_>) -> Page {
     page::failed(status)

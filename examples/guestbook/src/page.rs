@@ -1,4 +1,4 @@
-//! What visitors see. Whatever does not stand here goes through [`text`].
+//! The pages as HTML. Every text that is not part of this file is escaped by [`escape`].
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use rocket::time::OffsetDateTime;
 
 use crate::entries::{Entry, Listing, MESSAGE_LENGTH, NAME_LENGTH, new_key};
 
-/// No scripts, and nothing from elsewhere: also when a text should ever go unescaped.
+/// Allows no scripts and nothing from other sites, as a second protection in addition to escaping.
 const POLICY: &str = "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'";
 
 pub struct Page {
     status: Status,
     content: String,
-    /// The peer whose answer it shows.
+    /// The peer whose answer the page shows.
     peer: Option<String>,
 }
 
@@ -36,7 +36,7 @@ impl Page {
         let peer = self
             .peer
             .as_deref()
-            .map(|peer| format!("Served by <strong id=\"peer\">{}</strong> · ", text(peer)));
+            .map(|peer| format!("Served by <strong id=\"peer\">{}</strong> · ", escape(peer)));
         format!(
             r#"<!doctype html>
 <html lang="en">
@@ -67,10 +67,10 @@ impl<'r> Responder<'r, 'static> for Page {
     }
 }
 
-/// A page of the list; the first one below an empty form.
+/// A page of the list. The first page also has an empty form.
 pub fn list(listing: &Listing, notice: Option<&str>) -> Page {
     let Listing { entries, number, pages, count } = listing;
-    let notice = notice.map(|notice| notice_of(notice, "good")).unwrap_or_default();
+    let notice = notice.map(|notice| notice_html(notice, "good")).unwrap_or_default();
     let form = if *number == 1 { form(&Context::default()) } else { String::new() };
     let heading = match count {
         0 => "Nobody has written yet. Be the first!".to_owned(),
@@ -78,27 +78,27 @@ pub fn list(listing: &Listing, notice: Option<&str>) -> Page {
         count => format!("{count} entries"),
     };
     let items: String = entries.iter().map(item).collect();
-    let turn = turn(*number, *pages);
+    let links = page_links(*number, *pages);
     let content = format!(
-        "{notice}{form}<section>\n<h2>{heading}</h2>\n<ol>\n{items}</ol>\n{turn}</section>"
+        "{notice}{form}<section>\n<h2>{heading}</h2>\n<ol>\n{items}</ol>\n{links}</section>"
     );
     Page::new(Status::Ok, content)
 }
 
-/// The form with what was typed, and what is wrong with it.
+/// The form as the visitor has filled it in, with its mistakes.
 pub fn mistaken(context: &Context<'_>) -> Page {
-    let notice = notice_of("Your entry is not in the book yet. Please look at it again.", "bad");
+    let notice = notice_html("Your entry is not in the book yet. Please look at it again.", "bad");
     Page::new(context.status(), notice + &form(context))
 }
 
-/// The form with what was typed, which could not be stored, or nobody knows.
+/// The form as the visitor has filled it in, after an entry could not be stored or its storage is uncertain.
 pub fn not_stored(context: &Context<'_>) -> Page {
     let notice = "The guest book cannot be reached just now. Please send your entry again in a \
                   moment; it will not be in the book twice.";
-    Page::new(Status::ServiceUnavailable, notice_of(notice, "bad") + &form(context))
+    Page::new(Status::ServiceUnavailable, notice_html(notice, "bad") + &form(context))
 }
 
-/// How the peers are.
+/// The state of the peers.
 pub fn peers(snapshot: &Snapshot) -> Page {
     let rows: String = snapshot.peers.iter().map(row).collect();
     let content = format!(
@@ -108,7 +108,7 @@ pub fn peers(snapshot: &Snapshot) -> Page {
     Page::new(Status::Ok, content)
 }
 
-/// What there is to say when there is nothing to show. What went wrong stands in the log.
+/// An error page. The cause is in the log.
 pub fn failed(status: Status) -> Page {
     let (title, advice) = match status.code {
         403 => ("Not from here", "This form was not sent from our own page."),
@@ -127,41 +127,44 @@ pub fn failed(status: Status) -> Page {
 }
 
 fn form(context: &Context<'_>) -> String {
-    let typed = |name: &str| text(context.field_value(name).unwrap_or_default()).into_owned();
-    // What is wrong with a field, and how the field refers to it.
+    let typed = |name: &str| escape(context.field_value(name).unwrap_or_default()).into_owned();
+    // The mistakes in a field, and the attributes with which the field refers to them.
     let mistakes = |name: &str| {
-        let told: Vec<_> = context.field_errors(name).map(ToString::to_string).collect();
-        if told.is_empty() {
+        let errors: Vec<_> = context.field_errors(name).map(ToString::to_string).collect();
+        if errors.is_empty() {
             return (String::new(), String::new());
         }
         (
-            format!("<p class=\"mistake\" id=\"{name}-mistake\">{}</p>\n", text(&told.join(" "))),
+            format!(
+                "<p class=\"mistake\" id=\"{name}-mistake\">{}</p>\n",
+                escape(&errors.join(" "))
+            ),
             format!(" aria-invalid=\"true\" aria-describedby=\"{name}-mistake\""),
         )
     };
-    let (name_mistake, name_refers) = mistakes("name");
-    let (message_mistake, message_refers) = mistakes("message");
+    let (name_mistake, name_attributes) = mistakes("name");
+    let (message_mistake, message_attributes) = mistakes("message");
     format!(
         r#"<form method="post" action="/">
 <h2>Write something</h2>
 <input type="hidden" name="key" value="{key}">
 <label for="name">Your name</label>
-<input id="name" name="name" value="{name}" maxlength="{NAME_LENGTH}" autocomplete="name" required{name_refers}>
+<input id="name" name="name" value="{name}" maxlength="{NAME_LENGTH}" autocomplete="name" required{name_attributes}>
 {name_mistake}<label for="message">Your message</label>
-<textarea id="message" name="message" rows="4" maxlength="{MESSAGE_LENGTH}" required{message_refers}>
+<textarea id="message" name="message" rows="4" maxlength="{MESSAGE_LENGTH}" required{message_attributes}>
 {message}</textarea>
 {message_mistake}<button>Sign the book</button>
 </form>
 "#,
-        // A form that comes back keeps its key.
-        key = context.field_value("key").map_or_else(new_key, |key| text(key).into_owned()),
+        // A form that is shown again keeps its key.
+        key = context.field_value("key").map_or_else(new_key, |key| escape(key).into_owned()),
         name = typed("name"),
         message = typed("message"),
     )
 }
 
-/// The way to the pages before and after this one.
-fn turn(number: u32, pages: u32) -> String {
+/// Links to the pages before and after this one.
+fn page_links(number: u32, pages: u32) -> String {
     let link = |page: u32, rel: &str, title: &str| {
         if (1..=pages).contains(&page) {
             format!("<a rel=\"{rel}\" href=\"/?page={page}\">{title}</a>")
@@ -178,7 +181,7 @@ fn turn(number: u32, pages: u32) -> String {
 }
 
 fn item(entry: &Entry) -> String {
-    let (name, message) = (text(&entry.name), text(&entry.message));
+    let (name, message) = (escape(&entry.name), escape(&entry.message));
     let date = date(entry.written_at).unwrap_or_default();
     format!("<li>\n<h3>{name}</h3> {date}\n<p>{message}</p>\n</li>\n")
 }
@@ -196,24 +199,24 @@ fn row(peer: &PeerStatus) -> String {
     };
     format!(
         "<tr><th scope=\"row\">{}<td class=\"{class}\">{state}<td>{}<td>{}\n",
-        text(&peer.name),
-        time(peer.since.elapsed()),
+        escape(&peer.name),
+        rough_duration(peer.since.elapsed()),
         peer.connections
     )
 }
 
-fn notice_of(notice: &str, class: &str) -> String {
-    format!("<p class=\"notice {class}\" role=\"status\">{}</p>\n", text(notice))
+fn notice_html(notice: &str, class: &str) -> String {
+    format!("<p class=\"notice {class}\" role=\"status\">{}</p>\n", escape(notice))
 }
 
-fn time(time: Duration) -> String {
-    match time.as_secs() {
+fn rough_duration(duration: Duration) -> String {
+    match duration.as_secs() {
         seconds @ ..60 => format!("{seconds} s"),
         seconds @ ..3600 => format!("{} min", seconds / 60),
         seconds => format!("{} h", seconds / 3600),
     }
 }
 
-fn text(text: &str) -> Cow<'_, str> {
+fn escape(text: &str) -> Cow<'_, str> {
     RawStr::new(text).html_escape()
 }

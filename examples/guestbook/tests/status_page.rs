@@ -1,5 +1,5 @@
-//! The status page, as an operator sees it in a browser while peers die and visitors work, and what it
-//! does not do for others.
+//! The status page in a browser: an operator watches and drains peers while servers fail and visitors read,
+//! and other sites cannot use the page.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::disallowed_methods, reason = "visitors pause, and real servers take their time")]
@@ -23,18 +23,21 @@ use support::load::Load;
 use support::mariadb::MariaDb;
 use support::scripted::{ScriptedConnection, Server};
 use support::site::Site;
-use support::{EndsThreads, wait_until};
+use support::{EndsThreads, wait_until, within};
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
-/// Where the guest book has its status page.
+/// The path of the guest book's status page.
 const PAGE: &str = "/operator";
 
-/// Where the test puts its picture, if it is to be kept. The story then takes as long as the page's charts
-/// show.
+/// The environment variable with the path of a screenshot to take. With it, the test runs for as long as the
+/// charts of the page show.
 const SCREENSHOT: &str = "DIESEL_PEERS_TEST_STATUS_SCREENSHOT";
 
-/// What stands in the row of a peer, as the browser shows it.
+/// The time within which the session of a health check ends on a busy machine.
+const SESSIONS_END: Duration = Duration::from_secs(5);
+
+/// The text of a cell in the row of a peer, as the browser shows it.
 #[track_caller]
 fn cell(browser: &Browser, peer: &str, name: &str) -> String {
     let script = format!(
@@ -50,8 +53,8 @@ fn wait_for_state(browser: &Browser, peer: &str, state: &str) {
     });
 }
 
-/// As [`wait_for_state`], of a peer that is drained. Connections to SQLite have no sockets to shut down:
-/// they end as the pool is used.
+/// Waits as [`wait_for_state`] does until the peer is drained. Connections to SQLite have no sockets to shut
+/// down, so they are closed only as the pool is used.
 #[track_caller]
 fn wait_until_drained(browser: &Browser, visitor: &Client, peer: &str) {
     wait_until(&format!("the page shows {peer} as drained"), PATIENCE, || {
@@ -65,7 +68,7 @@ fn button(peer: &str) -> String {
     format!("tbody[data-peer='{peer}'] button")
 }
 
-/// What an element of the page says.
+/// The text of an element of the page.
 #[track_caller]
 fn said(browser: &Browser, id: &str) -> String {
     let script = format!("return document.getElementById('{id}').textContent");
@@ -77,7 +80,7 @@ fn wait_until_said(browser: &Browser, id: &str, expected: &str) {
     wait_until(&format!("it says: {expected}"), PATIENCE, || said(browser, id).contains(expected));
 }
 
-/// The page is no wider than the screen.
+/// Asserts that the page is not wider than the screen.
 #[track_caller]
 fn fits(browser: &Browser) {
     let widths = browser
@@ -86,7 +89,7 @@ fn fits(browser: &Browser) {
     assert!(width(0) <= width(1), "the page is as wide as the screen: {widths}");
 }
 
-/// Visitors who read, again and again, and what went wrong.
+/// Visitors who read the list again and again, and the answers that were errors.
 #[derive(Debug, Default)]
 struct Visitors {
     stopped: AtomicBool,
@@ -95,7 +98,7 @@ struct Visitors {
 }
 
 impl Visitors {
-    /// Has so many of them visit while `story` goes on.
+    /// Lets `number` visitors read while `story` runs.
     fn visit(app: &GuestBook, number: usize, story: impl FnOnce(&Self)) {
         let visitors = Self::default();
         thread::scope(|scope| {
@@ -109,7 +112,7 @@ impl Visitors {
                         if answer.status != 200 {
                             visitors.failed.lock().expect("it is whole").push(answer);
                         }
-                        // They leave the browser a processor.
+                        // Pauses leave processor time to the browser.
                         thread::sleep(Duration::from_millis(10));
                     }
                 });
@@ -119,7 +122,7 @@ impl Visitors {
         });
     }
 
-    /// Waits until so many pages more were asked for.
+    /// Waits for this many further visits.
     #[track_caller]
     fn wait_for(&self, visits: usize) {
         let before = self.visits.load(Ordering::Relaxed);
@@ -128,13 +131,14 @@ impl Visitors {
         });
     }
 
-    /// The answers that were none, since this was asked last.
+    /// Returns the answers that were errors since the last call.
     fn failed(&self) -> Vec<Answer> {
         std::mem::take(&mut *self.failed.lock().expect("it is whole"))
     }
 }
 
-/// No session of the application is on this server, but for checks, which come and go.
+/// Asserts that the sessions of the application on this server end soon. Only health checks open further
+/// sessions, and each of them is short.
 #[track_caller]
 fn has_no_sessions(server: &MariaDb) {
     let sessions = || {
@@ -144,15 +148,17 @@ fn has_no_sessions(server: &MariaDb) {
         );
         server.sql(&list).lines().map(str::to_owned).collect::<Vec<_>>()
     };
-    let first = sessions();
-    thread::sleep(Duration::from_secs(1));
-    let second = sessions();
-    let stay: Vec<_> = first.iter().filter(|id| second.contains(id)).collect();
-    assert!(stay.is_empty(), "there is no session but those of checks: {stay:?}");
+    let mut stay = sessions();
+    let is_empty = within(SESSIONS_END, || {
+        let now = sessions();
+        stay.retain(|id| now.contains(id));
+        stay.is_empty()
+    });
+    assert!(is_empty, "there is no session but those of checks: {stay:?}");
 }
 
 #[test]
-fn an_operator_sees_a_peer_die_and_drains_another() {
+fn page_shows_a_killed_peer_and_drains_another_unnoticed_by_visitors() {
     let mut servers = [(); 3].map(|()| MariaDb::start());
     for server in &servers {
         let mut conn = MysqlConnection::establish(&server.url()).expect("it runs");
@@ -215,7 +221,7 @@ fn an_operator_sees_a_peer_die_and_drains_another() {
 }
 
 #[test]
-fn a_keyboard_is_enough() {
+fn page_is_operated_by_keyboard_alone() {
     let app = GuestBook::start();
     let visitor = app.visitor();
     let browser = Browser::desktop(1280, 720);
@@ -277,7 +283,7 @@ fn a_keyboard_is_enough() {
 }
 
 #[test]
-fn without_scripts_it_is_a_table_with_forms() {
+fn page_without_scripts_is_a_table_with_forms() {
     let app = GuestBook::start();
     let browser = Browser::without_scripts();
     browser.open(&format!("{}{PAGE}", app.site()));
@@ -305,8 +311,8 @@ fn without_scripts_it_is_a_table_with_forms() {
     assert!(browser.text("tbody[data-peer='db2'] b").starts_with("drain"));
 }
 
-/// How much lighter one is than the other of what is written and what is behind it, at the least, over
-/// the whole page. (From 1 to 21; 4.5 is what people with weak eyes need.)
+/// The lowest contrast ratio between a text and its background on the whole page, from 1 to 21. WCAG requires
+/// at least 4.5.
 const CONTRAST: &str = r"
     const light = (color) => {
         const [r, g, b] = color.match(/[\d.]+/g).map((it) => it / 255)
@@ -328,7 +334,7 @@ const CONTRAST: &str = r"
 ";
 
 #[test]
-fn it_can_be_read_on_a_phone_in_dark_and_in_light() {
+fn page_fits_a_phone_and_has_contrast_in_dark_and_light_mode() {
     let app = GuestBook::start();
     let small = Browser::phone(320, 640);
     small.open(&format!("{}{PAGE}", app.site()));
@@ -347,7 +353,7 @@ fn it_can_be_read_on_a_phone_in_dark_and_in_light() {
     let heights = "return Math.min(...[...document.querySelectorAll('section button')]\
                    .map((button) => button.offsetHeight))";
     assert!(small.run(heights).as_u64().expect("a number") >= 44, "a finger hits a button");
-    // Not by its color alone.
+    // The state is not shown by color alone.
     assert_eq!(
         (cell(&small, "db0", "sign"), cell(&small, "db1", "sign")),
         ("●".into(), "○".into())
@@ -355,7 +361,7 @@ fn it_can_be_read_on_a_phone_in_dark_and_in_light() {
 }
 
 #[test]
-fn a_page_of_two_pools() {
+fn page_shows_two_pools_with_their_peers() {
     let mut servers = [(); 5].map(|()| MariaDb::start());
     let kept = env::var_os(SCREENSHOT);
     let interval = if kept.is_some() { Duration::from_secs(10) } else { SOON };
@@ -410,7 +416,7 @@ fn a_page_of_two_pools() {
     assert_eq!(cell(&browser, "users2", "remarks"), "Weight 0: the peer gets no work.");
 }
 
-/// A pool over these scripted peers, by name.
+/// Starts scripted servers, and a pool over peers with these names.
 fn scripted(
     names: &[&str],
 ) -> (Vec<std::sync::Arc<Server>>, Pool<PeerManager<ScriptedConnection>>, Peers) {
@@ -428,7 +434,7 @@ const MALICE: &str =
     "</script><img src=x onerror=\"alert(1)\"><script>alert('x')</script>\u{2028}&amp;";
 
 #[test]
-fn what_others_say_is_text() {
+fn markup_in_names_and_reasons_is_shown_as_text() {
     let server = Server::start();
     let builder = PeerManager::<ScriptedConnection>::builder()
         .pool_name(MALICE)
@@ -459,7 +465,7 @@ fn what_others_say_is_text() {
         assert_eq!(browser.run(strangers), 0, "nothing of it is a part of the page");
     };
     intact();
-    // What comes later, is written by the script.
+    // The page's script writes the rows of peers that are added later.
     peers.add(diesel_peers::PeerConfig::new(format!("{MALICE}2"), server.url())).expect("a name");
     wait_until("it is shown", PATIENCE, || {
         browser.run("return document.querySelectorAll('tbody').length") == 3
@@ -485,7 +491,7 @@ fn what_others_say_is_text() {
 }
 
 #[test]
-fn a_page_of_another_process_says_so_and_so_does_one_of_a_pool_that_is_gone() {
+fn page_of_another_process_and_page_of_a_closed_pool_show_a_notice() {
     let (_servers, pool, peers) = scripted(&["db0", "db1"]);
     let site = Site::start(StatusPage::new().pool(peers.clone()).with_actions());
     let browser = Browser::desktop(1280, 720);
@@ -513,7 +519,7 @@ fn a_page_of_another_process_says_so_and_so_does_one_of_a_pool_that_is_gone() {
     wait_until_said(&browser, "outcome", "the pool default is closed");
 }
 
-/// The states of the guest book's peers.
+/// The states of the guest book's peers, from the status page's JSON.
 fn states(visitor: &Client) -> Vec<String> {
     let report = visitor.get(&format!("{PAGE}?json")).body;
     let report: Value = serde_json::from_str(&report).expect("it is JSON");
@@ -522,7 +528,7 @@ fn states(visitor: &Client) -> Vec<String> {
 }
 
 #[test]
-fn other_sites_drain_nothing() {
+fn forms_of_other_sites_are_rejected() {
     let app = GuestBook::start();
     let visitor = app.visitor();
     let page = visitor.get(PAGE).body;

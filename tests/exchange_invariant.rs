@@ -1,16 +1,15 @@
-//! Random checkouts, failures, reaping and an operator's doings, in every order in which r2d2 may bring them about,
-//! against a model that is trivial: a slot lives or it does not. The exchange itself asserts its
-//! law after every move in builds with debug assertions, as test builds are.
+//! Random checkouts, failures, reaping and run-time changes, in every order in which r2d2 may cause them,
+//! compared with a simple model: the number of links is the number of living slots. In builds with debug
+//! assertions, and so in tests, the exchange itself asserts its invariant after every move.
 //!
-//! `DIESEL_PEERS_TEST_SECONDS` says for how long (5 by default), `DIESEL_PEERS_TEST_SEED` with which
-//! seed; a failure prints its own.
+//! `DIESEL_PEERS_TEST_SECONDS` is the length of the test in seconds (5 by default), and
+//! `DIESEL_PEERS_TEST_SEED` is the seed. A failure prints the seed of its run.
 
 #![allow(clippy::disallowed_methods, reason = "the test's length is measured by the clock")]
 
 use std::env;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel::connection::{
@@ -20,35 +19,38 @@ use diesel::r2d2::ManageConnection;
 use diesel_peers::{Balance, PeerConfig, PeerConnection, PeerManager, Strategy};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use support::backend::manager_of;
-use support::scripted::{ScriptedConnection, Server};
+use support::backend::build;
+use support::scripted::{ScriptedConnection, Servers};
 
 const SERVERS: usize = 3;
 const MOST_SLOTS: usize = 12;
 
-/// A pool as r2d2 is one, without its threads: what it does next is chosen by the test.
+/// A pool that works as r2d2's does, without threads: the test chooses each step.
 struct Model {
     manager: PeerManager<ScriptedConnection>,
-    servers: Vec<Arc<Server>>,
+    servers: Servers,
     idle: Vec<PeerConnection<ScriptedConnection>>,
-    out: Vec<PeerConnection<ScriptedConnection>>,
-    /// Slots that were forgotten with a link in hand: it is never closed.
-    forgotten: usize,
-    /// Whether peers were removed.
-    removes: bool,
+    in_use: Vec<PeerConnection<ScriptedConnection>>,
+    /// Slots that were leaked while they held a link, which is never closed.
+    leaked: usize,
+    /// Whether an operator has removed peers.
+    has_removed: bool,
+    /// Whether the pool tests each connection at checkout.
     is_tested: bool,
-    touches: bool,
+    /// Whether the pool runs a statement on each new connection.
+    customizes: bool,
 }
 
 impl Model {
     fn new(rng: &mut SmallRng) -> Self {
-        let servers: Vec<_> = (0..SERVERS).map(|_| Server::start()).collect();
+        let servers = Servers::start(SERVERS);
         let strategies =
             [Strategy::LeastConnections, Strategy::Random, Strategy::RoundRobin, Strategy::Ordered];
         let age = Duration::from_micros(rng.random_range(1000..200_000));
         let balance =
             if rng.random_ratio(1, 5) { Balance::PerConnection } else { Balance::PerCheckout };
-        let manager = manager_of(servers.iter().map(|server| server.url()))
+        let builder = servers
+            .builder()
             .rng_seed(rng.random())
             .strategy(strategies[rng.random_range(0..4)])
             .weight("peer1", rng.random_range(0..3))
@@ -57,18 +59,16 @@ impl Model {
             .connection_max_age(age)
             .rebalance_interval(Duration::from_micros(rng.random_range(0..2000)))
             .check_interval(Duration::from_millis(rng.random_range(10..30)))
-            .all_down_wait(Duration::ZERO)
-            .build()
-            .expect("the settings are right");
+            .all_down_wait(Duration::ZERO);
         Self {
-            manager,
+            manager: build(builder),
             servers,
             idle: Vec::new(),
-            out: Vec::new(),
-            forgotten: 0,
-            removes: false,
+            in_use: Vec::new(),
+            leaked: 0,
+            has_removed: false,
             is_tested: rng.random_ratio(3, 4),
-            touches: rng.random_ratio(1, 3),
+            customizes: rng.random_ratio(1, 3),
         }
     }
 
@@ -78,16 +78,16 @@ impl Model {
             20..55 => self.check_out(),
             55..85 => self.check_in(rng),
             85..90 => self.reap(rng),
-            90..92 => self.forget(rng),
+            90..92 => self.leak(rng),
             92..94 => self.servers[rng.random_range(0..SERVERS)].crash(),
             94..95 => self.servers[rng.random_range(0..SERVERS)].cut_off(),
             95..97 => self.servers[rng.random_range(0..SERVERS)].accept(true),
-            _ => self.operate(rng),
+            _ => self.change_peers(rng),
         }
     }
 
-    /// What an operator does. What cannot be done is an error, and changes nothing.
-    fn operate(&mut self, rng: &mut SmallRng) {
+    /// A change by an operator. An impossible change is an error and has no effect.
+    fn change_peers(&mut self, rng: &mut SmallRng) {
         let peers = self.manager.peers();
         let at = rng.random_range(0..SERVERS);
         let name = format!("peer{at}");
@@ -96,14 +96,14 @@ impl Model {
             0 => peers.drain(&name).map(drop),
             1 | 2 => peers.resume(&name),
             3 => {
-                self.removes = true;
+                self.has_removed = true;
                 peers.remove(&name).map(drop)
             }
             4 | 5 => peers.add(config(at)),
             6 => peers.set_weight(&name, rng.random_range(0..3)),
             _ => {
-                self.removes = true;
-                // Another URL by the same name is another peer.
+                self.has_removed = true;
+                // The same name with another URL is another peer.
                 let other = PeerConfig::new("peer0", self.servers[at].url());
                 let rest = (1..SERVERS).map(config).filter(|_| rng.random());
                 peers.replace([other].into_iter().chain(rest))
@@ -112,11 +112,11 @@ impl Model {
     }
 
     fn connect(&mut self) {
-        if self.idle.len() + self.out.len() == MOST_SLOTS {
+        if self.idle.len() + self.in_use.len() == MOST_SLOTS {
             return;
         }
         if let Ok(mut slot) = self.manager.connect() {
-            if self.touches {
+            if self.customizes {
                 let _ = slot.batch_execute("SET something");
             }
             self.idle.push(slot);
@@ -128,18 +128,18 @@ impl Model {
             if self.is_tested && self.manager.is_valid(&mut slot).is_err() {
                 on_release(slot);
             } else {
-                self.out.push(slot);
+                self.in_use.push(slot);
             }
         }
     }
 
-    /// The application works with a connection, or not, and gives it back, or panics.
+    /// The application uses a connection, or not, and checks it in, or panics.
     fn check_in(&mut self, rng: &mut SmallRng) {
-        if self.out.is_empty() {
+        if self.in_use.is_empty() {
             return;
         }
-        let at = rng.random_range(0..self.out.len());
-        let mut slot = self.out.swap_remove(at);
+        let at = rng.random_range(0..self.in_use.len());
+        let mut slot = self.in_use.swap_remove(at);
         match rng.random_range(0..20) {
             0..10 => {
                 let _ = slot.batch_execute("a query");
@@ -149,7 +149,7 @@ impl Model {
                 let _ = AnsiTransactionManager::begin_transaction(&mut *slot);
             }
             11 => {
-                // diesel panics when one is begun inside another.
+                // diesel panics if a test transaction is begun inside a transaction.
                 let status = AnsiTransactionManager::transaction_manager_status_mut(&mut *slot);
                 if let Ok(None) = status.transaction_depth() {
                     let _ = slot.begin_test_transaction();
@@ -158,14 +158,17 @@ impl Model {
             12 => {
                 let manager = &self.manager;
                 let unwound = catch_unwind(AssertUnwindSafe(|| {
-                    /// As r2d2's guard: it gives the slot back while the thread panics.
+                    /// Checks the slot in while the thread panics, as r2d2's guard does.
                     struct Guard<'a>(
                         &'a PeerManager<ScriptedConnection>,
                         PeerConnection<ScriptedConnection>,
                     );
                     impl Drop for Guard<'_> {
                         fn drop(&mut self) {
-                            assert!(self.0.has_broken(&mut self.1), "its thread panics");
+                            assert!(
+                                self.0.has_broken(&mut self.1),
+                                "a connection of a panicking thread is broken"
+                            );
                         }
                     }
                     let _guard = Guard(manager, slot);
@@ -183,7 +186,7 @@ impl Model {
         }
     }
 
-    /// r2d2's reaper takes idle slots, wherever they are in the stack.
+    /// r2d2's reaper closes idle slots anywhere in the stack.
     fn reap(&mut self, rng: &mut SmallRng) {
         if !self.idle.is_empty() {
             let at = rng.random_range(0..self.idle.len());
@@ -192,44 +195,47 @@ impl Model {
         }
     }
 
-    fn forget(&mut self, rng: &mut SmallRng) {
-        if !self.out.is_empty() && rng.random_ratio(1, 4) {
-            let mut slot = self.out.swap_remove(0);
+    fn leak(&mut self, rng: &mut SmallRng) {
+        if !self.in_use.is_empty() && rng.random_ratio(1, 4) {
+            let mut slot = self.in_use.swap_remove(0);
             let _ = slot.batch_execute("a query");
             mem::forget(slot);
-            self.forgotten += 1;
+            self.leaked += 1;
         }
     }
 
-    /// The whole model: there are as many links as there are slots.
+    /// Compares the pool with the model.
     fn check(&self) {
-        let slots = self.idle.len() + self.out.len() + self.forgotten;
+        let slots = self.idle.len() + self.in_use.len() + self.leaked;
         let snapshot = self.manager.peers().snapshot();
         let links: usize = snapshot.peers.iter().map(|peer| peer.connections).sum();
-        // A peer that was removed may have links left whose sessions have ended.
-        assert!(links == slots || self.removes && links < slots, "{links} links, {slots} slots");
+        // A removed peer is not in the snapshot, but may have links left whose sessions have ended.
+        assert!(
+            links == slots || self.has_removed && links < slots,
+            "{links} links, {slots} slots"
+        );
         let in_use: usize = snapshot.peers.iter().map(|peer| peer.in_use).sum();
-        assert!(in_use <= self.out.len() + self.idle.len() + self.forgotten, "{in_use} in use");
+        assert!(in_use <= slots, "{in_use} links in use, {slots} slots");
     }
 
     fn end(mut self) {
-        let Self { forgotten, removes, .. } = self;
+        let Self { leaked, has_removed, .. } = self;
         let peers = self.manager.peers();
-        // As r2d2 does when its pool is dropped: the manager first.
+        // r2d2's pool drops its manager first.
         drop(self.manager);
         self.idle.clear();
-        self.out.clear();
+        self.in_use.clear();
         let links: usize = peers.snapshot().peers.iter().map(|peer| peer.connections).sum();
-        let is_right = links == forgotten || removes && links < forgotten;
-        assert!(is_right, "no link outlives its pool: {links}, {forgotten} forgotten");
+        let is_closed = links == leaked || has_removed && links < leaked;
+        assert!(is_closed, "no link outlives its pool: {links} links, {leaked} leaked");
         let in_use: usize = peers.snapshot().peers.iter().map(|peer| peer.in_use).sum();
-        assert!(in_use <= forgotten, "nothing else is in use");
+        assert!(in_use <= leaked, "only leaked links are in use");
     }
 }
 
-/// A customizer's `on_release` may run SQL on whatever it gets.
+/// A customizer's `on_release`, which may run SQL on each slot that r2d2 passes to it.
 fn on_release(mut slot: PeerConnection<ScriptedConnection>) {
-    let _ = slot.batch_execute("SET goodbye");
+    let _ = slot.batch_execute("SET released");
     assert!(slot.peer().starts_with("peer"));
 }
 
@@ -238,14 +244,14 @@ fn setting(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn there_are_always_as_many_links_as_slots() {
+fn exchange_always_has_as_many_links_as_the_pool_has_slots() {
     let seconds = Duration::from_secs(setting("DIESEL_PEERS_TEST_SECONDS").unwrap_or(5));
-    let given = setting("DIESEL_PEERS_TEST_SEED");
+    let fixed_seed = setting("DIESEL_PEERS_TEST_SEED");
     let start = Instant::now();
     let mut steps = 0_u64;
     loop {
-        let seed = given.unwrap_or_else(|| rand::make_rng::<SmallRng>().random());
-        let story = catch_unwind(|| {
+        let seed = fixed_seed.unwrap_or_else(|| rand::make_rng::<SmallRng>().random());
+        let run = catch_unwind(|| {
             let mut rng = SmallRng::seed_from_u64(seed);
             let mut model = Model::new(&mut rng);
             for _ in 0..2000 {
@@ -254,7 +260,7 @@ fn there_are_always_as_many_links_as_slots() {
             }
             model.end();
         });
-        assert!(story.is_ok(), "it failed with DIESEL_PEERS_TEST_SEED={seed}");
+        assert!(run.is_ok(), "the run failed with DIESEL_PEERS_TEST_SEED={seed}");
         steps += 2000;
         if start.elapsed() >= seconds {
             println!("{steps} steps");
