@@ -1,5 +1,5 @@
 //! The test bench itself: its servers start, fail and come back as the other tests rely on.
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", feature = "mysql", feature = "postgres"))]
 #![allow(clippy::disallowed_methods, reason = "the bench waits for real processes")]
 
 use std::io::{ErrorKind, Read};
