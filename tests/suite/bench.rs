@@ -1,6 +1,7 @@
 //! The test support itself: its servers start, fail and come back in the way that the other tests expect.
 #![cfg(target_os = "linux")]
 #![allow(clippy::disallowed_methods, reason = "the test support waits for real processes")]
+#![cfg(all(target_os = "linux", feature = "mysql", feature = "postgres"))]
 
 use std::io::{ErrorKind, Read};
 use std::ops::Deref;

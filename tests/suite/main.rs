@@ -22,5 +22,4 @@ mod pause;
 mod reaping;
 mod resolve;
 mod role;
-mod spread;
 mod status;
