@@ -1,20 +1,18 @@
 //! The tests that share a process: none of them sets or counts what belongs to the whole process.
 
 mod balance;
-mod bench;
 mod client_library;
 mod configuration;
 mod doctor;
 mod encryption;
 mod events;
-mod failover;
-mod failure;
-mod full;
+mod full_peer;
 mod fuzz_corpus;
-mod hang;
 mod isolation;
+mod killed_peer;
+mod login_timeout;
 mod lost_connection;
-mod operate;
+mod marks;
 mod own_servers;
 mod panics;
 mod passthrough;
@@ -22,4 +20,6 @@ mod pause;
 mod reaping;
 mod resolve;
 mod role;
+mod runtime_changes;
 mod status;
+mod support_selftest;
