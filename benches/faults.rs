@@ -28,7 +28,7 @@ use support::galera::{Cluster, Node};
 use support::haproxy::HaProxy;
 use support::load::Load;
 use support::mariadb::MariaDb;
-use support::story::{
+use support::one_of_three::{
     CONNECTIONS, PEERS, SHARES, THREADS, comes_back, full_pool, leaves, serves_its_share,
     wait_for_more,
 };

@@ -21,7 +21,7 @@ use support::backend::{PATIENCE, SOON, fill, links, manager_of, pool_of, state, 
 use support::galera::{Cluster, Node};
 use support::load::{Load, Seen};
 use support::network::connect;
-use support::story::{PEERS, SHARES, THREADS, comes_back, full_pool, leaves, wait_for_more};
+use support::one_of_three::{PEERS, SHARES, THREADS, comes_back, full_pool, leaves, wait_for_more};
 use support::{EndsThreads, how_long, wait_until};
 
 /// An interval longer than a test, so that no check is scheduled in the test.

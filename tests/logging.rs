@@ -134,10 +134,10 @@ fn failed_and_recovered_host_name_resolution_is_logged_once_each() {
     let manager = build(builder);
     LINES.lock().unwrap().retain(|line| line.peer.as_deref() != Some("named"));
     for answer in [Answer::Error("no answer to s3cret"), Answer::of(&[]), Answer::Panic] {
-        script.say(answer);
+        script.set_answer(answer);
         script.wait_for_answers(3);
     }
-    script.say(Answer::of(&["10.0.0.1"]));
+    script.set_answer(Answer::of(&["10.0.0.1"]));
     script.wait_for_answers(3);
     let logged = lines("named");
     let [failed, recovered] = &logged[..] else { panic!("there is one line each: {logged:?}") };
@@ -153,7 +153,7 @@ fn failed_and_recovered_host_name_resolution_is_logged_once_each() {
     let events = (failed.event.as_deref(), recovered.event.as_deref());
     assert_eq!(events, (Some("unresolved"), Some("resolved")));
 
-    script.say(Answer::of(&["10.0.0.1", "10.0.0.2"]));
+    script.set_answer(Answer::of(&["10.0.0.1", "10.0.0.2"]));
     script.wait_for_answers(2);
     drop(manager);
     let logged = lines("named/10.0.0.2");

@@ -20,7 +20,7 @@ use support::galera::Cluster;
 use support::haproxy::HaProxy;
 use support::load::Load;
 use support::mariadb::MariaDb;
-use support::story::{PEERS, THREADS, full_pool};
+use support::one_of_three::{PEERS, THREADS, full_pool};
 use support::{APP, APP_PASSWORD, wait_until};
 
 const GUIDE: &str = include_str!("../docs/operating.md");

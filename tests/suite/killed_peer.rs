@@ -6,7 +6,7 @@
 use diesel_peers::PeerState;
 use support::backend::{Backend, PATIENCE, SOON, links, manager_over, pool_of, state};
 use support::load::Load;
-use support::story::serves_its_share;
+use support::one_of_three::serves_its_share;
 use support::wait_until;
 
 fn peer_is_killed_under_load<B: Backend>() {

@@ -102,7 +102,7 @@ fn host_name_is_resolved_to_its_addresses_by_build() {
 fn host_name_is_not_resolved_without_an_interval() {
     let script = Script::of(&[A]);
     let peers = build(builder("without", &script).resolve_interval(None)).peers();
-    assert_eq!((names(&peers), script.asked()), (vec!["db".to_owned()], 0));
+    assert_eq!((names(&peers), script.lookups()), (vec!["db".to_owned()], 0));
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn unresolved_host_name_is_a_peer_until_it_is_resolved() {
         wait_until("the unresolved peer serves", PATIENCE, || load.served_by("db") > 100);
         script.wait_for_answers(MANY);
         assert_eq!(names(&peers), ["db"]);
-        script.say(Answer::of(&[A, B]));
+        script.set_answer(Answer::of(&[A, B]));
         wait_for_peers(&peers, &["db/10.0.0.1", "db/10.0.0.2"]);
         wait_until("the addresses have its connections", PATIENCE, || links(&peers) == [4, 4]);
         wait_until("both addresses serve", PATIENCE, || {
@@ -151,7 +151,7 @@ fn addresses_of_a_drained_or_removed_host_name_are_drained_or_not_added() {
     let peers = manager.peers();
     peers.set_weight("db", 7).expect("the peer exists");
     assert!(peers.drain("db").expect("the peer exists").wait(PATIENCE));
-    script.say(Answer::of(&[A]));
+    script.set_answer(Answer::of(&[A]));
     wait_for_peers(&peers, &["v4", "db/10.0.0.1"]);
     wait_until("the peer is drained", PATIENCE, || {
         state(&peers, "db/10.0.0.1") == PeerState::Drained
@@ -162,10 +162,10 @@ fn addresses_of_a_drained_or_removed_host_name_are_drained_or_not_added() {
     let manager = build(builder(test, &script).peer("v4", url(test, C)));
     let peers = manager.peers();
     assert!(peers.remove("db").expect("the peer exists").wait(PATIENCE));
-    script.say(Answer::of(&[A]));
+    script.set_answer(Answer::of(&[A]));
     script.wait_for_answers(0);
-    let asked = script.asked();
-    assert!(!within(SOON, || script.asked() > asked), "a removed name is not resolved any more");
+    let asked = script.lookups();
+    assert!(!within(SOON, || script.lookups() > asked), "a removed name is not resolved any more");
     assert_eq!(names(&peers), ["v4"], "a removed name stays removed");
 }
 
@@ -178,11 +178,11 @@ fn address_is_removed_once_it_is_missing_from_two_answers_in_a_row() {
     let manager = build(builder(test, &script));
     let peers = manager.peers();
     let pairs = [[A, B], [B, C], [C, A], [A, B], [C, B], [A, C]];
-    script.say_each(pairs.iter().map(|pair| Answer::of(pair)).chain([Answer::of(&[A, B, C])]));
+    script.set_answers(pairs.iter().map(|pair| Answer::of(pair)).chain([Answer::of(&[A, B, C])]));
     script.wait_for_answers(pairs.len() + 1);
     assert_eq!(names(&peers), all, "no address is missing from two answers in a row");
     assert_eq!(events(&peers).len(), 6, "no event after those of the start");
-    script.say(Answer::of(&[A, C]));
+    script.set_answer(Answer::of(&[A, C]));
     wait_for_peers(&peers, &[all[0], all[2]]);
     assert_eq!(events_of(&peers, all[1]), ["added", "draining", "drained", "removed"]);
 }
@@ -195,11 +195,11 @@ fn empty_answer_error_and_panic_of_the_resolver_change_nothing() {
     let peers = manager.peers();
     let both = ["db/10.0.0.1", "db/10.0.0.2"];
     for answer in [Answer::of(&[]), Answer::Error("down"), Answer::Panic] {
-        script.say(answer.clone());
+        script.set_answer(answer.clone());
         script.wait_for_answers(MANY);
         assert_eq!(names(&peers), both, "{answer:?}");
     }
-    script.say(Answer::of(&[B]));
+    script.set_answer(Answer::of(&[B]));
     wait_for_peers(&peers, &both[1..]);
 }
 
@@ -242,9 +242,9 @@ fn changes_of_an_operator_are_not_undone_by_answers() {
     for own in [c, "db/10.0.0.4"] {
         peers.add(PeerConfig::new(own, url(test, C))).expect("the name is free");
     }
-    script.say(Answer::of(&[A, B, C, "10.0.0.4"]));
+    script.set_answer(Answer::of(&[A, B, C, "10.0.0.4"]));
     script.wait_for_answers(MANY);
-    script.say(Answer::of(&[B]));
+    script.set_answer(Answer::of(&[B]));
     wait_for_peers(&peers, &["v4", b, c, "db/10.0.0.4"]);
     script.wait_for_answers(MANY);
     assert_eq!(
@@ -256,7 +256,7 @@ fn changes_of_an_operator_are_not_undone_by_answers() {
     for own in [c, "db/10.0.0.4"] {
         assert!(peers.remove(own).expect("the peer exists").wait(PATIENCE));
     }
-    script.say(Answer::of(&[A, B, C]));
+    script.set_answer(Answer::of(&[A, B, C]));
     wait_for_peers(&peers, &["v4", b, a, c]);
     assert_eq!(state(&peers, a), PeerState::Up, "an address that returns is a new peer");
 }
@@ -270,7 +270,7 @@ fn last_address_with_a_weight_stays_although_it_is_missing_from_answers() {
     let peers = manager.peers();
     let [a, b] = ["db/10.0.0.1", "db/10.0.0.2"];
     peers.set_weight(b, 0).expect("the other peer has a weight");
-    script.say(Answer::of(&[B]));
+    script.set_answer(Answer::of(&[B]));
     script.wait_for_answers(MANY);
     assert_eq!(names(&peers), [a, b], "without it, no peer would serve");
     peers.set_weight(b, 1).expect("the peer exists");
@@ -298,7 +298,7 @@ fn host_names_given_to_replace_are_resolved() {
     peers.replace([config("db", "db").weight(3), config("v4", C)]).expect("the list is valid");
     wait_for_peers(&peers, &[a, b, "v4"]);
     assert_eq!(status(&peers, b).weight, 3);
-    script.say(Answer::of(&[A, B, C]));
+    script.set_answer(Answer::of(&[A, B, C]));
     wait_for_peers(&peers, &[a, b, "v4", "db/10.0.0.3"]);
     assert_eq!(status(&peers, "db/10.0.0.3").weight, 3);
 
@@ -316,7 +316,7 @@ fn host_names_given_to_replace_are_resolved() {
         .replace([config("v4", C), config("other", "other"), config(a, A)])
         .expect("the list is valid");
     wait_for_peers(&peers, &["v4", a, "other/10.0.0.1", "other/10.0.0.2", "other/10.0.0.3"]);
-    script.say(Answer::of(&[C]));
+    script.set_answer(Answer::of(&[C]));
     wait_for_peers(&peers, &["v4", a, "other/10.0.0.3"]);
     script.wait_for_answers(MANY);
     assert_eq!(names(&peers), ["v4", a, "other/10.0.0.3"], "{a} is a peer of the operator's now");
@@ -385,13 +385,13 @@ mod real {
         fill(&pool, &peers, &[3, 3]);
         let seen = Load::run(&pool, 5, "SELECT 1", |load| {
             let all = ["db/127.0.0.1", "db/127.0.0.2", "db/127.0.0.3"];
-            script.say(Answer::of(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]));
+            script.set_answer(Answer::of(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]));
             wait_for_peers(&peers, &all);
             wait_until("the new address has its share of the connections", PATIENCE, || {
                 links(&peers) == [2, 2, 2]
             });
             wait_until("the new address serves", PATIENCE, || load.served_by(all[2]) > 100);
-            script.say(Answer::of(&["127.0.0.1", "127.0.0.3"]));
+            script.set_answer(Answer::of(&["127.0.0.1", "127.0.0.3"]));
             wait_for_peers(&peers, &[all[0], all[2]]);
             // The server is killed after its address was drained, so no query fails.
             servers[1].kill();

@@ -13,8 +13,8 @@ use support::backend::{
     Backend, PATIENCE, SOON, build, fill, links, manager_of, manager_over, pool_of, state, status,
 };
 use support::load::Load;
+use support::one_of_three::{PEERS, SHARES, THREADS, full_pool, serves_its_share};
 use support::scripted::{ScriptedConnection, Server, Servers};
-use support::story::{PEERS, SHARES, THREADS, full_pool, serves_its_share};
 use support::{wait_until, within};
 
 const NO_TIME: Duration = Duration::ZERO;
@@ -137,7 +137,7 @@ fn replaced_list_of_peers_keeps_the_sessions_of_peers_that_stay() {
     use support::mariadb::MariaDb;
 
     let servers = <MariaDb as Backend>::start(4);
-    let (pool, peers) = pool_of(manager_over(&servers[..3]), support::story::CONNECTIONS);
+    let (pool, peers) = pool_of(manager_over(&servers[..3]), support::one_of_three::CONNECTIONS);
     fill(&pool, &peers, &SHARES);
     let sessions = |server: &MariaDb| {
         server.sql("SELECT id FROM information_schema.processlist WHERE user = 'app' ORDER BY id")

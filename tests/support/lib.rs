@@ -45,9 +45,9 @@ pub mod tls;
 pub mod backend;
 pub mod http;
 pub mod load;
+pub mod one_of_three;
 pub mod resolver;
 pub mod scripted;
-pub mod story;
 
 use std::env;
 use std::path::{Path, PathBuf};

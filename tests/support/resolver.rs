@@ -68,12 +68,12 @@ impl Script {
     }
 
     /// Sets the answer to all lookups from now on.
-    pub fn say(&self, answer: Answer) {
-        self.say_each([answer]);
+    pub fn set_answer(&self, answer: Answer) {
+        self.set_answers([answer]);
     }
 
     /// Sets the answers to the next lookups. The last one also answers all later lookups.
-    pub fn say_each(&self, answers: impl IntoIterator<Item = Answer>) {
+    pub fn set_answers(&self, answers: impl IntoIterator<Item = Answer>) {
         *self.answers() = answers.into_iter().collect();
     }
 
@@ -83,7 +83,7 @@ impl Script {
     }
 
     /// Returns the number of lookups so far.
-    pub fn asked(&self) -> usize {
+    pub fn lookups(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
     }
 
@@ -91,8 +91,8 @@ impl Script {
     #[track_caller]
     pub fn wait_for_answers(&self, more: usize) {
         // An answer has been processed when the next lookup starts. A lookup may be under way now.
-        let before = self.asked();
-        wait_until("the name is resolved again", PATIENCE, || self.asked() > before + more);
+        let before = self.lookups();
+        wait_until("the name is resolved again", PATIENCE, || self.lookups() > before + more);
     }
 }
 
