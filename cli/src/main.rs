@@ -141,14 +141,18 @@ fn report_usage(error: &clap::Error) -> ExitCode {
     FAILURE.into()
 }
 
-/// Prints an error on the standard error output.
+/// Prints an error on the standard error output. A name in it cannot control the terminal.
 fn report_error(error: &dyn Error) {
-    drop(writeln!(io::stderr(), "peers: {error}"));
+    let printable = |letter: char| letter == '\n' || !letter.is_control();
+    let text: String = error.to_string().chars().filter(|letter| printable(*letter)).collect();
+    drop(writeln!(io::stderr(), "peers: {text}"));
 }
 
 fn prefix(text: &str) -> Result<String, &'static str> {
-    let is_prefix = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    is_prefix.then(|| text.to_owned()).ok_or("use only letters, digits and `_`, as in `SHOP_DB_`")
+    let is_name = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    (is_name && !text.is_empty())
+        .then(|| text.to_owned())
+        .ok_or("use only letters, digits and `_`, as in `SHOP_DB_`")
 }
 
 fn seconds(text: &str) -> Result<Duration, &'static str> {

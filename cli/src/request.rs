@@ -20,8 +20,8 @@ use crate::table::{
     tables_with_peers,
 };
 
-/// The suffix, after the prefix, of the environment variable for a URL with several hosts.
-const URL_VARIABLE: &str = "URL";
+/// The settings that are given for each peer by its name.
+const PER_PEER_KEYS: [&str; 2] = ["weight", "tier"];
 
 /// The table that contains a Rocket application's databases.
 const ROCKET_DATABASES: &str = "databases";
@@ -142,17 +142,20 @@ impl Request {
         on_progress: impl FnMut(&[String]),
     ) -> Result<Report, RequestError> {
         let mut builder = PeerManager::<C>::builder();
-        // Peers that are overridden may belong to another database.
+        // Peers that are overridden may belong to another database. Their weights and tiers go with them.
+        let names_peers = |key: &str| PEER_KEYS.contains(&key) || PER_PEER_KEYS.contains(&key);
         if let Some(mut settings) = settings {
             if self.url_outside_file().is_some() {
-                settings.retain(|key, _| !PEER_KEYS.contains(&key));
+                settings.retain(|key, _| !names_peers(key));
             }
             builder = self.apply(settings, builder)?;
         }
         if let Some(prefix) = &self.prefix {
-            let url = format!("{prefix}{URL_VARIABLE}");
-            let counts = |name: &OsStr| self.url.is_none() || name != &*url;
-            builder = builder.env_from(prefix, env::vars_os().filter(|(name, _)| counts(name)));
+            let is_used = |name: &OsStr| {
+                self.url.is_none()
+                    || !key_of_variable(name, prefix).is_some_and(|key| names_peers(&key))
+            };
+            builder = builder.env_from(prefix, env::vars_os().filter(|(name, _)| is_used(name)));
         }
         if let Some(url) = &self.url {
             builder = builder.url(url);
@@ -218,7 +221,12 @@ impl Request {
 
     /// Returns the URL that overrides the file's.
     fn url_outside_file(&self) -> Option<String> {
-        let from_environment = || env::var(format!("{}{URL_VARIABLE}", self.prefix.as_ref()?)).ok();
+        let from_environment = || {
+            let prefix = self.prefix.as_ref()?;
+            let is_url = |name: &OsStr| key_of_variable(name, prefix).is_some_and(|key| key == URL);
+            let (_, url) = env::vars_os().find(|(name, _)| is_url(name))?;
+            url.into_string().ok()
+        };
         self.url.clone().or_else(from_environment)
     }
 
@@ -232,6 +240,11 @@ impl Request {
         let file = file.and_then(|path| parse_file(path).ok());
         file.map(|file| tables_with_peers(&file)).unwrap_or_default()
     }
+}
+
+/// Returns the key of an environment variable's setting, which may be written in any case.
+fn key_of_variable(name: &OsStr, prefix: &str) -> Option<String> {
+    name.to_str()?.strip_prefix(prefix).map(str::to_ascii_lowercase)
 }
 
 fn config(settings: Table) -> Result<Config, RequestError> {

@@ -667,6 +667,33 @@ impl Drop for Running {
     }
 }
 
+/// The weights of the peers of a file, or of the environment, belong to these peers.
+#[test]
+fn overridden_peers_take_their_weights_along() {
+    let peers = SqlitePath::start(2);
+    let urls: Vec<String> = peers.iter().map(SqlitePath::url).collect();
+    let (_folder, path) =
+        file("url = \"mysql://db0,db1/shop\"\nweight = { db0 = 2 }\ntier = { db1 = 1 }\n");
+    let path = path.to_str().expect("the path is UTF-8");
+    check(&["--config", path, &urls[0]]).is(NO_PROBLEMS, &["No problems found."]);
+
+    let mut with = command();
+    with.env("shop_db_url", &urls[0]).args(["--config", path, "--env", "shop_db_"]);
+    run(&mut with).is(NO_PROBLEMS, &["No problems found."]);
+
+    let mut with = command();
+    with.env("SHOP_DB_URL", "mysql://db0,db1/shop").env("SHOP_DB_WEIGHT", "db0=2");
+    run(with.args(["--env", "SHOP_DB_", &urls[1]])).is(NO_PROBLEMS, &["No problems found."]);
+}
+
+#[test]
+fn errors_do_not_control_the_terminal() {
+    let (_folder, path) = file("\"\\u001b[31mred\" = 1\nurl = \"file:app.db?mode=rw\"\n");
+    let outcome = check(&["--config", path.to_str().expect("the path is UTF-8")]);
+    outcome.is_failure(&["red"]);
+    check(&["--env", ""]).is_failure(&["use only letters, digits and `_`"]);
+}
+
 #[test]
 fn watch_repeats_the_check() {
     let mut server = MariaDb::start();
