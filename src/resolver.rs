@@ -108,11 +108,11 @@ fn run(
 ) {
     let mut is_scheduled = true;
     loop {
-        let due = look_up(is_scheduled).map_or_else(never, &timer);
+        let timer_fired = look_up(is_scheduled).map_or_else(never, &timer);
         is_scheduled = select! {
             recv(stopped) -> _ => return,
             recv(hosts_changed) -> _ => false,
-            recv(due) -> _ => true,
+            recv(timer_fired) -> _ => true,
         };
     }
 }
@@ -138,8 +138,8 @@ mod tests {
                     looked_up.send(is_scheduled).expect("the test receives");
                     Some(start)
                 };
-                let timer = |due| {
-                    set_timer.send(due).expect("the test receives");
+                let timer = |at| {
+                    set_timer.send(at).expect("the test receives");
                     ticks.clone()
                 };
                 run(look_up, &hosts_changed, &stopped, timer);

@@ -162,11 +162,11 @@ pub(crate) struct Tuning {
 
 /// The times at which a peer is checked next.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Due {
-    /// The time of the regular check.
-    pub(crate) next: Instant,
-    /// The time of the check if every peer is down.
-    pub(crate) soon: Instant,
+pub(crate) struct CheckTimes {
+    /// The time of the next check while any peer is available.
+    pub(crate) regular: Instant,
+    /// The time of the next check while no peer is available.
+    pub(crate) all_down: Instant,
 }
 
 impl Settings {
@@ -283,11 +283,11 @@ impl Settings {
         now + self.connection_max_age.mul_f64(1.0 - JITTER * rng.random::<f64>())
     }
 
-    /// Returns the times of the check after `now`.
-    pub(crate) fn due(&self, now: Instant, rng: &mut SmallRng) -> Due {
-        Due {
-            next: jittered(now, self.check_interval, rng),
-            soon: jittered(now, self.all_down_interval, rng),
+    /// Returns the times of the next check, counted from `now`.
+    pub(crate) fn check_times(&self, now: Instant, rng: &mut SmallRng) -> CheckTimes {
+        CheckTimes {
+            regular: jittered(now, self.check_interval, rng),
+            all_down: jittered(now, self.all_down_interval, rng),
         }
     }
 
@@ -379,7 +379,7 @@ pub(crate) mod tests {
         let mut rng = SmallRng::seed_from_u64(1);
         let start = Instant::now();
         let delays: Vec<Duration> =
-            (0..1000).map(|_| settings().due(start, &mut rng).next - start).collect();
+            (0..1000).map(|_| settings().check_times(start, &mut rng).regular - start).collect();
         assert!(delays.iter().all(|delay| (INTERVAL..INTERVAL.mul_f64(1.1)).contains(delay)));
         let (shortest, longest) = (delays.iter().min(), delays.iter().max());
         assert!(

@@ -143,8 +143,8 @@ fn dial<C: R2D2Connection + Send + 'static>(
                     } else {
                         Attempt::Failed(reason)
                     };
-                    peer_set.update(peer, now, |peer, due| {
-                        peer.connect_failed((began, now), answer, due)
+                    peer_set.update(peer, now, |peer, check_times| {
+                        peer.connect_failed((began, now), answer, check_times)
                     });
                     if let Some(failed) = failed {
                         peer_set.record(peer, failed);
@@ -194,7 +194,7 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
                 outcome.map_or_else(LoginOutcome::from_failure, |()| LoginOutcome::Succeeded);
             let now = now();
             peer_set
-                .update(peer, now, |peer, due| peer.check_ended(kind, (began, now), answer, due));
+                .update(peer, now, |peer, check_times| peer.check_ended(kind, (began, now), answer, check_times));
         },
     );
 }

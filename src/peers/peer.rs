@@ -10,7 +10,7 @@ use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
 use crate::peers::journal::News;
 use crate::peers::stall::StallRound;
-use crate::settings::Due;
+use crate::settings::CheckTimes;
 use crate::url::PeerUrl;
 
 /// The minimum time between the starts of two checks of one peer, however many links are lost.
@@ -246,18 +246,18 @@ impl Peer {
 
     /// Records a failed login for the pool that began at `began`.
     ///
-    /// A peer that is up is marked down, and its next check is scheduled by `due`. A peer that is
+    /// A peer that is up is marked down, and its next check is scheduled by `check_times`. A peer that is
     /// already down keeps its scheduled check, because frequent failures would otherwise postpone
     /// the check indefinitely.
     pub(crate) fn connect_failed(
         &mut self,
         (began, now): (Instant, Instant),
         outcome: LoginOutcome,
-        due: Due,
+        check_times: CheckTimes,
     ) -> Option<EventKind> {
         match outcome {
-            LoginOutcome::Refused(refusal) => self.record_refused((began, now), refusal, due),
-            LoginOutcome::Unanswered(reason) => self.record_unanswered((began, now), reason, due),
+            LoginOutcome::Refused(refusal) => self.record_refused((began, now), refusal, check_times),
+            LoginOutcome::Unanswered(reason) => self.record_unanswered((began, now), reason, check_times),
             LoginOutcome::Succeeded | LoginOutcome::NotAttempted => None,
         }
     }
@@ -268,7 +268,7 @@ impl Peer {
         &mut self,
         (began, now): (Instant, Instant),
         refusal: Refusal,
-        due: Due,
+        check_times: CheckTimes,
     ) -> Option<EventKind> {
         self.activity.counters.connect_failures.add_one();
         self.last_answered = self.last_answered.max(Some(began));
@@ -279,17 +279,17 @@ impl Peer {
                 (!was_full).then(|| EventKind::Full { reason: refusal.reason.to_string() })
             }
             Fault::PeerFull => {
-                let down = self.mark_down(began, now, refusal, due);
+                let down = self.mark_down(began, now, refusal, check_times);
                 self.next_check = self.next_check.min(now + FULL_RECHECK_DELAY);
                 down
             }
             Fault::Misconfigured => {
-                let down = self.mark_down(began, now, refusal, due);
+                let down = self.mark_down(began, now, refusal, check_times);
                 self.next_check_all_down =
                     self.next_check_all_down.max(now + MISCONFIGURED_RECHECK_DELAY);
                 down
             }
-            _ => self.mark_down(began, now, refusal, due),
+            _ => self.mark_down(began, now, refusal, check_times),
         }
     }
 
@@ -298,10 +298,10 @@ impl Peer {
         &mut self,
         (began, now): (Instant, Instant),
         reason: Arc<str>,
-        due: Due,
+        check_times: CheckTimes,
     ) -> Option<EventKind> {
         self.activity.counters.connect_failures.add_one();
-        self.mark_down(began, now, Refusal::new(Fault::PeerDown, reason), due)
+        self.mark_down(began, now, Refusal::new(Fault::PeerDown, reason), check_times)
     }
 
     /// Records that a login or check that began at `began` succeeded.
@@ -402,7 +402,7 @@ impl Peer {
         kind: CheckKind,
         (began, now): (Instant, Instant),
         outcome: LoginOutcome,
-        due: Due,
+        check_times: CheckTimes,
     ) -> Option<EventKind> {
         match kind {
             CheckKind::Regular => {
@@ -410,7 +410,7 @@ impl Peer {
                 // A check that began before the mark was set does not move the scheduled check.
                 if outcome == LoginOutcome::NotAttempted || self.is_up() || !self.is_outdated(began)
                 {
-                    (self.next_check, self.next_check_all_down) = (due.next, due.soon);
+                    (self.next_check, self.next_check_all_down) = (check_times.regular, check_times.all_down);
                 }
             }
             CheckKind::Stall => self.checks.stall_is_running = false,
@@ -423,11 +423,11 @@ impl Peer {
             }
             LoginOutcome::Refused(refusal) => {
                 self.clear_suspicion(began);
-                self.record_refused((began, now), refusal, due)
+                self.record_refused((began, now), refusal, check_times)
             }
             LoginOutcome::Unanswered(reason) if kind == CheckKind::Regular => {
                 self.clear_suspicion(began);
-                self.record_unanswered((began, now), reason, due)
+                self.record_unanswered((began, now), reason, check_times)
             }
             LoginOutcome::Unanswered(_) => {
                 if let Some(round) = self.stall_round.as_mut().filter(|round| round.began <= began)
@@ -459,10 +459,10 @@ impl Peer {
         &mut self,
         began: Instant,
         now: Instant,
-        due: Due,
+        check_times: CheckTimes,
     ) -> Option<EventKind> {
         self.stall_round = None;
-        self.mark_down(began, now, Refusal::new(Fault::PeerDown, STALLED_REASON), due)
+        self.mark_down(began, now, Refusal::new(Fault::PeerDown, STALLED_REASON), check_times)
     }
 
     /// Marks the peer down because it has refused a query as it takes no work.
@@ -470,7 +470,7 @@ impl Peer {
     /// One refusal is enough: refusing costs the server next to nothing, so the peer would soon
     /// attract all the work. A check follows at once and decides. If the peer is already down,
     /// nothing changes, so that the running check is not outdated.
-    pub(crate) fn query_refused(&mut self, now: Instant, due: Due) -> Option<EventKind> {
+    pub(crate) fn query_refused(&mut self, now: Instant, check_times: CheckTimes) -> Option<EventKind> {
         if !self.is_up() {
             return None;
         }
@@ -479,18 +479,18 @@ impl Peer {
             return None;
         }
         let down =
-            self.mark_down(now, now, Refusal::new(Fault::PeerNotReady, REFUSED_QUERY_REASON), due)?;
+            self.mark_down(now, now, Refusal::new(Fault::PeerNotReady, REFUSED_QUERY_REASON), check_times)?;
         self.marked_for_refused_query = Some(now);
         Some(down)
     }
 
     /// Clears an expired mark without a check (`Recovery::AfterInterval`). Has no effect on a peer
     /// that is up.
-    pub(crate) fn clear_mark(&mut self, now: Instant, due: Due) -> Option<EventKind> {
+    pub(crate) fn clear_mark(&mut self, now: Instant, check_times: CheckTimes) -> Option<EventKind> {
         if self.is_up() {
             return None;
         }
-        self.next_check = due.next;
+        self.next_check = check_times.regular;
         self.link_lost_at = None;
         self.mark_up(now, now)
     }
@@ -516,7 +516,7 @@ impl Peer {
         began: Instant,
         now: Instant,
         refusal: Refusal,
-        due: Due,
+        check_times: CheckTimes,
     ) -> Option<EventKind> {
         if self.is_outdated(began) {
             return None;
@@ -532,8 +532,8 @@ impl Peer {
         }
         self.health = Health::Down { since: now, refusal };
         self.activity.counters.downs.add_one();
-        self.next_check = due.next;
-        let next_check = due.next.saturating_duration_since(now);
+        self.next_check = check_times.regular;
+        let next_check = check_times.regular.saturating_duration_since(now);
         Some(EventKind::Down { reason, fault, next_check })
     }
 

@@ -179,7 +179,7 @@ mod tests {
     use super::*;
     use crate::fault::{Fault, Refusal};
     use crate::peers::peer::LoginOutcome;
-    use crate::settings::Due;
+    use crate::settings::CheckTimes;
     use crate::url::PeerUrl;
 
     enum State {
@@ -189,8 +189,8 @@ mod tests {
     }
     use State::{Down, Full, Up};
 
-    fn at(due: Instant) -> Due {
-        Due { next: due, soon: due }
+    fn next_check_at(time: Instant) -> CheckTimes {
+        CheckTimes { regular: time, all_down: time }
     }
 
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
@@ -209,9 +209,9 @@ mod tests {
                     peer.is_full = true;
                 }
                 Down { check_in } => {
-                    let due = now + Duration::from_secs(check_in);
+                    let next_check = now + Duration::from_secs(check_in);
                     let refused = Refusal::new(Fault::PeerDown, "refused");
-                    peer.connect_failed((now, now), LoginOutcome::Refused(refused), at(due));
+                    peer.connect_failed((now, now), LoginOutcome::Refused(refused), next_check_at(next_check));
                 }
             }
             peer
@@ -343,7 +343,7 @@ mod tests {
         for index in [0, 2] {
             let now = peers[index].next_check;
             let refused = Refusal::new(Fault::PeerDown, "refused");
-            peers[index].connect_failed((now, now), LoginOutcome::Refused(refused), at(now));
+            peers[index].connect_failed((now, now), LoginOutcome::Refused(refused), next_check_at(now));
         }
         assert_eq!(
             shares_of(&peers),

@@ -11,7 +11,7 @@ use crate::peers::peer::{CheckKind, Peer};
 use crate::peers::placement::no_peer_available;
 use crate::peers::stall::{Signs, StallRound, Verdict, classify};
 use crate::policy::Recovery;
-use crate::settings::{Due, Settings};
+use crate::settings::{CheckTimes, Settings};
 use crate::url::PeerUrl;
 
 /// A health check that has begun and that the checker must run.
@@ -68,7 +68,7 @@ impl Work {
 pub(crate) fn begin_checks(
     peers: &mut [Peer],
     settings: &Settings,
-    mut due: impl FnMut() -> Due,
+    mut check_times: impl FnMut() -> CheckTimes,
     now: Instant,
     work: &mut Work,
 ) -> Option<Instant> {
@@ -80,10 +80,10 @@ pub(crate) fn begin_checks(
             && peer.counts.stuck_logins == 0
             && !peer.is_removed();
         if may_clear && peer.next_check <= now {
-            let up = peer.clear_mark(now, due());
+            let up = peer.clear_mark(now, check_times());
             work.news.extend(up.map(|up| peer.news(up)));
         }
-        if peer.earliest_check(all_down).is_some_and(|due| due <= now) {
+        if peer.earliest_check(all_down).is_some_and(|at| at <= now) {
             let timeout =
                 if all_down { short_timeout(peer, settings) } else { settings.connect_timeout };
             work.check(index, peer, CheckKind::Regular, timeout, now);
@@ -101,7 +101,7 @@ pub(crate) fn begin_checks(
 pub(crate) fn find_stalls(
     peers: &mut [Peer],
     settings: &Settings,
-    mut due: impl FnMut() -> Due,
+    mut check_times: impl FnMut() -> CheckTimes,
     now: Instant,
     work: &mut Work,
 ) -> bool {
@@ -144,7 +144,7 @@ pub(crate) fn find_stalls(
             Verdict::Stalled => {
                 let began = peer.stall_round.take().map_or(now, |round| round.began);
                 let was_up = peer.is_up();
-                let down = peer.mark_stalled(began, now, due());
+                let down = peer.mark_stalled(began, now, check_times());
                 work.news.extend(down.map(|down| peer.news(down)));
                 let long_ago = now.checked_sub(stall_after).unwrap_or(now);
                 let links = peer.activity.running_since(long_ago);
@@ -244,8 +244,8 @@ mod tests {
         /// and the number of aborted links.
         fn scan(&mut self) -> (Vec<usize>, usize, usize) {
             let mut work = Work::default();
-            let due = Due { next: self.now, soon: self.now };
-            find_stalls(&mut self.peers, &settings(), || due, self.now, &mut work);
+            let check_times = CheckTimes { regular: self.now, all_down: self.now };
+            find_stalls(&mut self.peers, &settings(), || check_times, self.now, &mut work);
             let mut checked: Vec<usize> = work.checks.iter().map(|check| check.peer).collect();
             checked.sort_unstable();
             let stalled = work.stalled.iter().map(|stalled| stalled.links.len()).sum();
@@ -254,11 +254,11 @@ mod tests {
 
         /// Ends a check. A check without an answer has used its whole timeout.
         fn check_ends(&mut self, peer: usize, outcome: LoginOutcome) {
-            let due = Due { next: self.now, soon: self.now };
+            let check_times = CheckTimes { regular: self.now, all_down: self.now };
             let is_unanswered = matches!(outcome, LoginOutcome::Unanswered(_));
             let took = Duration::from_secs(u64::from(is_unanswered));
             let began = self.now.checked_sub(took).expect("the clock is older");
-            self.peers[peer].check_ended(CheckKind::Stall, (began, self.now), outcome, due);
+            self.peers[peer].check_ended(CheckKind::Stall, (began, self.now), outcome, check_times);
         }
     }
 

@@ -23,7 +23,7 @@ use crate::peers::peer::{Counts, Peer};
 use crate::peers::placement::{Standing, no_peer_available, pick, shares, surplus};
 use crate::peers::resolved_host::ResolvedHost;
 use crate::peers::schedule::{self, HealthCheck, StalledPeer, Work};
-use crate::settings::{Due, Settings};
+use crate::settings::{CheckTimes, Settings};
 use crate::url::PeerUrl;
 
 /// The interval at which the checker scans the running queries, while there are any.
@@ -103,7 +103,7 @@ impl PeerSet {
         for peer in &mut peers {
             last_id += 1;
             peer.id = last_id;
-            peer.next_check = settings.due(now, &mut rng).next;
+            peer.next_check = settings.check_times(now, &mut rng).regular;
         }
         let hosts =
             peers.iter().filter_map(|peer| ResolvedHost::from_peer(peer, &admission)).collect();
@@ -145,10 +145,10 @@ impl PeerSet {
         &self,
         peer: usize,
         now: Instant,
-        change: impl FnOnce(&mut Peer, Due) -> Option<EventKind>,
+        change: impl FnOnce(&mut Peer, CheckTimes) -> Option<EventKind>,
     ) {
         self.change(|Inner { peers, rng, .. }, news| {
-            let mut event = change(&mut peers[peer], self.settings.due(now, rng));
+            let mut event = change(&mut peers[peer], self.settings.check_times(now, rng));
             if let Some(EventKind::Down { next_check, .. }) = &mut event {
                 // The next check is sooner while all peers are down.
                 let next = peers[peer].scheduled_check(no_peer_available(peers));
@@ -366,10 +366,10 @@ impl PeerSet {
         let mut work = Work::default();
         let next = {
             let Inner { peers, rng, next_query_scan, .. } = &mut *self.lock();
-            let mut due = || self.settings.due(now, rng);
+            let mut check_times = || self.settings.check_times(now, rng);
             let next_check =
-                schedule::begin_checks(peers, &self.settings, &mut due, now, &mut work);
-            self.scan_queries(peers, next_query_scan, &mut due, now, &mut work);
+                schedule::begin_checks(peers, &self.settings, &mut check_times, now, &mut work);
+            self.scan_queries(peers, next_query_scan, &mut check_times, now, &mut work);
             let next_drained = schedule::finish_draining(peers, now, &mut work)
                 .then_some(now + DRAIN_POLL_INTERVAL);
             self.publish(peers, work.news);
@@ -388,12 +388,12 @@ impl PeerSet {
         (work.checks, next)
     }
 
-    /// Scans the running queries, if the next scan is due.
+    /// Scans the running queries, if the time of the next scan has come.
     fn scan_queries(
         &self,
         peers: &mut [Peer],
         next_query_scan: &mut Option<Instant>,
-        due: impl FnMut() -> Due,
+        check_times: impl FnMut() -> CheckTimes,
         now: Instant,
         work: &mut Work,
     ) {
@@ -401,7 +401,7 @@ impl PeerSet {
             // A query that begins now requests another scan, or is found by this scan or the next
             // one.
             let is_requested = self.scans_queries.swap(false, Ordering::Relaxed);
-            let is_any_running = schedule::find_stalls(peers, &self.settings, due, now, work);
+            let is_any_running = schedule::find_stalls(peers, &self.settings, check_times, now, work);
             self.scans_queries.fetch_or(is_any_running, Ordering::Relaxed);
             *next_query_scan =
                 (is_requested || is_any_running).then_some(now + QUERY_SCAN_INTERVAL);
@@ -468,9 +468,9 @@ pub(crate) mod tests {
     }
 
     fn take_down(set: &PeerSet, peer: usize, now: Instant) {
-        set.update(peer, now, |peer, due| {
+        set.update(peer, now, |peer, check_times| {
             let refused = Refusal::new(Fault::PeerDown, "refused");
-            peer.connect_failed((now, now), LoginOutcome::Refused(refused), due)
+            peer.connect_failed((now, now), LoginOutcome::Refused(refused), check_times)
         });
     }
 
@@ -576,7 +576,7 @@ pub(crate) mod tests {
     fn peer_that_refused_a_query_is_checked_at_once_and_not_cleared_without_a_check() {
         for recovery in [Recovery::AfterCheck, Recovery::AfterInterval] {
             let (set, _woken, now) = set_of(2, recovery);
-            set.update(0, now, |peer, due| peer.query_refused(now, due));
+            set.update(0, now, |peer, check_times| peer.query_refused(now, check_times));
             let (checks, _) = set.tick(now);
             assert_eq!(checks.len(), 1, "{recovery:?}: the check begins at once");
             assert!(!is_up(&set, 0), "{recovery:?}: the peer is down until the check ends");

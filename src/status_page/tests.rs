@@ -42,9 +42,9 @@ impl TestPage {
     }
 
     fn take_down(&self, peer: usize, reason: &str) {
-        self.set.update(peer, self.start, |peer, due| {
+        self.set.update(peer, self.start, |peer, check_times| {
             let refused = LoginRefusal::new(Fault::PeerDown, reason);
-            peer.connect_failed((self.start, self.start), LoginOutcome::Refused(refused), due)
+            peer.connect_failed((self.start, self.start), LoginOutcome::Refused(refused), check_times)
         });
     }
 

@@ -148,7 +148,7 @@ impl PeerSet {
         let (weight, tier) = (weight.unwrap_or(1), tier.unwrap_or(0));
         let mut peer = Peer::new(name.as_str().into(), url, weight, tier, now);
         peer.id = *last_id;
-        peer.next_check = self.settings.due(now, rng).next;
+        peer.next_check = self.settings.check_times(now, rng).regular;
         news.push(peer.news(EventKind::Added));
         let place = peers.iter().position(Peer::is_vacant).unwrap_or(peers.len());
         match peers.get_mut(place) {
@@ -288,8 +288,8 @@ mod tests {
         add("db3");
         assert_eq!(places(), 4, "a running check keeps the index of its peer");
         let ended = |peer: usize| {
-            set.update(peer, now, |peer, due| {
-                peer.check_ended(CheckKind::Regular, (now, now), LoginOutcome::NotAttempted, due)
+            set.update(peer, now, |peer, check_times| {
+                peer.check_ended(CheckKind::Regular, (now, now), LoginOutcome::NotAttempted, check_times)
             });
         };
         ended(2);
@@ -319,9 +319,9 @@ mod tests {
             set.tick(now);
             let events = || set.journal().history().len();
             let before = events();
-            set.update(1, now, |peer, due| {
+            set.update(1, now, |peer, check_times| {
                 let refusal = Refusal::new(Fault::PeerDown, "refused");
-                peer.connect_failed((now, now), LoginOutcome::Refused(refusal), due)
+                peer.connect_failed((now, now), LoginOutcome::Refused(refusal), check_times)
             });
             let later = now + 10 * INTERVAL;
             let (checks, _) = set.tick(later);
@@ -414,10 +414,10 @@ mod tests {
     #[test]
     fn requested_check_is_made_also_when_marks_expire_without_a_check() {
         let (set, _woken, now) = set_of(2, Recovery::AfterInterval);
-        set.update(0, now, |peer, due| peer.query_refused(now, due));
+        set.update(0, now, |peer, check_times| peer.query_refused(now, check_times));
         set.tick(now);
-        set.update(0, now, |peer, due| {
-            peer.check_ended(CheckKind::Regular, (now, now), LoginOutcome::NotAttempted, due)
+        set.update(0, now, |peer, check_times| {
+            peer.check_ended(CheckKind::Regular, (now, now), LoginOutcome::NotAttempted, check_times)
         });
         set.check_now("peer0", now).expect("the peer exists");
         let (checks, _) = set.tick(now);
