@@ -22,7 +22,7 @@ use crate::fault::{Classifier, Failure, Fault};
 use crate::login::session::{Hooks, OnConnect};
 use crate::manager::PeerManager;
 use crate::peers::admission::{Admission, PeerConfig, check_names};
-use crate::peers::journal::Journal;
+use crate::peers::event_log::EventLog;
 use crate::peers::peer::Peer;
 use crate::peers::set::PeerSet;
 use crate::policy::{AllDown, Balance, Donors, Recovery, Role, Strategy};
@@ -726,16 +726,16 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         // A generator of its own: the random choices of the set and of the exchange stay independent.
         let exchange = Exchange::new(settings.strategy, rng.fork());
         let (stop, stopped) = bounded(0);
-        let journal = match self.event_handler {
+        let event_log = match self.event_handler {
             Some(handler) => {
-                let (journal, events) = Journal::with_queue();
+                let (event_log, events) = EventLog::with_queue();
                 dispatcher::start(handler, events, stopped.clone()).map_err(Kind::System)?;
-                journal
+                event_log
             }
-            None => Journal::default(),
+            None => EventLog::default(),
         };
         let (wake, woken) = bounded(1);
-        let set = Arc::new(PeerSet::new(peers, settings, (admission, journal), rng, wake, now));
+        let set = Arc::new(PeerSet::new(peers, settings, (admission, event_log), rng, wake, now));
         #[cfg(feature = "metrics")]
         crate::metrics::start(set.clone(), stopped.clone()).map_err(Kind::System)?;
         let links = Arc::new(Links { set: set.clone(), exchange, balance });

@@ -6,7 +6,7 @@ pub(crate) mod admission;
 pub(crate) mod counters;
 pub(crate) mod deadline;
 pub(crate) mod handle;
-pub(crate) mod journal;
+pub(crate) mod event_log;
 pub(crate) mod link_guard;
 pub(crate) mod outage;
 pub(crate) mod peer;

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, at, bounded, never, select};
 use log::{info, warn};
 
 use crate::panics::catch_panic;
-use crate::peers::journal::TARGET;
+use crate::peers::event_log::TARGET;
 use crate::peers::resolved_host::ResolutionChange;
 use crate::peers::set::PeerSet;
 

@@ -8,7 +8,7 @@ use crate::event::EventKind;
 use crate::fault::{Fault, Refusal};
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
-use crate::peers::journal::News;
+use crate::peers::event_log::NewEvent;
 use crate::peers::stall::StallRound;
 use crate::settings::CheckTimes;
 use crate::url::PeerUrl;
@@ -201,8 +201,8 @@ impl Peer {
     }
 
     /// Creates an event of this peer, to be published.
-    pub(crate) fn news(&self, kind: EventKind) -> News {
-        News { peer: self.name.clone(), in_service: self.is_in_service(), kind }
+    pub(crate) fn new_event(&self, kind: EventKind) -> NewEvent {
+        NewEvent { peer: self.name.clone(), in_service: self.is_in_service(), kind }
     }
 
     /// Starts draining: the peer gets no new work from now on. With `remove_when_drained` the peer

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::peers::activity::{Activity, LinkState};
 use crate::peers::admin_state::AdminState;
-use crate::peers::journal::News;
+use crate::peers::event_log::NewEvent;
 use crate::peers::peer::{CheckKind, Peer};
 use crate::peers::placement::no_peer_available;
 use crate::peers::stall::{Signs, StallRound, Verdict, classify};
@@ -31,7 +31,7 @@ pub(crate) struct HealthCheck {
 pub(crate) struct Work {
     pub(crate) checks: Vec<HealthCheck>,
     /// Events to publish.
-    pub(crate) news: Vec<News>,
+    pub(crate) events: Vec<NewEvent>,
     pub(crate) stalled: Vec<StalledPeer>,
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn begin_checks(
             && !peer.is_removed();
         if may_clear && peer.next_check <= now {
             let up = peer.clear_mark(now, check_times());
-            work.news.extend(up.map(|up| peer.news(up)));
+            work.events.extend(up.map(|up| peer.new_event(up)));
         }
         if peer.earliest_check(all_down).is_some_and(|at| at <= now) {
             let timeout =
@@ -145,7 +145,7 @@ pub(crate) fn find_stalls(
                 let began = peer.stall_round.take().map_or(now, |round| round.began);
                 let was_up = peer.is_up();
                 let down = peer.mark_stalled(began, now, check_times());
-                work.news.extend(down.map(|down| peer.news(down)));
+                work.events.extend(down.map(|down| peer.new_event(down)));
                 let long_ago = now.checked_sub(stall_after).unwrap_or(now);
                 let links = peer.activity.running_since(long_ago);
                 work.stalled.push(StalledPeer { peer: index, links, was_up });
@@ -176,7 +176,7 @@ pub(crate) fn finish_draining(peers: &mut [Peer], now: Instant, work: &mut Work)
     let mut is_any_draining = false;
     for peer in peers {
         let happened = peer.end_draining(now).into_iter().flatten().flatten();
-        work.news.extend(happened.map(|kind| peer.news(kind)));
+        work.events.extend(happened.map(|kind| peer.new_event(kind)));
         is_any_draining |= matches!(peer.admin_state, AdminState::Draining { .. });
     }
     is_any_draining
@@ -249,7 +249,7 @@ mod tests {
             let mut checked: Vec<usize> = work.checks.iter().map(|check| check.peer).collect();
             checked.sort_unstable();
             let stalled = work.stalled.iter().map(|stalled| stalled.links.len()).sum();
-            (checked, work.news.len(), stalled)
+            (checked, work.events.len(), stalled)
         }
 
         /// Ends a check. A check without an answer has used its whole timeout.

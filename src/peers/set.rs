@@ -17,7 +17,7 @@ use crate::panics::{catch_panic, lock};
 use crate::peers::activity::Activity;
 use crate::peers::admission::Admission;
 use crate::peers::deadline::{CancelReason, Deadlines, Ticket};
-use crate::peers::journal::{Journal, News};
+use crate::peers::event_log::{EventLog, NewEvent};
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
 use crate::peers::placement::{Standing, no_peer_available, pick, shares, surplus};
@@ -48,7 +48,7 @@ pub use changes::Drain;
 pub(crate) struct PeerSet {
     settings: Settings,
     admission: Admission,
-    journal: Journal,
+    event_log: EventLog,
     wake: Sender<()>,
     /// Wakes the resolver when there may be hosts that were never resolved.
     hosts_changed: (Sender<()>, Receiver<()>),
@@ -94,7 +94,7 @@ impl PeerSet {
     pub(crate) fn new(
         mut peers: Vec<Peer>,
         settings: Settings,
-        (admission, journal): (Admission, Journal),
+        (admission, event_log): (Admission, EventLog),
         mut rng: SmallRng,
         wake: Sender<()>,
         now: Instant,
@@ -110,7 +110,7 @@ impl PeerSet {
         Self {
             settings,
             admission,
-            journal,
+            event_log,
             wake,
             hosts_changed: bounded(1),
             deadlines: Deadlines::default(),
@@ -147,7 +147,7 @@ impl PeerSet {
         now: Instant,
         change: impl FnOnce(&mut Peer, CheckTimes) -> Option<EventKind>,
     ) {
-        self.change(|Inner { peers, rng, .. }, news| {
+        self.change(|Inner { peers, rng, .. }, events| {
             let mut event = change(&mut peers[peer], self.settings.check_times(now, rng));
             if let Some(EventKind::Down { next_check, .. }) = &mut event {
                 // The next check is sooner while all peers are down.
@@ -156,41 +156,41 @@ impl PeerSet {
             }
             let peer = &peers[peer];
             // Events of a removed peer are not published.
-            news.extend(event.filter(|_| !peer.is_removed()).map(|event| peer.news(event)));
+            events.extend(event.filter(|_| !peer.is_removed()).map(|event| peer.new_event(event)));
         });
     }
 
     /// Changes the peers, publishes the resulting events, and wakes the checker.
-    fn change<T>(&self, change: impl FnOnce(&mut Inner, &mut Vec<News>) -> T) -> T {
-        let mut news = Vec::new();
+    fn change<T>(&self, change: impl FnOnce(&mut Inner, &mut Vec<NewEvent>) -> T) -> T {
+        let mut events = Vec::new();
         let outcome = {
             let inner = &mut *self.lock();
-            let outcome = change(inner, &mut news);
-            self.publish(&inner.peers, news);
+            let outcome = change(inner, &mut events);
+            self.publish(&inner.peers, events);
             outcome
         };
-        self.journal.log();
+        self.event_log.write_log();
         self.wake();
         outcome
     }
 
-    /// Records events in the journal and updates what depends on the peers' states. The caller
+    /// Records events in the event log and updates what depends on the peers' states. The caller
     /// writes the log afterwards, outside the lock.
-    fn publish(&self, peers: &[Peer], news: Vec<News>) {
-        if !news.is_empty() {
+    fn publish(&self, peers: &[Peer], events: Vec<NewEvent>) {
+        if !events.is_empty() {
             self.state_changed(peers);
         }
-        self.journal.record(news);
+        self.event_log.record(events);
     }
 
     /// Records an event of a peer that does not change the peer's state.
     pub(crate) fn record(&self, peer: usize, kind: EventKind) {
-        self.read(|peers| self.journal.record([peers[peer].news(kind)]));
-        self.journal.log();
+        self.read(|peers| self.event_log.record([peers[peer].new_event(kind)]));
+        self.event_log.write_log();
     }
 
-    pub(crate) fn journal(&self) -> &Journal {
-        &self.journal
+    pub(crate) fn event_log(&self) -> &EventLog {
+        &self.event_log
     }
 
     /// Has the checker check this peer soon, because a link to it was lost or did not answer.
@@ -372,10 +372,10 @@ impl PeerSet {
             self.scan_queries(peers, next_query_scan, &mut check_times, now, &mut work);
             let next_drained = schedule::finish_draining(peers, now, &mut work)
                 .then_some(now + DRAIN_POLL_INTERVAL);
-            self.publish(peers, work.news);
+            self.publish(peers, work.events);
             [next_check, *next_query_scan, next_drained, next_deadline].into_iter().flatten().min()
         };
-        self.journal.log();
+        self.event_log.write_log();
         for StalledPeer { peer, links, was_up } in work.stalled {
             let hung = links.len();
             let aborted = links.iter().filter(|link| link.shut_down()).count();
@@ -459,7 +459,7 @@ pub(crate) mod tests {
         let set = PeerSet::new(
             (0..peers).map(peer).collect(),
             Settings { recovery, ..settings() },
-            (Admission::default(), Journal::default()),
+            (Admission::default(), EventLog::default()),
             rng,
             wake,
             start,

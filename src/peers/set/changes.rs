@@ -11,7 +11,7 @@ use crate::event::EventKind;
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
 use crate::peers::admission::PeerConfig;
-use crate::peers::journal::News;
+use crate::peers::event_log::NewEvent;
 use crate::peers::peer::Peer;
 use crate::url::PeerUrl;
 
@@ -19,12 +19,12 @@ impl PeerSet {
     /// Adds a peer.
     pub(crate) fn add(&self, config: PeerConfig, now: Instant) -> Result<(), PeersError> {
         let urls = self.admission.check(std::slice::from_ref(&config))?;
-        self.change(|inner, news| {
+        self.change(|inner, events| {
             if member_by_name(&inner.peers, &config.name).is_some() {
                 return Err(PeersError::NameTaken { name: config.name });
             }
             for url in urls {
-                let at = self.admit(inner, &config, url, now, news);
+                let at = self.admit(inner, &config, url, now, events);
                 inner.peers[at].check_now(now);
             }
             Ok(())
@@ -39,7 +39,7 @@ impl PeerSet {
         }
         let urls = self.admission.check(configs)?;
         self.admission.check_hosts(configs, &urls)?;
-        self.change(|inner, news| {
+        self.change(|inner, events| {
             let expanded = self.expand_hosts(inner, configs, &urls);
             let stays = |peer: &Peer| {
                 peer.is_member()
@@ -58,14 +58,14 @@ impl PeerSet {
             let staying: Vec<bool> = inner.peers.iter().map(stays).collect();
             for (peer, stays) in inner.peers.iter_mut().zip(staying) {
                 if !stays {
-                    start_removal(peer, now, news);
+                    start_removal(peer, now, events);
                 }
             }
             for (config, url) in expanded {
                 if let Some(at) = member_by_name(&inner.peers, &config.name) {
-                    apply_config(&mut inner.peers[at], &config, url, news);
+                    apply_config(&mut inner.peers[at], &config, url, events);
                 } else {
-                    let at = self.admit(inner, &config, url, now, news);
+                    let at = self.admit(inner, &config, url, now, events);
                     inner.peers[at].check_now(now);
                 }
             }
@@ -78,47 +78,47 @@ impl PeerSet {
 
     /// Drains a peer, and removes it when it is drained.
     pub(crate) fn remove(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, PeersError> {
-        self.change(|Inner { peers, .. }, news| {
+        self.change(|Inner { peers, .. }, events| {
             let at = find_member(peers, name)?;
             if !others_have_weight(peers, at) {
                 return Err(PeersError::LastPeer { name: name.to_owned() });
             }
-            start_removal(&mut peers[at], now, news);
+            start_removal(&mut peers[at], now, events);
             Ok(Drain::new(self, &peers[at]))
         })
     }
 
     /// Drains a peer: it gets no new work.
     pub(crate) fn drain(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, PeersError> {
-        self.change(|Inner { peers, .. }, news| {
+        self.change(|Inner { peers, .. }, events| {
             let at = find_member(peers, name)?;
             let peer = &mut peers[at];
             let event = peer.drain(false, now);
-            news.extend(event.map(|event| peer.news(event)));
+            events.extend(event.map(|kind| peer.new_event(kind)));
             Ok(Drain::new(self, peer))
         })
     }
 
     /// Puts a peer back into service.
     pub(crate) fn resume(&self, name: &str, now: Instant) -> Result<(), PeersError> {
-        self.change(|Inner { peers, .. }, news| {
+        self.change(|Inner { peers, .. }, events| {
             let at = find_member(peers, name)?;
             let peer = &mut peers[at];
             let event = peer.resume(now);
-            news.extend(event.map(|event| peer.news(event)));
+            events.extend(event.map(|kind| peer.new_event(kind)));
             Ok(())
         })
     }
 
     /// Sets a peer's proportion of the work.
     pub(crate) fn set_weight(&self, name: &str, weight: u32) -> Result<(), PeersError> {
-        self.change(|Inner { peers, .. }, news| {
+        self.change(|Inner { peers, .. }, events| {
             let at = find_member(peers, name)?;
             if weight == 0 && !others_have_weight(peers, at) {
                 return Err(PeersError::NoWeight);
             }
             let event = peers[at].set_weight(weight);
-            news.extend(event.map(|event| peers[at].news(event)));
+            events.extend(event.map(|kind| peers[at].new_event(kind)));
             Ok(())
         })
     }
@@ -140,7 +140,7 @@ impl PeerSet {
         config: &PeerConfig,
         url: PeerUrl,
         now: Instant,
-        news: &mut Vec<News>,
+        events: &mut Vec<NewEvent>,
     ) -> usize {
         let Inner { peers, rng, last_id, .. } = inner;
         *last_id += 1;
@@ -149,7 +149,7 @@ impl PeerSet {
         let mut peer = Peer::new(name.as_str().into(), url, weight, tier, now);
         peer.id = *last_id;
         peer.next_check = self.settings.check_times(now, rng).regular;
-        news.push(peer.news(EventKind::Added));
+        events.push(peer.new_event(EventKind::Added));
         let place = peers.iter().position(Peer::is_vacant).unwrap_or(peers.len());
         match peers.get_mut(place) {
             Some(vacant) => *vacant = peer,
@@ -181,17 +181,17 @@ fn find_member(peers: &[Peer], name: &str) -> Result<usize, PeersError> {
 }
 
 /// Drains a peer, and removes it when it is drained.
-pub(super) fn start_removal(peer: &mut Peer, now: Instant, news: &mut Vec<News>) {
+pub(super) fn start_removal(peer: &mut Peer, now: Instant, events: &mut Vec<NewEvent>) {
     let event = peer.drain(true, now);
-    news.extend(event.map(|event| peer.news(event)));
+    events.extend(event.map(|kind| peer.new_event(kind)));
 }
 
 /// Applies a new configuration to a peer that stays.
-fn apply_config(peer: &mut Peer, config: &PeerConfig, url: PeerUrl, news: &mut Vec<News>) {
+fn apply_config(peer: &mut Peer, config: &PeerConfig, url: PeerUrl, events: &mut Vec<NewEvent>) {
     peer.url = Arc::new(url);
     peer.tier = config.tier.unwrap_or(peer.tier);
     let event = config.weight.and_then(|weight| peer.set_weight(weight));
-    news.extend(event.map(|event| peer.news(event)));
+    events.extend(event.map(|kind| peer.new_event(kind)));
 }
 
 /// A handle that waits until a peer is drained, from [`Peers::drain`] and [`Peers::remove`].
@@ -317,7 +317,7 @@ mod tests {
             let set = Arc::new(set);
             set.remove("peer1", now).expect("the peer exists");
             set.tick(now);
-            let events = || set.journal().history().len();
+            let events = || set.event_log().history().len();
             let before = events();
             set.update(1, now, |peer, check_times| {
                 let refusal = Refusal::new(Fault::PeerDown, "refused");

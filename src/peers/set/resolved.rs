@@ -12,7 +12,7 @@ use crossbeam_channel::Receiver;
 use super::changes::{member_by_name, others_have_weight, start_removal};
 use super::{Inner, PeerSet};
 use crate::peers::admission::PeerConfig;
-use crate::peers::journal::News;
+use crate::peers::event_log::NewEvent;
 use crate::peers::peer::Peer;
 use crate::peers::resolved_host::{
     Changes, KnownAddress, ResolutionChange, ResolvedHost, update_known,
@@ -46,13 +46,13 @@ impl PeerSet {
         is_scheduled: bool,
         now: Instant,
     ) -> Option<ResolutionChange> {
-        self.change(|inner, news| {
+        self.change(|inner, events| {
             let at = inner.hosts.iter().position(|host| host.peer_id == peer_id)?;
             let mut host = inner.hosts.swap_remove(at);
             let to_log = host.record_answer(answer);
             let addresses = answer.as_deref().unwrap_or_default();
             if addresses.is_empty()
-                || self.update_addresses(inner, &mut host, (addresses, is_scheduled), now, news)
+                || self.update_addresses(inner, &mut host, (addresses, is_scheduled), now, events)
             {
                 inner.hosts.push(host);
             }
@@ -124,7 +124,7 @@ impl PeerSet {
         host: &mut ResolvedHost,
         (addresses, is_scheduled): (&[IpAddr], bool),
         now: Instant,
-        news: &mut Vec<News>,
+        events: &mut Vec<NewEvent>,
     ) -> bool {
         let mut is_in_service = true;
         if !host.is_resolved {
@@ -141,7 +141,7 @@ impl PeerSet {
             let is_taken = member_by_name(&inner.peers, &config.name).is_some();
             let peer = (!is_taken).then(|| {
                 let url = host.url.at_address(self.admission.dialect, address);
-                let at = self.admit(inner, &config, url, now, news);
+                let at = self.admit(inner, &config, url, now, events);
                 let peer = &mut inner.peers[at];
                 // The first addresses are treated like peers given at the start, which are not
                 // checked at once.
@@ -150,7 +150,7 @@ impl PeerSet {
                 }
                 if !is_in_service {
                     let event = peer.drain(false, now);
-                    news.extend(event.map(|event| peer.news(event)));
+                    events.extend(event.map(|kind| peer.new_event(kind)));
                 }
                 peer.id
             });
@@ -158,12 +158,12 @@ impl PeerSet {
         }
         for address in remove {
             let peer = host.known.get(&address).and_then(|address| address.peer);
-            if peer.is_none_or(|peer| remove_member(&mut inner.peers, peer, now, news)) {
+            if peer.is_none_or(|peer| remove_member(&mut inner.peers, peer, now, events)) {
                 host.known.remove(&address);
             }
         }
         if !host.is_resolved {
-            host.is_resolved = remove_member(&mut inner.peers, host.peer_id, now, news);
+            host.is_resolved = remove_member(&mut inner.peers, host.peer_id, now, events);
         }
         true
     }
@@ -177,15 +177,15 @@ pub(super) fn member_by_id(peers: &[Peer], id: u64) -> Option<usize> {
 /// Starts the removal of the member with this id. Returns `false` without an effect if no other
 /// member has a weight, because the peer may still be needed. Returns `true` if there is no such
 /// member.
-fn remove_member(peers: &mut [Peer], id: u64, now: Instant, news: &mut Vec<News>) -> bool {
+fn remove_member(peers: &mut [Peer], id: u64, now: Instant, events: &mut Vec<NewEvent>) -> bool {
     let Some(at) = member_by_id(peers, id) else { return true };
     if !others_have_weight(peers, at) {
         return false;
     }
     let peer = &mut peers[at];
-    start_removal(peer, now, news);
+    start_removal(peer, now, events);
     // A peer without any session is removed at once.
     let happened = peer.end_draining(now).into_iter().flatten().flatten();
-    news.extend(happened.map(|kind| peer.news(kind)));
+    events.extend(happened.map(|kind| peer.new_event(kind)));
     true
 }
