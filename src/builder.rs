@@ -21,7 +21,7 @@ use crate::event::{Event, EventHandler};
 use crate::fault::{Classifier, Failure, Fault};
 use crate::login::session::{Hooks, OnConnect};
 use crate::manager::PeerManager;
-use crate::peers::admission::{Admission, PeerConfig, check_names};
+use crate::peers::peer_config::{PeerValidator, PeerConfig, validate_names};
 use crate::peers::event_log::EventLog;
 use crate::peers::peer::Peer;
 use crate::peers::set::PeerSet;
@@ -690,22 +690,22 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         if peers.is_empty() {
             return Err(PeersError::NoPeers { prefixes: self.prefixes }.into());
         }
-        check_pool_name(&settings.pool_name)?;
-        check_names(&peers)?;
+        validate_pool_name(&settings.pool_name)?;
+        validate_names(&peers)?;
         let weight_of = by_name("weight", &peers, &weights)?;
         let tier_of = by_name("tier", &peers, &tiers)?;
         let settings = settings.validate(&asked)?;
         #[cfg(feature = "doctor")]
         let settings = if self.unchecked { settings.without_checks() } else { settings };
-        let admission = Admission {
+        let validator = PeerValidator {
             dialect: Dialect::for_connection::<C>(),
             login,
             credentials_at_login: self.credentials.is_some(),
             connect_timeout: settings.connect_timeout,
             resolve_hosts: settings.resolve_interval.is_some(),
         };
-        let urls = admission.urls(&peers)?;
-        admission.check_hosts(&peers, &urls)?;
+        let urls = validator.login_urls(&peers)?;
+        validator.validate_hosts(&peers, &urls)?;
         #[expect(clippy::disallowed_methods, reason = "the manager's clock starts here")]
         let now = Instant::now();
         let peer = |(PeerConfig { name, weight, tier, .. }, url)| {
@@ -735,7 +735,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
             None => EventLog::default(),
         };
         let (wake, woken) = bounded(1);
-        let set = Arc::new(PeerSet::new(peers, settings, (admission, event_log), rng, wake, now));
+        let set = Arc::new(PeerSet::new(peers, settings, (validator, event_log), rng, wake, now));
         #[cfg(feature = "metrics")]
         crate::metrics::start(set.clone(), stopped.clone()).map_err(Kind::System)?;
         let links = Arc::new(Links { set: set.clone(), exchange, balance });
@@ -749,7 +749,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
     }
 }
 
-fn check_pool_name(name: &str) -> Result<(), Kind> {
+fn validate_pool_name(name: &str) -> Result<(), Kind> {
     let flaw = match name {
         _ if name.trim().is_empty() => "is empty",
         _ if name.contains("://") => "is a URL",

@@ -18,7 +18,7 @@ use std::ffi::OsString;
 
 use crate::builder::PeerManagerBuilder;
 use crate::error::{Kind, may_be_shown, shown_or_struck};
-use crate::peers::admission::PeerConfig;
+use crate::peers::peer_config::PeerConfig;
 use environment::apply_environment;
 use hint::unknown_key;
 use multi_host::default_name;

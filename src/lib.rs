@@ -51,7 +51,7 @@ pub use crate::error::{BuildError, ChangeError, ChangeErrorKind};
 pub use crate::event::{CloseReason, Event, EventKind};
 pub use crate::fault::{Failure, Fault};
 pub use crate::manager::PeerManager;
-pub use crate::peers::admission::PeerConfig;
+pub use crate::peers::peer_config::PeerConfig;
 pub use crate::peers::handle::Peers;
 pub use crate::peers::set::Drain;
 pub use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot};

@@ -6,7 +6,7 @@ use super::{Entries, POOL_KEYS, SETTINGS, Source, apply};
 use crate::builder::PeerManagerBuilder;
 use crate::dialect::Dialect;
 use crate::error::{Flaw, Kind};
-use crate::peers::admission::PeerConfig;
+use crate::peers::peer_config::PeerConfig;
 use crate::url::{Parameter, Query, Uri, is_conninfo, parameters, percent_decoded};
 
 /// The prefixes of parameters that set a value for a single peer: `weight.db0=2`.

@@ -165,7 +165,7 @@ mod tests {
 
     use super::*;
     use crate::event::CloseReason;
-    use crate::peers::admission::PeerConfig;
+    use crate::peers::peer_config::PeerConfig;
     use crate::peers::set::tests::set_of;
     use crate::policy::Recovery;
 

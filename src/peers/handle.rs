@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::ChangeError;
-use crate::peers::admission::PeerConfig;
+use crate::peers::peer_config::PeerConfig;
 use crate::peers::set::{Drain, PeerSet};
 use crate::peers::snapshot::Snapshot;
 

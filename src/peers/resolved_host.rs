@@ -6,7 +6,7 @@ use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::peers::admission::{Admission, PeerConfig};
+use crate::peers::peer_config::{PeerValidator, PeerConfig};
 use crate::peers::peer::Peer;
 use crate::url::PeerUrl;
 
@@ -70,8 +70,8 @@ pub(crate) struct Changes {
 
 impl ResolvedHost {
     /// Creates the host of this peer, if its name is to be resolved.
-    pub(crate) fn from_peer(peer: &Peer, admission: &Admission) -> Option<Self> {
-        let host = admission.host_name(&peer.url)?;
+    pub(crate) fn from_peer(peer: &Peer, validator: &PeerValidator) -> Option<Self> {
+        let host = validator.host_name(&peer.url)?;
         Some(Self {
             peer_id: peer.id,
             peer: peer.name.clone(),

@@ -15,7 +15,7 @@ use rand::rngs::SmallRng;
 use crate::event::EventKind;
 use crate::panics::{catch_panic, lock};
 use crate::peers::activity::Activity;
-use crate::peers::admission::Admission;
+use crate::peers::peer_config::PeerValidator;
 use crate::peers::deadline::{CancelReason, Deadlines, Ticket};
 use crate::peers::event_log::{EventLog, NewEvent};
 use crate::peers::outage::Outage;
@@ -47,7 +47,7 @@ pub use changes::Drain;
 #[derive(Debug)]
 pub(crate) struct PeerSet {
     settings: Settings,
-    admission: Admission,
+    validator: PeerValidator,
     event_log: EventLog,
     wake: Sender<()>,
     /// Wakes the resolver when there may be hosts that were never resolved.
@@ -94,7 +94,7 @@ impl PeerSet {
     pub(crate) fn new(
         mut peers: Vec<Peer>,
         settings: Settings,
-        (admission, event_log): (Admission, EventLog),
+        (validator, event_log): (PeerValidator, EventLog),
         mut rng: SmallRng,
         wake: Sender<()>,
         now: Instant,
@@ -106,10 +106,10 @@ impl PeerSet {
             peer.next_check = settings.check_times(now, &mut rng).regular;
         }
         let hosts =
-            peers.iter().filter_map(|peer| ResolvedHost::from_peer(peer, &admission)).collect();
+            peers.iter().filter_map(|peer| ResolvedHost::from_peer(peer, &validator)).collect();
         Self {
             settings,
-            admission,
+            validator,
             event_log,
             wake,
             hosts_changed: bounded(1),
@@ -459,7 +459,7 @@ pub(crate) mod tests {
         let set = PeerSet::new(
             (0..peers).map(peer).collect(),
             Settings { recovery, ..settings() },
-            (Admission::default(), EventLog::default()),
+            (PeerValidator::default(), EventLog::default()),
             rng,
             wake,
             start,

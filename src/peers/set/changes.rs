@@ -10,7 +10,7 @@ use crate::error::{PeersError, shown_name};
 use crate::event::EventKind;
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
-use crate::peers::admission::PeerConfig;
+use crate::peers::peer_config::PeerConfig;
 use crate::peers::event_log::NewEvent;
 use crate::peers::peer::Peer;
 use crate::url::PeerUrl;
@@ -18,13 +18,13 @@ use crate::url::PeerUrl;
 impl PeerSet {
     /// Adds a peer.
     pub(crate) fn add(&self, config: PeerConfig, now: Instant) -> Result<(), PeersError> {
-        let urls = self.admission.check(std::slice::from_ref(&config))?;
+        let urls = self.validator.validate(std::slice::from_ref(&config))?;
         self.change(|inner, events| {
             if member_by_name(&inner.peers, &config.name).is_some() {
                 return Err(PeersError::NameTaken { name: config.name });
             }
             for url in urls {
-                let at = self.admit(inner, &config, url, now, events);
+                let at = self.insert_peer(inner, &config, url, now, events);
                 inner.peers[at].check_now(now);
             }
             Ok(())
@@ -37,8 +37,8 @@ impl PeerSet {
         if configs.is_empty() {
             return Err(PeersError::NoPeers { prefixes: Vec::new() });
         }
-        let urls = self.admission.check(configs)?;
-        self.admission.check_hosts(configs, &urls)?;
+        let urls = self.validator.validate(configs)?;
+        self.validator.validate_hosts(configs, &urls)?;
         self.change(|inner, events| {
             let expanded = self.expand_hosts(inner, configs, &urls);
             let stays = |peer: &Peer| {
@@ -65,7 +65,7 @@ impl PeerSet {
                 if let Some(at) = member_by_name(&inner.peers, &config.name) {
                     apply_config(&mut inner.peers[at], &config, url, events);
                 } else {
-                    let at = self.admit(inner, &config, url, now, events);
+                    let at = self.insert_peer(inner, &config, url, now, events);
                     inner.peers[at].check_now(now);
                 }
             }
@@ -134,7 +134,7 @@ impl PeerSet {
 
     /// Adds a peer to the vector, in the place of a removed peer that nothing refers to any more,
     /// if there is one. Returns its index.
-    pub(super) fn admit(
+    pub(super) fn insert_peer(
         &self,
         inner: &mut Inner,
         config: &PeerConfig,

@@ -11,7 +11,7 @@ use crossbeam_channel::Receiver;
 
 use super::changes::{member_by_name, others_have_weight, start_removal};
 use super::{Inner, PeerSet};
-use crate::peers::admission::PeerConfig;
+use crate::peers::peer_config::PeerConfig;
 use crate::peers::event_log::NewEvent;
 use crate::peers::peer::Peer;
 use crate::peers::resolved_host::{
@@ -77,7 +77,7 @@ impl PeerSet {
                 let peer = &inner.peers[member_by_id(&inner.peers, (*peer)?)?];
                 let is_given = configs.iter().any(|config| config.name == *peer.name);
                 let config = PeerConfig { name: peer.name.to_string(), ..config.clone() };
-                (!is_given).then(|| (config, url.at_address(self.admission.dialect, *address)))
+                (!is_given).then(|| (config, url.at_address(self.validator.dialect, *address)))
             };
             let before = expanded.len();
             expanded.extend(known.filter_map(at_address));
@@ -100,7 +100,7 @@ impl PeerSet {
         let mut earlier = mem::take(hosts);
         for (config, url) in configs.iter().zip(urls) {
             if let Some(at) = member_by_name(peers, &config.name) {
-                hosts.extend(ResolvedHost::from_peer(&peers[at], &self.admission));
+                hosts.extend(ResolvedHost::from_peer(&peers[at], &self.validator));
             } else if let Some(at) = earlier.iter().position(|host| *host.peer == config.name) {
                 let mut host = earlier.swap_remove(at);
                 host.url = Arc::new(url);
@@ -140,8 +140,8 @@ impl PeerSet {
             let config = host.peer_at(address);
             let is_taken = member_by_name(&inner.peers, &config.name).is_some();
             let peer = (!is_taken).then(|| {
-                let url = host.url.at_address(self.admission.dialect, address);
-                let at = self.admit(inner, &config, url, now, events);
+                let url = host.url.at_address(self.validator.dialect, address);
+                let at = self.insert_peer(inner, &config, url, now, events);
                 let peer = &mut inner.peers[at];
                 // The first addresses are treated like peers given at the start, which are not
                 // checked at once.
