@@ -47,8 +47,8 @@ pub struct PeerManagerBuilder<C> {
     health_check: Box<OnConnect<C>>,
     on_connect: Box<OnConnect<C>>,
     /// The credentials for every peer, in place of those in its URL.
-    login: Credentials,
-    credentials: Option<Box<CredentialsProvider>>,
+    credentials: Credentials,
+    credentials_provider: Option<Box<CredentialsProvider>>,
     event_handler: Option<Box<EventHandler>>,
     resolver: Box<Resolve>,
     rng_seed: Option<u64>,
@@ -64,7 +64,7 @@ pub struct PeerManagerBuilder<C> {
 // Not derived, because the URLs are secrets and `C` need not be `Debug`.
 impl<C> fmt::Debug for PeerManagerBuilder<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { peers, weights, tiers, settings, balance, login, rng_seed, .. } = self;
+        let Self { peers, weights, tiers, settings, balance, credentials, rng_seed, .. } = self;
         // Names are left out: before `build()` has checked them, a name may be a URL.
         let numbers = |given: &[(String, u32)]| given.iter().map(|(_, number)| *number).collect();
         let (weights, tiers): (Vec<u32>, Vec<u32>) = (numbers(weights), numbers(tiers));
@@ -74,7 +74,7 @@ impl<C> fmt::Debug for PeerManagerBuilder<C> {
             .field("tiers", &tiers)
             .field("settings", settings)
             .field("balance", balance)
-            .field("login", login)
+            .field("credentials", credentials)
             .field("rng_seed", rng_seed)
             .finish_non_exhaustive()
     }
@@ -91,8 +91,8 @@ impl<C> PeerManagerBuilder<C> {
             balance: Balance::default(),
             health_check: Box::new(|_| Ok(())),
             on_connect: Box::new(|_| Ok(())),
-            login: Credentials::default(),
-            credentials: None,
+            credentials: Credentials::default(),
+            credentials_provider: None,
             event_handler: None,
             resolver: Box::new(resolver::system),
             rng_seed: None,
@@ -268,7 +268,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to the users in the URLs.
     #[must_use]
     pub fn user(mut self, user: impl Into<String>) -> Self {
-        self.login.user = Some(user.into());
+        self.credentials.user = Some(user.into());
         self
     }
 
@@ -277,7 +277,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to the passwords in the URLs.
     #[must_use]
     pub fn password(mut self, password: impl Into<String>) -> Self {
-        self.login.password = Some(password.into());
+        self.credentials.password = Some(password.into());
         self
     }
 
@@ -310,7 +310,7 @@ impl<C> PeerManagerBuilder<C> {
         mut self,
         credentials: impl Fn(&str) -> Result<Credentials, E> + Send + Sync + 'static,
     ) -> Self {
-        self.credentials = Some(Box::new(move |peer| credentials(peer).map_err(Into::into)));
+        self.credentials_provider = Some(Box::new(move |peer| credentials(peer).map_err(Into::into)));
         self
     }
 
@@ -644,7 +644,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Every setting that can be given as text, secrets included.
     pub(crate) fn given(&self) -> String {
         let Self { weights, tiers, settings, asked, balance, rng_seed, mistake, .. } = self;
-        let Credentials { user, password } = &self.login;
+        let Credentials { user, password } = &self.credentials;
         let weights_and_tiers: Vec<_> =
             self.peers.iter().map(|peer| (peer.weight, peer.tier)).collect();
         format!(
@@ -681,7 +681,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
             balance,
             health_check,
             on_connect,
-            login,
+            credentials,
             ..
         } = self;
         if let Some(mistake) = self.mistake {
@@ -699,8 +699,8 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         let settings = if self.unchecked { settings.without_checks() } else { settings };
         let validator = PeerValidator {
             dialect: Dialect::for_connection::<C>(),
-            login,
-            credentials_at_login: self.credentials.is_some(),
+            credentials,
+            credentials_at_login: self.credentials_provider.is_some(),
             connect_timeout: settings.connect_timeout,
             resolve_hosts: settings.resolve_interval.is_some(),
         };
@@ -722,7 +722,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
             None => SmallRng::try_from_rng(&mut SysRng)
                 .map_err(|error| Kind::System(io::Error::other(error)))?,
         };
-        let hooks = Arc::new(Hooks { health_check, on_connect, credentials: self.credentials });
+        let hooks = Arc::new(Hooks { health_check, on_connect, credentials_provider: self.credentials_provider });
         // A generator of its own: the random choices of the set and of the exchange stay independent.
         let exchange = Exchange::new(settings.strategy, rng.fork());
         let (stop, stopped) = bounded(0);

@@ -73,7 +73,7 @@
 //! | `pools[].peers[].id` | A number that distinguishes the peer from others of the same name in this process. |
 //! | `….name` | The name of the peer. |
 //! | `….state` | `up`, `down`, `draining` or `drained`. |
-//! | `….is_available` | Whether the peer takes new work: it is up, in service, and its weight is above 0. |
+//! | `….is_available` | Whether the peer gets new work: it is up, in service, and its weight is above 0. |
 //! | `….since`, `….for_seconds` | When the state began, and for how long it has lasted. |
 //! | `….reason` | Why the peer is down, or why the last check failed: the client library's message. |
 //! | `….fault` | The kind of that error: `peer_down`, `peer_not_ready`, `peer_full`, `wrong_role`, `misconfigured`, `connection_lost`, `retryable` or `query`. |

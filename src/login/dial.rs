@@ -160,7 +160,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
     );
 }
 
-/// Performs a health check: logs in to the peer, and tests whether it takes work.
+/// Performs a health check: logs in to the peer, and tests whether it accepts work.
 pub(crate) fn check<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
     hooks: &Arc<Hooks<C>>,

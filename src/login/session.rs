@@ -29,7 +29,7 @@ pub(crate) struct Hooks<C> {
     pub(crate) health_check: Box<OnConnect<C>>,
     pub(crate) on_connect: Box<OnConnect<C>>,
     /// Provides the credentials that replace those in the URL.
-    pub(crate) credentials: Option<Box<CredentialsProvider>>,
+    pub(crate) credentials_provider: Option<Box<CredentialsProvider>>,
 }
 
 /// The parameters of one login.
@@ -115,11 +115,11 @@ impl<C: R2D2Connection + 'static> Login<C> {
 
     /// Returns the peer's URL, with the credentials that the application provides for this login.
     fn url(&self) -> Result<Arc<PeerUrl>, LoginFailure> {
-        let Some(credentials) = &self.hooks.credentials else {
+        let Some(provide) = &self.hooks.credentials_provider else {
             return Ok(self.url.clone());
         };
         let name = self.set.read(|peers| peers[self.peer].name.clone());
-        let get = || credentials(&name).map_err(|error| format!("no credentials: {error}"));
+        let get = || provide(&name).map_err(|error| format!("no credentials: {error}"));
         // An application that cannot provide credentials says nothing about the peer.
         let not_attempted =
             |failure: LoginFailure| LoginFailure::NotAttempted(failure.to_string().into());

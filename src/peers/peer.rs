@@ -170,13 +170,12 @@ impl Peer {
         matches!(self.health, Health::Up { .. })
     }
 
-    /// Whether an operator lets the peer serve.
+    /// Whether the peer is in service: neither draining nor drained nor removed.
     pub(crate) fn is_in_service(&self) -> bool {
         self.admin_state == AdminState::Ready
     }
 
-    /// Whether the peer is up and in service, so that it may get new work.
-    pub(crate) fn serves(&self) -> bool {
+    pub(crate) fn is_up_and_in_service(&self) -> bool {
         self.is_up() && self.is_in_service()
     }
 
@@ -465,7 +464,7 @@ impl Peer {
         self.mark_down(began, now, Refusal::new(Fault::PeerDown, STALLED_REASON), check_times)
     }
 
-    /// Marks the peer down because it has refused a query as it takes no work.
+    /// Marks the peer down because it refused a query: it accepts no work at the moment.
     ///
     /// One refusal is enough: refusing costs the server next to nothing, so the peer would soon
     /// attract all the work. A check follows at once and decides. If the peer is already down,

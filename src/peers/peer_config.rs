@@ -75,7 +75,7 @@ impl fmt::Debug for PeerConfig {
 pub(crate) struct PeerValidator {
     pub(crate) dialect: Dialect,
     /// The user and the password for every peer. They take precedence over those in its URL.
-    pub(crate) login: Credentials,
+    pub(crate) credentials: Credentials,
     /// Whether the credentials are requested from the application for each login.
     pub(crate) credentials_at_login: bool,
     pub(crate) connect_timeout: Duration,
@@ -93,7 +93,7 @@ impl PeerValidator {
         // ago, and an operator who gives another password in a URL expects that one to be used. So
         // a conflict is an error.
         for PeerConfig { name, url, .. } in peers {
-            if let Some(setting) = PeerUrl::new(url.clone()).conflict_with(&self.login) {
+            if let Some(setting) = PeerUrl::new(url.clone()).conflict_with(&self.credentials) {
                 return Err(PeersError::Overruled { name: name.clone(), setting });
             }
         }
@@ -131,8 +131,8 @@ impl PeerValidator {
     fn login_url(&self, url: String) -> Result<PeerUrl, Flaw> {
         let mut url = PeerUrl::new(url);
         url.check(self.dialect)?;
-        if self.login != Credentials::default() {
-            url = url.with_credentials(&self.login)?;
+        if self.credentials != Credentials::default() {
+            url = url.with_credentials(&self.credentials)?;
         }
         if self.credentials_at_login {
             url.with_credentials(&Credentials::new("", ""))?;
@@ -170,7 +170,7 @@ impl Default for PeerValidator {
     fn default() -> Self {
         Self {
             dialect: Dialect::Other,
-            login: Credentials::default(),
+            credentials: Credentials::default(),
             credentials_at_login: false,
             connect_timeout: Duration::from_secs(5),
             resolve_hosts: false,

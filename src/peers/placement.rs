@@ -33,7 +33,7 @@ pub(crate) fn shares(peers: &[Peer], strategy: Strategy) -> impl Fn(&Peer) -> u3
     move |peer| if is_available(peer, serving_tier) { peer.weight } else { 0 }
 }
 
-/// Returns the only tier that takes work at the moment, or `None` if the strategy ignores tiers.
+/// Returns the only tier that gets new work at the moment. `None` if the strategy ignores tiers.
 fn serving_tier<'a>(peers: impl Iterator<Item = &'a Peer>, strategy: Strategy) -> Option<u32> {
     match strategy {
         Strategy::Ordered => {
@@ -43,9 +43,9 @@ fn serving_tier<'a>(peers: impl Iterator<Item = &'a Peer>, strategy: Strategy) -
     }
 }
 
-/// Whether a peer takes new work, within the serving tier if there is one.
+/// Whether a peer gets new work, within the serving tier if there is one.
 fn is_available(peer: &Peer, serving_tier: Option<u32>) -> bool {
-    peer.serves() && peer.weight > 0 && serving_tier.is_none_or(|tier| peer.tier == tier)
+    peer.is_up_and_in_service() && peer.weight > 0 && serving_tier.is_none_or(|tier| peer.tier == tier)
 }
 
 /// Whether no peer is available for new work.
@@ -119,7 +119,7 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
     let (index, fullest) = peers
         .iter()
         .enumerate()
-        .filter(|(_, peer)| peer.serves() && peer.counts.links > 0)
+        .filter(|(_, peer)| peer.is_up_and_in_service() && peer.counts.links > 0)
         .map(|(index, peer)| (index, (peer.counts.links, share(peer))))
         .max_by(|(_, one), (_, other)| ratio_cmp(*one, *other))?;
     ratio_cmp(fullest, lacking).is_gt().then_some(index)

@@ -327,8 +327,8 @@ impl PeerSet {
         peers.iter().map(standing).collect()
     }
 
-    /// Whether the links to this peer must not be used again.
-    pub(crate) fn is_retired(&self, peer: usize) -> bool {
+    /// Whether the links to this peer must be closed instead of used again.
+    pub(crate) fn must_close_links(&self, peer: usize) -> bool {
         let peers = &self.lock().peers;
         !peers[peer].is_in_service() || !peers[peer].is_up() && !no_peer_available(peers)
     }
@@ -481,15 +481,15 @@ pub(crate) mod tests {
     #[test]
     fn links_are_retired_when_their_peer_is_down_unless_every_peer_is_down() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
-        assert!(!set.is_retired(0), "links of a peer that is up stay");
+        assert!(!set.must_close_links(0), "links of a peer that is up stay");
         take_down(&set, 0, now);
         assert!(
-            set.is_retired(0),
+            set.must_close_links(0),
             "links of a peer that is down are retired while another peer is up"
         );
-        assert!(!set.is_retired(1), "links of the peer that is up stay");
+        assert!(!set.must_close_links(1), "links of the peer that is up stay");
         take_down(&set, 1, now);
-        assert!(!set.is_retired(0), "no link is retired while no peer is up");
+        assert!(!set.must_close_links(0), "no link is retired while no peer is up");
     }
 
     #[test]

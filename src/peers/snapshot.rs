@@ -58,7 +58,7 @@ impl Snapshot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PeerState {
-    /// The peer is up and takes new work. A peer that has not been checked yet counts as up.
+    /// The peer is up and gets new work. A peer that has not been checked yet counts as up.
     Up,
     /// The peer failed and is marked down. It gets no new work until a check succeeds.
     Down,

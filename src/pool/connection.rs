@@ -149,7 +149,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 link.guard.set_in_use(false);
                 return false;
             }
-            // While no peer takes work, no connection could be opened in its place.
+            // While no peer is available, no connection could be opened in its place.
             if link.is_too_old(now) && !link.guard.set().no_peer_available() {
                 link.guard.retire(CloseReason::TooOld);
                 return true;
@@ -176,7 +176,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 let guard = &mut self.link_mut().guard;
                 guard.set_in_use(false);
                 let (set, peer) = (guard.set(), guard.peer());
-                let must_close = set.is_retired(peer)
+                let must_close = set.must_close_links(peer)
                     || set.take_surplus(|surplus| surplus == peer, now).is_some();
                 if must_close {
                     guard.retire(CloseReason::Rebalanced);
@@ -197,7 +197,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
         &mut self,
         validation: &mut Validation<impl Fn() -> Instant>,
     ) -> Result<(), Error> {
-        if self.links.set.is_retired(self.link().guard.peer()) {
+        if self.links.set.must_close_links(self.link().guard.peer()) {
             return Err(discarded(&format!("peer {} is down", self.peer())));
         }
         let link = self.link_mut();

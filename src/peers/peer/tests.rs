@@ -367,7 +367,7 @@ fn administrative_state_is_independent_of_health() {
     assert_eq!(scenario.peer.drain(false, now), Some(EventKind::Draining));
     assert_eq!(scenario.peer.drain(false, now), None, "a second drain changes nothing");
     assert!(
-        scenario.peer.is_up() && !scenario.peer.serves(),
+        scenario.peer.is_up() && !scenario.peer.is_up_and_in_service(),
         "a draining peer is up but gets no work"
     );
     assert!(
@@ -395,10 +395,10 @@ fn administrative_state_is_independent_of_health() {
     );
     scenario.check_begins(30_003);
     assert!(scenario.check_ends(30_003, 30_004, Ok(())), "a check marks a drained peer up");
-    assert!(!scenario.peer.serves(), "a check does not put a peer back into service");
+    assert!(!scenario.peer.is_up_and_in_service(), "a check does not put a peer back into service");
     let resumed = scenario.at(30_010);
     assert_eq!(scenario.peer.resume(resumed), Some(EventKind::Resumed));
-    assert!(scenario.peer.serves(), "an operator puts a peer back into service");
+    assert!(scenario.peer.is_up_and_in_service(), "an operator puts a peer back into service");
     assert_eq!(
         scenario.peer.earliest_check(false),
         Some(resumed),
