@@ -9,7 +9,7 @@ use crate::fault::{Fault, Refusal};
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
 use crate::peers::event_log::NewEvent;
-use crate::peers::stall::StallRound;
+use crate::peers::stall::StallSeries;
 use crate::settings::CheckTimes;
 use crate::url::PeerUrl;
 
@@ -93,7 +93,7 @@ pub(crate) struct Peer {
     last_answered: Option<Instant>,
     checks: Checks,
     /// The series of checks that finds out whether the peer has stalled.
-    pub(crate) stall_round: Option<StallRound>,
+    pub(crate) stall_series: Option<StallSeries>,
     /// The moving average of the login time.
     usual_login: Option<Duration>,
     pub(crate) counts: Counts,
@@ -159,7 +159,7 @@ impl Peer {
             marked_for_refused_query: None,
             last_answered: None,
             checks: Checks::default(),
-            stall_round: None,
+            stall_series: None,
             usual_login: None,
             counts: Counts::default(),
             activity: Arc::default(),
@@ -429,9 +429,9 @@ impl Peer {
                 self.record_unanswered((began, now), reason, check_times)
             }
             LoginOutcome::Unanswered(_) => {
-                if let Some(round) = self.stall_round.as_mut().filter(|round| round.began <= began)
+                if let Some(series) = self.stall_series.as_mut().filter(|series| series.began <= began)
                 {
-                    round.unanswered += 1;
+                    series.unanswered += 1;
                 }
                 None
             }
@@ -460,7 +460,7 @@ impl Peer {
         now: Instant,
         check_times: CheckTimes,
     ) -> Option<EventKind> {
-        self.stall_round = None;
+        self.stall_series = None;
         self.mark_down(began, now, Refusal::new(Fault::PeerDown, STALLED_REASON), check_times)
     }
 

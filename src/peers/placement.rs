@@ -12,14 +12,14 @@ use crate::peers::activity::Activity;
 use crate::peers::peer::Peer;
 use crate::policy::{AllDown, Strategy};
 
-/// What the exchange needs to know about a peer to place and use its links.
+/// The view of a peer that the exchange of links needs: whether its links may be used, and its share.
 #[derive(Debug, Clone)]
-pub(crate) struct Standing {
+pub(crate) struct PeerView {
     /// The activity of the peer. It also identifies the peer, because a new peer may have got the
     /// index of a removed one.
     pub(crate) activity: Arc<Activity>,
     /// Whether the links of the peer may be used.
-    pub(crate) usable: bool,
+    pub(crate) is_usable: bool,
     /// The peer's share of the work; 0 while it gets none.
     pub(crate) share: u32,
     /// The tier. When no peer has a share, the lowest tier comes first.

@@ -9,7 +9,7 @@ use crate::peers::admin_state::AdminState;
 use crate::peers::event_log::NewEvent;
 use crate::peers::peer::{CheckKind, Peer};
 use crate::peers::placement::no_peer_available;
-use crate::peers::stall::{Signs, StallRound, Verdict, classify};
+use crate::peers::stall::{Observations, StallSeries, Verdict, detect_stall};
 use crate::policy::Recovery;
 use crate::settings::{CheckTimes, Settings};
 use crate::url::PeerUrl;
@@ -26,9 +26,10 @@ pub(crate) struct HealthCheck {
     pub(crate) timeout: Duration,
 }
 
-/// The work that a pass of the checker has produced, to be done outside the lock of the peers.
+/// The results of a pass over the peers: events to publish, and work to do without the lock of the
+/// peers.
 #[derive(Debug, Default)]
-pub(crate) struct Work {
+pub(crate) struct PassResults {
     pub(crate) checks: Vec<HealthCheck>,
     /// Events to publish.
     pub(crate) events: Vec<NewEvent>,
@@ -44,7 +45,7 @@ pub(crate) struct StalledPeer {
     pub(crate) was_up: bool,
 }
 
-impl Work {
+impl PassResults {
     fn check(
         &mut self,
         index: usize,
@@ -70,7 +71,7 @@ pub(crate) fn begin_checks(
     settings: &Settings,
     mut check_times: impl FnMut() -> CheckTimes,
     now: Instant,
-    work: &mut Work,
+    results: &mut PassResults,
 ) -> Option<Instant> {
     let all_down = no_peer_available(peers);
     let mut next: Option<Instant> = None;
@@ -81,12 +82,12 @@ pub(crate) fn begin_checks(
             && !peer.is_removed();
         if may_clear && peer.next_check <= now {
             let up = peer.clear_mark(now, check_times());
-            work.events.extend(up.map(|up| peer.new_event(up)));
+            results.events.extend(up.map(|up| peer.new_event(up)));
         }
         if peer.earliest_check(all_down).is_some_and(|at| at <= now) {
             let timeout =
                 if all_down { short_timeout(peer, settings) } else { settings.connect_timeout };
-            work.check(index, peer, CheckKind::Regular, timeout, now);
+            results.check(index, peer, CheckKind::Regular, timeout, now);
         }
         // A mark that expires without a check is cleared even while a check is running.
         let is_marked = may_clear && !peer.is_up();
@@ -103,7 +104,7 @@ pub(crate) fn find_stalls(
     settings: &Settings,
     mut check_times: impl FnMut() -> CheckTimes,
     now: Instant,
-    work: &mut Work,
+    results: &mut PassResults,
 ) -> bool {
     let mut is_any_running = false;
     for peer in &*peers {
@@ -119,43 +120,43 @@ pub(crate) fn find_stalls(
     let others_answered = |index: usize| {
         newest.filter(|(_, at)| *at != index).or(second_newest).map(|(answered, _)| answered)
     };
-    let signs: Vec<Signs> = peers
+    let all_observations: Vec<Observations> = peers
         .iter()
         .enumerate()
-        .map(|(index, peer)| Signs {
+        .map(|(index, peer)| Observations {
             oldest_query: peer.oldest_query(),
             answered: peer.last_answer(),
             others_answered: others_answered(index),
         })
         .collect();
     let mut others_are_needed = false;
-    for (index, (peer, signs)) in peers.iter_mut().zip(&signs).enumerate() {
-        match classify(peer.stall_round, *signs, stall_after, now) {
-            Verdict::Works | Verdict::Inconclusive => peer.stall_round = None,
+    for (index, (peer, observations)) in peers.iter_mut().zip(&all_observations).enumerate() {
+        match detect_stall(peer.stall_series, *observations, stall_after, now) {
+            Verdict::Works | Verdict::Inconclusive => peer.stall_series = None,
             Verdict::Suspect => {
-                let round =
-                    *peer.stall_round.get_or_insert(StallRound { began: now, unanswered: 0 });
-                work.check(index, peer, CheckKind::Stall, short_timeout(peer, settings), now);
+                let series =
+                    *peer.stall_series.get_or_insert(StallSeries { began: now, unanswered: 0 });
+                results.check(index, peer, CheckKind::Stall, short_timeout(peer, settings), now);
                 // Usually the peer itself answers the first check. Then no other peer has to be
                 // checked.
-                let no_other_answered = signs.others_answered.is_none_or(|at| at < round.began);
-                others_are_needed |= no_other_answered && round.unanswered > 0;
+                let no_other_answered = observations.others_answered.is_none_or(|at| at < series.began);
+                others_are_needed |= no_other_answered && series.unanswered > 0;
             }
             Verdict::Stalled => {
-                let began = peer.stall_round.take().map_or(now, |round| round.began);
+                let began = peer.stall_series.take().map_or(now, |series| series.began);
                 let was_up = peer.is_up();
                 let down = peer.mark_stalled(began, now, check_times());
-                work.events.extend(down.map(|down| peer.new_event(down)));
+                results.events.extend(down.map(|down| peer.new_event(down)));
                 let long_ago = now.checked_sub(stall_after).unwrap_or(now);
                 let links = peer.activity.running_since(long_ago);
-                work.stalled.push(StalledPeer { peer: index, links, was_up });
+                results.stalled.push(StalledPeer { peer: index, links, was_up });
             }
         }
     }
     if others_are_needed {
         // Checks the peer that answered last and, as that peer may have stalled as well, the others
         // in turn.
-        let is_usable = |peer: &Peer| peer.stall_round.is_none() && !peer.is_removed();
+        let is_usable = |peer: &Peer| peer.stall_series.is_none() && !peer.is_removed();
         let others = || peers.iter().enumerate().filter(|(_, peer)| is_usable(peer));
         let most_recent =
             others().max_by_key(|(_, peer)| peer.last_answer()).map(|(index, _)| index);
@@ -165,18 +166,18 @@ pub(crate) fn find_stalls(
             .map(|(index, _)| index);
         for index in [most_recent, next].into_iter().flatten() {
             let peer = &mut peers[index];
-            work.check(index, peer, CheckKind::Stall, short_timeout(peer, settings), now);
+            results.check(index, peer, CheckKind::Stall, short_timeout(peer, settings), now);
         }
     }
     is_any_running
 }
 
 /// Ends the draining of peers without sessions. Returns whether any peer is still draining.
-pub(crate) fn finish_draining(peers: &mut [Peer], now: Instant, work: &mut Work) -> bool {
+pub(crate) fn finish_draining(peers: &mut [Peer], now: Instant, results: &mut PassResults) -> bool {
     let mut is_any_draining = false;
     for peer in peers {
         let happened = peer.end_draining(now).into_iter().flatten().flatten();
-        work.events.extend(happened.map(|kind| peer.new_event(kind)));
+        results.events.extend(happened.map(|kind| peer.new_event(kind)));
         is_any_draining |= matches!(peer.admin_state, AdminState::Draining { .. });
     }
     is_any_draining
@@ -243,13 +244,13 @@ mod tests {
         /// Runs the checker's scan. Returns the checked peers, the number of peers that go down,
         /// and the number of aborted links.
         fn scan(&mut self) -> (Vec<usize>, usize, usize) {
-            let mut work = Work::default();
+            let mut results = PassResults::default();
             let check_times = CheckTimes { regular: self.now, all_down: self.now };
-            find_stalls(&mut self.peers, &settings(), || check_times, self.now, &mut work);
-            let mut checked: Vec<usize> = work.checks.iter().map(|check| check.peer).collect();
+            find_stalls(&mut self.peers, &settings(), || check_times, self.now, &mut results);
+            let mut checked: Vec<usize> = results.checks.iter().map(|check| check.peer).collect();
             checked.sort_unstable();
-            let stalled = work.stalled.iter().map(|stalled| stalled.links.len()).sum();
-            (checked, work.events.len(), stalled)
+            let stalled = results.stalled.iter().map(|stalled| stalled.links.len()).sum();
+            (checked, results.events.len(), stalled)
         }
 
         /// Ends a check. A check without an answer has used its whole timeout.

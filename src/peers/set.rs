@@ -20,9 +20,9 @@ use crate::peers::deadline::{CancelReason, Deadlines, Ticket};
 use crate::peers::event_log::{EventLog, NewEvent};
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
-use crate::peers::placement::{Standing, no_peer_available, pick, shares, surplus};
+use crate::peers::placement::{PeerView, no_peer_available, pick, shares, surplus};
 use crate::peers::resolved_host::ResolvedHost;
-use crate::peers::schedule::{self, HealthCheck, StalledPeer, Work};
+use crate::peers::schedule::{self, HealthCheck, StalledPeer, PassResults};
 use crate::settings::{CheckTimes, Settings};
 use crate::url::PeerUrl;
 
@@ -311,20 +311,20 @@ impl PeerSet {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Returns the standing of each peer. The links of a peer that is down or out of service must
-    /// not be used again. But while no peer is available, the links of a peer that is down stay
-    /// usable: a link that still works is better than none.
-    pub(crate) fn standings(&self) -> Vec<Standing> {
+    /// Returns the view of each peer for the exchange. The links of a peer that is down or out of
+    /// service must not be used again. But while no peer is available, the links of a peer that is
+    /// down stay usable: a link that still works is better than none.
+    pub(crate) fn peer_views(&self) -> Vec<PeerView> {
         let peers = &self.lock().peers;
         let share = shares(peers, self.settings.strategy);
-        let none_available = no_peer_available(peers);
-        let standing = |peer: &Peer| Standing {
+        let all_down = no_peer_available(peers);
+        let view = |peer: &Peer| PeerView {
             activity: peer.activity.clone(),
-            usable: peer.is_in_service() && (peer.is_up() || none_available),
-            share: if none_available && peer.is_in_service() { peer.weight } else { share(peer) },
+            is_usable: peer.is_in_service() && (peer.is_up() || all_down),
+            share: if all_down && peer.is_in_service() { peer.weight } else { share(peer) },
             tier: peer.tier,
         };
-        peers.iter().map(standing).collect()
+        peers.iter().map(view).collect()
     }
 
     /// Whether the links to this peer must be closed instead of used again.
@@ -363,20 +363,20 @@ impl PeerSet {
         for cancel in overdue {
             let _ = catch_panic(|| cancel(CancelReason::Deadline(now)));
         }
-        let mut work = Work::default();
+        let mut results = PassResults::default();
         let next = {
             let Inner { peers, rng, next_query_scan, .. } = &mut *self.lock();
             let mut check_times = || self.settings.check_times(now, rng);
             let next_check =
-                schedule::begin_checks(peers, &self.settings, &mut check_times, now, &mut work);
-            self.scan_queries(peers, next_query_scan, &mut check_times, now, &mut work);
-            let next_drained = schedule::finish_draining(peers, now, &mut work)
+                schedule::begin_checks(peers, &self.settings, &mut check_times, now, &mut results);
+            self.scan_queries(peers, next_query_scan, &mut check_times, now, &mut results);
+            let next_drained = schedule::finish_draining(peers, now, &mut results)
                 .then_some(now + DRAIN_POLL_INTERVAL);
-            self.publish(peers, work.events);
+            self.publish(peers, results.events);
             [next_check, *next_query_scan, next_drained, next_deadline].into_iter().flatten().min()
         };
         self.event_log.write_log();
-        for StalledPeer { peer, links, was_up } in work.stalled {
+        for StalledPeer { peer, links, was_up } in results.stalled {
             let hung = links.len();
             let aborted = links.iter().filter(|link| link.shut_down()).count();
             self.read(|peers| peers[peer].activity.counters.queries_aborted.add(aborted as u64));
@@ -385,7 +385,7 @@ impl PeerSet {
                 self.record(peer, EventKind::QueriesAborted { hung, aborted });
             }
         }
-        (work.checks, next)
+        (results.checks, next)
     }
 
     /// Scans the running queries, if the time of the next scan has come.
@@ -395,13 +395,13 @@ impl PeerSet {
         next_query_scan: &mut Option<Instant>,
         check_times: impl FnMut() -> CheckTimes,
         now: Instant,
-        work: &mut Work,
+        results: &mut PassResults,
     ) {
         if next_query_scan.is_some_and(|at| at <= now) {
             // A query that begins now requests another scan, or is found by this scan or the next
             // one.
             let is_requested = self.scans_queries.swap(false, Ordering::Relaxed);
-            let is_any_running = schedule::find_stalls(peers, &self.settings, check_times, now, work);
+            let is_any_running = schedule::find_stalls(peers, &self.settings, check_times, now, results);
             self.scans_queries.fetch_or(is_any_running, Ordering::Relaxed);
             *next_query_scan =
                 (is_requested || is_any_running).then_some(now + QUERY_SCAN_INTERVAL);

@@ -46,9 +46,9 @@ pub(crate) struct Links<C> {
 }
 
 impl<C> Links<C> {
-    /// Returns the exchange, after an update with the peers' current standings.
+    /// Returns the exchange, after an update with the current views of the peers.
     pub(crate) fn exchange(&self) -> &Exchange<Box<Link<C>>> {
-        self.exchange.update_standings(self.set.epoch(), || self.set.standings());
+        self.exchange.update_peers(self.set.epoch(), || self.set.peer_views());
         &self.exchange
     }
 }
