@@ -110,14 +110,14 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The reason of a failed login: its classification, and a text without secrets.
+/// The cause of a failed login, or of a mark: its classification, and a text without secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Refusal {
+pub(crate) struct FailureCause {
     pub(crate) fault: Fault,
     pub(crate) reason: Arc<str>,
 }
 
-impl Refusal {
+impl FailureCause {
     pub(crate) fn new(fault: Fault, reason: impl Into<Arc<str>>) -> Self {
         Self { fault, reason: reason.into() }
     }

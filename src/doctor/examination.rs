@@ -14,7 +14,7 @@ use super::{Report, sqlite_file};
 use crate::builder::PeerManagerBuilder;
 use crate::dialect::Dialect;
 use crate::error::BuildError;
-use crate::fault::{Fault, Refusal};
+use crate::fault::{Fault, FailureCause};
 use crate::login::bounded::{self, LoginFailure, LoginProgress, LoginTimeout};
 use crate::login::session::{Hooks, Inspection, Login};
 use crate::panics::catch_panic;
@@ -175,6 +175,6 @@ fn missing_file<C: 'static>(name: &str, url: &PeerUrl) -> Option<Finding> {
     }
     let reason = "the file does not exist, and the pool would create an empty database; to prevent \
                   that, use `file:PATH?mode=rw`";
-    let refusal = Refusal::new(Fault::Misconfigured, reason);
-    Some(PeerProgress::default().take_finding(name.to_owned(), Err(LoginFailure::Refused(refusal))))
+    let cause = FailureCause::new(Fault::Misconfigured, reason);
+    Some(PeerProgress::default().take_finding(name.to_owned(), Err(LoginFailure::Refused(cause))))
 }

@@ -71,7 +71,7 @@ pub enum Condition {
 }
 
 impl Condition {
-    /// Converts the fault of a refusal. After the login a peer counts as reachable.
+    /// Converts the fault of a failure. After the login a peer counts as reachable.
     pub(super) fn from_fault(fault: Fault, is_logged_in: bool) -> Self {
         match fault {
             Fault::PeerNotReady => Self::NotReady,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::fact::{Aspect, FactValue};
 use super::finding::{Condition, Finding};
-use crate::fault::Refusal;
+use crate::fault::FailureCause;
 use crate::login::bounded::LoginFailure;
 use crate::panics::lock;
 
@@ -59,7 +59,7 @@ impl PeerProgress {
         let Collected { login, round_trip, unfit, facts, step } = mem::take(&mut *lock(&self.0));
         let is_logged_in = login.is_some();
         let failure = match (unfit, outcome) {
-            // The refusal came first, so a later timeout does not matter.
+            // That failure came first, so a later timeout does not matter.
             (Some(unfit), _) => Some(unfit),
             // All steps are complete: closing the connection has timed out.
             (None, Err(LoginFailure::Unanswered(_))) if is_logged_in && step.is_none() => None,
@@ -74,7 +74,7 @@ impl PeerProgress {
         };
         let (condition, fault) = match &failure {
             None => (Condition::Ready, None),
-            Some(LoginFailure::Refused(Refusal { fault, .. })) => {
+            Some(LoginFailure::Refused(FailureCause { fault, .. })) => {
                 (Condition::from_fault(*fault, is_logged_in), Some(*fault))
             }
             Some(LoginFailure::Unanswered(_)) => (Condition::Unresponsive, None),

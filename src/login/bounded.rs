@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::fault::{Fault, Refusal, is_timeout};
+use crate::fault::{Fault, FailureCause, is_timeout};
 use crate::login::socket::{self, Socket, Sockets, Thread};
 use crate::panics::{Panicked, catch_panic, lock};
 use crate::peers::deadline::CancelReason;
@@ -33,7 +33,7 @@ const CHECK_AGAIN: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) enum LoginFailure {
     /// The peer, or its host, refused the login.
-    Refused(Refusal),
+    Refused(FailureCause),
     /// The peer did not answer before our timeout or the client library's own.
     Unanswered(Arc<str>),
     /// This process is the cause: it sent no login, or it did not come to read the answer.
@@ -42,11 +42,11 @@ pub(crate) enum LoginFailure {
 
 impl LoginFailure {
     /// Classifies a failure that the client library reports.
-    pub(crate) fn from_refusal(refusal: Refusal) -> Self {
-        if is_timeout(&refusal.reason) {
-            Self::Unanswered(refusal.reason)
+    pub(crate) fn from_cause(cause: FailureCause) -> Self {
+        if is_timeout(&cause.reason) {
+            Self::Unanswered(cause.reason)
         } else {
-            Self::Refused(refusal)
+            Self::Refused(cause)
         }
     }
 
@@ -58,7 +58,7 @@ impl LoginFailure {
 impl fmt::Display for LoginFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused(Refusal { reason, .. })
+            Self::Refused(FailureCause { reason, .. })
             | Self::Unanswered(reason)
             | Self::NotAttempted(reason) => f.write_str(reason),
         }
@@ -198,7 +198,7 @@ pub(crate) fn start<T: Send + 'static>(
         let outcome = catch_panic(|| work(&worker.progress));
         let panicked = |_| {
             let reason = format!("the login was aborted: {Panicked}");
-            Err(LoginFailure::Refused(Refusal::new(Fault::PeerDown, reason)))
+            Err(LoginFailure::Refused(FailureCause::new(Fault::PeerDown, reason)))
         };
         worker.end(outcome.unwrap_or_else(panicked));
         worker.set.deadlines().end(ticket);

@@ -203,7 +203,7 @@ impl LoginOutcome {
     /// Returns the fault of the peer that the answer shows, if any.
     fn fault(&self) -> Option<Fault> {
         match self {
-            Self::Refused(refusal) => Some(refusal.fault),
+            Self::Refused(cause) => Some(cause.fault),
             Self::Unanswered(_) => Some(Fault::PeerDown),
             Self::Succeeded | Self::NotAttempted => None,
         }
@@ -211,7 +211,7 @@ impl LoginOutcome {
 
     fn from_failure(failure: LoginFailure) -> Self {
         match failure {
-            LoginFailure::Refused(refusal) => Self::Refused(refusal),
+            LoginFailure::Refused(cause) => Self::Refused(cause),
             LoginFailure::Unanswered(reason) => Self::Unanswered(reason),
             // The cause is this process, not the peer.
             LoginFailure::NotAttempted(_) => Self::NotAttempted,
@@ -255,8 +255,8 @@ fn summary(peers: &[Peer], attempts: &Attempts, now: Instant) -> String {
             (None, _) if !peer.is_in_service() => {
                 format!("{name}: skipped, not in service (draining or drained)")
             }
-            (None, Health::Down { refusal, .. }) => {
-                format!("{name}: skipped, marked down ({}), {next}", refusal.reason)
+            (None, Health::Down { cause, .. }) => {
+                format!("{name}: skipped, marked down ({}), {next}", cause.reason)
             }
             (None, Health::Up { .. }) if peer.weight == 0 => {
                 format!("{name}: skipped, its weight is 0")

@@ -9,7 +9,7 @@ use diesel::result::{Error, QueryResult};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt};
 
-use crate::fault::{Fault, Refusal};
+use crate::fault::{Fault, FailureCause};
 use crate::login::bounded::{LoginFailure, LoginProgress};
 use crate::login::observer::{LinkMonitor, Observer};
 use crate::login::readiness::{self, NotReady};
@@ -223,5 +223,5 @@ fn run_redacted<T, E: fmt::Display>(
     let text = url.redact(&text);
     // On one line, because libpq's messages have several lines.
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    Err(LoginFailure::from_refusal(Refusal::new(fault, lines.join(", "))))
+    Err(LoginFailure::from_cause(FailureCause::new(fault, lines.join(", "))))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::event::EventKind;
-use crate::fault::{Fault, Refusal};
+use crate::fault::{Fault, FailureCause};
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
 use crate::peers::event_log::NewEvent;
@@ -56,7 +56,7 @@ pub(crate) enum LoginOutcome {
     /// The peer accepted the login and passed the tests of a check.
     Succeeded,
     /// The peer refused the login or failed a test.
-    Refused(Refusal),
+    Refused(FailureCause),
     /// The peer did not answer in time.
     Unanswered(Arc<str>),
     /// No request reached the peer, because of this process.
@@ -118,7 +118,7 @@ struct Checks {
 #[derive(Debug, Clone)]
 pub(crate) enum Health {
     Up { since: Instant },
-    Down { since: Instant, refusal: Refusal },
+    Down { since: Instant, cause: FailureCause },
 }
 
 /// The current number of logins and links of a peer.
@@ -255,7 +255,7 @@ impl Peer {
         check_times: CheckTimes,
     ) -> Option<EventKind> {
         match outcome {
-            LoginOutcome::Refused(refusal) => self.record_refused((began, now), refusal, check_times),
+            LoginOutcome::Refused(cause) => self.record_refused((began, now), cause, check_times),
             LoginOutcome::Unanswered(reason) => self.record_unanswered((began, now), reason, check_times),
             LoginOutcome::Succeeded | LoginOutcome::NotAttempted => None,
         }
@@ -266,29 +266,29 @@ impl Peer {
     fn record_refused(
         &mut self,
         (began, now): (Instant, Instant),
-        refusal: Refusal,
+        cause: FailureCause,
         check_times: CheckTimes,
     ) -> Option<EventKind> {
         self.activity.counters.connect_failures.add_one();
         self.last_answered = self.last_answered.max(Some(began));
-        match refusal.fault {
+        match cause.fault {
             Fault::PeerFull if self.is_up() => {
                 self.next_check = self.next_check.min(now + FULL_RECHECK_DELAY);
                 let was_full = mem::replace(&mut self.is_full, true);
-                (!was_full).then(|| EventKind::Full { reason: refusal.reason.to_string() })
+                (!was_full).then(|| EventKind::Full { reason: cause.reason.to_string() })
             }
             Fault::PeerFull => {
-                let down = self.mark_down(began, now, refusal, check_times);
+                let down = self.mark_down(began, now, cause, check_times);
                 self.next_check = self.next_check.min(now + FULL_RECHECK_DELAY);
                 down
             }
             Fault::Misconfigured => {
-                let down = self.mark_down(began, now, refusal, check_times);
+                let down = self.mark_down(began, now, cause, check_times);
                 self.next_check_all_down =
                     self.next_check_all_down.max(now + MISCONFIGURED_RECHECK_DELAY);
                 down
             }
-            _ => self.mark_down(began, now, refusal, check_times),
+            _ => self.mark_down(began, now, cause, check_times),
         }
     }
 
@@ -300,7 +300,7 @@ impl Peer {
         check_times: CheckTimes,
     ) -> Option<EventKind> {
         self.activity.counters.connect_failures.add_one();
-        self.mark_down(began, now, Refusal::new(Fault::PeerDown, reason), check_times)
+        self.mark_down(began, now, FailureCause::new(Fault::PeerDown, reason), check_times)
     }
 
     /// Records that a login or check that began at `began` succeeded.
@@ -373,7 +373,7 @@ impl Peer {
 
     /// Whether the peer is down because of a refused query alone.
     fn is_down_for_refused_query(&self) -> bool {
-        matches!(&self.health, Health::Down { refusal, .. } if &*refusal.reason == REFUSED_QUERY_REASON)
+        matches!(&self.health, Health::Down { cause, .. } if &*cause.reason == REFUSED_QUERY_REASON)
     }
 
     /// Begins a check of this peer. Returns `false` if a check of this kind is already running.
@@ -420,9 +420,9 @@ impl Peer {
                 self.clear_suspicion(began);
                 self.mark_up(began, now).or(room)
             }
-            LoginOutcome::Refused(refusal) => {
+            LoginOutcome::Refused(cause) => {
                 self.clear_suspicion(began);
-                self.record_refused((began, now), refusal, check_times)
+                self.record_refused((began, now), cause, check_times)
             }
             LoginOutcome::Unanswered(reason) if kind == CheckKind::Regular => {
                 self.clear_suspicion(began);
@@ -461,7 +461,7 @@ impl Peer {
         check_times: CheckTimes,
     ) -> Option<EventKind> {
         self.stall_series = None;
-        self.mark_down(began, now, Refusal::new(Fault::PeerDown, STALLED_REASON), check_times)
+        self.mark_down(began, now, FailureCause::new(Fault::PeerDown, STALLED_REASON), check_times)
     }
 
     /// Marks the peer down because it refused a query: it accepts no work at the moment.
@@ -478,7 +478,7 @@ impl Peer {
             return None;
         }
         let down =
-            self.mark_down(now, now, Refusal::new(Fault::PeerNotReady, REFUSED_QUERY_REASON), check_times)?;
+            self.mark_down(now, now, FailureCause::new(Fault::PeerNotReady, REFUSED_QUERY_REASON), check_times)?;
         self.marked_for_refused_query = Some(now);
         Some(down)
     }
@@ -514,7 +514,7 @@ impl Peer {
         &mut self,
         began: Instant,
         now: Instant,
-        refusal: Refusal,
+        cause: FailureCause,
         check_times: CheckTimes,
     ) -> Option<EventKind> {
         if self.is_outdated(began) {
@@ -522,14 +522,14 @@ impl Peer {
         }
         self.decided_by = Some(began);
         self.is_full = false;
-        let (fault, reason) = (refusal.fault, refusal.reason.to_string());
+        let (fault, reason) = (cause.fault, cause.reason.to_string());
         let is_misconfigured = fault == Fault::Misconfigured;
-        if let Health::Down { refusal: last, .. } = &mut self.health {
-            let was_misconfigured = mem::replace(last, refusal).fault == Fault::Misconfigured;
+        if let Health::Down { cause: last, .. } = &mut self.health {
+            let was_misconfigured = mem::replace(last, cause).fault == Fault::Misconfigured;
             return (is_misconfigured && !was_misconfigured)
                 .then_some(EventKind::Misconfigured { reason });
         }
-        self.health = Health::Down { since: now, refusal };
+        self.health = Health::Down { since: now, cause };
         self.activity.counters.downs.add_one();
         self.next_check = check_times.regular;
         let next_check = check_times.regular.saturating_duration_since(now);

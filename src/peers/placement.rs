@@ -177,7 +177,7 @@ mod tests {
     use rand::rngs::SmallRng;
 
     use super::*;
-    use crate::fault::{Fault, Refusal};
+    use crate::fault::{Fault, FailureCause};
     use crate::peers::peer::LoginOutcome;
     use crate::settings::CheckTimes;
     use crate::url::PeerUrl;
@@ -210,8 +210,8 @@ mod tests {
                 }
                 Down { check_in } => {
                     let next_check = now + Duration::from_secs(check_in);
-                    let refused = Refusal::new(Fault::PeerDown, "refused");
-                    peer.connect_failed((now, now), LoginOutcome::Refused(refused), next_check_at(next_check));
+                    let cause = FailureCause::new(Fault::PeerDown, "refused");
+                    peer.connect_failed((now, now), LoginOutcome::Refused(cause), next_check_at(next_check));
                 }
             }
             peer
@@ -342,8 +342,8 @@ mod tests {
         assert_eq!(shares_of(&peers), [1, 0, 1], "only the lowest tier has a share");
         for index in [0, 2] {
             let now = peers[index].next_check;
-            let refused = Refusal::new(Fault::PeerDown, "refused");
-            peers[index].connect_failed((now, now), LoginOutcome::Refused(refused), next_check_at(now));
+            let cause = FailureCause::new(Fault::PeerDown, "refused");
+            peers[index].connect_failed((now, now), LoginOutcome::Refused(cause), next_check_at(now));
         }
         assert_eq!(
             shares_of(&peers),

@@ -194,7 +194,7 @@ fn short_timeout(peer: &Peer, settings: &Settings) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::{Fault, Refusal};
+    use crate::fault::{Fault, FailureCause};
     #[cfg(all(feature = "socket", target_os = "linux"))]
     use crate::login::socket::Socket;
     use crate::peers::peer::LoginOutcome;
@@ -378,7 +378,7 @@ mod tests {
         scenario.advance_to(2_000);
         assert_eq!(scenario.scan().0, [0], "an old query causes a check of its peer");
         scenario.advance_to(2_050);
-        scenario.check_ends(0, LoginOutcome::Refused(Refusal::new(Fault::PeerDown, "refused")));
+        scenario.check_ends(0, LoginOutcome::Refused(FailureCause::new(Fault::PeerDown, "refused")));
         for millis in [2_100, 2_150, 3_000, 4_000] {
             scenario.advance_to(millis);
             assert!(
@@ -462,7 +462,7 @@ mod tests {
         scenario.advance_to(5_000);
         assert_eq!(scenario.scan().0[0], 0, "after `stall_after` the peer is checked again");
         scenario.advance_to(5_500);
-        scenario.check_ends(0, LoginOutcome::Refused(Refusal::new(Fault::PeerDown, "paused")));
+        scenario.check_ends(0, LoginOutcome::Refused(FailureCause::new(Fault::PeerDown, "paused")));
         assert!(!scenario.peers[0].is_up(), "a peer that refuses is marked down");
         assert_eq!(scenario.scan().2, 0, "the sessions of a peer that refuses are not aborted");
     }

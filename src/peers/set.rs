@@ -440,7 +440,7 @@ impl PeerSet {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::fault::{Fault, Refusal};
+    use crate::fault::{Fault, FailureCause};
     use crate::peers::peer::LoginOutcome;
     use crate::policy::Recovery;
     use crate::settings::tests::{INTERVAL, PACE, settings};
@@ -469,8 +469,8 @@ pub(crate) mod tests {
 
     fn take_down(set: &PeerSet, peer: usize, now: Instant) {
         set.update(peer, now, |peer, check_times| {
-            let refused = Refusal::new(Fault::PeerDown, "refused");
-            peer.connect_failed((now, now), LoginOutcome::Refused(refused), check_times)
+            let cause = FailureCause::new(Fault::PeerDown, "refused");
+            peer.connect_failed((now, now), LoginOutcome::Refused(cause), check_times)
         });
     }
 

@@ -164,9 +164,9 @@ impl PeerStatus {
     }
 
     fn of(peer: &Peer, all_down: bool) -> Self {
-        let (health, health_since, refusal) = match &peer.health {
+        let (health, health_since, cause) = match &peer.health {
             Health::Up { since } => (PeerState::Up, *since, None),
-            Health::Down { since, refusal } => (PeerState::Down, *since, Some(refusal)),
+            Health::Down { since, cause } => (PeerState::Down, *since, Some(cause)),
         };
         let (state, since) = match peer.admin_state {
             AdminState::Ready => (health, health_since),
@@ -184,8 +184,8 @@ impl PeerStatus {
             tier: peer.tier,
             state,
             since,
-            reason: refusal.map(|refusal| refusal.reason.to_string()),
-            fault: refusal.map(|refusal| refusal.fault),
+            reason: cause.map(|cause| cause.reason.to_string()),
+            fault: cause.map(|cause| cause.fault),
             is_full: peer.is_full,
             is_unresponsive: peer.activity.is_unresponsive(),
             is_being_removed: !peer.is_member(),

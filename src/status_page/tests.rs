@@ -4,7 +4,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::*;
-use crate::fault::{Fault, Refusal as LoginRefusal};
+use crate::fault::{Fault, FailureCause};
 use crate::peers::peer::LoginOutcome;
 use crate::peers::set::PeerSet;
 use crate::peers::set::tests::set_of;
@@ -43,8 +43,8 @@ impl TestPage {
 
     fn take_down(&self, peer: usize, reason: &str) {
         self.set.update(peer, self.start, |peer, check_times| {
-            let refused = LoginRefusal::new(Fault::PeerDown, reason);
-            peer.connect_failed((self.start, self.start), LoginOutcome::Refused(refused), check_times)
+            let cause = FailureCause::new(Fault::PeerDown, reason);
+            peer.connect_failed((self.start, self.start), LoginOutcome::Refused(cause), check_times)
         });
     }
 

@@ -13,7 +13,7 @@ fn refused(reason: &str) -> LoginOutcome {
         "wrong password" => Fault::Misconfigured,
         _ => Fault::PeerDown,
     };
-    LoginOutcome::Refused(Refusal::new(fault, reason))
+    LoginOutcome::Refused(FailureCause::new(fault, reason))
 }
 
 /// A peer and a clock that only the test moves.
@@ -63,7 +63,7 @@ impl Scenario {
     fn reason(&self) -> Option<&str> {
         match &self.peer.health {
             Health::Up { .. } => None,
-            Health::Down { refusal, .. } => Some(&refusal.reason),
+            Health::Down { cause, .. } => Some(&cause.reason),
         }
     }
 }

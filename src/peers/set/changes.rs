@@ -267,7 +267,7 @@ impl fmt::Debug for Drain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::{Fault, Refusal};
+    use crate::fault::{Fault, FailureCause};
     use crate::peers::peer::{CheckKind, LoginOutcome};
     use crate::peers::set::DRAIN_POLL_INTERVAL;
     use crate::peers::set::tests::set_of;
@@ -320,8 +320,8 @@ mod tests {
             let events = || set.event_log().history().len();
             let before = events();
             set.update(1, now, |peer, check_times| {
-                let refusal = Refusal::new(Fault::PeerDown, "refused");
-                peer.connect_failed((now, now), LoginOutcome::Refused(refusal), check_times)
+                let cause = FailureCause::new(Fault::PeerDown, "refused");
+                peer.connect_failed((now, now), LoginOutcome::Refused(cause), check_times)
             });
             let later = now + 10 * INTERVAL;
             let (checks, _) = set.tick(later);
