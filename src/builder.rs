@@ -16,10 +16,10 @@ use rand::rngs::{SmallRng, SysRng};
 use crate::checker;
 use crate::dialect::Dialect;
 use crate::dispatcher;
-use crate::error::{BuildError, Kind, PeersError, shown_name};
+use crate::error::{BuildError, BuildErrorKind, PeersError, shown_name};
 use crate::event::{Event, EventHandler};
 use crate::fault::{Classifier, Failure, Fault};
-use crate::login::session::{Hooks, OnConnect};
+use crate::login::session::{Hooks, ConnectionHook};
 use crate::manager::PeerManager;
 use crate::peers::peer_config::{PeerValidator, PeerConfig, validate_names};
 use crate::peers::event_log::EventLog;
@@ -34,7 +34,7 @@ use crate::url::{Credentials, CredentialsProvider};
 
 /// Builds a [`PeerManager`]: the peers, and every setting with its default.
 ///
-/// All checks are made by [`build`](Self::build), which returns the first mistake as an error. Durations of
+/// All checks are made by [`build`](Self::build), which returns the first error. Durations of
 /// more than a year are treated as one year.
 pub struct PeerManagerBuilder<C> {
     peers: Vec<PeerConfig>,
@@ -42,10 +42,10 @@ pub struct PeerManagerBuilder<C> {
     weights: Vec<(String, u32)>,
     tiers: Vec<(String, u32)>,
     settings: Settings,
-    asked: ExplicitSettings,
+    explicit: ExplicitSettings,
     balance: Balance,
-    health_check: Box<OnConnect<C>>,
-    on_connect: Box<OnConnect<C>>,
+    health_check: Box<ConnectionHook<C>>,
+    on_connect: Box<ConnectionHook<C>>,
     /// The credentials for every peer, in place of those in its URL.
     credentials: Credentials,
     credentials_provider: Option<Box<CredentialsProvider>>,
@@ -53,12 +53,12 @@ pub struct PeerManagerBuilder<C> {
     resolver: Box<Resolve>,
     rng_seed: Option<u64>,
     /// The prefixes of environment variables that were searched, for the error about missing peers.
-    prefixes: Vec<String>,
-    /// The first mistake in a setting given as text.
-    mistake: Option<Kind>,
-    /// Whether health checks are off.
+    searched_prefixes: Vec<String>,
+    /// The first error in a setting given as text.
+    first_error: Option<BuildErrorKind>,
+    /// Whether the checker runs no scheduled health checks.
     #[cfg(feature = "doctor")]
-    unchecked: bool,
+    without_checks: bool,
 }
 
 // Not derived, because the URLs are secrets and `C` need not be `Debug`.
@@ -87,7 +87,7 @@ impl<C> PeerManagerBuilder<C> {
             weights: Vec::new(),
             tiers: Vec::new(),
             settings: Settings::default(),
-            asked: ExplicitSettings::default(),
+            explicit: ExplicitSettings::default(),
             balance: Balance::default(),
             health_check: Box::new(|_| Ok(())),
             on_connect: Box::new(|_| Ok(())),
@@ -96,10 +96,10 @@ impl<C> PeerManagerBuilder<C> {
             event_handler: None,
             resolver: Box::new(resolver::system),
             rng_seed: None,
-            prefixes: Vec::new(),
-            mistake: None,
+            searched_prefixes: Vec::new(),
+            first_error: None,
             #[cfg(feature = "doctor")]
-            unchecked: false,
+            without_checks: false,
         }
     }
 
@@ -149,7 +149,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn pool_name(mut self, pool_name: impl Into<String>) -> Self {
         self.settings.pool_name = pool_name.into();
-        self.asked.insert("pool_name");
+        self.explicit.insert("pool_name");
         self
     }
 
@@ -330,7 +330,7 @@ impl<C> PeerManagerBuilder<C> {
     pub(crate) fn pool_timeout_as(mut self, name: &'static str, pool_timeout: Duration) -> Self {
         self.settings.pool_timeout = Some(pool_timeout);
         self.settings.pool_timeout_name = name;
-        self.asked.insert(name);
+        self.explicit.insert(name);
         self
     }
 
@@ -342,7 +342,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn check_interval(mut self, check_interval: Duration) -> Self {
         self.settings.check_interval = check_interval;
-        self.asked.insert("check_interval");
+        self.explicit.insert("check_interval");
         self
     }
 
@@ -358,7 +358,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
         self.settings.connect_timeout = connect_timeout;
-        self.asked.insert("connect_timeout");
+        self.explicit.insert("connect_timeout");
         self
     }
 
@@ -369,7 +369,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn connect_deadline(mut self, connect_deadline: Duration) -> Self {
         self.settings.connect_deadline = connect_deadline;
-        self.asked.insert("connect_deadline");
+        self.explicit.insert("connect_deadline");
         self
     }
 
@@ -383,7 +383,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn ping_timeout(mut self, ping_timeout: Duration) -> Self {
         self.settings.ping_timeout = ping_timeout;
-        self.asked.insert("ping_timeout");
+        self.explicit.insert("ping_timeout");
         self
     }
 
@@ -420,7 +420,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn check_timeout(mut self, check_timeout: Duration) -> Self {
         self.settings.check_timeout = check_timeout;
-        self.asked.insert("check_timeout");
+        self.explicit.insert("check_timeout");
         self
     }
 
@@ -540,7 +540,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn all_down_wait(mut self, all_down_wait: Duration) -> Self {
         self.settings.all_down_wait = all_down_wait;
-        self.asked.insert("all_down_wait");
+        self.explicit.insert("all_down_wait");
         self
     }
 
@@ -604,31 +604,31 @@ impl<C> PeerManagerBuilder<C> {
 }
 
 impl<C> PeerManagerBuilder<C> {
-    /// Keeps a mistake for `build()` to return. The first one is kept.
-    pub(crate) fn mistaken(mut self, mistake: Kind) -> Self {
-        self.mistake.get_or_insert(mistake);
+    /// Stores an error for `build()` to return, unless an earlier error is stored.
+    pub(crate) fn with_error(mut self, error: BuildErrorKind) -> Self {
+        self.first_error.get_or_insert(error);
         self
     }
 
-    pub(crate) fn is_mistaken(&self) -> bool {
-        self.mistake.is_some()
+    pub(crate) fn has_error(&self) -> bool {
+        self.first_error.is_some()
     }
 
     /// Builds a manager without health checks: its checker only enforces deadlines.
     #[cfg(feature = "doctor")]
-    pub(crate) fn unchecked(mut self) -> Self {
-        self.unchecked = true;
+    pub(crate) fn without_checks(mut self) -> Self {
+        self.without_checks = true;
         self
     }
 
     #[cfg(feature = "rocket")]
-    pub(crate) fn is_asked(&self, setting: &str) -> bool {
-        self.asked.contains(setting)
+    pub(crate) fn is_explicit(&self, setting: &str) -> bool {
+        self.explicit.contains(setting)
     }
 
-    /// Records a prefix under which `url` was searched in the environment.
-    pub(crate) fn looked_in_environment(mut self, prefix: &str) -> Self {
-        self.prefixes.push(prefix.to_owned());
+    /// Records a prefix of environment variables under which `url` was searched.
+    pub(crate) fn with_searched_prefix(mut self, prefix: &str) -> Self {
+        self.searched_prefixes.push(prefix.to_owned());
         self
     }
 }
@@ -643,19 +643,19 @@ impl<C> PeerManagerBuilder<C> {
 
     /// Every setting that can be given as text, secrets included.
     pub(crate) fn given(&self) -> String {
-        let Self { weights, tiers, settings, asked, balance, rng_seed, mistake, .. } = self;
+        let Self { weights, tiers, settings, explicit, balance, rng_seed, first_error, .. } = self;
         let Credentials { user, password } = &self.credentials;
         let weights_and_tiers: Vec<_> =
             self.peers.iter().map(|peer| (peer.weight, peer.tier)).collect();
         format!(
-            "{:?} {weights_and_tiers:?} {weights:?} {tiers:?} {settings:?} {asked:?} {balance:?} {user:?} \
-             {password:?} {rng_seed:?} {mistake:?}",
+            "{:?} {weights_and_tiers:?} {weights:?} {tiers:?} {settings:?} {explicit:?} {balance:?} {user:?} \
+             {password:?} {rng_seed:?} {first_error:?}",
             self.given_peers(),
         )
     }
 
-    pub(crate) fn into_mistake(self) -> Option<String> {
-        self.mistake.map(|mistake| BuildError::from(mistake).to_string())
+    pub(crate) fn into_first_error(self) -> Option<String> {
+        self.first_error.map(|error| BuildError::from(error).to_string())
     }
 }
 
@@ -677,26 +677,26 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
             weights,
             tiers,
             settings,
-            asked,
+            explicit,
             balance,
             health_check,
             on_connect,
             credentials,
             ..
         } = self;
-        if let Some(mistake) = self.mistake {
-            return Err(mistake.into());
+        if let Some(error) = self.first_error {
+            return Err(error.into());
         }
         if peers.is_empty() {
-            return Err(PeersError::NoPeers { prefixes: self.prefixes }.into());
+            return Err(PeersError::NoPeers { prefixes: self.searched_prefixes }.into());
         }
         validate_pool_name(&settings.pool_name)?;
         validate_names(&peers)?;
         let weight_of = by_name("weight", &peers, &weights)?;
         let tier_of = by_name("tier", &peers, &tiers)?;
-        let settings = settings.validate(&asked)?;
+        let settings = settings.validate(&explicit)?;
         #[cfg(feature = "doctor")]
-        let settings = if self.unchecked { settings.without_checks() } else { settings };
+        let settings = if self.without_checks { settings.without_checks() } else { settings };
         let validator = PeerValidator {
             dialect: Dialect::for_connection::<C>(),
             credentials,
@@ -720,7 +720,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         let mut rng = match self.rng_seed {
             Some(seed) => SmallRng::seed_from_u64(seed),
             None => SmallRng::try_from_rng(&mut SysRng)
-                .map_err(|error| Kind::System(io::Error::other(error)))?,
+                .map_err(|error| BuildErrorKind::System(io::Error::other(error)))?,
         };
         let hooks = Arc::new(Hooks { health_check, on_connect, credentials_provider: self.credentials_provider });
         // A generator of its own: the random choices of the set and of the exchange stay independent.
@@ -729,7 +729,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         let event_log = match self.event_handler {
             Some(handler) => {
                 let (event_log, events) = EventLog::with_queue();
-                dispatcher::start(handler, events, stopped.clone()).map_err(Kind::System)?;
+                dispatcher::start(handler, events, stopped.clone()).map_err(BuildErrorKind::System)?;
                 event_log
             }
             None => EventLog::default(),
@@ -737,19 +737,19 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         let (wake, woken) = bounded(1);
         let set = Arc::new(PeerSet::new(peers, settings, (validator, event_log), rng, wake, now));
         #[cfg(feature = "metrics")]
-        crate::metrics::start(set.clone(), stopped.clone()).map_err(Kind::System)?;
+        crate::metrics::start(set.clone(), stopped.clone()).map_err(BuildErrorKind::System)?;
         let links = Arc::new(Links { set: set.clone(), exchange, balance });
         let checker_stopped = stopped.clone();
         checker::start(set.clone(), Arc::downgrade(&links), hooks.clone(), woken, checker_stopped)
-            .map_err(Kind::System)?;
+            .map_err(BuildErrorKind::System)?;
         if set.settings().resolve_interval.is_some() {
-            resolver::start(self.resolver, set, stopped).map_err(Kind::System)?;
+            resolver::start(self.resolver, set, stopped).map_err(BuildErrorKind::System)?;
         }
         Ok(PeerManager::new(links, hooks, stop))
     }
 }
 
-fn validate_pool_name(name: &str) -> Result<(), Kind> {
+fn validate_pool_name(name: &str) -> Result<(), BuildErrorKind> {
     let flaw = match name {
         _ if name.trim().is_empty() => "is empty",
         _ if name.contains("://") => "is a URL",
@@ -758,7 +758,7 @@ fn validate_pool_name(name: &str) -> Result<(), Kind> {
     };
     let right = "give a name to show on pages and in metrics";
     let (setting, key) = (Some("pool_name".to_owned()), "`pool_name`".to_owned());
-    Err(Kind::Setting { setting, key, flaw: flaw.into(), correction: right.into() })
+    Err(BuildErrorKind::Setting { setting, key, flaw: flaw.into(), correction: right.into() })
 }
 
 /// Looks up a setting by the name of its peer. The last value set for a name counts.

@@ -188,7 +188,7 @@ impl fmt::Display for Event {
                  sides)",
             ),
             EventKind::Down { reason, next_check, .. } => {
-                write!(f, "peer {peer} is down: {reason}; {}", in_words(*next_check))
+                write!(f, "peer {peer} is down: {reason}; {}", next_check_phrase(*next_check))
             }
             EventKind::Up { was_down } => write!(f, "peer {peer} is up after {was_down:.1?}"),
             EventKind::Full { reason } => {
@@ -226,8 +226,8 @@ impl fmt::Display for Event {
     }
 }
 
-/// The time until the next health check, as a phrase.
-pub(crate) fn in_words(next_check: Duration) -> String {
+/// Returns the time until the next health check as a phrase.
+pub(crate) fn next_check_phrase(next_check: Duration) -> String {
     if next_check.is_zero() {
         return "next check now".to_owned();
     }

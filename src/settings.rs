@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use crate::error::Kind;
+use crate::error::BuildErrorKind;
 use crate::fault::Classifier;
 use crate::policy::{AllDown, Recovery, Requirements, Strategy};
 
@@ -172,7 +172,7 @@ pub(crate) struct CheckTimes {
 impl Settings {
     /// Rejects durations below their minimum and conflicting settings. Adjusts defaults that conflict with
     /// explicit settings.
-    pub(crate) fn validate(mut self, explicit: &ExplicitSettings) -> Result<Self, Kind> {
+    pub(crate) fn validate(mut self, explicit: &ExplicitSettings) -> Result<Self, BuildErrorKind> {
         self.check_minimums()?;
         self.check_conflicts(explicit)?;
         self = self.capped();
@@ -198,7 +198,7 @@ impl Settings {
     }
 
     /// Rejects an explicit timeout that could never end, because another explicit setting ends earlier.
-    fn check_conflicts(&self, explicit: &ExplicitSettings) -> Result<(), Kind> {
+    fn check_conflicts(&self, explicit: &ExplicitSettings) -> Result<(), BuildErrorKind> {
         let check_interval = ("check_interval", self.check_interval);
         let connect_timeout = ("connect_timeout", self.connect_timeout);
         let connect_deadline = ("connect_deadline", self.connect_deadline);
@@ -215,13 +215,13 @@ impl Settings {
         ] {
             let are_both_explicit = explicit.contains(shorter.0) && explicit.contains(longer.0);
             if are_both_explicit && shorter.1 > longer.1 {
-                return Err(Kind::Conflict { shorter, longer });
+                return Err(BuildErrorKind::Conflict { shorter, longer });
             }
         }
         Ok(())
     }
 
-    fn check_minimums(&self) -> Result<(), Kind> {
+    fn check_minimums(&self) -> Result<(), BuildErrorKind> {
         let millisecond = Duration::from_millis(1);
         let Tuning { keepalive, user_timeout } = self.tuning;
         for (setting, duration, least) in [
@@ -239,7 +239,7 @@ impl Settings {
             ("tcp_user_timeout", user_timeout, millisecond),
         ] {
             if let Some(duration) = duration.filter(|duration| *duration < least) {
-                return Err(Kind::TooShort { setting, duration, least });
+                return Err(BuildErrorKind::TooShort { setting, duration, least });
             }
         }
         Ok(())

@@ -89,7 +89,7 @@ impl PeerUrl {
         }
         if dialect == Dialect::MySql {
             encryption(&uri)?;
-            if host::loses_port(&uri) {
+            if host::ignores_port(&uri) {
                 return Err("names a port on `localhost`, but MySQL's client libraries connect to \
                             `localhost` through a Unix socket and ignore the port: write 127.0.0.1 to \
                             use the port, or name the socket with `unix_socket`"
@@ -153,18 +153,18 @@ impl PeerUrl {
 
     /// Whether both URLs are equal except for the user and the password.
     pub(crate) fn has_same_target(&self, other: &Self) -> bool {
-        let is_login = |key: &str| ["user", "password"].contains(&key);
+        let is_credential = |key: &str| ["user", "password"].contains(&key);
         let target = |url: &str| match Uri::parse(url) {
             Ok(mut uri) => {
                 uri.userinfo = None;
-                uri.parameters.retain(|it| !is_login(&it.key));
+                uri.parameters.retain(|it| !is_credential(&it.key));
                 uri.to_string()
             }
             Err(_) => match parse_conninfo(url) {
                 Some(settings) => {
                     // libpq uses the last value of a repeated key, and so does `collect`.
                     let settings: BTreeMap<_, _> = settings.into_iter().collect();
-                    let settings = settings.iter().filter(|(key, _)| !is_login(key));
+                    let settings = settings.iter().filter(|(key, _)| !is_credential(key));
                     format!("{:?}", settings.collect::<Vec<_>>())
                 }
                 None => url.to_owned(),

@@ -14,7 +14,7 @@ use diesel_peers::{BuildError, Config, PeerManager, PeerManagerBuilder};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::redaction::{may_be_shown, shown_or_struck};
+use crate::redaction::{may_be_shown, shown_or_redacted};
 use crate::table::{
     PEER_KEYS, URL, find_table, first_peer, has_peers, parse_file, parse_table_path,
     tables_with_peers,
@@ -56,7 +56,7 @@ impl fmt::Debug for Request {
         let Self { file, table, url: _, prefix } = self;
         let file = file.as_ref().map(|path| path.display().to_string());
         let shown =
-            |text: &Option<String>| text.as_deref().map(|it| shown_or_struck(it).to_owned());
+            |text: &Option<String>| text.as_deref().map(|it| shown_or_redacted(it).to_owned());
         f.debug_struct("Request")
             .field("file", &shown(&file))
             .field("table", &shown(table))
@@ -127,7 +127,7 @@ impl Request {
             #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
             database => {
                 let _ = (settings, on_progress);
-                Err(Kind::MissingFeature(database.feature()).into())
+                Err(RequestErrorKind::MissingFeature(database.feature()).into())
             }
         }
     }
@@ -177,14 +177,14 @@ impl Request {
     }
 
     /// The error of `build()`, with the names that the settings have in the file.
-    fn not_built(&self, error: &BuildError) -> Kind {
+    fn not_built(&self, error: &BuildError) -> RequestErrorKind {
         let text = error.to_string();
         let text = if self.is_rocket_table() {
             text.replace(&format!("`{POOL_TIMEOUT}`"), &format!("`{ROCKET_TIMEOUT}`"))
         } else {
             text
         };
-        Kind::Settings { text, tables: self.tables_with_peers() }
+        RequestErrorKind::Settings { text, tables: self.tables_with_peers() }
     }
 
     /// Whether the table belongs to a Rocket application's databases.
@@ -197,7 +197,7 @@ impl Request {
     fn read_settings(&self) -> Result<Option<Table>, RequestError> {
         let Some(path) = &self.file else {
             return match &self.table {
-                Some(_) => Err(Kind::TableWithoutFile.into()),
+                Some(_) => Err(RequestErrorKind::TableWithoutFile.into()),
                 None => Ok(None),
             };
         };
@@ -236,7 +236,7 @@ impl Request {
 
 fn config(settings: Table) -> Result<Config, RequestError> {
     let config = Config::deserialize(Value::Table(settings));
-    config.map_err(|error| Kind::InvalidSetting(error.message().to_owned()).into())
+    config.map_err(|error| RequestErrorKind::InvalidSetting(error.message().to_owned()).into())
 }
 
 /// Removes one of Rocket's own settings, which must be a whole number of at least 1.
@@ -247,7 +247,7 @@ fn take_whole_number(settings: &mut Table, key: &str) -> Result<Option<i64>, Req
         Some(_) => {
             let text =
                 format!("`{key}` must be a whole number of at least 1 (a setting of Rocket)");
-            Err(Kind::InvalidSetting(text).into())
+            Err(RequestErrorKind::InvalidSetting(text).into())
         }
     }
 }
@@ -261,7 +261,7 @@ fn refuse_other_names(settings: &Table) -> Result<(), RequestError> {
         let text = format!(
             "`{POOL_TIMEOUT}` is not a setting of this table: use Rocket's `{ROCKET_TIMEOUT}`"
         );
-        return Err(Kind::InvalidSetting(text).into());
+        return Err(RequestErrorKind::InvalidSetting(text).into());
     }
     let plain = |text: &str| text.replace(['_', '-'], "").to_ascii_lowercase();
     for key in settings.keys() {
@@ -270,7 +270,7 @@ fn refuse_other_names(settings: &Table) -> Result<(), RequestError> {
             || [ROCKET_SIZE, ROCKET_TIMEOUT].into_iter().find(|own| plain(own) == plain(key));
         if let Some(own) = r2d2_name.or_else(similar) {
             let text = format!("`{key}` is not a setting of this table: use Rocket's `{own}`");
-            return Err(Kind::InvalidSetting(text).into());
+            return Err(RequestErrorKind::InvalidSetting(text).into());
         }
     }
     Ok(())
@@ -309,10 +309,10 @@ impl Database {
             return Ok(Self::Postgres);
         }
         if Path::new(url).extension().is_some_and(|it| it == "toml") {
-            return Err(Kind::FileInsteadOfUrl.into());
+            return Err(RequestErrorKind::FileInsteadOfUrl.into());
         }
         if url.starts_with('$') {
-            return Err(Kind::UnexpandedVariable.into());
+            return Err(RequestErrorKind::UnexpandedVariable.into());
         }
         // The builder reports the missing colon.
         let lacks_colon =
@@ -322,7 +322,7 @@ impl Database {
         }
         // A single word is more likely a mistake than the name of a file.
         let is_path = !url.contains("://") && url.contains(['/', '.']);
-        if is_path { Ok(Self::Sqlite) } else { Err(Kind::UnknownScheme.into()) }
+        if is_path { Ok(Self::Sqlite) } else { Err(RequestErrorKind::UnknownScheme.into()) }
     }
 
     /// Returns a database whose feature is enabled.
@@ -347,9 +347,9 @@ impl Database {
 }
 
 /// The error of [`Request::examine`]. Neither `Debug` nor `Display` shows any part of a URL.
-pub(crate) struct RequestError(Kind);
+pub(crate) struct RequestError(RequestErrorKind);
 
-pub(crate) enum Kind {
+pub(crate) enum RequestErrorKind {
     Unreadable(PathBuf, io::Error),
     InvalidToml {
         path: PathBuf,
@@ -380,8 +380,8 @@ pub(crate) enum Kind {
     },
 }
 
-impl From<Kind> for RequestError {
-    fn from(kind: Kind) -> Self {
+impl From<RequestErrorKind> for RequestError {
+    fn from(kind: RequestErrorKind) -> Self {
         Self(kind)
     }
 }
@@ -416,12 +416,12 @@ fn shown(path: &Path) -> String {
 impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::Unreadable(path, error) => write!(f, "cannot read {}: {error}", shown(path)),
-            Kind::InvalidToml { path, line, reason } => {
+            RequestErrorKind::Unreadable(path, error) => write!(f, "cannot read {}: {error}", shown(path)),
+            RequestErrorKind::InvalidToml { path, line, reason } => {
                 write!(f, "invalid TOML in {}, line {line}: {reason}", shown(path))
             }
-            Kind::TableWithoutFile => f.write_str("a table was given without a file"),
-            Kind::InvalidTablePath(path) => {
+            RequestErrorKind::TableWithoutFile => f.write_str("a table was given without a file"),
+            RequestErrorKind::InvalidTablePath(path) => {
                 if may_be_shown(path) {
                     write!(f, "`{path}`")?;
                 } else {
@@ -429,7 +429,7 @@ impl fmt::Display for RequestError {
                 }
                 f.write_str(" is not the path of a table: use the form `default.databases.shop`")
             }
-            Kind::TableNotFound { path, key, existing, tables } => {
+            RequestErrorKind::TableNotFound { path, key, existing, tables } => {
                 if may_be_shown(path) && may_be_shown(key) {
                     write!(f, "the file has no table `{path}`: `{key}` does not exist")?;
                 } else {
@@ -440,26 +440,26 @@ impl fmt::Display for RequestError {
                 }
                 if tables.is_empty() { Ok(()) } else { write!(f, "; {}", Suggestion(tables)) }
             }
-            Kind::InvalidSetting(text) => f.write_str(text),
-            Kind::FileInsteadOfUrl => f.write_str(
+            RequestErrorKind::InvalidSetting(text) => f.write_str(text),
+            RequestErrorKind::FileInsteadOfUrl => f.write_str(
                 "the URL is the name of a TOML file: pass the file with `--config`",
             ),
-            Kind::UnexpandedVariable => f.write_str(
+            RequestErrorKind::UnexpandedVariable => f.write_str(
                 "the URL begins with `$`: the shell did not expand the variable",
             ),
-            Kind::UnknownScheme => f.write_str(
+            RequestErrorKind::UnknownScheme => f.write_str(
                 "the URL has no known scheme: use `mysql://` (also for MariaDB), `postgres://`, \
                  `postgresql://`, `sqlite://` or `file:`, or for SQLite a path that contains `/` or `.`",
             ),
             #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
-            Kind::MissingFeature(feature) => write!(
+            RequestErrorKind::MissingFeature(feature) => write!(
                 f,
                 "the URL requires the feature `{feature}`, which is not enabled: run \
                  `cargo install diesel-peers-cli --features {feature}`",
             ),
-            Kind::Settings { text, tables } if tables.is_empty() => f.write_str(text),
+            RequestErrorKind::Settings { text, tables } if tables.is_empty() => f.write_str(text),
             // The wrong table is the cause of the error, whichever the error is.
-            Kind::Settings { tables, .. } => Suggestion(tables).fmt(f),
+            RequestErrorKind::Settings { tables, .. } => Suggestion(tables).fmt(f),
         }
     }
 }
@@ -467,7 +467,7 @@ impl fmt::Display for RequestError {
 impl Error for RequestError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0 {
-            Kind::Unreadable(_, error) => Some(error),
+            RequestErrorKind::Unreadable(_, error) => Some(error),
             _ => None,
         }
     }

@@ -58,7 +58,7 @@ where
     C: R2D2Connection + Send + 'static,
 {
     // The manager's checker enforces the deadlines. Dropping the manager ends logins in progress.
-    let manager = builder.unchecked().build()?;
+    let manager = builder.without_checks().build()?;
     let (set, hooks) = manager.parts();
     // A host name that was resolved keeps a place in the set that is not a member.
     let peers: Vec<(usize, String)> = set.read(|peers| {

@@ -19,15 +19,15 @@ use crate::peers::deadline::CancelReason;
 use crate::peers::set::PeerSet;
 
 /// The name of a thread that makes one login. Linux shows the first 15 characters.
-const DIALER: &str = "peers-dial";
+const THREAD_NAME: &str = "peers-dial";
 
 /// The delay until the socket of a stuck login is shut down again, because the client library may have
 /// dialed the next address meanwhile. The delay doubles each time, up to the maximum.
-const SHUT_DOWN_AGAIN: Duration = Duration::from_millis(250);
-const SHUT_DOWN_AGAIN_MAX: Duration = Duration::from_secs(30);
+const SHUTDOWN_RETRY_DELAY: Duration = Duration::from_millis(250);
+const MAX_SHUTDOWN_RETRY_DELAY: Duration = Duration::from_secs(30);
 
 /// The interval at which a late login is checked again, while it is given more time.
-const CHECK_AGAIN: Duration = Duration::from_millis(100);
+const PROGRESS_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The reason why a login failed.
 #[derive(Debug)]
@@ -191,10 +191,10 @@ pub(crate) fn start<T: Send + 'static>(
     });
     let late = login.clone();
     let ticket = set.add_deadline(began + timeout.silent, move |reason| {
-        late.handle_deadline(reason, SHUT_DOWN_AGAIN);
+        late.handle_deadline(reason, SHUTDOWN_RETRY_DELAY);
     });
     let worker = login.clone();
-    let thread = thread::Builder::new().name(DIALER.to_owned()).spawn(move || {
+    let thread = thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(move || {
         let outcome = catch_panic(|| work(&worker.progress));
         let panicked = |_| {
             let reason = format!("the login was aborted: {Panicked}");
@@ -229,7 +229,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
             }
         };
         let is_late = on_outcome.is_none();
-        // The callback may panic, and so may the destructor of an outcome that nobody waits for.
+        // The callback may panic, and so may the destructor of an outcome that no caller waits for.
         let _ = catch_panic(|| match on_outcome {
             Some(on_outcome) => on_outcome(outcome),
             None => drop(outcome),
@@ -271,7 +271,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
                 (State::InProgress(_), CancelReason::Deadline(now)) => {
                     let Some(failure) = self.failure_if_late(now) else {
                         let later = self.clone();
-                        self.set.add_deadline(now + CHECK_AGAIN, move |reason| {
+                        self.set.add_deadline(now + PROGRESS_POLL_INTERVAL, move |reason| {
                             later.handle_deadline(reason, delay);
                         });
                         return;
@@ -297,7 +297,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
             // whatever its deadline.
             CancelReason::PoolClosed => self.began,
         };
-        let longer = (delay * 2).min(SHUT_DOWN_AGAIN_MAX);
+        let longer = (delay * 2).min(MAX_SHUTDOWN_RETRY_DELAY);
         self.set.add_deadline(now + delay, move |reason| again.handle_deadline(reason, longer));
         if let (Some(on_outcome), Some(failure)) = (on_outcome, failure) {
             let _ = catch_panic(|| on_outcome(Err(failure)));

@@ -8,7 +8,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
 use diesel::r2d2::R2D2Connection;
 use log::warn;
 
-use crate::event::{EventKind, in_words};
+use crate::event::{EventKind, next_check_phrase};
 use crate::fault::Fault;
 use crate::login::bounded::{self, LoginFailure, LoginTimeout};
 use crate::login::session::{Hooks, Login};
@@ -243,7 +243,7 @@ enum Attempt {
 fn summary(peers: &[Peer], attempts: &Attempts, now: Instant) -> String {
     let all_down = no_peer_available(peers);
     let describe = |peer: &Peer| {
-        let next = in_words(peer.scheduled_check(all_down).saturating_duration_since(now));
+        let next = next_check_phrase(peer.scheduled_check(all_down).saturating_duration_since(now));
         let name = &peer.name;
         match (attempts.get(&peer.id), &peer.health) {
             (Some(Attempt::Failed(reason)), Health::Up { .. }) if !peer.is_full => {

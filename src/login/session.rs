@@ -21,13 +21,13 @@ use crate::policy::Requirements;
 use crate::url::{CredentialsProvider, PeerUrl};
 
 /// A closure of the application that runs on each new connection before the connection is used.
-pub(crate) type OnConnect<C> = dyn Fn(&mut C) -> QueryResult<()> + Send + Sync;
+pub(crate) type ConnectionHook<C> = dyn Fn(&mut C) -> QueryResult<()> + Send + Sync;
 
 /// The closures of the application that take part in a login.
 pub(crate) struct Hooks<C> {
     /// The health check that a peer has to pass.
-    pub(crate) health_check: Box<OnConnect<C>>,
-    pub(crate) on_connect: Box<OnConnect<C>>,
+    pub(crate) health_check: Box<ConnectionHook<C>>,
+    pub(crate) on_connect: Box<ConnectionHook<C>>,
     /// Provides the credentials that replace those in the URL.
     pub(crate) credentials_provider: Option<Box<CredentialsProvider>>,
 }

@@ -82,7 +82,7 @@ impl Socket {
 #[cfg(test)]
 impl Socket {
     /// Creates a socket for tests that need any socket.
-    pub(crate) fn of_listener() -> Self {
+    pub(crate) fn from_listener() -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
         Self { stream: TcpStream::from(std::os::fd::OwnedFd::from(listener)) }
     }

@@ -7,12 +7,12 @@ use metrics::{Recorder, Unit};
 #[derive(Debug)]
 pub(super) struct Metric {
     pub(super) name: &'static str,
-    kind: Kind,
+    kind: MetricKind,
     description: &'static str,
 }
 
 #[derive(Debug)]
-enum Kind {
+enum MetricKind {
     Gauge,
     Counter,
     /// A histogram of seconds.
@@ -20,15 +20,15 @@ enum Kind {
 }
 
 const fn gauge(name: &'static str, description: &'static str) -> Metric {
-    Metric { name, kind: Kind::Gauge, description }
+    Metric { name, kind: MetricKind::Gauge, description }
 }
 
 const fn counter(name: &'static str, description: &'static str) -> Metric {
-    Metric { name, kind: Kind::Counter, description }
+    Metric { name, kind: MetricKind::Counter, description }
 }
 
 const fn histogram(name: &'static str, description: &'static str) -> Metric {
-    Metric { name, kind: Kind::Histogram, description }
+    Metric { name, kind: MetricKind::Histogram, description }
 }
 
 pub(super) static PEERS: Metric =
@@ -129,9 +129,9 @@ pub(super) fn describe(recorder: &dyn Recorder) {
     for Metric { name, kind, description } in ALL {
         let (name, description) = ((*name).into(), (*description).into());
         match kind {
-            Kind::Gauge => recorder.describe_gauge(name, Some(Unit::Count), description),
-            Kind::Counter => recorder.describe_counter(name, Some(Unit::Count), description),
-            Kind::Histogram => recorder.describe_histogram(name, Some(Unit::Seconds), description),
+            MetricKind::Gauge => recorder.describe_gauge(name, Some(Unit::Count), description),
+            MetricKind::Counter => recorder.describe_counter(name, Some(Unit::Count), description),
+            MetricKind::Histogram => recorder.describe_histogram(name, Some(Unit::Seconds), description),
         }
     }
 }

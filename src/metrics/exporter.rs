@@ -19,38 +19,38 @@ use crate::peers::placement::count_available;
 use crate::peers::set::PeerSet;
 
 /// The name of the thread. Linux shows the first 15 characters of a thread's name.
-const EXPORTER: &str = "peers-metrics";
+const THREAD_NAME: &str = "peers-metrics";
 
 /// The interval of reports. Scrapes are many seconds apart.
-const PERIOD: Duration = Duration::from_secs(1);
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The interval and the maximum number of waits for a dropped pool to close its connections before the
 /// last report.
-const CLOSE_WAIT: Duration = Duration::from_millis(10);
-const MAX_CLOSE_WAITS: usize = 100;
+const CLOSE_POLL_INTERVAL: Duration = Duration::from_millis(10);
+const MAX_CLOSE_POLLS: usize = 100;
 
 /// Starts the thread. The thread ends after the other end of `stopped` is dropped and everything until
 /// then has been reported.
 pub(crate) fn start(set: Arc<PeerSet>, stopped: Receiver<Infallible>) -> io::Result<()> {
     let run = move || {
         let mut exporter = Exporter::new(set);
-        let periods = tick(PERIOD);
+        let ticks = tick(REPORT_INTERVAL);
         loop {
             exporter.export();
             select! {
-                recv(periods) -> _ => {}
+                recv(ticks) -> _ => {}
                 recv(stopped) -> _ => break,
             }
         }
         // The thread that dropped the manager may still be closing connections.
         let waits =
-            (0..MAX_CLOSE_WAITS).map_while(|_| exporter.has_links().then(|| after(CLOSE_WAIT)));
+            (0..MAX_CLOSE_POLLS).map_while(|_| exporter.has_links().then(|| after(CLOSE_POLL_INTERVAL)));
         for wait in waits {
             let _ = wait.recv();
         }
         exporter.export();
     };
-    thread::Builder::new().name(EXPORTER.to_owned()).spawn(run).map(drop)
+    thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(run).map(drop)
 }
 
 /// The metrics of one pool, as last reported.
@@ -59,21 +59,21 @@ struct Exporter {
     /// The address of the recorder that has received the descriptions. A recorder may be installed at any
     /// time.
     described: usize,
-    /// The counters by the number of the peer, because several peers may have the same name, one after the
+    /// The counters by the id of the peer, because several peers may have the same name, one after the
     /// other.
     counters: BTreeMap<u64, Counters>,
-    /// The names of the peers whose gauges may differ from 0.
-    shown: BTreeSet<Arc<str>>,
+    /// The names of the peers whose reported gauges may differ from 0.
+    nonzero: BTreeSet<Arc<str>>,
     events_dropped: u64,
 }
 
-/// The state of the peers of a pool at one moment. A dropped pool has no peers.
+/// The gauges of a pool and of its peers at one moment. A dropped pool has no peers.
 #[derive(Default)]
-struct PoolState {
+struct PoolGauges {
     peers: usize,
     available: usize,
     gauges: BTreeMap<Arc<str>, Gauges>,
-    numbers: BTreeSet<u64>,
+    peer_ids: BTreeSet<u64>,
 }
 
 impl Exporter {
@@ -82,7 +82,7 @@ impl Exporter {
             set,
             described: 0,
             counters: BTreeMap::new(),
-            shown: BTreeSet::new(),
+            nonzero: BTreeSet::new(),
             events_dropped: 0,
         }
     }
@@ -102,8 +102,8 @@ impl Exporter {
             catalog::describe(recorder);
             self.described = address;
         }
-        let PoolState { peers, available, gauges, numbers } = self.read_pool();
-        let Self { set, counters, events_dropped, shown, .. } = self;
+        let PoolGauges { peers, available, gauges, peer_ids } = self.read_pool();
+        let Self { set, counters, events_dropped, nonzero, .. } = self;
         let pool = Labeled::new(recorder).with("pool", set.settings().pool_name.clone());
         pool.gauge(&catalog::PEERS, peers);
         pool.gauge(&catalog::PEERS_AVAILABLE, available);
@@ -112,28 +112,28 @@ impl Exporter {
             gauges.report(&pool.with("peer", name.clone()));
             if gauges.are_zero() {
                 // The zeros have been reported and need not be repeated.
-                shown.remove(&name);
+                nonzero.remove(&name);
             }
         }
         // Removed peers are included once more, for their last changes.
         for counters in counters.values_mut() {
             counters.report(&pool);
         }
-        counters.retain(|number, _| numbers.contains(number));
+        counters.retain(|peer_id, _| peer_ids.contains(peer_id));
     }
 
     /// Reads the state of the peers. The recorder is not called here, because the peers are locked.
-    fn read_pool(&mut self) -> PoolState {
-        let Self { set, counters, shown, .. } = self;
+    fn read_pool(&mut self) -> PoolGauges {
+        let Self { set, counters, nonzero, .. } = self;
         let is_open = !set.is_closed();
         let zeros = |name| (name, Gauges::default());
-        let mut pool = PoolState {
-            gauges: shown.iter().cloned().map(zeros).collect(),
-            ..PoolState::default()
+        let mut pool = PoolGauges {
+            gauges: nonzero.iter().cloned().map(zeros).collect(),
+            ..PoolGauges::default()
         };
         set.read(|peers| {
             for peer in peers {
-                pool.numbers.insert(peer.id);
+                pool.peer_ids.insert(peer.id);
                 counters.entry(peer.id).or_insert_with(|| Counters::new(peer));
             }
             let mut present: Vec<&Peer> =
@@ -142,7 +142,7 @@ impl Exporter {
             for peer in &present {
                 let gauges = pool.gauges.entry(peer.name.clone()).or_default();
                 *gauges = gauges.merged_with(peer);
-                shown.insert(peer.name.clone());
+                nonzero.insert(peer.name.clone());
             }
             if is_open {
                 pool.peers = present.iter().filter(|peer| peer.is_member()).count();
@@ -286,7 +286,7 @@ mod tests {
         let line = r#"diesel_peers_up{pool="default",peer="peer1"} 0"#;
         assert!(scrape.lines().any(|other| other == line), "{scrape}");
         assert_eq!(
-            exporter.shown.len(),
+            exporter.nonzero.len(),
             1,
             "the gauges of the removed peer are not reported again"
         );

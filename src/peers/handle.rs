@@ -52,7 +52,7 @@ impl Peers {
     /// Returns a copy of the state of every peer, and the last events.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::of(&self.set)
+        Snapshot::new(&self.set)
     }
 
     /// Takes a peer out of service: it gets no new work, its idle connections are closed at once, and

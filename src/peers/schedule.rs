@@ -329,7 +329,7 @@ mod tests {
         scenario.query_begins(0);
         // On a peer that is down, only queries count that can be aborted.
         let late = Arc::<LinkState>::default();
-        late.set_socket(Arc::new(Socket::of_listener()));
+        late.set_socket(Arc::new(Socket::from_listener()));
         scenario.peers[0].activity.add(late.clone());
         for (now, expected) in [(2_000, 0), (3_000, 0), (4_000, 1)] {
             scenario.advance_to(now);

@@ -31,11 +31,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    pub(crate) fn of(set: &PeerSet) -> Self {
+    pub(crate) fn new(set: &PeerSet) -> Self {
         let mut peers: Vec<PeerStatus> = set.read(|peers| {
             let all_down = no_peer_available(peers);
-            let there = peers.iter().filter(|peer| !peer.is_removed());
-            there.map(|peer| PeerStatus::of(peer, all_down)).collect()
+            let listed = peers.iter().filter(|peer| !peer.is_removed());
+            listed.map(|peer| PeerStatus::new(peer, all_down)).collect()
         });
         peers.sort_unstable_by_key(|peer| peer.id);
         Self {
@@ -163,7 +163,7 @@ impl PeerStatus {
         self.state == PeerState::Up && self.weight > 0
     }
 
-    fn of(peer: &Peer, all_down: bool) -> Self {
+    fn new(peer: &Peer, all_down: bool) -> Self {
         let (health, health_since, cause) = match &peer.health {
             Health::Up { since } => (PeerState::Up, *since, None),
             Health::Down { since, cause } => (PeerState::Down, *since, Some(cause)),

@@ -52,7 +52,7 @@ pub(super) fn host_name(url: &str, dialect: Dialect) -> Option<String> {
 }
 
 /// Whether the client library ignores the port of a MySQL URL, because it connects to the Unix socket.
-pub(super) fn loses_port(uri: &Uri) -> bool {
+pub(super) fn ignores_port(uri: &Uri) -> bool {
     cfg!(unix)
         && uri.parameter("unix_socket").and_then(|it| it.value.as_deref()).is_none_or(str::is_empty)
         && uri.hosts.iter().any(|host| {
