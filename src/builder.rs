@@ -19,14 +19,14 @@ use crate::dispatcher;
 use crate::error::{BuildError, BuildErrorKind, PeersError, shown_name};
 use crate::event::{Event, EventHandler};
 use crate::fault::{Classifier, Failure, Fault};
-use crate::login::session::{Hooks, ConnectionHook};
+use crate::login::session::{ConnectionHook, Hooks};
 use crate::manager::PeerManager;
-use crate::peers::peer_config::{PeerValidator, PeerConfig, validate_names};
 use crate::peers::event_log::EventLog;
 use crate::peers::peer::Peer;
+use crate::peers::peer_config::{PeerConfig, PeerValidator, validate_names};
 use crate::peers::set::PeerSet;
 use crate::policy::{AllDown, Balance, Donors, Recovery, Role, Strategy};
-use crate::pool::connection::Links;
+use crate::pool::connection::PoolState;
 use crate::pool::exchange::Exchange;
 use crate::resolver::{self, Resolve};
 use crate::settings::{ExplicitSettings, Settings};
@@ -310,7 +310,8 @@ impl<C> PeerManagerBuilder<C> {
         mut self,
         credentials: impl Fn(&str) -> Result<Credentials, E> + Send + Sync + 'static,
     ) -> Self {
-        self.credentials_provider = Some(Box::new(move |peer| credentials(peer).map_err(Into::into)));
+        self.credentials_provider =
+            Some(Box::new(move |peer| credentials(peer).map_err(Into::into)));
         self
     }
 
@@ -722,14 +723,19 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
             None => SmallRng::try_from_rng(&mut SysRng)
                 .map_err(|error| BuildErrorKind::System(io::Error::other(error)))?,
         };
-        let hooks = Arc::new(Hooks { health_check, on_connect, credentials_provider: self.credentials_provider });
+        let hooks = Arc::new(Hooks {
+            health_check,
+            on_connect,
+            credentials_provider: self.credentials_provider,
+        });
         // A generator of its own: the random choices of the set and of the exchange stay independent.
         let exchange = Exchange::new(settings.strategy, rng.fork());
         let (stop, stopped) = bounded(0);
         let event_log = match self.event_handler {
             Some(handler) => {
                 let (event_log, events) = EventLog::with_queue();
-                dispatcher::start(handler, events, stopped.clone()).map_err(BuildErrorKind::System)?;
+                dispatcher::start(handler, events, stopped.clone())
+                    .map_err(BuildErrorKind::System)?;
                 event_log
             }
             None => EventLog::default(),
@@ -738,14 +744,14 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         let set = Arc::new(PeerSet::new(peers, settings, (validator, event_log), rng, wake, now));
         #[cfg(feature = "metrics")]
         crate::metrics::start(set.clone(), stopped.clone()).map_err(BuildErrorKind::System)?;
-        let links = Arc::new(Links { set: set.clone(), exchange, balance });
+        let pool = Arc::new(PoolState { set: set.clone(), exchange, balance });
         let checker_stopped = stopped.clone();
-        checker::start(set.clone(), Arc::downgrade(&links), hooks.clone(), woken, checker_stopped)
+        checker::start(set.clone(), Arc::downgrade(&pool), hooks.clone(), woken, checker_stopped)
             .map_err(BuildErrorKind::System)?;
         if set.settings().resolve_interval.is_some() {
             resolver::start(self.resolver, set, stopped).map_err(BuildErrorKind::System)?;
         }
-        Ok(PeerManager::new(links, hooks, stop))
+        Ok(PeerManager::new(pool, hooks, stop))
     }
 }
 

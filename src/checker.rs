@@ -13,7 +13,7 @@ use diesel::r2d2::R2D2Connection;
 use crate::login::dial;
 use crate::login::session::Hooks;
 use crate::peers::set::PeerSet;
-use crate::pool::connection::Links;
+use crate::pool::connection::PoolState;
 
 /// The name of the checker's thread. Linux shows the first 15 characters of a thread's name.
 const THREAD_NAME: &str = "peers-checker";
@@ -32,7 +32,7 @@ const SUSPENDED_AFTER: Duration = Duration::from_millis(100);
 #[expect(clippy::disallowed_methods, reason = "the checker's clock")]
 pub(crate) fn start<C: R2D2Connection + Send + 'static>(
     set: Arc<PeerSet>,
-    links: Weak<Links<C>>,
+    pool: Weak<PoolState<C>>,
     hooks: Arc<Hooks<C>>,
     wake: Receiver<()>,
     stopped: Receiver<Infallible>,
@@ -45,8 +45,8 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
             }
             // Closes the links of a peer that has gone down now, and not only at the next use of
             // the pool.
-            if let Some(links) = links.upgrade() {
-                links.exchange();
+            if let Some(pool) = pool.upgrade() {
+                pool.updated_exchange();
             }
             next
         };

@@ -216,7 +216,11 @@ impl Source<'_> {
         }
     }
 
-    fn error(self, key: &str, InvalidSetting { flaw, correction }: InvalidSetting) -> BuildErrorKind {
+    fn error(
+        self,
+        key: &str,
+        InvalidSetting { flaw, correction }: InvalidSetting,
+    ) -> BuildErrorKind {
         let setting = may_be_shown(key).then(|| key.to_owned());
         BuildErrorKind::Setting { setting, key: self.describe(key), flaw, correction }
     }
@@ -246,7 +250,9 @@ fn apply<C: 'static>(
         };
         builder = match applied {
             Ok(builder) => builder,
-            Err(invalid) => return PeerManagerBuilder::new().with_error(source.error(key, invalid)),
+            Err(invalid) => {
+                return PeerManagerBuilder::new().with_error(source.error(key, invalid));
+            }
         };
     }
     builder

@@ -37,9 +37,8 @@ impl BuildError {
             BuildErrorKind::Peers(PeersError::NoWeight) => Some("weight"),
             BuildErrorKind::Peers(_) | BuildErrorKind::System(_) => None,
             BuildErrorKind::Setting { setting, .. } => setting.as_deref(),
-            BuildErrorKind::TooShort { setting, .. } | BuildErrorKind::Conflict { shorter: (setting, _), .. } => {
-                Some(setting)
-            }
+            BuildErrorKind::TooShort { setting, .. }
+            | BuildErrorKind::Conflict { shorter: (setting, _), .. } => Some(setting),
         }
     }
 }

@@ -5,7 +5,7 @@ use super::value::{InvalidSetting, SettingValue};
 use super::{Entries, POOL_KEYS, SETTINGS, Source, apply};
 use crate::builder::PeerManagerBuilder;
 use crate::dialect::Dialect;
-use crate::error::{Flaw, BuildErrorKind};
+use crate::error::{BuildErrorKind, Flaw};
 use crate::peers::peer_config::PeerConfig;
 use crate::url::{Parameter, Query, Uri, is_conninfo, parameters, percent_decoded};
 
@@ -60,7 +60,11 @@ fn name_from_uri(uri: &Uri) -> String {
 }
 
 /// Splits a URL into one peer per host and the settings, which are removed from the URLs of the peers.
-fn split_url(key: &str, text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, Entries), BuildErrorKind> {
+fn split_url(
+    key: &str,
+    text: &str,
+    dialect: Dialect,
+) -> Result<(Vec<PeerConfig>, Entries), BuildErrorKind> {
     let error = |flaw: Flaw, correction: Flaw| {
         let (setting, key) = (Some("url".to_owned()), key.to_owned());
         BuildErrorKind::Setting { setting, key, flaw, correction }
@@ -153,7 +157,10 @@ fn split_path(text: &str) -> (&str, &str, &str) {
 
 /// Moves the settings out of the parameters of a URL. The remaining parameters are for the client
 /// library.
-fn take_settings(parameters: &mut Vec<Parameter>, dialect: Dialect) -> Result<Entries, BuildErrorKind> {
+fn take_settings(
+    parameters: &mut Vec<Parameter>,
+    dialect: Dialect,
+) -> Result<Entries, BuildErrorKind> {
     let mut settings = Entries::new();
     let has_password = parameters.iter().any(|parameter| parameter.key == "password");
     let (ours, others): (Vec<_>, Vec<_>) = parameters.drain(..).partition(|parameter| {

@@ -142,7 +142,11 @@ fn unknown_keys_get_the_nearest_correction() {
         assert_eq!(error, Some(expected));
     }
     let hosts = "postgres://db0/shop?hostaddr=10.0.0.1&dbname=shop";
-    assert_eq!(builder().url(hosts).into_first_error(), None, "libpq's own parameters are accepted");
+    assert_eq!(
+        builder().url(hosts).into_first_error(),
+        None,
+        "libpq's own parameters are accepted"
+    );
 }
 
 #[test]

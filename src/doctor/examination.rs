@@ -14,7 +14,7 @@ use super::{Report, sqlite_file};
 use crate::builder::PeerManagerBuilder;
 use crate::dialect::Dialect;
 use crate::error::BuildError;
-use crate::fault::{Fault, FailureCause};
+use crate::fault::{FailureCause, Fault};
 use crate::login::bounded::{self, LoginFailure, LoginProgress, LoginTimeout};
 use crate::login::session::{Hooks, Inspection, Login};
 use crate::panics::catch_panic;

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::fault::{Fault, FailureCause, is_timeout};
+use crate::fault::{FailureCause, Fault, is_timeout};
 use crate::login::socket::{self, Socket, Sockets, Thread};
 use crate::panics::{Panicked, catch_panic, lock};
 use crate::peers::deadline::CancelReason;

@@ -193,8 +193,9 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
             let answer =
                 outcome.map_or_else(LoginOutcome::from_failure, |()| LoginOutcome::Succeeded);
             let now = now();
-            peer_set
-                .update(peer, now, |peer, check_times| peer.check_ended(kind, (began, now), answer, check_times));
+            peer_set.update(peer, now, |peer, check_times| {
+                peer.check_ended(kind, (began, now), answer, check_times)
+            });
         },
     );
 }

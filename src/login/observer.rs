@@ -87,7 +87,9 @@ impl LinkMonitor {
         self.activity.query_ended(now);
         match fault {
             Fault::PeerNotReady => {
-                self.set.update(self.peer, now, |peer, check_times| peer.query_refused(now, check_times));
+                self.set.update(self.peer, now, |peer, check_times| {
+                    peer.query_refused(now, check_times)
+                });
             }
             Fault::PeerDown | Fault::Misconfigured => self.set.suspect(self.peer, now),
             Fault::WrongRole if settings.requirements.role == Role::ReadWrite => {

@@ -9,7 +9,7 @@ use diesel::result::{Error, QueryResult};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt};
 
-use crate::fault::{Fault, FailureCause};
+use crate::fault::{FailureCause, Fault};
 use crate::login::bounded::{LoginFailure, LoginProgress};
 use crate::login::observer::{LinkMonitor, Observer};
 use crate::login::readiness::{self, NotReady};

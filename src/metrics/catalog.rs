@@ -131,7 +131,9 @@ pub(super) fn describe(recorder: &dyn Recorder) {
         match kind {
             MetricKind::Gauge => recorder.describe_gauge(name, Some(Unit::Count), description),
             MetricKind::Counter => recorder.describe_counter(name, Some(Unit::Count), description),
-            MetricKind::Histogram => recorder.describe_histogram(name, Some(Unit::Seconds), description),
+            MetricKind::Histogram => {
+                recorder.describe_histogram(name, Some(Unit::Seconds), description)
+            }
         }
     }
 }

@@ -43,8 +43,8 @@ pub(crate) fn start(set: Arc<PeerSet>, stopped: Receiver<Infallible>) -> io::Res
             }
         }
         // The thread that dropped the manager may still be closing connections.
-        let waits =
-            (0..MAX_CLOSE_POLLS).map_while(|_| exporter.has_links().then(|| after(CLOSE_POLL_INTERVAL)));
+        let waits = (0..MAX_CLOSE_POLLS)
+            .map_while(|_| exporter.has_links().then(|| after(CLOSE_POLL_INTERVAL)));
         for wait in waits {
             let _ = wait.recv();
         }
@@ -196,10 +196,12 @@ mod tests {
         fn render(&self) -> String {
             let mut text = String::new();
             for (name, description) in lock(&self.descriptions).iter() {
-                writeln!(text, "# HELP {name} {description}").expect("writing to a string succeeds");
+                writeln!(text, "# HELP {name} {description}")
+                    .expect("writing to a string succeeds");
             }
             for (key, value) in lock(&self.counters).iter() {
-                writeln!(text, "{key} {}", value.load(Ordering::Relaxed)).expect("writing to a string succeeds");
+                writeln!(text, "{key} {}", value.load(Ordering::Relaxed))
+                    .expect("writing to a string succeeds");
             }
             for (key, value) in lock(&self.gauges).iter() {
                 let value = f64::from_bits(value.load(Ordering::Relaxed));

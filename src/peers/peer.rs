@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::event::EventKind;
-use crate::fault::{Fault, FailureCause};
+use crate::fault::{FailureCause, Fault};
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
 use crate::peers::event_log::NewEvent;
@@ -256,7 +256,9 @@ impl Peer {
     ) -> Option<EventKind> {
         match outcome {
             LoginOutcome::Refused(cause) => self.record_refused((began, now), cause, check_times),
-            LoginOutcome::Unanswered(reason) => self.record_unanswered((began, now), reason, check_times),
+            LoginOutcome::Unanswered(reason) => {
+                self.record_unanswered((began, now), reason, check_times)
+            }
             LoginOutcome::Succeeded | LoginOutcome::NotAttempted => None,
         }
     }
@@ -409,7 +411,8 @@ impl Peer {
                 // A check that began before the mark was set does not move the scheduled check.
                 if outcome == LoginOutcome::NotAttempted || self.is_up() || !self.is_outdated(began)
                 {
-                    (self.next_check, self.next_check_all_down) = (check_times.regular, check_times.all_down);
+                    (self.next_check, self.next_check_all_down) =
+                        (check_times.regular, check_times.all_down);
                 }
             }
             CheckKind::Stall => self.checks.stall_is_running = false,
@@ -429,7 +432,8 @@ impl Peer {
                 self.record_unanswered((began, now), reason, check_times)
             }
             LoginOutcome::Unanswered(_) => {
-                if let Some(series) = self.stall_series.as_mut().filter(|series| series.began <= began)
+                if let Some(series) =
+                    self.stall_series.as_mut().filter(|series| series.began <= began)
                 {
                     series.unanswered += 1;
                 }
@@ -469,7 +473,11 @@ impl Peer {
     /// One refusal is enough: refusing costs the server next to nothing, so the peer would soon
     /// attract all the work. A check follows at once and decides. If the peer is already down,
     /// nothing changes, so that the running check is not outdated.
-    pub(crate) fn query_refused(&mut self, now: Instant, check_times: CheckTimes) -> Option<EventKind> {
+    pub(crate) fn query_refused(
+        &mut self,
+        now: Instant,
+        check_times: CheckTimes,
+    ) -> Option<EventKind> {
         if !self.is_up() {
             return None;
         }
@@ -477,15 +485,23 @@ impl Peer {
         if self.marked_for_refused_query.is_some_and(|at| now < at + REFUSED_QUERY_COOLDOWN) {
             return None;
         }
-        let down =
-            self.mark_down(now, now, FailureCause::new(Fault::PeerNotReady, REFUSED_QUERY_REASON), check_times)?;
+        let down = self.mark_down(
+            now,
+            now,
+            FailureCause::new(Fault::PeerNotReady, REFUSED_QUERY_REASON),
+            check_times,
+        )?;
         self.marked_for_refused_query = Some(now);
         Some(down)
     }
 
     /// Clears an expired mark without a check (`Recovery::AfterInterval`). Has no effect on a peer
     /// that is up.
-    pub(crate) fn clear_mark(&mut self, now: Instant, check_times: CheckTimes) -> Option<EventKind> {
+    pub(crate) fn clear_mark(
+        &mut self,
+        now: Instant,
+        check_times: CheckTimes,
+    ) -> Option<EventKind> {
         if self.is_up() {
             return None;
         }

@@ -45,7 +45,9 @@ fn serving_tier<'a>(peers: impl Iterator<Item = &'a Peer>, strategy: Strategy) -
 
 /// Whether a peer gets new work, within the serving tier if there is one.
 fn is_available(peer: &Peer, serving_tier: Option<u32>) -> bool {
-    peer.is_up_and_in_service() && peer.weight > 0 && serving_tier.is_none_or(|tier| peer.tier == tier)
+    peer.is_up_and_in_service()
+        && peer.weight > 0
+        && serving_tier.is_none_or(|tier| peer.tier == tier)
 }
 
 /// Whether no peer is available for new work.
@@ -177,7 +179,7 @@ mod tests {
     use rand::rngs::SmallRng;
 
     use super::*;
-    use crate::fault::{Fault, FailureCause};
+    use crate::fault::{FailureCause, Fault};
     use crate::peers::peer::LoginOutcome;
     use crate::settings::CheckTimes;
     use crate::url::PeerUrl;
@@ -211,7 +213,11 @@ mod tests {
                 Down { check_in } => {
                     let next_check = now + Duration::from_secs(check_in);
                     let cause = FailureCause::new(Fault::PeerDown, "refused");
-                    peer.connect_failed((now, now), LoginOutcome::Refused(cause), next_check_at(next_check));
+                    peer.connect_failed(
+                        (now, now),
+                        LoginOutcome::Refused(cause),
+                        next_check_at(next_check),
+                    );
                 }
             }
             peer
@@ -343,7 +349,11 @@ mod tests {
         for index in [0, 2] {
             let now = peers[index].next_check;
             let cause = FailureCause::new(Fault::PeerDown, "refused");
-            peers[index].connect_failed((now, now), LoginOutcome::Refused(cause), next_check_at(now));
+            peers[index].connect_failed(
+                (now, now),
+                LoginOutcome::Refused(cause),
+                next_check_at(now),
+            );
         }
         assert_eq!(
             shares_of(&peers),

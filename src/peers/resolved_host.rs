@@ -6,8 +6,8 @@ use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::peers::peer_config::{PeerValidator, PeerConfig};
 use crate::peers::peer::Peer;
+use crate::peers::peer_config::{PeerConfig, PeerValidator};
 use crate::url::PeerUrl;
 
 /// An address is removed after it was missing from this many answers in a row; a single miss may be

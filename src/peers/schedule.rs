@@ -139,7 +139,8 @@ pub(crate) fn find_stalls(
                 results.check(index, peer, CheckKind::Stall, short_timeout(peer, settings), now);
                 // Usually the peer itself answers the first check. Then no other peer has to be
                 // checked.
-                let no_other_answered = observations.others_answered.is_none_or(|at| at < series.began);
+                let no_other_answered =
+                    observations.others_answered.is_none_or(|at| at < series.began);
                 others_are_needed |= no_other_answered && series.unanswered > 0;
             }
             Verdict::Stalled => {
@@ -194,7 +195,7 @@ fn short_timeout(peer: &Peer, settings: &Settings) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::{Fault, FailureCause};
+    use crate::fault::{FailureCause, Fault};
     #[cfg(all(feature = "socket", target_os = "linux"))]
     use crate::login::socket::Socket;
     use crate::peers::peer::LoginOutcome;
@@ -378,7 +379,8 @@ mod tests {
         scenario.advance_to(2_000);
         assert_eq!(scenario.scan().0, [0], "an old query causes a check of its peer");
         scenario.advance_to(2_050);
-        scenario.check_ends(0, LoginOutcome::Refused(FailureCause::new(Fault::PeerDown, "refused")));
+        scenario
+            .check_ends(0, LoginOutcome::Refused(FailureCause::new(Fault::PeerDown, "refused")));
         for millis in [2_100, 2_150, 3_000, 4_000] {
             scenario.advance_to(millis);
             assert!(

@@ -15,14 +15,14 @@ use rand::rngs::SmallRng;
 use crate::event::EventKind;
 use crate::panics::{catch_panic, lock};
 use crate::peers::activity::Activity;
-use crate::peers::peer_config::PeerValidator;
 use crate::peers::deadline::{CancelReason, Deadlines, Ticket};
 use crate::peers::event_log::{EventLog, NewEvent};
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
+use crate::peers::peer_config::PeerValidator;
 use crate::peers::placement::{PeerView, no_peer_available, pick, shares, surplus};
 use crate::peers::resolved_host::ResolvedHost;
-use crate::peers::schedule::{self, HealthCheck, StalledPeer, PassResults};
+use crate::peers::schedule::{self, HealthCheck, PassResults, StalledPeer};
 use crate::settings::{CheckTimes, Settings};
 use crate::url::PeerUrl;
 
@@ -401,7 +401,8 @@ impl PeerSet {
             // A query that begins now requests another scan, or is found by this scan or the next
             // one.
             let is_requested = self.scans_queries.swap(false, Ordering::Relaxed);
-            let is_any_running = schedule::find_stalls(peers, &self.settings, check_times, now, results);
+            let is_any_running =
+                schedule::find_stalls(peers, &self.settings, check_times, now, results);
             self.scans_queries.fetch_or(is_any_running, Ordering::Relaxed);
             *next_query_scan =
                 (is_requested || is_any_running).then_some(now + QUERY_SCAN_INTERVAL);
@@ -440,7 +441,7 @@ impl PeerSet {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::fault::{Fault, FailureCause};
+    use crate::fault::{FailureCause, Fault};
     use crate::peers::peer::LoginOutcome;
     use crate::policy::Recovery;
     use crate::settings::tests::{INTERVAL, PACE, settings};

@@ -4,7 +4,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::*;
-use crate::fault::{Fault, FailureCause};
+use crate::fault::{FailureCause, Fault};
 use crate::peers::peer::LoginOutcome;
 use crate::peers::set::PeerSet;
 use crate::peers::set::tests::set_of;

@@ -4,7 +4,7 @@ use diesel::result::{Error, QueryResult};
 
 use crate::doctor::fact::{Aspect, FactValue};
 use crate::doctor::progress::PeerProgress;
-use crate::fault::{Fault, FailureCause};
+use crate::fault::{FailureCause, Fault};
 use crate::login::bounded::LoginFailure;
 use crate::url::PeerUrl;
 

@@ -57,7 +57,9 @@ impl Scenario {
     fn check_ends(&mut self, began: u64, now: u64, outcome: Result<(), &str>) -> bool {
         let (began, now) = (self.at(began), self.at(now));
         let outcome = outcome.map_or_else(refused, |()| LoginOutcome::Succeeded);
-        self.peer.check_ended(CheckKind::Regular, (began, now), outcome, check_times_after(now)).is_some()
+        self.peer
+            .check_ended(CheckKind::Regular, (began, now), outcome, check_times_after(now))
+            .is_some()
     }
 
     fn reason(&self) -> Option<&str> {
@@ -211,7 +213,10 @@ fn refused_query_marks_the_peer_down_and_causes_a_check_at_once() {
     let mut scenario = Scenario::new();
     scenario.check_begins(1_000);
     let (now, check_times) = (scenario.at(1_010), check_times_after(scenario.at(1_010)));
-    assert!(scenario.peer.query_refused(now, check_times).is_some(), "a refused query causes an event");
+    assert!(
+        scenario.peer.query_refused(now, check_times).is_some(),
+        "a refused query causes an event"
+    );
     assert!(
         scenario.peer.query_refused(scenario.at(1_011), check_times).is_none(),
         "a second refused query causes no event"
@@ -508,8 +513,12 @@ fn check_that_could_not_be_made_is_repeated_after_an_interval() {
     scenario.check_begins(30_000);
     let times = (scenario.at(30_000), scenario.at(30_001));
     let check_times = check_times_after(times.1);
-    let event =
-        scenario.peer.check_ended(CheckKind::Regular, times, LoginOutcome::NotAttempted, check_times);
+    let event = scenario.peer.check_ended(
+        CheckKind::Regular,
+        times,
+        LoginOutcome::NotAttempted,
+        check_times,
+    );
     assert_eq!(event, None, "the health of the peer does not change");
     assert_eq!(
         scenario.peer.earliest_check(false),

@@ -10,9 +10,9 @@ use crate::error::{PeersError, shown_name};
 use crate::event::EventKind;
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
-use crate::peers::peer_config::PeerConfig;
 use crate::peers::event_log::NewEvent;
 use crate::peers::peer::Peer;
+use crate::peers::peer_config::PeerConfig;
 use crate::url::PeerUrl;
 
 impl PeerSet {
@@ -267,7 +267,7 @@ impl fmt::Debug for Drain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::{Fault, FailureCause};
+    use crate::fault::{FailureCause, Fault};
     use crate::peers::peer::{CheckKind, LoginOutcome};
     use crate::peers::set::DRAIN_POLL_INTERVAL;
     use crate::peers::set::tests::set_of;
@@ -289,7 +289,12 @@ mod tests {
         assert_eq!(places(), 4, "a running check keeps the index of its peer");
         let ended = |peer: usize| {
             set.update(peer, now, |peer, check_times| {
-                peer.check_ended(CheckKind::Regular, (now, now), LoginOutcome::NotAttempted, check_times)
+                peer.check_ended(
+                    CheckKind::Regular,
+                    (now, now),
+                    LoginOutcome::NotAttempted,
+                    check_times,
+                )
             });
         };
         ended(2);
@@ -417,7 +422,12 @@ mod tests {
         set.update(0, now, |peer, check_times| peer.query_refused(now, check_times));
         set.tick(now);
         set.update(0, now, |peer, check_times| {
-            peer.check_ended(CheckKind::Regular, (now, now), LoginOutcome::NotAttempted, check_times)
+            peer.check_ended(
+                CheckKind::Regular,
+                (now, now),
+                LoginOutcome::NotAttempted,
+                check_times,
+            )
         });
         set.check_now("peer0", now).expect("the peer exists");
         let (checks, _) = set.tick(now);

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::{PeerState, PeerStatus, Snapshot};
 
-const HEADERS: [&str; 7] = ["peer", "state", "for", "weight", "connections", "in use", "next check"];
+const HEADERS: [&str; 7] =
+    ["peer", "state", "for", "weight", "connections", "in use", "next check"];
 
 /// Whether a column is aligned to the left, as names are; numbers are aligned to the right.
 const LEFT_ALIGNED: [bool; 7] = [true, true, false, false, false, false, false];
