@@ -201,10 +201,10 @@ pub(crate) fn start<T: Send + 'static>(
             Err(LoginFailure::Refused(FailureCause::new(Fault::PeerDown, reason)))
         };
         worker.end(outcome.unwrap_or_else(panicked));
-        worker.set.deadlines().end(ticket);
+        worker.set.deadlines().unregister(ticket);
     });
     if let Err(error) = thread {
-        set.deadlines().end(ticket);
+        set.deadlines().unregister(ticket);
         let reason = format!("cannot start a thread for the login: {error}");
         login.end(Err(LoginFailure::NotAttempted(reason.into())));
     }

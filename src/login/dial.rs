@@ -51,9 +51,9 @@ pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
     }
 }
 
-/// The outcome of the login to the peer with this number.
+/// The outcome of the login to the peer with this id.
 struct DialOutcome<C> {
-    number: u64,
+    peer_id: u64,
     result: Result<Link<C>, Attempt>,
 }
 
@@ -89,9 +89,9 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
                 link.count_as_open();
                 return Ok(link);
             }
-            Ok(DialOutcome { number, result: Err(attempt) }) => {
+            Ok(DialOutcome { peer_id, result: Err(attempt) }) => {
                 in_progress -= 1;
-                attempts.insert(number, attempt);
+                attempts.insert(peer_id, attempt);
                 next = Instant::now();
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
@@ -113,7 +113,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
     done: Sender<DialOutcome<C>>,
 ) {
     let guard = LinkGuard::for_login(set.clone(), &picked);
-    let Picked { peer, id: number, url, activity, .. } = picked;
+    let Picked { peer, id: peer_id, url, activity, .. } = picked;
     let rng = set.rng();
     let login = Login { set: set.clone(), peer, activity, url, hooks, rng };
     let timeout = set.settings().connect_timeout.min(set.settings().connect_deadline);
@@ -155,7 +155,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
                 }
             };
             // If the caller has stopped waiting, the connection is closed here.
-            drop(done.send(DialOutcome { number, result }));
+            drop(done.send(DialOutcome { peer_id, result }));
         },
     );
 }
@@ -225,7 +225,7 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// The attempts of one call, by the number of the peer. Names do not identify peers here, because a
+/// The attempts of one call, by the id of the peer. Names do not identify peers here, because a
 /// peer may be replaced meanwhile by another one of the same name.
 type Attempts = BTreeMap<u64, Attempt>;
 

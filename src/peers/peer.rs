@@ -226,7 +226,7 @@ impl Peer {
     /// Ends the draining if the pool has no session with the peer any more, and returns the
     /// resulting events.
     pub(crate) fn end_draining(&mut self, now: Instant) -> Option<[Option<EventKind>; 2]> {
-        let is_empty = self.counts.connecting == 0 && self.activity.open() == 0;
+        let is_empty = self.counts.connecting == 0 && self.activity.open_sessions() == 0;
         is_empty.then(|| self.admin_state.finish_draining(now)).flatten()
     }
 

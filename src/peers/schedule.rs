@@ -222,7 +222,7 @@ mod tests {
             let peers: Vec<Peer> = (0..peers).map(peer).collect();
             let link = |peer: &Peer| {
                 let link_state = Arc::<LinkState>::default();
-                peer.activity.add(link_state.clone());
+                peer.activity.add_link(link_state.clone());
                 link_state
             };
             let queries = peers.iter().map(link).collect();
@@ -331,7 +331,7 @@ mod tests {
         // On a peer that is down, only queries count that can be aborted.
         let late = Arc::<LinkState>::default();
         late.set_socket(Arc::new(Socket::from_listener()));
-        scenario.peers[0].activity.add(late.clone());
+        scenario.peers[0].activity.add_link(late.clone());
         for (now, expected) in [(2_000, 0), (3_000, 0), (4_000, 1)] {
             scenario.advance_to(now);
             if now > 2_000 {
@@ -443,7 +443,7 @@ mod tests {
             "after an answered check, the query is only slow"
         );
         let other = Arc::<LinkState>::default();
-        scenario.peers[0].activity.add(other.clone());
+        scenario.peers[0].activity.add_link(other.clone());
         other.query_begins(scenario.now);
         assert!(
             is_unresponsive(&mut scenario, 2_400),
@@ -497,7 +497,7 @@ mod tests {
     fn long_query_causes_no_check_while_other_queries_on_its_peer_end() {
         let mut scenario = Scenario::new(2);
         let long = Arc::<LinkState>::default();
-        scenario.peers[0].activity.add(long.clone());
+        scenario.peers[0].activity.add_link(long.clone());
         long.query_begins(scenario.now);
         for second in 1..60 {
             scenario.advance_to(second * 1_000);

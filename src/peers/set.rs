@@ -290,7 +290,7 @@ impl PeerSet {
         at: Instant,
         cancel: impl FnOnce(CancelReason) + Send + 'static,
     ) -> Ticket {
-        let (ticket, is_first) = self.deadlines.begin(at, cancel);
+        let (ticket, is_first) = self.deadlines.register(at, cancel);
         if is_first {
             self.wake();
         }

@@ -250,7 +250,7 @@ impl Drain {
         match peer.admin_state {
             AdminState::Drained { .. } | AdminState::Removed => Some(true),
             AdminState::Ready => Some(false),
-            AdminState::Draining { .. } if self.set.is_closed() && self.activity.open() == 0 => {
+            AdminState::Draining { .. } if self.set.is_closed() && self.activity.open_sessions() == 0 => {
                 Some(true)
             }
             AdminState::Draining { .. } => None,
@@ -382,11 +382,11 @@ mod tests {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let session = Arc::default();
-        set.read(|peers| peers[0].activity.add(Arc::clone(&session)));
+        set.read(|peers| peers[0].activity.add_link(Arc::clone(&session)));
         let drain = set.drain("peer0", now).expect("the peer exists");
         set.close();
         assert!(!drain.wait(Duration::ZERO), "a session is still open");
-        set.read(|peers| peers[0].activity.remove(&session));
+        set.read(|peers| peers[0].activity.remove_link(&session));
         assert!(drain.wait(Duration::ZERO));
     }
 
