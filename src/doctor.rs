@@ -94,7 +94,8 @@ impl Report {
     }
 
     fn differences_of(&self, severity: Severity) -> impl Iterator<Item = String> {
-        let differences = self.differences.iter().filter(move |it| it.severity == severity);
+        let differences =
+            self.differences.iter().filter(move |difference| difference.severity == severity);
         differences.map(Difference::to_string)
     }
 

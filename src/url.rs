@@ -83,7 +83,8 @@ impl PeerUrl {
             );
         }
         // With several `@`, libpq and diesel's parser for MySQL find the host in different places.
-        if dialect == Dialect::Postgres && uri.userinfo.as_ref().is_some_and(|it| it.contains('@'))
+        if dialect == Dialect::Postgres
+            && uri.userinfo.as_ref().is_some_and(|text| text.contains('@'))
         {
             return Err("has several `@`: write an `@` in a user or a password as %40".into());
         }
@@ -139,8 +140,9 @@ impl PeerUrl {
     pub(crate) fn check_address_allowed(&self, dialect: Dialect) -> Result<(), Flaw> {
         let Ok(uri) = Uri::parse(&self.url) else { return Ok(()) };
         let is_mysql = dialect.or_from_scheme(&uri.scheme) == Dialect::MySql;
-        let ssl_mode = uri.parameters.iter().rfind(|it| it.key == "ssl_mode");
-        let ssl_mode = ssl_mode.and_then(|it| it.value.as_deref()).unwrap_or_default();
+        let ssl_mode = uri.parameters.iter().rfind(|parameter| parameter.key == "ssl_mode");
+        let ssl_mode =
+            ssl_mode.and_then(|parameter| parameter.value.as_deref()).unwrap_or_default();
         if is_mysql && ssl_mode.eq_ignore_ascii_case("verify_identity") {
             return Err(
                 "has `ssl_mode=verify_identity`, which compares the server's certificate with the host \
@@ -157,7 +159,7 @@ impl PeerUrl {
         let target = |url: &str| match Uri::parse(url) {
             Ok(mut uri) => {
                 uri.userinfo = None;
-                uri.parameters.retain(|it| !is_credential(&it.key));
+                uri.parameters.retain(|parameter| !is_credential(&parameter.key));
                 uri.to_string()
             }
             Err(_) => match parse_conninfo(url) {

@@ -56,7 +56,7 @@ impl fmt::Debug for Request {
         let Self { file, table, url: _, prefix } = self;
         let file = file.as_ref().map(|path| path.display().to_string());
         let shown =
-            |text: &Option<String>| text.as_deref().map(|it| shown_or_redacted(it).to_owned());
+            |text: &Option<String>| text.as_deref().map(|text| shown_or_redacted(text).to_owned());
         f.debug_struct("Request")
             .field("file", &shown(&file))
             .field("table", &shown(table))
@@ -119,11 +119,17 @@ impl Request {
         let settings = self.read_settings()?;
         match Database::from_url(self.deciding_url(settings.as_ref()).as_deref())? {
             #[cfg(feature = "mysql")]
-            Database::MySql => self.examine_of::<diesel::MysqlConnection>(settings, on_progress),
+            Database::MySql => {
+                self.examine_database::<diesel::MysqlConnection>(settings, on_progress)
+            }
             #[cfg(feature = "postgres")]
-            Database::Postgres => self.examine_of::<diesel::PgConnection>(settings, on_progress),
+            Database::Postgres => {
+                self.examine_database::<diesel::PgConnection>(settings, on_progress)
+            }
             #[cfg(feature = "sqlite")]
-            Database::Sqlite => self.examine_of::<diesel::SqliteConnection>(settings, on_progress),
+            Database::Sqlite => {
+                self.examine_database::<diesel::SqliteConnection>(settings, on_progress)
+            }
             #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
             database => {
                 let _ = (settings, on_progress);
@@ -136,7 +142,7 @@ impl Request {
         not(any(feature = "mysql", feature = "postgres", feature = "sqlite")),
         expect(dead_code, reason = "no feature of a database is enabled")
     )]
-    fn examine_of<C: R2D2Connection + Send + 'static>(
+    fn examine_database<C: R2D2Connection + Send + 'static>(
         &self,
         settings: Option<Table>,
         on_progress: impl FnMut(&[String]),
@@ -151,13 +157,13 @@ impl Request {
         }
         if let Some(prefix) = &self.prefix {
             let url = format!("{prefix}{URL_VARIABLE}");
-            let counts = |name: &OsStr| self.url.is_none() || name != &*url;
-            builder = builder.env_from(prefix, env::vars_os().filter(|(name, _)| counts(name)));
+            let is_used = |name: &OsStr| self.url.is_none() || name != &*url;
+            builder = builder.env_from(prefix, env::vars_os().filter(|(name, _)| is_used(name)));
         }
         if let Some(url) = &self.url {
             builder = builder.url(url);
         }
-        examine_with_progress(builder, on_progress).map_err(|error| self.not_built(&error).into())
+        examine_with_progress(builder, on_progress).map_err(|error| self.build_error(&error).into())
     }
 
     /// Passes a file's settings to the builder, as the application does.
@@ -171,13 +177,13 @@ impl Request {
         }
         let timeout = take_whole_number(&mut settings, ROCKET_TIMEOUT)?;
         let _ = take_whole_number(&mut settings, ROCKET_SIZE)?;
-        refuse_other_names(&settings)?;
+        reject_other_names(&settings)?;
         let timeout = Duration::from_secs(timeout.unwrap_or(ROCKET_DEFAULT_TIMEOUT).unsigned_abs());
         Ok(builder.config(config(settings)?).pool_timeout(timeout))
     }
 
-    /// The error of `build()`, with the names that the settings have in the file.
-    fn not_built(&self, error: &BuildError) -> RequestErrorKind {
+    /// Converts the error of `build()`: uses the names that the settings have in the file.
+    fn build_error(&self, error: &BuildError) -> RequestErrorKind {
         let text = error.to_string();
         let text = if self.is_rocket_table() {
             text.replace(&format!("`{POOL_TIMEOUT}`"), &format!("`{ROCKET_TIMEOUT}`"))
@@ -253,10 +259,11 @@ fn take_whole_number(settings: &mut Table, key: &str) -> Result<Option<i64>, Req
 }
 
 /// Rejects other names of Rocket's own settings.
-fn refuse_other_names(settings: &Table) -> Result<(), RequestError> {
+fn reject_other_names(settings: &Table) -> Result<(), RequestError> {
     let url = settings.get(URL).and_then(Value::as_str).unwrap_or_default();
     let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters).split('&');
-    let mut keys = parameters.map(|it| it.split_once('=').map_or(it, |(key, _)| key));
+    let mut keys =
+        parameters.map(|parameter| parameter.split_once('=').map_or(parameter, |(key, _)| key));
     if settings.contains_key(POOL_TIMEOUT) || keys.any(|key| key == POOL_TIMEOUT) {
         let text = format!(
             "`{POOL_TIMEOUT}` is not a setting of this table: use Rocket's `{ROCKET_TIMEOUT}`"
@@ -308,7 +315,7 @@ impl Database {
         if is_conninfo(url) {
             return Ok(Self::Postgres);
         }
-        if Path::new(url).extension().is_some_and(|it| it == "toml") {
+        if Path::new(url).extension().is_some_and(|extension| extension == "toml") {
             return Err(RequestErrorKind::FileInsteadOfUrl.into());
         }
         if url.starts_with('$') {
@@ -521,7 +528,7 @@ mod tests {
     fn other_names_of_rockets_settings_are_rejected() {
         let error = |settings: &str| {
             let settings = format!("url = 'x'\n{settings}").parse().expect("TOML");
-            refuse_other_names(&settings).err().map(|error| error.to_string())
+            reject_other_names(&settings).err().map(|error| error.to_string())
         };
         for (settings, expected) in [
             ("check_interval = 1", None),
@@ -547,6 +554,6 @@ mod tests {
             assert!(is_right, "{settings}: {error:?}");
         }
         let of_url = "url = 'mysql://db0/shop?check_interval=1&pool_timeout=2'".parse();
-        refuse_other_names(&of_url.expect("TOML")).expect_err("it stands in the URL");
+        reject_other_names(&of_url.expect("TOML")).expect_err("it stands in the URL");
     }
 }

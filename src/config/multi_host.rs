@@ -175,7 +175,7 @@ fn take_settings(
                 let number = (percent_decoded(peer), value);
                 match settings.iter_mut().find(|(key, _)| key == setting) {
                     Some((_, SettingValue::Table(numbers)))
-                        if numbers.iter().any(|it| it.0 == number.0) =>
+                        if numbers.iter().any(|(peer, _)| *peer == number.0) =>
                     {
                         let flaw = "is given twice for the same peer";
                         let invalid = InvalidSetting::new(flaw, "remove one of them");

@@ -188,7 +188,7 @@ mod tests {
         }
 
         fn value(values: &Mutex<BTreeMap<String, Arc<AtomicU64>>>, key: &Key) -> Arc<AtomicU64> {
-            let labels = key.labels().map(|it| format!("{}=\"{}\"", it.key(), it.value()));
+            let labels = key.labels().map(|label| format!("{}=\"{}\"", label.key(), label.value()));
             let labels = labels.collect::<Vec<_>>().join(",");
             lock(values).entry(format!("{}{{{labels}}}", key.name())).or_default().clone()
         }

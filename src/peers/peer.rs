@@ -239,8 +239,8 @@ impl Peer {
     /// tests of a check.
     pub(crate) fn connected(&mut self, began: Instant, now: Instant) -> Option<EventKind> {
         self.activity.counters.logins.add(now.saturating_duration_since(began));
-        let room = self.record_success(began, now);
-        self.mark_up(began, now).or(room)
+        let has_room = self.record_success(began, now);
+        self.mark_up(began, now).or(has_room)
     }
 
     /// Records a failed login for the pool that began at `began`.
@@ -356,8 +356,9 @@ impl Peer {
 
     /// Returns when the peer is checked because of a lost link or a refused query.
     fn suspicion_check(&self) -> Option<Instant> {
-        let gap = |at: Instant| self.checks.began.map_or(at, |began| at.max(began + SUSPICION_GAP));
-        self.link_lost_at.map(gap)
+        let after_gap =
+            |at: Instant| self.checks.began.map_or(at, |began| at.max(began + SUSPICION_GAP));
+        self.link_lost_at.map(after_gap)
     }
 
     /// Returns when the peer is checked next if nothing happens before.
@@ -419,9 +420,9 @@ impl Peer {
         }
         match outcome {
             LoginOutcome::Succeeded => {
-                let room = self.record_success(began, now);
+                let has_room = self.record_success(began, now);
                 self.clear_suspicion(began);
-                self.mark_up(began, now).or(room)
+                self.mark_up(began, now).or(has_room)
             }
             LoginOutcome::Refused(cause) => {
                 self.clear_suspicion(began);

@@ -114,11 +114,15 @@ pub(crate) fn find_stalls(
 
     // The peer that answered last, and the last answer of any other peer.
     let answers =
-        || peers.iter().enumerate().filter_map(|(at, peer)| Some((peer.last_answer()?, at)));
+        || peers.iter().enumerate().filter_map(|(index, peer)| Some((peer.last_answer()?, index)));
     let newest = answers().max();
-    let second_newest = newest.and_then(|(_, at)| answers().filter(|other| other.1 != at).max());
+    let second_newest =
+        newest.and_then(|(_, newest)| answers().filter(|(_, index)| *index != newest).max());
     let others_answered = |index: usize| {
-        newest.filter(|(_, at)| *at != index).or(second_newest).map(|(answered, _)| answered)
+        newest
+            .filter(|(_, newest)| *newest != index)
+            .or(second_newest)
+            .map(|(answered, _)| answered)
     };
     let all_observations: Vec<Observations> = peers
         .iter()

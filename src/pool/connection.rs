@@ -199,7 +199,10 @@ impl<C: R2D2Connection> PeerConnection<C> {
         validation: &mut Validation<impl Fn() -> Instant>,
     ) -> Result<(), Error> {
         if self.pool.set.must_close_links(self.link().guard.peer()) {
-            return Err(discarded_error(&format!("peer {} is down or not in service", self.peer())));
+            return Err(discarded_error(&format!(
+                "peer {} is down or not in service",
+                self.peer()
+            )));
         }
         let link = self.link_mut();
         let validated = validation.check(link);

@@ -269,7 +269,8 @@ fn forms_of_other_sites_and_of_other_pages_are_rejected() {
     let test = TestPage::new(2);
     let body = format!("token={}&pool=default&peer=peer0&action=drain", test.page.token);
     let post = |headers: &[(&str, &'static str)], body: &str| {
-        let header = |name: &str| headers.iter().find(|(it, _)| *it == name).map(|(_, it)| *it);
+        let header =
+            |name: &str| headers.iter().find(|(given, _)| *given == name).map(|(_, value)| *value);
         test.page.respond("POST", None, header, body.as_bytes()).status
     };
     let host = ("Host", "here");

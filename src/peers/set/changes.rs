@@ -24,8 +24,8 @@ impl PeerSet {
                 return Err(PeersError::NameTaken { name: config.name });
             }
             for url in urls {
-                let at = self.insert_peer(inner, &config, url, now, events);
-                inner.peers[at].check_now(now);
+                let index = self.insert_peer(inner, &config, url, now, events);
+                inner.peers[index].check_now(now);
             }
             Ok(())
         })
@@ -62,11 +62,11 @@ impl PeerSet {
                 }
             }
             for (config, url) in expanded {
-                if let Some(at) = member_by_name(&inner.peers, &config.name) {
-                    apply_config(&mut inner.peers[at], &config, url, events);
+                if let Some(index) = member_by_name(&inner.peers, &config.name) {
+                    apply_config(&mut inner.peers[index], &config, url, events);
                 } else {
-                    let at = self.insert_peer(inner, &config, url, now, events);
-                    inner.peers[at].check_now(now);
+                    let index = self.insert_peer(inner, &config, url, now, events);
+                    inner.peers[index].check_now(now);
                 }
             }
             // A changed tier causes no event, but changes the shares.
@@ -79,20 +79,20 @@ impl PeerSet {
     /// Drains a peer, and removes it when it is drained.
     pub(crate) fn remove(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, PeersError> {
         self.change(|Inner { peers, .. }, events| {
-            let at = find_member(peers, name)?;
-            if !others_have_weight(peers, at) {
+            let index = find_member(peers, name)?;
+            if !others_have_weight(peers, index) {
                 return Err(PeersError::LastPeer { name: name.to_owned() });
             }
-            start_removal(&mut peers[at], now, events);
-            Ok(Drain::new(self, &peers[at]))
+            start_removal(&mut peers[index], now, events);
+            Ok(Drain::new(self, &peers[index]))
         })
     }
 
     /// Drains a peer: it gets no new work.
     pub(crate) fn drain(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, PeersError> {
         self.change(|Inner { peers, .. }, events| {
-            let at = find_member(peers, name)?;
-            let peer = &mut peers[at];
+            let index = find_member(peers, name)?;
+            let peer = &mut peers[index];
             let event = peer.drain(false, now);
             events.extend(event.map(|kind| peer.new_event(kind)));
             Ok(Drain::new(self, peer))
@@ -102,8 +102,8 @@ impl PeerSet {
     /// Puts a peer back into service.
     pub(crate) fn resume(&self, name: &str, now: Instant) -> Result<(), PeersError> {
         self.change(|Inner { peers, .. }, events| {
-            let at = find_member(peers, name)?;
-            let peer = &mut peers[at];
+            let index = find_member(peers, name)?;
+            let peer = &mut peers[index];
             let event = peer.resume(now);
             events.extend(event.map(|kind| peer.new_event(kind)));
             Ok(())
@@ -113,12 +113,12 @@ impl PeerSet {
     /// Sets a peer's proportion of the work.
     pub(crate) fn set_weight(&self, name: &str, weight: u32) -> Result<(), PeersError> {
         self.change(|Inner { peers, .. }, events| {
-            let at = find_member(peers, name)?;
-            if weight == 0 && !others_have_weight(peers, at) {
+            let index = find_member(peers, name)?;
+            if weight == 0 && !others_have_weight(peers, index) {
                 return Err(PeersError::NoWeight);
             }
-            let event = peers[at].set_weight(weight);
-            events.extend(event.map(|kind| peers[at].new_event(kind)));
+            let event = peers[index].set_weight(weight);
+            events.extend(event.map(|kind| peers[index].new_event(kind)));
             Ok(())
         })
     }
@@ -126,8 +126,8 @@ impl PeerSet {
     /// Requests a check of a peer now.
     pub(crate) fn check_now(&self, name: &str, now: Instant) -> Result<(), PeersError> {
         self.change(|Inner { peers, .. }, _| {
-            let at = find_member(peers, name)?;
-            peers[at].check_now(now);
+            let index = find_member(peers, name)?;
+            peers[index].check_now(now);
             Ok(())
         })
     }
@@ -150,18 +150,18 @@ impl PeerSet {
         peer.id = *last_id;
         peer.next_check = self.settings.check_times(now, rng).regular;
         events.push(peer.new_event(EventKind::Added));
-        let place = peers.iter().position(Peer::is_vacant).unwrap_or(peers.len());
-        match peers.get_mut(place) {
+        let index = peers.iter().position(Peer::is_vacant).unwrap_or(peers.len());
+        match peers.get_mut(index) {
             Some(vacant) => *vacant = peer,
             None => peers.push(peer),
         }
-        place
+        index
     }
 }
 
-/// Whether any peer other than the one at index `at` may get work.
-pub(super) fn others_have_weight(peers: &[Peer], at: usize) -> bool {
-    let mut others = peers.iter().enumerate().filter(|(other, _)| *other != at);
+/// Whether any peer other than the one at this index may get work.
+pub(super) fn others_have_weight(peers: &[Peer], index: usize) -> bool {
+    let mut others = peers.iter().enumerate().filter(|(other, _)| *other != index);
     others.any(|(_, peer)| peer.is_member() && peer.weight > 0)
 }
 
@@ -250,7 +250,9 @@ impl Drain {
         match peer.admin_state {
             AdminState::Drained { .. } | AdminState::Removed => Some(true),
             AdminState::Ready => Some(false),
-            AdminState::Draining { .. } if self.set.is_closed() && self.activity.open_sessions() == 0 => {
+            AdminState::Draining { .. }
+                if self.set.is_closed() && self.activity.open_sessions() == 0 =>
+            {
                 Some(true)
             }
             AdminState::Draining { .. } => None,
@@ -278,15 +280,15 @@ mod tests {
     fn index_of_a_removed_peer_is_reused_once_nothing_refers_to_it() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
-        let places = || set.read(<[Peer]>::len);
+        let index_count = || set.read(<[Peer]>::len);
         let add = |name: &str| set.add(PeerConfig::new(name, "url"), now).expect("the name is new");
         add("db2");
-        assert_eq!(places(), 3);
+        assert_eq!(index_count(), 3);
         set.remove("db2", now).expect("the peer exists");
         let (checks, _) = set.tick(now);
         assert_eq!(checks.len(), 1, "a new peer is checked at once");
         add("db3");
-        assert_eq!(places(), 4, "a running check keeps the index of its peer");
+        assert_eq!(index_count(), 4, "a running check keeps the index of its peer");
         let ended = |peer: usize| {
             set.update(peer, now, |peer, check_times| {
                 peer.check_ended(
@@ -299,7 +301,7 @@ mod tests {
         };
         ended(2);
         add("db4");
-        assert_eq!(places(), 4, "an index is reused after the check has ended");
+        assert_eq!(index_count(), 4, "an index is reused after the check has ended");
         let names =
             set.read(|peers| peers.iter().map(|peer| peer.name.clone()).collect::<Vec<_>>());
         assert_eq!(*names[2], *"db4");
@@ -312,7 +314,7 @@ mod tests {
                 ended(check.peer);
             }
         }
-        assert_eq!(places(), 5, "a set that changes often does not grow");
+        assert_eq!(index_count(), 5, "a set that changes often does not grow");
     }
 
     #[test]
@@ -400,7 +402,7 @@ mod tests {
             })
         };
         let peers = |urls: [&str; 2]| {
-            let config = |(at, url): (usize, &str)| PeerConfig::new(format!("peer{at}"), url);
+            let config = |(index, url): (usize, &str)| PeerConfig::new(format!("peer{index}"), url);
             urls.into_iter().enumerate().map(config).collect::<Vec<_>>()
         };
         set.replace(&peers(["url0", "url1"]), now).expect("the peers are valid");
