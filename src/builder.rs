@@ -142,7 +142,7 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Sets the name of the pool on status pages and in metrics, which tells several pools apart. The
+    /// Sets the name of the pool on status pages and in metrics, which distinguishes several pools. The
     /// name is shown as given.
     ///
     /// Defaults to `default`; in a Rocket application, to the name of the database.
@@ -490,7 +490,7 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// Sets a closure that classifies failures before this crate's own tables do, for errors that the
-    /// tables do not know or classify wrongly. The closure is called for each failed login and each
+    /// tables do not contain or classify wrongly. The closure is called for each failed login and each
     /// error of a query, in the thread of the failure; `None` leaves the decision to [`Fault::of_login`]
     /// and [`Fault::of`], and so does a panic. The error is the client library's own and may contain a
     /// URL or a password: do not log it.

@@ -112,7 +112,7 @@ impl<C: 'static> PeerManagerBuilder<C> {
 
     /// Applies settings that were read with serde, for example from TOML or figment.
     ///
-    /// They override the same settings from earlier calls, and later calls override them. [`Config`]
+    /// These settings override the same settings from earlier calls, and later calls override them. [`Config`]
     /// describes the keys.
     #[cfg(feature = "serde")]
     #[must_use]

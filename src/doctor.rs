@@ -68,7 +68,7 @@ impl Report {
         Self { peers, differences, same_server }
     }
 
-    /// Returns whether all peers are ready and no difference is a [problem](Severity::Problem).
+    /// Whether all peers are ready and no difference is a [problem](Severity::Problem).
     #[must_use]
     pub fn is_ok(&self) -> bool {
         self.peers.iter().all(|peer| peer.condition == Condition::Ready)

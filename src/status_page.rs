@@ -84,7 +84,7 @@
 //! | `….next_check_seconds` | The time until the next check; 0 means now. |
 //! | `….weight`, `….tier` | As configured. |
 //! | `….connections`, `….in_use` | Open connections of the pool, and how many of them are in use. |
-//! | `….connecting`, `….stuck_logins` | Logins in progress, and logins that were given up but could not be aborted. |
+//! | `….connecting`, `….stuck_logins` | Logins in progress, and logins that passed their deadline and have not ended yet. |
 //! | `….connects`, `….connect_failures` | Counters: connections created, and failed logins, including those of checks. |
 //! | `….checkouts`, `….queries`, `….queries_lost` | Counters: checkouts served, queries ended, and queries that ended with a lost connection. |
 //! | `….query_seconds` | A counter: the total duration of those queries. |

@@ -1,5 +1,5 @@
 //! Runs one login on a thread of its own, under a deadline. Client libraries set no timeouts, and a
-//! server that accepts a connection without ever answering would block its caller for ever.
+//! server that accepts a connection without ever answering would block its caller forever.
 //!
 //! At the deadline the checker's thread reports the timeout to the caller, and shuts down the login's
 //! socket, so that the login's thread ends. If the socket cannot be found, the thread stays until the
@@ -36,7 +36,7 @@ pub(crate) enum LoginFailure {
     Refused(FailureCause),
     /// The peer did not answer before our timeout or the client library's own.
     Unanswered(Arc<str>),
-    /// This process is the cause: it sent no login, or it did not come to read the answer.
+    /// This process is the cause: it did not send the login or did not get to read the answer.
     NotAttempted(Arc<str>),
 }
 
@@ -160,7 +160,7 @@ enum State<T> {
 pub(crate) struct LoginTimeout {
     /// For a server that has not sent a single byte.
     pub(crate) silent: Duration,
-    /// For a server that has begun to answer, or whose answer this process has not come to read.
+    /// For a server that has begun to answer, or whose answer this process did not get to read.
     pub(crate) total: Duration,
 }
 
@@ -261,7 +261,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
     }
 
     /// Handles the deadline of a login. Unless the login is given more time, this reports the failure
-    /// once, and shuts down the socket again and again until the login ends.
+    /// once, and shuts down the socket repeatedly until the login ends.
     fn handle_deadline(self: &Arc<Self>, reason: CancelReason, delay: Duration) {
         let (on_outcome, failure) = {
             // While this lock is held, the login neither ends nor changes its state.
@@ -293,7 +293,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
         let again = self.clone();
         let now = match reason {
             CancelReason::Deadline(now) => now,
-            // Once the pool is gone, every call on the list of deadlines is aborted again and again,
+            // Once the pool is gone, every call on the list of deadlines is aborted repeatedly,
             // whatever its deadline.
             CancelReason::PoolClosed => self.began,
         };

@@ -233,7 +233,7 @@ type Attempts = BTreeMap<u64, Attempt>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Attempt {
     InProgress,
-    /// This process is the cause: it sent no login, or it did not come to read the answer.
+    /// This process is the cause: it did not send the login or did not get to read the answer.
     NotAttempted(Arc<str>),
     /// The peer refused the login, or did not answer in time.
     Failed(Arc<str>),

@@ -107,7 +107,7 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
-    /// Returns whether the observer is installed. The application may have replaced it on the wrapped
+    /// Whether the observer is installed. The application may have replaced it on the wrapped
     /// connection.
     pub(crate) fn is_installed(conn: &mut impl Connection) -> bool {
         conn.instrumentation().is::<Self>()

@@ -43,7 +43,7 @@ pub(crate) struct Socket {
 const KEEPALIVE_PROBES: libc::c_int = 3;
 
 impl Socket {
-    /// Returns whether the socket is open and has nothing to read. That is so for an idle
+    /// Whether the socket is open and has nothing to read. An idle connection has such a socket
     /// connection.
     pub(crate) fn is_quiet(&self) -> bool {
         system::has_nothing_to_read(self.stream.as_raw_fd())

@@ -35,7 +35,7 @@ pub(super) static PEERS: Metric =
     gauge("diesel_peers_peers", "Number of peers of the pool; 0 after the pool was dropped.");
 pub(super) static PEERS_AVAILABLE: Metric = gauge(
     "diesel_peers_peers_available",
-    "Number of peers that take new work: up, in service, and with a weight above 0.",
+    "Number of peers that get new work: up, in service, and with a weight above 0.",
 );
 pub(super) static EVENTS_DROPPED: Metric = counter(
     "diesel_peers_events_dropped_total",
@@ -62,10 +62,8 @@ pub(super) static IN_USE: Metric =
     gauge("diesel_peers_in_use", "Connections of the pool that are in use.");
 pub(super) static CONNECTING: Metric =
     gauge("diesel_peers_connecting", "Logins for the pool that are in progress.");
-pub(super) static STUCK_LOGINS: Metric = gauge(
-    "diesel_peers_stuck_logins",
-    "Logins that were abandoned at their deadline but could not be ended.",
-);
+pub(super) static STUCK_LOGINS: Metric =
+    gauge("diesel_peers_stuck_logins", "Logins that passed their deadline and have not ended yet.");
 pub(super) static DOWNS: Metric =
     counter("diesel_peers_downs_total", "Number of times the peer went from up to down.");
 pub(super) static CHECKOUTS: Metric =

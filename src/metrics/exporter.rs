@@ -12,7 +12,7 @@ use metrics::{Recorder, with_recorder};
 use super::catalog;
 use super::counters::Counters;
 use super::gauges::Gauges;
-use super::labeled::Labeled;
+use super::labeled::LabeledRecorder;
 use crate::panics::catch_panic;
 use crate::peers::peer::Peer;
 use crate::peers::placement::count_available;
@@ -104,7 +104,7 @@ impl Exporter {
         }
         let PoolGauges { peers, available, gauges, peer_ids } = self.read_pool();
         let Self { set, counters, events_dropped, nonzero, .. } = self;
-        let pool = Labeled::new(recorder).with("pool", set.settings().pool_name.clone());
+        let pool = LabeledRecorder::new(recorder).with("pool", set.settings().pool_name.clone());
         pool.gauge(&catalog::PEERS, peers);
         pool.gauge(&catalog::PEERS_AVAILABLE, available);
         pool.counter(&catalog::EVENTS_DROPPED, set.event_log().dropped(), events_dropped);

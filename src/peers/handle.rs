@@ -11,8 +11,8 @@ use crate::peers::snapshot::Snapshot;
 
 /// A cheap handle to the peers of one manager, from [`PeerManager::peers`].
 ///
-/// The handle shows the peers ([`snapshot`](Self::snapshot)) and changes them while the pool works. It keeps
-/// neither a connection nor a thread alive: after the pool is gone, the snapshot is
+/// The handle shows the peers ([`snapshot`](Self::snapshot)) and changes them while the pool works. The handle
+/// keeps neither a connection nor a thread alive: after the pool is gone, the snapshot is
 /// [`closed`](Snapshot::closed) and shows the last known state.
 ///
 /// A change applies to one pool in one process, for the lifetime of the pool. No check and no timer undoes

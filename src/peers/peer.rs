@@ -126,7 +126,7 @@ pub(crate) enum Health {
 pub(crate) struct Counts {
     /// Logins in progress.
     pub(crate) connecting: usize,
-    /// Logins that were canceled at their deadline and have not ended yet.
+    /// Logins that were aborted at their deadline and have not ended yet.
     pub(crate) stuck_logins: usize,
     /// Established links, in use or idle.
     pub(crate) links: usize,

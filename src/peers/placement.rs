@@ -103,7 +103,7 @@ pub(crate) fn pick(
     }
 }
 
-/// Returns the peer that has a link too many: moving one link from it to the peer that lacks one
+/// Returns the peer that has one link too many: moving one link from it to the peer that lacks one
 /// most makes the two more even. With a smaller difference no link moves, so that links do not
 /// oscillate.
 pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {

@@ -54,7 +54,7 @@ impl PassResults {
         timeout: Duration,
         now: Instant,
     ) {
-        // A stuck login has got no answer and cannot be canceled; another login would get stuck as
+        // A stuck login has got no answer and could not be aborted; another login would get stuck as
         // well.
         let is_stuck = kind == CheckKind::Stall && peer.counts.stuck_logins > 0;
         if !is_stuck && peer.begin_check(kind, now) {

@@ -58,7 +58,7 @@ pub(crate) struct PeerSet {
     scans_queries: AtomicBool,
     /// Incremented with each change of a peer's state.
     epoch: AtomicU64,
-    /// The peer that has a link too many, or [`NO_PEER`]. Every checkin reads it, without the lock.
+    /// The peer that has one link too many, or [`NO_PEER`]. Every checkin reads it, without the lock.
     surplus: AtomicUsize,
     closed: AtomicBool,
     inner: Mutex<Inner>,
@@ -218,7 +218,7 @@ impl PeerSet {
         }
     }
 
-    /// Recalculates which peer has a link too many.
+    /// Recalculates which peer has one link too many.
     fn update_surplus(&self, peers: &[Peer]) {
         let surplus = surplus(peers, self.settings.strategy).unwrap_or(NO_PEER);
         self.surplus.store(surplus, Ordering::Relaxed);
@@ -333,7 +333,7 @@ impl PeerSet {
         !peers[peer].is_in_service() || !peers[peer].is_up() && !no_peer_available(peers)
     }
 
-    /// Returns the peer that has a link too many, at most once per `rebalance_interval`. The caller
+    /// Returns the peer that has one link too many, at most once per `rebalance_interval`. The caller
     /// retires one of its links. If the caller can retire none, the result is `None` and the
     /// interval does not start, so that it is not wasted.
     pub(crate) fn take_surplus(

@@ -129,7 +129,7 @@ pub struct PeerStatus {
     pub in_use: usize,
     /// Logins for the pool that are in progress.
     pub connecting: usize,
-    /// Logins that passed their deadline and could not be ended.
+    /// Logins that passed their deadline and have not ended yet.
     pub stuck_logins: usize,
     /// A counter of the connections made for the pool.
     pub connects: u64,

@@ -187,7 +187,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
         }
     }
 
-    /// Returns whether this slot always keeps its own link. It does if the manager balances connections
+    /// Whether this slot always keeps its own link. That is so if the manager balances connections
     /// and not checkouts, or if the link holds a test transaction.
     fn keeps_its_link(&mut self) -> bool {
         self.pool.balance == Balance::PerConnection

@@ -6,7 +6,7 @@
 //!
 //! A slot that holds no link is an *empty* slot.
 //!
-//! **The invariant: the number of links in the exchange equals the number of living empty slots.**
+//! **The invariant: the number of links in the exchange equals the number of existing empty slots.**
 //! So an empty slot that is dereferenced always finds a link here, wherever r2d2 hands the slot out.
 //! Every method keeps the invariant. Each method takes the one lock once, and never holds the lock
 //! across a server call or a destructor:
@@ -81,7 +81,7 @@ struct Inner<L> {
     customizer_is_passive: bool,
     /// The number of reservations made so far.
     reservations: u64,
-    /// The number of living slots without a link: the other side of the invariant.
+    /// The number of existing slots without a link: the other side of the invariant.
     empty_slots: usize,
     chooser: Chooser,
     rng: SmallRng,
@@ -104,7 +104,7 @@ struct Evicted<L> {
 
 impl<L: Parkable> Evicted<L> {
     /// Evicts a link of a peer that is not usable. The session is ended at once, so that it does not
-    /// stay open on the peer while nobody uses the pool.
+    /// stay open on the peer while no caller uses the pool.
     fn from_unusable_peer(mut link: L) -> Self {
         let is_dead = link.shut_down();
         Self { link, is_dead }

@@ -187,7 +187,7 @@
         const list = part(section, "events");
         const shown = pool.events.slice(-EVENTS).reverse();
         const key = shown.map((event) => event.at + event.text).join("\n");
-        part(section, "calm").hidden = shown.length > 0;
+        part(section, "no-events").hidden = shown.length > 0;
         if (list.dataset.key === key) return;
         list.dataset.key = key;
         list.replaceChildren(...shown.map((event) => {

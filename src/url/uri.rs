@@ -1,7 +1,7 @@
 //! Parser for URLs of the form `scheme://user:password@host0:1,host1:2/database?key=value&key=value`,
 //! the form with several hosts that libpq, JDBC and MongoDB use.
 //!
-//! The parser only knows the syntax. Its errors show nothing of a malformed URL, because any part of the
+//! The parser checks the syntax only. Its errors show nothing of a malformed URL, because any part of the
 //! URL could be a part of a password that is not escaped.
 
 use std::fmt;
