@@ -43,8 +43,8 @@ pub(crate) struct Socket {
 const KEEPALIVE_PROBES: libc::c_int = 3;
 
 impl Socket {
-    /// Whether the socket is open and has nothing to read. An idle connection has such a socket
-    /// connection.
+    /// Whether the socket is open and has nothing to read. An idle connection has such
+    /// a socket.
     pub(crate) fn is_quiet(&self) -> bool {
         system::has_nothing_to_read(self.stream.as_raw_fd())
     }
