@@ -399,9 +399,9 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// Sets the time after which a query that is still running causes a health check of its peer. The
-    /// peer is unresponsive when two checks in a row are not answered within
+    /// peer has stalled when two checks in a row are not answered within
     /// [`check_timeout`](Self::check_timeout), the peer has not answered anything else meanwhile, and
-    /// another peer does answer. An unresponsive peer is marked down, and queries that have been running
+    /// another peer does answer. A stalled peer is marked down, and queries that have been running
     /// there for longer than this time are aborted: they fail as if their connection was lost. A query
     /// on a peer that answers is never aborted, however long it runs.
     ///

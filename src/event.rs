@@ -100,7 +100,8 @@ pub enum EventKind {
         /// The age of the connection.
         age: Duration,
     },
-    /// The peer is unresponsive, and its hung queries were aborted.
+    /// The peer has stalled ([`stall_after`](crate::PeerManagerBuilder::stall_after)), and its hung queries were
+    /// aborted.
     #[non_exhaustive]
     QueriesAborted {
         /// The number of connections with a hung query.
@@ -220,7 +221,7 @@ impl fmt::Display for Event {
                 write!(f, "a connection to peer {peer} was closed after {age:.1?}: {reason}")
             }
             EventKind::QueriesAborted { hung, aborted } => {
-                write!(f, "peer {peer} is unresponsive: aborted {aborted} of {hung} hung queries")
+                write!(f, "peer {peer} has stalled: aborted {aborted} of {hung} hung queries")
             }
         }
     }

@@ -76,7 +76,7 @@ pub(super) static QUERIES_LOST: Metric =
     counter("diesel_peers_queries_lost_total", "Queries that ended with a lost connection.");
 pub(super) static QUERIES_ABORTED: Metric = counter(
     "diesel_peers_queries_aborted_total",
-    "Hung queries that were aborted because the peer was unresponsive.",
+    "Hung queries that were aborted because the peer had stalled.",
 );
 pub(super) static QUERY_DURATION: Metric = histogram(
     "diesel_peers_query_duration_seconds",
@@ -130,7 +130,7 @@ pub(super) fn describe(recorder: &dyn Recorder) {
             MetricKind::Gauge => recorder.describe_gauge(name, Some(Unit::Count), description),
             MetricKind::Counter => recorder.describe_counter(name, Some(Unit::Count), description),
             MetricKind::Histogram => {
-                recorder.describe_histogram(name, Some(Unit::Seconds), description)
+                recorder.describe_histogram(name, Some(Unit::Seconds), description);
             }
         }
     }
