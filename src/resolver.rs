@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, at, bounded, never, select};
 use log::{info, warn};
 
 use crate::panics::catch_panic;
-use crate::peers::event_log::TARGET;
+use crate::peers::event_log::LOG_TARGET;
 use crate::peers::resolved_host::ResolutionChange;
 use crate::peers::set::PeerSet;
 
@@ -87,11 +87,11 @@ fn resolve_host(resolve: &Resolve, host: &str) -> Result<Vec<IpAddr>, String> {
 fn log_change(change: &ResolutionChange) {
     match change {
         ResolutionChange::Unresolved { peer, reason } => warn!(
-            target: TARGET, peer = &**peer, event = "unresolved", reason = reason.as_str();
+            target: LOG_TARGET, peer = &**peer, event = "unresolved", reason = reason.as_str();
             "cannot resolve the host of peer {peer}: {reason}; keeping the known addresses"
         ),
         ResolutionChange::Resolved { peer } => info!(
-            target: TARGET, peer = &**peer, event = "resolved";
+            target: LOG_TARGET, peer = &**peer, event = "resolved";
             "the host of peer {peer} is resolved again"
         ),
     }

@@ -189,19 +189,19 @@ pub(crate) fn start<T: Send + 'static>(
         progress: LoginProgress::default(),
         state: Mutex::new(State::InProgress(Box::new(on_outcome))),
     });
-    let late = login.clone();
+    let login_at_deadline = login.clone();
     let ticket = set.add_deadline(began + timeout.silent, move |reason| {
-        late.handle_deadline(reason, SHUTDOWN_RETRY_DELAY);
+        login_at_deadline.handle_deadline(reason, SHUTDOWN_RETRY_DELAY);
     });
-    let worker = login.clone();
+    let login_on_thread = login.clone();
     let thread = thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(move || {
-        let outcome = catch_panic(|| work(&worker.progress));
+        let outcome = catch_panic(|| work(&login_on_thread.progress));
         let panicked = |_| {
             let reason = format!("the login was aborted: {Panicked}");
             Err(LoginFailure::Refused(FailureCause::new(Fault::PeerDown, reason)))
         };
-        worker.end(outcome.unwrap_or_else(panicked));
-        worker.set.deadlines().unregister(ticket);
+        login_on_thread.end(outcome.unwrap_or_else(panicked));
+        login_on_thread.set.deadlines().unregister(ticket);
     });
     if let Err(error) = thread {
         set.deadlines().unregister(ticket);
@@ -270,9 +270,9 @@ impl<T: Send + 'static> BoundedLogin<T> {
                 (State::Ended, _) => return,
                 (State::InProgress(_), CancelReason::Deadline(now)) => {
                     let Some(failure) = self.failure_if_late(now) else {
-                        let later = self.clone();
+                        let login = self.clone();
                         self.set.add_deadline(now + PROGRESS_POLL_INTERVAL, move |reason| {
-                            later.handle_deadline(reason, delay);
+                            login.handle_deadline(reason, delay);
                         });
                         return;
                     };
@@ -290,15 +290,15 @@ impl<T: Send + 'static> BoundedLogin<T> {
             self.progress.shut_down_socket();
             (on_outcome, failure)
         };
-        let again = self.clone();
+        let login = self.clone();
         let now = match reason {
             CancelReason::Deadline(now) => now,
             // Once the pool is gone, every call on the list of deadlines is aborted repeatedly,
             // whatever its deadline.
             CancelReason::PoolClosed => self.began,
         };
-        let longer = (delay * 2).min(MAX_SHUTDOWN_RETRY_DELAY);
-        self.set.add_deadline(now + delay, move |reason| again.handle_deadline(reason, longer));
+        let next_delay = (delay * 2).min(MAX_SHUTDOWN_RETRY_DELAY);
+        self.set.add_deadline(now + delay, move |reason| login.handle_deadline(reason, next_delay));
         if let (Some(on_outcome), Some(failure)) = (on_outcome, failure) {
             let _ = catch_panic(|| on_outcome(Err(failure)));
         }

@@ -73,7 +73,7 @@ impl LinkMonitor {
         }
         let settings = self.set.settings();
         let (fault, is_lost) =
-            error.map_or((Fault::Query, false), |error| settings.classifier.of_query(error));
+            error.map_or((Fault::Query, false), |error| settings.classifier.classify_query(error));
         if is_lost {
             if let Some(counters) = counters {
                 counters.queries_lost.add_one();

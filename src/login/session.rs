@@ -141,13 +141,16 @@ impl<C: R2D2Connection + 'static> Login<C> {
         let before = progress.begin_login();
         let settings = self.set.settings();
         let classifier = &settings.classifier;
-        let mut conn =
-            run_redacted(url, |error| classifier.of_login(error), || C::establish(url.expose()))
-                .map_err(|failure| FailedLogin { conn: None, failure })?;
+        let mut conn = run_redacted(
+            url,
+            |error| classifier.classify_login(error),
+            || C::establish(url.expose()),
+        )
+        .map_err(|failure| FailedLogin { conn: None, failure })?;
         let monitor = LinkMonitor::new(self.set.clone(), self.peer, self.activity);
         let fault_of_preparation = |not_ready: &NotReady| match not_ready {
             NotReady::State(fault, _) => *fault,
-            NotReady::Query(error) => match classifier.of_query(error).0 {
+            NotReady::Query(error) => match classifier.classify_query(error).0 {
                 Fault::Query | Fault::ConnectionLost => Fault::PeerDown,
                 fault => fault,
             },
@@ -186,8 +189,8 @@ const PROOF_QUERIES: usize = 3;
 
 /// Each proof query is longer than the one before by a random number of steps. A step is the block
 /// length of a cipher.
-const STEP: u64 = 16;
-const STEPS: RangeInclusive<u64> = 1..=128;
+const PROOF_STEP: u64 = 16;
+const PROOF_STEPS: RangeInclusive<u64> = 1..=128;
 
 /// Returns the connection's TCP socket, if the connection has one and there is no doubt which it is.
 fn find_socket<C: R2D2Connection>(
@@ -198,7 +201,7 @@ fn find_socket<C: R2D2Connection>(
     let mut proof = Proof::begin(before)?;
     let mut length = 0;
     let lengths = [(); PROOF_QUERIES].map(|()| {
-        length += STEP * rng.random_range(STEPS);
+        length += PROOF_STEP * rng.random_range(PROOF_STEPS);
         length
     });
     for length in lengths {

@@ -22,8 +22,8 @@ const HISTORY_LEN: usize = 100;
 /// fault of a large pool causes at once.
 const QUEUE_LEN: usize = 4096;
 
-/// The target of every log record of this crate, whichever module writes it.
-pub(crate) const TARGET: &str = "diesel_peers";
+/// The target of the log records of events and of name resolution, whichever module writes them.
+pub(crate) const LOG_TARGET: &str = "diesel_peers";
 
 /// A new event of a peer, before it gets its timestamp.
 #[derive(Debug)]
@@ -123,9 +123,9 @@ fn write(event: &Event) {
     let (peer, name) = (&**peer, kind.as_str());
     match (level(event), reason(kind)) {
         (level, Some(reason)) => {
-            log!(target: TARGET, level, peer = peer, event = name, reason = reason; "{event}");
+            log!(target: LOG_TARGET, level, peer = peer, event = name, reason = reason; "{event}");
         }
-        (level, None) => log!(target: TARGET, level, peer = peer, event = name; "{event}"),
+        (level, None) => log!(target: LOG_TARGET, level, peer = peer, event = name; "{event}"),
     }
 }
 

@@ -245,9 +245,9 @@ impl Peer {
 
     /// Records a failed login for the pool that began at `began`.
     ///
-    /// A peer that is up is marked down, and its next check is scheduled by `check_times`. A peer that is
-    /// already down keeps its scheduled check, because frequent failures would otherwise postpone
-    /// the check indefinitely.
+    /// A peer that is up is marked down, and its next check is scheduled by `check_times`. A peer
+    /// that is already down keeps its scheduled check, because frequent failures would otherwise
+    /// postpone the check indefinitely.
     pub(crate) fn connect_failed(
         &mut self,
         (began, now): (Instant, Instant),

@@ -46,7 +46,8 @@ pub(crate) struct StalledPeer {
 }
 
 impl PassResults {
-    fn check(
+    /// Begins a check, unless one of this kind is running or would get stuck.
+    fn begin_check(
         &mut self,
         index: usize,
         peer: &mut Peer,
@@ -87,7 +88,7 @@ pub(crate) fn begin_checks(
         if peer.earliest_check(all_down).is_some_and(|at| at <= now) {
             let timeout =
                 if all_down { short_timeout(peer, settings) } else { settings.connect_timeout };
-            results.check(index, peer, CheckKind::Regular, timeout, now);
+            results.begin_check(index, peer, CheckKind::Regular, timeout, now);
         }
         // A mark that expires without a check is cleared even while a check is running.
         let is_marked = may_clear && !peer.is_up();
@@ -140,7 +141,13 @@ pub(crate) fn find_stalls(
             Verdict::Suspect => {
                 let series =
                     *peer.stall_series.get_or_insert(StallSeries { began: now, unanswered: 0 });
-                results.check(index, peer, CheckKind::Stall, short_timeout(peer, settings), now);
+                results.begin_check(
+                    index,
+                    peer,
+                    CheckKind::Stall,
+                    short_timeout(peer, settings),
+                    now,
+                );
                 // Usually the peer itself answers the first check. Then no other peer has to be
                 // checked.
                 let no_other_answered =
@@ -171,7 +178,7 @@ pub(crate) fn find_stalls(
             .map(|(index, _)| index);
         for index in [most_recent, next].into_iter().flatten() {
             let peer = &mut peers[index];
-            results.check(index, peer, CheckKind::Stall, short_timeout(peer, settings), now);
+            results.begin_check(index, peer, CheckKind::Stall, short_timeout(peer, settings), now);
         }
     }
     is_any_running

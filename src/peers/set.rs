@@ -156,7 +156,7 @@ impl PeerSet {
             }
             let peer = &peers[peer];
             // Events of a removed peer are not published.
-            events.extend(event.filter(|_| !peer.is_removed()).map(|event| peer.new_event(event)));
+            events.extend(event.filter(|_| !peer.is_removed()).map(|kind| peer.new_event(kind)));
         });
     }
 
