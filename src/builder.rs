@@ -16,17 +16,17 @@ use rand::rngs::{SmallRng, SysRng};
 use crate::checker;
 use crate::dialect::Dialect;
 use crate::dispatcher;
-use crate::error::{BuildError, Kind, PeersError, shown_name};
+use crate::error::{BuildError, BuildErrorKind, PeersError, shown_name};
 use crate::event::{Event, EventHandler};
 use crate::fault::{Classifier, Failure, Fault};
-use crate::login::session::{Hooks, OnConnect};
+use crate::login::session::{ConnectionHook, Hooks};
 use crate::manager::PeerManager;
-use crate::peers::admission::{Admission, PeerConfig, check_names};
-use crate::peers::journal::Journal;
+use crate::peers::event_log::EventLog;
 use crate::peers::peer::Peer;
+use crate::peers::peer_config::{PeerConfig, PeerValidator, validate_names};
 use crate::peers::set::PeerSet;
 use crate::policy::{AllDown, Balance, Donors, Recovery, Role, Strategy};
-use crate::pool::connection::Links;
+use crate::pool::connection::PoolState;
 use crate::pool::exchange::Exchange;
 use crate::resolver::{self, Resolve};
 use crate::settings::{ExplicitSettings, Settings};
@@ -34,7 +34,7 @@ use crate::url::{Credentials, CredentialsProvider};
 
 /// Builds a [`PeerManager`]: the peers, and every setting with its default.
 ///
-/// All checks are made by [`build`](Self::build), which returns the first mistake as an error. Durations of
+/// All checks are made by [`build`](Self::build), which returns the first error. Durations of
 /// more than a year are treated as one year.
 pub struct PeerManagerBuilder<C> {
     peers: Vec<PeerConfig>,
@@ -42,29 +42,29 @@ pub struct PeerManagerBuilder<C> {
     weights: Vec<(String, u32)>,
     tiers: Vec<(String, u32)>,
     settings: Settings,
-    asked: ExplicitSettings,
+    explicit: ExplicitSettings,
     balance: Balance,
-    health_check: Box<OnConnect<C>>,
-    on_connect: Box<OnConnect<C>>,
+    health_check: Box<ConnectionHook<C>>,
+    on_connect: Box<ConnectionHook<C>>,
     /// The credentials for every peer, in place of those in its URL.
-    login: Credentials,
-    credentials: Option<Box<CredentialsProvider>>,
+    credentials: Credentials,
+    credentials_provider: Option<Box<CredentialsProvider>>,
     event_handler: Option<Box<EventHandler>>,
     resolver: Box<Resolve>,
     rng_seed: Option<u64>,
     /// The prefixes of environment variables that were searched, for the error about missing peers.
-    prefixes: Vec<String>,
-    /// The first mistake in a setting given as text.
-    mistake: Option<Kind>,
-    /// Whether health checks are off.
+    searched_prefixes: Vec<String>,
+    /// The first error in a setting given as text.
+    first_error: Option<BuildErrorKind>,
+    /// Whether the checker runs no scheduled health checks.
     #[cfg(feature = "doctor")]
-    unchecked: bool,
+    without_checks: bool,
 }
 
 // Not derived, because the URLs are secrets and `C` need not be `Debug`.
 impl<C> fmt::Debug for PeerManagerBuilder<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { peers, weights, tiers, settings, balance, login, rng_seed, .. } = self;
+        let Self { peers, weights, tiers, settings, balance, credentials, rng_seed, .. } = self;
         // Names are left out: before `build()` has checked them, a name may be a URL.
         let numbers = |given: &[(String, u32)]| given.iter().map(|(_, number)| *number).collect();
         let (weights, tiers): (Vec<u32>, Vec<u32>) = (numbers(weights), numbers(tiers));
@@ -74,7 +74,7 @@ impl<C> fmt::Debug for PeerManagerBuilder<C> {
             .field("tiers", &tiers)
             .field("settings", settings)
             .field("balance", balance)
-            .field("login", login)
+            .field("credentials", credentials)
             .field("rng_seed", rng_seed)
             .finish_non_exhaustive()
     }
@@ -87,19 +87,19 @@ impl<C> PeerManagerBuilder<C> {
             weights: Vec::new(),
             tiers: Vec::new(),
             settings: Settings::default(),
-            asked: ExplicitSettings::default(),
+            explicit: ExplicitSettings::default(),
             balance: Balance::default(),
             health_check: Box::new(|_| Ok(())),
             on_connect: Box::new(|_| Ok(())),
-            login: Credentials::default(),
-            credentials: None,
+            credentials: Credentials::default(),
+            credentials_provider: None,
             event_handler: None,
             resolver: Box::new(resolver::system),
             rng_seed: None,
-            prefixes: Vec::new(),
-            mistake: None,
+            searched_prefixes: Vec::new(),
+            first_error: None,
             #[cfg(feature = "doctor")]
-            unchecked: false,
+            without_checks: false,
         }
     }
 
@@ -142,14 +142,14 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Sets the name of the pool on status pages and in metrics, which tells several pools apart. The
+    /// Sets the name of the pool on status pages and in metrics, which distinguishes several pools. The
     /// name is shown as given.
     ///
     /// Defaults to `default`; in a Rocket application, to the name of the database.
     #[must_use]
     pub fn pool_name(mut self, pool_name: impl Into<String>) -> Self {
         self.settings.pool_name = pool_name.into();
-        self.asked.insert("pool_name");
+        self.explicit.insert("pool_name");
         self
     }
 
@@ -268,7 +268,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to the users in the URLs.
     #[must_use]
     pub fn user(mut self, user: impl Into<String>) -> Self {
-        self.login.user = Some(user.into());
+        self.credentials.user = Some(user.into());
         self
     }
 
@@ -277,7 +277,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to the passwords in the URLs.
     #[must_use]
     pub fn password(mut self, password: impl Into<String>) -> Self {
-        self.login.password = Some(password.into());
+        self.credentials.password = Some(password.into());
         self
     }
 
@@ -310,7 +310,8 @@ impl<C> PeerManagerBuilder<C> {
         mut self,
         credentials: impl Fn(&str) -> Result<Credentials, E> + Send + Sync + 'static,
     ) -> Self {
-        self.credentials = Some(Box::new(move |peer| credentials(peer).map_err(Into::into)));
+        self.credentials_provider =
+            Some(Box::new(move |peer| credentials(peer).map_err(Into::into)));
         self
     }
 
@@ -330,7 +331,7 @@ impl<C> PeerManagerBuilder<C> {
     pub(crate) fn pool_timeout_as(mut self, name: &'static str, pool_timeout: Duration) -> Self {
         self.settings.pool_timeout = Some(pool_timeout);
         self.settings.pool_timeout_name = name;
-        self.asked.insert(name);
+        self.explicit.insert(name);
         self
     }
 
@@ -342,7 +343,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn check_interval(mut self, check_interval: Duration) -> Self {
         self.settings.check_interval = check_interval;
-        self.asked.insert("check_interval");
+        self.explicit.insert("check_interval");
         self
     }
 
@@ -358,7 +359,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
         self.settings.connect_timeout = connect_timeout;
-        self.asked.insert("connect_timeout");
+        self.explicit.insert("connect_timeout");
         self
     }
 
@@ -369,7 +370,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn connect_deadline(mut self, connect_deadline: Duration) -> Self {
         self.settings.connect_deadline = connect_deadline;
-        self.asked.insert("connect_deadline");
+        self.explicit.insert("connect_deadline");
         self
     }
 
@@ -383,7 +384,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn ping_timeout(mut self, ping_timeout: Duration) -> Self {
         self.settings.ping_timeout = ping_timeout;
-        self.asked.insert("ping_timeout");
+        self.explicit.insert("ping_timeout");
         self
     }
 
@@ -398,9 +399,9 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// Sets the time after which a query that is still running causes a health check of its peer. The
-    /// peer is unresponsive when two checks in a row are not answered within
+    /// peer has stalled when two checks in a row are not answered within
     /// [`check_timeout`](Self::check_timeout), the peer has not answered anything else meanwhile, and
-    /// another peer does answer. An unresponsive peer is marked down, and queries that have been running
+    /// another peer does answer. A stalled peer is marked down, and queries that have been running
     /// there for longer than this time are aborted: they fail as if their connection was lost. A query
     /// on a peer that answers is never aborted, however long it runs.
     ///
@@ -420,7 +421,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn check_timeout(mut self, check_timeout: Duration) -> Self {
         self.settings.check_timeout = check_timeout;
-        self.asked.insert("check_timeout");
+        self.explicit.insert("check_timeout");
         self
     }
 
@@ -489,7 +490,7 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// Sets a closure that classifies failures before this crate's own tables do, for errors that the
-    /// tables do not know or classify wrongly. The closure is called for each failed login and each
+    /// tables do not contain or classify wrongly. The closure is called for each failed login and each
     /// error of a query, in the thread of the failure; `None` leaves the decision to [`Fault::of_login`]
     /// and [`Fault::of`], and so does a panic. The error is the client library's own and may contain a
     /// URL or a password: do not log it.
@@ -540,7 +541,7 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn all_down_wait(mut self, all_down_wait: Duration) -> Self {
         self.settings.all_down_wait = all_down_wait;
-        self.asked.insert("all_down_wait");
+        self.explicit.insert("all_down_wait");
         self
     }
 
@@ -604,31 +605,31 @@ impl<C> PeerManagerBuilder<C> {
 }
 
 impl<C> PeerManagerBuilder<C> {
-    /// Keeps a mistake for `build()` to return. The first one is kept.
-    pub(crate) fn mistaken(mut self, mistake: Kind) -> Self {
-        self.mistake.get_or_insert(mistake);
+    /// Stores an error for `build()` to return, unless an earlier error is stored.
+    pub(crate) fn with_error(mut self, error: BuildErrorKind) -> Self {
+        self.first_error.get_or_insert(error);
         self
     }
 
-    pub(crate) fn is_mistaken(&self) -> bool {
-        self.mistake.is_some()
+    pub(crate) fn has_error(&self) -> bool {
+        self.first_error.is_some()
     }
 
     /// Builds a manager without health checks: its checker only enforces deadlines.
     #[cfg(feature = "doctor")]
-    pub(crate) fn unchecked(mut self) -> Self {
-        self.unchecked = true;
+    pub(crate) fn without_checks(mut self) -> Self {
+        self.without_checks = true;
         self
     }
 
     #[cfg(feature = "rocket")]
-    pub(crate) fn is_asked(&self, setting: &str) -> bool {
-        self.asked.contains(setting)
+    pub(crate) fn is_explicit(&self, setting: &str) -> bool {
+        self.explicit.contains(setting)
     }
 
-    /// Records a prefix under which `url` was searched in the environment.
-    pub(crate) fn looked_in_environment(mut self, prefix: &str) -> Self {
-        self.prefixes.push(prefix.to_owned());
+    /// Records a prefix of environment variables under which `url` was searched.
+    pub(crate) fn with_searched_prefix(mut self, prefix: &str) -> Self {
+        self.searched_prefixes.push(prefix.to_owned());
         self
     }
 }
@@ -643,19 +644,19 @@ impl<C> PeerManagerBuilder<C> {
 
     /// Every setting that can be given as text, secrets included.
     pub(crate) fn given(&self) -> String {
-        let Self { weights, tiers, settings, asked, balance, rng_seed, mistake, .. } = self;
-        let Credentials { user, password } = &self.login;
+        let Self { weights, tiers, settings, explicit, balance, rng_seed, first_error, .. } = self;
+        let Credentials { user, password } = &self.credentials;
         let weights_and_tiers: Vec<_> =
             self.peers.iter().map(|peer| (peer.weight, peer.tier)).collect();
         format!(
-            "{:?} {weights_and_tiers:?} {weights:?} {tiers:?} {settings:?} {asked:?} {balance:?} {user:?} \
-             {password:?} {rng_seed:?} {mistake:?}",
+            "{:?} {weights_and_tiers:?} {weights:?} {tiers:?} {settings:?} {explicit:?} {balance:?} {user:?} \
+             {password:?} {rng_seed:?} {first_error:?}",
             self.given_peers(),
         )
     }
 
-    pub(crate) fn into_mistake(self) -> Option<String> {
-        self.mistake.map(|mistake| BuildError::from(mistake).to_string())
+    pub(crate) fn into_first_error(self) -> Option<String> {
+        self.first_error.map(|error| BuildError::from(error).to_string())
     }
 }
 
@@ -677,35 +678,35 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
             weights,
             tiers,
             settings,
-            asked,
+            explicit,
             balance,
             health_check,
             on_connect,
-            login,
+            credentials,
             ..
         } = self;
-        if let Some(mistake) = self.mistake {
-            return Err(mistake.into());
+        if let Some(error) = self.first_error {
+            return Err(error.into());
         }
         if peers.is_empty() {
-            return Err(PeersError::NoPeers { prefixes: self.prefixes }.into());
+            return Err(PeersError::NoPeers { prefixes: self.searched_prefixes }.into());
         }
-        check_pool_name(&settings.pool_name)?;
-        check_names(&peers)?;
+        validate_pool_name(&settings.pool_name)?;
+        validate_names(&peers)?;
         let weight_of = by_name("weight", &peers, &weights)?;
         let tier_of = by_name("tier", &peers, &tiers)?;
-        let settings = settings.validate(&asked)?;
+        let settings = settings.validate(&explicit)?;
         #[cfg(feature = "doctor")]
-        let settings = if self.unchecked { settings.without_checks() } else { settings };
-        let admission = Admission {
+        let settings = if self.without_checks { settings.without_checks() } else { settings };
+        let validator = PeerValidator {
             dialect: Dialect::for_connection::<C>(),
-            login,
-            credentials_at_login: self.credentials.is_some(),
+            credentials,
+            credentials_at_login: self.credentials_provider.is_some(),
             connect_timeout: settings.connect_timeout,
             resolve_hosts: settings.resolve_interval.is_some(),
         };
-        let urls = admission.urls(&peers)?;
-        admission.check_hosts(&peers, &urls)?;
+        let urls = validator.login_urls(&peers)?;
+        validator.validate_hosts(&peers, &urls)?;
         #[expect(clippy::disallowed_methods, reason = "the manager's clock starts here")]
         let now = Instant::now();
         let peer = |(PeerConfig { name, weight, tier, .. }, url)| {
@@ -720,36 +721,41 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         let mut rng = match self.rng_seed {
             Some(seed) => SmallRng::seed_from_u64(seed),
             None => SmallRng::try_from_rng(&mut SysRng)
-                .map_err(|error| Kind::System(io::Error::other(error)))?,
+                .map_err(|error| BuildErrorKind::System(io::Error::other(error)))?,
         };
-        let hooks = Arc::new(Hooks { health_check, on_connect, credentials: self.credentials });
+        let hooks = Arc::new(Hooks {
+            health_check,
+            on_connect,
+            credentials_provider: self.credentials_provider,
+        });
         // A generator of its own: the random choices of the set and of the exchange stay independent.
         let exchange = Exchange::new(settings.strategy, rng.fork());
         let (stop, stopped) = bounded(0);
-        let journal = match self.event_handler {
+        let event_log = match self.event_handler {
             Some(handler) => {
-                let (journal, events) = Journal::with_queue();
-                dispatcher::start(handler, events, stopped.clone()).map_err(Kind::System)?;
-                journal
+                let (event_log, events) = EventLog::with_queue();
+                dispatcher::start(handler, events, stopped.clone())
+                    .map_err(BuildErrorKind::System)?;
+                event_log
             }
-            None => Journal::default(),
+            None => EventLog::default(),
         };
         let (wake, woken) = bounded(1);
-        let set = Arc::new(PeerSet::new(peers, settings, (admission, journal), rng, wake, now));
+        let set = Arc::new(PeerSet::new(peers, settings, (validator, event_log), rng, wake, now));
         #[cfg(feature = "metrics")]
-        crate::metrics::start(set.clone(), stopped.clone()).map_err(Kind::System)?;
-        let links = Arc::new(Links { set: set.clone(), exchange, balance });
+        crate::metrics::start(set.clone(), stopped.clone()).map_err(BuildErrorKind::System)?;
+        let pool = Arc::new(PoolState { set: set.clone(), exchange, balance });
         let checker_stopped = stopped.clone();
-        checker::start(set.clone(), Arc::downgrade(&links), hooks.clone(), woken, checker_stopped)
-            .map_err(Kind::System)?;
+        checker::start(set.clone(), Arc::downgrade(&pool), hooks.clone(), woken, checker_stopped)
+            .map_err(BuildErrorKind::System)?;
         if set.settings().resolve_interval.is_some() {
-            resolver::start(self.resolver, set, stopped).map_err(Kind::System)?;
+            resolver::start(self.resolver, set, stopped).map_err(BuildErrorKind::System)?;
         }
-        Ok(PeerManager::new(links, hooks, stop))
+        Ok(PeerManager::new(pool, hooks, stop))
     }
 }
 
-fn check_pool_name(name: &str) -> Result<(), Kind> {
+fn validate_pool_name(name: &str) -> Result<(), BuildErrorKind> {
     let flaw = match name {
         _ if name.trim().is_empty() => "is empty",
         _ if name.contains("://") => "is a URL",
@@ -758,7 +764,7 @@ fn check_pool_name(name: &str) -> Result<(), Kind> {
     };
     let right = "give a name to show on pages and in metrics";
     let (setting, key) = (Some("pool_name".to_owned()), "`pool_name`".to_owned());
-    Err(Kind::Setting { setting, key, flaw: flaw.into(), correction: right.into() })
+    Err(BuildErrorKind::Setting { setting, key, flaw: flaw.into(), correction: right.into() })
 }
 
 /// Looks up a setting by the name of its peer. The last value set for a name counts.

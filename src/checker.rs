@@ -13,7 +13,7 @@ use diesel::r2d2::R2D2Connection;
 use crate::login::dial;
 use crate::login::session::Hooks;
 use crate::peers::set::PeerSet;
-use crate::pool::connection::Links;
+use crate::pool::connection::PoolState;
 
 /// The name of the checker's thread. Linux shows the first 15 characters of a thread's name.
 const THREAD_NAME: &str = "peers-checker";
@@ -32,7 +32,7 @@ const SUSPENDED_AFTER: Duration = Duration::from_millis(100);
 #[expect(clippy::disallowed_methods, reason = "the checker's clock")]
 pub(crate) fn start<C: R2D2Connection + Send + 'static>(
     set: Arc<PeerSet>,
-    links: Weak<Links<C>>,
+    pool: Weak<PoolState<C>>,
     hooks: Arc<Hooks<C>>,
     wake: Receiver<()>,
     stopped: Receiver<Infallible>,
@@ -45,8 +45,8 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
             }
             // Closes the links of a peer that has gone down now, and not only at the next use of
             // the pool.
-            if let Some(links) = links.upgrade() {
-                links.exchange();
+            if let Some(pool) = pool.upgrade() {
+                pool.updated_exchange();
             }
             next
         };
@@ -74,11 +74,11 @@ fn run(
 ) {
     loop {
         let next = schedule(clock());
-        let due = next.map_or_else(never, &timer);
+        let timer_fired = next.map_or_else(never, &timer);
         select! {
             recv(stopped) -> _ => return,
             recv(wake) -> _ => {}
-            recv(due) -> _ => {}
+            recv(timer_fired) -> _ => {}
         }
         let late = next.map(|next| clock().saturating_duration_since(next));
         if let Some(late) = late.filter(|late| *late > SUSPENDED_AFTER) {
@@ -123,8 +123,8 @@ mod tests {
         let clock = Clock(Mutex::new(start));
         thread::scope(|scope| {
             scope.spawn(|| {
-                let timer = |due| {
-                    set_timer.send(due).expect("the test receives");
+                let timer = |at| {
+                    set_timer.send(at).expect("the test receives");
                     ticks.clone()
                 };
                 let schedule = |now| {
@@ -141,7 +141,7 @@ mod tests {
             assert!(first >= start + INTERVAL, "the first check is not before the interval");
             clock.set(first);
             ticker.send(first).expect("the checker waits");
-            let check: HealthCheck = checks.recv().expect("one peer is due");
+            let check: HealthCheck = checks.recv().expect("one peer is checked first");
             let second = timers.recv().expect("a timer is set for the other peer");
             assert!(second > first, "two peers are checked at different times");
 
@@ -157,12 +157,12 @@ mod tests {
                 "no second check of the suspected peer begins while one is running"
             );
 
-            set.update(check.peer, later, |peer, due| {
+            set.update(check.peer, later, |peer, check_times| {
                 peer.check_ended(
                     CheckKind::Regular,
                     (check.began, later),
                     LoginOutcome::Succeeded,
-                    due,
+                    check_times,
                 )
             });
             let again =
@@ -181,17 +181,17 @@ mod tests {
         let (ticker, ticks) = bounded::<Instant>(0);
         let (set_timer, timers) = unbounded();
         let (reports, reported) = unbounded();
-        let due = Duration::from_secs(1);
+        let interval = Duration::from_secs(1);
         thread::scope(|scope| {
             scope.spawn(|| {
                 let on_suspended = |late| reports.send(late).expect("the test receives");
                 run(
-                    |now| Some(now + due),
+                    |now| Some(now + interval),
                     on_suspended,
                     &woken,
                     &stopped,
-                    |due| {
-                        set_timer.send(due).expect("the test receives");
+                    |at| {
+                        set_timer.send(at).expect("the test receives");
                         ticks.clone()
                     },
                     || clock.now(),
@@ -205,11 +205,11 @@ mod tests {
                 clock.set(now);
                 ticker.send(now).expect("the checker waits");
             };
-            tick_after(due + SUSPENDED_AFTER);
-            tick_after(due + SUSPENDED_AFTER + due);
+            tick_after(interval + SUSPENDED_AFTER);
+            tick_after(interval + SUSPENDED_AFTER + interval);
             assert_eq!(
                 reported.recv(),
-                Ok(SUSPENDED_AFTER + due),
+                Ok(SUSPENDED_AFTER + interval),
                 "a small delay must not be reported"
             );
             drop(stop);

@@ -17,8 +17,8 @@ use std::env;
 use std::ffi::OsString;
 
 use crate::builder::PeerManagerBuilder;
-use crate::error::{Kind, may_be_shown, shown_or_struck};
-use crate::peers::admission::PeerConfig;
+use crate::error::{BuildErrorKind, may_be_shown, shown_or_redacted};
+use crate::peers::peer_config::PeerConfig;
 use environment::apply_environment;
 use hint::unknown_key;
 use multi_host::default_name;
@@ -107,12 +107,12 @@ impl<C: 'static> PeerManagerBuilder<C> {
         prefix: &str,
         variables: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Self {
-        apply_environment(self.looked_in_environment(prefix), prefix, variables)
+        apply_environment(self.with_searched_prefix(prefix), prefix, variables)
     }
 
     /// Applies settings that were read with serde, for example from TOML or figment.
     ///
-    /// They override the same settings from earlier calls, and later calls override them. [`Config`]
+    /// These settings override the same settings from earlier calls, and later calls override them. [`Config`]
     /// describes the keys.
     #[cfg(feature = "serde")]
     #[must_use]
@@ -216,9 +216,13 @@ impl Source<'_> {
         }
     }
 
-    fn error(self, key: &str, InvalidSetting { flaw, correction }: InvalidSetting) -> Kind {
+    fn error(
+        self,
+        key: &str,
+        InvalidSetting { flaw, correction }: InvalidSetting,
+    ) -> BuildErrorKind {
         let setting = may_be_shown(key).then(|| key.to_owned());
-        Kind::Setting { setting, key: self.describe(key), flaw, correction }
+        BuildErrorKind::Setting { setting, key: self.describe(key), flaw, correction }
     }
 }
 
@@ -232,7 +236,7 @@ fn apply<C: 'static>(
     // or table of peers.
     settings.sort_by_key(|(key, _)| !PEER_KEYS.contains(&&**key));
     for (index, (key, value)) in settings.iter().enumerate() {
-        if builder.is_mistaken() {
+        if builder.has_error() {
             break;
         }
         let is_first = settings[..index].iter().all(|(earlier, _)| earlier != key);
@@ -246,7 +250,9 @@ fn apply<C: 'static>(
         };
         builder = match applied {
             Ok(builder) => builder,
-            Err(invalid) => return PeerManagerBuilder::new().mistaken(source.error(key, invalid)),
+            Err(invalid) => {
+                return PeerManagerBuilder::new().with_error(source.error(key, invalid));
+            }
         };
     }
     builder
@@ -310,7 +316,7 @@ fn peers(value: &SettingValue, source: Source<'_>) -> Result<Vec<PeerConfig>, In
         _ => {
             let correction = match source {
                 Source::Environment { prefix } => {
-                    let prefix = shown_or_struck(prefix);
+                    let prefix = shown_or_redacted(prefix);
                     format!(
                         "an environment variable can hold neither; set `{prefix}URL` to one URL with \
                          several hosts, such as mysql://user:password@db0,db1/shop",
@@ -364,7 +370,7 @@ fn peer(
                     ("weight", value) => peer.weight = Some(whole("weight", value)?),
                     ("tier", value) => peer.tier = Some(whole("tier", value)?),
                     (key, _) => {
-                        let key = shown_or_struck(key);
+                        let key = shown_or_redacted(key);
                         return Err(invalid(&format!("an unknown or invalid `{key}`")));
                     }
                 }

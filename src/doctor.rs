@@ -68,7 +68,7 @@ impl Report {
         Self { peers, differences, same_server }
     }
 
-    /// Returns whether all peers are ready and no difference is a [problem](Severity::Problem).
+    /// Whether all peers are ready and no difference is a [problem](Severity::Problem).
     #[must_use]
     pub fn is_ok(&self) -> bool {
         self.peers.iter().all(|peer| peer.condition == Condition::Ready)
@@ -94,7 +94,8 @@ impl Report {
     }
 
     fn differences_of(&self, severity: Severity) -> impl Iterator<Item = String> {
-        let differences = self.differences.iter().filter(move |it| it.severity == severity);
+        let differences =
+            self.differences.iter().filter(move |difference| difference.severity == severity);
         differences.map(Difference::to_string)
     }
 

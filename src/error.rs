@@ -13,7 +13,7 @@ pub(crate) type Flaw = Cow<'static, str>;
 /// `Display` names the setting, the value where it is not a secret, the flaw and the correction. `Debug`
 /// prints the same text, because a `main` that returns an error prints `Debug`.
 pub struct BuildError {
-    kind: Kind,
+    kind: BuildErrorKind,
 }
 
 impl BuildError {
@@ -33,20 +33,19 @@ impl BuildError {
     #[must_use]
     pub fn setting(&self) -> Option<&str> {
         match &self.kind {
-            Kind::Peers(PeersError::UnknownPeer { setting, .. }) => *setting,
-            Kind::Peers(PeersError::NoWeight) => Some("weight"),
-            Kind::Peers(_) | Kind::System(_) => None,
-            Kind::Setting { setting, .. } => setting.as_deref(),
-            Kind::TooShort { setting, .. } | Kind::Conflict { shorter: (setting, _), .. } => {
-                Some(setting)
-            }
+            BuildErrorKind::Peers(PeersError::UnknownPeer { setting, .. }) => *setting,
+            BuildErrorKind::Peers(PeersError::NoWeight) => Some("weight"),
+            BuildErrorKind::Peers(_) | BuildErrorKind::System(_) => None,
+            BuildErrorKind::Setting { setting, .. } => setting.as_deref(),
+            BuildErrorKind::TooShort { setting, .. }
+            | BuildErrorKind::Conflict { shorter: (setting, _), .. } => Some(setting),
         }
     }
 }
 
 /// Everything that [`BuildError`] reports.
 #[derive(Debug)]
-pub(crate) enum Kind {
+pub(crate) enum BuildErrorKind {
     Peers(PeersError),
     /// A setting given as text, or one whose value is not valid.
     Setting {
@@ -129,7 +128,7 @@ pub(crate) fn may_be_shown(text: &str) -> bool {
 }
 
 /// The text, or [`REDACTED`] if it may contain a secret.
-pub(crate) fn shown_or_struck(text: &str) -> &str {
+pub(crate) fn shown_or_redacted(text: &str) -> &str {
     if may_be_shown(text) { text } else { REDACTED }
 }
 
@@ -142,15 +141,15 @@ pub(crate) fn shown_name(name: &str) -> Flaw {
     }
 }
 
-impl From<Kind> for BuildError {
-    fn from(kind: Kind) -> Self {
+impl From<BuildErrorKind> for BuildError {
+    fn from(kind: BuildErrorKind) -> Self {
         Self { kind }
     }
 }
 
 impl From<PeersError> for BuildError {
     fn from(error: PeersError) -> Self {
-        Kind::Peers(error).into()
+        BuildErrorKind::Peers(error).into()
     }
 }
 
@@ -163,19 +162,19 @@ impl fmt::Debug for BuildError {
 impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
-            Kind::Peers(error) => fmt::Display::fmt(error, f),
-            Kind::Setting { setting: _, key, flaw, correction } => {
+            BuildErrorKind::Peers(error) => fmt::Display::fmt(error, f),
+            BuildErrorKind::Setting { setting: _, key, flaw, correction } => {
                 write!(f, "{key} {flaw}: {correction}")
             }
-            Kind::TooShort { setting, duration, least } => {
+            BuildErrorKind::TooShort { setting, duration, least } => {
                 write!(f, "`{setting}` is {duration:?}: the minimum is {least:?}")
             }
-            Kind::Conflict { shorter, longer } => write!(
+            BuildErrorKind::Conflict { shorter, longer } => write!(
                 f,
                 "`{}` ({:?}) is longer than `{}` ({:?}): make the first no longer than the second",
                 shorter.0, shorter.1, longer.0, longer.1,
             ),
-            Kind::System(error) => {
+            BuildErrorKind::System(error) => {
                 write!(f, "cannot start a background thread or obtain randomness: {error}")
             }
         }
@@ -185,7 +184,7 @@ impl fmt::Display for BuildError {
 impl std::error::Error for BuildError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.kind {
-            Kind::System(error) => Some(error),
+            BuildErrorKind::System(error) => Some(error),
             _ => None,
         }
     }

@@ -100,7 +100,8 @@ pub enum EventKind {
         /// The age of the connection.
         age: Duration,
     },
-    /// The peer is unresponsive, and its hung queries were aborted.
+    /// The peer has stalled ([`stall_after`](crate::PeerManagerBuilder::stall_after)), and its hung queries were
+    /// aborted.
     #[non_exhaustive]
     QueriesAborted {
         /// The number of connections with a hung query.
@@ -188,7 +189,7 @@ impl fmt::Display for Event {
                  sides)",
             ),
             EventKind::Down { reason, next_check, .. } => {
-                write!(f, "peer {peer} is down: {reason}; {}", in_words(*next_check))
+                write!(f, "peer {peer} is down: {reason}; {}", next_check_phrase(*next_check))
             }
             EventKind::Up { was_down } => write!(f, "peer {peer} is up after {was_down:.1?}"),
             EventKind::Full { reason } => {
@@ -220,14 +221,14 @@ impl fmt::Display for Event {
                 write!(f, "a connection to peer {peer} was closed after {age:.1?}: {reason}")
             }
             EventKind::QueriesAborted { hung, aborted } => {
-                write!(f, "peer {peer} is unresponsive: aborted {aborted} of {hung} hung queries")
+                write!(f, "peer {peer} has stalled: aborted {aborted} of {hung} hung queries")
             }
         }
     }
 }
 
-/// The time until the next health check, as a phrase.
-pub(crate) fn in_words(next_check: Duration) -> String {
+/// Returns the time until the next health check as a phrase.
+pub(crate) fn next_check_phrase(next_check: Duration) -> String {
     if next_check.is_zero() {
         return "next check now".to_owned();
     }

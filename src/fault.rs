@@ -110,14 +110,14 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The reason of a failed login: its classification, and a text without secrets.
+/// The cause of a failed login, or of a mark: its classification, and a text without secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Refusal {
+pub(crate) struct FailureCause {
     pub(crate) fault: Fault,
     pub(crate) reason: Arc<str>,
 }
 
-impl Refusal {
+impl FailureCause {
     pub(crate) fn new(fault: Fault, reason: impl Into<Arc<str>>) -> Self {
         Self { fault, reason: reason.into() }
     }
@@ -151,12 +151,12 @@ impl Classifier {
         Self(Some(classify))
     }
 
-    pub(crate) fn of_login(&self, error: &ConnectionError) -> Fault {
+    pub(crate) fn classify_login(&self, error: &ConnectionError) -> Fault {
         self.call_closure(Failure::Login(error)).unwrap_or_else(|| Fault::of_login(error))
     }
 
     /// Classifies the error of a query, and returns whether its connection is lost.
-    pub(crate) fn of_query(&self, error: &Error) -> (Fault, bool) {
+    pub(crate) fn classify_query(&self, error: &Error) -> (Fault, bool) {
         match self.call_closure(Failure::Query(error)) {
             Some(fault) => (fault, fault == Fault::ConnectionLost),
             None => (Fault::of(error), is_lost_connection(error)),
@@ -188,7 +188,7 @@ pub(crate) fn is_timeout(reason: &str) -> bool {
 
 /// A pattern for a message. Patterns cover as much of a message as possible, because servers quote data
 /// and names in their messages, which may contain any words.
-enum Text {
+enum Pattern {
     Is(&'static str),
     Begins(&'static str),
     /// The name of a setting, or a constant of the client library.
@@ -198,10 +198,10 @@ enum Text {
     Postgres(&'static str),
 }
 
-use Text::{Begins, Contains, Is, Postgres};
+use Pattern::{Begins, Contains, Is, Postgres};
 
 /// The messages of failed queries.
-const QUERIES: &[(Text, Fault)] = &[
+const QUERIES: &[(Pattern, Fault)] = &[
     // From the client libraries of MariaDB and of Oracle.
     (Is("Server has gone away"), Fault::ConnectionLost),
     (Is("MySQL server has gone away"), Fault::ConnectionLost),
@@ -243,7 +243,7 @@ const QUERIES: &[(Text, Fault)] = &[
 ];
 
 /// The messages of failed logins.
-const LOGINS: &[(Text, Fault)] = &[
+const LOGINS: &[(Pattern, Fault)] = &[
     // 1045, 1044, 4151. These come first, because they quote a name.
     (Begins("Access denied"), Fault::Misconfigured),
     (Begins("ProxySQL Error: Access denied"), Fault::Misconfigured),
@@ -307,19 +307,19 @@ const LOGINS: &[(Text, Fault)] = &[
     (Contains("root certificate file"), Fault::Misconfigured),
 ];
 
-fn look_up(table: &[(Text, Fault)], message: &str, otherwise: Fault) -> Fault {
+fn look_up(table: &[(Pattern, Fault)], message: &str, otherwise: Fault) -> Fault {
     let message = message.trim_end();
     let is_from_postgres = |text: &str| {
         let mut parts = message.lines().filter_map(|line| line.split_once(":  "));
         parts.any(|(_, part)| part.starts_with(text))
     };
-    let matches = |text: &Text| match text {
+    let matches = |pattern: &Pattern| match pattern {
         Is(text) => message == *text,
         Begins(text) => message.starts_with(text),
         Contains(text) => message.contains(text),
         Postgres(text) => is_from_postgres(text),
     };
-    table.iter().find(|(text, _)| matches(text)).map_or(otherwise, |(_, fault)| *fault)
+    table.iter().find(|(pattern, _)| matches(pattern)).map_or(otherwise, |(_, fault)| *fault)
 }
 
 #[cfg(test)]
@@ -538,15 +538,15 @@ mod tests {
             _ => None,
         }));
         let login = |text: &str| ConnectionError::BadConnection(text.to_owned());
-        assert_eq!(classifier.of_query(&Error::NotFound), (Fault::PeerNotReady, false));
-        assert_eq!(classifier.of_query(&Error::RollbackTransaction), (Fault::Query, false));
+        assert_eq!(classifier.classify_query(&Error::NotFound), (Fault::PeerNotReady, false));
+        assert_eq!(classifier.classify_query(&Error::RollbackTransaction), (Fault::Query, false));
         let lost = database_error(DatabaseErrorKind::Unknown, "Server has gone away");
         assert_eq!(
-            classifier.of_query(&lost),
+            classifier.classify_query(&lost),
             (Fault::ConnectionLost, true),
             "the closure leaves this one to the tables"
         );
-        assert_eq!(classifier.of_login(&login("ours")), Fault::PeerFull);
-        assert_eq!(classifier.of_login(&login("Access denied")), Fault::Misconfigured);
+        assert_eq!(classifier.classify_login(&login("ours")), Fault::PeerFull);
+        assert_eq!(classifier.classify_login(&login("Access denied")), Fault::Misconfigured);
     }
 }

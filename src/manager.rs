@@ -16,14 +16,14 @@ use crate::login::session::Hooks;
 use crate::peers::handle::Peers;
 #[cfg(feature = "doctor")]
 use crate::peers::set::PeerSet;
-use crate::pool::connection::{Links, PeerConnection};
+use crate::pool::connection::{PeerConnection, PoolState};
 
 /// Opens and validates the connections of one `r2d2::Pool` over several equivalent peers.
 ///
 /// A `PeerManager` takes the place of diesel's `ConnectionManager`. It is not `Clone`, because each
 /// manager serves one pool. Its background threads end when it is dropped.
 pub struct PeerManager<C> {
-    links: Arc<Links<C>>,
+    pool: Arc<PoolState<C>>,
     hooks: Arc<Hooks<C>>,
     /// Dropping this sender stops all background threads of the manager. No thread is joined, because
     /// the last owner of a pool may be one of r2d2's own workers.
@@ -38,23 +38,23 @@ impl<C> PeerManager<C> {
     }
 
     pub(crate) fn new(
-        links: Arc<Links<C>>,
+        pool: Arc<PoolState<C>>,
         hooks: Arc<Hooks<C>>,
         stop: Sender<Infallible>,
     ) -> Self {
-        Self { links, hooks, _stop: stop }
+        Self { pool, hooks, _stop: stop }
     }
 
-    /// Returns what a login needs.
+    /// Returns the set of peers and the closures, which a login needs.
     #[cfg(feature = "doctor")]
     pub(crate) fn parts(&self) -> (&Arc<PeerSet>, &Arc<Hooks<C>>) {
-        (&self.links.set, &self.hooks)
+        (&self.pool.set, &self.hooks)
     }
 
     /// Returns a handle to the state of the peers. Get the handle before you pass the manager to a pool.
     #[must_use]
     pub fn peers(&self) -> Peers {
-        Peers::new(self.links.set.clone())
+        Peers::new(self.pool.set.clone())
     }
 }
 
@@ -65,9 +65,9 @@ impl<C: R2D2Connection + Send + 'static> ManageConnection for PeerManager<C> {
     /// Logs in to the peer with the fewest connections for its weight, by chance among equals. Tries
     /// the next peer if the login fails or is not answered.
     fn connect(&self) -> Result<PeerConnection<C>, Error> {
-        let link = dial::connect(&self.links.set, &self.hooks)
+        let link = dial::connect(&self.pool.set, &self.hooks)
             .map_err(|error| Error::ConnectionError(ConnectionError::BadConnection(error)))?;
-        Ok(PeerConnection::new(self.links.clone(), Box::new(link)))
+        Ok(PeerConnection::new(self.pool.clone(), Box::new(link)))
     }
 
     /// Attaches the connection that the strategy chooses, and validates it.
@@ -85,7 +85,7 @@ impl<C: R2D2Connection + Send + 'static> ManageConnection for PeerManager<C> {
 
 impl<C> Drop for PeerManager<C> {
     fn drop(&mut self) {
-        self.links.set.close();
+        self.pool.set.close();
     }
 }
 

@@ -2,14 +2,14 @@
 
 pub(crate) mod activity;
 pub(crate) mod admin_state;
-pub(crate) mod admission;
 pub(crate) mod counters;
 pub(crate) mod deadline;
+pub(crate) mod event_log;
 pub(crate) mod handle;
-pub(crate) mod journal;
 pub(crate) mod link_guard;
 pub(crate) mod outage;
 pub(crate) mod peer;
+pub(crate) mod peer_config;
 pub(crate) mod placement;
 pub(crate) mod resolved_host;
 pub(crate) mod schedule;

@@ -3,7 +3,7 @@
 pub(crate) mod connection;
 pub(crate) mod exchange;
 pub(crate) mod link;
-mod liveness;
 pub(crate) mod passthrough;
 pub(crate) mod prime;
 mod strategy;
+mod validation;

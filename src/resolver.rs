@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, at, bounded, never, select};
 use log::{info, warn};
 
 use crate::panics::catch_panic;
-use crate::peers::journal::TARGET;
+use crate::peers::event_log::LOG_TARGET;
 use crate::peers::resolved_host::ResolutionChange;
 use crate::peers::set::PeerSet;
 
@@ -87,11 +87,11 @@ fn resolve_host(resolve: &Resolve, host: &str) -> Result<Vec<IpAddr>, String> {
 fn log_change(change: &ResolutionChange) {
     match change {
         ResolutionChange::Unresolved { peer, reason } => warn!(
-            target: TARGET, peer = &**peer, event = "unresolved", reason = reason.as_str();
+            target: LOG_TARGET, peer = &**peer, event = "unresolved", reason = reason.as_str();
             "cannot resolve the host of peer {peer}: {reason}; keeping the known addresses"
         ),
         ResolutionChange::Resolved { peer } => info!(
-            target: TARGET, peer = &**peer, event = "resolved";
+            target: LOG_TARGET, peer = &**peer, event = "resolved";
             "the host of peer {peer} is resolved again"
         ),
     }
@@ -108,11 +108,11 @@ fn run(
 ) {
     let mut is_scheduled = true;
     loop {
-        let due = look_up(is_scheduled).map_or_else(never, &timer);
+        let timer_fired = look_up(is_scheduled).map_or_else(never, &timer);
         is_scheduled = select! {
             recv(stopped) -> _ => return,
             recv(hosts_changed) -> _ => false,
-            recv(due) -> _ => true,
+            recv(timer_fired) -> _ => true,
         };
     }
 }
@@ -138,8 +138,8 @@ mod tests {
                     looked_up.send(is_scheduled).expect("the test receives");
                     Some(start)
                 };
-                let timer = |due| {
-                    set_timer.send(due).expect("the test receives");
+                let timer = |at| {
+                    set_timer.send(at).expect("the test receives");
                     ticks.clone()
                 };
                 run(look_up, &hosts_changed, &stopped, timer);

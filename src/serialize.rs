@@ -158,7 +158,7 @@ fn seconds(duration: Duration) -> f64 {
     duration.as_secs_f64()
 }
 
-/// Negative for a time before 1970, which a wrong clock may give.
+/// Returns the seconds since 1970. The result is negative for an earlier time, which a wrong clock may give.
 fn unix_seconds(at: SystemTime) -> f64 {
     match at.duration_since(UNIX_EPOCH) {
         Ok(after) => seconds(after),

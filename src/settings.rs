@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use crate::error::Kind;
+use crate::error::BuildErrorKind;
 use crate::fault::Classifier;
 use crate::policy::{AllDown, Recovery, Requirements, Strategy};
 
@@ -162,17 +162,17 @@ pub(crate) struct Tuning {
 
 /// The times at which a peer is checked next.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Due {
-    /// The time of the regular check.
-    pub(crate) next: Instant,
-    /// The time of the check if every peer is down.
-    pub(crate) soon: Instant,
+pub(crate) struct CheckTimes {
+    /// The time of the next check while any peer is available.
+    pub(crate) regular: Instant,
+    /// The time of the next check while no peer is available.
+    pub(crate) all_down: Instant,
 }
 
 impl Settings {
     /// Rejects durations below their minimum and conflicting settings. Adjusts defaults that conflict with
     /// explicit settings.
-    pub(crate) fn validate(mut self, explicit: &ExplicitSettings) -> Result<Self, Kind> {
+    pub(crate) fn validate(mut self, explicit: &ExplicitSettings) -> Result<Self, BuildErrorKind> {
         self.check_minimums()?;
         self.check_conflicts(explicit)?;
         self = self.capped();
@@ -198,7 +198,7 @@ impl Settings {
     }
 
     /// Rejects an explicit timeout that could never end, because another explicit setting ends earlier.
-    fn check_conflicts(&self, explicit: &ExplicitSettings) -> Result<(), Kind> {
+    fn check_conflicts(&self, explicit: &ExplicitSettings) -> Result<(), BuildErrorKind> {
         let check_interval = ("check_interval", self.check_interval);
         let connect_timeout = ("connect_timeout", self.connect_timeout);
         let connect_deadline = ("connect_deadline", self.connect_deadline);
@@ -215,13 +215,13 @@ impl Settings {
         ] {
             let are_both_explicit = explicit.contains(shorter.0) && explicit.contains(longer.0);
             if are_both_explicit && shorter.1 > longer.1 {
-                return Err(Kind::Conflict { shorter, longer });
+                return Err(BuildErrorKind::Conflict { shorter, longer });
             }
         }
         Ok(())
     }
 
-    fn check_minimums(&self) -> Result<(), Kind> {
+    fn check_minimums(&self) -> Result<(), BuildErrorKind> {
         let millisecond = Duration::from_millis(1);
         let Tuning { keepalive, user_timeout } = self.tuning;
         for (setting, duration, least) in [
@@ -239,7 +239,7 @@ impl Settings {
             ("tcp_user_timeout", user_timeout, millisecond),
         ] {
             if let Some(duration) = duration.filter(|duration| *duration < least) {
-                return Err(Kind::TooShort { setting, duration, least });
+                return Err(BuildErrorKind::TooShort { setting, duration, least });
             }
         }
         Ok(())
@@ -283,11 +283,11 @@ impl Settings {
         now + self.connection_max_age.mul_f64(1.0 - JITTER * rng.random::<f64>())
     }
 
-    /// Returns the times of the check after `now`.
-    pub(crate) fn due(&self, now: Instant, rng: &mut SmallRng) -> Due {
-        Due {
-            next: jittered(now, self.check_interval, rng),
-            soon: jittered(now, self.all_down_interval, rng),
+    /// Returns the times of the next check, counted from `now`.
+    pub(crate) fn check_times(&self, now: Instant, rng: &mut SmallRng) -> CheckTimes {
+        CheckTimes {
+            regular: jittered(now, self.check_interval, rng),
+            all_down: jittered(now, self.all_down_interval, rng),
         }
     }
 
@@ -379,7 +379,7 @@ pub(crate) mod tests {
         let mut rng = SmallRng::seed_from_u64(1);
         let start = Instant::now();
         let delays: Vec<Duration> =
-            (0..1000).map(|_| settings().due(start, &mut rng).next - start).collect();
+            (0..1000).map(|_| settings().check_times(start, &mut rng).regular - start).collect();
         assert!(delays.iter().all(|delay| (INTERVAL..INTERVAL.mul_f64(1.1)).contains(delay)));
         let (shortest, longest) = (delays.iter().min(), delays.iter().max());
         assert!(

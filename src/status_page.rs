@@ -73,7 +73,7 @@
 //! | `pools[].peers[].id` | A number that distinguishes the peer from others of the same name in this process. |
 //! | `….name` | The name of the peer. |
 //! | `….state` | `up`, `down`, `draining` or `drained`. |
-//! | `….is_available` | Whether the peer takes new work: it is up, in service, and its weight is above 0. |
+//! | `….is_available` | Whether the peer gets new work: it is up, in service, and its weight is above 0. |
 //! | `….since`, `….for_seconds` | When the state began, and for how long it has lasted. |
 //! | `….reason` | Why the peer is down, or why the last check failed: the client library's message. |
 //! | `….fault` | The kind of that error: `peer_down`, `peer_not_ready`, `peer_full`, `wrong_role`, `misconfigured`, `connection_lost`, `retryable` or `query`. |
@@ -84,7 +84,7 @@
 //! | `….next_check_seconds` | The time until the next check; 0 means now. |
 //! | `….weight`, `….tier` | As configured. |
 //! | `….connections`, `….in_use` | Open connections of the pool, and how many of them are in use. |
-//! | `….connecting`, `….stuck_logins` | Logins in progress, and logins that were given up but could not be aborted. |
+//! | `….connecting`, `….stuck_logins` | Logins in progress, and logins that passed their deadline and have not ended yet. |
 //! | `….connects`, `….connect_failures` | Counters: connections created, and failed logins, including those of checks. |
 //! | `….checkouts`, `….queries`, `….queries_lost` | Counters: checkouts served, queries ended, and queries that ended with a lost connection. |
 //! | `….query_seconds` | A counter: the total duration of those queries. |
@@ -220,13 +220,13 @@ impl StatusPage {
         let query = query.unwrap_or_default().as_bytes();
         let as_json = form_urlencoded::parse(query).any(|(name, _)| name == JSON);
         let outcome = match method {
-            "GET" | "HEAD" => return self.show(&pools, as_json),
+            "GET" | "HEAD" => return self.report_response(&pools, as_json),
             "POST" if self.has_actions => csrf::check(header, body, &self.token)
                 .and_then(|form| actions::perform(&pools, &form)),
             _ => Err(PageError::MethodNotAllowed { has_actions: self.has_actions }),
         };
         match outcome {
-            Ok(ActionOutcome::Done) if as_json => self.show(&pools, true),
+            Ok(ActionOutcome::Done) if as_json => self.report_response(&pools, true),
             // The page's own address, so that reloading does not send the form again.
             Ok(ActionOutcome::Done) => Response::new(303, "text/plain", DENY_ALL, String::new())
                 .with_header("Location", "?".to_owned()),
@@ -236,7 +236,7 @@ impl StatusPage {
             Ok(ActionOutcome::NeedsConfirmation(drain)) => {
                 Response::html(409, |nonce| html::confirmation(&drain, &self.token, nonce))
             }
-            Err(error) => self.refuse(&error, as_json),
+            Err(error) => self.error_response(&error, as_json),
         }
     }
 
@@ -251,7 +251,7 @@ impl StatusPage {
     }
 
     #[expect(clippy::disallowed_methods, reason = "the page shows the present state")]
-    fn show(&self, pools: &[(String, Peers)], as_json: bool) -> Response {
+    fn report_response(&self, pools: &[(String, Peers)], as_json: bool) -> Response {
         let snapshots = pools.iter().map(|(name, peers)| {
             let mut snapshot = peers.snapshot();
             snapshot.pool_name.clone_from(name);
@@ -271,7 +271,7 @@ impl StatusPage {
         }
     }
 
-    fn refuse(&self, error: &PageError, as_json: bool) -> Response {
+    fn error_response(&self, error: &PageError, as_json: bool) -> Response {
         let response = if as_json {
             Response::json(error.status(), &json!({ "error": error.to_string() }))
         } else {

@@ -83,13 +83,14 @@ impl PeerUrl {
             );
         }
         // With several `@`, libpq and diesel's parser for MySQL find the host in different places.
-        if dialect == Dialect::Postgres && uri.userinfo.as_ref().is_some_and(|it| it.contains('@'))
+        if dialect == Dialect::Postgres
+            && uri.userinfo.as_ref().is_some_and(|text| text.contains('@'))
         {
             return Err("has several `@`: write an `@` in a user or a password as %40".into());
         }
         if dialect == Dialect::MySql {
             encryption(&uri)?;
-            if host::loses_port(&uri) {
+            if host::ignores_port(&uri) {
                 return Err("names a port on `localhost`, but MySQL's client libraries connect to \
                             `localhost` through a Unix socket and ignore the port: write 127.0.0.1 to \
                             use the port, or name the socket with `unix_socket`"
@@ -139,8 +140,9 @@ impl PeerUrl {
     pub(crate) fn check_address_allowed(&self, dialect: Dialect) -> Result<(), Flaw> {
         let Ok(uri) = Uri::parse(&self.url) else { return Ok(()) };
         let is_mysql = dialect.or_from_scheme(&uri.scheme) == Dialect::MySql;
-        let ssl_mode = uri.parameters.iter().rfind(|it| it.key == "ssl_mode");
-        let ssl_mode = ssl_mode.and_then(|it| it.value.as_deref()).unwrap_or_default();
+        let ssl_mode = uri.parameters.iter().rfind(|parameter| parameter.key == "ssl_mode");
+        let ssl_mode =
+            ssl_mode.and_then(|parameter| parameter.value.as_deref()).unwrap_or_default();
         if is_mysql && ssl_mode.eq_ignore_ascii_case("verify_identity") {
             return Err(
                 "has `ssl_mode=verify_identity`, which compares the server's certificate with the host \
@@ -153,18 +155,18 @@ impl PeerUrl {
 
     /// Whether both URLs are equal except for the user and the password.
     pub(crate) fn has_same_target(&self, other: &Self) -> bool {
-        let is_login = |key: &str| ["user", "password"].contains(&key);
+        let is_credential = |key: &str| ["user", "password"].contains(&key);
         let target = |url: &str| match Uri::parse(url) {
             Ok(mut uri) => {
                 uri.userinfo = None;
-                uri.parameters.retain(|it| !is_login(&it.key));
+                uri.parameters.retain(|parameter| !is_credential(&parameter.key));
                 uri.to_string()
             }
             Err(_) => match parse_conninfo(url) {
                 Some(settings) => {
                     // libpq uses the last value of a repeated key, and so does `collect`.
                     let settings: BTreeMap<_, _> = settings.into_iter().collect();
-                    let settings = settings.iter().filter(|(key, _)| !is_login(key));
+                    let settings = settings.iter().filter(|(key, _)| !is_credential(key));
                     format!("{:?}", settings.collect::<Vec<_>>())
                 }
                 None => url.to_owned(),

@@ -112,7 +112,7 @@ fn report_usage(error: &clap::Error) -> ExitCode {
         drop(io::stdout().write_all(text.as_bytes()));
         return NO_PROBLEMS.into();
     }
-    let arguments = env::args_os().skip(1).map(|it| it.to_string_lossy().into_owned());
+    let arguments = env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
     let value = |argument: String| match argument.split_once('=') {
         Some((option, value)) if option.starts_with('-') => value.to_owned(),
         _ => argument,

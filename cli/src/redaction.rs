@@ -14,7 +14,7 @@ pub(crate) fn may_be_shown(text: &str) -> bool {
 }
 
 /// The text, or [`REDACTED`] if it may contain a secret.
-pub(crate) fn shown_or_struck(text: &str) -> &str {
+pub(crate) fn shown_or_redacted(text: &str) -> &str {
     if may_be_shown(text) { text } else { REDACTED }
 }
 
@@ -25,10 +25,10 @@ mod tests {
     #[test]
     fn texts_that_may_contain_a_password_are_redacted() {
         for text in ["", "shop", "default.databases.shop", "/srv/shop.toml", "SHOP_DB_PASSWORD"] {
-            assert_eq!(shown_or_struck(text), text);
+            assert_eq!(shown_or_redacted(text), text);
         }
         for text in ["mysql://db0/shop", "app:s3cret@db0", "host=db0", "the password is s3cret"] {
-            assert_eq!(shown_or_struck(text), REDACTED, "{text}");
+            assert_eq!(shown_or_redacted(text), REDACTED, "{text}");
         }
     }
 }

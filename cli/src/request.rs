@@ -14,7 +14,7 @@ use diesel_peers::{BuildError, Config, PeerManager, PeerManagerBuilder};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::redaction::{may_be_shown, shown_or_struck};
+use crate::redaction::{may_be_shown, shown_or_redacted};
 use crate::table::{
     PEER_KEYS, URL, find_table, first_peer, has_peers, parse_file, parse_table_path,
     tables_with_peers,
@@ -56,7 +56,7 @@ impl fmt::Debug for Request {
         let Self { file, table, url: _, prefix } = self;
         let file = file.as_ref().map(|path| path.display().to_string());
         let shown =
-            |text: &Option<String>| text.as_deref().map(|it| shown_or_struck(it).to_owned());
+            |text: &Option<String>| text.as_deref().map(|text| shown_or_redacted(text).to_owned());
         f.debug_struct("Request")
             .field("file", &shown(&file))
             .field("table", &shown(table))
@@ -119,15 +119,21 @@ impl Request {
         let settings = self.read_settings()?;
         match Database::from_url(self.deciding_url(settings.as_ref()).as_deref())? {
             #[cfg(feature = "mysql")]
-            Database::MySql => self.examine_of::<diesel::MysqlConnection>(settings, on_progress),
+            Database::MySql => {
+                self.examine_database::<diesel::MysqlConnection>(settings, on_progress)
+            }
             #[cfg(feature = "postgres")]
-            Database::Postgres => self.examine_of::<diesel::PgConnection>(settings, on_progress),
+            Database::Postgres => {
+                self.examine_database::<diesel::PgConnection>(settings, on_progress)
+            }
             #[cfg(feature = "sqlite")]
-            Database::Sqlite => self.examine_of::<diesel::SqliteConnection>(settings, on_progress),
+            Database::Sqlite => {
+                self.examine_database::<diesel::SqliteConnection>(settings, on_progress)
+            }
             #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
             database => {
                 let _ = (settings, on_progress);
-                Err(Kind::MissingFeature(database.feature()).into())
+                Err(RequestErrorKind::MissingFeature(database.feature()).into())
             }
         }
     }
@@ -136,7 +142,7 @@ impl Request {
         not(any(feature = "mysql", feature = "postgres", feature = "sqlite")),
         expect(dead_code, reason = "no feature of a database is enabled")
     )]
-    fn examine_of<C: R2D2Connection + Send + 'static>(
+    fn examine_database<C: R2D2Connection + Send + 'static>(
         &self,
         settings: Option<Table>,
         on_progress: impl FnMut(&[String]),
@@ -160,7 +166,7 @@ impl Request {
         if let Some(url) = &self.url {
             builder = builder.url(url);
         }
-        examine_with_progress(builder, on_progress).map_err(|error| self.not_built(&error).into())
+        examine_with_progress(builder, on_progress).map_err(|error| self.build_error(&error).into())
     }
 
     /// Passes a file's settings to the builder, as the application does.
@@ -174,20 +180,20 @@ impl Request {
         }
         let timeout = take_whole_number(&mut settings, ROCKET_TIMEOUT)?;
         let _ = take_whole_number(&mut settings, ROCKET_SIZE)?;
-        refuse_other_names(&settings)?;
+        reject_other_names(&settings)?;
         let timeout = Duration::from_secs(timeout.unwrap_or(ROCKET_DEFAULT_TIMEOUT).unsigned_abs());
         Ok(builder.config(config(settings)?).pool_timeout(timeout))
     }
 
-    /// The error of `build()`, with the names that the settings have in the file.
-    fn not_built(&self, error: &BuildError) -> Kind {
+    /// Converts the error of `build()`: uses the names that the settings have in the file.
+    fn build_error(&self, error: &BuildError) -> RequestErrorKind {
         let text = error.to_string();
         let text = if self.is_rocket_table() {
             text.replace(&format!("`{POOL_TIMEOUT}`"), &format!("`{ROCKET_TIMEOUT}`"))
         } else {
             text
         };
-        Kind::Settings { text, tables: self.tables_with_peers() }
+        RequestErrorKind::Settings { text, tables: self.tables_with_peers() }
     }
 
     /// Whether the table belongs to a Rocket application's databases.
@@ -200,7 +206,7 @@ impl Request {
     fn read_settings(&self) -> Result<Option<Table>, RequestError> {
         let Some(path) = &self.file else {
             return match &self.table {
-                Some(_) => Err(Kind::TableWithoutFile.into()),
+                Some(_) => Err(RequestErrorKind::TableWithoutFile.into()),
                 None => Ok(None),
             };
         };
@@ -249,7 +255,7 @@ fn key_of_variable(name: &OsStr, prefix: &str) -> Option<String> {
 
 fn config(settings: Table) -> Result<Config, RequestError> {
     let config = Config::deserialize(Value::Table(settings));
-    config.map_err(|error| Kind::InvalidSetting(error.message().to_owned()).into())
+    config.map_err(|error| RequestErrorKind::InvalidSetting(error.message().to_owned()).into())
 }
 
 /// Removes one of Rocket's own settings, which must be a whole number of at least 1.
@@ -260,21 +266,22 @@ fn take_whole_number(settings: &mut Table, key: &str) -> Result<Option<i64>, Req
         Some(_) => {
             let text =
                 format!("`{key}` must be a whole number of at least 1 (a setting of Rocket)");
-            Err(Kind::InvalidSetting(text).into())
+            Err(RequestErrorKind::InvalidSetting(text).into())
         }
     }
 }
 
 /// Rejects other names of Rocket's own settings.
-fn refuse_other_names(settings: &Table) -> Result<(), RequestError> {
+fn reject_other_names(settings: &Table) -> Result<(), RequestError> {
     let url = settings.get(URL).and_then(Value::as_str).unwrap_or_default();
     let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters).split('&');
-    let mut keys = parameters.map(|it| it.split_once('=').map_or(it, |(key, _)| key));
+    let mut keys =
+        parameters.map(|parameter| parameter.split_once('=').map_or(parameter, |(key, _)| key));
     if settings.contains_key(POOL_TIMEOUT) || keys.any(|key| key == POOL_TIMEOUT) {
         let text = format!(
             "`{POOL_TIMEOUT}` is not a setting of this table: use Rocket's `{ROCKET_TIMEOUT}`"
         );
-        return Err(Kind::InvalidSetting(text).into());
+        return Err(RequestErrorKind::InvalidSetting(text).into());
     }
     let plain = |text: &str| text.replace(['_', '-'], "").to_ascii_lowercase();
     for key in settings.keys() {
@@ -283,7 +290,7 @@ fn refuse_other_names(settings: &Table) -> Result<(), RequestError> {
             || [ROCKET_SIZE, ROCKET_TIMEOUT].into_iter().find(|own| plain(own) == plain(key));
         if let Some(own) = r2d2_name.or_else(similar) {
             let text = format!("`{key}` is not a setting of this table: use Rocket's `{own}`");
-            return Err(Kind::InvalidSetting(text).into());
+            return Err(RequestErrorKind::InvalidSetting(text).into());
         }
     }
     Ok(())
@@ -321,11 +328,11 @@ impl Database {
         if is_conninfo(url) {
             return Ok(Self::Postgres);
         }
-        if Path::new(url).extension().is_some_and(|it| it == "toml") {
-            return Err(Kind::FileInsteadOfUrl.into());
+        if Path::new(url).extension().is_some_and(|extension| extension == "toml") {
+            return Err(RequestErrorKind::FileInsteadOfUrl.into());
         }
         if url.starts_with('$') {
-            return Err(Kind::UnexpandedVariable.into());
+            return Err(RequestErrorKind::UnexpandedVariable.into());
         }
         // The builder reports the missing colon.
         let lacks_colon =
@@ -335,7 +342,7 @@ impl Database {
         }
         // A single word is more likely a mistake than the name of a file.
         let is_path = !url.contains("://") && url.contains(['/', '.']);
-        if is_path { Ok(Self::Sqlite) } else { Err(Kind::UnknownScheme.into()) }
+        if is_path { Ok(Self::Sqlite) } else { Err(RequestErrorKind::UnknownScheme.into()) }
     }
 
     /// Returns a database whose feature is enabled.
@@ -360,9 +367,9 @@ impl Database {
 }
 
 /// The error of [`Request::examine`]. Neither `Debug` nor `Display` shows any part of a URL.
-pub(crate) struct RequestError(Kind);
+pub(crate) struct RequestError(RequestErrorKind);
 
-pub(crate) enum Kind {
+pub(crate) enum RequestErrorKind {
     Unreadable(PathBuf, io::Error),
     InvalidToml {
         path: PathBuf,
@@ -393,8 +400,8 @@ pub(crate) enum Kind {
     },
 }
 
-impl From<Kind> for RequestError {
-    fn from(kind: Kind) -> Self {
+impl From<RequestErrorKind> for RequestError {
+    fn from(kind: RequestErrorKind) -> Self {
         Self(kind)
     }
 }
@@ -429,12 +436,12 @@ fn shown(path: &Path) -> String {
 impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::Unreadable(path, error) => write!(f, "cannot read {}: {error}", shown(path)),
-            Kind::InvalidToml { path, line, reason } => {
+            RequestErrorKind::Unreadable(path, error) => write!(f, "cannot read {}: {error}", shown(path)),
+            RequestErrorKind::InvalidToml { path, line, reason } => {
                 write!(f, "invalid TOML in {}, line {line}: {reason}", shown(path))
             }
-            Kind::TableWithoutFile => f.write_str("a table was given without a file"),
-            Kind::InvalidTablePath(path) => {
+            RequestErrorKind::TableWithoutFile => f.write_str("a table was given without a file"),
+            RequestErrorKind::InvalidTablePath(path) => {
                 if may_be_shown(path) {
                     write!(f, "`{path}`")?;
                 } else {
@@ -442,7 +449,7 @@ impl fmt::Display for RequestError {
                 }
                 f.write_str(" is not the path of a table: use the form `default.databases.shop`")
             }
-            Kind::TableNotFound { path, key, existing, tables } => {
+            RequestErrorKind::TableNotFound { path, key, existing, tables } => {
                 if may_be_shown(path) && may_be_shown(key) {
                     write!(f, "the file has no table `{path}`: `{key}` does not exist")?;
                 } else {
@@ -453,26 +460,26 @@ impl fmt::Display for RequestError {
                 }
                 if tables.is_empty() { Ok(()) } else { write!(f, "; {}", Suggestion(tables)) }
             }
-            Kind::InvalidSetting(text) => f.write_str(text),
-            Kind::FileInsteadOfUrl => f.write_str(
+            RequestErrorKind::InvalidSetting(text) => f.write_str(text),
+            RequestErrorKind::FileInsteadOfUrl => f.write_str(
                 "the URL is the name of a TOML file: pass the file with `--config`",
             ),
-            Kind::UnexpandedVariable => f.write_str(
+            RequestErrorKind::UnexpandedVariable => f.write_str(
                 "the URL begins with `$`: the shell did not expand the variable",
             ),
-            Kind::UnknownScheme => f.write_str(
+            RequestErrorKind::UnknownScheme => f.write_str(
                 "the URL has no known scheme: use `mysql://` (also for MariaDB), `postgres://`, \
                  `postgresql://`, `sqlite://` or `file:`, or for SQLite a path that contains `/` or `.`",
             ),
             #[cfg(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")))]
-            Kind::MissingFeature(feature) => write!(
+            RequestErrorKind::MissingFeature(feature) => write!(
                 f,
                 "the URL requires the feature `{feature}`, which is not enabled: run \
                  `cargo install diesel-peers-cli --features {feature}`",
             ),
-            Kind::Settings { text, tables } if tables.is_empty() => f.write_str(text),
+            RequestErrorKind::Settings { text, tables } if tables.is_empty() => f.write_str(text),
             // The wrong table is the cause of the error, whichever the error is.
-            Kind::Settings { tables, .. } => Suggestion(tables).fmt(f),
+            RequestErrorKind::Settings { tables, .. } => Suggestion(tables).fmt(f),
         }
     }
 }
@@ -480,7 +487,7 @@ impl fmt::Display for RequestError {
 impl Error for RequestError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0 {
-            Kind::Unreadable(_, error) => Some(error),
+            RequestErrorKind::Unreadable(_, error) => Some(error),
             _ => None,
         }
     }
@@ -534,7 +541,7 @@ mod tests {
     fn other_names_of_rockets_settings_are_rejected() {
         let error = |settings: &str| {
             let settings = format!("url = 'x'\n{settings}").parse().expect("TOML");
-            refuse_other_names(&settings).err().map(|error| error.to_string())
+            reject_other_names(&settings).err().map(|error| error.to_string())
         };
         for (settings, expected) in [
             ("check_interval = 1", None),
@@ -560,6 +567,6 @@ mod tests {
             assert!(is_right, "{settings}: {error:?}");
         }
         let of_url = "url = 'mysql://db0/shop?check_interval=1&pool_timeout=2'".parse();
-        refuse_other_names(&of_url.expect("TOML")).expect_err("it stands in the URL");
+        reject_other_names(&of_url.expect("TOML")).expect_err("it stands in the URL");
     }
 }

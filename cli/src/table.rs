@@ -6,7 +6,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use crate::redaction::may_be_shown;
-use crate::request::{Kind, RequestError};
+use crate::request::{RequestError, RequestErrorKind};
 
 /// The key of a URL with several hosts.
 pub(crate) const URL: &str = "url";
@@ -15,13 +15,18 @@ pub(crate) const URL: &str = "url";
 pub(crate) const PEER_KEYS: [&str; 2] = [URL, "peers"];
 
 pub(crate) fn parse_file(path: &Path) -> Result<Table, RequestError> {
-    let text =
-        fs::read_to_string(path).map_err(|error| Kind::Unreadable(path.to_owned(), error))?;
+    let text = fs::read_to_string(path)
+        .map_err(|error| RequestErrorKind::Unreadable(path.to_owned(), error))?;
     text.parse().map_err(|error: toml::de::Error| {
         // The `Display` of this error quotes the line, which may contain a password.
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
-        Kind::InvalidToml { path: path.to_owned(), line, reason: error.message().to_owned() }.into()
+        RequestErrorKind::InvalidToml {
+            path: path.to_owned(),
+            line,
+            reason: error.message().to_owned(),
+        }
+        .into()
     })
 }
 
@@ -42,14 +47,15 @@ pub(crate) fn parse_table_path(path: &str) -> Option<Vec<String>> {
 
 /// Returns the table with this path.
 pub(crate) fn find_table<'a>(file: &'a Table, path: &str) -> Result<&'a Table, RequestError> {
-    let keys = parse_table_path(path).ok_or_else(|| Kind::InvalidTablePath(path.to_owned()))?;
+    let keys = parse_table_path(path)
+        .ok_or_else(|| RequestErrorKind::InvalidTablePath(path.to_owned()))?;
     let mut table = file;
     for key in keys {
         table = table.get(&key).and_then(Value::as_table).ok_or_else(|| {
             let tables = table.iter().filter(|(_, value)| value.is_table());
             let existing = tables.filter_map(|(name, _)| quoted_key(name)).collect();
             let tables = tables_with_peers(file);
-            Kind::TableNotFound { path: path.to_owned(), key, existing, tables }
+            RequestErrorKind::TableNotFound { path: path.to_owned(), key, existing, tables }
         })?;
     }
     Ok(table)

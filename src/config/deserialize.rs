@@ -11,7 +11,7 @@ use super::ROCKET_TIMEOUT;
 use super::value::SettingValue;
 use super::{Entries, Source, apply};
 use crate::builder::PeerManagerBuilder;
-use crate::error::shown_or_struck;
+use crate::error::shown_or_redacted;
 
 /// Settings that are read with serde, for example from TOML or figment, and passed to
 /// [`PeerManagerBuilder::config`](crate::PeerManagerBuilder::config).
@@ -63,7 +63,7 @@ impl Config {
         timeout: Duration,
     ) -> Option<PeerManagerBuilder<C>> {
         let builder = apply(builder, Source::Rocket, self.settings);
-        (!builder.is_asked("pool_timeout"))
+        (!builder.is_explicit("pool_timeout"))
             .then(|| builder.pool_timeout_as(ROCKET_TIMEOUT, timeout))
     }
 
@@ -79,7 +79,7 @@ impl Config {
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Config ")?;
-        f.debug_set().entries(self.settings.iter().map(|(key, _)| shown_or_struck(key))).finish()
+        f.debug_set().entries(self.settings.iter().map(|(key, _)| shown_or_redacted(key))).finish()
     }
 }
 

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use super::value::{InvalidSetting, SettingValue};
 use super::{Entries, Source, apply};
 use crate::builder::PeerManagerBuilder;
-use crate::error::Kind;
+use crate::error::BuildErrorKind;
 
 /// Applies the settings in those `variables` whose names begin with `prefix` to the builder.
 pub(super) fn apply_environment<C: 'static>(
@@ -15,18 +15,18 @@ pub(super) fn apply_environment<C: 'static>(
 ) -> PeerManagerBuilder<C> {
     match read_variables(prefix, variables) {
         Ok(settings) => apply(builder, Source::Environment { prefix }, settings),
-        Err(error) => builder.mistaken(error),
+        Err(error) => builder.with_error(error),
     }
 }
 
 fn read_variables(
     prefix: &str,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<Entries, Kind> {
+) -> Result<Entries, BuildErrorKind> {
     if prefix.is_empty() {
         let (key, flaw) = ("the prefix of environment variables".into(), "is empty".into());
         let correction = "give one, such as `SHOP_DB_`".into();
-        return Err(Kind::Setting { setting: None, key, flaw, correction });
+        return Err(BuildErrorKind::Setting { setting: None, key, flaw, correction });
     }
     let mut settings = Entries::new();
     for (name, value) in variables {

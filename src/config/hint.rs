@@ -4,7 +4,7 @@ use super::value::InvalidSetting;
 use super::{CLOSURE_METHODS, PEER_KEYS, POOL_KEYS, SETTINGS, Source};
 #[cfg(feature = "rocket")]
 use super::{ROCKET_POOL_SIZE, ROCKET_TIMEOUT};
-use crate::error::shown_or_struck;
+use crate::error::shown_or_redacted;
 
 /// Names that other software uses, and the corresponding settings.
 const SYNONYMS: [(&str, &str); 10] = [
@@ -42,7 +42,7 @@ pub(super) fn unknown_key(key: &str, source: Source<'_>) -> InvalidSetting {
         return InvalidSetting::new(flaw, "it belongs to the pool; set it on `Pool::builder()`");
     }
     if let (Source::Environment { prefix }, Some(longer)) = (source, longer_prefix(key)) {
-        let prefix = shown_or_struck(prefix);
+        let prefix = shown_or_redacted(prefix);
         let longer = longer.to_ascii_uppercase();
         let correction = format!("did you mean the prefix `{prefix}{longer}`?");
         return InvalidSetting::new(flaw, correction);

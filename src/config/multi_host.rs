@@ -5,8 +5,8 @@ use super::value::{InvalidSetting, SettingValue};
 use super::{Entries, POOL_KEYS, SETTINGS, Source, apply};
 use crate::builder::PeerManagerBuilder;
 use crate::dialect::Dialect;
-use crate::error::{Flaw, Kind};
-use crate::peers::admission::PeerConfig;
+use crate::error::{BuildErrorKind, Flaw};
+use crate::peers::peer_config::PeerConfig;
 use crate::url::{Parameter, Query, Uri, is_conninfo, parameters, percent_decoded};
 
 /// The prefixes of parameters that set a value for a single peer: `weight.db0=2`.
@@ -33,7 +33,7 @@ pub(super) fn apply_url<C: 'static>(
     // A URL that was read from a file or a variable may end in a newline.
     match split_url(key, text.trim(), Dialect::for_connection::<C>()) {
         Ok((peers, settings)) => apply(builder.peers(peers), Source::Url, settings),
-        Err(error) => builder.mistaken(error),
+        Err(error) => builder.with_error(error),
     }
 }
 
@@ -60,10 +60,14 @@ fn name_from_uri(uri: &Uri) -> String {
 }
 
 /// Splits a URL into one peer per host and the settings, which are removed from the URLs of the peers.
-fn split_url(key: &str, text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>, Entries), Kind> {
+fn split_url(
+    key: &str,
+    text: &str,
+    dialect: Dialect,
+) -> Result<(Vec<PeerConfig>, Entries), BuildErrorKind> {
     let error = |flaw: Flaw, correction: Flaw| {
         let (setting, key) = (Some("url".to_owned()), key.to_owned());
-        Kind::Setting { setting, key, flaw, correction }
+        BuildErrorKind::Setting { setting, key, flaw, correction }
     };
     // Some flaws include their own correction, after a colon.
     let malformed = |flaw: Flaw| match flaw.split_once(": ") {
@@ -112,7 +116,7 @@ fn split_url(key: &str, text: &str, dialect: Dialect) -> Result<(Vec<PeerConfig>
 }
 
 /// Splits a list of SQLite paths into one peer per path and the settings.
-fn split_paths(text: &str) -> Result<(Vec<PeerConfig>, Entries), Kind> {
+fn split_paths(text: &str) -> Result<(Vec<PeerConfig>, Entries), BuildErrorKind> {
     let (scheme, paths, query) = split_path(text);
     let mut parameters = parameters(query);
     let settings = take_settings(&mut parameters, Dialect::Sqlite)?;
@@ -121,7 +125,7 @@ fn split_paths(text: &str) -> Result<(Vec<PeerConfig>, Entries), Kind> {
         let flaw = "of the `url` is not a setting, and SQLite reads parameters only after `file:`";
         let (setting, correction) =
             (Some("url".to_owned()), "write the path as `file:PATH?mode=rw`");
-        return Err(Kind::Setting {
+        return Err(BuildErrorKind::Setting {
             setting,
             key,
             flaw: flaw.into(),
@@ -153,7 +157,10 @@ fn split_path(text: &str) -> (&str, &str, &str) {
 
 /// Moves the settings out of the parameters of a URL. The remaining parameters are for the client
 /// library.
-fn take_settings(parameters: &mut Vec<Parameter>, dialect: Dialect) -> Result<Entries, Kind> {
+fn take_settings(
+    parameters: &mut Vec<Parameter>,
+    dialect: Dialect,
+) -> Result<Entries, BuildErrorKind> {
     let mut settings = Entries::new();
     let has_password = parameters.iter().any(|parameter| parameter.key == "password");
     let (ours, others): (Vec<_>, Vec<_>) = parameters.drain(..).partition(|parameter| {
@@ -168,7 +175,7 @@ fn take_settings(parameters: &mut Vec<Parameter>, dialect: Dialect) -> Result<En
                 let number = (percent_decoded(peer), value);
                 match settings.iter_mut().find(|(key, _)| key == setting) {
                     Some((_, SettingValue::Table(numbers)))
-                        if numbers.iter().any(|it| it.0 == number.0) =>
+                        if numbers.iter().any(|(peer, _)| *peer == number.0) =>
                     {
                         let flaw = "is given twice for the same peer";
                         let invalid = InvalidSetting::new(flaw, "remove one of them");

@@ -121,7 +121,7 @@ fn errors_name_the_key_the_value_and_the_correction() {
         (apply_environment(builder(), "", []), "the prefix of environment variables is empty"),
     ];
     for (builder, expected) in cases {
-        let error = builder.into_mistake().expect(expected);
+        let error = builder.into_first_error().expect(expected);
         assert!(error.contains(expected), "{expected}: {error}");
     }
 }
@@ -137,19 +137,23 @@ fn unknown_keys_get_the_nearest_correction() {
         ("SHOP_HOSTS", "did you mean `url`?"),
     ] {
         let error =
-            apply_environment(builder(), "SHOP_", [(name.into(), "x".into())]).into_mistake();
+            apply_environment(builder(), "SHOP_", [(name.into(), "x".into())]).into_first_error();
         let expected = format!("the environment variable `{name}` is not a setting: {expected}");
         assert_eq!(error, Some(expected));
     }
     let hosts = "postgres://db0/shop?hostaddr=10.0.0.1&dbname=shop";
-    assert_eq!(builder().url(hosts).into_mistake(), None, "libpq's own parameters are accepted");
+    assert_eq!(
+        builder().url(hosts).into_first_error(),
+        None,
+        "libpq's own parameters are accepted"
+    );
 }
 
 #[test]
 fn first_error_is_reported() {
     let variables = [("SHOP_STRATEGY".into(), "fastest".into())];
     let builder = builder().url("mysql://db0?chek_interval=1").url("mysql://db0,,db1");
-    let error = apply_environment(builder, "SHOP_", variables).into_mistake();
+    let error = apply_environment(builder, "SHOP_", variables).into_first_error();
     let error = error.expect("the settings have three errors");
     assert!(error.starts_with("`chek_interval` in the URL"), "{error}");
 }
@@ -171,7 +175,7 @@ fn ambiguous_settings_are_rejected() {
         ),
         (url("check_interval=x").url("").env(""), "`check_interval` in the URL is \"x\""),
     ] {
-        let error = builder.into_mistake().expect(expected);
+        let error = builder.into_first_error().expect(expected);
         assert!(error.contains(expected), "{expected}: {error}");
     }
 }
@@ -231,12 +235,12 @@ fn values_that_may_be_secrets_are_not_shown() {
                 "in the URL is a string that may be a secret (not shown): give a duration",
             ),
         ] {
-            let error = builder.into_mistake().expect(expected);
+            let error = builder.into_first_error().expect(expected);
             assert!(error.contains(expected), "{secret}: {error}");
             assert!(!error.to_ascii_lowercase().contains("s3cret"), "{error}");
         }
     }
-    let error = env("SHOP_", "WEIGHT", "mysql://app:x=s3cret,y=1@db0").into_mistake();
+    let error = env("SHOP_", "WEIGHT", "mysql://app:x=s3cret,y=1@db0").into_first_error();
     assert!(error.is_some_and(
         |error| error.contains("is not a list of numbers by peer") && !error.contains("s3cret")
     ));
@@ -401,7 +405,7 @@ fn files_have_the_same_settings_and_errors() {
             "`max_size` is not a setting: it belongs to the pool; set it on `Pool::builder()`",
         ),
     ] {
-        let error = read(text).into_mistake().expect(expected);
+        let error = read(text).into_first_error().expect(expected);
         assert!(error.starts_with(expected), "{text}: {error}");
         let config: Config = toml::from_str(text).expect("the text is TOML");
         assert!(!error.contains("s3cret") && !format!("{config:?}").contains("s3cret"), "{error}");
@@ -484,7 +488,7 @@ fn settings_are_the_same_in_every_source() {
         let variables = given.iter().map(variable).chain([("SHOP_URL".into(), PEERS.into())]);
         let from_environment = apply_environment(builder(), "SHOP_", variables);
         assert_eq!(from_url.given(), from_environment.given());
-        assert!(from_url.into_mistake().is_none());
+        assert!(from_url.into_first_error().is_none());
 
         #[cfg(feature = "serde")]
         {
@@ -536,7 +540,7 @@ fn no_text_panics() {
     };
     for_each_case(any_texts, |texts| {
         for text in texts {
-            let _ = builder().url(text).into_mistake();
+            let _ = builder().url(text).into_first_error();
             let _ = numbers_by_peer(&SettingValue::Text(text.clone()));
             let _ = SettingValue::Text(text.clone()).duration();
         }
@@ -565,6 +569,6 @@ fn assert_shows_no_secret<C: 'static>(url: &str, form: Option<&str>) {
     for (name, _) in builder.given_peers() {
         assert!(!name.contains("s3cret"), "{url} names a peer {name}");
     }
-    let error = builder.into_mistake().unwrap_or_default();
+    let error = builder.into_first_error().unwrap_or_default();
     assert!(!error.contains("s3cret"), "{url}: {error}");
 }

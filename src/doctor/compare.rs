@@ -268,7 +268,8 @@ mod tests {
         expected: Option<(Severity, &[&str], &str)>,
     ) {
         let found = differences(&peers(&[(aspect, values)]));
-        let found = found.first().map(|it| (it.severity, it.outliers(), it.to_string()));
+        let found =
+            found.first().map(|first| (first.severity, first.outliers(), first.to_string()));
         let found =
             found.as_ref().map(|(severity, outliers, text)| (*severity, &outliers[..], &**text));
         assert_eq!(found, expected, "the difference of {values:?} in the aspect {aspect}");
@@ -364,7 +365,7 @@ mod tests {
             let values = [one, other];
             let found = differences(&peers(&[(aspect, &values)]));
             assert_eq!(
-                found.first().map(|it| it.severity),
+                found.first().map(|difference| difference.severity),
                 expected,
                 "the severity of {values:?} in the aspect {aspect}"
             );
@@ -386,7 +387,8 @@ mod tests {
             (Aspect::Database, &[text("shop"), text("shop")]),
             (Aspect::Role, &[text("read-only"), text("read-write")]),
         ]);
-        let aspects: Vec<_> = differences(&peers).iter().map(|it| it.aspect).collect();
+        let aspects: Vec<_> =
+            differences(&peers).iter().map(|difference| difference.aspect).collect();
         assert_eq!(
             aspects,
             [Aspect::Role, Aspect::TimeZone],

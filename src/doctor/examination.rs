@@ -14,7 +14,7 @@ use super::{Report, sqlite_file};
 use crate::builder::PeerManagerBuilder;
 use crate::dialect::Dialect;
 use crate::error::BuildError;
-use crate::fault::{Fault, Refusal};
+use crate::fault::{FailureCause, Fault};
 use crate::login::bounded::{self, LoginFailure, LoginProgress, LoginTimeout};
 use crate::login::session::{Hooks, Inspection, Login};
 use crate::panics::catch_panic;
@@ -58,16 +58,16 @@ where
     C: R2D2Connection + Send + 'static,
 {
     // The manager's checker enforces the deadlines. Dropping the manager ends logins in progress.
-    let manager = builder.unchecked().build()?;
+    let manager = builder.without_checks().build()?;
     let (set, hooks) = manager.parts();
-    // A host name that was resolved keeps a place in the set that is not a member.
+    // A peer whose host name was resolved keeps its index in the set, but is not a member any more.
     let peers: Vec<(usize, String)> = set.read(|peers| {
         let members = peers.iter().enumerate().filter(|(_, peer)| peer.is_member());
-        members.map(|(place, peer)| (place, peer.name.to_string())).collect()
+        members.map(|(index, peer)| (index, peer.name.to_string())).collect()
     });
     let (completed, findings) = unbounded();
-    for (number, (place, name)) in peers.iter().enumerate() {
-        start(set, hooks, (number, *place, name.clone()), completed.clone());
+    for (position, (index, name)) in peers.iter().enumerate() {
+        start(set, hooks, (position, *index, name.clone()), completed.clone());
     }
     let names: Vec<String> = peers.into_iter().map(|(_, name)| name).collect();
     // Once all threads have ended, also without a result, `recv` now fails instead of waiting.
@@ -84,8 +84,8 @@ where
         if waiting.is_empty() {
             break;
         }
-        let Ok((peer, finding)) = findings.recv() else { break };
-        found[peer] = Some(finding);
+        let Ok((position, finding)) = findings.recv() else { break };
+        found[position] = Some(finding);
     }
     let without_result = |name: String| {
         PeerProgress::default().take_finding(
@@ -105,27 +105,27 @@ where
 fn start<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
     hooks: &Arc<Hooks<C>>,
-    (number, peer, name): (usize, usize, String),
+    (position, peer, name): (usize, usize, String),
     completed: Sender<(usize, Finding)>,
 ) {
     let (url, activity) = set.read(|peers| (peers[peer].url.clone(), peers[peer].activity.clone()));
     if let Some(finding) = missing_file::<C>(&name, &url) {
-        drop(completed.send((number, finding)));
+        drop(completed.send((position, finding)));
         return;
     }
     let login =
         Login { set: set.clone(), peer, activity, url, hooks: hooks.clone(), rng: set.rng() };
-    let patience = set.settings().connect_timeout.min(set.settings().connect_deadline);
+    let timeout = set.settings().connect_timeout.min(set.settings().connect_deadline);
     let peer_progress = Arc::new(PeerProgress::default());
     let thread_progress = peer_progress.clone();
     let began = Instant::now();
     bounded::start(
         set,
         peer,
-        (began, LoginTimeout::uniform(patience)),
+        (began, LoginTimeout::uniform(timeout)),
         move |progress| examine_peer(login, progress, began, &thread_progress),
         // The receiver may be gone.
-        move |outcome| drop(completed.send((number, peer_progress.take_finding(name, outcome)))),
+        move |outcome| drop(completed.send((position, peer_progress.take_finding(name, outcome)))),
     );
 }
 
@@ -175,6 +175,6 @@ fn missing_file<C: 'static>(name: &str, url: &PeerUrl) -> Option<Finding> {
     }
     let reason = "the file does not exist, and the pool would create an empty database; to prevent \
                   that, use `file:PATH?mode=rw`";
-    let refusal = Refusal::new(Fault::Misconfigured, reason);
-    Some(PeerProgress::default().take_finding(name.to_owned(), Err(LoginFailure::Refused(refusal))))
+    let cause = FailureCause::new(Fault::Misconfigured, reason);
+    Some(PeerProgress::default().take_finding(name.to_owned(), Err(LoginFailure::Refused(cause))))
 }

@@ -50,7 +50,7 @@ impl Finding {
 pub enum Condition {
     /// The pool would use this peer: the login succeeded and the pool's tests passed.
     Ready,
-    /// The peer is running, but takes no work at the moment ([`Fault::PeerNotReady`]) or fails one of the
+    /// The peer is running, but accepts no work at the moment ([`Fault::PeerNotReady`]) or fails one of the
     /// pool's tests.
     NotReady,
     /// The peer does not have the role that [`require`](crate::PeerManagerBuilder::require) demands.
@@ -71,7 +71,7 @@ pub enum Condition {
 }
 
 impl Condition {
-    /// Converts the fault of a refusal. After the login a peer counts as reachable.
+    /// Converts the fault of a failure. After the login a peer counts as reachable.
     pub(super) fn from_fault(fault: Fault, is_logged_in: bool) -> Self {
         match fault {
             Fault::PeerNotReady => Self::NotReady,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::fact::{Aspect, FactValue};
 use super::finding::{Condition, Finding};
-use crate::fault::Refusal;
+use crate::fault::FailureCause;
 use crate::login::bounded::LoginFailure;
 use crate::panics::lock;
 
@@ -21,7 +21,7 @@ struct Collected {
     login: Option<Duration>,
     round_trip: Option<Duration>,
     /// Why the pool would not use the peer although the login succeeded.
-    unfit: Option<LoginFailure>,
+    not_ready: Option<LoginFailure>,
     facts: BTreeMap<Aspect, FactValue>,
     /// The step that has begun last. `None` before the first and after the last step.
     step: Option<&'static str>,
@@ -29,10 +29,10 @@ struct Collected {
 
 impl PeerProgress {
     /// Records a successful login: how long it took, and why the pool would not use the peer, if so.
-    pub(super) fn record_login(&self, login: Duration, unfit: Option<LoginFailure>) {
+    pub(super) fn record_login(&self, login: Duration, not_ready: Option<LoginFailure>) {
         let collected = &mut *lock(&self.0);
         collected.login = Some(login);
-        collected.unfit = unfit;
+        collected.not_ready = not_ready;
     }
 
     pub(super) fn record_round_trip(&self, round_trip: Duration) {
@@ -56,11 +56,12 @@ impl PeerProgress {
     /// Takes what was recorded and makes a finding of it. `outcome` is the result of the whole
     /// examination.
     pub(super) fn take_finding(&self, name: String, outcome: Result<(), LoginFailure>) -> Finding {
-        let Collected { login, round_trip, unfit, facts, step } = mem::take(&mut *lock(&self.0));
+        let Collected { login, round_trip, not_ready, facts, step } =
+            mem::take(&mut *lock(&self.0));
         let is_logged_in = login.is_some();
-        let failure = match (unfit, outcome) {
-            // The refusal came first, so a later timeout does not matter.
-            (Some(unfit), _) => Some(unfit),
+        let failure = match (not_ready, outcome) {
+            // That failure came first, so a later timeout does not matter.
+            (Some(not_ready), _) => Some(not_ready),
             // All steps are complete: closing the connection has timed out.
             (None, Err(LoginFailure::Unanswered(_))) if is_logged_in && step.is_none() => None,
             (None, Err(LoginFailure::Unanswered(_))) if is_logged_in => {
@@ -74,7 +75,7 @@ impl PeerProgress {
         };
         let (condition, fault) = match &failure {
             None => (Condition::Ready, None),
-            Some(LoginFailure::Refused(Refusal { fault, .. })) => {
+            Some(LoginFailure::Refused(FailureCause { fault, .. })) => {
                 (Condition::from_fault(*fault, is_logged_in), Some(*fault))
             }
             Some(LoginFailure::Unanswered(_)) => (Condition::Unresponsive, None),

@@ -14,7 +14,8 @@ pub(super) fn file_created_by(url: &str) -> Option<PathBuf> {
             // SQLite ignores a fragment, and also parameters inside it.
             let uri = uri.split('#').next().unwrap_or_default();
             let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
-            let mut parameters = query.split('&').map(|it| it.split_once('=').unwrap_or((it, "")));
+            let mut parameters =
+                query.split('&').map(|text| text.split_once('=').unwrap_or((text, "")));
             let mode = parameters.rfind(|(key, _)| decoded(key) == "mode");
             if mode.is_some_and(|(_, mode)| decoded(mode) != "rwc") {
                 return None;

@@ -130,12 +130,12 @@ fn peers(report: &Report) -> Vec<Row<4>> {
 fn facts(report: &Report) -> Vec<Row<3>> {
     let aspects: BTreeSet<Aspect> =
         report.peers.iter().flat_map(|peer| peer.facts.keys().copied()).collect();
-    aspects.into_iter().flat_map(|aspect| facts_of(report, aspect)).collect()
+    aspects.into_iter().flat_map(|aspect| rows_for_aspect(report, aspect)).collect()
 }
 
-fn facts_of(report: &Report, aspect: Aspect) -> Vec<Row<3>> {
-    let difference = report.differences.iter().find(|it| it.aspect == aspect);
-    let style = Style::from_severity(difference.map(|it| it.severity));
+fn rows_for_aspect(report: &Report, aspect: Aspect) -> Vec<Row<3>> {
+    let difference = report.differences.iter().find(|difference| difference.aspect == aspect);
+    let style = Style::from_severity(difference.map(|difference| difference.severity));
     let reporting = report.peers.iter().filter(|peer| !peer.facts.is_empty()).count();
     let known = groups(&report.peers, aspect).into_iter().map(|group| {
         let is_all = group.peers.len() == reporting && reporting > 1;

@@ -1,5 +1,5 @@
 //! Runs one login on a thread of its own, under a deadline. Client libraries set no timeouts, and a
-//! server that accepts a connection without ever answering would block its caller for ever.
+//! server that accepts a connection without ever answering would block its caller forever.
 //!
 //! At the deadline the checker's thread reports the timeout to the caller, and shuts down the login's
 //! socket, so that the login's thread ends. If the socket cannot be found, the thread stays until the
@@ -12,41 +12,41 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::fault::{Fault, Refusal, is_timeout};
+use crate::fault::{FailureCause, Fault, is_timeout};
 use crate::login::socket::{self, Socket, Sockets, Thread};
 use crate::panics::{Panicked, catch_panic, lock};
 use crate::peers::deadline::CancelReason;
 use crate::peers::set::PeerSet;
 
 /// The name of a thread that makes one login. Linux shows the first 15 characters.
-const DIALER: &str = "peers-dial";
+const THREAD_NAME: &str = "peers-dial";
 
 /// The delay until the socket of a stuck login is shut down again, because the client library may have
 /// dialed the next address meanwhile. The delay doubles each time, up to the maximum.
-const SHUT_DOWN_AGAIN: Duration = Duration::from_millis(250);
-const SHUT_DOWN_AGAIN_MAX: Duration = Duration::from_secs(30);
+const SHUTDOWN_RETRY_DELAY: Duration = Duration::from_millis(250);
+const MAX_SHUTDOWN_RETRY_DELAY: Duration = Duration::from_secs(30);
 
 /// The interval at which a late login is checked again, while it is given more time.
-const CHECK_AGAIN: Duration = Duration::from_millis(100);
+const PROGRESS_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The reason why a login failed.
 #[derive(Debug)]
 pub(crate) enum LoginFailure {
     /// The peer, or its host, refused the login.
-    Refused(Refusal),
+    Refused(FailureCause),
     /// The peer did not answer before our timeout or the client library's own.
     Unanswered(Arc<str>),
-    /// This process is the cause: it sent no login, or it did not come to read the answer.
+    /// This process is the cause: it did not send the login or did not get to read the answer.
     NotAttempted(Arc<str>),
 }
 
 impl LoginFailure {
     /// Classifies a failure that the client library reports.
-    pub(crate) fn from_refusal(refusal: Refusal) -> Self {
-        if is_timeout(&refusal.reason) {
-            Self::Unanswered(refusal.reason)
+    pub(crate) fn from_cause(cause: FailureCause) -> Self {
+        if is_timeout(&cause.reason) {
+            Self::Unanswered(cause.reason)
         } else {
-            Self::Refused(refusal)
+            Self::Refused(cause)
         }
     }
 
@@ -58,7 +58,7 @@ impl LoginFailure {
 impl fmt::Display for LoginFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused(Refusal { reason, .. })
+            Self::Refused(FailureCause { reason, .. })
             | Self::Unanswered(reason)
             | Self::NotAttempted(reason) => f.write_str(reason),
         }
@@ -160,7 +160,7 @@ enum State<T> {
 pub(crate) struct LoginTimeout {
     /// For a server that has not sent a single byte.
     pub(crate) silent: Duration,
-    /// For a server that has begun to answer, or whose answer this process has not come to read.
+    /// For a server that has begun to answer, or whose answer this process did not get to read.
     pub(crate) total: Duration,
 }
 
@@ -189,22 +189,22 @@ pub(crate) fn start<T: Send + 'static>(
         progress: LoginProgress::default(),
         state: Mutex::new(State::InProgress(Box::new(on_outcome))),
     });
-    let late = login.clone();
+    let login_at_deadline = login.clone();
     let ticket = set.add_deadline(began + timeout.silent, move |reason| {
-        late.handle_deadline(reason, SHUT_DOWN_AGAIN);
+        login_at_deadline.handle_deadline(reason, SHUTDOWN_RETRY_DELAY);
     });
-    let worker = login.clone();
-    let thread = thread::Builder::new().name(DIALER.to_owned()).spawn(move || {
-        let outcome = catch_panic(|| work(&worker.progress));
+    let login_on_thread = login.clone();
+    let thread = thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(move || {
+        let outcome = catch_panic(|| work(&login_on_thread.progress));
         let panicked = |_| {
             let reason = format!("the login was aborted: {Panicked}");
-            Err(LoginFailure::Refused(Refusal::new(Fault::PeerDown, reason)))
+            Err(LoginFailure::Refused(FailureCause::new(Fault::PeerDown, reason)))
         };
-        worker.end(outcome.unwrap_or_else(panicked));
-        worker.set.deadlines().end(ticket);
+        login_on_thread.end(outcome.unwrap_or_else(panicked));
+        login_on_thread.set.deadlines().unregister(ticket);
     });
     if let Err(error) = thread {
-        set.deadlines().end(ticket);
+        set.deadlines().unregister(ticket);
         let reason = format!("cannot start a thread for the login: {error}");
         login.end(Err(LoginFailure::NotAttempted(reason.into())));
     }
@@ -229,7 +229,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
             }
         };
         let is_late = on_outcome.is_none();
-        // The callback may panic, and so may the destructor of an outcome that nobody waits for.
+        // The callback may panic, and so may the destructor of an outcome that no caller waits for.
         let _ = catch_panic(|| match on_outcome {
             Some(on_outcome) => on_outcome(outcome),
             None => drop(outcome),
@@ -261,7 +261,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
     }
 
     /// Handles the deadline of a login. Unless the login is given more time, this reports the failure
-    /// once, and shuts down the socket again and again until the login ends.
+    /// once, and shuts down the socket repeatedly until the login ends.
     fn handle_deadline(self: &Arc<Self>, reason: CancelReason, delay: Duration) {
         let (on_outcome, failure) = {
             // While this lock is held, the login neither ends nor changes its state.
@@ -270,9 +270,9 @@ impl<T: Send + 'static> BoundedLogin<T> {
                 (State::Ended, _) => return,
                 (State::InProgress(_), CancelReason::Deadline(now)) => {
                     let Some(failure) = self.failure_if_late(now) else {
-                        let later = self.clone();
-                        self.set.add_deadline(now + CHECK_AGAIN, move |reason| {
-                            later.handle_deadline(reason, delay);
+                        let login = self.clone();
+                        self.set.add_deadline(now + PROGRESS_POLL_INTERVAL, move |reason| {
+                            login.handle_deadline(reason, delay);
                         });
                         return;
                     };
@@ -290,15 +290,15 @@ impl<T: Send + 'static> BoundedLogin<T> {
             self.progress.shut_down_socket();
             (on_outcome, failure)
         };
-        let again = self.clone();
+        let login = self.clone();
         let now = match reason {
             CancelReason::Deadline(now) => now,
-            // Once the pool is gone, every call on the list of deadlines is aborted again and again,
+            // Once the pool is gone, every call on the list of deadlines is aborted repeatedly,
             // whatever its deadline.
             CancelReason::PoolClosed => self.began,
         };
-        let longer = (delay * 2).min(SHUT_DOWN_AGAIN_MAX);
-        self.set.add_deadline(now + delay, move |reason| again.handle_deadline(reason, longer));
+        let next_delay = (delay * 2).min(MAX_SHUTDOWN_RETRY_DELAY);
+        self.set.add_deadline(now + delay, move |reason| login.handle_deadline(reason, next_delay));
         if let (Some(on_outcome), Some(failure)) = (on_outcome, failure) {
             let _ = catch_panic(|| on_outcome(Err(failure)));
         }

@@ -8,7 +8,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
 use diesel::r2d2::R2D2Connection;
 use log::warn;
 
-use crate::event::{EventKind, in_words};
+use crate::event::{EventKind, next_check_phrase};
 use crate::fault::Fault;
 use crate::login::bounded::{self, LoginFailure, LoginTimeout};
 use crate::login::session::{Hooks, Login};
@@ -51,9 +51,9 @@ pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
     }
 }
 
-/// The outcome of the login to the peer with this number.
+/// The outcome of the login to the peer with this id.
 struct DialOutcome<C> {
-    number: u64,
+    peer_id: u64,
     result: Result<Link<C>, Attempt>,
 }
 
@@ -89,9 +89,9 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
                 link.count_as_open();
                 return Ok(link);
             }
-            Ok(DialOutcome { number, result: Err(attempt) }) => {
+            Ok(DialOutcome { peer_id, result: Err(attempt) }) => {
                 in_progress -= 1;
-                attempts.insert(number, attempt);
+                attempts.insert(peer_id, attempt);
                 next = Instant::now();
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
@@ -113,7 +113,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
     done: Sender<DialOutcome<C>>,
 ) {
     let guard = LinkGuard::for_login(set.clone(), &picked);
-    let Picked { peer, id: number, url, activity, .. } = picked;
+    let Picked { peer, id: peer_id, url, activity, .. } = picked;
     let rng = set.rng();
     let login = Login { set: set.clone(), peer, activity, url, hooks, rng };
     let timeout = set.settings().connect_timeout.min(set.settings().connect_deadline);
@@ -143,8 +143,8 @@ fn dial<C: R2D2Connection + Send + 'static>(
                     } else {
                         Attempt::Failed(reason)
                     };
-                    peer_set.update(peer, now, |peer, due| {
-                        peer.connect_failed((began, now), answer, due)
+                    peer_set.update(peer, now, |peer, check_times| {
+                        peer.connect_failed((began, now), answer, check_times)
                     });
                     if let Some(failed) = failed {
                         peer_set.record(peer, failed);
@@ -155,12 +155,12 @@ fn dial<C: R2D2Connection + Send + 'static>(
                 }
             };
             // If the caller has stopped waiting, the connection is closed here.
-            drop(done.send(DialOutcome { number, result }));
+            drop(done.send(DialOutcome { peer_id, result }));
         },
     );
 }
 
-/// Performs a health check: logs in to the peer, and tests whether it takes work.
+/// Performs a health check: logs in to the peer, and tests whether it accepts work.
 pub(crate) fn check<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
     hooks: &Arc<Hooks<C>>,
@@ -193,8 +193,9 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
             let answer =
                 outcome.map_or_else(LoginOutcome::from_failure, |()| LoginOutcome::Succeeded);
             let now = now();
-            peer_set
-                .update(peer, now, |peer, due| peer.check_ended(kind, (began, now), answer, due));
+            peer_set.update(peer, now, |peer, check_times| {
+                peer.check_ended(kind, (began, now), answer, check_times)
+            });
         },
     );
 }
@@ -203,7 +204,7 @@ impl LoginOutcome {
     /// Returns the fault of the peer that the answer shows, if any.
     fn fault(&self) -> Option<Fault> {
         match self {
-            Self::Refused(refusal) => Some(refusal.fault),
+            Self::Refused(cause) => Some(cause.fault),
             Self::Unanswered(_) => Some(Fault::PeerDown),
             Self::Succeeded | Self::NotAttempted => None,
         }
@@ -211,7 +212,7 @@ impl LoginOutcome {
 
     fn from_failure(failure: LoginFailure) -> Self {
         match failure {
-            LoginFailure::Refused(refusal) => Self::Refused(refusal),
+            LoginFailure::Refused(cause) => Self::Refused(cause),
             LoginFailure::Unanswered(reason) => Self::Unanswered(reason),
             // The cause is this process, not the peer.
             LoginFailure::NotAttempted(_) => Self::NotAttempted,
@@ -224,7 +225,7 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// The attempts of one call, by the number of the peer. Names do not identify peers here, because a
+/// The attempts of one call, by the id of the peer. Names do not identify peers here, because a
 /// peer may be replaced meanwhile by another one of the same name.
 type Attempts = BTreeMap<u64, Attempt>;
 
@@ -232,7 +233,7 @@ type Attempts = BTreeMap<u64, Attempt>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Attempt {
     InProgress,
-    /// This process is the cause: it sent no login, or it did not come to read the answer.
+    /// This process is the cause: it did not send the login or did not get to read the answer.
     NotAttempted(Arc<str>),
     /// The peer refused the login, or did not answer in time.
     Failed(Arc<str>),
@@ -243,7 +244,7 @@ enum Attempt {
 fn summary(peers: &[Peer], attempts: &Attempts, now: Instant) -> String {
     let all_down = no_peer_available(peers);
     let describe = |peer: &Peer| {
-        let next = in_words(peer.scheduled_check(all_down).saturating_duration_since(now));
+        let next = next_check_phrase(peer.scheduled_check(all_down).saturating_duration_since(now));
         let name = &peer.name;
         match (attempts.get(&peer.id), &peer.health) {
             (Some(Attempt::Failed(reason)), Health::Up { .. }) if !peer.is_full => {
@@ -255,8 +256,8 @@ fn summary(peers: &[Peer], attempts: &Attempts, now: Instant) -> String {
             (None, _) if !peer.is_in_service() => {
                 format!("{name}: skipped, not in service (draining or drained)")
             }
-            (None, Health::Down { refusal, .. }) => {
-                format!("{name}: skipped, marked down ({}), {next}", refusal.reason)
+            (None, Health::Down { cause, .. }) => {
+                format!("{name}: skipped, marked down ({}), {next}", cause.reason)
             }
             (None, Health::Up { .. }) if peer.weight == 0 => {
                 format!("{name}: skipped, its weight is 0")

@@ -73,7 +73,7 @@ impl LinkMonitor {
         }
         let settings = self.set.settings();
         let (fault, is_lost) =
-            error.map_or((Fault::Query, false), |error| settings.classifier.of_query(error));
+            error.map_or((Fault::Query, false), |error| settings.classifier.classify_query(error));
         if is_lost {
             if let Some(counters) = counters {
                 counters.queries_lost.add_one();
@@ -87,7 +87,9 @@ impl LinkMonitor {
         self.activity.query_ended(now);
         match fault {
             Fault::PeerNotReady => {
-                self.set.update(self.peer, now, |peer, due| peer.query_refused(now, due));
+                self.set.update(self.peer, now, |peer, check_times| {
+                    peer.query_refused(now, check_times)
+                });
             }
             Fault::PeerDown | Fault::Misconfigured => self.set.suspect(self.peer, now),
             Fault::WrongRole if settings.requirements.role == Role::ReadWrite => {
@@ -105,7 +107,7 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
-    /// Returns whether the observer is installed. The application may have replaced it on the wrapped
+    /// Whether the observer is installed. The application may have replaced it on the wrapped
     /// connection.
     pub(crate) fn is_installed(conn: &mut impl Connection) -> bool {
         conn.instrumentation().is::<Self>()

@@ -1,4 +1,4 @@
-//! Tests whether a peer takes the work that it is to get. Neither a login nor a ping (`SELECT 1`) shows
+//! Tests whether a peer accepts the work that it is to get. Neither a login nor a ping (`SELECT 1`) shows
 //! that: a Galera node that refuses all work accepts logins and answers pings.
 
 use std::any::Any;

@@ -9,7 +9,7 @@ use diesel::result::{Error, QueryResult};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt};
 
-use crate::fault::{Fault, Refusal};
+use crate::fault::{FailureCause, Fault};
 use crate::login::bounded::{LoginFailure, LoginProgress};
 use crate::login::observer::{LinkMonitor, Observer};
 use crate::login::readiness::{self, NotReady};
@@ -21,15 +21,15 @@ use crate::policy::Requirements;
 use crate::url::{CredentialsProvider, PeerUrl};
 
 /// A closure of the application that runs on each new connection before the connection is used.
-pub(crate) type OnConnect<C> = dyn Fn(&mut C) -> QueryResult<()> + Send + Sync;
+pub(crate) type ConnectionHook<C> = dyn Fn(&mut C) -> QueryResult<()> + Send + Sync;
 
 /// The closures of the application that take part in a login.
 pub(crate) struct Hooks<C> {
     /// The health check that a peer has to pass.
-    pub(crate) health_check: Box<OnConnect<C>>,
-    pub(crate) on_connect: Box<OnConnect<C>>,
+    pub(crate) health_check: Box<ConnectionHook<C>>,
+    pub(crate) on_connect: Box<ConnectionHook<C>>,
     /// Provides the credentials that replace those in the URL.
-    pub(crate) credentials: Option<Box<CredentialsProvider>>,
+    pub(crate) credentials_provider: Option<Box<CredentialsProvider>>,
 }
 
 /// The parameters of one login.
@@ -115,11 +115,11 @@ impl<C: R2D2Connection + 'static> Login<C> {
 
     /// Returns the peer's URL, with the credentials that the application provides for this login.
     fn url(&self) -> Result<Arc<PeerUrl>, LoginFailure> {
-        let Some(credentials) = &self.hooks.credentials else {
+        let Some(provide) = &self.hooks.credentials_provider else {
             return Ok(self.url.clone());
         };
         let name = self.set.read(|peers| peers[self.peer].name.clone());
-        let get = || credentials(&name).map_err(|error| format!("no credentials: {error}"));
+        let get = || provide(&name).map_err(|error| format!("no credentials: {error}"));
         // An application that cannot provide credentials says nothing about the peer.
         let not_attempted =
             |failure: LoginFailure| LoginFailure::NotAttempted(failure.to_string().into());
@@ -141,13 +141,16 @@ impl<C: R2D2Connection + 'static> Login<C> {
         let before = progress.begin_login();
         let settings = self.set.settings();
         let classifier = &settings.classifier;
-        let mut conn =
-            run_redacted(url, |error| classifier.of_login(error), || C::establish(url.expose()))
-                .map_err(|failure| FailedLogin { conn: None, failure })?;
+        let mut conn = run_redacted(
+            url,
+            |error| classifier.classify_login(error),
+            || C::establish(url.expose()),
+        )
+        .map_err(|failure| FailedLogin { conn: None, failure })?;
         let monitor = LinkMonitor::new(self.set.clone(), self.peer, self.activity);
         let fault_of_preparation = |not_ready: &NotReady| match not_ready {
             NotReady::State(fault, _) => *fault,
-            NotReady::Query(error) => match classifier.of_query(error).0 {
+            NotReady::Query(error) => match classifier.classify_query(error).0 {
                 Fault::Query | Fault::ConnectionLost => Fault::PeerDown,
                 fault => fault,
             },
@@ -186,8 +189,8 @@ const PROOF_QUERIES: usize = 3;
 
 /// Each proof query is longer than the one before by a random number of steps. A step is the block
 /// length of a cipher.
-const STEP: u64 = 16;
-const STEPS: RangeInclusive<u64> = 1..=128;
+const PROOF_STEP: u64 = 16;
+const PROOF_STEPS: RangeInclusive<u64> = 1..=128;
 
 /// Returns the connection's TCP socket, if the connection has one and there is no doubt which it is.
 fn find_socket<C: R2D2Connection>(
@@ -198,7 +201,7 @@ fn find_socket<C: R2D2Connection>(
     let mut proof = Proof::begin(before)?;
     let mut length = 0;
     let lengths = [(); PROOF_QUERIES].map(|()| {
-        length += STEP * rng.random_range(STEPS);
+        length += PROOF_STEP * rng.random_range(PROOF_STEPS);
         length
     });
     for length in lengths {
@@ -223,5 +226,5 @@ fn run_redacted<T, E: fmt::Display>(
     let text = url.redact(&text);
     // On one line, because libpq's messages have several lines.
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    Err(LoginFailure::from_refusal(Refusal::new(fault, lines.join(", "))))
+    Err(LoginFailure::from_cause(FailureCause::new(fault, lines.join(", "))))
 }

@@ -43,8 +43,8 @@ pub(crate) struct Socket {
 const KEEPALIVE_PROBES: libc::c_int = 3;
 
 impl Socket {
-    /// Returns whether the socket is open and has nothing to read. That is so for an idle
-    /// connection.
+    /// Whether the socket is open and has nothing to read. An idle connection has such
+    /// a socket.
     pub(crate) fn is_quiet(&self) -> bool {
         system::has_nothing_to_read(self.stream.as_raw_fd())
     }
@@ -82,7 +82,7 @@ impl Socket {
 #[cfg(test)]
 impl Socket {
     /// Creates a socket for tests that need any socket.
-    pub(crate) fn of_listener() -> Self {
+    pub(crate) fn from_listener() -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
         Self { stream: TcpStream::from(std::os::fd::OwnedFd::from(listener)) }
     }

@@ -7,12 +7,12 @@ use metrics::{Recorder, Unit};
 #[derive(Debug)]
 pub(super) struct Metric {
     pub(super) name: &'static str,
-    kind: Kind,
+    kind: MetricKind,
     description: &'static str,
 }
 
 #[derive(Debug)]
-enum Kind {
+enum MetricKind {
     Gauge,
     Counter,
     /// A histogram of seconds.
@@ -20,22 +20,22 @@ enum Kind {
 }
 
 const fn gauge(name: &'static str, description: &'static str) -> Metric {
-    Metric { name, kind: Kind::Gauge, description }
+    Metric { name, kind: MetricKind::Gauge, description }
 }
 
 const fn counter(name: &'static str, description: &'static str) -> Metric {
-    Metric { name, kind: Kind::Counter, description }
+    Metric { name, kind: MetricKind::Counter, description }
 }
 
 const fn histogram(name: &'static str, description: &'static str) -> Metric {
-    Metric { name, kind: Kind::Histogram, description }
+    Metric { name, kind: MetricKind::Histogram, description }
 }
 
 pub(super) static PEERS: Metric =
     gauge("diesel_peers_peers", "Number of peers of the pool; 0 after the pool was dropped.");
 pub(super) static PEERS_AVAILABLE: Metric = gauge(
     "diesel_peers_peers_available",
-    "Number of peers that take new work: up, in service, and with a weight above 0.",
+    "Number of peers that get new work: up, in service, and with a weight above 0.",
 );
 pub(super) static EVENTS_DROPPED: Metric = counter(
     "diesel_peers_events_dropped_total",
@@ -62,10 +62,8 @@ pub(super) static IN_USE: Metric =
     gauge("diesel_peers_in_use", "Connections of the pool that are in use.");
 pub(super) static CONNECTING: Metric =
     gauge("diesel_peers_connecting", "Logins for the pool that are in progress.");
-pub(super) static STUCK_LOGINS: Metric = gauge(
-    "diesel_peers_stuck_logins",
-    "Logins that were abandoned at their deadline but could not be ended.",
-);
+pub(super) static STUCK_LOGINS: Metric =
+    gauge("diesel_peers_stuck_logins", "Logins that passed their deadline and have not ended yet.");
 pub(super) static DOWNS: Metric =
     counter("diesel_peers_downs_total", "Number of times the peer went from up to down.");
 pub(super) static CHECKOUTS: Metric =
@@ -78,7 +76,7 @@ pub(super) static QUERIES_LOST: Metric =
     counter("diesel_peers_queries_lost_total", "Queries that ended with a lost connection.");
 pub(super) static QUERIES_ABORTED: Metric = counter(
     "diesel_peers_queries_aborted_total",
-    "Hung queries that were aborted because the peer was unresponsive.",
+    "Hung queries that were aborted because the peer had stalled.",
 );
 pub(super) static QUERY_DURATION: Metric = histogram(
     "diesel_peers_query_duration_seconds",
@@ -129,9 +127,11 @@ pub(super) fn describe(recorder: &dyn Recorder) {
     for Metric { name, kind, description } in ALL {
         let (name, description) = ((*name).into(), (*description).into());
         match kind {
-            Kind::Gauge => recorder.describe_gauge(name, Some(Unit::Count), description),
-            Kind::Counter => recorder.describe_counter(name, Some(Unit::Count), description),
-            Kind::Histogram => recorder.describe_histogram(name, Some(Unit::Seconds), description),
+            MetricKind::Gauge => recorder.describe_gauge(name, Some(Unit::Count), description),
+            MetricKind::Counter => recorder.describe_counter(name, Some(Unit::Count), description),
+            MetricKind::Histogram => {
+                recorder.describe_histogram(name, Some(Unit::Seconds), description);
+            }
         }
     }
 }

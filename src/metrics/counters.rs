@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::catalog;
-use super::labeled::{Labeled, ReportedBuckets};
+use super::labeled::{LabeledRecorder, ReportedBuckets};
 use crate::peers::activity::Activity;
 use crate::peers::counters::{CLOSE_REASONS, PeerCounters};
 use crate::peers::peer::Peer;
@@ -40,7 +40,7 @@ impl Counters {
     }
 
     /// Reports all changes since the last report.
-    pub(super) fn report(&mut self, pool: &Labeled<'_>) {
+    pub(super) fn report(&mut self, pool: &LabeledRecorder<'_>) {
         let Self { name, activity, reported } = self;
         let PeerCounters {
             checkouts,

@@ -12,45 +12,45 @@ use metrics::{Recorder, with_recorder};
 use super::catalog;
 use super::counters::Counters;
 use super::gauges::Gauges;
-use super::labeled::Labeled;
+use super::labeled::LabeledRecorder;
 use crate::panics::catch_panic;
 use crate::peers::peer::Peer;
 use crate::peers::placement::count_available;
 use crate::peers::set::PeerSet;
 
 /// The name of the thread. Linux shows the first 15 characters of a thread's name.
-const EXPORTER: &str = "peers-metrics";
+const THREAD_NAME: &str = "peers-metrics";
 
 /// The interval of reports. Scrapes are many seconds apart.
-const PERIOD: Duration = Duration::from_secs(1);
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The interval and the maximum number of waits for a dropped pool to close its connections before the
 /// last report.
-const CLOSE_WAIT: Duration = Duration::from_millis(10);
-const MAX_CLOSE_WAITS: usize = 100;
+const CLOSE_POLL_INTERVAL: Duration = Duration::from_millis(10);
+const MAX_CLOSE_POLLS: usize = 100;
 
 /// Starts the thread. The thread ends after the other end of `stopped` is dropped and everything until
 /// then has been reported.
 pub(crate) fn start(set: Arc<PeerSet>, stopped: Receiver<Infallible>) -> io::Result<()> {
     let run = move || {
         let mut exporter = Exporter::new(set);
-        let periods = tick(PERIOD);
+        let ticks = tick(REPORT_INTERVAL);
         loop {
             exporter.export();
             select! {
-                recv(periods) -> _ => {}
+                recv(ticks) -> _ => {}
                 recv(stopped) -> _ => break,
             }
         }
         // The thread that dropped the manager may still be closing connections.
-        let waits =
-            (0..MAX_CLOSE_WAITS).map_while(|_| exporter.has_links().then(|| after(CLOSE_WAIT)));
+        let waits = (0..MAX_CLOSE_POLLS)
+            .map_while(|_| exporter.has_links().then(|| after(CLOSE_POLL_INTERVAL)));
         for wait in waits {
             let _ = wait.recv();
         }
         exporter.export();
     };
-    thread::Builder::new().name(EXPORTER.to_owned()).spawn(run).map(drop)
+    thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(run).map(drop)
 }
 
 /// The metrics of one pool, as last reported.
@@ -59,21 +59,21 @@ struct Exporter {
     /// The address of the recorder that has received the descriptions. A recorder may be installed at any
     /// time.
     described: usize,
-    /// The counters by the number of the peer, because several peers may have the same name, one after the
+    /// The counters by the id of the peer, because several peers may have the same name, one after the
     /// other.
     counters: BTreeMap<u64, Counters>,
-    /// The names of the peers whose gauges may differ from 0.
-    shown: BTreeSet<Arc<str>>,
+    /// The names of the peers whose reported gauges may differ from 0.
+    nonzero: BTreeSet<Arc<str>>,
     events_dropped: u64,
 }
 
-/// The state of the peers of a pool at one moment. A dropped pool has no peers.
+/// The gauges of a pool and of its peers at one moment. A dropped pool has no peers.
 #[derive(Default)]
-struct PoolState {
+struct PoolGauges {
     peers: usize,
     available: usize,
     gauges: BTreeMap<Arc<str>, Gauges>,
-    numbers: BTreeSet<u64>,
+    peer_ids: BTreeSet<u64>,
 }
 
 impl Exporter {
@@ -82,7 +82,7 @@ impl Exporter {
             set,
             described: 0,
             counters: BTreeMap::new(),
-            shown: BTreeSet::new(),
+            nonzero: BTreeSet::new(),
             events_dropped: 0,
         }
     }
@@ -102,38 +102,38 @@ impl Exporter {
             catalog::describe(recorder);
             self.described = address;
         }
-        let PoolState { peers, available, gauges, numbers } = self.read_pool();
-        let Self { set, counters, events_dropped, shown, .. } = self;
-        let pool = Labeled::new(recorder).with("pool", set.settings().pool_name.clone());
+        let PoolGauges { peers, available, gauges, peer_ids } = self.read_pool();
+        let Self { set, counters, events_dropped, nonzero, .. } = self;
+        let pool = LabeledRecorder::new(recorder).with("pool", set.settings().pool_name.clone());
         pool.gauge(&catalog::PEERS, peers);
         pool.gauge(&catalog::PEERS_AVAILABLE, available);
-        pool.counter(&catalog::EVENTS_DROPPED, set.journal().dropped(), events_dropped);
+        pool.counter(&catalog::EVENTS_DROPPED, set.event_log().dropped(), events_dropped);
         for (name, gauges) in gauges {
             gauges.report(&pool.with("peer", name.clone()));
             if gauges.are_zero() {
                 // The zeros have been reported and need not be repeated.
-                shown.remove(&name);
+                nonzero.remove(&name);
             }
         }
         // Removed peers are included once more, for their last changes.
         for counters in counters.values_mut() {
             counters.report(&pool);
         }
-        counters.retain(|number, _| numbers.contains(number));
+        counters.retain(|peer_id, _| peer_ids.contains(peer_id));
     }
 
     /// Reads the state of the peers. The recorder is not called here, because the peers are locked.
-    fn read_pool(&mut self) -> PoolState {
-        let Self { set, counters, shown, .. } = self;
+    fn read_pool(&mut self) -> PoolGauges {
+        let Self { set, counters, nonzero, .. } = self;
         let is_open = !set.is_closed();
         let zeros = |name| (name, Gauges::default());
-        let mut pool = PoolState {
-            gauges: shown.iter().cloned().map(zeros).collect(),
-            ..PoolState::default()
+        let mut pool = PoolGauges {
+            gauges: nonzero.iter().cloned().map(zeros).collect(),
+            ..PoolGauges::default()
         };
         set.read(|peers| {
             for peer in peers {
-                pool.numbers.insert(peer.id);
+                pool.peer_ids.insert(peer.id);
                 counters.entry(peer.id).or_insert_with(|| Counters::new(peer));
             }
             let mut present: Vec<&Peer> =
@@ -142,7 +142,7 @@ impl Exporter {
             for peer in &present {
                 let gauges = pool.gauges.entry(peer.name.clone()).or_default();
                 *gauges = gauges.merged_with(peer);
-                shown.insert(peer.name.clone());
+                nonzero.insert(peer.name.clone());
             }
             if is_open {
                 pool.peers = present.iter().filter(|peer| peer.is_member()).count();
@@ -165,7 +165,7 @@ mod tests {
 
     use super::*;
     use crate::event::CloseReason;
-    use crate::peers::admission::PeerConfig;
+    use crate::peers::peer_config::PeerConfig;
     use crate::peers::set::tests::set_of;
     use crate::policy::Recovery;
 
@@ -188,7 +188,7 @@ mod tests {
         }
 
         fn value(values: &Mutex<BTreeMap<String, Arc<AtomicU64>>>, key: &Key) -> Arc<AtomicU64> {
-            let labels = key.labels().map(|it| format!("{}=\"{}\"", it.key(), it.value()));
+            let labels = key.labels().map(|label| format!("{}=\"{}\"", label.key(), label.value()));
             let labels = labels.collect::<Vec<_>>().join(",");
             lock(values).entry(format!("{}{{{labels}}}", key.name())).or_default().clone()
         }
@@ -288,7 +288,7 @@ mod tests {
         let line = r#"diesel_peers_up{pool="default",peer="peer1"} 0"#;
         assert!(scrape.lines().any(|other| other == line), "{scrape}");
         assert_eq!(
-            exporter.shown.len(),
+            exporter.nonzero.len(),
             1,
             "the gauges of the removed peer are not reported again"
         );

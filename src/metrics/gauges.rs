@@ -1,7 +1,7 @@
 //! Exports the gauges of a peer.
 
 use super::catalog;
-use super::labeled::Labeled;
+use super::labeled::LabeledRecorder;
 use crate::peers::peer::{Counts, Peer};
 
 /// The values of the gauges of one peer name. All are 0 if there is no peer of this name.
@@ -42,7 +42,7 @@ impl Gauges {
     }
 
     /// Sets the gauges of the recorder.
-    pub(super) fn report(self, labeled: &Labeled<'_>) {
+    pub(super) fn report(self, labeled: &LabeledRecorder<'_>) {
         let Self {
             up,
             in_service,

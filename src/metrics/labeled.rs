@@ -15,12 +15,12 @@ pub(super) type ReportedBuckets = [(u64, u64); BUCKET_BOUNDS.len() + 1];
 
 /// A recorder with the labels of the metrics that it receives. Metrics are registered for every report,
 /// because an exporter may drop metrics that did not change for a while.
-pub(super) struct Labeled<'a> {
+pub(super) struct LabeledRecorder<'a> {
     recorder: &'a dyn Recorder,
     labels: Vec<Label>,
 }
 
-impl<'a> Labeled<'a> {
+impl<'a> LabeledRecorder<'a> {
     pub(super) fn new(recorder: &'a dyn Recorder) -> Self {
         Self { recorder, labels: Vec::new() }
     }
@@ -54,11 +54,11 @@ impl<'a> Labeled<'a> {
     pub(super) fn histogram(
         &self,
         metric: &Metric,
-        times: &Histogram,
+        durations: &Histogram,
         reported: &mut ReportedBuckets,
     ) {
         let histogram = self.recorder.register_histogram(&self.key(metric), &METADATA);
-        for (mean, count) in added(times.buckets(), reported) {
+        for (mean, count) in added(durations.buckets(), reported) {
             let count = usize::try_from(count).unwrap_or(usize::MAX);
             histogram.record_many(mean.as_secs_f64(), count);
         }
@@ -91,28 +91,28 @@ mod tests {
     use super::*;
 
     /// Returns the reported means, in microseconds, and counts.
-    fn report(times: &Histogram, reported: &mut ReportedBuckets) -> Vec<(u128, u64)> {
-        let added = added(times.buckets(), reported);
+    fn report(durations: &Histogram, reported: &mut ReportedBuckets) -> Vec<(u128, u64)> {
+        let added = added(durations.buckets(), reported);
         added.map(|(mean, count)| (mean.as_micros(), count)).collect()
     }
 
-    fn add(times: &Histogram, micros: impl IntoIterator<Item = u64>) {
+    fn add(durations: &Histogram, micros: impl IntoIterator<Item = u64>) {
         for micros in micros {
-            times.add(Duration::from_micros(micros));
+            durations.add(Duration::from_micros(micros));
         }
     }
 
     #[test]
     fn new_values_are_reported_once_with_the_mean_of_their_bucket() {
-        let (times, mut reported) = (Histogram::default(), ReportedBuckets::default());
-        assert_eq!(report(&times, &mut reported), [], "nothing was added yet");
-        add(&times, [60, 80, 100, 101, 30_000_000]);
+        let (durations, mut reported) = (Histogram::default(), ReportedBuckets::default());
+        assert_eq!(report(&durations, &mut reported), [], "nothing was added yet");
+        add(&durations, [60, 80, 100, 101, 30_000_000]);
         let expected = [(80, 3), (101, 1), (30_000_000, 1)];
-        assert_eq!(report(&times, &mut reported), expected, "each bucket has its own mean");
-        assert_eq!(report(&times, &mut reported), [], "values are reported once");
-        add(&times, [20]);
+        assert_eq!(report(&durations, &mut reported), expected, "each bucket has its own mean");
+        assert_eq!(report(&durations, &mut reported), [], "values are reported once");
+        add(&durations, [20]);
         assert_eq!(
-            report(&times, &mut reported),
+            report(&durations, &mut reported),
             [(20, 1)],
             "earlier values are not reported again"
         );

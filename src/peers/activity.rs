@@ -57,18 +57,18 @@ impl Activity {
     }
 
     /// Registers a link to this peer.
-    pub(crate) fn add(&self, link: Arc<LinkState>) {
+    pub(crate) fn add_link(&self, link: Arc<LinkState>) {
         lock(&self.links).push(link);
     }
 
     /// Unregisters a link to this peer.
-    pub(crate) fn remove(&self, link: &Arc<LinkState>) {
+    pub(crate) fn remove_link(&self, link: &Arc<LinkState>) {
         let mut links = lock(&self.links);
         links.retain(|other| !Arc::ptr_eq(other, link));
     }
 
     /// Returns how many links have a session with the server, as far as is known.
-    pub(crate) fn open(&self) -> usize {
+    pub(crate) fn open_sessions(&self) -> usize {
         lock(&self.links).iter().filter(|link| !link.is_lost()).count()
     }
 

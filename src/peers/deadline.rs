@@ -50,7 +50,7 @@ impl Deadlines {
 
     /// Registers a call that is canceled with `cancel` unless it has ended by `at`. Also returns
     /// whether this is now the earliest deadline, so that the checker has to be woken.
-    pub(crate) fn begin(
+    pub(crate) fn register(
         &self,
         at: Instant,
         cancel: impl FnOnce(CancelReason) + Send + 'static,
@@ -67,7 +67,7 @@ impl Deadlines {
 
     /// Unregisters a call that has ended. Returns whether it ended in time; otherwise it has been
     /// canceled, or is being canceled.
-    pub(crate) fn end(&self, ticket: Ticket) -> bool {
+    pub(crate) fn unregister(&self, ticket: Ticket) -> bool {
         let ended = {
             let calls = &mut self.lock().calls;
             let at = calls.iter().position(|call| call.ticket == ticket);
@@ -127,26 +127,26 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let canceled: Arc<Mutex<Vec<(u64, CancelReason)>>> = Arc::default();
-        let begin = |seconds| {
+        let register = |seconds| {
             let canceled = canceled.clone();
             let cancel = move |reason| canceled.lock().expect("no panic").push((seconds, reason));
-            deadlines.begin(at(seconds), cancel)
+            deadlines.register(at(seconds), cancel)
         };
         let run = |calls: Vec<Cancel>, reason| calls.into_iter().for_each(|cancel| cancel(reason));
         let seen = || std::mem::take(&mut *canceled.lock().expect("no panic"));
 
-        let (five, is_first) = begin(5);
+        let (five, is_first) = register(5);
         assert!(is_first, "the only deadline is the earliest one");
-        let (three, is_first) = begin(3);
+        let (three, is_first) = register(3);
         assert!(is_first, "a deadline before all others is the earliest one");
-        let (four, is_first) = begin(4);
+        let (four, is_first) = register(4);
         assert!(!is_first, "a deadline after another one is not the earliest one");
 
-        assert!(deadlines.end(four), "the call ended before its deadline");
+        assert!(deadlines.unregister(four), "the call ended before its deadline");
         let (calls, next) = deadlines.take_overdue(at(3));
         run(calls, CancelReason::Deadline(at(3)));
         assert_eq!((seen(), next), (vec![(3, CancelReason::Deadline(at(3)))], Some(at(5))));
-        assert!(!deadlines.end(three), "the call was canceled at its deadline");
+        assert!(!deadlines.unregister(three), "the call was canceled at its deadline");
 
         deadlines.postpone(Duration::from_secs(2));
         assert_eq!(
@@ -161,8 +161,8 @@ mod tests {
             vec![(5, CancelReason::PoolClosed)],
             "all pending calls are canceled when the pool closes"
         );
-        assert!(!deadlines.end(five));
-        let (late, _) = begin(9);
-        assert!(!deadlines.end(late), "calls are not registered after the close");
+        assert!(!deadlines.unregister(five));
+        let (late, _) = register(9);
+        assert!(!deadlines.unregister(late), "calls are not registered after the close");
     }
 }

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::ChangeError;
-use crate::peers::admission::PeerConfig;
+use crate::peers::peer_config::PeerConfig;
 use crate::peers::set::{Drain, PeerSet};
 use crate::peers::snapshot::Snapshot;
 
 /// A cheap handle to the peers of one manager, from [`PeerManager::peers`].
 ///
-/// The handle shows the peers ([`snapshot`](Self::snapshot)) and changes them while the pool works. It keeps
-/// neither a connection nor a thread alive: after the pool is gone, the snapshot is
+/// The handle shows the peers ([`snapshot`](Self::snapshot)) and changes them while the pool works. The handle
+/// keeps neither a connection nor a thread alive: after the pool is gone, the snapshot is
 /// [`closed`](Snapshot::closed) and shows the last known state.
 ///
 /// A change applies to one pool in one process, for the lifetime of the pool. No check and no timer undoes
@@ -52,7 +52,7 @@ impl Peers {
     /// Returns a copy of the state of every peer, and the last events.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::of(&self.set)
+        Snapshot::new(&self.set)
     }
 
     /// Takes a peer out of service: it gets no new work, its idle connections are closed at once, and

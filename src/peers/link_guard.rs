@@ -57,7 +57,7 @@ impl LinkGuard {
         self.activity.counters.connects.add_one();
         // The link is added first, so that its peer never appears to have neither a login nor a
         // session.
-        self.activity.add(link_state.clone());
+        self.activity.add_link(link_state.clone());
         self.set.update_counts(self.peer, |counts| {
             counts.connecting -= 1;
             counts.links += 1;
@@ -124,7 +124,7 @@ impl Drop for LinkGuard {
         // The session is removed last, so that a peer without open sessions has no counted link
         // either.
         if let Some((link_state, _)) = &self.link_state {
-            self.activity.remove(link_state);
+            self.activity.remove_link(link_state);
         }
     }
 }

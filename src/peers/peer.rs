@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::event::EventKind;
-use crate::fault::{Fault, Refusal};
+use crate::fault::{FailureCause, Fault};
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
-use crate::peers::journal::News;
-use crate::peers::stall::StallRound;
-use crate::settings::Due;
+use crate::peers::event_log::NewEvent;
+use crate::peers::stall::StallSeries;
+use crate::settings::CheckTimes;
 use crate::url::PeerUrl;
 
 /// The minimum time between the starts of two checks of one peer, however many links are lost.
@@ -56,7 +56,7 @@ pub(crate) enum LoginOutcome {
     /// The peer accepted the login and passed the tests of a check.
     Succeeded,
     /// The peer refused the login or failed a test.
-    Refused(Refusal),
+    Refused(FailureCause),
     /// The peer did not answer in time.
     Unanswered(Arc<str>),
     /// No request reached the peer, because of this process.
@@ -93,7 +93,7 @@ pub(crate) struct Peer {
     last_answered: Option<Instant>,
     checks: Checks,
     /// The series of checks that finds out whether the peer has stalled.
-    pub(crate) stall_round: Option<StallRound>,
+    pub(crate) stall_series: Option<StallSeries>,
     /// The moving average of the login time.
     usual_login: Option<Duration>,
     pub(crate) counts: Counts,
@@ -118,7 +118,7 @@ struct Checks {
 #[derive(Debug, Clone)]
 pub(crate) enum Health {
     Up { since: Instant },
-    Down { since: Instant, refusal: Refusal },
+    Down { since: Instant, cause: FailureCause },
 }
 
 /// The current number of logins and links of a peer.
@@ -126,7 +126,7 @@ pub(crate) enum Health {
 pub(crate) struct Counts {
     /// Logins in progress.
     pub(crate) connecting: usize,
-    /// Logins that were canceled at their deadline and have not ended yet.
+    /// Logins that were aborted at their deadline and have not ended yet.
     pub(crate) stuck_logins: usize,
     /// Established links, in use or idle.
     pub(crate) links: usize,
@@ -159,7 +159,7 @@ impl Peer {
             marked_for_refused_query: None,
             last_answered: None,
             checks: Checks::default(),
-            stall_round: None,
+            stall_series: None,
             usual_login: None,
             counts: Counts::default(),
             activity: Arc::default(),
@@ -170,13 +170,12 @@ impl Peer {
         matches!(self.health, Health::Up { .. })
     }
 
-    /// Whether an operator lets the peer serve.
+    /// Whether the peer is in service: neither draining nor drained nor removed.
     pub(crate) fn is_in_service(&self) -> bool {
         self.admin_state == AdminState::Ready
     }
 
-    /// Whether the peer is up and in service, so that it may get new work.
-    pub(crate) fn serves(&self) -> bool {
+    pub(crate) fn is_up_and_in_service(&self) -> bool {
         self.is_up() && self.is_in_service()
     }
 
@@ -201,8 +200,8 @@ impl Peer {
     }
 
     /// Creates an event of this peer, to be published.
-    pub(crate) fn news(&self, kind: EventKind) -> News {
-        News { peer: self.name.clone(), in_service: self.is_in_service(), kind }
+    pub(crate) fn new_event(&self, kind: EventKind) -> NewEvent {
+        NewEvent { peer: self.name.clone(), in_service: self.is_in_service(), kind }
     }
 
     /// Starts draining: the peer gets no new work from now on. With `remove_when_drained` the peer
@@ -227,7 +226,7 @@ impl Peer {
     /// Ends the draining if the pool has no session with the peer any more, and returns the
     /// resulting events.
     pub(crate) fn end_draining(&mut self, now: Instant) -> Option<[Option<EventKind>; 2]> {
-        let is_empty = self.counts.connecting == 0 && self.activity.open() == 0;
+        let is_empty = self.counts.connecting == 0 && self.activity.open_sessions() == 0;
         is_empty.then(|| self.admin_state.finish_draining(now)).flatten()
     }
 
@@ -240,24 +239,26 @@ impl Peer {
     /// tests of a check.
     pub(crate) fn connected(&mut self, began: Instant, now: Instant) -> Option<EventKind> {
         self.activity.counters.logins.add(now.saturating_duration_since(began));
-        let room = self.record_success(began, now);
-        self.mark_up(began, now).or(room)
+        let has_room = self.record_success(began, now);
+        self.mark_up(began, now).or(has_room)
     }
 
     /// Records a failed login for the pool that began at `began`.
     ///
-    /// A peer that is up is marked down, and its next check is scheduled by `due`. A peer that is
-    /// already down keeps its scheduled check, because frequent failures would otherwise postpone
-    /// the check indefinitely.
+    /// A peer that is up is marked down, and its next check is scheduled by `check_times`. A peer
+    /// that is already down keeps its scheduled check, because frequent failures would otherwise
+    /// postpone the check indefinitely.
     pub(crate) fn connect_failed(
         &mut self,
         (began, now): (Instant, Instant),
         outcome: LoginOutcome,
-        due: Due,
+        check_times: CheckTimes,
     ) -> Option<EventKind> {
         match outcome {
-            LoginOutcome::Refused(refusal) => self.record_refused((began, now), refusal, due),
-            LoginOutcome::Unanswered(reason) => self.record_unanswered((began, now), reason, due),
+            LoginOutcome::Refused(cause) => self.record_refused((began, now), cause, check_times),
+            LoginOutcome::Unanswered(reason) => {
+                self.record_unanswered((began, now), reason, check_times)
+            }
             LoginOutcome::Succeeded | LoginOutcome::NotAttempted => None,
         }
     }
@@ -267,29 +268,29 @@ impl Peer {
     fn record_refused(
         &mut self,
         (began, now): (Instant, Instant),
-        refusal: Refusal,
-        due: Due,
+        cause: FailureCause,
+        check_times: CheckTimes,
     ) -> Option<EventKind> {
         self.activity.counters.connect_failures.add_one();
         self.last_answered = self.last_answered.max(Some(began));
-        match refusal.fault {
+        match cause.fault {
             Fault::PeerFull if self.is_up() => {
                 self.next_check = self.next_check.min(now + FULL_RECHECK_DELAY);
                 let was_full = mem::replace(&mut self.is_full, true);
-                (!was_full).then(|| EventKind::Full { reason: refusal.reason.to_string() })
+                (!was_full).then(|| EventKind::Full { reason: cause.reason.to_string() })
             }
             Fault::PeerFull => {
-                let down = self.mark_down(began, now, refusal, due);
+                let down = self.mark_down(began, now, cause, check_times);
                 self.next_check = self.next_check.min(now + FULL_RECHECK_DELAY);
                 down
             }
             Fault::Misconfigured => {
-                let down = self.mark_down(began, now, refusal, due);
+                let down = self.mark_down(began, now, cause, check_times);
                 self.next_check_all_down =
                     self.next_check_all_down.max(now + MISCONFIGURED_RECHECK_DELAY);
                 down
             }
-            _ => self.mark_down(began, now, refusal, due),
+            _ => self.mark_down(began, now, cause, check_times),
         }
     }
 
@@ -298,10 +299,10 @@ impl Peer {
         &mut self,
         (began, now): (Instant, Instant),
         reason: Arc<str>,
-        due: Due,
+        check_times: CheckTimes,
     ) -> Option<EventKind> {
         self.activity.counters.connect_failures.add_one();
-        self.mark_down(began, now, Refusal::new(Fault::PeerDown, reason), due)
+        self.mark_down(began, now, FailureCause::new(Fault::PeerDown, reason), check_times)
     }
 
     /// Records that a login or check that began at `began` succeeded.
@@ -355,8 +356,9 @@ impl Peer {
 
     /// Returns when the peer is checked because of a lost link or a refused query.
     fn suspicion_check(&self) -> Option<Instant> {
-        let gap = |at: Instant| self.checks.began.map_or(at, |began| at.max(began + SUSPICION_GAP));
-        self.link_lost_at.map(gap)
+        let after_gap =
+            |at: Instant| self.checks.began.map_or(at, |began| at.max(began + SUSPICION_GAP));
+        self.link_lost_at.map(after_gap)
     }
 
     /// Returns when the peer is checked next if nothing happens before.
@@ -374,7 +376,7 @@ impl Peer {
 
     /// Whether the peer is down because of a refused query alone.
     fn is_down_for_refused_query(&self) -> bool {
-        matches!(&self.health, Health::Down { refusal, .. } if &*refusal.reason == REFUSED_QUERY_REASON)
+        matches!(&self.health, Health::Down { cause, .. } if &*cause.reason == REFUSED_QUERY_REASON)
     }
 
     /// Begins a check of this peer. Returns `false` if a check of this kind is already running.
@@ -402,7 +404,7 @@ impl Peer {
         kind: CheckKind,
         (began, now): (Instant, Instant),
         outcome: LoginOutcome,
-        due: Due,
+        check_times: CheckTimes,
     ) -> Option<EventKind> {
         match kind {
             CheckKind::Regular => {
@@ -410,29 +412,31 @@ impl Peer {
                 // A check that began before the mark was set does not move the scheduled check.
                 if outcome == LoginOutcome::NotAttempted || self.is_up() || !self.is_outdated(began)
                 {
-                    (self.next_check, self.next_check_all_down) = (due.next, due.soon);
+                    (self.next_check, self.next_check_all_down) =
+                        (check_times.regular, check_times.all_down);
                 }
             }
             CheckKind::Stall => self.checks.stall_is_running = false,
         }
         match outcome {
             LoginOutcome::Succeeded => {
-                let room = self.record_success(began, now);
+                let has_room = self.record_success(began, now);
                 self.clear_suspicion(began);
-                self.mark_up(began, now).or(room)
+                self.mark_up(began, now).or(has_room)
             }
-            LoginOutcome::Refused(refusal) => {
+            LoginOutcome::Refused(cause) => {
                 self.clear_suspicion(began);
-                self.record_refused((began, now), refusal, due)
+                self.record_refused((began, now), cause, check_times)
             }
             LoginOutcome::Unanswered(reason) if kind == CheckKind::Regular => {
                 self.clear_suspicion(began);
-                self.record_unanswered((began, now), reason, due)
+                self.record_unanswered((began, now), reason, check_times)
             }
             LoginOutcome::Unanswered(_) => {
-                if let Some(round) = self.stall_round.as_mut().filter(|round| round.began <= began)
+                if let Some(series) =
+                    self.stall_series.as_mut().filter(|series| series.began <= began)
                 {
-                    round.unanswered += 1;
+                    series.unanswered += 1;
                 }
                 None
             }
@@ -459,18 +463,22 @@ impl Peer {
         &mut self,
         began: Instant,
         now: Instant,
-        due: Due,
+        check_times: CheckTimes,
     ) -> Option<EventKind> {
-        self.stall_round = None;
-        self.mark_down(began, now, Refusal::new(Fault::PeerDown, STALLED_REASON), due)
+        self.stall_series = None;
+        self.mark_down(began, now, FailureCause::new(Fault::PeerDown, STALLED_REASON), check_times)
     }
 
-    /// Marks the peer down because it has refused a query as it takes no work.
+    /// Marks the peer down because it refused a query: it accepts no work at the moment.
     ///
     /// One refusal is enough: refusing costs the server next to nothing, so the peer would soon
     /// attract all the work. A check follows at once and decides. If the peer is already down,
     /// nothing changes, so that the running check is not outdated.
-    pub(crate) fn query_refused(&mut self, now: Instant, due: Due) -> Option<EventKind> {
+    pub(crate) fn query_refused(
+        &mut self,
+        now: Instant,
+        check_times: CheckTimes,
+    ) -> Option<EventKind> {
         if !self.is_up() {
             return None;
         }
@@ -478,19 +486,27 @@ impl Peer {
         if self.marked_for_refused_query.is_some_and(|at| now < at + REFUSED_QUERY_COOLDOWN) {
             return None;
         }
-        let down =
-            self.mark_down(now, now, Refusal::new(Fault::PeerNotReady, REFUSED_QUERY_REASON), due)?;
+        let down = self.mark_down(
+            now,
+            now,
+            FailureCause::new(Fault::PeerNotReady, REFUSED_QUERY_REASON),
+            check_times,
+        )?;
         self.marked_for_refused_query = Some(now);
         Some(down)
     }
 
     /// Clears an expired mark without a check (`Recovery::AfterInterval`). Has no effect on a peer
     /// that is up.
-    pub(crate) fn clear_mark(&mut self, now: Instant, due: Due) -> Option<EventKind> {
+    pub(crate) fn clear_mark(
+        &mut self,
+        now: Instant,
+        check_times: CheckTimes,
+    ) -> Option<EventKind> {
         if self.is_up() {
             return None;
         }
-        self.next_check = due.next;
+        self.next_check = check_times.regular;
         self.link_lost_at = None;
         self.mark_up(now, now)
     }
@@ -515,25 +531,25 @@ impl Peer {
         &mut self,
         began: Instant,
         now: Instant,
-        refusal: Refusal,
-        due: Due,
+        cause: FailureCause,
+        check_times: CheckTimes,
     ) -> Option<EventKind> {
         if self.is_outdated(began) {
             return None;
         }
         self.decided_by = Some(began);
         self.is_full = false;
-        let (fault, reason) = (refusal.fault, refusal.reason.to_string());
+        let (fault, reason) = (cause.fault, cause.reason.to_string());
         let is_misconfigured = fault == Fault::Misconfigured;
-        if let Health::Down { refusal: last, .. } = &mut self.health {
-            let was_misconfigured = mem::replace(last, refusal).fault == Fault::Misconfigured;
+        if let Health::Down { cause: last, .. } = &mut self.health {
+            let was_misconfigured = mem::replace(last, cause).fault == Fault::Misconfigured;
             return (is_misconfigured && !was_misconfigured)
                 .then_some(EventKind::Misconfigured { reason });
         }
-        self.health = Health::Down { since: now, refusal };
+        self.health = Health::Down { since: now, cause };
         self.activity.counters.downs.add_one();
-        self.next_check = due.next;
-        let next_check = due.next.saturating_duration_since(now);
+        self.next_check = check_times.regular;
+        let next_check = check_times.regular.saturating_duration_since(now);
         Some(EventKind::Down { reason, fault, next_check })
     }
 

@@ -12,14 +12,14 @@ use crate::peers::activity::Activity;
 use crate::peers::peer::Peer;
 use crate::policy::{AllDown, Strategy};
 
-/// What the exchange needs to know about a peer to place and use its links.
+/// The view of a peer that the exchange of links needs: whether its links may be used, and its share.
 #[derive(Debug, Clone)]
-pub(crate) struct Standing {
+pub(crate) struct PeerView {
     /// The activity of the peer. It also identifies the peer, because a new peer may have got the
     /// index of a removed one.
     pub(crate) activity: Arc<Activity>,
     /// Whether the links of the peer may be used.
-    pub(crate) usable: bool,
+    pub(crate) is_usable: bool,
     /// The peer's share of the work; 0 while it gets none.
     pub(crate) share: u32,
     /// The tier. When no peer has a share, the lowest tier comes first.
@@ -33,7 +33,7 @@ pub(crate) fn shares(peers: &[Peer], strategy: Strategy) -> impl Fn(&Peer) -> u3
     move |peer| if is_available(peer, serving_tier) { peer.weight } else { 0 }
 }
 
-/// Returns the only tier that takes work at the moment, or `None` if the strategy ignores tiers.
+/// Returns the only tier that gets new work at the moment. `None` if the strategy ignores tiers.
 fn serving_tier<'a>(peers: impl Iterator<Item = &'a Peer>, strategy: Strategy) -> Option<u32> {
     match strategy {
         Strategy::Ordered => {
@@ -43,9 +43,11 @@ fn serving_tier<'a>(peers: impl Iterator<Item = &'a Peer>, strategy: Strategy) -
     }
 }
 
-/// Whether a peer takes new work, within the serving tier if there is one.
+/// Whether a peer gets new work, within the serving tier if there is one.
 fn is_available(peer: &Peer, serving_tier: Option<u32>) -> bool {
-    peer.serves() && peer.weight > 0 && serving_tier.is_none_or(|tier| peer.tier == tier)
+    peer.is_up_and_in_service()
+        && peer.weight > 0
+        && serving_tier.is_none_or(|tier| peer.tier == tier)
 }
 
 /// Whether no peer is available for new work.
@@ -101,7 +103,7 @@ pub(crate) fn pick(
     }
 }
 
-/// Returns the peer that has a link too many: moving one link from it to the peer that lacks one
+/// Returns the peer that has one link too many: moving one link from it to the peer that lacks one
 /// most makes the two more even. With a smaller difference no link moves, so that links do not
 /// oscillate.
 pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
@@ -119,7 +121,7 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
     let (index, fullest) = peers
         .iter()
         .enumerate()
-        .filter(|(_, peer)| peer.serves() && peer.counts.links > 0)
+        .filter(|(_, peer)| peer.is_up_and_in_service() && peer.counts.links > 0)
         .map(|(index, peer)| (index, (peer.counts.links, share(peer))))
         .max_by(|(_, one), (_, other)| ratio_cmp(*one, *other))?;
     ratio_cmp(fullest, lacking).is_gt().then_some(index)
@@ -177,9 +179,9 @@ mod tests {
     use rand::rngs::SmallRng;
 
     use super::*;
-    use crate::fault::{Fault, Refusal};
+    use crate::fault::{FailureCause, Fault};
     use crate::peers::peer::LoginOutcome;
-    use crate::settings::Due;
+    use crate::settings::CheckTimes;
     use crate::url::PeerUrl;
 
     enum State {
@@ -189,8 +191,8 @@ mod tests {
     }
     use State::{Down, Full, Up};
 
-    fn at(due: Instant) -> Due {
-        Due { next: due, soon: due }
+    fn next_check_at(time: Instant) -> CheckTimes {
+        CheckTimes { regular: time, all_down: time }
     }
 
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
@@ -209,9 +211,13 @@ mod tests {
                     peer.is_full = true;
                 }
                 Down { check_in } => {
-                    let due = now + Duration::from_secs(check_in);
-                    let refused = Refusal::new(Fault::PeerDown, "refused");
-                    peer.connect_failed((now, now), LoginOutcome::Refused(refused), at(due));
+                    let next_check = now + Duration::from_secs(check_in);
+                    let cause = FailureCause::new(Fault::PeerDown, "refused");
+                    peer.connect_failed(
+                        (now, now),
+                        LoginOutcome::Refused(cause),
+                        next_check_at(next_check),
+                    );
                 }
             }
             peer
@@ -342,8 +348,12 @@ mod tests {
         assert_eq!(shares_of(&peers), [1, 0, 1], "only the lowest tier has a share");
         for index in [0, 2] {
             let now = peers[index].next_check;
-            let refused = Refusal::new(Fault::PeerDown, "refused");
-            peers[index].connect_failed((now, now), LoginOutcome::Refused(refused), at(now));
+            let cause = FailureCause::new(Fault::PeerDown, "refused");
+            peers[index].connect_failed(
+                (now, now),
+                LoginOutcome::Refused(cause),
+                next_check_at(now),
+            );
         }
         assert_eq!(
             shares_of(&peers),

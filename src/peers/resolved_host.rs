@@ -6,8 +6,8 @@ use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::peers::admission::{Admission, PeerConfig};
 use crate::peers::peer::Peer;
+use crate::peers::peer_config::{PeerConfig, PeerValidator};
 use crate::url::PeerUrl;
 
 /// An address is removed after it was missing from this many answers in a row; a single miss may be
@@ -21,7 +21,7 @@ pub(crate) struct ResolvedHost {
     /// The id of the configured peer, which serves until the host is resolved.
     pub(crate) peer_id: u64,
     /// The name of the configured peer.
-    pub(crate) peer: Arc<str>,
+    pub(crate) peer_name: Arc<str>,
     pub(crate) host: Arc<str>,
     pub(crate) url: Arc<PeerUrl>,
     /// The weight of the peer of each address.
@@ -31,7 +31,7 @@ pub(crate) struct ResolvedHost {
     /// Whether the peers of the addresses have replaced the configured peer.
     pub(crate) is_resolved: bool,
     /// Whether the last answer was an error or had no address.
-    is_unknown: bool,
+    last_answer_failed: bool,
     pub(crate) known: KnownAddresses,
 }
 
@@ -43,14 +43,14 @@ pub(crate) type KnownAddresses = BTreeMap<IpAddr, KnownAddress>;
 pub(crate) struct KnownAddress {
     /// The id of its peer. `None` if a peer of that name existed already when the address was
     /// added.
-    pub(crate) peer: Option<u64>,
+    pub(crate) peer_id: Option<u64>,
     /// The number of successive answers without this address.
     missed: u32,
 }
 
 impl KnownAddress {
-    pub(crate) fn new(peer: Option<u64>) -> Self {
-        Self { peer, missed: 0 }
+    pub(crate) fn new(peer_id: Option<u64>) -> Self {
+        Self { peer_id, missed: 0 }
     }
 }
 
@@ -70,17 +70,17 @@ pub(crate) struct Changes {
 
 impl ResolvedHost {
     /// Creates the host of this peer, if its name is to be resolved.
-    pub(crate) fn from_peer(peer: &Peer, admission: &Admission) -> Option<Self> {
-        let host = admission.host_name(&peer.url)?;
+    pub(crate) fn from_peer(peer: &Peer, validator: &PeerValidator) -> Option<Self> {
+        let host = validator.host_name(&peer.url)?;
         Some(Self {
             peer_id: peer.id,
-            peer: peer.name.clone(),
+            peer_name: peer.name.clone(),
             host: host.into(),
             url: peer.url.clone(),
             weight: peer.weight,
             tier: peer.tier,
             is_resolved: false,
-            is_unknown: false,
+            last_answer_failed: false,
             known: KnownAddresses::new(),
         })
     }
@@ -88,7 +88,7 @@ impl ResolvedHost {
     /// Returns the configuration of the peer at this address, without its URL, which the caller
     /// sets.
     pub(crate) fn peer_at(&self, address: IpAddr) -> PeerConfig {
-        let name = format!("{}/{address}", self.peer);
+        let name = format!("{}/{address}", self.peer_name);
         PeerConfig::new(name, "").weight(self.weight).tier(self.tier)
     }
 
@@ -103,12 +103,12 @@ impl ResolvedHost {
             Ok(_) => None,
             Err(reason) => Some(self.url.redact(reason)),
         };
-        let was_unknown = mem::replace(&mut self.is_unknown, failure.is_some());
+        let had_failed = mem::replace(&mut self.last_answer_failed, failure.is_some());
         match failure {
-            Some(reason) if !was_unknown => {
-                Some(ResolutionChange::Unresolved { peer: self.peer.clone(), reason })
+            Some(reason) if !had_failed => {
+                Some(ResolutionChange::Unresolved { peer: self.peer_name.clone(), reason })
             }
-            None if was_unknown => Some(ResolutionChange::Resolved { peer: self.peer.clone() }),
+            None if had_failed => Some(ResolutionChange::Resolved { peer: self.peer_name.clone() }),
             _ => None,
         }
     }
@@ -194,7 +194,7 @@ mod tests {
         ];
         for (before, answer, add, remove, missed) in cases {
             let entry = |(last, missed): &(u8, u32)| {
-                (address(*last), KnownAddress { peer: None, missed: *missed })
+                (address(*last), KnownAddress { peer_id: None, missed: *missed })
             };
             let all = |lasts: &[u8]| lasts.iter().copied().map(address).collect::<Vec<_>>();
             let mut known: KnownAddresses = before.iter().map(entry).collect();

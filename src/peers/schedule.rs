@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use crate::peers::activity::{Activity, LinkState};
 use crate::peers::admin_state::AdminState;
-use crate::peers::journal::News;
+use crate::peers::event_log::NewEvent;
 use crate::peers::peer::{CheckKind, Peer};
 use crate::peers::placement::no_peer_available;
-use crate::peers::stall::{Signs, StallRound, Verdict, classify};
+use crate::peers::stall::{Observations, StallSeries, Verdict, detect_stall};
 use crate::policy::Recovery;
-use crate::settings::{Due, Settings};
+use crate::settings::{CheckTimes, Settings};
 use crate::url::PeerUrl;
 
 /// A health check that has begun and that the checker must run.
@@ -26,12 +26,13 @@ pub(crate) struct HealthCheck {
     pub(crate) timeout: Duration,
 }
 
-/// The work that a pass of the checker has produced, to be done outside the lock of the peers.
+/// The results of a pass over the peers: events to publish, and work to do without the lock of the
+/// peers.
 #[derive(Debug, Default)]
-pub(crate) struct Work {
+pub(crate) struct PassResults {
     pub(crate) checks: Vec<HealthCheck>,
     /// Events to publish.
-    pub(crate) news: Vec<News>,
+    pub(crate) events: Vec<NewEvent>,
     pub(crate) stalled: Vec<StalledPeer>,
 }
 
@@ -44,8 +45,9 @@ pub(crate) struct StalledPeer {
     pub(crate) was_up: bool,
 }
 
-impl Work {
-    fn check(
+impl PassResults {
+    /// Begins a check, unless one of this kind is running or would get stuck.
+    fn begin_check(
         &mut self,
         index: usize,
         peer: &mut Peer,
@@ -53,7 +55,7 @@ impl Work {
         timeout: Duration,
         now: Instant,
     ) {
-        // A stuck login has got no answer and cannot be canceled; another login would get stuck as
+        // A stuck login has got no answer and could not be aborted; another login would get stuck as
         // well.
         let is_stuck = kind == CheckKind::Stall && peer.counts.stuck_logins > 0;
         if !is_stuck && peer.begin_check(kind, now) {
@@ -68,9 +70,9 @@ impl Work {
 pub(crate) fn begin_checks(
     peers: &mut [Peer],
     settings: &Settings,
-    mut due: impl FnMut() -> Due,
+    mut check_times: impl FnMut() -> CheckTimes,
     now: Instant,
-    work: &mut Work,
+    results: &mut PassResults,
 ) -> Option<Instant> {
     let all_down = no_peer_available(peers);
     let mut next: Option<Instant> = None;
@@ -80,13 +82,13 @@ pub(crate) fn begin_checks(
             && peer.counts.stuck_logins == 0
             && !peer.is_removed();
         if may_clear && peer.next_check <= now {
-            let up = peer.clear_mark(now, due());
-            work.news.extend(up.map(|up| peer.news(up)));
+            let up = peer.clear_mark(now, check_times());
+            results.events.extend(up.map(|up| peer.new_event(up)));
         }
-        if peer.earliest_check(all_down).is_some_and(|due| due <= now) {
+        if peer.earliest_check(all_down).is_some_and(|at| at <= now) {
             let timeout =
                 if all_down { short_timeout(peer, settings) } else { settings.connect_timeout };
-            work.check(index, peer, CheckKind::Regular, timeout, now);
+            results.begin_check(index, peer, CheckKind::Regular, timeout, now);
         }
         // A mark that expires without a check is cleared even while a check is running.
         let is_marked = may_clear && !peer.is_up();
@@ -101,9 +103,9 @@ pub(crate) fn begin_checks(
 pub(crate) fn find_stalls(
     peers: &mut [Peer],
     settings: &Settings,
-    mut due: impl FnMut() -> Due,
+    mut check_times: impl FnMut() -> CheckTimes,
     now: Instant,
-    work: &mut Work,
+    results: &mut PassResults,
 ) -> bool {
     let mut is_any_running = false;
     for peer in &*peers {
@@ -113,49 +115,60 @@ pub(crate) fn find_stalls(
 
     // The peer that answered last, and the last answer of any other peer.
     let answers =
-        || peers.iter().enumerate().filter_map(|(at, peer)| Some((peer.last_answer()?, at)));
+        || peers.iter().enumerate().filter_map(|(index, peer)| Some((peer.last_answer()?, index)));
     let newest = answers().max();
-    let second_newest = newest.and_then(|(_, at)| answers().filter(|other| other.1 != at).max());
+    let second_newest =
+        newest.and_then(|(_, newest)| answers().filter(|(_, index)| *index != newest).max());
     let others_answered = |index: usize| {
-        newest.filter(|(_, at)| *at != index).or(second_newest).map(|(answered, _)| answered)
+        newest
+            .filter(|(_, newest)| *newest != index)
+            .or(second_newest)
+            .map(|(answered, _)| answered)
     };
-    let signs: Vec<Signs> = peers
+    let all_observations: Vec<Observations> = peers
         .iter()
         .enumerate()
-        .map(|(index, peer)| Signs {
+        .map(|(index, peer)| Observations {
             oldest_query: peer.oldest_query(),
             answered: peer.last_answer(),
             others_answered: others_answered(index),
         })
         .collect();
     let mut others_are_needed = false;
-    for (index, (peer, signs)) in peers.iter_mut().zip(&signs).enumerate() {
-        match classify(peer.stall_round, *signs, stall_after, now) {
-            Verdict::Works | Verdict::Inconclusive => peer.stall_round = None,
+    for (index, (peer, observations)) in peers.iter_mut().zip(&all_observations).enumerate() {
+        match detect_stall(peer.stall_series, *observations, stall_after, now) {
+            Verdict::Works | Verdict::Inconclusive => peer.stall_series = None,
             Verdict::Suspect => {
-                let round =
-                    *peer.stall_round.get_or_insert(StallRound { began: now, unanswered: 0 });
-                work.check(index, peer, CheckKind::Stall, short_timeout(peer, settings), now);
+                let series =
+                    *peer.stall_series.get_or_insert(StallSeries { began: now, unanswered: 0 });
+                results.begin_check(
+                    index,
+                    peer,
+                    CheckKind::Stall,
+                    short_timeout(peer, settings),
+                    now,
+                );
                 // Usually the peer itself answers the first check. Then no other peer has to be
                 // checked.
-                let no_other_answered = signs.others_answered.is_none_or(|at| at < round.began);
-                others_are_needed |= no_other_answered && round.unanswered > 0;
+                let no_other_answered =
+                    observations.others_answered.is_none_or(|at| at < series.began);
+                others_are_needed |= no_other_answered && series.unanswered > 0;
             }
             Verdict::Stalled => {
-                let began = peer.stall_round.take().map_or(now, |round| round.began);
+                let began = peer.stall_series.take().map_or(now, |series| series.began);
                 let was_up = peer.is_up();
-                let down = peer.mark_stalled(began, now, due());
-                work.news.extend(down.map(|down| peer.news(down)));
+                let down = peer.mark_stalled(began, now, check_times());
+                results.events.extend(down.map(|down| peer.new_event(down)));
                 let long_ago = now.checked_sub(stall_after).unwrap_or(now);
                 let links = peer.activity.running_since(long_ago);
-                work.stalled.push(StalledPeer { peer: index, links, was_up });
+                results.stalled.push(StalledPeer { peer: index, links, was_up });
             }
         }
     }
     if others_are_needed {
         // Checks the peer that answered last and, as that peer may have stalled as well, the others
         // in turn.
-        let is_usable = |peer: &Peer| peer.stall_round.is_none() && !peer.is_removed();
+        let is_usable = |peer: &Peer| peer.stall_series.is_none() && !peer.is_removed();
         let others = || peers.iter().enumerate().filter(|(_, peer)| is_usable(peer));
         let most_recent =
             others().max_by_key(|(_, peer)| peer.last_answer()).map(|(index, _)| index);
@@ -165,18 +178,18 @@ pub(crate) fn find_stalls(
             .map(|(index, _)| index);
         for index in [most_recent, next].into_iter().flatten() {
             let peer = &mut peers[index];
-            work.check(index, peer, CheckKind::Stall, short_timeout(peer, settings), now);
+            results.begin_check(index, peer, CheckKind::Stall, short_timeout(peer, settings), now);
         }
     }
     is_any_running
 }
 
 /// Ends the draining of peers without sessions. Returns whether any peer is still draining.
-pub(crate) fn finish_draining(peers: &mut [Peer], now: Instant, work: &mut Work) -> bool {
+pub(crate) fn finish_draining(peers: &mut [Peer], now: Instant, results: &mut PassResults) -> bool {
     let mut is_any_draining = false;
     for peer in peers {
         let happened = peer.end_draining(now).into_iter().flatten().flatten();
-        work.news.extend(happened.map(|kind| peer.news(kind)));
+        results.events.extend(happened.map(|kind| peer.new_event(kind)));
         is_any_draining |= matches!(peer.admin_state, AdminState::Draining { .. });
     }
     is_any_draining
@@ -193,7 +206,7 @@ fn short_timeout(peer: &Peer, settings: &Settings) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::{Fault, Refusal};
+    use crate::fault::{FailureCause, Fault};
     #[cfg(all(feature = "socket", target_os = "linux"))]
     use crate::login::socket::Socket;
     use crate::peers::peer::LoginOutcome;
@@ -220,7 +233,7 @@ mod tests {
             let peers: Vec<Peer> = (0..peers).map(peer).collect();
             let link = |peer: &Peer| {
                 let link_state = Arc::<LinkState>::default();
-                peer.activity.add(link_state.clone());
+                peer.activity.add_link(link_state.clone());
                 link_state
             };
             let queries = peers.iter().map(link).collect();
@@ -243,22 +256,22 @@ mod tests {
         /// Runs the checker's scan. Returns the checked peers, the number of peers that go down,
         /// and the number of aborted links.
         fn scan(&mut self) -> (Vec<usize>, usize, usize) {
-            let mut work = Work::default();
-            let due = Due { next: self.now, soon: self.now };
-            find_stalls(&mut self.peers, &settings(), || due, self.now, &mut work);
-            let mut checked: Vec<usize> = work.checks.iter().map(|check| check.peer).collect();
+            let mut results = PassResults::default();
+            let check_times = CheckTimes { regular: self.now, all_down: self.now };
+            find_stalls(&mut self.peers, &settings(), || check_times, self.now, &mut results);
+            let mut checked: Vec<usize> = results.checks.iter().map(|check| check.peer).collect();
             checked.sort_unstable();
-            let stalled = work.stalled.iter().map(|stalled| stalled.links.len()).sum();
-            (checked, work.news.len(), stalled)
+            let stalled = results.stalled.iter().map(|stalled| stalled.links.len()).sum();
+            (checked, results.events.len(), stalled)
         }
 
         /// Ends a check. A check without an answer has used its whole timeout.
         fn check_ends(&mut self, peer: usize, outcome: LoginOutcome) {
-            let due = Due { next: self.now, soon: self.now };
+            let check_times = CheckTimes { regular: self.now, all_down: self.now };
             let is_unanswered = matches!(outcome, LoginOutcome::Unanswered(_));
             let took = Duration::from_secs(u64::from(is_unanswered));
             let began = self.now.checked_sub(took).expect("the clock is older");
-            self.peers[peer].check_ended(CheckKind::Stall, (began, self.now), outcome, due);
+            self.peers[peer].check_ended(CheckKind::Stall, (began, self.now), outcome, check_times);
         }
     }
 
@@ -328,8 +341,8 @@ mod tests {
         scenario.query_begins(0);
         // On a peer that is down, only queries count that can be aborted.
         let late = Arc::<LinkState>::default();
-        late.set_socket(Arc::new(Socket::of_listener()));
-        scenario.peers[0].activity.add(late.clone());
+        late.set_socket(Arc::new(Socket::from_listener()));
+        scenario.peers[0].activity.add_link(late.clone());
         for (now, expected) in [(2_000, 0), (3_000, 0), (4_000, 1)] {
             scenario.advance_to(now);
             if now > 2_000 {
@@ -377,7 +390,8 @@ mod tests {
         scenario.advance_to(2_000);
         assert_eq!(scenario.scan().0, [0], "an old query causes a check of its peer");
         scenario.advance_to(2_050);
-        scenario.check_ends(0, LoginOutcome::Refused(Refusal::new(Fault::PeerDown, "refused")));
+        scenario
+            .check_ends(0, LoginOutcome::Refused(FailureCause::new(Fault::PeerDown, "refused")));
         for millis in [2_100, 2_150, 3_000, 4_000] {
             scenario.advance_to(millis);
             assert!(
@@ -440,7 +454,7 @@ mod tests {
             "after an answered check, the query is only slow"
         );
         let other = Arc::<LinkState>::default();
-        scenario.peers[0].activity.add(other.clone());
+        scenario.peers[0].activity.add_link(other.clone());
         other.query_begins(scenario.now);
         assert!(
             is_unresponsive(&mut scenario, 2_400),
@@ -461,7 +475,7 @@ mod tests {
         scenario.advance_to(5_000);
         assert_eq!(scenario.scan().0[0], 0, "after `stall_after` the peer is checked again");
         scenario.advance_to(5_500);
-        scenario.check_ends(0, LoginOutcome::Refused(Refusal::new(Fault::PeerDown, "paused")));
+        scenario.check_ends(0, LoginOutcome::Refused(FailureCause::new(Fault::PeerDown, "paused")));
         assert!(!scenario.peers[0].is_up(), "a peer that refuses is marked down");
         assert_eq!(scenario.scan().2, 0, "the sessions of a peer that refuses are not aborted");
     }
@@ -494,7 +508,7 @@ mod tests {
     fn long_query_causes_no_check_while_other_queries_on_its_peer_end() {
         let mut scenario = Scenario::new(2);
         let long = Arc::<LinkState>::default();
-        scenario.peers[0].activity.add(long.clone());
+        scenario.peers[0].activity.add_link(long.clone());
         long.query_begins(scenario.now);
         for second in 1..60 {
             scenario.advance_to(second * 1_000);

@@ -15,15 +15,15 @@ use rand::rngs::SmallRng;
 use crate::event::EventKind;
 use crate::panics::{catch_panic, lock};
 use crate::peers::activity::Activity;
-use crate::peers::admission::Admission;
 use crate::peers::deadline::{CancelReason, Deadlines, Ticket};
-use crate::peers::journal::{Journal, News};
+use crate::peers::event_log::{EventLog, NewEvent};
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
-use crate::peers::placement::{Standing, no_peer_available, pick, shares, surplus};
+use crate::peers::peer_config::PeerValidator;
+use crate::peers::placement::{PeerView, no_peer_available, pick, shares, surplus};
 use crate::peers::resolved_host::ResolvedHost;
-use crate::peers::schedule::{self, HealthCheck, StalledPeer, Work};
-use crate::settings::{Due, Settings};
+use crate::peers::schedule::{self, HealthCheck, PassResults, StalledPeer};
+use crate::settings::{CheckTimes, Settings};
 use crate::url::PeerUrl;
 
 /// The interval at which the checker scans the running queries, while there are any.
@@ -47,8 +47,8 @@ pub use changes::Drain;
 #[derive(Debug)]
 pub(crate) struct PeerSet {
     settings: Settings,
-    admission: Admission,
-    journal: Journal,
+    validator: PeerValidator,
+    event_log: EventLog,
     wake: Sender<()>,
     /// Wakes the resolver when there may be hosts that were never resolved.
     hosts_changed: (Sender<()>, Receiver<()>),
@@ -58,7 +58,7 @@ pub(crate) struct PeerSet {
     scans_queries: AtomicBool,
     /// Incremented with each change of a peer's state.
     epoch: AtomicU64,
-    /// The peer that has a link too many, or [`NO_PEER`]. Every checkin reads it, without the lock.
+    /// The peer that has one link too many, or [`NO_PEER`]. Every checkin reads it, without the lock.
     surplus: AtomicUsize,
     closed: AtomicBool,
     inner: Mutex<Inner>,
@@ -94,7 +94,7 @@ impl PeerSet {
     pub(crate) fn new(
         mut peers: Vec<Peer>,
         settings: Settings,
-        (admission, journal): (Admission, Journal),
+        (validator, event_log): (PeerValidator, EventLog),
         mut rng: SmallRng,
         wake: Sender<()>,
         now: Instant,
@@ -103,14 +103,14 @@ impl PeerSet {
         for peer in &mut peers {
             last_id += 1;
             peer.id = last_id;
-            peer.next_check = settings.due(now, &mut rng).next;
+            peer.next_check = settings.check_times(now, &mut rng).regular;
         }
         let hosts =
-            peers.iter().filter_map(|peer| ResolvedHost::from_peer(peer, &admission)).collect();
+            peers.iter().filter_map(|peer| ResolvedHost::from_peer(peer, &validator)).collect();
         Self {
             settings,
-            admission,
-            journal,
+            validator,
+            event_log,
             wake,
             hosts_changed: bounded(1),
             deadlines: Deadlines::default(),
@@ -145,10 +145,10 @@ impl PeerSet {
         &self,
         peer: usize,
         now: Instant,
-        change: impl FnOnce(&mut Peer, Due) -> Option<EventKind>,
+        change: impl FnOnce(&mut Peer, CheckTimes) -> Option<EventKind>,
     ) {
-        self.change(|Inner { peers, rng, .. }, news| {
-            let mut event = change(&mut peers[peer], self.settings.due(now, rng));
+        self.change(|Inner { peers, rng, .. }, events| {
+            let mut event = change(&mut peers[peer], self.settings.check_times(now, rng));
             if let Some(EventKind::Down { next_check, .. }) = &mut event {
                 // The next check is sooner while all peers are down.
                 let next = peers[peer].scheduled_check(no_peer_available(peers));
@@ -156,41 +156,41 @@ impl PeerSet {
             }
             let peer = &peers[peer];
             // Events of a removed peer are not published.
-            news.extend(event.filter(|_| !peer.is_removed()).map(|event| peer.news(event)));
+            events.extend(event.filter(|_| !peer.is_removed()).map(|kind| peer.new_event(kind)));
         });
     }
 
     /// Changes the peers, publishes the resulting events, and wakes the checker.
-    fn change<T>(&self, change: impl FnOnce(&mut Inner, &mut Vec<News>) -> T) -> T {
-        let mut news = Vec::new();
+    fn change<T>(&self, change: impl FnOnce(&mut Inner, &mut Vec<NewEvent>) -> T) -> T {
+        let mut events = Vec::new();
         let outcome = {
             let inner = &mut *self.lock();
-            let outcome = change(inner, &mut news);
-            self.publish(&inner.peers, news);
+            let outcome = change(inner, &mut events);
+            self.publish(&inner.peers, events);
             outcome
         };
-        self.journal.log();
+        self.event_log.write_log();
         self.wake();
         outcome
     }
 
-    /// Records events in the journal and updates what depends on the peers' states. The caller
+    /// Records events in the event log and updates what depends on the peers' states. The caller
     /// writes the log afterwards, outside the lock.
-    fn publish(&self, peers: &[Peer], news: Vec<News>) {
-        if !news.is_empty() {
+    fn publish(&self, peers: &[Peer], events: Vec<NewEvent>) {
+        if !events.is_empty() {
             self.state_changed(peers);
         }
-        self.journal.record(news);
+        self.event_log.record(events);
     }
 
     /// Records an event of a peer that does not change the peer's state.
     pub(crate) fn record(&self, peer: usize, kind: EventKind) {
-        self.read(|peers| self.journal.record([peers[peer].news(kind)]));
-        self.journal.log();
+        self.read(|peers| self.event_log.record([peers[peer].new_event(kind)]));
+        self.event_log.write_log();
     }
 
-    pub(crate) fn journal(&self) -> &Journal {
-        &self.journal
+    pub(crate) fn event_log(&self) -> &EventLog {
+        &self.event_log
     }
 
     /// Has the checker check this peer soon, because a link to it was lost or did not answer.
@@ -218,7 +218,7 @@ impl PeerSet {
         }
     }
 
-    /// Recalculates which peer has a link too many.
+    /// Recalculates which peer has one link too many.
     fn update_surplus(&self, peers: &[Peer]) {
         let surplus = surplus(peers, self.settings.strategy).unwrap_or(NO_PEER);
         self.surplus.store(surplus, Ordering::Relaxed);
@@ -290,7 +290,7 @@ impl PeerSet {
         at: Instant,
         cancel: impl FnOnce(CancelReason) + Send + 'static,
     ) -> Ticket {
-        let (ticket, is_first) = self.deadlines.begin(at, cancel);
+        let (ticket, is_first) = self.deadlines.register(at, cancel);
         if is_first {
             self.wake();
         }
@@ -311,29 +311,29 @@ impl PeerSet {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Returns the standing of each peer. The links of a peer that is down or out of service must
-    /// not be used again. But while no peer is available, the links of a peer that is down stay
-    /// usable: a link that still works is better than none.
-    pub(crate) fn standings(&self) -> Vec<Standing> {
+    /// Returns the view of each peer for the exchange. The links of a peer that is down or out of
+    /// service must not be used again. But while no peer is available, the links of a peer that is
+    /// down stay usable: a link that still works is better than none.
+    pub(crate) fn peer_views(&self) -> Vec<PeerView> {
         let peers = &self.lock().peers;
         let share = shares(peers, self.settings.strategy);
-        let none_available = no_peer_available(peers);
-        let standing = |peer: &Peer| Standing {
+        let all_down = no_peer_available(peers);
+        let view = |peer: &Peer| PeerView {
             activity: peer.activity.clone(),
-            usable: peer.is_in_service() && (peer.is_up() || none_available),
-            share: if none_available && peer.is_in_service() { peer.weight } else { share(peer) },
+            is_usable: peer.is_in_service() && (peer.is_up() || all_down),
+            share: if all_down && peer.is_in_service() { peer.weight } else { share(peer) },
             tier: peer.tier,
         };
-        peers.iter().map(standing).collect()
+        peers.iter().map(view).collect()
     }
 
-    /// Whether the links to this peer must not be used again.
-    pub(crate) fn is_retired(&self, peer: usize) -> bool {
+    /// Whether the links to this peer must be closed instead of used again.
+    pub(crate) fn must_close_links(&self, peer: usize) -> bool {
         let peers = &self.lock().peers;
         !peers[peer].is_in_service() || !peers[peer].is_up() && !no_peer_available(peers)
     }
 
-    /// Returns the peer that has a link too many, at most once per `rebalance_interval`. The caller
+    /// Returns the peer that has one link too many, at most once per `rebalance_interval`. The caller
     /// retires one of its links. If the caller can retire none, the result is `None` and the
     /// interval does not start, so that it is not wasted.
     pub(crate) fn take_surplus(
@@ -363,20 +363,20 @@ impl PeerSet {
         for cancel in overdue {
             let _ = catch_panic(|| cancel(CancelReason::Deadline(now)));
         }
-        let mut work = Work::default();
+        let mut results = PassResults::default();
         let next = {
             let Inner { peers, rng, next_query_scan, .. } = &mut *self.lock();
-            let mut due = || self.settings.due(now, rng);
+            let mut check_times = || self.settings.check_times(now, rng);
             let next_check =
-                schedule::begin_checks(peers, &self.settings, &mut due, now, &mut work);
-            self.scan_queries(peers, next_query_scan, &mut due, now, &mut work);
-            let next_drained = schedule::finish_draining(peers, now, &mut work)
+                schedule::begin_checks(peers, &self.settings, &mut check_times, now, &mut results);
+            self.scan_queries(peers, next_query_scan, &mut check_times, now, &mut results);
+            let next_drained = schedule::finish_draining(peers, now, &mut results)
                 .then_some(now + DRAIN_POLL_INTERVAL);
-            self.publish(peers, work.news);
+            self.publish(peers, results.events);
             [next_check, *next_query_scan, next_drained, next_deadline].into_iter().flatten().min()
         };
-        self.journal.log();
-        for StalledPeer { peer, links, was_up } in work.stalled {
+        self.event_log.write_log();
+        for StalledPeer { peer, links, was_up } in results.stalled {
             let hung = links.len();
             let aborted = links.iter().filter(|link| link.shut_down()).count();
             self.read(|peers| peers[peer].activity.counters.queries_aborted.add(aborted as u64));
@@ -385,23 +385,24 @@ impl PeerSet {
                 self.record(peer, EventKind::QueriesAborted { hung, aborted });
             }
         }
-        (work.checks, next)
+        (results.checks, next)
     }
 
-    /// Scans the running queries, if the next scan is due.
+    /// Scans the running queries, if the time of the next scan has come.
     fn scan_queries(
         &self,
         peers: &mut [Peer],
         next_query_scan: &mut Option<Instant>,
-        due: impl FnMut() -> Due,
+        check_times: impl FnMut() -> CheckTimes,
         now: Instant,
-        work: &mut Work,
+        results: &mut PassResults,
     ) {
         if next_query_scan.is_some_and(|at| at <= now) {
             // A query that begins now requests another scan, or is found by this scan or the next
             // one.
             let is_requested = self.scans_queries.swap(false, Ordering::Relaxed);
-            let is_any_running = schedule::find_stalls(peers, &self.settings, due, now, work);
+            let is_any_running =
+                schedule::find_stalls(peers, &self.settings, check_times, now, results);
             self.scans_queries.fetch_or(is_any_running, Ordering::Relaxed);
             *next_query_scan =
                 (is_requested || is_any_running).then_some(now + QUERY_SCAN_INTERVAL);
@@ -440,7 +441,7 @@ impl PeerSet {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::fault::{Fault, Refusal};
+    use crate::fault::{FailureCause, Fault};
     use crate::peers::peer::LoginOutcome;
     use crate::policy::Recovery;
     use crate::settings::tests::{INTERVAL, PACE, settings};
@@ -459,7 +460,7 @@ pub(crate) mod tests {
         let set = PeerSet::new(
             (0..peers).map(peer).collect(),
             Settings { recovery, ..settings() },
-            (Admission::default(), Journal::default()),
+            (PeerValidator::default(), EventLog::default()),
             rng,
             wake,
             start,
@@ -468,9 +469,9 @@ pub(crate) mod tests {
     }
 
     fn take_down(set: &PeerSet, peer: usize, now: Instant) {
-        set.update(peer, now, |peer, due| {
-            let refused = Refusal::new(Fault::PeerDown, "refused");
-            peer.connect_failed((now, now), LoginOutcome::Refused(refused), due)
+        set.update(peer, now, |peer, check_times| {
+            let cause = FailureCause::new(Fault::PeerDown, "refused");
+            peer.connect_failed((now, now), LoginOutcome::Refused(cause), check_times)
         });
     }
 
@@ -481,15 +482,15 @@ pub(crate) mod tests {
     #[test]
     fn links_are_retired_when_their_peer_is_down_unless_every_peer_is_down() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
-        assert!(!set.is_retired(0), "links of a peer that is up stay");
+        assert!(!set.must_close_links(0), "links of a peer that is up stay");
         take_down(&set, 0, now);
         assert!(
-            set.is_retired(0),
+            set.must_close_links(0),
             "links of a peer that is down are retired while another peer is up"
         );
-        assert!(!set.is_retired(1), "links of the peer that is up stay");
+        assert!(!set.must_close_links(1), "links of the peer that is up stay");
         take_down(&set, 1, now);
-        assert!(!set.is_retired(0), "no link is retired while no peer is up");
+        assert!(!set.must_close_links(0), "no link is retired while no peer is up");
     }
 
     #[test]
@@ -576,7 +577,7 @@ pub(crate) mod tests {
     fn peer_that_refused_a_query_is_checked_at_once_and_not_cleared_without_a_check() {
         for recovery in [Recovery::AfterCheck, Recovery::AfterInterval] {
             let (set, _woken, now) = set_of(2, recovery);
-            set.update(0, now, |peer, due| peer.query_refused(now, due));
+            set.update(0, now, |peer, check_times| peer.query_refused(now, check_times));
             let (checks, _) = set.tick(now);
             assert_eq!(checks.len(), 1, "{recovery:?}: the check begins at once");
             assert!(!is_up(&set, 0), "{recovery:?}: the peer is down until the check ends");

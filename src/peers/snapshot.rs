@@ -31,19 +31,19 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    pub(crate) fn of(set: &PeerSet) -> Self {
+    pub(crate) fn new(set: &PeerSet) -> Self {
         let mut peers: Vec<PeerStatus> = set.read(|peers| {
             let all_down = no_peer_available(peers);
-            let there = peers.iter().filter(|peer| !peer.is_removed());
-            there.map(|peer| PeerStatus::of(peer, all_down)).collect()
+            let listed = peers.iter().filter(|peer| !peer.is_removed());
+            listed.map(|peer| PeerStatus::new(peer, all_down)).collect()
         });
         peers.sort_unstable_by_key(|peer| peer.id);
         Self {
             closed: set.is_closed(),
             pool_name: set.settings().pool_name.clone(),
             peers,
-            events: set.journal().history(),
-            events_dropped: set.journal().dropped(),
+            events: set.event_log().history(),
+            events_dropped: set.event_log().dropped(),
         }
     }
 
@@ -58,7 +58,7 @@ impl Snapshot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PeerState {
-    /// The peer is up and takes new work. A peer that has not been checked yet counts as up.
+    /// The peer is up and gets new work. A peer that has not been checked yet counts as up.
     Up,
     /// The peer failed and is marked down. It gets no new work until a check succeeds.
     Down,
@@ -129,7 +129,7 @@ pub struct PeerStatus {
     pub in_use: usize,
     /// Logins for the pool that are in progress.
     pub connecting: usize,
-    /// Logins that passed their deadline and could not be ended.
+    /// Logins that passed their deadline and have not ended yet.
     pub stuck_logins: usize,
     /// A counter of the connections made for the pool.
     pub connects: u64,
@@ -163,10 +163,10 @@ impl PeerStatus {
         self.state == PeerState::Up && self.weight > 0
     }
 
-    fn of(peer: &Peer, all_down: bool) -> Self {
-        let (health, health_since, refusal) = match &peer.health {
+    fn new(peer: &Peer, all_down: bool) -> Self {
+        let (health, health_since, cause) = match &peer.health {
             Health::Up { since } => (PeerState::Up, *since, None),
-            Health::Down { since, refusal } => (PeerState::Down, *since, Some(refusal)),
+            Health::Down { since, cause } => (PeerState::Down, *since, Some(cause)),
         };
         let (state, since) = match peer.admin_state {
             AdminState::Ready => (health, health_since),
@@ -184,8 +184,8 @@ impl PeerStatus {
             tier: peer.tier,
             state,
             since,
-            reason: refusal.map(|refusal| refusal.reason.to_string()),
-            fault: refusal.map(|refusal| refusal.fault),
+            reason: cause.map(|cause| cause.reason.to_string()),
+            fault: cause.map(|cause| cause.fault),
             is_full: peer.is_full,
             is_unresponsive: peer.activity.is_unresponsive(),
             is_being_removed: !peer.is_member(),

@@ -21,16 +21,16 @@ const UNANSWERED_CHECKS: u32 = 2;
 
 /// A series of checks of a peer with hung queries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct StallRound {
+pub(crate) struct StallSeries {
     /// When the first check of the series began.
     pub(crate) began: Instant,
     /// The number of checks so far that got no answer.
     pub(crate) unanswered: u32,
 }
 
-/// The signs of life of a peer and of the other peers.
+/// When queries began on a peer, and when the peer and the others last answered.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Signs {
+pub(crate) struct Observations {
     /// When the oldest running query of the peer began.
     pub(crate) oldest_query: Option<Instant>,
     /// When the peer last answered: the end of a query, or the beginning of a login that succeeded
@@ -40,7 +40,7 @@ pub(crate) struct Signs {
     pub(crate) others_answered: Option<Instant>,
 }
 
-/// The result of [`classify`].
+/// The result of [`detect_stall`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The peer works, as far as is known.
@@ -53,25 +53,25 @@ pub(crate) enum Verdict {
     Inconclusive,
 }
 
-/// Classifies a peer by its signs of life at `now`.
-pub(crate) fn classify(
-    round: Option<StallRound>,
-    signs: Signs,
+/// Decides at `now` whether a peer has stalled.
+pub(crate) fn detect_stall(
+    series: Option<StallSeries>,
+    observations: Observations,
     stall_after: Duration,
     now: Instant,
 ) -> Verdict {
     let is_since = |at: Option<Instant>, begin: Instant| at.is_some_and(|at| at >= begin);
     let is_long = |since: Instant| now.saturating_duration_since(since) >= stall_after;
-    if !signs.oldest_query.is_some_and(is_long) {
+    if !observations.oldest_query.is_some_and(is_long) {
         return Verdict::Works;
     }
-    match round {
+    match series {
         // Other queries end on this peer, so this one is only slow.
-        None if signs.answered.is_some_and(|at| !is_long(at)) => Verdict::Works,
+        None if observations.answered.is_some_and(|at| !is_long(at)) => Verdict::Works,
         None => Verdict::Suspect,
-        Some(round) if is_since(signs.answered, round.began) => Verdict::Works,
-        Some(round) if round.unanswered < UNANSWERED_CHECKS => Verdict::Suspect,
-        Some(round) if is_since(signs.others_answered, round.began) => Verdict::Stalled,
+        Some(series) if is_since(observations.answered, series.began) => Verdict::Works,
+        Some(series) if series.unanswered < UNANSWERED_CHECKS => Verdict::Suspect,
+        Some(series) if is_since(observations.others_answered, series.began) => Verdict::Stalled,
         Some(_) => Verdict::Inconclusive,
     }
 }
@@ -88,7 +88,7 @@ mod tests {
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let cases = [
-            // (case, oldest query, answered, others answered, round (began, unanswered), verdict at
+            // (case, oldest query, answered, others answered, series (began, unanswered), verdict at
             // 10)
             ("no query is running", None, None, None, None, Works),
             ("the query is short", Some(9), None, None, None, Works),
@@ -146,15 +146,15 @@ mod tests {
                 Works,
             ),
         ];
-        for (case, oldest_query, answered, others, round, expected) in cases {
-            let signs = Signs {
+        for (case, oldest_query, answered, others, series, expected) in cases {
+            let observations = Observations {
                 oldest_query: oldest_query.map(at),
                 answered: answered.map(at),
                 others_answered: others.map(at),
             };
-            let round =
-                round.map(|(began, unanswered)| StallRound { began: at(began), unanswered });
-            let verdict = classify(round, signs, Duration::from_secs(2), at(10));
+            let series =
+                series.map(|(began, unanswered)| StallSeries { began: at(began), unanswered });
+            let verdict = detect_stall(series, observations, Duration::from_secs(2), at(10));
             assert_eq!(verdict, expected, "{case}");
         }
     }

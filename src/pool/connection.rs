@@ -14,7 +14,7 @@ use crate::peers::set::PeerSet;
 use crate::policy::Balance;
 use crate::pool::exchange::{Exchange, Reservation};
 use crate::pool::link::Link;
-use crate::pool::liveness::{Validation, discarded};
+use crate::pool::validation::{Validation, discarded_error};
 
 /// A connection to one of the peers.
 ///
@@ -30,25 +30,25 @@ use crate::pool::liveness::{Validation, discarded};
 /// During a checkout, a `PeerConnection` is one connection to one peer. Between two checkouts the
 /// pool's slots exchange their connections, so the next checkout may get another connection.
 pub struct PeerConnection<C> {
-    links: Arc<Links<C>>,
+    pool: Arc<PoolState<C>>,
     /// The link that this slot holds. If the slot is empty, the exchange has a link for it.
     held: OnceCell<Box<Link<C>>>,
     /// The reservation of a new link, until the slot is dereferenced or checked out for the first time.
     reservation: Cell<Option<Reservation>>,
 }
 
-/// The state that the links of one manager share.
+/// The state that the slots of one pool share.
 #[derive(Debug)]
-pub(crate) struct Links<C> {
+pub(crate) struct PoolState<C> {
     pub(crate) set: Arc<PeerSet>,
     pub(crate) exchange: Exchange<Box<Link<C>>>,
     pub(crate) balance: Balance,
 }
 
-impl<C> Links<C> {
-    /// Returns the exchange, after an update with the peers' current standings.
-    pub(crate) fn exchange(&self) -> &Exchange<Box<Link<C>>> {
-        self.exchange.update_standings(self.set.epoch(), || self.set.standings());
+impl<C> PoolState<C> {
+    /// Returns the exchange, after an update with the current views of the peers.
+    pub(crate) fn updated_exchange(&self) -> &Exchange<Box<Link<C>>> {
+        self.exchange.update_peers(self.set.epoch(), || self.set.peer_views());
         &self.exchange
     }
 }
@@ -57,14 +57,14 @@ impl<C> PeerConnection<C> {
     /// Creates a slot of the pool for a new link. If checkouts are balanced, the link goes to the
     /// exchange, reserved for the slot, so that the pool is balanced before each of its slots has been
     /// checked out.
-    pub(crate) fn new(links: Arc<Links<C>>, link: Box<Link<C>>) -> Self {
-        match links.balance {
+    pub(crate) fn new(pool: Arc<PoolState<C>>, link: Box<Link<C>>) -> Self {
+        match pool.balance {
             Balance::PerCheckout => {
-                let reservation = links.exchange().add_slot(link, thread::current().id());
-                Self { links, held: OnceCell::new(), reservation: Cell::new(Some(reservation)) }
+                let reservation = pool.updated_exchange().add_slot(link, thread::current().id());
+                Self { pool, held: OnceCell::new(), reservation: Cell::new(Some(reservation)) }
             }
             Balance::PerConnection => {
-                Self { links, held: OnceCell::from(link), reservation: Cell::new(None) }
+                Self { pool, held: OnceCell::from(link), reservation: Cell::new(None) }
             }
         }
     }
@@ -77,7 +77,8 @@ impl<C> PeerConnection<C> {
 
     fn link(&self) -> &Link<C> {
         self.held.get_or_init(|| {
-            let link = self.links.exchange().take(self.reservation.take(), thread::current().id());
+            let link =
+                self.pool.updated_exchange().take(self.reservation.take(), thread::current().id());
             // This counts a checkout in a pool that does not test connections on checkout. A use by the
             // pool's customizer does not count.
             if link.guard.is_in_use() {
@@ -97,7 +98,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
     /// Attaches the link that the strategy chooses, and validates it. A dead link is exchanged for
     /// another one in the same call.
     pub(crate) fn check_out(&mut self, clock: impl Fn() -> Instant) -> Result<(), Error> {
-        let mut validation = Validation::begin(&self.links.set, clock);
+        let mut validation = Validation::begin(&self.pool.set, clock);
         let outcome = if self.keeps_its_link() {
             self.check_out_own_link(&mut validation)
         } else {
@@ -105,7 +106,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
         };
         match &outcome {
             Ok(()) => self.link().guard.count_checkout(),
-            Err(_) => validation.record_failure(&self.links.set),
+            Err(_) => validation.record_failure(&self.pool.set),
         }
         outcome
     }
@@ -114,17 +115,17 @@ impl<C: R2D2Connection> PeerConnection<C> {
         &mut self,
         validation: &mut Validation<impl Fn() -> Instant>,
     ) -> Result<(), Error> {
-        let exchange = self.links.exchange();
+        let exchange = self.pool.updated_exchange();
         let now = validation.began;
         let Some(link) = exchange.check_out(self.held.take(), self.reservation.take(), || now)
         else {
-            return Err(discarded("no live connection is idle"));
+            return Err(discarded_error("no live connection is idle"));
         };
         self.held = OnceCell::from(link);
         while let Err(error) = validation.check(self.link_mut()) {
             let Some(mut dead) = self.held.take() else { return Err(error) };
             dead.guard.retire(CloseReason::Broken);
-            match self.links.exchange().swap_dead(dead) {
+            match self.pool.updated_exchange().swap_dead(dead) {
                 Ok(live) => self.held = OnceCell::from(live),
                 Err(dead) => {
                     self.held = OnceCell::from(dead);
@@ -149,17 +150,17 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 link.guard.set_in_use(false);
                 return false;
             }
-            // While no peer takes work, no connection could be opened in its place.
+            // While no peer is available, no connection could be opened in its place.
             if link.is_too_old(now) && !link.guard.set().no_peer_available() {
                 link.guard.retire(CloseReason::TooOld);
                 return true;
             }
         }
-        match self.links.balance {
+        match self.pool.balance {
             Balance::PerCheckout => {
-                let set = &self.links.set;
+                let set = &self.pool.set;
                 let surplus = |is_parked: &dyn Fn(usize) -> bool| set.take_surplus(is_parked, now);
-                let exchange = self.links.exchange();
+                let exchange = self.pool.updated_exchange();
                 let to_close =
                     exchange.check_in(self.held.take(), self.reservation.take(), surplus);
                 let Some(mut to_close) = to_close else { return false };
@@ -176,7 +177,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 let guard = &mut self.link_mut().guard;
                 guard.set_in_use(false);
                 let (set, peer) = (guard.set(), guard.peer());
-                let must_close = set.is_retired(peer)
+                let must_close = set.must_close_links(peer)
                     || set.take_surplus(|surplus| surplus == peer, now).is_some();
                 if must_close {
                     guard.retire(CloseReason::Rebalanced);
@@ -186,10 +187,10 @@ impl<C: R2D2Connection> PeerConnection<C> {
         }
     }
 
-    /// Returns whether this slot always keeps its own link. It does if the manager balances connections
+    /// Whether this slot always keeps its own link. That is so if the manager balances connections
     /// and not checkouts, or if the link holds a test transaction.
     fn keeps_its_link(&mut self) -> bool {
-        self.links.balance == Balance::PerConnection
+        self.pool.balance == Balance::PerConnection
             || self.held.get_mut().is_some_and(|link| link.holds_test_transaction())
     }
 
@@ -197,8 +198,11 @@ impl<C: R2D2Connection> PeerConnection<C> {
         &mut self,
         validation: &mut Validation<impl Fn() -> Instant>,
     ) -> Result<(), Error> {
-        if self.links.set.is_retired(self.link().guard.peer()) {
-            return Err(discarded(&format!("peer {} is down", self.peer())));
+        if self.pool.set.must_close_links(self.link().guard.peer()) {
+            return Err(discarded_error(&format!(
+                "peer {} is down or not in service",
+                self.peer()
+            )));
         }
         let link = self.link_mut();
         let validated = validation.check(link);
@@ -214,8 +218,8 @@ impl<C: R2D2Connection> PeerConnection<C> {
 /// one link too many.
 impl<C> Drop for PeerConnection<C> {
     fn drop(&mut self) {
-        if self.held.get().is_none() && self.links.balance == Balance::PerCheckout {
-            let link = self.links.exchange.drop_slot(self.reservation.take());
+        if self.held.get().is_none() && self.pool.balance == Balance::PerCheckout {
+            let link = self.pool.exchange.drop_slot(self.reservation.take());
             // The link is closed here, outside the exchange's lock.
             drop(link);
         }

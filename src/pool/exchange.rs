@@ -6,7 +6,7 @@
 //!
 //! A slot that holds no link is an *empty* slot.
 //!
-//! **The invariant: the number of links in the exchange equals the number of living empty slots.**
+//! **The invariant: the number of links in the exchange equals the number of existing empty slots.**
 //! So an empty slot that is dereferenced always finds a link here, wherever r2d2 hands the slot out.
 //! Every method keeps the invariant. Each method takes the one lock once, and never holds the lock
 //! across a server call or a destructor:
@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::SmallRng;
 
 use crate::panics::lock;
-use crate::peers::placement::{Candidate, Standing};
+use crate::peers::placement::{Candidate, PeerView};
 use crate::policy::Strategy;
 use crate::pool::strategy::Chooser;
 
@@ -39,7 +39,7 @@ use crate::pool::strategy::Chooser;
 /// that the pool's customizer does not use its connection. r2d2 runs the customizer right after
 /// `connect()` has returned, so a customizer that does use the connection does so far sooner. This
 /// time is for a customizer that uses some connections and not others.
-const RESERVATION: Duration = Duration::from_millis(1);
+const RESERVATION_TIME: Duration = Duration::from_millis(1);
 
 /// A link, as the exchange sees it.
 pub(crate) trait Parkable {
@@ -62,15 +62,15 @@ pub(crate) struct Reservation(u64);
 #[derive(Debug)]
 pub(crate) struct Exchange<L> {
     inner: Mutex<Inner<L>>,
-    /// The epoch of the peers' standings that are stored here.
+    /// The epoch of the stored views of the peers.
     epoch: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Inner<L> {
     queues: Vec<Queue<L>>,
-    /// The peers to choose from: those with a share of the work and at least one parked link.
-    available: Vec<usize>,
+    /// The candidates of a choice: the peers with a share of the work and at least one parked link.
+    candidates: Vec<usize>,
     /// The newest link of each thread that creates links. It stays reserved for its slot until the
     /// pool's customizer, which runs in the same thread, has had the chance to use it.
     reserved: Vec<ReservedLink<L>>,
@@ -81,7 +81,7 @@ struct Inner<L> {
     customizer_is_passive: bool,
     /// The number of reservations made so far.
     reservations: u64,
-    /// The number of living slots without a link: the other side of the invariant.
+    /// The number of existing slots without a link: the other side of the invariant.
     empty_slots: usize,
     chooser: Chooser,
     rng: SmallRng,
@@ -104,7 +104,7 @@ struct Evicted<L> {
 
 impl<L: Parkable> Evicted<L> {
     /// Evicts a link of a peer that is not usable. The session is ended at once, so that it does not
-    /// stay open on the peer while nobody uses the pool.
+    /// stay open on the peer while no caller uses the pool.
     fn from_unusable_peer(mut link: L) -> Self {
         let is_dead = link.shut_down();
         Self { link, is_dead }
@@ -115,9 +115,9 @@ impl<L: Parkable> Evicted<L> {
 #[derive(Debug)]
 struct Queue<L> {
     links: VecDeque<L>,
-    standing: Standing,
-    /// The peer's position in `Inner::available`, if it is there.
-    available: Option<usize>,
+    view: PeerView,
+    /// The peer's position in `Inner::candidates`, if it is there.
+    candidate_position: Option<usize>,
 }
 
 impl<L: Parkable> Exchange<L> {
@@ -126,7 +126,7 @@ impl<L: Parkable> Exchange<L> {
         Self {
             inner: Mutex::new(Inner {
                 queues: Vec::new(),
-                available: Vec::new(),
+                candidates: Vec::new(),
                 reserved: Vec::new(),
                 evicted: Vec::new(),
                 customizer_is_passive: false,
@@ -143,13 +143,13 @@ impl<L: Parkable> Exchange<L> {
         lock(&self.inner)
     }
 
-    /// Stores the peers' standings, if `epoch` is newer than the stored epoch. The parked links of a
+    /// Stores the views of the peers, if `epoch` is newer than the stored epoch. The parked links of a
     /// peer that is not usable are evicted.
-    pub(crate) fn update_standings(&self, epoch: u64, standings: impl FnOnce() -> Vec<Standing>) {
+    pub(crate) fn update_peers(&self, epoch: u64, views: impl FnOnce() -> Vec<PeerView>) {
         // Usually nothing is new, and no lock is taken.
         if epoch > self.epoch.load(Ordering::Acquire) {
             let mut inner = self.lock();
-            inner.update_standings(standings());
+            inner.update_peers(views());
             self.epoch.fetch_max(epoch, Ordering::Release);
         }
     }
@@ -235,7 +235,7 @@ impl<L: Parkable> Exchange<L> {
 
 impl<L: Parkable> Inner<L> {
     fn add_slot(&mut self, mut link: L, creator: ThreadId) -> Reservation {
-        if !self.queues[link.peer()].standing.usable {
+        if !self.queues[link.peer()].view.is_usable {
             // The peer became unusable after the login had begun. The link stays reserved for its slot
             // all the same, and the slot finds it dead.
             link.shut_down();
@@ -317,7 +317,7 @@ impl<L: Parkable> Inner<L> {
         };
         let (_, peer, at) = self.queues.iter().enumerate().filter_map(oldest_of_queue).min()?;
         let link = self.queues[peer].links.remove(at);
-        self.update_available(peer);
+        self.update_candidate(peer);
         link
     }
 
@@ -325,18 +325,18 @@ impl<L: Parkable> Inner<L> {
     /// come first, then unresponsive ones, then the peer to `avoid`, and last the peers without a share
     /// of the work.
     fn take_chosen(&mut self, avoid: Option<usize>) -> Option<L> {
-        let Self { queues, available, chooser, rng, .. } = self;
-        let others = available.iter().filter(|peer| Some(**peer) != avoid);
+        let Self { queues, candidates, chooser, rng, .. } = self;
+        let others = candidates.iter().filter(|peer| Some(**peer) != avoid);
         let responsive =
-            others.clone().filter(|peer| !queues[**peer].standing.activity.is_unresponsive());
+            others.clone().filter(|peer| !queues[**peer].view.activity.is_unresponsive());
         let candidate = |peer: &usize| {
-            let Standing { activity, share, .. } = &queues[*peer].standing;
+            let PeerView { activity, share, .. } = &queues[*peer].view;
             Candidate { index: *peer, load: activity.in_use(), weight: *share }
         };
         match chooser
             .choose(responsive.map(candidate), rng)
             .or_else(|| chooser.choose(others.map(candidate), rng))
-            .or_else(|| avoid.filter(|peer| available.contains(peer)))
+            .or_else(|| avoid.filter(|peer| candidates.contains(peer)))
         {
             Some(peer) => self.take_from(peer),
             None => self.take_usable(),
@@ -346,23 +346,23 @@ impl<L: Parkable> Inner<L> {
     /// Takes a link of any usable peer, of the lowest tier that has one.
     fn take_usable(&mut self) -> Option<L> {
         let queues = self.queues.iter().enumerate();
-        let usable = queues.filter(|(_, queue)| queue.standing.usable && !queue.links.is_empty());
-        let (peer, _) = usable.min_by_key(|(_, queue)| queue.standing.tier)?;
+        let usable = queues.filter(|(_, queue)| queue.view.is_usable && !queue.links.is_empty());
+        let (peer, _) = usable.min_by_key(|(_, queue)| queue.view.tier)?;
         self.take_from(peer)
     }
 
     fn take_from(&mut self, peer: usize) -> Option<L> {
         let link = self.queues[peer].links.pop_front();
-        self.update_available(peer);
+        self.update_candidate(peer);
         link
     }
 
     /// Adds the link to the queue of its peer, or evicts it if the peer is not usable.
     fn enqueue(&mut self, link: L) {
         let peer = link.peer();
-        if self.queues[peer].standing.usable {
+        if self.queues[peer].view.is_usable {
             self.queues[peer].links.push_back(link);
-            self.update_available(peer);
+            self.update_candidate(peer);
         } else {
             self.evicted.push(Evicted::from_unusable_peer(link));
         }
@@ -372,44 +372,44 @@ impl<L: Parkable> Inner<L> {
         self.evicted.pop().map(|evicted| evicted.link)
     }
 
-    /// Adds a peer to the peers to choose from, or removes it from them.
-    fn update_available(&mut self, peer: usize) {
+    /// Adds a peer to the candidates, or removes it from them.
+    fn update_candidate(&mut self, peer: usize) {
         let queue = &mut self.queues[peer];
-        let is_available = queue.standing.share > 0 && !queue.links.is_empty();
-        match (queue.available, is_available) {
+        let is_candidate = queue.view.share > 0 && !queue.links.is_empty();
+        match (queue.candidate_position, is_candidate) {
             (None, true) => {
-                queue.available = Some(self.available.len());
-                self.available.push(peer);
+                queue.candidate_position = Some(self.candidates.len());
+                self.candidates.push(peer);
             }
             (Some(at), false) => {
-                queue.available = None;
-                self.available.swap_remove(at);
-                if let Some(moved) = self.available.get(at) {
-                    self.queues[*moved].available = Some(at);
+                queue.candidate_position = None;
+                self.candidates.swap_remove(at);
+                if let Some(moved) = self.candidates.get(at) {
+                    self.queues[*moved].candidate_position = Some(at);
                 }
             }
             (None, false) | (Some(_), true) => {}
         }
     }
 
-    fn update_standings(&mut self, standings: Vec<Standing>) {
-        self.chooser.set_peer_count(standings.len());
-        for (peer, standing) in standings.into_iter().enumerate() {
+    fn update_peers(&mut self, views: Vec<PeerView>) {
+        self.chooser.set_peer_count(views.len());
+        for (peer, view) in views.into_iter().enumerate() {
             if let Some(queue) = self.queues.get_mut(peer) {
-                queue.standing = standing;
+                queue.view = view;
             } else {
-                self.queues.push(Queue { links: VecDeque::new(), standing, available: None });
+                self.queues.push(Queue { links: VecDeque::new(), view, candidate_position: None });
             }
-            if !self.queues[peer].standing.usable {
+            if !self.queues[peer].view.is_usable {
                 let unusable = std::mem::take(&mut self.queues[peer].links);
                 self.evicted.extend(unusable.into_iter().map(Evicted::from_unusable_peer));
             }
-            self.update_available(peer);
+            self.update_candidate(peer);
         }
         // New links stay reserved for their slots, which may find them dead, but their sessions end as
         // well.
         for reserved in &mut self.reserved {
-            if !self.queues[reserved.link.peer()].standing.usable {
+            if !self.queues[reserved.link.peer()].view.is_usable {
                 reserved.link.shut_down();
             }
         }
@@ -444,7 +444,7 @@ impl<L: Parkable> Inner<L> {
         if self.customizer_is_passive && !self.reserved.is_empty() {
             let now = now();
             self.park_reserved(|reserved| {
-                now.saturating_duration_since(reserved.link.created_at()) >= RESERVATION
+                now.saturating_duration_since(reserved.link.created_at()) >= RESERVATION_TIME
             });
         }
     }

@@ -64,13 +64,13 @@ impl<C: R2D2Connection> Link<C> {
         self.is_observed = catch_panic(|| Observer::is_installed(&mut self.conn)).unwrap_or(false);
     }
 
-    /// Returns whether the link must not be used again, as far as is known without a query to its
+    /// Whether the link must not be used again, as far as is known without a query to its
     /// server.
     pub(crate) fn is_broken(&mut self) -> bool {
         self.monitor.link_state().is_lost() || catch_panic(|| self.conn.is_broken()).unwrap_or(true)
     }
 
-    /// Returns whether the link holds a transaction that is to stay open (diesel's
+    /// Whether the link holds a transaction that is to stay open (diesel's
     /// `begin_test_transaction`): the link is inside a transaction and yet not broken.
     pub(crate) fn holds_test_transaction(&mut self) -> bool {
         let depth = || {
@@ -80,12 +80,12 @@ impl<C: R2D2Connection> Link<C> {
         matches!(catch_panic(depth), Ok(Ok(Some(_)))) && !self.is_broken()
     }
 
-    /// Returns whether the link has reached its maximum age.
+    /// Whether the link has reached its maximum age.
     pub(crate) fn is_too_old(&self, now: Instant) -> bool {
         self.expires_at <= now
     }
 
-    /// Returns whether the link is alive without a query to its server: its socket is open and quiet,
+    /// Whether the link is alive without a query to its server: its socket is open and quiet,
     /// and the link has been idle for no longer than `max_idle`. A socket with unread data may hold no
     /// more than a notice, which the client library reads with the next query. So `false` does not prove
     /// that the link is dead.
@@ -94,7 +94,7 @@ impl<C: R2D2Connection> Link<C> {
         self.is_observed && idle_time <= max_idle && self.is_quiet()
     }
 
-    /// Returns whether the link's socket is open and has nothing to read.
+    /// Whether the link's socket is open and has nothing to read.
     pub(crate) fn is_quiet(&self) -> bool {
         self.monitor.link_state().socket().is_some_and(|socket| socket.is_quiet())
     }
@@ -116,7 +116,7 @@ impl<C: R2D2Connection> Link<C> {
         self.monitor.link_state().set_pinging(true);
         let answer = catch_panic(|| self.conn.ping());
         self.monitor.link_state().set_pinging(false);
-        if ticket.is_some_and(|ticket| !set.deadlines().end(ticket)) {
+        if ticket.is_some_and(|ticket| !set.deadlines().unregister(ticket)) {
             return Err(PingError::TimedOut);
         }
         match answer {
@@ -125,7 +125,7 @@ impl<C: R2D2Connection> Link<C> {
         }
     }
 
-    /// Returns whether a ping can be aborted at its deadline: only if the link's socket is known.
+    /// Whether a ping can be aborted at its deadline: only if the link's socket is known.
     pub(crate) fn can_be_aborted(&self) -> bool {
         self.monitor.link_state().socket().is_some()
     }

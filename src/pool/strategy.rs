@@ -76,7 +76,7 @@ impl Chooser {
 
 /// Filters out the candidates that have more connections in use than one and a half times their fair
 /// share plus one. A strategy that ignores the connections in use would otherwise send one thread after
-/// the other to a peer that has stopped, until all threads are stuck there. At least one candidate is
+/// the other to a peer that has stalled, until all threads wait there. At least one candidate is
 /// always left.
 fn without_overloaded(
     candidates: impl Iterator<Item = Candidate> + Clone,

@@ -58,7 +58,10 @@ mod tests {
 
     fn checked(headers: &[(&str, &'static str)], body: &str) -> Result<Form, PageError> {
         let header = |name: &str| {
-            headers.iter().find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, it)| *it)
+            headers
+                .iter()
+                .find(|(given, _)| given.eq_ignore_ascii_case(name))
+                .map(|(_, value)| *value)
         };
         check(header, body.as_bytes(), TOKEN)
     }

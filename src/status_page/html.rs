@@ -108,7 +108,7 @@ pub(super) fn confirmation(drain: &LastDrain, token: &str, nonce: &str) -> Strin
     render(&ConfirmationPage { nonce, token, drain })
 }
 
-/// The page that says why nothing was done.
+/// The page that shows why nothing was done.
 pub(super) fn error(error: &PageError, nonce: &str) -> String {
     render(&ErrorPage { nonce, error })
 }

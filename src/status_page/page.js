@@ -54,7 +54,7 @@
 
     // Finds a peer by its id, because two peers may have the same name.
     const peerOf = (report, pool, id) =>
-        report.pools.find((it) => it.name === pool)?.peers.find((it) => it.id === id);
+        report.pools.find((other) => other.name === pool)?.peers.find((peer) => peer.id === id);
 
     // The work of a peer between two reports, or `null` if it was not the same peer all the time.
     const work = (before, after, pool, id) => {
@@ -93,7 +93,7 @@
     // The report from which the figures are counted.
     const recent = () => {
         const now = report.process.uptime_seconds;
-        const first = reports.findIndex((it) => it.process.uptime_seconds >= now - RECENT);
+        const first = reports.findIndex((other) => other.process.uptime_seconds >= now - RECENT);
         // At least one report before the last, so that there is something to compare after a pause.
         return reports[Math.max(0, Math.min(first, reports.length - 2))];
     };
@@ -120,7 +120,7 @@
         const off = [];
         for (let at = 1; at < reports.length; at++) {
             const state = peerOf(reports[at], pool.name, id)?.state;
-            const [from, to] = [reports[at - 1], reports[at]].map((it) => it.process.uptime_seconds);
+            const [from, to] = [reports[at - 1], reports[at]].map((report) => report.process.uptime_seconds);
             if (state && state !== "up" && to - from <= GAP) off.push({ from, to });
         }
         const charts = [
@@ -187,11 +187,11 @@
         const list = part(section, "events");
         const shown = pool.events.slice(-EVENTS).reverse();
         const key = shown.map((event) => event.at + event.text).join("\n");
-        part(section, "calm").hidden = shown.length > 0;
+        part(section, "no-events").hidden = shown.length > 0;
         if (list.dataset.key === key) return;
         list.dataset.key = key;
         list.replaceChildren(...shown.map((event) => {
-            const [item, time, text] = ["li", "time", "span"].map((it) => document.createElement(it));
+            const [item, time, text] = ["li", "time", "span"].map((name) => document.createElement(name));
             time.dateTime = event.at;
             time.textContent = dateAndTime(event.at);
             text.textContent = event.text;
@@ -237,10 +237,13 @@
 
     // Announces what has happened since the previous report to users of screen readers.
     const announce = (before) => {
-        const known = before.pools.flatMap((pool) => pool.events.map((it) => it.at + it.text));
+        const keyOfEvent = (event) => event.at + event.text;
+        const known = before.pools.flatMap((pool) => pool.events.map(keyOfEvent));
         const all = report.pools.flatMap((pool) => [
-            ...pool.events.filter((it) => !known.includes(it.at + it.text)).map((it) => it.text),
-            ...(pool.closed && !before.pools.find((it) => it.name === pool.name)?.closed
+            ...pool.events
+                .filter((event) => !known.includes(keyOfEvent(event)))
+                .map((event) => event.text),
+            ...(pool.closed && !before.pools.find((other) => other.name === pool.name)?.closed
                 ? [`${pool.name} is closed`]
                 : []),
         ]);
@@ -250,7 +253,8 @@
     const show = () => {
         const sections = [...document.querySelectorAll("section")];
         const names = (pools) => JSON.stringify(pools);
-        if (names(sections.map((it) => it.dataset.pool)) !== names(report.pools.map((it) => it.name))) {
+        const shown = names(sections.map((section) => section.dataset.pool));
+        if (shown !== names(report.pools.map((pool) => pool.name))) {
             location.reload();
             return;
         }

@@ -124,7 +124,7 @@ pub(super) fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time.max(UNIX_EPOCH)).to_string()
 }
 
-/// The number of peers of a pool that take new work.
+/// The number of peers of a pool that get new work.
 pub(super) fn available(pool: &Snapshot) -> usize {
     pool.peers.iter().filter(|peer| peer.is_available()).count()
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::*;
-use crate::fault::{Fault, Refusal as LoginRefusal};
+use crate::fault::{FailureCause, Fault};
 use crate::peers::peer::LoginOutcome;
 use crate::peers::set::PeerSet;
 use crate::peers::set::tests::set_of;
@@ -42,9 +42,9 @@ impl TestPage {
     }
 
     fn take_down(&self, peer: usize, reason: &str) {
-        self.set.update(peer, self.start, |peer, due| {
-            let refused = LoginRefusal::new(Fault::PeerDown, reason);
-            peer.connect_failed((self.start, self.start), LoginOutcome::Refused(refused), due)
+        self.set.update(peer, self.start, |peer, check_times| {
+            let cause = FailureCause::new(Fault::PeerDown, reason);
+            peer.connect_failed((self.start, self.start), LoginOutcome::Refused(cause), check_times)
         });
     }
 
@@ -269,7 +269,8 @@ fn forms_of_other_sites_and_of_other_pages_are_rejected() {
     let test = TestPage::new(2);
     let body = format!("token={}&pool=default&peer=peer0&action=drain", test.page.token);
     let post = |headers: &[(&str, &'static str)], body: &str| {
-        let header = |name: &str| headers.iter().find(|(it, _)| *it == name).map(|(_, it)| *it);
+        let header =
+            |name: &str| headers.iter().find(|(given, _)| *given == name).map(|(_, value)| *value);
         test.page.respond("POST", None, header, body.as_bytes()).status
     };
     let host = ("Host", "here");

@@ -113,8 +113,8 @@ impl PeerUrl {
         let given = uri.userinfo.as_deref().filter(|given| !given.is_empty());
         let (user, password) = given.map(user_and_password).unzip();
         let password = password.flatten();
-        let last = |wanted: &str| uri.parameters.iter().rfind(|it| it.key == wanted);
-        let last = |wanted: &str| last(wanted).and_then(|it| it.value.as_deref());
+        let last = |wanted: &str| uri.parameters.iter().rfind(|parameter| parameter.key == wanted);
+        let last = |wanted: &str| last(wanted).and_then(|parameter| parameter.value.as_deref());
         // libpq prefers its parameters; other libraries do not have these parameters.
         Credentials {
             user: last("user").or(user).map(percent_decoded),

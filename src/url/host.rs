@@ -33,7 +33,7 @@ pub(super) fn host_name(url: &str, dialect: Dialect) -> Option<String> {
         let uri = Uri::parse(url).ok()?;
         let [host] = &uri.hosts[..] else { return None };
         let host = percent_decoded(without_port(host));
-        let last = |wanted: &str| uri.parameters.iter().rfind(|it| it.key == wanted);
+        let last = |wanted: &str| uri.parameters.iter().rfind(|parameter| parameter.key == wanted);
         match dialect.or_from_scheme(&uri.scheme) {
             Dialect::Sqlite => return None,
             Dialect::MySql if host == SOCKET_HOST || last("unix_socket").is_some() => return None,
@@ -41,7 +41,9 @@ pub(super) fn host_name(url: &str, dialect: Dialect) -> Option<String> {
                 return None;
             }
             Dialect::Postgres => {
-                let given = last("host").and_then(|it| it.value.as_deref()).map(percent_decoded);
+                let given = last("host")
+                    .and_then(|parameter| parameter.value.as_deref())
+                    .map(percent_decoded);
                 given.unwrap_or(host)
             }
             Dialect::MySql | Dialect::Other => host,
@@ -52,9 +54,12 @@ pub(super) fn host_name(url: &str, dialect: Dialect) -> Option<String> {
 }
 
 /// Whether the client library ignores the port of a MySQL URL, because it connects to the Unix socket.
-pub(super) fn loses_port(uri: &Uri) -> bool {
+pub(super) fn ignores_port(uri: &Uri) -> bool {
     cfg!(unix)
-        && uri.parameter("unix_socket").and_then(|it| it.value.as_deref()).is_none_or(str::is_empty)
+        && uri
+            .parameter("unix_socket")
+            .and_then(|parameter| parameter.value.as_deref())
+            .is_none_or(str::is_empty)
         && uri.hosts.iter().any(|host| {
             let name = without_port(host);
             let port =

@@ -1,7 +1,7 @@
 //! Parser for URLs of the form `scheme://user:password@host0:1,host1:2/database?key=value&key=value`,
 //! the form with several hosts that libpq, JDBC and MongoDB use.
 //!
-//! The parser only knows the syntax. Its errors show nothing of a malformed URL, because any part of the
+//! The parser checks the syntax only. Its errors show nothing of a malformed URL, because any part of the
 //! URL could be a part of a password that is not escaped.
 
 use std::fmt;
@@ -231,8 +231,11 @@ mod tests {
         assert_eq!((&*uri.scheme, uri.userinfo.as_deref()), ("mysql", Some("app:p%40ss")));
         assert_eq!(uri.hosts, ["db0", "db1:3307", "[::1]:3308"]);
         assert_eq!(uri.path, "/shop");
-        let parameters: Vec<_> =
-            uri.parameters.iter().map(|it| (&*it.key, it.value.as_deref())).collect();
+        let parameters: Vec<_> = uri
+            .parameters
+            .iter()
+            .map(|parameter| (&*parameter.key, parameter.value.as_deref()))
+            .collect();
         assert_eq!(parameters, [("a", Some("1")), ("b", None), ("c", Some("%20"))]);
         let each: Vec<String> = uri.each_host().map(|uri| uri.to_string()).collect();
         let rest = "/shop?a=1&b&c=%20";

@@ -4,7 +4,7 @@ use diesel::result::{Error, QueryResult};
 
 use crate::doctor::fact::{Aspect, FactValue};
 use crate::doctor::progress::PeerProgress;
-use crate::fault::{Fault, Refusal};
+use crate::fault::{FailureCause, Fault};
 use crate::login::bounded::LoginFailure;
 use crate::url::PeerUrl;
 
@@ -74,7 +74,7 @@ impl FactRecorder<'_> {
         let text = self.url.redact(&error.to_string());
         match Fault::of(error) {
             Fault::ConnectionLost => {
-                Err(LoginFailure::from_refusal(Refusal::new(Fault::ConnectionLost, text)))
+                Err(LoginFailure::from_cause(FailureCause::new(Fault::ConnectionLost, text)))
             }
             _ => Ok(text),
         }

@@ -3,8 +3,8 @@ use super::*;
 const INTERVAL: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_millis(250);
 
-fn due(now: Instant) -> Due {
-    Due { next: now + INTERVAL, soon: now + SOON }
+fn check_times_after(now: Instant) -> CheckTimes {
+    CheckTimes { regular: now + INTERVAL, all_down: now + SOON }
 }
 
 fn refused(reason: &str) -> LoginOutcome {
@@ -13,7 +13,7 @@ fn refused(reason: &str) -> LoginOutcome {
         "wrong password" => Fault::Misconfigured,
         _ => Fault::PeerDown,
     };
-    LoginOutcome::Refused(Refusal::new(fault, reason))
+    LoginOutcome::Refused(FailureCause::new(fault, reason))
 }
 
 /// A peer and a clock that only the test moves.
@@ -39,7 +39,7 @@ impl Scenario {
 
     fn connect_fails(&mut self, began: u64, now: u64, reason: &str) -> bool {
         let (began, now) = (self.at(began), self.at(now));
-        self.peer.connect_failed((began, now), refused(reason), due(now)).is_some()
+        self.peer.connect_failed((began, now), refused(reason), check_times_after(now)).is_some()
     }
 
     fn connects(&mut self, began: u64, now: u64) -> bool {
@@ -57,13 +57,15 @@ impl Scenario {
     fn check_ends(&mut self, began: u64, now: u64, outcome: Result<(), &str>) -> bool {
         let (began, now) = (self.at(began), self.at(now));
         let outcome = outcome.map_or_else(refused, |()| LoginOutcome::Succeeded);
-        self.peer.check_ended(CheckKind::Regular, (began, now), outcome, due(now)).is_some()
+        self.peer
+            .check_ended(CheckKind::Regular, (began, now), outcome, check_times_after(now))
+            .is_some()
     }
 
     fn reason(&self) -> Option<&str> {
         match &self.peer.health {
             Health::Up { .. } => None,
-            Health::Down { refusal, .. } => Some(&refusal.reason),
+            Health::Down { cause, .. } => Some(&cause.reason),
         }
     }
 }
@@ -210,10 +212,13 @@ fn outcome_of_an_older_attempt_is_ignored() {
 fn refused_query_marks_the_peer_down_and_causes_a_check_at_once() {
     let mut scenario = Scenario::new();
     scenario.check_begins(1_000);
-    let (now, due) = (scenario.at(1_010), due(scenario.at(1_010)));
-    assert!(scenario.peer.query_refused(now, due).is_some(), "a refused query causes an event");
+    let (now, check_times) = (scenario.at(1_010), check_times_after(scenario.at(1_010)));
     assert!(
-        scenario.peer.query_refused(scenario.at(1_011), due).is_none(),
+        scenario.peer.query_refused(now, check_times).is_some(),
+        "a refused query causes an event"
+    );
+    assert!(
+        scenario.peer.query_refused(scenario.at(1_011), check_times).is_none(),
         "a second refused query causes no event"
     );
     assert!(
@@ -234,18 +239,18 @@ fn refused_query_marks_the_peer_down_and_causes_a_check_at_once() {
 #[test]
 fn repeated_refused_queries_cause_checks_but_no_new_mark() {
     let mut scenario = Scenario::new();
-    let due = due(scenario.at(1_000));
-    assert!(scenario.peer.query_refused(scenario.at(1_000), due).is_some());
+    let check_times = check_times_after(scenario.at(1_000));
+    assert!(scenario.peer.query_refused(scenario.at(1_000), check_times).is_some());
     scenario.check_begins(1_000);
     assert!(
-        scenario.peer.query_refused(scenario.at(1_005), due).is_none(),
+        scenario.peer.query_refused(scenario.at(1_005), check_times).is_none(),
         "a refused query does not change a peer that is down"
     );
     assert!(scenario.check_ends(1_000, 1_010, Ok(())), "the check that is running decides");
     let interval = Some(scenario.at(1_010) + INTERVAL);
     assert_eq!(scenario.peer.earliest_check(false), interval, "the check clears the suspicion");
     assert!(
-        scenario.peer.query_refused(scenario.at(1_020), due).is_none(),
+        scenario.peer.query_refused(scenario.at(1_020), check_times).is_none(),
         "a refused query soon after a successful check does not mark the peer down"
     );
     let again = scenario.at(1_000) + SUSPICION_GAP;
@@ -265,7 +270,7 @@ fn repeated_refused_queries_cause_checks_but_no_new_mark() {
     scenario.check_begins(40_000);
     scenario.check_ends(40_000, 40_001, Ok(()));
     assert!(
-        scenario.peer.query_refused(scenario.at(40_002), due).is_some(),
+        scenario.peer.query_refused(scenario.at(40_002), check_times).is_some(),
         "a refused query after the cooldown marks the peer down"
     );
 }
@@ -276,11 +281,11 @@ fn suspicion_waits_for_the_next_interval_when_no_check_can_be_made() {
     scenario.peer.suspect(scenario.at(1_000));
     scenario.check_begins(1_000);
     let times = (scenario.at(1_000), scenario.at(1_001));
-    let due = due(times.1);
-    scenario.peer.check_ended(CheckKind::Regular, times, LoginOutcome::NotAttempted, due);
+    let check_times = check_times_after(times.1);
+    scenario.peer.check_ended(CheckKind::Regular, times, LoginOutcome::NotAttempted, check_times);
     assert_eq!(
         scenario.peer.earliest_check(false),
-        Some(due.next),
+        Some(check_times.regular),
         "a check that cannot be made is not repeated at once"
     );
 }
@@ -292,8 +297,8 @@ fn full_peer_stays_up_and_is_checked_again_soon() {
     assert!(!scenario.connect_fails(3, 4, "full"), "a peer that is still full causes no event");
     assert_eq!((scenario.reason(), scenario.peer.is_full), (None, true), "a full peer is up");
     let again = scenario.at(2) + FULL_RECHECK_DELAY;
-    let due = scenario.peer.earliest_check(false);
-    assert!(due <= Some(again), "a full peer is checked again after a second: {due:?}");
+    let next = scenario.peer.earliest_check(false);
+    assert!(next <= Some(again), "a full peer is checked again after a second: {next:?}");
     scenario.check_begins(1_002);
     assert!(
         !scenario.check_ends(1_002, 1_003, Err("full")),
@@ -367,7 +372,7 @@ fn administrative_state_is_independent_of_health() {
     assert_eq!(scenario.peer.drain(false, now), Some(EventKind::Draining));
     assert_eq!(scenario.peer.drain(false, now), None, "a second drain changes nothing");
     assert!(
-        scenario.peer.is_up() && !scenario.peer.serves(),
+        scenario.peer.is_up() && !scenario.peer.is_up_and_in_service(),
         "a draining peer is up but gets no work"
     );
     assert!(
@@ -395,10 +400,10 @@ fn administrative_state_is_independent_of_health() {
     );
     scenario.check_begins(30_003);
     assert!(scenario.check_ends(30_003, 30_004, Ok(())), "a check marks a drained peer up");
-    assert!(!scenario.peer.serves(), "a check does not put a peer back into service");
+    assert!(!scenario.peer.is_up_and_in_service(), "a check does not put a peer back into service");
     let resumed = scenario.at(30_010);
     assert_eq!(scenario.peer.resume(resumed), Some(EventKind::Resumed));
-    assert!(scenario.peer.serves(), "an operator puts a peer back into service");
+    assert!(scenario.peer.is_up_and_in_service(), "an operator puts a peer back into service");
     assert_eq!(
         scenario.peer.earliest_check(false),
         Some(resumed),
@@ -485,19 +490,19 @@ fn index_is_kept_as_long_as_anything_refers_to_it() {
 #[test]
 fn mark_can_be_cleared_without_a_check() {
     let mut scenario = Scenario::new();
-    let due = due(scenario.at(30_002));
+    let check_times = check_times_after(scenario.at(30_002));
     assert!(
-        scenario.peer.clear_mark(scenario.at(1), due).is_none(),
+        scenario.peer.clear_mark(scenario.at(1), check_times).is_none(),
         "a peer that is up has no mark to clear"
     );
     scenario.connect_fails(1, 2, "refused");
     assert!(
-        scenario.peer.clear_mark(scenario.at(30_002), due).is_some(),
+        scenario.peer.clear_mark(scenario.at(30_002), check_times).is_some(),
         "clearing the mark causes an event"
     );
     assert_eq!(
         scenario.peer.earliest_check(false),
-        Some(due.next),
+        Some(check_times.regular),
         "the peer is checked after another interval"
     );
 }
@@ -507,13 +512,17 @@ fn check_that_could_not_be_made_is_repeated_after_an_interval() {
     let mut scenario = Scenario::new();
     scenario.check_begins(30_000);
     let times = (scenario.at(30_000), scenario.at(30_001));
-    let due = due(times.1);
-    let event =
-        scenario.peer.check_ended(CheckKind::Regular, times, LoginOutcome::NotAttempted, due);
+    let check_times = check_times_after(times.1);
+    let event = scenario.peer.check_ended(
+        CheckKind::Regular,
+        times,
+        LoginOutcome::NotAttempted,
+        check_times,
+    );
     assert_eq!(event, None, "the health of the peer does not change");
     assert_eq!(
         scenario.peer.earliest_check(false),
-        Some(due.next),
+        Some(check_times.regular),
         "the next check is scheduled after an interval"
     );
 }

@@ -10,22 +10,22 @@ use crate::error::{PeersError, shown_name};
 use crate::event::EventKind;
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
-use crate::peers::admission::PeerConfig;
-use crate::peers::journal::News;
+use crate::peers::event_log::NewEvent;
 use crate::peers::peer::Peer;
+use crate::peers::peer_config::PeerConfig;
 use crate::url::PeerUrl;
 
 impl PeerSet {
     /// Adds a peer.
     pub(crate) fn add(&self, config: PeerConfig, now: Instant) -> Result<(), PeersError> {
-        let urls = self.admission.check(std::slice::from_ref(&config))?;
-        self.change(|inner, news| {
+        let urls = self.validator.validate(std::slice::from_ref(&config))?;
+        self.change(|inner, events| {
             if member_by_name(&inner.peers, &config.name).is_some() {
                 return Err(PeersError::NameTaken { name: config.name });
             }
             for url in urls {
-                let at = self.admit(inner, &config, url, now, news);
-                inner.peers[at].check_now(now);
+                let index = self.insert_peer(inner, &config, url, now, events);
+                inner.peers[index].check_now(now);
             }
             Ok(())
         })
@@ -37,9 +37,9 @@ impl PeerSet {
         if configs.is_empty() {
             return Err(PeersError::NoPeers { prefixes: Vec::new() });
         }
-        let urls = self.admission.check(configs)?;
-        self.admission.check_hosts(configs, &urls)?;
-        self.change(|inner, news| {
+        let urls = self.validator.validate(configs)?;
+        self.validator.validate_hosts(configs, &urls)?;
+        self.change(|inner, events| {
             let expanded = self.expand_hosts(inner, configs, &urls);
             let stays = |peer: &Peer| {
                 peer.is_member()
@@ -58,15 +58,15 @@ impl PeerSet {
             let staying: Vec<bool> = inner.peers.iter().map(stays).collect();
             for (peer, stays) in inner.peers.iter_mut().zip(staying) {
                 if !stays {
-                    start_removal(peer, now, news);
+                    start_removal(peer, now, events);
                 }
             }
             for (config, url) in expanded {
-                if let Some(at) = member_by_name(&inner.peers, &config.name) {
-                    apply_config(&mut inner.peers[at], &config, url, news);
+                if let Some(index) = member_by_name(&inner.peers, &config.name) {
+                    apply_config(&mut inner.peers[index], &config, url, events);
                 } else {
-                    let at = self.admit(inner, &config, url, now, news);
-                    inner.peers[at].check_now(now);
+                    let index = self.insert_peer(inner, &config, url, now, events);
+                    inner.peers[index].check_now(now);
                 }
             }
             // A changed tier causes no event, but changes the shares.
@@ -78,47 +78,47 @@ impl PeerSet {
 
     /// Drains a peer, and removes it when it is drained.
     pub(crate) fn remove(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, PeersError> {
-        self.change(|Inner { peers, .. }, news| {
-            let at = find_member(peers, name)?;
-            if !others_have_weight(peers, at) {
+        self.change(|Inner { peers, .. }, events| {
+            let index = find_member(peers, name)?;
+            if !others_have_weight(peers, index) {
                 return Err(PeersError::LastPeer { name: name.to_owned() });
             }
-            start_removal(&mut peers[at], now, news);
-            Ok(Drain::new(self, &peers[at]))
+            start_removal(&mut peers[index], now, events);
+            Ok(Drain::new(self, &peers[index]))
         })
     }
 
     /// Drains a peer: it gets no new work.
     pub(crate) fn drain(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, PeersError> {
-        self.change(|Inner { peers, .. }, news| {
-            let at = find_member(peers, name)?;
-            let peer = &mut peers[at];
+        self.change(|Inner { peers, .. }, events| {
+            let index = find_member(peers, name)?;
+            let peer = &mut peers[index];
             let event = peer.drain(false, now);
-            news.extend(event.map(|event| peer.news(event)));
+            events.extend(event.map(|kind| peer.new_event(kind)));
             Ok(Drain::new(self, peer))
         })
     }
 
     /// Puts a peer back into service.
     pub(crate) fn resume(&self, name: &str, now: Instant) -> Result<(), PeersError> {
-        self.change(|Inner { peers, .. }, news| {
-            let at = find_member(peers, name)?;
-            let peer = &mut peers[at];
+        self.change(|Inner { peers, .. }, events| {
+            let index = find_member(peers, name)?;
+            let peer = &mut peers[index];
             let event = peer.resume(now);
-            news.extend(event.map(|event| peer.news(event)));
+            events.extend(event.map(|kind| peer.new_event(kind)));
             Ok(())
         })
     }
 
     /// Sets a peer's proportion of the work.
     pub(crate) fn set_weight(&self, name: &str, weight: u32) -> Result<(), PeersError> {
-        self.change(|Inner { peers, .. }, news| {
-            let at = find_member(peers, name)?;
-            if weight == 0 && !others_have_weight(peers, at) {
+        self.change(|Inner { peers, .. }, events| {
+            let index = find_member(peers, name)?;
+            if weight == 0 && !others_have_weight(peers, index) {
                 return Err(PeersError::NoWeight);
             }
-            let event = peers[at].set_weight(weight);
-            news.extend(event.map(|event| peers[at].news(event)));
+            let event = peers[index].set_weight(weight);
+            events.extend(event.map(|kind| peers[index].new_event(kind)));
             Ok(())
         })
     }
@@ -126,21 +126,21 @@ impl PeerSet {
     /// Requests a check of a peer now.
     pub(crate) fn check_now(&self, name: &str, now: Instant) -> Result<(), PeersError> {
         self.change(|Inner { peers, .. }, _| {
-            let at = find_member(peers, name)?;
-            peers[at].check_now(now);
+            let index = find_member(peers, name)?;
+            peers[index].check_now(now);
             Ok(())
         })
     }
 
     /// Adds a peer to the vector, in the place of a removed peer that nothing refers to any more,
     /// if there is one. Returns its index.
-    pub(super) fn admit(
+    pub(super) fn insert_peer(
         &self,
         inner: &mut Inner,
         config: &PeerConfig,
         url: PeerUrl,
         now: Instant,
-        news: &mut Vec<News>,
+        events: &mut Vec<NewEvent>,
     ) -> usize {
         let Inner { peers, rng, last_id, .. } = inner;
         *last_id += 1;
@@ -148,20 +148,20 @@ impl PeerSet {
         let (weight, tier) = (weight.unwrap_or(1), tier.unwrap_or(0));
         let mut peer = Peer::new(name.as_str().into(), url, weight, tier, now);
         peer.id = *last_id;
-        peer.next_check = self.settings.due(now, rng).next;
-        news.push(peer.news(EventKind::Added));
-        let place = peers.iter().position(Peer::is_vacant).unwrap_or(peers.len());
-        match peers.get_mut(place) {
+        peer.next_check = self.settings.check_times(now, rng).regular;
+        events.push(peer.new_event(EventKind::Added));
+        let index = peers.iter().position(Peer::is_vacant).unwrap_or(peers.len());
+        match peers.get_mut(index) {
             Some(vacant) => *vacant = peer,
             None => peers.push(peer),
         }
-        place
+        index
     }
 }
 
-/// Whether any peer other than the one at index `at` may get work.
-pub(super) fn others_have_weight(peers: &[Peer], at: usize) -> bool {
-    let mut others = peers.iter().enumerate().filter(|(other, _)| *other != at);
+/// Whether any peer other than the one at this index may get work.
+pub(super) fn others_have_weight(peers: &[Peer], index: usize) -> bool {
+    let mut others = peers.iter().enumerate().filter(|(other, _)| *other != index);
     others.any(|(_, peer)| peer.is_member() && peer.weight > 0)
 }
 
@@ -181,17 +181,17 @@ fn find_member(peers: &[Peer], name: &str) -> Result<usize, PeersError> {
 }
 
 /// Drains a peer, and removes it when it is drained.
-pub(super) fn start_removal(peer: &mut Peer, now: Instant, news: &mut Vec<News>) {
+pub(super) fn start_removal(peer: &mut Peer, now: Instant, events: &mut Vec<NewEvent>) {
     let event = peer.drain(true, now);
-    news.extend(event.map(|event| peer.news(event)));
+    events.extend(event.map(|kind| peer.new_event(kind)));
 }
 
 /// Applies a new configuration to a peer that stays.
-fn apply_config(peer: &mut Peer, config: &PeerConfig, url: PeerUrl, news: &mut Vec<News>) {
+fn apply_config(peer: &mut Peer, config: &PeerConfig, url: PeerUrl, events: &mut Vec<NewEvent>) {
     peer.url = Arc::new(url);
     peer.tier = config.tier.unwrap_or(peer.tier);
     let event = config.weight.and_then(|weight| peer.set_weight(weight));
-    news.extend(event.map(|event| peer.news(event)));
+    events.extend(event.map(|kind| peer.new_event(kind)));
 }
 
 /// A handle that waits until a peer is drained, from [`Peers::drain`] and [`Peers::remove`].
@@ -250,7 +250,9 @@ impl Drain {
         match peer.admin_state {
             AdminState::Drained { .. } | AdminState::Removed => Some(true),
             AdminState::Ready => Some(false),
-            AdminState::Draining { .. } if self.set.is_closed() && self.activity.open() == 0 => {
+            AdminState::Draining { .. }
+                if self.set.is_closed() && self.activity.open_sessions() == 0 =>
+            {
                 Some(true)
             }
             AdminState::Draining { .. } => None,
@@ -267,7 +269,7 @@ impl fmt::Debug for Drain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::{Fault, Refusal};
+    use crate::fault::{FailureCause, Fault};
     use crate::peers::peer::{CheckKind, LoginOutcome};
     use crate::peers::set::DRAIN_POLL_INTERVAL;
     use crate::peers::set::tests::set_of;
@@ -278,23 +280,28 @@ mod tests {
     fn index_of_a_removed_peer_is_reused_once_nothing_refers_to_it() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
-        let places = || set.read(<[Peer]>::len);
+        let index_count = || set.read(<[Peer]>::len);
         let add = |name: &str| set.add(PeerConfig::new(name, "url"), now).expect("the name is new");
         add("db2");
-        assert_eq!(places(), 3);
+        assert_eq!(index_count(), 3);
         set.remove("db2", now).expect("the peer exists");
         let (checks, _) = set.tick(now);
         assert_eq!(checks.len(), 1, "a new peer is checked at once");
         add("db3");
-        assert_eq!(places(), 4, "a running check keeps the index of its peer");
+        assert_eq!(index_count(), 4, "a running check keeps the index of its peer");
         let ended = |peer: usize| {
-            set.update(peer, now, |peer, due| {
-                peer.check_ended(CheckKind::Regular, (now, now), LoginOutcome::NotAttempted, due)
+            set.update(peer, now, |peer, check_times| {
+                peer.check_ended(
+                    CheckKind::Regular,
+                    (now, now),
+                    LoginOutcome::NotAttempted,
+                    check_times,
+                )
             });
         };
         ended(2);
         add("db4");
-        assert_eq!(places(), 4, "an index is reused after the check has ended");
+        assert_eq!(index_count(), 4, "an index is reused after the check has ended");
         let names =
             set.read(|peers| peers.iter().map(|peer| peer.name.clone()).collect::<Vec<_>>());
         assert_eq!(*names[2], *"db4");
@@ -307,7 +314,7 @@ mod tests {
                 ended(check.peer);
             }
         }
-        assert_eq!(places(), 5, "a set that changes often does not grow");
+        assert_eq!(index_count(), 5, "a set that changes often does not grow");
     }
 
     #[test]
@@ -317,11 +324,11 @@ mod tests {
             let set = Arc::new(set);
             set.remove("peer1", now).expect("the peer exists");
             set.tick(now);
-            let events = || set.journal().history().len();
+            let events = || set.event_log().history().len();
             let before = events();
-            set.update(1, now, |peer, due| {
-                let refusal = Refusal::new(Fault::PeerDown, "refused");
-                peer.connect_failed((now, now), LoginOutcome::Refused(refusal), due)
+            set.update(1, now, |peer, check_times| {
+                let cause = FailureCause::new(Fault::PeerDown, "refused");
+                peer.connect_failed((now, now), LoginOutcome::Refused(cause), check_times)
             });
             let later = now + 10 * INTERVAL;
             let (checks, _) = set.tick(later);
@@ -377,11 +384,11 @@ mod tests {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
         let set = Arc::new(set);
         let session = Arc::default();
-        set.read(|peers| peers[0].activity.add(Arc::clone(&session)));
+        set.read(|peers| peers[0].activity.add_link(Arc::clone(&session)));
         let drain = set.drain("peer0", now).expect("the peer exists");
         set.close();
         assert!(!drain.wait(Duration::ZERO), "a session is still open");
-        set.read(|peers| peers[0].activity.remove(&session));
+        set.read(|peers| peers[0].activity.remove_link(&session));
         assert!(drain.wait(Duration::ZERO));
     }
 
@@ -395,7 +402,7 @@ mod tests {
             })
         };
         let peers = |urls: [&str; 2]| {
-            let config = |(at, url): (usize, &str)| PeerConfig::new(format!("peer{at}"), url);
+            let config = |(index, url): (usize, &str)| PeerConfig::new(format!("peer{index}"), url);
             urls.into_iter().enumerate().map(config).collect::<Vec<_>>()
         };
         set.replace(&peers(["url0", "url1"]), now).expect("the peers are valid");
@@ -414,10 +421,15 @@ mod tests {
     #[test]
     fn requested_check_is_made_also_when_marks_expire_without_a_check() {
         let (set, _woken, now) = set_of(2, Recovery::AfterInterval);
-        set.update(0, now, |peer, due| peer.query_refused(now, due));
+        set.update(0, now, |peer, check_times| peer.query_refused(now, check_times));
         set.tick(now);
-        set.update(0, now, |peer, due| {
-            peer.check_ended(CheckKind::Regular, (now, now), LoginOutcome::NotAttempted, due)
+        set.update(0, now, |peer, check_times| {
+            peer.check_ended(
+                CheckKind::Regular,
+                (now, now),
+                LoginOutcome::NotAttempted,
+                check_times,
+            )
         });
         set.check_now("peer0", now).expect("the peer exists");
         let (checks, _) = set.tick(now);

@@ -11,9 +11,9 @@ use crossbeam_channel::Receiver;
 
 use super::changes::{member_by_name, others_have_weight, start_removal};
 use super::{Inner, PeerSet};
-use crate::peers::admission::PeerConfig;
-use crate::peers::journal::News;
+use crate::peers::event_log::NewEvent;
 use crate::peers::peer::Peer;
+use crate::peers::peer_config::PeerConfig;
 use crate::peers::resolved_host::{
     Changes, KnownAddress, ResolutionChange, ResolvedHost, update_known,
 };
@@ -46,13 +46,13 @@ impl PeerSet {
         is_scheduled: bool,
         now: Instant,
     ) -> Option<ResolutionChange> {
-        self.change(|inner, news| {
-            let at = inner.hosts.iter().position(|host| host.peer_id == peer_id)?;
-            let mut host = inner.hosts.swap_remove(at);
+        self.change(|inner, events| {
+            let index = inner.hosts.iter().position(|host| host.peer_id == peer_id)?;
+            let mut host = inner.hosts.swap_remove(index);
             let to_log = host.record_answer(answer);
             let addresses = answer.as_deref().unwrap_or_default();
             if addresses.is_empty()
-                || self.update_addresses(inner, &mut host, (addresses, is_scheduled), now, news)
+                || self.update_addresses(inner, &mut host, (addresses, is_scheduled), now, events)
             {
                 inner.hosts.push(host);
             }
@@ -70,14 +70,14 @@ impl PeerSet {
         let mut expanded = Vec::new();
         for (config, url) in configs.iter().zip(urls) {
             let host = inner.hosts.iter().find(|host| {
-                *host.peer == config.name && host.is_resolved && url.has_same_target(&host.url)
+                *host.peer_name == config.name && host.is_resolved && url.has_same_target(&host.url)
             });
             let known = host.iter().flat_map(|host| &host.known);
-            let at_address = |(address, KnownAddress { peer, .. }): (&IpAddr, &KnownAddress)| {
-                let peer = &inner.peers[member_by_id(&inner.peers, (*peer)?)?];
+            let at_address = |(address, KnownAddress { peer_id, .. }): (&IpAddr, &KnownAddress)| {
+                let peer = &inner.peers[member_by_id(&inner.peers, (*peer_id)?)?];
                 let is_given = configs.iter().any(|config| config.name == *peer.name);
                 let config = PeerConfig { name: peer.name.to_string(), ..config.clone() };
-                (!is_given).then(|| (config, url.at_address(self.admission.dialect, *address)))
+                (!is_given).then(|| (config, url.at_address(self.validator.dialect, *address)))
             };
             let before = expanded.len();
             expanded.extend(known.filter_map(at_address));
@@ -99,17 +99,19 @@ impl PeerSet {
         let Inner { peers, hosts, .. } = inner;
         let mut earlier = mem::take(hosts);
         for (config, url) in configs.iter().zip(urls) {
-            if let Some(at) = member_by_name(peers, &config.name) {
-                hosts.extend(ResolvedHost::from_peer(&peers[at], &self.admission));
-            } else if let Some(at) = earlier.iter().position(|host| *host.peer == config.name) {
-                let mut host = earlier.swap_remove(at);
+            if let Some(index) = member_by_name(peers, &config.name) {
+                hosts.extend(ResolvedHost::from_peer(&peers[index], &self.validator));
+            } else if let Some(index) =
+                earlier.iter().position(|host| *host.peer_name == config.name)
+            {
+                let mut host = earlier.swap_remove(index);
                 host.url = Arc::new(url);
                 host.weight = config.weight.unwrap_or(host.weight);
                 host.tier = config.tier.unwrap_or(host.tier);
                 let is_given =
-                    |at: usize| configs.iter().any(|config| config.name == *peers[at].name);
-                let stays = |peer| member_by_id(peers, peer).is_some_and(|at| !is_given(at));
-                host.known.retain(|_, address| address.peer.is_some_and(stays));
+                    |index: usize| configs.iter().any(|config| config.name == *peers[index].name);
+                let stays = |id| member_by_id(peers, id).is_some_and(|index| !is_given(index));
+                host.known.retain(|_, address| address.peer_id.is_some_and(stays));
                 hosts.push(host);
             }
         }
@@ -124,25 +126,25 @@ impl PeerSet {
         host: &mut ResolvedHost,
         (addresses, is_scheduled): (&[IpAddr], bool),
         now: Instant,
-        news: &mut Vec<News>,
+        events: &mut Vec<NewEvent>,
     ) -> bool {
         let mut is_in_service = true;
         if !host.is_resolved {
             // Changes by an operator to the peer of the whole host apply to the peers of all its
             // addresses.
-            let Some(at) = member_by_id(&inner.peers, host.peer_id) else { return false };
-            let Peer { weight, tier, .. } = inner.peers[at];
+            let Some(index) = member_by_id(&inner.peers, host.peer_id) else { return false };
+            let Peer { weight, tier, .. } = inner.peers[index];
             (host.weight, host.tier) = (weight, tier);
-            is_in_service = inner.peers[at].is_in_service();
+            is_in_service = inner.peers[index].is_in_service();
         }
         let Changes { add, remove } = update_known(&mut host.known, addresses, is_scheduled);
         for address in add {
             let config = host.peer_at(address);
             let is_taken = member_by_name(&inner.peers, &config.name).is_some();
-            let peer = (!is_taken).then(|| {
-                let url = host.url.at_address(self.admission.dialect, address);
-                let at = self.admit(inner, &config, url, now, news);
-                let peer = &mut inner.peers[at];
+            let peer_id = (!is_taken).then(|| {
+                let url = host.url.at_address(self.validator.dialect, address);
+                let index = self.insert_peer(inner, &config, url, now, events);
+                let peer = &mut inner.peers[index];
                 // The first addresses are treated like peers given at the start, which are not
                 // checked at once.
                 if host.is_resolved {
@@ -150,20 +152,20 @@ impl PeerSet {
                 }
                 if !is_in_service {
                     let event = peer.drain(false, now);
-                    news.extend(event.map(|event| peer.news(event)));
+                    events.extend(event.map(|kind| peer.new_event(kind)));
                 }
                 peer.id
             });
-            host.known.insert(address, KnownAddress::new(peer));
+            host.known.insert(address, KnownAddress::new(peer_id));
         }
         for address in remove {
-            let peer = host.known.get(&address).and_then(|address| address.peer);
-            if peer.is_none_or(|peer| remove_member(&mut inner.peers, peer, now, news)) {
+            let peer_id = host.known.get(&address).and_then(|address| address.peer_id);
+            if peer_id.is_none_or(|id| remove_member(&mut inner.peers, id, now, events)) {
                 host.known.remove(&address);
             }
         }
         if !host.is_resolved {
-            host.is_resolved = remove_member(&mut inner.peers, host.peer_id, now, news);
+            host.is_resolved = remove_member(&mut inner.peers, host.peer_id, now, events);
         }
         true
     }
@@ -177,15 +179,15 @@ pub(super) fn member_by_id(peers: &[Peer], id: u64) -> Option<usize> {
 /// Starts the removal of the member with this id. Returns `false` without an effect if no other
 /// member has a weight, because the peer may still be needed. Returns `true` if there is no such
 /// member.
-fn remove_member(peers: &mut [Peer], id: u64, now: Instant, news: &mut Vec<News>) -> bool {
-    let Some(at) = member_by_id(peers, id) else { return true };
-    if !others_have_weight(peers, at) {
+fn remove_member(peers: &mut [Peer], id: u64, now: Instant, events: &mut Vec<NewEvent>) -> bool {
+    let Some(index) = member_by_id(peers, id) else { return true };
+    if !others_have_weight(peers, index) {
         return false;
     }
-    let peer = &mut peers[at];
-    start_removal(peer, now, news);
+    let peer = &mut peers[index];
+    start_removal(peer, now, events);
     // A peer without any session is removed at once.
     let happened = peer.end_draining(now).into_iter().flatten().flatten();
-    news.extend(happened.map(|kind| peer.news(kind)));
+    events.extend(happened.map(|kind| peer.new_event(kind)));
     true
 }

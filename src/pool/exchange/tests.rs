@@ -65,14 +65,14 @@ fn later() -> Instant {
 }
 
 fn set_usable(exchange: &Exchange<TestLink>, epoch: u64, usable: [bool; PEERS]) {
-    exchange.update_standings(epoch, || {
-        let standing = |usable| Standing {
+    exchange.update_peers(epoch, || {
+        let view = |is_usable| PeerView {
             activity: Arc::default(),
-            usable,
-            share: u32::from(usable),
+            is_usable,
+            share: u32::from(is_usable),
             tier: 0,
         };
-        usable.map(standing).to_vec()
+        usable.map(view).to_vec()
     });
 }
 
@@ -109,7 +109,7 @@ fn reservations_expire_once_the_customizer_has_not_used_a_link() {
         scope.spawn(|| add_slot(&exchange, 1));
     });
     let reservation = add_slot(&exchange, 0);
-    let early = link(0).created_at + RESERVATION / 2;
+    let early = link(0).created_at + RESERVATION_TIME / 2;
     let taken = exchange
         .check_out(None, Some(reservation), || early)
         .expect("the slot's own link is available at least");
@@ -124,8 +124,8 @@ fn reservations_expire_once_the_customizer_has_not_used_a_link() {
     );
 }
 
-/// Creates an exchange with this many slots, all links of which are available.
-fn available(links: usize) -> Exchange<TestLink> {
+/// Creates an exchange with this many slots, all links of which are parked.
+fn with_parked_links(links: usize) -> Exchange<TestLink> {
     let exchange = exchange();
     let last = (0..links).map(|number| add_slot(&exchange, number)).last();
     // The last slot is returned without having taken its link.
@@ -135,7 +135,7 @@ fn available(links: usize) -> Exchange<TestLink> {
 
 #[test]
 fn links_of_a_peer_that_is_down_are_not_handed_out() {
-    let exchange = available(4);
+    let exchange = with_parked_links(4);
     set_usable(&exchange, 2, [false, true]);
     for _ in 0..2 {
         let taken = exchange.check_out(None, None, later).expect("two live links are here");
@@ -147,7 +147,7 @@ fn links_of_a_peer_that_is_down_are_not_handed_out() {
 
 #[test]
 fn links_of_a_peer_that_recovers_are_handed_out_again_except_dead_ones() {
-    let exchange = available(4);
+    let exchange = with_parked_links(4);
     set_usable(&exchange, 2, [false, true]);
     let dead = exchange.check_out(None, None, later).expect("two live links are here");
     exchange.swap_dead(dead).expect("another live link is here");
@@ -162,7 +162,7 @@ fn links_of_a_peer_that_recovers_are_handed_out_again_except_dead_ones() {
 
 #[test]
 fn longest_idle_link_of_a_peer_is_handed_out_first() {
-    let exchange = available(6);
+    let exchange = with_parked_links(6);
     let mut turns = Vec::new();
     for _ in 0..60 {
         let link = exchange.check_out(None, None, later).expect("six links are here");
@@ -180,7 +180,7 @@ fn longest_idle_link_of_a_peer_is_handed_out_first() {
 
 #[test]
 fn dereferenced_slot_gets_a_live_link_if_there_is_one() {
-    let exchange = available(4);
+    let exchange = with_parked_links(4);
     set_usable(&exchange, 2, [false, true]);
     let peers: Vec<_> = (0..4).map(|_| take(&exchange, None).peer).collect();
     assert_eq!(peers, [1, 1, 0, 0], "evicted links come last");
@@ -188,18 +188,18 @@ fn dereferenced_slot_gets_a_live_link_if_there_is_one() {
 
 #[test]
 fn lowest_tier_serves_if_no_peer_has_a_share() {
-    let exchange = available(2);
-    exchange.update_standings(2, || {
-        let standing =
-            |(share, tier)| Standing { activity: Arc::default(), usable: true, share, tier };
-        [(0, 2), (0, 1)].map(standing).to_vec()
+    let exchange = with_parked_links(2);
+    exchange.update_peers(2, || {
+        let view =
+            |(share, tier)| PeerView { activity: Arc::default(), is_usable: true, share, tier };
+        [(0, 2), (0, 1)].map(view).to_vec()
     });
     assert_eq!(exchange.check_out(None, None, later).map(|link| link.peer), Some(1));
 }
 
 #[test]
 fn returned_slot_closes_an_evicted_link_or_else_a_surplus_link() {
-    let exchange = available(4);
+    let exchange = with_parked_links(4);
     let taken = exchange.check_out(None, None, later).expect("four links are here");
     let to_close =
         exchange.check_in(Some(taken), None, |_| Some(1)).expect("peer 1 has a surplus link");
@@ -213,7 +213,7 @@ fn returned_slot_closes_an_evicted_link_or_else_a_surplus_link() {
 
 #[test]
 fn dropped_slot_closes_an_evicted_link_or_else_the_oldest_link() {
-    let exchange = available(5);
+    let exchange = with_parked_links(5);
     assert_eq!(
         exchange.drop_slot(None).map(|link| link.number),
         Some(0),
@@ -229,7 +229,7 @@ fn dropped_slot_closes_an_evicted_link_or_else_the_oldest_link() {
 
 #[test]
 fn dead_link_is_exchanged_for_a_link_of_another_peer_if_there_is_one() {
-    let exchange = available(5);
+    let exchange = with_parked_links(5);
     let mut dead = exchange.check_out(None, None, later).expect("five links are here");
     let first = dead.peer;
     dead = exchange.swap_dead(dead).expect("other links are here");
@@ -371,7 +371,7 @@ fn invariant_holds_in_every_order_of_events() {
 
 #[test]
 fn surplus_is_only_taken_from_parked_links() {
-    let exchange = available(2);
+    let exchange = with_parked_links(2);
     let one = exchange.check_out(None, None, later).expect("two links are here");
     let other = exchange.check_out(None, None, later).expect("one link is here");
     let (mine, theirs) = (one.peer, other.peer);
@@ -429,8 +429,8 @@ fn new_link_of_an_unusable_peer_is_shut_down() {
     }
 
     let exchange = Exchange::new(Strategy::Random, SmallRng::seed_from_u64(3));
-    let standing = |usable| Standing { activity: Arc::default(), usable, share: 1, tier: 0 };
-    exchange.update_standings(1, || vec![standing(true), standing(false)]);
+    let view = |is_usable| PeerView { activity: Arc::default(), is_usable, share: 1, tier: 0 };
+    exchange.update_peers(1, || vec![view(true), view(false)]);
     let creator = thread::current().id();
     exchange.add_slot(CountingLink(link(0)), creator);
     assert_eq!(SHUT_DOWNS.get(), 0, "a link of a usable peer stays open");

@@ -1,5 +1,5 @@
-//! Validates the names and URLs of peers, in `build()` and at run time, and prepares the URLs for
-//! logging in.
+//! The configuration of a peer, and its validation in `build()` and at run time: names are valid and
+//! unique, and URLs are prepared for logging in.
 
 use std::env;
 use std::fmt;
@@ -9,8 +9,8 @@ use crate::dialect::Dialect;
 use crate::error::{Flaw, PeersError};
 use crate::url::{Credentials, PeerUrl};
 
-/// How much longer libpq's own timeout of a login is than the one of this crate. libpq counts whole
-/// seconds of the clock.
+/// The time by which libpq's own timeout of a login is longer than the one of this crate. libpq counts
+/// whole seconds of the clock.
 const LIBPQ_TIMEOUT_MARGIN: Duration = Duration::from_secs(2);
 
 /// The environment variable from which libpq takes the timeout of a login if the URL does not set
@@ -70,12 +70,12 @@ impl fmt::Debug for PeerConfig {
     }
 }
 
-/// The requirements for the URLs of a manager's peers, and the settings that are added to them.
+/// Validates peers, and prepares their URLs for logging in.
 #[derive(Debug)]
-pub(crate) struct Admission {
+pub(crate) struct PeerValidator {
     pub(crate) dialect: Dialect,
-    /// The user and the password for every peer. They take precedence over those of its URL.
-    pub(crate) login: Credentials,
+    /// The user and the password for every peer. They take precedence over those in its URL.
+    pub(crate) credentials: Credentials,
     /// Whether the credentials are requested from the application for each login.
     pub(crate) credentials_at_login: bool,
     pub(crate) connect_timeout: Duration,
@@ -83,17 +83,17 @@ pub(crate) struct Admission {
     pub(crate) resolve_hosts: bool,
 }
 
-impl Admission {
+impl PeerValidator {
     /// Validates the names and URLs of peers that are added at run time, and returns the URLs for
     /// logging in.
-    pub(crate) fn check(&self, peers: &[PeerConfig]) -> Result<Vec<PeerUrl>, PeersError> {
-        check_names(peers)?;
-        let urls = self.urls(peers)?;
+    pub(crate) fn validate(&self, peers: &[PeerConfig]) -> Result<Vec<PeerUrl>, PeersError> {
+        validate_names(peers)?;
+        let urls = self.login_urls(peers)?;
         // In `build()` the settings take precedence over the URLs. At run time they were given long
         // ago, and an operator who gives another password in a URL expects that one to be used. So
         // a conflict is an error.
         for PeerConfig { name, url, .. } in peers {
-            if let Some(setting) = PeerUrl::new(url.clone()).conflict_with(&self.login) {
+            if let Some(setting) = PeerUrl::new(url.clone()).conflict_with(&self.credentials) {
                 return Err(PeersError::Overruled { name: name.clone(), setting });
             }
         }
@@ -101,24 +101,24 @@ impl Admission {
     }
 
     /// Validates the URLs of these peers, and returns the URLs for logging in.
-    pub(crate) fn urls(&self, peers: &[PeerConfig]) -> Result<Vec<PeerUrl>, PeersError> {
+    pub(crate) fn login_urls(&self, peers: &[PeerConfig]) -> Result<Vec<PeerUrl>, PeersError> {
         let url = |PeerConfig { name, url, .. }: &PeerConfig| {
-            self.url(url.clone()).map_err(|flaw| PeersError::Url { name: name.clone(), flaw })
+            self.login_url(url.clone()).map_err(|flaw| PeersError::Url { name: name.clone(), flaw })
         };
         peers.iter().map(url).collect()
     }
 
     /// Validates that in the URL of each peer whose host name is resolved, the name can be replaced
     /// by an address.
-    pub(crate) fn check_hosts(
+    pub(crate) fn validate_hosts(
         &self,
         peers: &[PeerConfig],
         urls: &[PeerUrl],
     ) -> Result<(), PeersError> {
         let resolved = peers.iter().zip(urls).filter(|(_, url)| self.host_name(url).is_some());
         for (PeerConfig { name, .. }, url) in resolved {
-            let wrong = |flaw| PeersError::Url { name: name.clone(), flaw };
-            url.check_address_allowed(self.dialect).map_err(wrong)?;
+            let invalid = |flaw| PeersError::Url { name: name.clone(), flaw };
+            url.check_address_allowed(self.dialect).map_err(invalid)?;
         }
         Ok(())
     }
@@ -128,11 +128,11 @@ impl Admission {
         self.resolve_hosts.then(|| url.host_name(self.dialect)).flatten()
     }
 
-    fn url(&self, url: String) -> Result<PeerUrl, Flaw> {
+    fn login_url(&self, url: String) -> Result<PeerUrl, Flaw> {
         let mut url = PeerUrl::new(url);
         url.check(self.dialect)?;
-        if self.login != Credentials::default() {
-            url = url.with_credentials(&self.login)?;
+        if self.credentials != Credentials::default() {
+            url = url.with_credentials(&self.credentials)?;
         }
         if self.credentials_at_login {
             url.with_credentials(&Credentials::new("", ""))?;
@@ -147,7 +147,7 @@ impl Admission {
 }
 
 /// Validates that the names of peers are valid and unique.
-pub(crate) fn check_names(peers: &[PeerConfig]) -> Result<(), PeersError> {
+pub(crate) fn validate_names(peers: &[PeerConfig]) -> Result<(), PeersError> {
     for (index, PeerConfig { name, .. }) in peers.iter().enumerate() {
         if name.trim().is_empty() {
             return Err(PeersError::EmptyName { position: index + 1 });
@@ -166,11 +166,11 @@ pub(crate) fn check_names(peers: &[PeerConfig]) -> Result<(), PeersError> {
 }
 
 #[cfg(test)]
-impl Default for Admission {
+impl Default for PeerValidator {
     fn default() -> Self {
         Self {
             dialect: Dialect::Other,
-            login: Credentials::default(),
+            credentials: Credentials::default(),
             credentials_at_login: false,
             connect_timeout: Duration::from_secs(5),
             resolve_hosts: false,

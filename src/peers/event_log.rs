@@ -22,12 +22,12 @@ const HISTORY_LEN: usize = 100;
 /// fault of a large pool causes at once.
 const QUEUE_LEN: usize = 4096;
 
-/// The target of every log record of this crate, whichever module writes it.
-pub(crate) const TARGET: &str = "diesel_peers";
+/// The target of the log records of events and of name resolution, whichever module writes them.
+pub(crate) const LOG_TARGET: &str = "diesel_peers";
 
 /// A new event of a peer, before it gets its timestamp.
 #[derive(Debug)]
-pub(crate) struct News {
+pub(crate) struct NewEvent {
     pub(crate) peer: Arc<str>,
     pub(crate) in_service: bool,
     pub(crate) kind: EventKind,
@@ -35,7 +35,7 @@ pub(crate) struct News {
 
 /// Records events for the log, the history and the event handler.
 #[derive(Debug, Default)]
-pub(crate) struct Journal {
+pub(crate) struct EventLog {
     history: Mutex<VecDeque<Event>>,
     queue: Option<Sender<Event>>,
     dropped: Counter,
@@ -49,8 +49,8 @@ struct Unwritten {
     is_being_written: bool,
 }
 
-impl Journal {
-    /// Creates a journal with a queue for an event handler, and returns the receiving end of the
+impl EventLog {
+    /// Creates an event log with a queue for an event handler, and returns the receiving end of the
     /// queue.
     pub(crate) fn with_queue() -> (Self, Receiver<Event>) {
         let (queue, events) = bounded(QUEUE_LEN);
@@ -61,8 +61,8 @@ impl Journal {
     /// the lock of the peers held, so that events are recorded in the order in which the peers
     /// changed.
     #[expect(clippy::disallowed_methods, reason = "the time of day is only shown")]
-    pub(crate) fn record(&self, news: impl IntoIterator<Item = News>) {
-        for News { peer, in_service, kind } in news {
+    pub(crate) fn record(&self, events: impl IntoIterator<Item = NewEvent>) {
+        for NewEvent { peer, in_service, kind } in events {
             let is_transition = kind.is_transition();
             if !is_transition && self.queue.is_none() {
                 continue;
@@ -84,7 +84,7 @@ impl Journal {
     ///
     /// One thread writes at a time, and also writes what other threads queue meanwhile. This keeps
     /// the lines in order and makes a logger safe that calls this function itself.
-    pub(crate) fn log(&self) {
+    pub(crate) fn write_log(&self) {
         let mut unwritten = lock(&self.unwritten);
         if mem::replace(&mut unwritten.is_being_written, true) {
             return;
@@ -123,9 +123,9 @@ fn write(event: &Event) {
     let (peer, name) = (&**peer, kind.as_str());
     match (level(event), reason(kind)) {
         (level, Some(reason)) => {
-            log!(target: TARGET, level, peer = peer, event = name, reason = reason; "{event}");
+            log!(target: LOG_TARGET, level, peer = peer, event = name, reason = reason; "{event}");
         }
-        (level, None) => log!(target: TARGET, level, peer = peer, event = name; "{event}"),
+        (level, None) => log!(target: LOG_TARGET, level, peer = peer, event = name; "{event}"),
     }
 }
 

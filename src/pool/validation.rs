@@ -81,24 +81,29 @@ impl<Clock: Fn() -> Instant> Validation<Clock> {
         let now = (self.clock)();
         let end = *self.end.get_or_insert(now + timeout);
         if end <= now && link.can_be_aborted() {
-            return Err(discarded(&format!("no time was left to ping peer {}", link.guard.name())));
+            return Err(discarded_error(&format!(
+                "no time was left to ping peer {}",
+                link.guard.name()
+            )));
         }
         match link.ping(end) {
             Ok(()) => Ok(()),
             Err(PingError::Query(error)) => Err(error.into()),
-            Err(PingError::Panicked(panicked)) => Err(discarded(&panicked.to_string())),
+            Err(PingError::Panicked(panicked)) => Err(discarded_error(&panicked.to_string())),
             Err(PingError::TimedOut) => {
                 self.timed_out_peer = Some(peer);
                 link.guard.set().suspect(peer, (self.clock)());
                 let name = link.guard.name();
-                Err(discarded(&format!("peer {name} did not answer a ping within {timeout:?}")))
+                Err(discarded_error(&format!(
+                    "peer {name} did not answer a ping within {timeout:?}"
+                )))
             }
         }
     }
 }
 
 /// Returns the error of a connection that is not handed out for another reason than a query's error.
-pub(crate) fn discarded(reason: &str) -> Error {
+pub(crate) fn discarded_error(reason: &str) -> Error {
     Error::ConnectionError(ConnectionError::BadConnection(format!(
         "connection discarded: {reason}"
     )))
