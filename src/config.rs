@@ -221,7 +221,8 @@ impl Source<'_> {
         key: &str,
         InvalidSetting { flaw, correction }: InvalidSetting,
     ) -> BuildErrorKind {
-        let setting = may_be_shown(key).then(|| key.to_owned());
+        let is_setting = PEER_KEYS.contains(&key) || SETTINGS.contains(&key);
+        let setting = is_setting.then(|| key.to_owned());
         BuildErrorKind::Setting { setting, key: self.describe(key), flaw, correction }
     }
 }

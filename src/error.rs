@@ -17,10 +17,10 @@ pub struct BuildError {
 }
 
 impl BuildError {
-    /// The name of the wrong setting, as its builder method is called, if the error is about one setting.
+    /// Returns the name of the setting that the error is about, which is the name of its builder method.
     ///
-    /// `None` for a flawed or missing peer, for a key that may be a secret, and for an error of the
-    /// operating system. Of two settings that conflict this is the one to shorten.
+    /// `None` for a flawed or missing peer, for a key that is not a setting, and for an error of the operating
+    /// system. Of two settings that conflict this is the one to shorten.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -127,6 +127,14 @@ pub(crate) fn may_be_shown(text: &str) -> bool {
     is_plain && !text.contains("://") && !text.contains(['@', '='])
 }
 
+/// Whether a peer's name is a URL, the rest of one, or a conninfo string: two arguments were mixed up, and the
+/// name may contain a password. (Names with only an `@` or a `=` are valid: sockets and files have such names.)
+pub(crate) fn is_mistaken_url(name: &str) -> bool {
+    let has_userinfo = name.split_once('@').is_some_and(|(userinfo, _)| userinfo.contains(':'));
+    let is_conninfo = name.contains('=') && name.to_ascii_lowercase().contains("password");
+    name.contains("://") || has_userinfo || is_conninfo
+}
+
 /// The text, or [`REDACTED`] if it may contain a secret.
 pub(crate) fn shown_or_redacted(text: &str) -> &str {
     if may_be_shown(text) { text } else { REDACTED }
@@ -209,8 +217,8 @@ impl fmt::Display for PeersError {
             // The name is not shown: it is a URL, which may contain a password.
             Self::UrlAsName { position } => write!(
                 f,
-                "the name of peer number {position} is a URL: the arguments are `peer(name, url)`, and \
-                 names appear in logs",
+                "the name of peer number {position} is a URL or a part of one: the arguments are \
+                 `peer(name, url)`, and names appear in logs",
             ),
             Self::UnprintableName { name } => write!(
                 f,
@@ -359,6 +367,23 @@ mod tests {
             "my Password s3cret",
         ] {
             assert!(!may_be_shown(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_that_are_parts_of_a_url_are_recognized() {
+        for name in
+            ["db0", "[::1]:5432", "/srv/a=b/shop.db", "@abstract", "db/10.0.0.1", "C:/shop.db"]
+        {
+            assert!(!is_mistaken_url(name), "{name} is a name");
+        }
+        for name in [
+            "mysql://db0/shop",
+            "app:s3cret@db0/shop",
+            "mysql:/app:s3cret@db0/shop",
+            "host=db0 PASSWORD=s3cret",
+        ] {
+            assert!(is_mistaken_url(name), "{name} may contain a password");
         }
     }
 

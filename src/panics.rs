@@ -12,7 +12,7 @@ pub(crate) struct Panicked;
 
 impl fmt::Display for Panicked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the connection, or an instrumentation set on it, panicked")
+        f.write_str("the connection, or the application's `on_connect`, `health_check` or instrumentation, panicked")
     }
 }
 

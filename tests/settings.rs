@@ -41,6 +41,8 @@ fn wrong_setting_is_an_error_that_says_what_to_change() {
         (builder().peer("a", ""), r#"the URL of peer "a" is empty"#),
         (builder().peer("a", "x\0y"), r#"the URL of peer "a" contains a NUL byte"#),
         (builder().peer("mysql://a:s3cret@b", "a"), "the name of peer number 1 is a URL"),
+        (builder().peer("a:s3cret@b/shop", "a"), "the name of peer number 1 is a URL"),
+        (builder().peer("host=b password=s3cret", "a"), "the name of peer number 1 is a URL"),
         (a().check_interval(Duration::ZERO), "`check_interval` is 0ns: the minimum is 10ms"),
         (a().connect_timeout(Duration::ZERO), "`connect_timeout` is 0ns"),
         (a().connect_deadline(Duration::ZERO), "`connect_deadline` is 0ns"),
@@ -140,6 +142,9 @@ fn build_error_names_the_setting_to_change() {
         (a().weight("a", 0), Some("weight")),
         (a().url("mysql://db0/shop?strategy=fastest"), Some("strategy")),
         (a().url(""), Some("url")),
+        // A key that is not a setting may be a part of a password.
+        (a().url("mysql://db0/shop?chek_interval=1"), None),
+        (a().env_from("S_", [("S_CHEK".into(), "1".into())]), None),
         (builder(), None),
         (builder().peer("", "url"), None),
         (a().env(""), None),

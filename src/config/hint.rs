@@ -42,7 +42,7 @@ pub(super) fn unknown_key(key: &str, source: Source<'_>) -> InvalidSetting {
         return InvalidSetting::new(flaw, "it belongs to the pool; set it on `Pool::builder()`");
     }
     if let (Source::Environment { prefix }, Some(longer)) = (source, longer_prefix(key)) {
-        let prefix = shown_or_redacted(prefix);
+        let (prefix, longer) = (shown_or_redacted(prefix), shown_or_redacted(longer));
         let longer = longer.to_ascii_uppercase();
         let correction = format!("did you mean the prefix `{prefix}{longer}`?");
         return InvalidSetting::new(flaw, correction);

@@ -223,6 +223,10 @@ fn values_that_may_be_secrets_are_not_shown() {
                 "an environment variable whose name may be a secret (not shown) is not a",
             ),
             (
+                env("SHOP_", &format!("{secret}_URL"), "x"),
+                "an environment variable whose name may be a secret (not shown) is not a",
+            ),
+            (
                 env(secret, "CHECK_INTERVAL", "x"),
                 "variable whose name may be a secret (not shown) is \"x\"",
             ),

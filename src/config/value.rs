@@ -88,7 +88,7 @@ impl SettingValue {
     /// Parses a choice from its name.
     pub(crate) fn choice<T: FromStr<Err = ParseChoiceError>>(&self) -> Result<T, InvalidSetting> {
         // No choice has an empty name.
-        let name = if let Self::Text(name) = self { name } else { "" };
+        let name = if let Self::Text(name) = self { name.trim() } else { "" };
         name.parse().map_err(|error: ParseChoiceError| self.invalid(error.to_string()))
     }
 

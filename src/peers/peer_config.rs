@@ -6,7 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::dialect::Dialect;
-use crate::error::{Flaw, PeersError};
+use crate::error::{Flaw, PeersError, is_mistaken_url};
 use crate::url::{Credentials, PeerUrl};
 
 /// The time by which libpq's own timeout of a login is longer than the one of this crate. libpq counts
@@ -152,7 +152,7 @@ pub(crate) fn validate_names(peers: &[PeerConfig]) -> Result<(), PeersError> {
         if name.trim().is_empty() {
             return Err(PeersError::EmptyName { position: index + 1 });
         }
-        if name.contains("://") {
+        if is_mistaken_url(name) {
             return Err(PeersError::UrlAsName { position: index + 1 });
         }
         if name.chars().any(char::is_control) {
