@@ -285,7 +285,8 @@ impl<C> PeerManagerBuilder<C> {
     /// address of a [resolved](Self::resolve_interval) host `db`). The closure is called for every
     /// login, also for those of health checks, so passwords can change and tokens can expire while the
     /// application runs. The result takes the place of the URL's credentials and of [`user`](Self::user)
-    /// and [`password`](Self::password). An error or a panic of the closure is reported by the
+    /// and [`password`](Self::password). With [`Credentials::password`], the configured user stays in
+    /// force: that of the setting `user`, or otherwise the URL's. An error or a panic of the closure is reported by the
     /// `connect()` that fails, or logged for a check; no peer is marked down for it.
     ///
     /// The closure runs on login threads, several at a time, within
@@ -346,8 +347,9 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Sets the timeout of one login, including `on_connect` and, for a health check, `BEGIN; ROLLBACK`.
-    /// A peer that has not answered by then is marked down, and its login is aborted. (diesel's
+    /// Sets the timeout of one login, including its readiness test (`BEGIN; ROLLBACK`),
+    /// [`credentials`](Self::credentials), [`health_check`](Self::health_check) and
+    /// [`on_connect`](Self::on_connect). A peer that has not answered by then is marked down, and its login is aborted. (diesel's
     /// `MysqlConnection` sets no timeout; `PgConnection` also gets libpq's own `connect_timeout`, in
     /// whole seconds, unless its URL or the environment sets one.)
     ///
@@ -363,7 +365,7 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// Sets the deadline of one `connect()`, over all the logins that it makes. While every peer is
-    /// down, `connect()` may wait for [`all_down_wait`](Self::all_down_wait) in addition.
+    /// down, add [`all_down_wait`](Self::all_down_wait) and one more `connect_deadline`.
     ///
     /// Defaults to 10 seconds.
     #[must_use]
@@ -398,9 +400,9 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// Sets the time after which a query that is still running causes a health check of its peer. The
-    /// peer is unresponsive when two checks in a row are not answered within
+    /// peer is stalled when two checks in a row are not answered within
     /// [`check_timeout`](Self::check_timeout), the peer has not answered anything else meanwhile, and
-    /// another peer does answer. An unresponsive peer is marked down, and queries that have been running
+    /// another peer does answer. A stalled peer is marked down, and queries that have been running
     /// there for longer than this time are aborted: they fail as if their connection was lost. A query
     /// on a peer that answers is never aborted, however long it runs.
     ///
@@ -413,7 +415,8 @@ impl<C> PeerManagerBuilder<C> {
 
     /// Sets the timeout of a health check while queries hang or every peer is down. Twice the usual
     /// login time of the peer is used if that is longer, but never more than
-    /// [`connect_timeout`](Self::connect_timeout). While queries hang, a peer that has begun to answer
+    /// [`connect_timeout`](Self::connect_timeout). Before the first successful login to the peer, the full
+    /// `connect_timeout` applies. While queries hang, a peer that has begun to answer
     /// within this time gets the full `connect_timeout`.
     ///
     /// Defaults to 1 second.
@@ -519,10 +522,11 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Sets the health check interval while every peer is down. Up to 10 % is added at random.
+    /// Sets the health check interval while every peer is down. Up to 10 % is added at random. A peer
+    /// that rejects the login is checked every five seconds at most.
     ///
-    /// Defaults to 250 milliseconds, so that a pool serves within half a second of a peer's return. The
-    /// minimum is 10 milliseconds.
+    /// Defaults to 250 milliseconds, so that a pool usually serves within half a second of a peer's
+    /// return. The minimum is 10 milliseconds.
     #[must_use]
     pub fn all_down_interval(mut self, all_down_interval: Duration) -> Self {
         self.settings.all_down_interval = all_down_interval;
@@ -533,7 +537,7 @@ impl<C> PeerManagerBuilder<C> {
     /// `connect()` of an outage fails at once and reports the errors of all peers; after that, one call
     /// at a time waits, so that the pool serves as soon as a peer is back. (After a failed `connect()`,
     /// r2d2 lets the slot sleep for up to half the pool's `connection_timeout`.) A pool that is dropped
-    /// meanwhile lives until the outage is over, but at most five minutes.
+    /// meanwhile lives until the outage is over, but for about five minutes at most.
     ///
     /// Defaults to 20 seconds. The time should be more than half of the pool's `connection_timeout`.
     /// Zero does not wait, and neither does [`AllDown::Fail`].

@@ -110,9 +110,9 @@ impl Report {
     /// - `peers`: a list of objects, in the order of the configuration, with these keys:
     ///   - `name`: the name of the peer.
     ///   - `condition`: one of `ready`, `not_ready`, `wrong_role`, `full`, `misconfigured`, `unreachable`,
-    ///     `unresponsive` and `not_examined`; see [`Condition`].
+    ///     `timed_out` and `not_examined`; see [`Condition`].
     ///   - `fault`: the kind of the failure ([`Fault::as_str`](crate::Fault::as_str)), or `null` if the peer
-    ///     is `ready`, `unresponsive` or `not_examined`.
+    ///     is `ready`, `timed_out` or `not_examined`.
     ///   - `reason`: the reason why the peer is not ready, or `null` if it is.
     ///   - `login_ms`: the duration of the login in milliseconds, or `null` if it failed.
     ///   - `round_trip_ms`: the duration of a `SELECT 1` in milliseconds, or `null` if it was not answered.

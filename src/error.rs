@@ -19,8 +19,9 @@ pub struct BuildError {
 impl BuildError {
     /// The name of the wrong setting, as its builder method is called, if the error is about one setting.
     ///
-    /// `None` for a flawed or missing peer, for a key that may be a secret, and for an error of the
-    /// operating system. Of two settings that conflict this is the one to shorten.
+    /// For a key that is not a setting, this is the key as given (of an environment variable, without the
+    /// prefix and in lower case). `None` for a flawed or missing peer, for a key that may be a secret, and
+    /// for an error of the operating system. Of two settings that conflict this is the one to shorten.
     ///
     /// ```
     /// # use std::time::Duration;

@@ -27,7 +27,8 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EventKind {
-    /// The peer failed and was marked down. It gets no new work until a check succeeds.
+    /// The peer failed and was marked down. It gets no new work until its mark is cleared (by default, by a
+    /// successful check).
     #[non_exhaustive]
     Down {
         /// The error in the words of the client library, without URL or password.
@@ -100,7 +101,8 @@ pub enum EventKind {
         /// The age of the connection.
         age: Duration,
     },
-    /// The peer is unresponsive, and its hung queries were aborted.
+    /// The peer is stalled ([`stall_after`](crate::PeerManagerBuilder::stall_after)), and its hung queries
+    /// were aborted.
     #[non_exhaustive]
     QueriesAborted {
         /// The number of connections with a hung query.
@@ -220,7 +222,7 @@ impl fmt::Display for Event {
                 write!(f, "a connection to peer {peer} was closed after {age:.1?}: {reason}")
             }
             EventKind::QueriesAborted { hung, aborted } => {
-                write!(f, "peer {peer} is unresponsive: aborted {aborted} of {hung} hung queries")
+                write!(f, "peer {peer} does not answer: aborted {aborted} of {hung} hung queries")
             }
         }
     }

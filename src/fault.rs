@@ -19,7 +19,7 @@ pub enum Fault {
     /// The connection is lost. That says nothing about the peer: a `KILL`, an idle timeout, a proxy that
     /// recycles its sessions and a crash cause the same errors.
     ConnectionLost,
-    /// The peer cannot be reached, or refuses the login without a reason.
+    /// The peer cannot be reached, or refuses the login for no known reason.
     PeerDown,
     /// The peer is running but accepts no work at the moment: it starts up or shuts down, or is a Galera
     /// node without a quorum.
@@ -71,7 +71,7 @@ impl Fault {
         }
     }
 
-    /// A stable `snake_case` name, as used in JSON and metrics.
+    /// Returns a stable `snake_case` name, as used in JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

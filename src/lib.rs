@@ -9,6 +9,7 @@
 //! The rest of this page is the README.
 //!
 #![doc = include_str!("guide/links.md")]
+#![doc = include_str!("guide/figure.md")]
 #![cfg_attr(not(doctest), doc = include_str!("../README.md"))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -13,10 +13,11 @@ pub enum Strategy {
     /// that a peer did not get before counts for at most one connection.)
     #[default]
     LeastConnections,
-    /// Chooses a peer at random, in proportion to the weights.
+    /// Chooses a peer at random, in proportion to the weights. Skips a peer that has far more than its share
+    /// in use.
     Random,
-    /// Chooses one peer after the other, each for as many turns as its weight. The turns of a peer that is
-    /// down are skipped.
+    /// Chooses one peer after the other, each for as many turns as its weight. Skips a peer that is down, or
+    /// that has far more than its share in use.
     RoundRobin,
     /// Chooses among the peers of the first [tier](crate::PeerManagerBuilder::tier) with a peer that is up,
     /// as `LeastConnections` does.

@@ -78,7 +78,7 @@
 //! | `….reason` | Why the peer is down, or why the last check failed: the client library's message. |
 //! | `….fault` | The kind of that error: `peer_down`, `peer_not_ready`, `peer_full`, `wrong_role`, `misconfigured`, `connection_lost`, `retryable` or `query`. |
 //! | `….is_full` | Whether the peer refused the last login because it has no free connection. |
-//! | `….is_unresponsive` | Whether a query is waiting for the peer, which sends no data. |
+//! | `….is_unresponsive` | Whether a query has been running for 100 ms without any answer from the peer since it began. |
 //! | `….is_being_removed` | Whether the peer is being removed: it cannot be resumed, and a new peer may have its name. |
 //! | `….remarks[]` | The same as sentences, whose wording may change. |
 //! | `….next_check_seconds` | The time until the next check; 0 means now. |

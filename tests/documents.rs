@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use support::figure::{base64, definition};
+
 /// The folder of the repository.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -22,6 +24,9 @@ const CHAPTERS: &str = "docs";
 
 /// Where links of the README and the chapters lead in the crate's documentation.
 const LINKS: &str = "src/guide/links.md";
+
+/// The figure of the README in the crate's documentation.
+const FIGURE: &str = "src/guide/figure.md";
 
 fn path(file: &str) -> PathBuf {
     Path::new(ROOT).join(file)
@@ -133,6 +138,8 @@ fn links_lead_to_files_and_headings() {
 fn links_lead_to_the_same_chapters_in_the_crates_documentation() {
     let links = read(LINKS);
     let links = definitions(&links);
+    let figure = read(FIGURE);
+    let figures = definitions(&figure);
     let mut used = Vec::new();
     for file in chapters().into_iter().chain(["README.md".to_owned()]) {
         let text = read(&file);
@@ -142,7 +149,7 @@ fn links_lead_to_the_same_chapters_in_the_crates_documentation() {
             .collect();
         assert_eq!(to_files, [], "{file}: links to files use labels");
         for (label, target) in definitions(&text) {
-            if target.starts_with("http") {
+            if target.starts_with("http") || figures.contains_key(label) {
                 continue;
             }
             let link = *links.get(label).unwrap_or_else(|| panic!("{LINKS}: [{label}] of {file}"));
@@ -165,6 +172,17 @@ fn links_lead_to_the_same_chapters_in_the_crates_documentation() {
     for label in links.keys() {
         assert!(used.iter().any(|used| used == label), "{LINKS}: the label [{label}] is used");
     }
+}
+
+#[test]
+fn figure_of_the_crates_documentation_is_that_of_the_readme() {
+    assert_eq!(base64(b"links"), "bGlua3M=", "the encoder pads a group of two bytes");
+    let svg = fs::read(path("benches/recovery.svg")).expect("the figure is in the repository");
+    assert!(
+        read(FIGURE) == definition(&svg),
+        "{FIGURE} contains benches/recovery.svg; this command writes both: \
+         cargo bench -p diesel-peers-tests --bench recovery --features mysql"
+    );
 }
 
 #[test]

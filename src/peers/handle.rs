@@ -20,16 +20,17 @@ use crate::peers::snapshot::Snapshot;
 /// waits for a server.
 ///
 /// ```no_run
-/// # use std::time::Duration;
-/// # fn maintain(peers: &diesel_peers::Peers) -> Result<(), diesel_peers::ChangeError> {
-/// let drain = peers.drain("db1")?;
-/// if drain.wait(Duration::from_secs(60)) {
-///     println!("db1 may be stopped");
+/// use std::time::Duration;
+/// use diesel_peers::{ChangeError, Peers};
+///
+/// /// Returns whether the pool has closed its last session on the peer.
+/// fn before_maintenance(peers: &Peers) -> Result<bool, ChangeError> {
+///     Ok(peers.drain("db1")?.wait(Duration::from_secs(300)))
 /// }
-/// // ... and after its maintenance:
-/// peers.resume("db1")?;
-/// # Ok(())
-/// # }
+///
+/// fn after_maintenance(peers: &Peers) -> Result<(), ChangeError> {
+///     peers.resume("db1")
+/// }
 /// ```
 ///
 /// [`PeerManager::peers`]: crate::PeerManager::peers

@@ -54,18 +54,18 @@ impl Snapshot {
     }
 }
 
-/// The state of a peer: whether it gets new work.
+/// The health of a peer, or how far its draining has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PeerState {
     /// The peer is up and takes new work. A peer that has not been checked yet counts as up.
     Up,
-    /// The peer failed and is marked down. It gets no new work until a check succeeds.
+    /// The peer failed and is marked down. It gets no new work until its mark is cleared (by default, by a
+    /// successful check).
     Down,
-    /// An operator is draining the peer; the pool still has sessions with it.
+    /// The peer is being drained; the pool still has sessions with it.
     Draining,
-    /// An operator has drained the peer; the pool has no session with it, except for a short health check
-    /// now and then.
+    /// The peer is drained; the pool has no session with it, except for the short one of each health check.
     Drained,
 }
 
@@ -101,7 +101,7 @@ pub struct PeerStatus {
     pub weight: u32,
     /// The tier of the peer, for [`Strategy::Ordered`](crate::Strategy::Ordered).
     pub tier: u32,
-    /// Whether the peer gets new work.
+    /// The state of the peer.
     pub state: PeerState,
     /// The moment at which the peer entered this state.
     pub since: Instant,

@@ -485,7 +485,7 @@ fn aborted_queries_reach_the_handler() {
         let events = calls.assert_next("peer0", &["down", "queries_aborted"]);
         assert_eq!(
             events[1].to_string(),
-            "peer peer0 is unresponsive: aborted 1 of 1 hung queries"
+            "peer peer0 does not answer: aborted 1 of 1 hung queries"
         );
         let is_all =
             matches!(events[1].kind, EventKind::QueriesAborted { hung: 1, aborted: 1, .. });
