@@ -34,8 +34,9 @@ use crate::url::{Credentials, CredentialsProvider};
 
 /// Builds a [`PeerManager`]: the peers, and every setting with its default.
 ///
-/// All checks are made by [`build`](Self::build), which returns the first mistake as an error. Durations of
-/// more than a year are treated as one year.
+/// [`build`](Self::build) validates everything and returns the first error. Durations of more than a year are
+/// treated as one year. The guide has tables of all settings, and their sources
+/// ([configuration](crate::guide::configuration)).
 pub struct PeerManagerBuilder<C> {
     peers: Vec<PeerConfig>,
     /// Weights and tiers of peers by name. They may be set before the peers themselves.

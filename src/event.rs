@@ -8,7 +8,8 @@ use crate::fault::Fault;
 /// The application's event handler.
 pub(crate) type EventHandler = dyn Fn(&Event) + Send;
 
-/// Something that happened to a peer. [`Display`](fmt::Display) prints the sentence that the log has.
+/// Something that happened to a peer. [`Display`](fmt::Display) prints the sentence that the log has. The guide
+/// describes how to receive events ([observing](crate::guide::observing#events)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Event {

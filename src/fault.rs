@@ -12,7 +12,8 @@ use diesel::result::{ConnectionError, DatabaseErrorInformation, DatabaseErrorKin
 
 use crate::panics::catch_panic;
 
-/// The classification of an error: what it says about its connection, its peer or its transaction.
+/// The classification of an error: what it says about its connection, its peer or its transaction. The guide
+/// has examples and consequences of each fault ([errors](crate::guide::errors)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Fault {

@@ -17,7 +17,7 @@ use crate::peers::snapshot::Snapshot;
 ///
 /// A change applies to one pool in one process, for the lifetime of the pool. No check and no timer undoes
 /// it. An unknown name is an error; a call that changes nothing (to drain a drained peer) is not. No method
-/// waits for a server.
+/// waits for a server. The guide describes the steps of a maintenance ([operating](crate::guide::operating)).
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -58,7 +58,7 @@ impl Peers {
 
     /// Takes a peer out of service: it gets no new work, its idle connections are closed at once, and
     /// connections in use are closed when they come back, so that no query fails. The pool opens
-    /// connections to other peers in their place. The peer stays in the set and is checked as before,
+    /// connections to other peers in their place. The peer stays in the list and is checked as before,
     /// until [`resume`](Self::resume).
     ///
     /// The state of the peer is [`Draining`](crate::PeerState::Draining) while the pool has sessions

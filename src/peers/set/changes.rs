@@ -196,7 +196,8 @@ fn apply_config(peer: &mut Peer, config: &PeerConfig, url: PeerUrl, news: &mut V
 
 /// A handle that waits until a peer is drained, from [`Peers::drain`] and [`Peers::remove`].
 ///
-/// Dropping the handle has no effect on the peer.
+/// Dropping the handle has no effect on the peer. The guide has the steps of a maintenance
+/// ([By drain](crate::guide::operating#by-drain)).
 ///
 /// [`Peers::drain`]: crate::Peers::drain
 /// [`Peers::remove`]: crate::Peers::remove
