@@ -154,7 +154,7 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Calls `handler` for every [`Event`], one after the other, on a thread of its own.
+    /// Sets the closure that is called for every [`Event`], one after the other, on a thread of its own.
     ///
     /// The handler may block and may panic: the pool goes on meanwhile. While it blocks, events queue up;
     /// events that find the queue full are dropped and counted in
@@ -232,7 +232,7 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// Sets the maximum age of a connection. A connection that comes back to the pool after this time is
-    /// closed. Up to 10 % of the time is subtracted at random, so that connections that were made
+    /// closed. Up to 10 % of the time is subtracted at random, so that connections that were opened
     /// together do not end together. While no peer is available, old connections are kept, because no
     /// connection could be opened in their place.
     ///
@@ -316,11 +316,11 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Declares the pool's `connection_timeout`. r2d2 does not pass it to managers, so it is repeated
-    /// here. A longer `connect_timeout`, `connect_deadline` or `ping_timeout` is then an error, and
-    /// defaults are adjusted: `connect_deadline` becomes at most 80 % of the pool's timeout and
-    /// `connect_timeout` at most 40 %, so that a pool that cannot be built reports the reason;
-    /// `all_down_wait` becomes at least 60 %.
+    /// Sets the pool's `connection_timeout` for the manager, because r2d2 does not pass it to managers.
+    /// The pool itself needs the same timeout. An explicit longer `connect_timeout`, `connect_deadline`
+    /// or `ping_timeout` is then an error, and defaults are adjusted: `connect_deadline` becomes at most
+    /// 80 % of the pool's timeout and `connect_timeout` at most 40 %, so that a pool that cannot be built
+    /// reports the reason; `all_down_wait` becomes at least 60 %.
     ///
     /// Unset by default.
     #[must_use]
@@ -478,7 +478,7 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Adds a test that a peer must pass at each login and each health check. An error is a failed
+    /// Sets a test that a peer must pass at each login and each health check. An error is a failed
     /// login. The closure runs on a thread of its own, within [`connect_timeout`](Self::connect_timeout)
     /// and before [`on_connect`](Self::on_connect); its changes of the session remain.
     ///

@@ -17,7 +17,7 @@ pub struct BuildError {
 }
 
 impl BuildError {
-    /// The name of the wrong setting, as its builder method is called, if the error is about one setting.
+    /// Returns the name of the wrong setting, as its builder method is called, if the error is about one setting.
     ///
     /// For a key that is not a setting, this is the key as given (of an environment variable, without the
     /// prefix and in lower case). `None` for a flawed or missing peer, for a key that may be a secret, and
@@ -262,8 +262,8 @@ impl fmt::Display for PeersError {
     }
 }
 
-/// The error of a run-time change of the peers by a method of [`Peers`](crate::Peers). After an error
-/// nothing has changed.
+/// The error of a method of [`Peers`](crate::Peers) that changes the peers. After an error nothing has
+/// changed.
 ///
 /// `Display` and `Debug` print the same text: the flaw and the correction.
 pub struct ChangeError {
@@ -285,7 +285,7 @@ pub enum ChangeErrorKind {
 }
 
 impl ChangeError {
-    /// The category of the error.
+    /// Returns the category of the error.
     ///
     /// ```
     /// use diesel_peers::{ChangeErrorKind, Peers};

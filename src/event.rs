@@ -34,7 +34,7 @@ pub enum EventKind {
     Down {
         /// The error in the words of the client library, without URL or password.
         reason: String,
-        /// The classification of that error.
+        /// The fault of `reason`.
         fault: Fault,
         /// The time from the event to the next health check.
         next_check: Duration,
@@ -89,7 +89,7 @@ pub enum EventKind {
     ConnectFailed {
         /// The error in the words of the client library, without URL or password.
         reason: String,
-        /// The classification of that error.
+        /// The fault of `reason`.
         fault: Fault,
         /// How long the login took to fail.
         took: Duration,
@@ -132,7 +132,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// A stable `snake_case` name, as used in metrics.
+    /// Returns a stable `snake_case` name, as used in metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -158,7 +158,7 @@ impl EventKind {
         !matches!(self, Self::ConnectFailed { .. } | Self::ConnectionClosed { .. })
     }
 
-    /// A stable `snake_case` name, as used in logs and JSON.
+    /// Returns a stable `snake_case` name, as used in logs and JSON.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {

@@ -124,7 +124,7 @@ impl Refusal {
     }
 }
 
-/// A failure to classify, as passed to [`classify`](crate::PeerManagerBuilder::classify).
+/// A failed login or query, as passed to the closure [`classify`](crate::PeerManagerBuilder::classify).
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Failure<'a> {

@@ -31,7 +31,7 @@ pub enum Balance {
     /// Every checkout is balanced: it gets a connection to the peer that the [`Strategy`] chooses.
     #[default]
     PerCheckout,
-    /// Only connections are balanced. Each stays with the slot of the pool that it was made for, and a
+    /// Only connections are balanced. Each stays with the slot of the pool that it was opened for, and a
     /// checkout gets the connection that came back last, as with diesel's own manager.
     PerConnection,
 }
@@ -120,7 +120,7 @@ impl Error for ParseChoiceError {}
 macro_rules! choices {
     ($choice:ident { $($variant:ident = $name:literal),+ $(,)? }) => {
         impl $choice {
-            /// The name of this choice in URLs, environment variables and files.
+            /// Returns the name of this choice in URLs, environment variables and files.
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self {

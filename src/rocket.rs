@@ -125,8 +125,9 @@ impl<C: R2D2Connection + Send + 'static> Poolable for PeerConnection<C> {
     }
 }
 
-/// Sets options that only code can set, such as closures, for every database with connections of type `C`.
-/// Pass it to `manage` before the fairing of the database is attached.
+/// A closure that adds settings in code, such as other closures, to Rocket's configuration. The closure applies
+/// to every database with connections of type `C`. Pass the `Customize` to `manage` before the fairing of the
+/// database is attached.
 ///
 /// ```
 /// use diesel::SqliteConnection;
@@ -146,8 +147,8 @@ type CustomizeBuilder<C> =
     dyn Fn(&str, PeerManagerBuilder<C>) -> PeerManagerBuilder<C> + Send + Sync;
 
 impl<C> Customize<C> {
-    /// Calls `customize` for each database, with the name of the database and a builder that has the
-    /// settings of Rocket's configuration. Settings made by `customize` override them.
+    /// Creates a customization: `customize` is called for each database, with the name of the database and a
+    /// builder that has the settings of Rocket's configuration. Settings made by `customize` override them.
     ///
     /// For SQLite the builder has an `on_connect` that sets Rocket's pragmas; another `on_connect` replaces
     /// it.

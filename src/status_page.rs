@@ -85,9 +85,9 @@
 //! | `….weight`, `….tier` | As configured. |
 //! | `….connections`, `….in_use` | Open connections of the pool, and how many of them are in use. |
 //! | `….connecting`, `….stuck_logins` | Logins in progress, and logins that were given up but could not be aborted. |
-//! | `….connects`, `….connect_failures` | Counters: connections created, and failed logins, including those of checks. |
+//! | `….connects`, `….connect_failures` | Counters: connections opened, and failed logins, including those of checks. |
 //! | `….checkouts`, `….queries`, `….queries_lost` | Counters: checkouts served, queries ended, and queries that ended with a lost connection. |
-//! | `….query_seconds` | A counter: the total duration of those queries. |
+//! | `….query_seconds` | A counter: the total duration of `queries`. |
 //! | `pools[].events[]` | The last changes of state, up to 100, the newest last. |
 //! | `….at`, `….peer` | When the event happened, and to which peer. |
 //! | `….event` | The name of its [`EventKind`](crate::EventKind), such as `down` or `has_room`. |

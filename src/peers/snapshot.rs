@@ -70,7 +70,7 @@ pub enum PeerState {
 }
 
 impl PeerState {
-    /// A stable `snake_case` name, as used in JSON.
+    /// Returns a stable `snake_case` name, as used in JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -108,7 +108,7 @@ pub struct PeerStatus {
     /// Why the peer is down; for a peer out of service, why its last check failed. The text is the client
     /// library's, without URL or password. `None` for a peer that works.
     pub reason: Option<String>,
-    /// The classification of that error.
+    /// The fault of `reason`.
     pub fault: Option<Fault>,
     /// Whether the peer refused the last new connection because it has too many. The peer stays up: its
     /// existing connections are used, and new connections go to other peers.
@@ -131,18 +131,18 @@ pub struct PeerStatus {
     pub connecting: usize,
     /// Logins that passed their deadline and could not be ended.
     pub stuck_logins: usize,
-    /// A counter of the connections made for the pool.
+    /// Connections opened for the pool so far.
     pub connects: u64,
-    /// A counter of failed logins, for the pool and for health checks.
+    /// Failed logins so far, for the pool and for health checks.
     pub connect_failures: u64,
-    /// A counter of the checkouts that the peer served.
+    /// Checkouts that the peer has served so far.
     pub checkouts: u64,
-    /// A counter of the application's queries that ended, with success or not. `BEGIN` and `COMMIT` count,
+    /// Queries of the application that have ended so far, successfully or not. `BEGIN` and `COMMIT` count,
     /// pings do not.
     pub queries: u64,
-    /// The total duration of those queries.
+    /// The total duration of `queries`.
     pub query_time: Duration,
-    /// A counter of queries that ended with a lost connection.
+    /// Queries that have ended so far with a lost connection.
     pub queries_lost: u64,
 }
 
