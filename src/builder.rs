@@ -114,7 +114,8 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Replaces the peers, and discards the weights and tiers of earlier peers that are replaced.
+    /// Replaces the peers. A weight or tier set for a peer that is no longer in the list is discarded; one
+    /// in a [`PeerConfig`] replaces the earlier value.
     ///
     /// A [`PeerConfig`] carries a weight and a tier of its own, and is also what
     /// [`Peers::add`](crate::Peers::add) and [`Peers::replace`](crate::Peers::replace) accept, so one list of
@@ -220,8 +221,9 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Sets the minimum time between two connections that are closed so that others can be opened to a
-    /// peer with too few connections, because the peer came back or was down at the start.
+    /// Sets the pace at which connections move to a peer that has too few: one per interval. A peer has
+    /// too few because it came back, or was down at the start. A connection moves by being closed, so
+    /// that another one is opened to that peer.
     ///
     /// Defaults to 200 milliseconds, which moves 5 connections per second. With zero, slightly more
     /// connections than necessary may be closed.

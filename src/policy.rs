@@ -9,8 +9,8 @@ use std::str::FromStr;
 #[non_exhaustive]
 pub enum Strategy {
     /// Chooses the peer with the fewest connections in use for its weight. Among equals, the peer that got
-    /// less work before is chosen. (Where weights differ, fair shares are fractions of connections; work
-    /// that a peer did not get before counts for at most one connection.)
+    /// less work before is chosen. With unequal weights, a peer that got less than its share before is
+    /// preferred, by at most one connection.
     #[default]
     LeastConnections,
     /// Chooses a peer at random, in proportion to the weights. Skips a peer that has far more than its share
@@ -91,10 +91,10 @@ pub enum Recovery {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum AllDown {
-    /// Try the peers, first the peer whose next check comes first.
+    /// Tries the peers, in the order of their next checks.
     #[default]
     Try,
-    /// Fail at once, until a health check has found a peer up.
+    /// Fails at once while no peer is up.
     Fail,
 }
 

@@ -80,7 +80,7 @@
 //! | `….is_full` | Whether the peer refused the last login because it has no free connection. |
 //! | `….is_unresponsive` | Whether a query has been running for 100 ms without any answer from the peer since it began. |
 //! | `….is_being_removed` | Whether the peer is being removed: it cannot be resumed, and a new peer may have its name. |
-//! | `….remarks[]` | The same as sentences, whose wording may change. |
+//! | `….remarks[]` | `reason` and the flags above, as sentences; the wording may change. |
 //! | `….next_check_seconds` | The time until the next check; 0 means now. |
 //! | `….weight`, `….tier` | As configured. |
 //! | `….connections`, `….in_use` | Open connections of the pool, and how many of them are in use. |
@@ -89,7 +89,7 @@
 //! | `….checkouts`, `….queries`, `….queries_lost` | Counters: checkouts served, queries ended, and queries that ended with a lost connection. |
 //! | `….query_seconds` | A counter: the total duration of `queries`. |
 //! | `pools[].events[]` | The last changes of state, up to 100, the newest last. |
-//! | `….at`, `….peer` | When the event happened, and to which peer. |
+//! | `pools[].events[].at`, `….peer` | When the event happened, and to which peer. |
 //! | `….event` | The name of its [`EventKind`](crate::EventKind), such as `down` or `has_room`. |
 //! | `….in_service` | Whether the peer was in service, that is, neither draining nor drained. |
 //! | `….text` | The event as a sentence, whose wording may change. |

@@ -114,7 +114,8 @@ impl Peers {
     /// Replaces the list of peers, for example after the configuration was read again. A peer that is in
     /// both lists by name, with a URL that leads to the same server, keeps its state and its
     /// connections, and stays drained if it was; another user or password in its URL applies from its
-    /// next login. Other peers are added, and removed as by [`remove`](Self::remove). With
+    /// next login. Peers that are only in the new list are added; peers that are only in the old one are
+    /// removed, as by [`remove`](Self::remove). With
     /// [`resolve_interval`](crate::PeerManagerBuilder::resolve_interval) host names are resolved: the
     /// addresses of a name that stays are kept, and peers at its addresses that were removed by hand are
     /// added again.
