@@ -667,7 +667,7 @@ impl<C> PeerManagerBuilder<C> {
 }
 
 impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
-    /// Builds the manager and starts its background threads. No peer is connected to, so peers may be
+    /// Builds the manager and starts its background threads. Does not connect to any peer, so peers may be
     /// down at this time. (With [`resolve_interval`](Self::resolve_interval), the call waits up to a
     /// second for the addresses of the peers.)
     ///

@@ -187,7 +187,7 @@ impl fmt::Display for Event {
             EventKind::Down { reason, fault: Fault::Misconfigured, .. }
             | EventKind::Misconfigured { reason } => write!(
                 f,
-                "peer {peer} rejects our login: {reason} (check user, password, database and TLS on both \
+                "peer {peer} rejects the login: {reason} (check user, password, database and TLS on both \
                  sides)",
             ),
             EventKind::Down { reason, next_check, .. } => {

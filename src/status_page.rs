@@ -303,7 +303,7 @@ impl fmt::Debug for StatusPage {
 
 /// An HTTP response of the [`StatusPage`].
 ///
-/// Frameworks on the crate `http` 1, such as axum and hyper, take it as an `http::Response<String>`; for
+/// Frameworks built on `http` 1, such as axum and hyper, take it as an `http::Response<String>`; for
 /// others, copy the fields.
 ///
 /// ```

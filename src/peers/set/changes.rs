@@ -197,7 +197,7 @@ fn apply_config(peer: &mut Peer, config: &PeerConfig, url: PeerUrl, news: &mut V
 /// A handle that waits until a peer is drained, from [`Peers::drain`] and [`Peers::remove`].
 ///
 /// Dropping the handle has no effect on the peer. The guide has the steps of a maintenance
-/// ([By drain](crate::guide::operating#by-drain)).
+/// ([drain](crate::guide::operating#drain-it-in-the-application)).
 ///
 /// [`Peers::drain`]: crate::Peers::drain
 /// [`Peers::remove`]: crate::Peers::remove
