@@ -34,8 +34,8 @@ use crate::url::{Credentials, CredentialsProvider};
 
 /// Builds a [`PeerManager`]: the peers, and every setting with its default.
 ///
-/// [`build`](Self::build) validates everything and returns the first error. Durations of more than a year are
-/// treated as one year. The guide has tables of all settings, and their sources
+/// [`build`](Self::build) validates everything and returns the first error. Durations of more than a
+/// year are treated as one year. The guide has tables of all settings, and their sources
 /// ([configuration](crate::guide::configuration)).
 pub struct PeerManagerBuilder<C> {
     peers: Vec<PeerConfig>,
@@ -163,17 +163,7 @@ impl<C> PeerManagerBuilder<C> {
     /// be lost. The handler may use the [`Peers`](crate::Peers) and the pool, but must not own the pool,
     /// which would never end.
     ///
-    /// ```
-    /// # use diesel_peers::{EventKind, PeerManagerBuilder};
-    /// # fn with_handler<C>(builder: PeerManagerBuilder<C>) -> PeerManagerBuilder<C> {
-    /// builder.event_handler(|event| {
-    ///     // Events of a drained peer are no reason for an alert.
-    ///     if event.in_service && matches!(event.kind, EventKind::Down { .. }) {
-    ///         eprintln!("page the operator on duty: {event}");
-    ///     }
-    /// })
-    /// # }
-    /// ```
+    /// The guide has an example ([events](crate::guide::observing#events)).
     ///
     /// No handler by default. The last call counts.
     #[must_use]
@@ -287,26 +277,18 @@ impl<C> PeerManagerBuilder<C> {
     /// Sets a closure that provides the credentials for a peer, by its name (`db/10.0.0.1` for an
     /// address of a [resolved](Self::resolve_interval) host `db`). The closure is called for every
     /// login, also for those of health checks, so passwords can change and tokens can expire while the
-    /// application runs. The result takes the place of the URL's credentials and of [`user`](Self::user)
-    /// and [`password`](Self::password). With [`Credentials::password`], the configured user stays in
-    /// force: that of the setting `user`, or otherwise the URL's. An error or a panic of the closure is reported by the
-    /// `connect()` that fails, or logged for a check; no peer is marked down for it.
+    /// application runs. The result takes the place of the URL's credentials and of
+    /// [`user`](Self::user) and [`password`](Self::password). With [`Credentials::password`], the
+    /// configured user stays in force: that of the setting `user`, or otherwise the URL's. An error or
+    /// a panic of the closure is reported by the `connect()` that fails, or logged for a check; no peer
+    /// is marked down for it.
     ///
     /// The closure runs on login threads, several at a time, within
     /// [`connect_timeout`](Self::connect_timeout). While all peers are down it is called every
     /// [`all_down_interval`](Self::all_down_interval) for each peer, so a closure that takes time should
     /// cache its result.
     ///
-    /// ```
-    /// # use diesel_peers::{Credentials, PeerManager, PeerManagerBuilder};
-    /// # fn with_credentials<C>(builder: PeerManagerBuilder<C>) -> PeerManagerBuilder<C> {
-    /// builder.credentials(|_peer| {
-    ///     let password = std::fs::read_to_string("/run/secrets/db")?;
-    ///     // Files end in a newline.
-    ///     Ok::<_, std::io::Error>(Credentials::password(password.trim_end()))
-    /// })
-    /// # }
-    /// ```
+    /// The guide has an example ([credentials](crate::guide::configuration#credentials-from-a-closure)).
     ///
     /// Unset by default. The last call counts.
     #[must_use]
@@ -320,9 +302,9 @@ impl<C> PeerManagerBuilder<C> {
 
     /// Sets the pool's `connection_timeout` for the manager, because r2d2 does not pass it to managers.
     /// The pool itself needs the same timeout. An explicit longer `connect_timeout`, `connect_deadline`
-    /// or `ping_timeout` is then an error, and defaults are adjusted: `connect_deadline` becomes at most
-    /// 80 % of the pool's timeout and `connect_timeout` at most 40 %, so that a pool that cannot be built
-    /// reports the reason; `all_down_wait` becomes at least 60 %.
+    /// or `ping_timeout` is then an error, and defaults are adjusted: `connect_deadline` becomes at
+    /// most 80 % of the pool's timeout and `connect_timeout` at most 40 %, so that a pool that cannot
+    /// be built reports the reason; `all_down_wait` becomes at least 60 %.
     ///
     /// Unset by default.
     #[must_use]
@@ -352,9 +334,9 @@ impl<C> PeerManagerBuilder<C> {
 
     /// Sets the timeout of one login, including its readiness test (`BEGIN; ROLLBACK`),
     /// [`credentials`](Self::credentials), [`health_check`](Self::health_check) and
-    /// [`on_connect`](Self::on_connect). A peer that has not answered by then is marked down, and its login is aborted. (diesel's
-    /// `MysqlConnection` sets no timeout; `PgConnection` also gets libpq's own `connect_timeout`, in
-    /// whole seconds, unless its URL or the environment sets one.)
+    /// [`on_connect`](Self::on_connect). A peer that has not answered by then is marked down, and its
+    /// login is aborted. (diesel's `MysqlConnection` sets no timeout; `PgConnection` also gets libpq's
+    /// own `connect_timeout`, in whole seconds, unless its URL or the environment sets one.)
     ///
     /// When a login takes longer than 250 milliseconds, and twice as long as usual for the peer, the
     /// next peer is tried in parallel, and the first to answer is used (a hedged login).
@@ -418,9 +400,9 @@ impl<C> PeerManagerBuilder<C> {
 
     /// Sets the timeout of a health check while queries hang or every peer is down. Twice the usual
     /// login time of the peer is used if that is longer, but never more than
-    /// [`connect_timeout`](Self::connect_timeout). Before the first successful login to the peer, the full
-    /// `connect_timeout` applies. While queries hang, a peer that has begun to answer
-    /// within this time gets the full `connect_timeout`.
+    /// [`connect_timeout`](Self::connect_timeout). Before the first successful login to the peer, the
+    /// full `connect_timeout` applies. While queries hang, a peer that has begun to answer within this
+    /// time gets the full `connect_timeout`.
     ///
     /// Defaults to 1 second.
     #[must_use]
@@ -562,9 +544,8 @@ impl<C> PeerManagerBuilder<C> {
     /// [`Peers`](crate::Peers) are not undone: a removed peer comes back only if its address disappeared
     /// and returned, and a peer added by hand stays.
     ///
-    /// `PgConnection` gets both name and address, and verifies a certificate by the name.
-    /// `MysqlConnection` gets the address alone, so `ssl_mode=verify_identity` is an error with this
-    /// setting.
+    /// For `MysqlConnection`, `ssl_mode=verify_identity` is an error with this setting
+    /// ([TLS](crate::guide::errors#tls)).
     ///
     /// Defaults to `None`: the client library resolves the name at each login and uses one of the
     /// addresses. The minimum is 10 milliseconds.

@@ -130,7 +130,7 @@ impl Report {
     /// - `problems` and `notes`: lists of sentences, as returned by [`problems`](Self::problems) and
     ///   [`notes`](Self::notes).
     ///
-    /// Later versions may add keys. Within one major version no key is removed.
+    /// Keys may be added; within one major version none is renamed or removed.
     #[must_use]
     pub fn to_json(&self) -> String {
         json::report(self)

@@ -55,9 +55,9 @@
 //! # The JSON report
 //!
 //! The page's address with the query `json` (`/peers?json`) returns the content of the page for programs.
-//! Keys may be added; existing keys are neither renamed nor removed. Times of day are RFC 3339 in UTC. Keys
-//! that end in `seconds` are numbers of seconds with a fraction. A value that is unknown or does not apply
-//! is `null`. Counters start at 0 when the peer is added.
+//! Keys may be added; within one major version none is renamed or removed. Times of day are RFC 3339 in UTC.
+//! Keys that end in `seconds` are numbers of seconds with a fraction. A value that is unknown or does not
+//! apply is `null`. Counters start at 0 when the peer is added.
 //!
 //! | key | value |
 //! |---|---|

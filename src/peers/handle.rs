@@ -17,7 +17,8 @@ use crate::peers::snapshot::Snapshot;
 ///
 /// A change applies to one pool in one process, for the lifetime of the pool. No check and no timer undoes
 /// it. An unknown name is an error; a call that changes nothing (to drain a drained peer) is not. No method
-/// waits for a server. The guide describes the steps of a maintenance ([operating](crate::guide::operating)).
+/// waits for a server. The guide describes the steps of a maintenance
+/// ([operating](crate::guide::operating)).
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -112,13 +113,12 @@ impl Peers {
     }
 
     /// Replaces the list of peers, for example after the configuration was read again. A peer that is in
-    /// both lists by name, with a URL that leads to the same server, keeps its state and its
-    /// connections, and stays drained if it was; another user or password in its URL applies from its
-    /// next login. Peers that are only in the new list are added; peers that are only in the old one are
-    /// removed, as by [`remove`](Self::remove). With
-    /// [`resolve_interval`](crate::PeerManagerBuilder::resolve_interval) host names are resolved: the
-    /// addresses of a name that stays are kept, and peers at its addresses that were removed by hand are
-    /// added again.
+    /// both lists by name, with a URL that leads to the same server, keeps its state and its connections,
+    /// and stays drained if it was; another user or password in its URL applies from its next login. Peers
+    /// that are only in the new list are added; peers that are only in the old one are removed, as by
+    /// [`remove`](Self::remove). With [`resolve_interval`](crate::PeerManagerBuilder::resolve_interval)
+    /// host names are resolved: the addresses of a name that stays are kept, and peers at its addresses
+    /// that were removed by hand are added again.
     ///
     /// # Errors
     ///
