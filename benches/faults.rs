@@ -55,6 +55,9 @@ const WRITE: &str = "INSERT INTO marks (mark) SELECT IF(SLEEP(0.002), '', 'writt
 /// at 0.2 s each.
 const BACK: &str = "1.7 s";
 
+/// In place of a time that a fault does not have: the peer stays in service.
+const NOT_APPLICABLE: &str = "not applicable";
+
 type MysqlPool = Pool<PeerManager<MysqlConnection>>;
 
 fn main() {
@@ -94,7 +97,7 @@ fn on_mariadb(table: &mut Table, rounds: usize) {
             promised: Promised { left: "0.1 s", longest: "4 s", back: BACK },
         },
         Fault {
-            name: "MariaDB stopped in good order, started",
+            name: "MariaDB shut down cleanly, started",
             query: QUERY,
             scenario: stopped,
             promised: Promised { back: BACK, ..Promised::default() },
@@ -103,7 +106,7 @@ fn on_mariadb(table: &mut Table, rounds: usize) {
             name: "Its sessions killed (`KILL USER`)",
             query: QUERY,
             scenario: sessions_killed,
-            promised: Promised { left: "stays", ..Promised::default() },
+            promised: Promised { left: NOT_APPLICABLE, ..Promised::default() },
         },
     ];
     let (pool, peers) = full_pool(tuned(manager_over(&servers)));
@@ -116,10 +119,10 @@ fn on_mariadb(table: &mut Table, rounds: usize) {
 
     // The server is full before the pool is built: a limit below the open sessions has no effect on these.
     let fault = Fault {
-        name: "Full (one session of three), with room again",
+        name: "Full (one session of three), then with free connections",
         query: QUERY,
         scenario: has_room_again,
-        promised: Promised { left: "stays", longest: "", back: "1.4 s" },
+        promised: Promised { left: NOT_APPLICABLE, longest: "", back: "1.4 s" },
     };
     for _ in 0..rounds {
         limit_sessions(&servers[0], 1);
@@ -238,13 +241,13 @@ fn on_galera(table: &mut Table, rounds: usize) {
             promised: back,
         },
         Fault {
-            name: "Galera node rejects queries, and no more",
+            name: "Galera node rejects queries, then accepts them",
             query: TABLE_QUERY,
             scenario: node_rejects,
             promised: back,
         },
         Fault {
-            name: "Galera node stopped in good order, started",
+            name: "Galera node shut down cleanly, started",
             query: TABLE_QUERY,
             scenario: node_stopped,
             promised: back,
@@ -447,11 +450,12 @@ impl Table {
              {rounds} rounds; after a slash the promised time\n"
         );
         println!(
-            "| fault of one peer | its last query began after | errors | longest query or wait | \
+            "| fault of one peer | last query sent to it, after the fault | errors | longest query or wait | \
              has its share again after |\n|---|---|---|---|---|"
         );
         for row in &self.rows {
-            let left = if row.left.is_empty() { "stays".to_owned() } else { times(&row.left) };
+            let left =
+                if row.left.is_empty() { NOT_APPLICABLE.to_owned() } else { times(&row.left) };
             #[expect(clippy::cast_precision_loss, reason = "a few errors")]
             let errors = row.errors.iter().map(|errors| *errors as f64).collect();
             println!(

@@ -1,6 +1,6 @@
 //! The share of each server in the queries while one of three MariaDB servers is killed and restarted.
 //! Compares this crate with diesel's own manager behind HAProxy. Prints the shares, and draws the chart in
-//! `README.md`.
+//! `README.md`, as a file and as a definition for the crate's documentation.
 //!
 //! ```sh
 //! cargo bench -p diesel-peers-tests --bench recovery --features mysql
@@ -22,6 +22,7 @@ use diesel::prelude::*;
 use diesel::r2d2::{ConnectionManager, ManageConnection, Pool, R2D2Connection};
 use diesel_peers::PeerManager;
 use support::backend::build;
+use support::figure;
 use support::haproxy::HaProxy;
 use support::mariadb::MariaDb;
 
@@ -67,9 +68,13 @@ fn main() {
             );
         }
     }
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/recovery.svg");
-    fs::write(path, drawing(&charts)).expect("the folder of the benchmark is writable");
-    println!("wrote benches/recovery.svg");
+    let svg = drawing(&charts);
+    let definition = figure::definition(svg.as_bytes());
+    for (file, content) in [("benches/recovery.svg", svg), ("src/guide/figure.md", definition)] {
+        let path = format!("{}/../{file}", env!("CARGO_MANIFEST_DIR"));
+        fs::write(path, content).expect("the folder of the file is writable");
+        println!("wrote {file}");
+    }
 }
 
 /// Runs queries over three servers, and kills and restarts the first of them.

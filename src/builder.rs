@@ -34,8 +34,9 @@ use crate::url::{Credentials, CredentialsProvider};
 
 /// Builds a [`PeerManager`]: the peers, and every setting with its default.
 ///
-/// All checks are made by [`build`](Self::build), which returns the first error. Durations of
-/// more than a year are treated as one year.
+/// [`build`](Self::build) validates everything and returns the first error. Durations of more than a
+/// year are treated as one year. The guide has tables of all settings, and their sources
+/// ([configuration](crate::guide::configuration)).
 pub struct PeerManagerBuilder<C> {
     peers: Vec<PeerConfig>,
     /// Weights and tiers of peers by name. They may be set before the peers themselves.
@@ -113,7 +114,8 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Replaces the peers, and discards the weights and tiers of earlier peers that are replaced.
+    /// Replaces the peers. A weight or tier set for a peer that is no longer in the list is discarded; one
+    /// in a [`PeerConfig`] replaces the earlier value.
     ///
     /// A [`PeerConfig`] carries a weight and a tier of its own, and is also what
     /// [`Peers::add`](crate::Peers::add) and [`Peers::replace`](crate::Peers::replace) accept, so one list of
@@ -153,7 +155,7 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Calls `handler` for every [`Event`], one after the other, on a thread of its own.
+    /// Sets the closure that is called for every [`Event`], one after the other, on a thread of its own.
     ///
     /// The handler may block and may panic: the pool goes on meanwhile. While it blocks, events queue up;
     /// events that find the queue full are dropped and counted in
@@ -161,17 +163,7 @@ impl<C> PeerManagerBuilder<C> {
     /// be lost. The handler may use the [`Peers`](crate::Peers) and the pool, but must not own the pool,
     /// which would never end.
     ///
-    /// ```
-    /// # use diesel_peers::{EventKind, PeerManagerBuilder};
-    /// # fn with_handler<C>(builder: PeerManagerBuilder<C>) -> PeerManagerBuilder<C> {
-    /// builder.event_handler(|event| {
-    ///     // Events of a drained peer are no reason for an alert.
-    ///     if event.in_service && matches!(event.kind, EventKind::Down { .. }) {
-    ///         eprintln!("page the operator on duty: {event}");
-    ///     }
-    /// })
-    /// # }
-    /// ```
+    /// The guide has an example ([events](crate::guide::observing#events)).
     ///
     /// No handler by default. The last call counts.
     #[must_use]
@@ -219,8 +211,9 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Sets the minimum time between two connections that are closed so that others can be opened to a
-    /// peer with too few connections, because the peer came back or was down at the start.
+    /// Sets the pace at which connections move to a peer that has too few: one per interval. A peer has
+    /// too few because it came back, or was down at the start. A connection moves by being closed, so
+    /// that another one is opened to that peer.
     ///
     /// Defaults to 200 milliseconds, which moves 5 connections per second. With zero, slightly more
     /// connections than necessary may be closed.
@@ -231,7 +224,7 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// Sets the maximum age of a connection. A connection that comes back to the pool after this time is
-    /// closed. Up to 10 % of the time is subtracted at random, so that connections that were made
+    /// closed. Up to 10 % of the time is subtracted at random, so that connections that were opened
     /// together do not end together. While no peer is available, old connections are kept, because no
     /// connection could be opened in their place.
     ///
@@ -284,25 +277,18 @@ impl<C> PeerManagerBuilder<C> {
     /// Sets a closure that provides the credentials for a peer, by its name (`db/10.0.0.1` for an
     /// address of a [resolved](Self::resolve_interval) host `db`). The closure is called for every
     /// login, also for those of health checks, so passwords can change and tokens can expire while the
-    /// application runs. The result takes the place of the URL's credentials and of [`user`](Self::user)
-    /// and [`password`](Self::password). An error or a panic of the closure is reported by the
-    /// `connect()` that fails, or logged for a check; no peer is marked down for it.
+    /// application runs. The result takes the place of the URL's credentials and of
+    /// [`user`](Self::user) and [`password`](Self::password). With [`Credentials::password`], the
+    /// configured user stays in force: that of the setting `user`, or otherwise the URL's. An error or
+    /// a panic of the closure is reported by the `connect()` that fails, or logged for a check; no peer
+    /// is marked down for it.
     ///
     /// The closure runs on login threads, several at a time, within
     /// [`connect_timeout`](Self::connect_timeout). While all peers are down it is called every
     /// [`all_down_interval`](Self::all_down_interval) for each peer, so a closure that takes time should
     /// cache its result.
     ///
-    /// ```
-    /// # use diesel_peers::{Credentials, PeerManager, PeerManagerBuilder};
-    /// # fn with_credentials<C>(builder: PeerManagerBuilder<C>) -> PeerManagerBuilder<C> {
-    /// builder.credentials(|_peer| {
-    ///     let password = std::fs::read_to_string("/run/secrets/db")?;
-    ///     // Files end in a newline.
-    ///     Ok::<_, std::io::Error>(Credentials::password(password.trim_end()))
-    /// })
-    /// # }
-    /// ```
+    /// The guide has an example ([credentials](crate::guide::configuration#credentials-from-a-closure)).
     ///
     /// Unset by default. The last call counts.
     #[must_use]
@@ -315,11 +301,11 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Declares the pool's `connection_timeout`. r2d2 does not pass it to managers, so it is repeated
-    /// here. A longer `connect_timeout`, `connect_deadline` or `ping_timeout` is then an error, and
-    /// defaults are adjusted: `connect_deadline` becomes at most 80 % of the pool's timeout and
-    /// `connect_timeout` at most 40 %, so that a pool that cannot be built reports the reason;
-    /// `all_down_wait` becomes at least 60 %.
+    /// Sets the pool's `connection_timeout` for the manager, because r2d2 does not pass it to managers.
+    /// The pool itself needs the same timeout. An explicit longer `connect_timeout`, `connect_deadline`
+    /// or `ping_timeout` is then an error, and defaults are adjusted: `connect_deadline` becomes at
+    /// most 80 % of the pool's timeout and `connect_timeout` at most 40 %, so that a pool that cannot
+    /// be built reports the reason; `all_down_wait` becomes at least 60 %.
     ///
     /// Unset by default.
     #[must_use]
@@ -347,10 +333,11 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Sets the timeout of one login, including `on_connect` and, for a health check, `BEGIN; ROLLBACK`.
-    /// A peer that has not answered by then is marked down, and its login is aborted. (diesel's
-    /// `MysqlConnection` sets no timeout; `PgConnection` also gets libpq's own `connect_timeout`, in
-    /// whole seconds, unless its URL or the environment sets one.)
+    /// Sets the timeout of one login, including its readiness test (`BEGIN; ROLLBACK`),
+    /// [`credentials`](Self::credentials), [`health_check`](Self::health_check) and
+    /// [`on_connect`](Self::on_connect). A peer that has not answered by then is marked down, and its
+    /// login is aborted. (diesel's `MysqlConnection` sets no timeout; `PgConnection` also gets libpq's
+    /// own `connect_timeout`, in whole seconds, unless its URL or the environment sets one.)
     ///
     /// When a login takes longer than 250 milliseconds, and twice as long as usual for the peer, the
     /// next peer is tried in parallel, and the first to answer is used (a hedged login).
@@ -364,7 +351,7 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// Sets the deadline of one `connect()`, over all the logins that it makes. While every peer is
-    /// down, `connect()` may wait for [`all_down_wait`](Self::all_down_wait) in addition.
+    /// down, add [`all_down_wait`](Self::all_down_wait) and one more `connect_deadline`.
     ///
     /// Defaults to 10 seconds.
     #[must_use]
@@ -399,7 +386,7 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// Sets the time after which a query that is still running causes a health check of its peer. The
-    /// peer has stalled when two checks in a row are not answered within
+    /// peer is stalled when two checks in a row are not answered within
     /// [`check_timeout`](Self::check_timeout), the peer has not answered anything else meanwhile, and
     /// another peer does answer. A stalled peer is marked down, and queries that have been running
     /// there for longer than this time are aborted: they fail as if their connection was lost. A query
@@ -414,8 +401,9 @@ impl<C> PeerManagerBuilder<C> {
 
     /// Sets the timeout of a health check while queries hang or every peer is down. Twice the usual
     /// login time of the peer is used if that is longer, but never more than
-    /// [`connect_timeout`](Self::connect_timeout). While queries hang, a peer that has begun to answer
-    /// within this time gets the full `connect_timeout`.
+    /// [`connect_timeout`](Self::connect_timeout). Before the first successful login to the peer, the
+    /// full `connect_timeout` applies. While queries hang, a peer that has begun to answer within this
+    /// time gets the full `connect_timeout`.
     ///
     /// Defaults to 1 second.
     #[must_use]
@@ -475,7 +463,7 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Adds a test that a peer must pass at each login and each health check. An error is a failed
+    /// Sets a test that a peer must pass at each login and each health check. An error is a failed
     /// login. The closure runs on a thread of its own, within [`connect_timeout`](Self::connect_timeout)
     /// and before [`on_connect`](Self::on_connect); its changes of the session remain.
     ///
@@ -520,10 +508,11 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Sets the health check interval while every peer is down. Up to 10 % is added at random.
+    /// Sets the health check interval while every peer is down. Up to 10 % is added at random. A peer
+    /// that rejects the login is checked every five seconds at most.
     ///
-    /// Defaults to 250 milliseconds, so that a pool serves within half a second of a peer's return. The
-    /// minimum is 10 milliseconds.
+    /// Defaults to 250 milliseconds, so that a pool usually serves within half a second of a peer's
+    /// return. The minimum is 10 milliseconds.
     #[must_use]
     pub fn all_down_interval(mut self, all_down_interval: Duration) -> Self {
         self.settings.all_down_interval = all_down_interval;
@@ -534,7 +523,7 @@ impl<C> PeerManagerBuilder<C> {
     /// `connect()` of an outage fails at once and reports the errors of all peers; after that, one call
     /// at a time waits, so that the pool serves as soon as a peer is back. (After a failed `connect()`,
     /// r2d2 lets the slot sleep for up to half the pool's `connection_timeout`.) A pool that is dropped
-    /// meanwhile lives until the outage is over, but at most five minutes.
+    /// meanwhile lives until the outage is over, but for about five minutes at most.
     ///
     /// Defaults to 20 seconds. The time should be more than half of the pool's `connection_timeout`.
     /// Zero does not wait, and neither does [`AllDown::Fail`].
@@ -556,9 +545,8 @@ impl<C> PeerManagerBuilder<C> {
     /// [`Peers`](crate::Peers) are not undone: a removed peer comes back only if its address disappeared
     /// and returned, and a peer added by hand stays.
     ///
-    /// `PgConnection` gets both name and address, and verifies a certificate by the name.
-    /// `MysqlConnection` gets the address alone, so `ssl_mode=verify_identity` is an error with this
-    /// setting.
+    /// For `MysqlConnection`, `ssl_mode=verify_identity` is an error with this setting
+    /// ([TLS](crate::guide::errors#tls)).
     ///
     /// Defaults to `None`: the client library resolves the name at each login and uses one of the
     /// addresses. The minimum is 10 milliseconds.
@@ -661,7 +649,7 @@ impl<C> PeerManagerBuilder<C> {
 }
 
 impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
-    /// Builds the manager and starts its background threads. No peer is connected to, so peers may be
+    /// Builds the manager and starts its background threads. Does not connect to any peer, so peers may be
     /// down at this time. (With [`resolve_interval`](Self::resolve_interval), the call waits up to a
     /// second for the addresses of the peers.)
     ///

@@ -111,9 +111,9 @@ impl Report {
     /// - `peers`: a list of objects, in the order of the configuration, with these keys:
     ///   - `name`: the name of the peer.
     ///   - `condition`: one of `ready`, `not_ready`, `wrong_role`, `full`, `misconfigured`, `unreachable`,
-    ///     `unresponsive` and `not_examined`; see [`Condition`].
+    ///     `timed_out` and `not_examined`; see [`Condition`].
     ///   - `fault`: the kind of the failure ([`Fault::as_str`](crate::Fault::as_str)), or `null` if the peer
-    ///     is `ready`, `unresponsive` or `not_examined`.
+    ///     is `ready`, `timed_out` or `not_examined`.
     ///   - `reason`: the reason why the peer is not ready, or `null` if it is.
     ///   - `login_ms`: the duration of the login in milliseconds, or `null` if it failed.
     ///   - `round_trip_ms`: the duration of a `SELECT 1` in milliseconds, or `null` if it was not answered.
@@ -131,7 +131,7 @@ impl Report {
     /// - `problems` and `notes`: lists of sentences, as returned by [`problems`](Self::problems) and
     ///   [`notes`](Self::notes).
     ///
-    /// Later versions may add keys. Within one major version no key is removed.
+    /// Keys may be added; within one major version none is renamed or removed.
     #[must_use]
     pub fn to_json(&self) -> String {
         json::report(self)

@@ -268,8 +268,8 @@ impl fmt::Display for PeersError {
     }
 }
 
-/// The error of a run-time change of the peers by a method of [`Peers`](crate::Peers). After an error
-/// nothing has changed.
+/// The error of a method of [`Peers`](crate::Peers) that changes the peers. After an error nothing has
+/// changed.
 ///
 /// `Display` and `Debug` print the same text: the flaw and the correction.
 pub struct ChangeError {
@@ -291,7 +291,7 @@ pub enum ChangeErrorKind {
 }
 
 impl ChangeError {
-    /// The category of the error.
+    /// Returns the category of the error.
     ///
     /// ```
     /// use diesel_peers::{ChangeErrorKind, Peers};

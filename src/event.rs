@@ -8,7 +8,8 @@ use crate::fault::Fault;
 /// The application's event handler.
 pub(crate) type EventHandler = dyn Fn(&Event) + Send;
 
-/// Something that happened to a peer. [`Display`](fmt::Display) prints the sentence that the log has.
+/// Something that happened to a peer. [`Display`](fmt::Display) prints the sentence that the log has. The guide
+/// describes how to receive events ([observing](crate::guide::observing#events)).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Event {
@@ -27,12 +28,13 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EventKind {
-    /// The peer failed and was marked down. It gets no new work until a check succeeds.
+    /// The peer failed and was marked down. It gets no new work until its mark is cleared (by default, by a
+    /// successful check).
     #[non_exhaustive]
     Down {
         /// The error in the words of the client library, without URL or password.
         reason: String,
-        /// The classification of that error.
+        /// The fault of `reason`.
         fault: Fault,
         /// The time from the event to the next health check.
         next_check: Duration,
@@ -87,7 +89,7 @@ pub enum EventKind {
     ConnectFailed {
         /// The error in the words of the client library, without URL or password.
         reason: String,
-        /// The classification of that error.
+        /// The fault of `reason`.
         fault: Fault,
         /// How long the login took to fail.
         took: Duration,
@@ -100,8 +102,8 @@ pub enum EventKind {
         /// The age of the connection.
         age: Duration,
     },
-    /// The peer has stalled ([`stall_after`](crate::PeerManagerBuilder::stall_after)), and its hung queries were
-    /// aborted.
+    /// The peer is stalled ([`stall_after`](crate::PeerManagerBuilder::stall_after)), and its hung queries
+    /// were aborted.
     #[non_exhaustive]
     QueriesAborted {
         /// The number of connections with a hung query.
@@ -130,7 +132,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// A stable `snake_case` name, as used in metrics.
+    /// Returns a stable `snake_case` name, as used in metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -156,7 +158,7 @@ impl EventKind {
         !matches!(self, Self::ConnectFailed { .. } | Self::ConnectionClosed { .. })
     }
 
-    /// A stable `snake_case` name, as used in logs and JSON.
+    /// Returns a stable `snake_case` name, as used in logs and JSON.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -185,7 +187,7 @@ impl fmt::Display for Event {
             EventKind::Down { reason, fault: Fault::Misconfigured, .. }
             | EventKind::Misconfigured { reason } => write!(
                 f,
-                "peer {peer} rejects our login: {reason} (check user, password, database and TLS on both \
+                "peer {peer} rejects the login: {reason} (check user, password, database and TLS on both \
                  sides)",
             ),
             EventKind::Down { reason, next_check, .. } => {
@@ -221,7 +223,7 @@ impl fmt::Display for Event {
                 write!(f, "a connection to peer {peer} was closed after {age:.1?}: {reason}")
             }
             EventKind::QueriesAborted { hung, aborted } => {
-                write!(f, "peer {peer} has stalled: aborted {aborted} of {hung} hung queries")
+                write!(f, "peer {peer} is stalled: aborted {aborted} of {hung} hung queries")
             }
         }
     }

@@ -12,14 +12,15 @@ use diesel::result::{ConnectionError, DatabaseErrorInformation, DatabaseErrorKin
 
 use crate::panics::catch_panic;
 
-/// The classification of an error: what it says about its connection, its peer or its transaction.
+/// The classification of an error: what it says about its connection, its peer or its transaction. The guide
+/// has examples and consequences of each fault ([errors](crate::guide::errors)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Fault {
     /// The connection is lost. That says nothing about the peer: a `KILL`, an idle timeout, a proxy that
     /// recycles its sessions and a crash cause the same errors.
     ConnectionLost,
-    /// The peer cannot be reached, or refuses the login without a reason.
+    /// The peer cannot be reached, or refuses the login for no known reason.
     PeerDown,
     /// The peer is running but accepts no work at the moment: it starts up or shuts down, or is a Galera
     /// node without a quorum.
@@ -71,7 +72,7 @@ impl Fault {
         }
     }
 
-    /// A stable `snake_case` name, as used in JSON and metrics.
+    /// Returns a stable `snake_case` name, as used in JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -123,7 +124,7 @@ impl FailureCause {
     }
 }
 
-/// A failure to classify, as passed to [`classify`](crate::PeerManagerBuilder::classify).
+/// A failed login or query, as passed to the closure [`classify`](crate::PeerManagerBuilder::classify).
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Failure<'a> {

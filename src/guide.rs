@@ -1,4 +1,4 @@
-//! The chapters of the manual, which are also in the folder `docs/` of the repository. (Their code is compiled by
+//! The chapters of the guide, which are also in the folder `docs/` of the repository. (Their code is compiled by
 //! the package in `tests/`, which has the dependencies.)
 
 /// Declares a module for each chapter.
@@ -22,7 +22,7 @@ chapters! {
     behavior = "../docs/behavior.md";
     /// Every setting, and where it can be given.
     configuration = "../docs/configuration.md";
-    /// Recipes: a single connection, a wrong password, the setup of every session.
+    /// Recipes: migrations at start, a single connection, a wrong password, the setup of every session.
     cookbook = "../docs/cookbook.md";
     /// One host name with several addresses.
     dns = "../docs/dns.md";
@@ -30,7 +30,7 @@ chapters! {
     errors = "../docs/errors.md";
     /// When not to use this crate, and what else to know.
     limitations = "../docs/limitations.md";
-    /// From diesel's `ConnectionManager` and from django-proxysql.
+    /// Moving from diesel's `ConnectionManager` or from django-proxysql.
     migrating = "../docs/migrating.md";
     /// Status, events, metrics and the status page.
     observing = "../docs/observing.md";

@@ -4,11 +4,12 @@
 //! - [`PeerConnection`] is the pool's connection to one peer.
 //! - [`Peers`] shows the state of the peers and changes them at run time; [`Event`] is what happens to them.
 //! - [`Fault`] classifies errors.
-//! - [`guide`] has the chapters of the manual.
+//! - [`guide`] has the chapters of the guide: configuration, errors, maintenance and others.
 //!
 //! The rest of this page is the README.
 //!
 #![doc = include_str!("guide/links.md")]
+#![doc = include_str!("guide/figure.md")]
 #![cfg_attr(not(doctest), doc = include_str!("../README.md"))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -26,15 +26,7 @@ use crate::peers::counters::BUCKET_BOUNDS;
 pub(crate) use self::exporter::start;
 
 /// The upper bounds of the histogram buckets, in seconds. Configure the exporter with these buckets, so
-/// that it shows exact counts.
-///
-/// ```ignore
-/// use diesel_peers::metrics::BUCKETS;
-/// use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
-///
-/// let prefix = Matcher::Prefix("diesel_peers_".to_owned());
-/// let builder = PrometheusBuilder::new().set_buckets_for_metric(prefix, &BUCKETS)?;
-/// ```
+/// that it shows exact counts. The guide has an example ([metrics](crate::guide::observing#metrics)).
 pub const BUCKETS: [f64; BUCKET_BOUNDS.len()] = {
     let mut seconds = [0.0; BUCKET_BOUNDS.len()];
     let mut at = 0;

@@ -9,14 +9,15 @@ use std::str::FromStr;
 #[non_exhaustive]
 pub enum Strategy {
     /// Chooses the peer with the fewest connections in use for its weight. Among equals, the peer that got
-    /// less work before is chosen. (Where weights differ, fair shares are fractions of connections; work
-    /// that a peer did not get before counts for at most one connection.)
+    /// less work before is chosen. With unequal weights, a peer that got less than its share before is
+    /// preferred, by at most one connection.
     #[default]
     LeastConnections,
-    /// Chooses a peer at random, in proportion to the weights.
+    /// Chooses a peer at random, in proportion to the weights. Skips a peer that has far more than its share
+    /// in use.
     Random,
-    /// Chooses one peer after the other, each for as many turns as its weight. The turns of a peer that is
-    /// down are skipped.
+    /// Chooses one peer after the other, each for as many turns as its weight. Skips a peer that is down, or
+    /// that has far more than its share in use.
     RoundRobin,
     /// Chooses among the peers of the first [tier](crate::PeerManagerBuilder::tier) with a peer that is up,
     /// as `LeastConnections` does.
@@ -30,7 +31,7 @@ pub enum Balance {
     /// Every checkout is balanced: it gets a connection to the peer that the [`Strategy`] chooses.
     #[default]
     PerCheckout,
-    /// Only connections are balanced. Each stays with the slot of the pool that it was made for, and a
+    /// Only connections are balanced. Each stays with the slot of the pool that it was opened for, and a
     /// checkout gets the connection that came back last, as with diesel's own manager.
     PerConnection,
 }
@@ -90,10 +91,10 @@ pub enum Recovery {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum AllDown {
-    /// Try the peers, first the peer whose next check comes first.
+    /// Tries the peers, in the order of their next checks.
     #[default]
     Try,
-    /// Fail at once, until a health check has found a peer up.
+    /// Fails at once while no peer is up.
     Fail,
 }
 
@@ -119,7 +120,7 @@ impl Error for ParseChoiceError {}
 macro_rules! choices {
     ($choice:ident { $($variant:ident = $name:literal),+ $(,)? }) => {
         impl $choice {
-            /// The name of this choice in URLs, environment variables and files.
+            /// Returns the name of this choice in URLs, environment variables and files.
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self {

@@ -1,44 +1,12 @@
 //! `PeerConnection` as a database of [`rocket_sync_db_pools`].
 //!
-//! ```no_run
-//! # #[macro_use] extern crate rocket;
-//! # mod application {
-//! use diesel::SqliteConnection;
-//! use diesel_peers::PeerConnection;
-//! use diesel_peers::rocket::Registry;
-//! use rocket::State;
-//! use rocket_sync_db_pools::database;
-//!
-//! #[database("shop")]
-//! struct Shop(PeerConnection<SqliteConnection>);
-//!
-//! #[get("/peers")]
-//! fn peers(registry: &State<Registry>) -> String {
-//!     format!("{:?}", registry.peers("shop").map(|peers| peers.snapshot().peers.len()))
-//! }
-//!
-//! #[launch]
-//! fn rocket() -> _ {
-//!     // The registry comes first, because the database registers its peers there.
-//!     rocket::build().attach(Registry::fairing()).attach(Shop::fairing()).mount("/", routes![peers])
-//! }
-//! # }
-//! # fn main() {}
-//! ```
+//! The guide has a whole application, with its `Rocket.toml` and `Cargo.toml`
+//! ([rocket](crate::guide::rocket)).
 //!
 //! The settings are part of Rocket's configuration, for example in `Rocket.toml`. The keys have the names
-//! of [`PeerManagerBuilder`]'s methods, in addition to Rocket's own `pool_size` and `timeout`:
-//!
-//! ```toml
-//! [default.databases.shop]
-//! url = "mysql://app:secret@db0,db1,db2/shop"
-//! pool_size = 12
-//! timeout = 10          # seconds, 5 by default: how long a request waits for a connection
-//! check_interval = 30   # seconds, or "30s", "500ms"
-//! ```
-//!
-//! Rocket requires a `url`. If the fairing of the [`Registry`] is attached first, a table `peers` can
-//! replace it: `peers = { db0 = "...", db1 = { url = "...", weight = 2 } }`.
+//! of [`PeerManagerBuilder`]'s methods, in addition to Rocket's own `pool_size` and `timeout`. Rocket requires
+//! a `url`. If the fairing of the [`Registry`] is attached first, a table `peers` can replace it:
+//! `peers = { db0 = "...", db1 = { url = "...", weight = 2 } }`.
 //!
 //! With the feature `status-page`, `.mount("/peers", StatusPage::new())` shows operators the peers of
 //! every database in the registry.
@@ -125,8 +93,9 @@ impl<C: R2D2Connection + Send + 'static> Poolable for PeerConnection<C> {
     }
 }
 
-/// Sets options that only code can set, such as closures, for every database with connections of type `C`.
-/// Pass it to `manage` before the fairing of the database is attached.
+/// A closure that adds settings in code, such as other closures, to Rocket's configuration. The closure applies
+/// to every database with connections of type `C`. Pass the `Customize` to `manage` before the fairing of the
+/// database is attached.
 ///
 /// ```
 /// use diesel::SqliteConnection;
@@ -146,8 +115,8 @@ type CustomizeBuilder<C> =
     dyn Fn(&str, PeerManagerBuilder<C>) -> PeerManagerBuilder<C> + Send + Sync;
 
 impl<C> Customize<C> {
-    /// Calls `customize` for each database, with the name of the database and a builder that has the
-    /// settings of Rocket's configuration. Settings made by `customize` override them.
+    /// Creates a customization: `customize` is called for each database, with the name of the database and a
+    /// builder that has the settings of Rocket's configuration. Settings made by `customize` override them.
     ///
     /// For SQLite the builder has an `on_connect` that sets Rocket's pragmas; another `on_connect` replaces
     /// it.

@@ -1,5 +1,5 @@
-//! Snapshots and events for serde: the keys are the names of the fields, and the same as in the status
-//! page's JSON.
+//! Snapshots and events for serde: the keys are the names of the fields, and similar to the status page's
+//! JSON. The differences are listed at each type.
 //!
 //! An [`Instant`] means nothing outside its process, so a moment is written as its distance from now in
 //! seconds, under a key that ends in `_seconds`.
@@ -27,7 +27,8 @@ macro_rules! serialize_as_str {
 
 serialize_as_str!(PeerState, Fault, CloseReason);
 
-/// Keys: `closed`, `pool_name`, `peers`, `events`, `events_dropped`.
+/// Keys: `closed`, `pool_name`, `peers`, `events`, `events_dropped`. (The status page's JSON has `name` in
+/// place of `pool_name`.) Keys may be added; within one major version none is renamed or removed.
 impl Serialize for Snapshot {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { closed, pool_name, peers, events, events_dropped } = self;
@@ -43,7 +44,8 @@ impl Serialize for Snapshot {
 
 /// Keys: the names of the fields; but `for_seconds` (the time in this state) in place of `since`,
 /// `next_check_seconds` in place of `next_check`, and `query_seconds` in place of `query_time`. The key
-/// `is_available` is added.
+/// `is_available` is added. (The status page's JSON also has `since` and `remarks`.) Keys may be added; within
+/// one major version none is renamed or removed.
 impl Serialize for PeerStatus {
     #[expect(clippy::disallowed_methods, reason = "moments are written as their distance from now")]
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -102,7 +104,9 @@ impl Serialize for PeerStatus {
 }
 
 /// Keys: `at_unix_seconds`, `peer`, `in_service`, `event` (the name of the kind), `text` (the sentence of
-/// the log), and the fields of the kind; of these, durations end in `_seconds`.
+/// the log), and the fields of the kind; of these, durations end in `_seconds`. (The status page's JSON has
+/// `at` in place of `at_unix_seconds`, and not the fields of the kind.) Keys may be added; within one major
+/// version none is renamed or removed.
 impl Serialize for Event {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { at, peer, in_service, kind } = self;

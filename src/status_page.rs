@@ -55,9 +55,9 @@
 //! # The JSON report
 //!
 //! The page's address with the query `json` (`/peers?json`) returns the content of the page for programs.
-//! Keys may be added; existing keys are neither renamed nor removed. Times of day are RFC 3339 in UTC. Keys
-//! that end in `seconds` are numbers of seconds with a fraction. A value that is unknown or does not apply
-//! is `null`. Counters start at 0 when the peer is added.
+//! Keys may be added; within one major version none is renamed or removed. Times of day are RFC 3339 in UTC.
+//! Keys that end in `seconds` are numbers of seconds with a fraction. A value that is unknown or does not
+//! apply is `null`. Counters start at 0 when the peer is added.
 //!
 //! | key | value |
 //! |---|---|
@@ -78,18 +78,18 @@
 //! | `….reason` | Why the peer is down, or why the last check failed: the client library's message. |
 //! | `….fault` | The kind of that error: `peer_down`, `peer_not_ready`, `peer_full`, `wrong_role`, `misconfigured`, `connection_lost`, `retryable` or `query`. |
 //! | `….is_full` | Whether the peer refused the last login because it has no free connection. |
-//! | `….is_unresponsive` | Whether a query is waiting for the peer, which sends no data. |
+//! | `….is_unresponsive` | Whether a query has been running for 100 ms without any answer from the peer since it began. |
 //! | `….is_being_removed` | Whether the peer is being removed: it cannot be resumed, and a new peer may have its name. |
-//! | `….remarks[]` | The same as sentences, whose wording may change. |
+//! | `….remarks[]` | `reason` and the flags above, as sentences; the wording may change. |
 //! | `….next_check_seconds` | The time until the next check; 0 means now. |
 //! | `….weight`, `….tier` | As configured. |
 //! | `….connections`, `….in_use` | Open connections of the pool, and how many of them are in use. |
 //! | `….connecting`, `….stuck_logins` | Logins in progress, and logins that passed their deadline and have not ended yet. |
-//! | `….connects`, `….connect_failures` | Counters: connections created, and failed logins, including those of checks. |
+//! | `….connects`, `….connect_failures` | Counters: connections opened, and failed logins, including those of checks. |
 //! | `….checkouts`, `….queries`, `….queries_lost` | Counters: checkouts served, queries ended, and queries that ended with a lost connection. |
-//! | `….query_seconds` | A counter: the total duration of those queries. |
+//! | `….query_seconds` | A counter: the total duration of `queries`. |
 //! | `pools[].events[]` | The last changes of state, up to 100, the newest last. |
-//! | `….at`, `….peer` | When the event happened, and to which peer. |
+//! | `pools[].events[].at`, `….peer` | When the event happened, and to which peer. |
 //! | `….event` | The name of its [`EventKind`](crate::EventKind), such as `down` or `has_room`. |
 //! | `….in_service` | Whether the peer was in service, that is, neither draining nor drained. |
 //! | `….text` | The event as a sentence, whose wording may change. |
@@ -303,7 +303,7 @@ impl fmt::Debug for StatusPage {
 
 /// An HTTP response of the [`StatusPage`].
 ///
-/// Frameworks on the crate `http` 1, such as axum and hyper, take it as an `http::Response<String>`; for
+/// Frameworks built on `http` 1, such as axum and hyper, take it as an `http::Response<String>`; for
 /// others, copy the fields.
 ///
 /// ```

@@ -4,15 +4,18 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use support::figure::{base64, definition};
+
 /// The folder of the repository.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// The documents beside the chapters.
-const DOCUMENTS: [&str; 6] = [
+const DOCUMENTS: [&str; 7] = [
     "README.md",
     "DESIGN.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "cli/README.md",
     "examples/README.md",
     "fuzz/README.md",
 ];
@@ -22,6 +25,12 @@ const CHAPTERS: &str = "docs";
 
 /// Where links of the README and the chapters lead in the crate's documentation.
 const LINKS: &str = "src/guide/links.md";
+
+/// The documentation of the crate's items.
+const ITEMS: &str = "https://docs.rs/diesel-peers/latest/diesel_peers/";
+
+/// The figure of the README in the crate's documentation.
+const FIGURE: &str = "src/guide/figure.md";
 
 fn path(file: &str) -> PathBuf {
     Path::new(ROOT).join(file)
@@ -101,6 +110,13 @@ fn resolved<'a>(file: &str, target: &'a str) -> (String, &'a str) {
     (parts.join("/"), anchor)
 }
 
+/// The item at an address of the crate's documentation: `struct.Peers.html` is `crate::Peers`.
+fn item(address: &str) -> Option<String> {
+    let page = address.strip_prefix(ITEMS)?.strip_suffix(".html")?;
+    let (_kind, name) = page.split_once('.')?;
+    Some(format!("crate::{name}"))
+}
+
 #[test]
 fn links_lead_to_files_and_headings() {
     let chapters = chapters();
@@ -133,6 +149,8 @@ fn links_lead_to_files_and_headings() {
 fn links_lead_to_the_same_chapters_in_the_crates_documentation() {
     let links = read(LINKS);
     let links = definitions(&links);
+    let figure = read(FIGURE);
+    let figures = definitions(&figure);
     let mut used = Vec::new();
     for file in chapters().into_iter().chain(["README.md".to_owned()]) {
         let text = read(&file);
@@ -142,10 +160,17 @@ fn links_lead_to_the_same_chapters_in_the_crates_documentation() {
             .collect();
         assert_eq!(to_files, [], "{file}: links to files use labels");
         for (label, target) in definitions(&text) {
-            if target.starts_with("http") {
+            let item = item(target);
+            let is_external = target.starts_with("http") && item.is_none();
+            if is_external || figures.contains_key(label) {
                 continue;
             }
             let link = *links.get(label).unwrap_or_else(|| panic!("{LINKS}: [{label}] of {file}"));
+            if let Some(item) = item {
+                assert_eq!(link, item, "{file} and {LINKS} agree about [{label}]");
+                used.push(label.to_owned());
+                continue;
+            }
             let (to, anchor) = resolved(&file, target);
             let chapter = to.strip_prefix("docs/").and_then(|to| to.strip_suffix(".md"));
             let expected = match chapter {
@@ -165,6 +190,17 @@ fn links_lead_to_the_same_chapters_in_the_crates_documentation() {
     for label in links.keys() {
         assert!(used.iter().any(|used| used == label), "{LINKS}: the label [{label}] is used");
     }
+}
+
+#[test]
+fn figure_of_the_crates_documentation_is_that_of_the_readme() {
+    assert_eq!(base64(b"links"), "bGlua3M=", "the encoder pads a group of two bytes");
+    let svg = fs::read(path("benches/recovery.svg")).expect("the figure is in the repository");
+    assert!(
+        read(FIGURE) == definition(&svg),
+        "{FIGURE} contains benches/recovery.svg; this command writes both: \
+         cargo bench -p diesel-peers-tests --bench recovery --features mysql"
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use diesel_peers::{PeerManager, PeerState, Peers};
+use diesel_peers::{Credentials, PeerManager, PeerState, Peers};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use support::backend::{PATIENCE, SOON, build, manager_of, pool_of, state, status};
 use support::resolver::{Answer, Script};
@@ -158,6 +158,24 @@ fn failed_and_recovered_host_name_resolution_is_logged_once_each() {
     drop(manager);
     let logged = lines("named/10.0.0.2");
     assert_eq!(logged.first().map(|line| &*line.text), Some("peer named/10.0.0.2 was added"));
+}
+
+#[test]
+fn skipped_check_is_logged_with_its_peer_and_reason() {
+    set_logger();
+    let server = Server::start();
+    let builder = PeerManager::<ScriptedConnection>::builder()
+        .peer("skipped", server.url())
+        .credentials(|_peer| Err::<Credentials, _>("the vault is closed"));
+    let _manager = build(builder);
+    wait_until("the first check is skipped", PATIENCE, || !lines("skipped").is_empty());
+    let line = &lines("skipped")[0];
+    assert_eq!((line.level, &*line.target), (Level::Warn, "diesel_peers"));
+    assert_eq!(line.event.as_deref(), Some("check_skipped"));
+    let reason = line.reason.as_deref().expect("there is a reason");
+    assert!(reason.contains("the vault is closed"), "{reason}");
+    let expected = format!("cannot check peer skipped: {reason}; its state stays unchanged");
+    assert_eq!(line.text, expected);
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn paused_proxy_takes_a_peer_out_without_an_error() {
     let server = MariaDb::start();
     let proxies: Vec<_> = (0..3).map(|_| HaProxy::in_front_of(server.port())).collect();
     let urls: Vec<_> = proxies.iter().map(HaProxy::mysql_url).collect();
-    let block = &blocks("### By the proxy's pause", "haproxy")[0];
+    let block = &blocks("### Pause its proxy", "haproxy")[0];
     let commands: Vec<_> = block.lines().map(|line| line.replace(" db", " front")).collect();
     let [pause, show, resume] = &commands[..] else {
         panic!("there are three commands: {commands:?}")
@@ -117,7 +117,7 @@ fn closed_port_takes_a_peer_out_without_an_error() {
     let urls: Vec<_> = servers.iter().map(MariaDb::url).collect();
     let port = servers[1].port().to_string();
     let rules = Rules(format!("drain{port}"));
-    let heading = "### By its port";
+    let heading = "### Close its port";
     let [close, open] = &blocks(heading, "sh")[..] else {
         panic!("one block closes the port and one opens it")
     };
@@ -181,7 +181,7 @@ fn script_drains_and_resumes_peers_through_the_status_page() {
     use support::guestbook::GuestBook;
 
     let app = GuestBook::start();
-    let [action, wait] = &blocks("### By drain", "sh")[..] else {
+    let [action, wait] = &blocks("### Drain it in the application", "sh")[..] else {
         panic!("one block drains and one waits")
     };
     let action = action.replace("http://localhost:8000", &app.site());

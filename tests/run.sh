@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs missing packages that the tests need, then runs every check: format, lints, documentation, all
-# tests, the quickstart, and a build of the package as published. CI runs exactly this script.
+# Installs missing packages that the tests need, then runs the checks of CI's main job: format, lints,
+# documentation, all tests, the quickstart, and a build of the package as published.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -196,13 +196,13 @@ fn takes(limit: Duration, check: impl Fn()) {
 
 /// One peer is frozen; later, eight peers accept connections and send nothing.
 #[test]
-fn unresponsive_peers_take_one_connect_timeout_together() {
+fn peers_that_time_out_take_one_connect_timeout_together() {
     const LIMIT: Duration = Duration::from_secs(1);
     let (mut servers, url, names) = three_servers();
     let url = format!("{url}?connect_timeout=1s");
     servers[2].freeze();
-    let unresponsive = format!("! {} is unresponsive: no answer to a login within 1s", names[2]);
-    takes(LIMIT, || check(&[&url]).is(PROBLEMS, &[&unresponsive, "1 problem found."]));
+    let timed_out = format!("! {} timed out: no answer to a login within 1s", names[2]);
+    takes(LIMIT, || check(&[&url]).is(PROBLEMS, &[&timed_out, "1 problem found."]));
 
     let silent = Silent::start();
     let url = format!("mysql://{APP}:{APP_PASSWORD}@127.0.0.1:{}/{APP}", silent.port());
@@ -210,8 +210,7 @@ fn unresponsive_peers_take_one_connect_timeout_together() {
     let (_folder, path) = file(&format!("connect_timeout = 1\n[peers]\n{}", peers.concat()));
     let path = path.to_str().expect("the path is UTF-8");
     takes(LIMIT, || {
-        check(&["--config", path])
-            .is(PROBLEMS, &["! db0 is unresponsive", "! db7 is unresponsive"]);
+        check(&["--config", path]).is(PROBLEMS, &["! db0 timed out", "! db7 timed out"]);
     });
 }
 
@@ -223,9 +222,9 @@ fn queries_after_the_login_are_bounded_by_connect_timeout() {
     let mut lock = MysqlConnection::establish(&server.url()).expect("the server is running");
     lock.batch_execute("LOCK TABLES __diesel_schema_migrations WRITE").expect("the table exists");
     let outcome = check(&[&format!("{}?connect_timeout=1s", server.url())]);
-    let unresponsive = " is unresponsive: the login succeeded, but the peer did not return its \
+    let timed_out = " timed out: the login succeeded, but the peer did not return its \
                         migrations within `connect_timeout`";
-    outcome.is(PROBLEMS, &[unresponsive, "STRICT_TRANS_TABLES"]);
+    outcome.is(PROBLEMS, &[timed_out, "STRICT_TRANS_TABLES"]);
 }
 
 #[test]
@@ -436,7 +435,7 @@ fn postgres_differences_are_reported() {
     );
     servers[0].freeze();
     let outcome = check(&[&format!("{url}?sslmode=disable&connect_timeout=2")]);
-    outcome.is(PROBLEMS, &[&format!("! {a} is unresponsive: ")]);
+    outcome.is(PROBLEMS, &[&format!("! {a} timed out: ")]);
 }
 
 #[test]

@@ -15,7 +15,7 @@ pub struct Finding {
     pub name: String,
     /// Whether the pool would use the peer.
     pub condition: Condition,
-    /// The kind of the failure. `None` if the peer is ready, is unresponsive or was not examined.
+    /// The kind of the failure. `None` if the peer is ready, timed out or was not examined.
     pub fault: Option<Fault>,
     /// The reason why the peer is not ready, without URL or password; often a message of the client
     /// library. `None` if the peer is ready.
@@ -37,6 +37,7 @@ impl Finding {
         let reason = reason.as_ref()?;
         let verdict = match condition {
             Condition::WrongRole => "has the wrong role",
+            Condition::TimedOut => "timed out",
             Condition::NotExamined => "was not examined",
             _ => return Some(format!("{name} is {condition}: {reason}")),
         };
@@ -64,7 +65,7 @@ pub enum Condition {
     Unreachable,
     /// The peer did not complete the login or answer the queries after it within
     /// [`connect_timeout`](crate::PeerManagerBuilder::connect_timeout).
-    Unresponsive,
+    TimedOut,
     /// The peer was not examined, or not completely, because of this process: for example, there were no
     /// credentials for the peer, or no thread could be started.
     NotExamined,
@@ -95,7 +96,7 @@ impl Condition {
             Self::Full => "full",
             Self::Misconfigured => "misconfigured",
             Self::Unreachable => "unreachable",
-            Self::Unresponsive => "unresponsive",
+            Self::TimedOut => "timed_out",
             Self::NotExamined => "not_examined",
         }
     }

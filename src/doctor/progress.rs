@@ -78,7 +78,7 @@ impl PeerProgress {
             Some(LoginFailure::Refused(FailureCause { fault, .. })) => {
                 (Condition::from_fault(*fault, is_logged_in), Some(*fault))
             }
-            Some(LoginFailure::Unanswered(_)) => (Condition::Unresponsive, None),
+            Some(LoginFailure::Unanswered(_)) => (Condition::TimedOut, None),
             Some(LoginFailure::NotAttempted(_)) => (Condition::NotExamined, None),
         };
         let reason = failure.map(|failure| failure.to_string());

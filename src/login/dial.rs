@@ -13,6 +13,7 @@ use crate::fault::Fault;
 use crate::login::bounded::{self, LoginFailure, LoginTimeout};
 use crate::login::session::{Hooks, Login};
 use crate::panics::catch_panic;
+use crate::peers::event_log::LOG_TARGET;
 use crate::peers::link_guard::LinkGuard;
 use crate::peers::outage::NextStep;
 use crate::peers::peer::{CheckKind, Health, LoginOutcome, Peer};
@@ -187,7 +188,10 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
                 let name = peer_set.read(|peers| peers[peer].name.clone());
                 // A logger is user code, which may panic.
                 let _ = catch_panic(|| {
-                    warn!("cannot check peer {name}: {error}; its state stays unchanged");
+                    warn!(
+                        target: LOG_TARGET, peer = &*name, event = "check_skipped", reason = &**error;
+                        "cannot check peer {name}: {error}; its state stays unchanged"
+                    );
                 });
             }
             let answer =

@@ -76,7 +76,7 @@ pub(super) static QUERIES_LOST: Metric =
     counter("diesel_peers_queries_lost_total", "Queries that ended with a lost connection.");
 pub(super) static QUERIES_ABORTED: Metric = counter(
     "diesel_peers_queries_aborted_total",
-    "Hung queries that were aborted because the peer had stalled.",
+    "Hung queries that were aborted because the peer was stalled.",
 );
 pub(super) static QUERY_DURATION: Metric = histogram(
     "diesel_peers_query_duration_seconds",

@@ -17,19 +17,21 @@ use crate::peers::snapshot::Snapshot;
 ///
 /// A change applies to one pool in one process, for the lifetime of the pool. No check and no timer undoes
 /// it. An unknown name is an error; a call that changes nothing (to drain a drained peer) is not. No method
-/// waits for a server.
+/// waits for a server. The guide describes the steps of a maintenance
+/// ([operating](crate::guide::operating)).
 ///
 /// ```no_run
-/// # use std::time::Duration;
-/// # fn maintain(peers: &diesel_peers::Peers) -> Result<(), diesel_peers::ChangeError> {
-/// let drain = peers.drain("db1")?;
-/// if drain.wait(Duration::from_secs(60)) {
-///     println!("db1 may be stopped");
+/// use std::time::Duration;
+/// use diesel_peers::{ChangeError, Peers};
+///
+/// /// Returns whether the pool has closed its last session on the peer.
+/// fn before_maintenance(peers: &Peers) -> Result<bool, ChangeError> {
+///     Ok(peers.drain("db1")?.wait(Duration::from_secs(300)))
 /// }
-/// // ... and after its maintenance:
-/// peers.resume("db1")?;
-/// # Ok(())
-/// # }
+///
+/// fn after_maintenance(peers: &Peers) -> Result<(), ChangeError> {
+///     peers.resume("db1")
+/// }
 /// ```
 ///
 /// [`PeerManager::peers`]: crate::PeerManager::peers
@@ -57,7 +59,7 @@ impl Peers {
 
     /// Takes a peer out of service: it gets no new work, its idle connections are closed at once, and
     /// connections in use are closed when they come back, so that no query fails. The pool opens
-    /// connections to other peers in their place. The peer stays in the set and is checked as before,
+    /// connections to other peers in their place. The peer stays in the list and is checked as before,
     /// until [`resume`](Self::resume).
     ///
     /// The state of the peer is [`Draining`](crate::PeerState::Draining) while the pool has sessions
@@ -111,12 +113,12 @@ impl Peers {
     }
 
     /// Replaces the list of peers, for example after the configuration was read again. A peer that is in
-    /// both lists by name, with a URL that leads to the same server, keeps its state and its
-    /// connections, and stays drained if it was; another user or password in its URL applies from its
-    /// next login. Other peers are added, and removed as by [`remove`](Self::remove). With
-    /// [`resolve_interval`](crate::PeerManagerBuilder::resolve_interval) host names are resolved: the
-    /// addresses of a name that stays are kept, and peers at its addresses that were removed by hand are
-    /// added again.
+    /// both lists by name, with a URL that leads to the same server, keeps its state and its connections,
+    /// and stays drained if it was; another user or password in its URL applies from its next login. Peers
+    /// that are only in the new list are added; peers that are only in the old one are removed, as by
+    /// [`remove`](Self::remove). With [`resolve_interval`](crate::PeerManagerBuilder::resolve_interval)
+    /// host names are resolved: the addresses of a name that stays are kept, and peers at its addresses
+    /// that were removed by hand are added again.
     ///
     /// # Errors
     ///

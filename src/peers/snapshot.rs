@@ -54,23 +54,23 @@ impl Snapshot {
     }
 }
 
-/// The state of a peer: whether it gets new work.
+/// The health of a peer, or how far its draining has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PeerState {
     /// The peer is up and gets new work. A peer that has not been checked yet counts as up.
     Up,
-    /// The peer failed and is marked down. It gets no new work until a check succeeds.
+    /// The peer failed and is marked down. It gets no new work until its mark is cleared (by default, by a
+    /// successful check).
     Down,
-    /// An operator is draining the peer; the pool still has sessions with it.
+    /// The peer is being drained; the pool still has sessions with it.
     Draining,
-    /// An operator has drained the peer; the pool has no session with it, except for a short health check
-    /// now and then.
+    /// The peer is drained; the pool has no session with it, except for the short one of each health check.
     Drained,
 }
 
 impl PeerState {
-    /// A stable `snake_case` name, as used in JSON.
+    /// Returns a stable `snake_case` name, as used in JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -101,14 +101,14 @@ pub struct PeerStatus {
     pub weight: u32,
     /// The tier of the peer, for [`Strategy::Ordered`](crate::Strategy::Ordered).
     pub tier: u32,
-    /// Whether the peer gets new work.
+    /// The state of the peer.
     pub state: PeerState,
     /// The moment at which the peer entered this state.
     pub since: Instant,
     /// Why the peer is down; for a peer out of service, why its last check failed. The text is the client
     /// library's, without URL or password. `None` for a peer that works.
     pub reason: Option<String>,
-    /// The classification of that error.
+    /// The fault of `reason`.
     pub fault: Option<Fault>,
     /// Whether the peer refused the last new connection because it has too many. The peer stays up: its
     /// existing connections are used, and new connections go to other peers.
@@ -131,18 +131,18 @@ pub struct PeerStatus {
     pub connecting: usize,
     /// Logins that passed their deadline and have not ended yet.
     pub stuck_logins: usize,
-    /// A counter of the connections made for the pool.
+    /// Connections opened for the pool so far.
     pub connects: u64,
-    /// A counter of failed logins, for the pool and for health checks.
+    /// Failed logins so far, for the pool and for health checks.
     pub connect_failures: u64,
-    /// A counter of the checkouts that the peer served.
+    /// Checkouts that the peer has served so far.
     pub checkouts: u64,
-    /// A counter of the application's queries that ended, with success or not. `BEGIN` and `COMMIT` count,
+    /// Queries of the application that have ended so far, successfully or not. `BEGIN` and `COMMIT` count,
     /// pings do not.
     pub queries: u64,
-    /// The total duration of those queries.
+    /// The total duration of `queries`.
     pub query_time: Duration,
-    /// A counter of queries that ended with a lost connection.
+    /// Queries that have ended so far with a lost connection.
     pub queries_lost: u64,
 }
 

@@ -16,7 +16,7 @@ use crate::pool::exchange::{Exchange, Reservation};
 use crate::pool::link::Link;
 use crate::pool::validation::{Validation, discarded_error};
 
-/// A connection to one of the peers.
+/// A pooled connection, to one peer during each checkout.
 ///
 /// A `PeerConnection` dereferences to the diesel connection `C`. It implements the diesel traits that
 /// a pooled connection of diesel's own manager implements. So code written for

@@ -4,7 +4,7 @@ use diesel::r2d2::{Pool, R2D2Connection};
 
 use crate::manager::PeerManager;
 
-/// Checks out every idle connection of a pool, and returns them all.
+/// Balances a new pool whose customizer uses its connections, by checking every connection out and in once.
 ///
 /// A pool with a `connection_customizer` that uses the connection in `on_acquire` is not balanced
 /// until each of its connections has been checked out once. Until then each connection stays in the

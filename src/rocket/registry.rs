@@ -13,8 +13,8 @@ use crate::peers::handle::Peers;
 /// The placeholder for the `url` that Rocket requires, in a database with a table `peers`.
 pub(super) const URL_PLACEHOLDER: &str = "see peers";
 
-/// The [`Peers`] of each database. The registry is managed by Rocket: use `&State<Registry>` in a request,
-/// and `rocket.state::<Registry>()` in a fairing.
+/// The handles to the peers of every Rocket database, by name; a managed state of Rocket. Use
+/// `&State<Registry>` in a request, and `rocket.state::<Registry>()` in a fairing.
 #[derive(Debug, Default)]
 pub struct Registry {
     databases: Mutex<BTreeMap<String, Peers>>,

@@ -23,7 +23,8 @@ impl Credentials {
         Self { user: Some(user.into()), password: Some(password.into()) }
     }
 
-    /// Creates credentials with this password and the user from the URL of the peer.
+    /// Creates credentials with this password and the configured user: that of the setting
+    /// [`user`](crate::PeerManagerBuilder::user), or otherwise that of the peer's URL.
     pub fn password(password: impl Into<String>) -> Self {
         Self { user: None, password: Some(password.into()) }
     }

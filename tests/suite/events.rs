@@ -485,7 +485,7 @@ fn aborted_queries_reach_the_handler() {
             conn.batch_execute("SELECT 1").expect_err("the query is aborted");
         });
         let events = calls.assert_next("peer0", &["down", "queries_aborted"]);
-        assert_eq!(events[1].to_string(), "peer peer0 has stalled: aborted 1 of 1 hung queries");
+        assert_eq!(events[1].to_string(), "peer peer0 is stalled: aborted 1 of 1 hung queries");
         let is_all =
             matches!(events[1].kind, EventKind::QueriesAborted { hung: 1, aborted: 1, .. });
         assert!(is_all, "{events:?}");

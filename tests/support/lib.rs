@@ -43,6 +43,7 @@ pub mod template;
 pub mod tls;
 
 pub mod backend;
+pub mod figure;
 pub mod http;
 pub mod load;
 pub mod one_of_three;

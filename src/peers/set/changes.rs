@@ -196,7 +196,8 @@ fn apply_config(peer: &mut Peer, config: &PeerConfig, url: PeerUrl, events: &mut
 
 /// A handle that waits until a peer is drained, from [`Peers::drain`] and [`Peers::remove`].
 ///
-/// Dropping the handle has no effect on the peer.
+/// Dropping the handle has no effect on the peer. The guide has the steps of a maintenance
+/// ([drain](crate::guide::operating#drain-it-in-the-application)).
 ///
 /// [`Peers::drain`]: crate::Peers::drain
 /// [`Peers::remove`]: crate::Peers::remove
