@@ -164,7 +164,7 @@ fn doctor_command_compares_a_new_peer_with_the_others() {
         format!("{before},127.0.0.1:{}/{database}", server.port())
     });
     let command = &blocks("## Adding and replacing a peer", "sh")[0];
-    let command = command.replace("mysql://app:secret@db0,db1,db3/shop", &url);
+    let command = command.replace("mysql://app@db0,db1,db3/shop", &url);
     assert!(command.contains(&url), "{command}");
     let program = support::program("peers", "diesel-peers-cli");
     let folder = program.parent().expect("the program is in a folder");
