@@ -1,6 +1,7 @@
 //! The command `peers`: examines the peers of a configuration. This file contains its arguments, colors and
 //! exit codes; `diesel_peers::doctor` does the examination.
 
+mod error;
 mod redaction;
 mod request;
 mod table;

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
+use crate::error::{RequestError, RequestErrorKind};
 use crate::redaction::may_be_shown;
-use crate::request::{RequestError, RequestErrorKind};
 
 /// The key of a URL with several hosts.
 pub(crate) const URL: &str = "url";
