@@ -18,7 +18,7 @@ macro_rules! chapters {
 }
 
 chapters! {
-    /// What the application and the pool do in each event, and which waits are bounded.
+    /// What the application and the pool do in each situation, and which waits are bounded.
     behavior = "../docs/behavior.md";
     /// Every setting, and where it can be given.
     configuration = "../docs/configuration.md";
