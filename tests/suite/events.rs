@@ -372,6 +372,24 @@ fn handler_that_never_returns_blocks_neither_checks_nor_the_pool() {
 }
 
 #[test]
+fn events_after_the_end_of_the_pool_do_not_count_as_dropped() {
+    let servers = Servers::start(1);
+    let (handler, events) = bounded(1);
+    let manager = build(servers.builder().event_handler(move |_| {
+        let _ = &handler;
+    }));
+    let peers = manager.peers();
+    drop(manager);
+    // The handler, and its end of the channel, are dropped when its thread ends.
+    let ended: Result<(), _> = events.recv_timeout(PATIENCE);
+    assert_eq!(ended, Err(RecvTimeoutError::Disconnected));
+    peers.set_weight("peer0", 2).expect("the peer exists");
+    let snapshot = peers.snapshot();
+    assert_eq!(snapshot.events.len(), 1, "the snapshot has the event");
+    assert_eq!(snapshot.events_dropped, 0, "no handler has missed it");
+}
+
+#[test]
 fn handler_that_panics_gets_the_next_event() {
     let servers = Servers::start(1);
     let (sender, receiver) = unbounded();
