@@ -156,8 +156,8 @@ impl Exporter {
 #[cfg(test)]
 mod tests {
     use std::fmt::Write;
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicU64, Ordering};
-    use std::sync::{Mutex, MutexGuard};
 
     use metrics::{
         Counter, Gauge, Histogram, Key, KeyName, Metadata, SharedString, Unit, with_local_recorder,
@@ -165,6 +165,7 @@ mod tests {
 
     use super::*;
     use crate::event::CloseReason;
+    use crate::panics::lock;
     use crate::peers::peer_config::PeerConfig;
     use crate::peers::set::tests::set_of;
     use crate::policy::Recovery;
@@ -176,10 +177,6 @@ mod tests {
         counters: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
         /// The bits of a float.
         gauges: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
-    }
-
-    fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-        mutex.lock().expect("no thread panics while it holds the lock")
     }
 
     impl TextRecorder {

@@ -59,16 +59,17 @@ impl StatusReport<'_> {
     }
 
     fn pool(&self, pool: &Snapshot) -> Value {
+        let available = available(pool);
         json!({
             "name": pool.pool_name,
             "closed": pool.closed,
             "events_dropped": pool.events_dropped,
-            "peers": pool.peers.iter().map(|peer| self.peer(peer, pool)).collect::<Vec<_>>(),
+            "peers": pool.peers.iter().map(|peer| self.peer(peer, available)).collect::<Vec<_>>(),
             "events": pool.events.iter().map(event).collect::<Vec<_>>(),
         })
     }
 
-    fn peer(&self, peer: &PeerStatus, pool: &Snapshot) -> Value {
+    fn peer(&self, peer: &PeerStatus, available: usize) -> Value {
         let duration = self.since(peer.since);
         json!({
             "id": peer.id,
@@ -82,7 +83,7 @@ impl StatusReport<'_> {
             "is_full": peer.is_full,
             "is_unresponsive": peer.is_unresponsive,
             "is_being_removed": peer.is_being_removed,
-            "remarks": remarks(peer, available(pool)),
+            "remarks": remarks(peer, available),
             "next_check_seconds": self.until(peer.next_check).as_secs_f64(),
             "weight": peer.weight,
             "tier": peer.tier,

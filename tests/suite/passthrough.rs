@@ -29,10 +29,14 @@ fn pool_over<B: Backend>(peers: &[B], max_size: u32) -> Pool<PeerManager<B::Conn
     Pool::builder().max_size(max_size).build(manager).expect("the peers are up")
 }
 
+/// The statement that creates the table, in the SQL of every backend.
+const CREATE_NOTES: &str =
+    "CREATE TABLE notes (id INTEGER NOT NULL PRIMARY KEY, text VARCHAR(100) NOT NULL)";
+
 /// The same application code for each backend, with its connection as `&mut C`, `impl Connection` and
 /// `PooledConnection`.
 macro_rules! application {
-    ($module:ident, $connection:ty, $backend:ty, $server:ty, $create:literal) => {
+    ($module:ident, $connection:ty, $backend:ty, $server:ty) => {
         mod $module {
             use super::*;
 
@@ -62,7 +66,7 @@ macro_rules! application {
                 let pool = pool_over(&peers, 2);
                 let mut conn = pool.get().expect("the peer is up");
                 assert_eq!(conn.peer(), "peer0");
-                diesel::sql_query($create).execute(&mut conn).expect("a new table");
+                diesel::sql_query(CREATE_NOTES).execute(&mut conn).expect("a new table");
                 conn.set_prepared_statement_cache_size(CacheSize::Disabled);
                 conn.set_prepared_statement_cache_size(CacheSize::Unbounded);
 
@@ -122,7 +126,7 @@ macro_rules! application {
                 let peers = <$server as Backend>::start(1);
                 let pool = pool_over(&peers, 1);
                 let mut conn = pool.get().expect("the peer is up");
-                diesel::sql_query($create).execute(&mut conn).expect("a new table");
+                diesel::sql_query(CREATE_NOTES).execute(&mut conn).expect("a new table");
                 drop((conn, pool));
 
                 let manager = build(manager_over(&peers));
@@ -149,29 +153,11 @@ macro_rules! application {
     };
 }
 
-application!(
-    sqlite,
-    SqliteConnection,
-    diesel::sqlite::Sqlite,
-    SqlitePath,
-    "CREATE TABLE notes (id INTEGER NOT NULL PRIMARY KEY, text VARCHAR(100) NOT NULL)"
-);
+application!(sqlite, SqliteConnection, diesel::sqlite::Sqlite, SqlitePath);
 #[cfg(feature = "mysql")]
-application!(
-    mariadb,
-    MysqlConnection,
-    diesel::mysql::Mysql,
-    support::mariadb::MariaDb,
-    "CREATE TABLE notes (id INTEGER NOT NULL PRIMARY KEY, text VARCHAR(100) NOT NULL)"
-);
+application!(mariadb, MysqlConnection, diesel::mysql::Mysql, support::mariadb::MariaDb);
 #[cfg(feature = "postgres")]
-application!(
-    postgres,
-    PgConnection,
-    diesel::pg::Pg,
-    support::postgres::Postgres,
-    "CREATE TABLE notes (id INTEGER NOT NULL PRIMARY KEY, text VARCHAR(100) NOT NULL)"
-);
+application!(postgres, PgConnection, diesel::pg::Pg, support::postgres::Postgres);
 
 /// Methods that only diesel's own connection of a backend has are reached through `Deref`.
 #[test]

@@ -76,7 +76,6 @@ pub struct Server {
     works: AtomicBool,
     panics: AtomicBool,
     logins_gate: Gate,
-    begins_gate: Gate,
     /// The number of times that all sessions were cut off. Sessions of an earlier generation are dead.
     generation: AtomicUsize,
     open: AtomicUsize,
@@ -102,7 +101,6 @@ impl Server {
             works: AtomicBool::new(true),
             panics: AtomicBool::new(false),
             logins_gate: Gate::default(),
-            begins_gate: Gate::default(),
             generation: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
             most_open: AtomicUsize::new(0),
@@ -138,11 +136,6 @@ impl Server {
     /// Sets whether logins are held back.
     pub fn hold_logins(&self, hold: bool) {
         self.logins_gate.close(hold);
-    }
-
-    /// Sets whether the beginning of transactions is held back.
-    pub fn hold_begins(&self, hold: bool) {
-        self.begins_gate.close(hold);
     }
 
     /// Cuts every session off.
@@ -228,9 +221,6 @@ impl ScriptedConnection {
         }
         if let Some(counter) = counter {
             counter(&self.server).fetch_add(1, Ordering::SeqCst);
-        }
-        if statement == "BEGIN" {
-            self.server.begins_gate.pass();
         }
         if statement == "BEGIN" && !self.server.works.load(Ordering::SeqCst) {
             return Err(refusal("WSREP has not yet prepared node for application use"));
