@@ -41,6 +41,7 @@ pub mod rocket;
 #[cfg(feature = "serde")]
 mod serialize;
 mod settings;
+mod socket;
 #[cfg(feature = "status-page")]
 pub mod status_page;
 mod url;

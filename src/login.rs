@@ -5,5 +5,3 @@ pub(crate) mod dial;
 pub(crate) mod observer;
 pub(crate) mod readiness;
 pub(crate) mod session;
-#[cfg_attr(not(all(feature = "socket", target_os = "linux")), path = "login/no_socket.rs")]
-pub(crate) mod socket;

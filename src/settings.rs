@@ -9,6 +9,7 @@ use rand::rngs::SmallRng;
 use crate::error::BuildErrorKind;
 use crate::fault::Classifier;
 use crate::policy::{AllDown, Recovery, Requirements, Strategy};
+use crate::socket::Tuning;
 
 /// The random part of intervals. A check comes later than its interval by up to this fraction, so that a
 /// thousand processes that saw the same failure do not return at once. A link is closed earlier than its
@@ -150,15 +151,6 @@ impl Default for Settings {
 
 /// The names of the settings that were set explicitly.
 pub(crate) type ExplicitSettings = BTreeSet<&'static str>;
-
-/// TCP settings by which the kernel notices that the remote machine has vanished.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Tuning {
-    /// The time without received data after which the kernel sends keepalive probes.
-    pub(crate) keepalive: Option<Duration>,
-    /// The time for which sent data may remain unacknowledged.
-    pub(crate) user_timeout: Option<Duration>,
-}
 
 /// The times at which a peer is checked next.
 #[derive(Debug, Clone, Copy)]

@@ -13,10 +13,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::fault::{FailureCause, Fault, is_timeout};
-use crate::login::socket::{self, Socket, Sockets, Thread};
 use crate::panics::{Panicked, catch_panic, lock};
 use crate::peers::deadline::CancelReason;
 use crate::peers::set::PeerSet;
+use crate::socket::{self, Socket, Sockets, Thread};
 
 /// The name of a thread that makes one login. Linux shows the first 15 characters.
 const THREAD_NAME: &str = "peers-dial";

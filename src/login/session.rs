@@ -13,11 +13,11 @@ use crate::fault::{FailureCause, Fault};
 use crate::login::bounded::{LoginFailure, LoginProgress};
 use crate::login::observer::{LinkMonitor, Observer};
 use crate::login::readiness::{self, NotReady};
-use crate::login::socket::{Proof, Socket, Sockets};
 use crate::panics::catch_panic;
 use crate::peers::activity::Activity;
 use crate::peers::set::PeerSet;
 use crate::policy::Requirements;
+use crate::socket::{Proof, Socket, Sockets};
 use crate::url::{CredentialsProvider, PeerUrl};
 
 /// A closure of the application that runs on each new connection before the connection is used.

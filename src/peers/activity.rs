@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::login::socket::Socket;
 use crate::panics::lock;
 use crate::peers::counters::PeerCounters;
+use crate::socket::Socket;
 
 /// The time after which a peer counts as unresponsive: a query has been running for this long and
 /// the peer has answered nothing since it began. This is many times what most queries take, and a

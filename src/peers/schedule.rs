@@ -207,10 +207,10 @@ fn short_timeout(peer: &Peer, settings: &Settings) -> Duration {
 mod tests {
     use super::*;
     use crate::fault::{FailureCause, Fault};
-    #[cfg(all(feature = "socket", target_os = "linux"))]
-    use crate::login::socket::Socket;
     use crate::peers::peer::LoginOutcome;
     use crate::settings::tests::settings;
+    #[cfg(all(feature = "socket", target_os = "linux"))]
+    use crate::socket::Socket;
 
     /// Peers with running queries, and a clock that only the test moves.
     struct Scenario {

@@ -1,6 +1,6 @@
-//! Replaces `socket.rs` on systems where a connection's socket cannot be found: no socket is ever found.
+//! The socket on systems where it cannot be found: no socket is ever found.
 
-use crate::settings::Tuning;
+use super::Tuning;
 
 #[derive(Debug)]
 pub(crate) enum Socket {}

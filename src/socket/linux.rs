@@ -29,7 +29,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::settings::Tuning;
+use super::Tuning;
 
 /// A duplicate of the descriptor of a connection's socket.
 #[derive(Debug)]
