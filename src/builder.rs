@@ -15,13 +15,13 @@ use rand::rngs::{SmallRng, SysRng};
 
 use crate::checker;
 use crate::dialect::Dialect;
-use crate::dispatcher;
 use crate::error::{BuildError, BuildErrorKind, PeersError, shown_name};
-use crate::event::{Event, EventHandler};
+use crate::events::dispatcher;
+use crate::events::log::EventLog;
+use crate::events::{Event, EventHandler};
 use crate::fault::{Classifier, Failure, Fault};
 use crate::login::session::{ConnectionHook, Hooks};
 use crate::manager::PeerManager;
-use crate::peers::event_log::EventLog;
 use crate::peers::peer::Peer;
 use crate::peers::peer_config::{PeerConfig, PeerValidator, validate_names};
 use crate::peers::set::PeerSet;

@@ -19,11 +19,10 @@ mod cases;
 mod checker;
 mod config;
 mod dialect;
-mod dispatcher;
 #[cfg(feature = "doctor")]
 pub mod doctor;
 mod error;
-mod event;
+mod events;
 mod fault;
 #[cfg(doc)]
 pub mod guide;
@@ -50,7 +49,7 @@ pub use crate::builder::PeerManagerBuilder;
 #[cfg(feature = "serde")]
 pub use crate::config::Config;
 pub use crate::error::{BuildError, ChangeError, ChangeErrorKind};
-pub use crate::event::{CloseReason, Event, EventKind};
+pub use crate::events::{CloseReason, Event, EventKind};
 pub use crate::fault::{Failure, Fault};
 pub use crate::manager::PeerManager;
 pub use crate::peers::handle::Peers;

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, at, bounded, never, select};
 use log::{info, warn};
 
+use crate::events::log::LOG_TARGET;
 use crate::panics::catch_panic;
-use crate::peers::event_log::LOG_TARGET;
 use crate::peers::resolved_host::ResolutionChange;
 use crate::peers::set::PeerSet;
 

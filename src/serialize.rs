@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::ser::{Serialize, SerializeMap, SerializeStruct, Serializer};
 
-use crate::event::{CloseReason, Event, EventKind};
+use crate::events::{CloseReason, Event, EventKind};
 use crate::fault::Fault;
 use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot};
 

@@ -8,12 +8,12 @@ use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
 use diesel::r2d2::R2D2Connection;
 use log::warn;
 
-use crate::event::{EventKind, next_check_phrase};
+use crate::events::log::LOG_TARGET;
+use crate::events::{EventKind, next_check_phrase};
 use crate::fault::Fault;
 use crate::login::bounded::{self, LoginFailure, LoginTimeout};
 use crate::login::session::{Hooks, Login};
 use crate::panics::catch_panic;
-use crate::peers::event_log::LOG_TARGET;
 use crate::peers::link_guard::LinkGuard;
 use crate::peers::outage::NextStep;
 use crate::peers::peer::{CheckKind, Health, LoginOutcome, Peer};

@@ -164,7 +164,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::event::CloseReason;
+    use crate::events::CloseReason;
     use crate::panics::lock;
     use crate::peers::peer_config::PeerConfig;
     use crate::peers::set::tests::set_of;

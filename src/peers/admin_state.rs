@@ -4,7 +4,7 @@
 use std::mem;
 use std::time::Instant;
 
-use crate::event::EventKind;
+use crate::events::EventKind;
 
 /// The administrative state of a peer: whether an operator lets the peer serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

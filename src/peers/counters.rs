@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::event::CloseReason;
+use crate::events::CloseReason;
 
 /// The inclusive upper bounds of the histogram buckets; one more bucket, without a bound, holds
 /// everything slower. They range from a query over the loopback interface to one that should have

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::event::{CloseReason, EventKind};
+use crate::events::{CloseReason, EventKind};
 use crate::peers::activity::{Activity, LinkState};
 use crate::peers::set::{PeerSet, Picked};
 

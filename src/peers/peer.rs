@@ -4,11 +4,11 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::event::EventKind;
+use crate::events::EventKind;
+use crate::events::log::NewEvent;
 use crate::fault::{FailureCause, Fault};
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
-use crate::peers::event_log::NewEvent;
 use crate::peers::stall::StallSeries;
 use crate::settings::CheckTimes;
 use crate::url::PeerUrl;

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::events::log::NewEvent;
 use crate::peers::activity::{Activity, LinkState};
 use crate::peers::admin_state::AdminState;
-use crate::peers::event_log::NewEvent;
 use crate::peers::peer::{CheckKind, Peer};
 use crate::peers::placement::no_peer_available;
 use crate::peers::stall::{Observations, StallSeries, Verdict, detect_stall};

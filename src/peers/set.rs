@@ -12,11 +12,11 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use crate::event::EventKind;
+use crate::events::EventKind;
+use crate::events::log::{EventLog, NewEvent};
 use crate::panics::{catch_panic, lock};
 use crate::peers::activity::Activity;
 use crate::peers::deadline::{CancelReason, Deadlines, Ticket};
-use crate::peers::event_log::{EventLog, NewEvent};
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
 use crate::peers::peer_config::PeerValidator;

@@ -5,7 +5,7 @@ pub(crate) mod table;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::event::Event;
+use crate::events::Event;
 use crate::fault::Fault;
 use crate::peers::admin_state::AdminState;
 use crate::peers::counters::PeerCounters;

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use diesel::r2d2::{Error, R2D2Connection};
 
-use crate::event::CloseReason;
+use crate::events::CloseReason;
 use crate::peers::set::PeerSet;
 use crate::policy::Balance;
 use crate::pool::exchange::{Exchange, Reservation};

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::actions::LastDrain;
 use super::error::PageError;
 use super::report::{Process, StatusReport, available, remarks, rfc3339};
-use crate::event::Event;
+use crate::events::Event;
 use crate::peers::snapshot::table::{format_duration, format_remaining};
 use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot};
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::event::Event;
+use crate::events::Event;
 use crate::fault::Fault;
 use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot};
 

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::{Inner, PeerSet};
 use crate::error::{PeersError, shown_name};
-use crate::event::EventKind;
+use crate::events::EventKind;
+use crate::events::log::NewEvent;
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
-use crate::peers::event_log::NewEvent;
 use crate::peers::peer::Peer;
 use crate::peers::peer_config::PeerConfig;
 use crate::url::PeerUrl;

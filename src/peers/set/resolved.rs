@@ -11,7 +11,7 @@ use crossbeam_channel::Receiver;
 
 use super::changes::{member_by_name, others_have_weight, start_removal};
 use super::{Inner, PeerSet};
-use crate::peers::event_log::NewEvent;
+use crate::events::log::NewEvent;
 use crate::peers::peer::Peer;
 use crate::peers::peer_config::PeerConfig;
 use crate::peers::resolved_host::{

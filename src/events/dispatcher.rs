@@ -7,7 +7,7 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, select};
 
-use crate::event::{Event, EventHandler};
+use crate::events::{Event, EventHandler};
 use crate::panics::catch_panic;
 
 /// The name of the thread. Linux shows the first 15 characters of a thread's name.

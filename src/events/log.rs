@@ -3,16 +3,16 @@
 
 use std::collections::VecDeque;
 use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use log::{Level, log};
 
-use crate::event::{Event, EventKind};
+use crate::events::{Event, EventKind};
 use crate::fault::Fault;
 use crate::panics::{catch_panic, lock};
-use crate::peers::counters::Counter;
 
 /// The number of state changes that a snapshot shows. With three peers that go down and come back,
 /// this covers about a dozen outages.
@@ -38,7 +38,7 @@ pub(crate) struct NewEvent {
 pub(crate) struct EventLog {
     history: Mutex<VecDeque<Event>>,
     queue: Option<Sender<Event>>,
-    dropped: Counter,
+    dropped: AtomicU64,
     unwritten: Mutex<Unwritten>,
 }
 
@@ -76,7 +76,7 @@ impl EventLog {
             // After the end of the pool nobody receives events, and none is missed.
             let sent = self.queue.as_ref().map(|queue| queue.try_send(event));
             if let Some(Err(TrySendError::Full(_))) = sent {
-                self.dropped.add_one();
+                self.dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
@@ -107,7 +107,7 @@ impl EventLog {
 
     /// Returns how many events were dropped because the queue was full.
     pub(crate) fn dropped(&self) -> u64 {
-        self.dropped.get()
+        self.dropped.load(Ordering::Relaxed)
     }
 }
 

@@ -1,5 +1,8 @@
 //! Events: what happens to the peers.
 
+pub(crate) mod dispatcher;
+pub(crate) mod log;
+
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
