@@ -14,7 +14,6 @@ use rand::SeedableRng;
 use rand::rngs::{SmallRng, SysRng};
 
 use crate::checker;
-use crate::dialect::Dialect;
 use crate::error::{BuildError, BuildErrorKind, PeersError, shown_name};
 use crate::events::dispatcher;
 use crate::events::log::EventLog;
@@ -25,11 +24,12 @@ use crate::manager::PeerManager;
 use crate::peers::peer::Peer;
 use crate::peers::peer_config::{PeerConfig, PeerValidator, validate_names};
 use crate::peers::set::PeerSet;
-use crate::policy::{AllDown, Balance, Donors, Recovery, Role, Strategy};
 use crate::pool::connection::PoolState;
 use crate::pool::exchange::Exchange;
 use crate::resolver::{self, Resolve};
+use crate::settings::policy::{AllDown, Balance, Donors, Recovery, Role, Strategy};
 use crate::settings::{ExplicitSettings, Settings};
+use crate::url::dialect::Dialect;
 use crate::url::{Credentials, CredentialsProvider};
 
 /// Builds a [`PeerManager`]: the peers, and every setting with its default.

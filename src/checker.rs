@@ -97,7 +97,7 @@ mod tests {
     use crate::peers::peer::{CheckKind, LoginOutcome};
     use crate::peers::schedule::HealthCheck;
     use crate::peers::set::tests::set_of;
-    use crate::policy::Recovery;
+    use crate::settings::policy::Recovery;
     use crate::settings::tests::INTERVAL;
 
     /// A clock that only the test moves.

@@ -18,7 +18,7 @@ mod builder;
 mod cases;
 mod checker;
 mod config;
-mod dialect;
+mod deadlines;
 #[cfg(feature = "doctor")]
 pub mod doctor;
 mod error;
@@ -32,8 +32,8 @@ mod manager;
 pub mod metrics;
 mod panics;
 mod peers;
-mod policy;
 mod pool;
+mod prime;
 mod resolver;
 #[cfg(feature = "rocket")]
 pub mod rocket;
@@ -56,9 +56,11 @@ pub use crate::peers::handle::Peers;
 pub use crate::peers::peer_config::PeerConfig;
 pub use crate::peers::set::Drain;
 pub use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot};
-pub use crate::policy::{AllDown, Balance, Donors, ParseChoiceError, Recovery, Role, Strategy};
 pub use crate::pool::connection::PeerConnection;
 #[doc(hidden)]
 pub use crate::pool::passthrough::PeerTransactionManager;
-pub use crate::pool::prime::prime;
+pub use crate::prime::prime;
+pub use crate::settings::policy::{
+    AllDown, Balance, Donors, ParseChoiceError, Recovery, Role, Strategy,
+};
 pub use crate::url::Credentials;

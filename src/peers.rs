@@ -3,7 +3,6 @@
 pub(crate) mod activity;
 pub(crate) mod admin_state;
 pub(crate) mod counters;
-pub(crate) mod deadline;
 pub(crate) mod handle;
 pub(crate) mod link_guard;
 pub(crate) mod outage;

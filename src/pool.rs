@@ -4,6 +4,5 @@ pub(crate) mod connection;
 pub(crate) mod exchange;
 pub(crate) mod link;
 pub(crate) mod passthrough;
-pub(crate) mod prime;
 mod strategy;
 mod validation;

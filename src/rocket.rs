@@ -29,10 +29,10 @@ pub use registry::Registry;
 
 use crate::builder::PeerManagerBuilder;
 use crate::config::{Config, ROCKET_POOL_SIZE as SIZE, ROCKET_TIMEOUT as TIMEOUT};
-use crate::dialect::Dialect;
 use crate::manager::PeerManager;
 use crate::pool::connection::PeerConnection;
-use crate::pool::prime::prime;
+use crate::prime::prime;
+use crate::url::dialect::Dialect;
 use registry::URL_PLACEHOLDER;
 
 /// The pragmas that Rocket's own databases set on each SQLite connection.

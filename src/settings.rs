@@ -1,5 +1,7 @@
 //! The settings of a manager: defaults, validation and the times that follow from them.
 
+pub(crate) mod policy;
+
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -8,7 +10,7 @@ use rand::rngs::SmallRng;
 
 use crate::error::BuildErrorKind;
 use crate::fault::Classifier;
-use crate::policy::{AllDown, Recovery, Requirements, Strategy};
+use crate::settings::policy::{AllDown, Recovery, Requirements, Strategy};
 use crate::socket::Tuning;
 
 /// The random part of intervals. A check comes later than its interval by up to this fraction, so that a

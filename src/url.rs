@@ -2,6 +2,7 @@
 
 mod conninfo;
 mod credentials;
+pub(crate) mod dialect;
 mod host;
 mod redaction;
 mod uri;
@@ -11,12 +12,12 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::dialect::{Dialect, Encryption};
 use crate::error::{Flaw, REDACTED};
 pub(crate) use conninfo::is_conninfo;
 use conninfo::parse_conninfo;
 pub use credentials::Credentials;
 pub(crate) use credentials::CredentialsProvider;
+use dialect::{Dialect, Encryption};
 use redaction::Secrets;
 #[cfg(test)]
 pub(crate) use uri::percent_encoded;

@@ -4,9 +4,9 @@ use super::hint::{similar, unknown_key};
 use super::value::{InvalidSetting, SettingValue};
 use super::{Entries, POOL_KEYS, SETTINGS, Source, apply};
 use crate::builder::PeerManagerBuilder;
-use crate::dialect::Dialect;
 use crate::error::{BuildErrorKind, Flaw};
 use crate::peers::peer_config::PeerConfig;
+use crate::url::dialect::Dialect;
 use crate::url::{Parameter, Query, Uri, is_conninfo, parameters, percent_decoded};
 
 /// The prefixes of parameters that set a value for a single peer: `weight.db0=2`.

@@ -10,7 +10,7 @@ use rand::rngs::SmallRng;
 use super::*;
 use crate::cases::{LOWERCASE, any_text, for_each_case, maybe, one_of, several, text_of};
 use crate::manager::PeerManager;
-use crate::policy::{AllDown, Balance, Recovery};
+use crate::settings::policy::{AllDown, Balance, Recovery};
 
 /// A connection type without a dialect, so that URLs of every form are accepted. No test connects.
 struct NoConnection;

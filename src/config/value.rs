@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::{Flaw, may_be_shown};
-use crate::policy::ParseChoiceError;
+use crate::settings::policy::ParseChoiceError;
 
 /// A value from any source. Values from URLs and environment variables are always `Text`.
 #[derive(Clone, PartialEq)]

@@ -12,7 +12,6 @@ use super::finding::Finding;
 use super::progress::PeerProgress;
 use super::{Report, sqlite_file};
 use crate::builder::PeerManagerBuilder;
-use crate::dialect::Dialect;
 use crate::error::BuildError;
 use crate::fault::{FailureCause, Fault};
 use crate::login::bounded::{self, LoginFailure, LoginProgress, LoginTimeout};
@@ -20,6 +19,7 @@ use crate::login::session::{Hooks, Inspection, Login};
 use crate::panics::catch_panic;
 use crate::peers::set::PeerSet;
 use crate::url::PeerUrl;
+use crate::url::dialect::Dialect;
 
 /// The number of round trips that are measured. The shortest is reported, because the others may include
 /// waiting for something else.

@@ -12,9 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::deadlines::CancelReason;
 use crate::fault::{FailureCause, Fault, is_timeout};
 use crate::panics::{Panicked, catch_panic, lock};
-use crate::peers::deadline::CancelReason;
 use crate::peers::set::PeerSet;
 use crate::socket::{self, Socket, Sockets, Thread};
 

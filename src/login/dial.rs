@@ -20,8 +20,8 @@ use crate::peers::peer::{CheckKind, Health, LoginOutcome, Peer};
 use crate::peers::placement::no_peer_available;
 use crate::peers::schedule::HealthCheck;
 use crate::peers::set::{PeerSet, Picked};
-use crate::policy::AllDown;
 use crate::pool::link::Link;
+use crate::settings::policy::AllDown;
 
 /// Opens a connection to one of the peers. While all peers are down, the first caller gets the error at
 /// once, and after that one caller at a time waits until a peer is up.

@@ -13,7 +13,7 @@ use diesel::result::Error;
 use crate::fault::Fault;
 use crate::peers::activity::{Activity, LinkState};
 use crate::peers::set::PeerSet;
-use crate::policy::Role;
+use crate::settings::policy::Role;
 
 /// Records what the observer sees of one link: in the link's state, and in the state of its peer.
 #[derive(Debug, Clone)]

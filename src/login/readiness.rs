@@ -9,7 +9,7 @@ use diesel::r2d2::R2D2Connection;
 use diesel::result::{Error, QueryResult};
 
 use crate::fault::Fault;
-use crate::policy::Requirements;
+use crate::settings::policy::Requirements;
 
 /// The reason why a peer that answers cannot be used.
 #[derive(Debug)]
@@ -76,9 +76,9 @@ fn begin_and_roll_back<C: R2D2Connection>(conn: &mut C) -> QueryResult<()> {
 fn check_role(
     is_read_only: bool,
     evidence: &str,
-    role: crate::policy::Role,
+    role: crate::settings::policy::Role,
 ) -> Result<(), NotReady> {
-    use crate::policy::Role;
+    use crate::settings::policy::Role;
 
     let text = match (role, is_read_only) {
         (Role::Any, _) | (Role::ReadWrite, false) | (Role::ReadOnly, true) => return Ok(()),
@@ -111,7 +111,7 @@ pub(crate) mod mysql {
 
     use super::{NotReady, check_role, ignore_unsupported};
     use crate::fault::Fault;
-    use crate::policy::{Donors, Requirements};
+    use crate::settings::policy::{Donors, Requirements};
 
     /// The state of a Galera node that has the same data as the cluster.
     const SYNCED: &str = "4";
@@ -222,7 +222,7 @@ mod postgres {
     use diesel::sql_types::Bool;
 
     use super::{NotReady, check_role, ignore_unsupported};
-    use crate::policy::{Requirements, Role};
+    use crate::settings::policy::{Requirements, Role};
 
     const QUERY: &str = "SELECT pg_is_in_recovery() AS in_recovery, \
                          current_setting('transaction_read_only') = 'on' AS read_only";
@@ -258,7 +258,7 @@ mod postgres {
 #[cfg(all(test, feature = "mysql"))]
 mod tests {
     use super::*;
-    use crate::policy::{Donors, Role};
+    use crate::settings::policy::{Donors, Role};
 
     /// Returns the reason, if any, against a healthy node with these differences.
     fn reason_against(

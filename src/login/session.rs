@@ -16,7 +16,7 @@ use crate::login::readiness::{self, NotReady};
 use crate::panics::catch_panic;
 use crate::peers::activity::Activity;
 use crate::peers::set::PeerSet;
-use crate::policy::Requirements;
+use crate::settings::policy::Requirements;
 use crate::socket::{Proof, Socket, Sockets};
 use crate::url::{CredentialsProvider, PeerUrl};
 

@@ -168,7 +168,7 @@ mod tests {
     use crate::panics::lock;
     use crate::peers::peer_config::PeerConfig;
     use crate::peers::set::tests::set_of;
-    use crate::policy::Recovery;
+    use crate::settings::policy::Recovery;
 
     /// A recorder that keeps the metrics and renders them as Prometheus does.
     #[derive(Default)]

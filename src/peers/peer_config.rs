@@ -5,8 +5,8 @@ use std::env;
 use std::fmt;
 use std::time::Duration;
 
-use crate::dialect::Dialect;
 use crate::error::{Flaw, PeersError, is_mistaken_url};
+use crate::url::dialect::Dialect;
 use crate::url::{Credentials, PeerUrl};
 
 /// The time by which libpq's own timeout of a login is longer than the one of this crate. libpq counts

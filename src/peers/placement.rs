@@ -10,7 +10,7 @@ use rand::{Rng, RngExt};
 
 use crate::peers::activity::Activity;
 use crate::peers::peer::Peer;
-use crate::policy::{AllDown, Strategy};
+use crate::settings::policy::{AllDown, Strategy};
 
 /// The view of a peer that the exchange of links needs: whether its links may be used, and its share.
 #[derive(Debug, Clone)]

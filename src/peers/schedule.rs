@@ -10,7 +10,7 @@ use crate::peers::admin_state::AdminState;
 use crate::peers::peer::{CheckKind, Peer};
 use crate::peers::placement::no_peer_available;
 use crate::peers::stall::{Observations, StallSeries, Verdict, detect_stall};
-use crate::policy::Recovery;
+use crate::settings::policy::Recovery;
 use crate::settings::{CheckTimes, Settings};
 use crate::url::PeerUrl;
 

@@ -12,11 +12,11 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use crate::deadlines::{CancelReason, Deadlines, Ticket};
 use crate::events::EventKind;
 use crate::events::log::{EventLog, NewEvent};
 use crate::panics::{catch_panic, lock};
 use crate::peers::activity::Activity;
-use crate::peers::deadline::{CancelReason, Deadlines, Ticket};
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
 use crate::peers::peer_config::PeerValidator;
@@ -443,7 +443,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::fault::{FailureCause, Fault};
     use crate::peers::peer::LoginOutcome;
-    use crate::policy::Recovery;
+    use crate::settings::policy::Recovery;
     use crate::settings::tests::{INTERVAL, PACE, settings};
 
     /// Creates a set of `peers` peers. Returns it with the receiving end of its wake-up channel and

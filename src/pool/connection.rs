@@ -11,10 +11,10 @@ use diesel::r2d2::{Error, R2D2Connection};
 
 use crate::events::CloseReason;
 use crate::peers::set::PeerSet;
-use crate::policy::Balance;
 use crate::pool::exchange::{Exchange, Reservation};
 use crate::pool::link::Link;
 use crate::pool::validation::{Validation, discarded_error};
+use crate::settings::policy::Balance;
 
 /// A pooled connection, to one peer during each checkout.
 ///

@@ -32,8 +32,8 @@ use rand::rngs::SmallRng;
 
 use crate::panics::lock;
 use crate::peers::placement::{Candidate, PeerView};
-use crate::policy::Strategy;
 use crate::pool::strategy::Chooser;
+use crate::settings::policy::Strategy;
 
 /// The time for which the newest link of a thread stays reserved for its slot, once a slot has shown
 /// that the pool's customizer does not use its connection. r2d2 runs the customizer right after

@@ -6,7 +6,7 @@
 use rand::{Rng, RngExt};
 
 use crate::peers::placement::{Candidate, pick_weighted};
-use crate::policy::Strategy;
+use crate::settings::policy::Strategy;
 
 /// A strategy, and the state that it keeps between two choices.
 #[derive(Debug)]

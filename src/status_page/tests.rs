@@ -9,7 +9,7 @@ use crate::peers::peer::LoginOutcome;
 use crate::peers::set::PeerSet;
 use crate::peers::set::tests::set_of;
 use crate::peers::snapshot::PeerState;
-use crate::policy::Recovery;
+use crate::settings::policy::Recovery;
 
 /// A page with buttons, of one pool with the given number of peers.
 struct TestPage {

@@ -138,7 +138,7 @@ mod tests {
 
     use super::*;
     use crate::cases::{any_text, for_each_case};
-    use crate::dialect::Dialect;
+    use crate::url::dialect::Dialect;
 
     fn url(text: &str) -> PeerUrl {
         PeerUrl::new(text.to_owned())

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::conninfo::{is_conninfo, parse_conninfo};
 use super::uri::{Parameter, Uri, percent_decoded};
-use crate::dialect::Dialect;
+use crate::url::dialect::Dialect;
 
 /// libpq's parameter for an address. The host keeps its name, by which libpq verifies certificates and
 /// looks up passwords.

@@ -274,7 +274,7 @@ mod tests {
     use crate::peers::peer::{CheckKind, LoginOutcome};
     use crate::peers::set::DRAIN_POLL_INTERVAL;
     use crate::peers::set::tests::set_of;
-    use crate::policy::Recovery;
+    use crate::settings::policy::Recovery;
     use crate::settings::tests::INTERVAL;
 
     #[test]
