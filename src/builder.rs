@@ -14,7 +14,7 @@ use rand::SeedableRng;
 use rand::rngs::{SmallRng, SysRng};
 
 use crate::checker;
-use crate::error::{BuildError, BuildErrorKind, PeersError, shown_name};
+use crate::error::{BuildError, BuildErrorKind, PeersError};
 use crate::events::dispatcher;
 use crate::events::log::EventLog;
 use crate::events::{Event, EventHandler};
@@ -26,6 +26,7 @@ use crate::peers::peer_config::{PeerConfig, PeerValidator, validate_names};
 use crate::peers::set::PeerSet;
 use crate::pool::connection::PoolState;
 use crate::pool::exchange::Exchange;
+use crate::redact::shown_name;
 use crate::resolver::{self, Resolve};
 use crate::settings::policy::{AllDown, Balance, Donors, Recovery, Role, Strategy};
 use crate::settings::{ExplicitSettings, Settings};

@@ -17,8 +17,9 @@ use std::env;
 use std::ffi::OsString;
 
 use crate::builder::PeerManagerBuilder;
-use crate::error::{BuildErrorKind, may_be_shown, shown_or_redacted};
+use crate::error::BuildErrorKind;
 use crate::peers::peer_config::PeerConfig;
+use crate::redact::{may_be_shown, shown_or_redacted};
 use environment::apply_environment;
 use hint::unknown_key;
 use multi_host::default_name;

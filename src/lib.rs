@@ -34,6 +34,7 @@ mod panics;
 mod peers;
 mod pool;
 mod prime;
+mod redact;
 mod resolver;
 #[cfg(feature = "rocket")]
 pub mod rocket;

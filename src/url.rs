@@ -12,7 +12,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::error::{Flaw, REDACTED};
+use crate::error::Flaw;
+use crate::redact::REDACTED;
 pub(crate) use conninfo::is_conninfo;
 use conninfo::parse_conninfo;
 pub use credentials::Credentials;

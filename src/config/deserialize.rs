@@ -11,7 +11,7 @@ use super::ROCKET_TIMEOUT;
 use super::value::SettingValue;
 use super::{Entries, Source, apply};
 use crate::builder::PeerManagerBuilder;
-use crate::error::shown_or_redacted;
+use crate::redact::shown_or_redacted;
 
 /// Settings that are read with serde, for example from TOML or figment, and passed to
 /// [`PeerManagerBuilder::config`](crate::PeerManagerBuilder::config).

@@ -4,7 +4,7 @@ use super::value::InvalidSetting;
 use super::{CLOSURE_METHODS, PEER_KEYS, POOL_KEYS, SETTINGS, Source};
 #[cfg(feature = "rocket")]
 use super::{ROCKET_POOL_SIZE, ROCKET_TIMEOUT};
-use crate::error::shown_or_redacted;
+use crate::redact::shown_or_redacted;
 
 /// Names that other software uses, and the corresponding settings.
 const SYNONYMS: [(&str, &str); 10] = [

@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::error::{Flaw, may_be_shown};
+use crate::error::Flaw;
+use crate::redact::may_be_shown;
 use crate::settings::policy::ParseChoiceError;
 
 /// A value from any source. Values from URLs and environment variables are always `Text`.

@@ -5,7 +5,8 @@ use std::env;
 use std::fmt;
 use std::time::Duration;
 
-use crate::error::{Flaw, PeersError, is_mistaken_url};
+use crate::error::{Flaw, PeersError};
+use crate::redact::is_mistaken_url;
 use crate::url::dialect::Dialect;
 use crate::url::{Credentials, PeerUrl};
 

@@ -7,7 +7,8 @@ use super::PeerUrl;
 use super::conninfo::{is_conninfo, parse_conninfo};
 use super::redaction::Secrets;
 use super::uri::{Parameter, Uri, percent_decoded, percent_encoded};
-use crate::error::{Flaw, REDACTED};
+use crate::error::Flaw;
+use crate::redact::REDACTED;
 
 /// A user and a password for a login, returned by the closure of
 /// [`credentials`](crate::PeerManagerBuilder::credentials). `Debug` does not show the password.

@@ -1,7 +1,7 @@
 //! Redaction of a URL and its passwords from texts: client libraries quote them in their messages.
 
 use super::uri::percent_decoded;
-use crate::error::REDACTED;
+use crate::redact::REDACTED;
 
 /// The length in bytes from which a part of a password is redacted everywhere. A shorter part is redacted
 /// only where it is a whole word: a password `e` would otherwise make every message unreadable.

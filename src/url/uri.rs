@@ -7,7 +7,8 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use crate::error::{Flaw, REDACTED};
+use crate::error::Flaw;
+use crate::redact::REDACTED;
 
 /// The correction for special characters that are not escaped.
 const ESCAPES: &str = "percent-encode special characters in a user, a password or a name (`@` is %40, \

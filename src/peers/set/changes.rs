@@ -6,13 +6,14 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Inner, PeerSet};
-use crate::error::{PeersError, shown_name};
+use crate::error::PeersError;
 use crate::events::EventKind;
 use crate::events::log::NewEvent;
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
 use crate::peers::peer::Peer;
 use crate::peers::peer_config::PeerConfig;
+use crate::redact::shown_name;
 use crate::url::PeerUrl;
 
 impl PeerSet {

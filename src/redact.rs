@@ -1,0 +1,85 @@
+//! Which texts of an application may be shown: a user who mixes up two settings may give a secret in place
+//! of a name.
+
+use std::borrow::Cow;
+
+/// The replacement for a secret.
+pub(crate) const REDACTED: &str = "***";
+
+/// Whether a text may be shown as it was given. A user who mixes up two settings may give a URL or a
+/// conninfo string, which may contain a password, in place of a name, a path or a number.
+pub(crate) fn may_be_shown(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    // The name of a variable is not a secret: `SHOP_DB_PASSWORD`.
+    let is_name = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let is_plain = is_name || !text.contains("password");
+    is_plain && !text.contains("://") && !text.contains(['@', '='])
+}
+
+/// Whether a peer's name is a URL, the rest of one, or a conninfo string: two arguments were mixed up, and the
+/// name may contain a password. (Names with only an `@` or a `=` are valid: sockets and files have such names.)
+pub(crate) fn is_mistaken_url(name: &str) -> bool {
+    let has_userinfo = name.split_once('@').is_some_and(|(userinfo, _)| userinfo.contains(':'));
+    let is_conninfo = name.contains('=') && name.to_ascii_lowercase().contains("password");
+    name.contains("://") || has_userinfo || is_conninfo
+}
+
+/// The text, or [`REDACTED`] if it may contain a secret.
+pub(crate) fn shown_or_redacted(text: &str) -> &str {
+    if may_be_shown(text) { text } else { REDACTED }
+}
+
+/// A peer's name, quoted, or a placeholder if it may contain a secret. Phrased to be read after "peer".
+pub(crate) fn shown_name(name: &str) -> Cow<'static, str> {
+    if may_be_shown(name) {
+        format!("{name:?}").into()
+    } else {
+        "(name not shown, as it may contain a secret)".into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_that_may_contain_a_secret_are_not_shown() {
+        for text in [
+            "",
+            "db0",
+            "30 parsecs",
+            "[::1]:5432",
+            "/srv/shop.toml",
+            "default.databases.shop",
+            "DB_PASSWORD",
+        ] {
+            assert!(may_be_shown(text), "{text}");
+        }
+        for text in [
+            "mysql://db0/shop",
+            "mysql:/app:s3cret@db0/shop",
+            "app:s3cret@db0",
+            "host=h user=app",
+            "my Password s3cret",
+        ] {
+            assert!(!may_be_shown(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_that_are_parts_of_a_url_are_recognized() {
+        for name in
+            ["db0", "[::1]:5432", "/srv/a=b/shop.db", "@abstract", "db/10.0.0.1", "C:/shop.db"]
+        {
+            assert!(!is_mistaken_url(name), "{name} is a name");
+        }
+        for name in [
+            "mysql://db0/shop",
+            "app:s3cret@db0/shop",
+            "mysql:/app:s3cret@db0/shop",
+            "host=db0 PASSWORD=s3cret",
+        ] {
+            assert!(is_mistaken_url(name), "{name} may contain a password");
+        }
+    }
+}
