@@ -94,7 +94,7 @@ mod tests {
     use crossbeam_channel::{bounded, unbounded};
 
     use super::*;
-    use crate::peers::peer::{CheckKind, LoginOutcome};
+    use crate::peers::peer::CheckKind;
     use crate::peers::schedule::HealthCheck;
     use crate::peers::set::tests::set_of;
     use crate::settings::policy::Recovery;
@@ -158,12 +158,7 @@ mod tests {
             );
 
             set.update(check.peer, later, |peer, check_times| {
-                peer.check_ended(
-                    CheckKind::Regular,
-                    (check.began, later),
-                    LoginOutcome::Succeeded,
-                    check_times,
-                )
+                peer.check_ended(CheckKind::Regular, (check.began, later), Ok(()), check_times)
             });
             let again =
                 checks.recv().expect("a suspicion newer than the check causes another check");

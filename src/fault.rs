@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use diesel::result::{ConnectionError, DatabaseErrorInformation, DatabaseErrorKind, Error};
 
@@ -124,6 +125,56 @@ impl FailureCause {
     }
 }
 
+/// The reason why a login for the pool or a health check failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LoginFailure {
+    /// The peer, or its host, refused the login.
+    Refused(FailureCause),
+    /// The peer did not answer before our timeout or the client library's own.
+    Unanswered(Arc<str>),
+    /// This process is the cause: it did not send the login or did not get to read the answer.
+    NotAttempted(Arc<str>),
+}
+
+impl LoginFailure {
+    /// Classifies a failure that the client library reports. libpq has a timeout of its own
+    /// (`connect_timeout`).
+    pub(crate) fn from_cause(cause: FailureCause) -> Self {
+        if cause.reason.trim_end().ends_with("timeout expired") {
+            Self::Unanswered(cause.reason)
+        } else {
+            Self::Refused(cause)
+        }
+    }
+
+    pub(crate) fn refused(fault: Fault, reason: impl Into<Arc<str>>) -> Self {
+        Self::Refused(FailureCause::new(fault, reason))
+    }
+
+    pub(crate) fn timed_out(timeout: Duration) -> Self {
+        Self::Unanswered(format!("no answer to a login within {timeout:?}").into())
+    }
+
+    /// Returns the fault of the peer that the failure shows, if any.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Refused(cause) => Some(cause.fault),
+            Self::Unanswered(_) => Some(Fault::PeerDown),
+            Self::NotAttempted(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for LoginFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(FailureCause { reason, .. })
+            | Self::Unanswered(reason)
+            | Self::NotAttempted(reason) => f.write_str(reason),
+        }
+    }
+}
+
 /// A failed login or query, as passed to the closure [`classify`](crate::PeerManagerBuilder::classify).
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
@@ -180,11 +231,6 @@ fn is_lost_connection(error: &Error) -> bool {
         }
         error => Fault::of(error) == Fault::ConnectionLost,
     }
-}
-
-/// Whether a login failed by the client library's own timeout: libpq has one (`connect_timeout`).
-pub(crate) fn is_timeout(reason: &str) -> bool {
-    reason.trim_end().ends_with("timeout expired")
 }
 
 /// A pattern for a message. Patterns cover as much of a message as possible, because servers quote data
@@ -503,6 +549,10 @@ mod tests {
     fn timeout_of_the_client_library_is_recognized() {
         let of_libpq =
             "connection to server at \"db\" (10.0.0.1), port 5432 failed: timeout expired";
+        let is_timeout = |reason: &str| {
+            let cause = FailureCause::new(Fault::PeerDown, reason);
+            matches!(LoginFailure::from_cause(cause), LoginFailure::Unanswered(_))
+        };
         assert!(is_timeout(of_libpq) && is_timeout(&format!("{of_libpq}\n")));
         assert!(!is_timeout("connection to server at \"db\" failed: Connection refused"));
         assert!(!is_timeout("password authentication failed for user \"timeout expired\""));

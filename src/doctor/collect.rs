@@ -11,7 +11,7 @@ mod sqlite;
 
 use std::any::Any;
 
-use crate::login::bounded::LoginFailure;
+use crate::fault::LoginFailure;
 pub(super) use recorder::FactRecorder;
 
 /// The table in which diesel records the migrations that were applied.

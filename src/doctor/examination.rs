@@ -13,8 +13,8 @@ use super::progress::PeerProgress;
 use super::{Report, sqlite_file};
 use crate::builder::PeerManagerBuilder;
 use crate::error::BuildError;
-use crate::fault::{FailureCause, Fault};
-use crate::login::bounded::{self, LoginFailure, LoginProgress, LoginTimeout};
+use crate::fault::{Fault, LoginFailure};
+use crate::login::bounded::{self, LoginProgress, LoginTimeout};
 use crate::login::session::{Hooks, Inspection, Login};
 use crate::panics::catch_panic;
 use crate::peers::set::PeerSet;
@@ -175,6 +175,6 @@ fn missing_file<C: 'static>(name: &str, url: &PeerUrl) -> Option<Finding> {
     }
     let reason = "the file does not exist, and the pool would create an empty database; to prevent \
                   that, use `file:PATH?mode=rw`";
-    let cause = FailureCause::new(Fault::Misconfigured, reason);
-    Some(PeerProgress::default().take_finding(name.to_owned(), Err(LoginFailure::Refused(cause))))
+    let failure = LoginFailure::refused(Fault::Misconfigured, reason);
+    Some(PeerProgress::default().take_finding(name.to_owned(), Err(failure)))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::fact::{Aspect, FactValue};
 use super::finding::{Condition, Finding};
 use crate::fault::FailureCause;
-use crate::login::bounded::LoginFailure;
+use crate::fault::LoginFailure;
 use crate::panics::lock;
 
 /// The progress of one peer's examination.

@@ -6,14 +6,13 @@
 //! server or the kernel ends its connection. From the deadline until the thread ends, the login counts
 //! as *stuck*. While a peer has a stuck login, only the checker dials that peer.
 
-use std::fmt;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::deadlines::CancelReason;
-use crate::fault::{FailureCause, Fault, is_timeout};
+use crate::fault::{Fault, LoginFailure};
 use crate::panics::{Panicked, catch_panic, lock};
 use crate::peers::set::PeerSet;
 use crate::socket::{self, Socket, Sockets, Thread};
@@ -28,42 +27,6 @@ const MAX_SHUTDOWN_RETRY_DELAY: Duration = Duration::from_secs(30);
 
 /// The interval at which a late login is checked again, while it is given more time.
 const PROGRESS_POLL_INTERVAL: Duration = Duration::from_millis(100);
-
-/// The reason why a login failed.
-#[derive(Debug)]
-pub(crate) enum LoginFailure {
-    /// The peer, or its host, refused the login.
-    Refused(FailureCause),
-    /// The peer did not answer before our timeout or the client library's own.
-    Unanswered(Arc<str>),
-    /// This process is the cause: it did not send the login or did not get to read the answer.
-    NotAttempted(Arc<str>),
-}
-
-impl LoginFailure {
-    /// Classifies a failure that the client library reports.
-    pub(crate) fn from_cause(cause: FailureCause) -> Self {
-        if is_timeout(&cause.reason) {
-            Self::Unanswered(cause.reason)
-        } else {
-            Self::Refused(cause)
-        }
-    }
-
-    fn timed_out(timeout: Duration) -> Self {
-        Self::Unanswered(format!("no answer to a login within {timeout:?}").into())
-    }
-}
-
-impl fmt::Display for LoginFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Refused(FailureCause { reason, .. })
-            | Self::Unanswered(reason)
-            | Self::NotAttempted(reason) => f.write_str(reason),
-        }
-    }
-}
 
 /// The stage that a login has reached, which determines how its socket is found.
 #[derive(Debug, Default)]
@@ -198,7 +161,7 @@ pub(crate) fn start<T: Send + 'static>(
         let outcome = catch_panic(|| work(&login_on_thread.progress));
         let panicked = |_| {
             let reason = format!("the login was aborted: {Panicked}");
-            Err(LoginFailure::Refused(FailureCause::new(Fault::PeerDown, reason)))
+            Err(LoginFailure::refused(Fault::PeerDown, reason))
         };
         login_on_thread.end(outcome.unwrap_or_else(panicked));
         login_on_thread.set.deadlines().unregister(ticket);

@@ -10,13 +10,13 @@ use log::warn;
 
 use crate::events::log::LOG_TARGET;
 use crate::events::{EventKind, next_check_phrase};
-use crate::fault::Fault;
-use crate::login::bounded::{self, LoginFailure, LoginTimeout};
+use crate::fault::LoginFailure;
+use crate::login::bounded::{self, LoginTimeout};
 use crate::login::session::{Hooks, Login};
 use crate::panics::catch_panic;
 use crate::peers::link_guard::LinkGuard;
 use crate::peers::outage::NextStep;
-use crate::peers::peer::{CheckKind, Health, LoginOutcome, Peer};
+use crate::peers::peer::{CheckKind, Health, Peer};
 use crate::peers::placement::no_peer_available;
 use crate::peers::schedule::HealthCheck;
 use crate::peers::set::{PeerSet, Picked};
@@ -55,7 +55,7 @@ pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
 /// The outcome of the login to the peer with this id.
 struct DialOutcome<C> {
     peer_id: u64,
-    result: Result<Link<C>, Attempt>,
+    result: Result<Link<C>, LoginFailure>,
 }
 
 /// Logs in to one peer after the other, to each at most once, until a login succeeds. When a login takes
@@ -75,7 +75,7 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
         if next <= now {
             next = end;
             if let Some(picked) = set.pick(|peer| attempts.contains_key(&peer.id)) {
-                attempts.insert(picked.id, Attempt::InProgress);
+                attempts.insert(picked.id, None);
                 in_progress += 1;
                 next = now + set.hedge_delay(picked.peer);
                 dial(set, picked, now, hooks.clone(), done.clone());
@@ -90,9 +90,9 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
                 link.count_as_open();
                 return Ok(link);
             }
-            Ok(DialOutcome { peer_id, result: Err(attempt) }) => {
+            Ok(DialOutcome { peer_id, result: Err(failure) }) => {
                 in_progress -= 1;
-                attempts.insert(peer_id, attempt);
+                attempts.insert(peer_id, Some(failure));
                 next = Instant::now();
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
@@ -132,27 +132,21 @@ fn dial<C: R2D2Connection + Send + 'static>(
                     Ok(Link::new(session, guard, now, peer_set.expiry(now)))
                 }
                 Err(failure) => {
-                    let reason: Arc<str> = failure.to_string().into();
-                    let (answer, now) = (LoginOutcome::from_failure(failure), now());
-                    let failed = answer.fault().map(|fault| EventKind::ConnectFailed {
-                        reason: reason.to_string(),
+                    let now = now();
+                    let failed = failure.fault().map(|fault| EventKind::ConnectFailed {
+                        reason: failure.to_string(),
                         fault,
                         took: now.saturating_duration_since(began),
                     });
-                    let attempt = if answer == LoginOutcome::NotAttempted {
-                        Attempt::NotAttempted(reason)
-                    } else {
-                        Attempt::Failed(reason)
-                    };
                     peer_set.update(peer, now, |peer, check_times| {
-                        peer.connect_failed((began, now), answer, check_times)
+                        peer.connect_failed((began, now), failure.clone(), check_times)
                     });
                     if let Some(failed) = failed {
                         peer_set.record(peer, failed);
                     }
                     // Until now the login is counted as connecting.
                     drop(guard);
-                    Err(attempt)
+                    Err(failure)
                 }
             };
             // If the caller has stopped waiting, the connection is closed here.
@@ -194,34 +188,12 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
                     );
                 });
             }
-            let answer =
-                outcome.map_or_else(LoginOutcome::from_failure, |()| LoginOutcome::Succeeded);
             let now = now();
             peer_set.update(peer, now, |peer, check_times| {
-                peer.check_ended(kind, (began, now), answer, check_times)
+                peer.check_ended(kind, (began, now), outcome, check_times)
             });
         },
     );
-}
-
-impl LoginOutcome {
-    /// Returns the fault of the peer that the answer shows, if any.
-    fn fault(&self) -> Option<Fault> {
-        match self {
-            Self::Refused(cause) => Some(cause.fault),
-            Self::Unanswered(_) => Some(Fault::PeerDown),
-            Self::Succeeded | Self::NotAttempted => None,
-        }
-    }
-
-    fn from_failure(failure: LoginFailure) -> Self {
-        match failure {
-            LoginFailure::Refused(cause) => Self::Refused(cause),
-            LoginFailure::Unanswered(reason) => Self::Unanswered(reason),
-            // The cause is this process, not the peer.
-            LoginFailure::NotAttempted(_) => Self::NotAttempted,
-        }
-    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the time at which a login ends is taken here")]
@@ -229,19 +201,9 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// The attempts of one call, by the id of the peer. Names do not identify peers here, because a
+/// The logins of one call by the id of the peer, and how they failed; `None` while one is in progress. Names do not identify peers here, because a
 /// peer may be replaced meanwhile by another one of the same name.
-type Attempts = BTreeMap<u64, Attempt>;
-
-/// The attempt to log in to one peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Attempt {
-    InProgress,
-    /// This process is the cause: it did not send the login or did not get to read the answer.
-    NotAttempted(Arc<str>),
-    /// The peer refused the login, or did not answer in time.
-    Failed(Arc<str>),
-}
+type Attempts = BTreeMap<u64, Option<LoginFailure>>;
 
 /// Describes for each peer what happened in this call, or why the peer was skipped, and when the peer is
 /// checked next.
@@ -251,12 +213,14 @@ fn summary(peers: &[Peer], attempts: &Attempts, now: Instant) -> String {
         let next = next_check_phrase(peer.scheduled_check(all_down).saturating_duration_since(now));
         let name = &peer.name;
         match (attempts.get(&peer.id), &peer.health) {
-            (Some(Attempt::Failed(reason)), Health::Up { .. }) if !peer.is_full => {
-                format!("{name}: {reason}, up again by now")
+            (Some(None), _) => format!("{name}: no answer yet"),
+            (Some(Some(failure @ LoginFailure::NotAttempted(_))), _) => {
+                format!("{name}: {failure}")
             }
-            (Some(Attempt::Failed(reason)), _) => format!("{name}: {reason}, {next}"),
-            (Some(Attempt::NotAttempted(reason)), _) => format!("{name}: {reason}"),
-            (Some(Attempt::InProgress), _) => format!("{name}: no answer yet"),
+            (Some(Some(failure)), Health::Up { .. }) if !peer.is_full => {
+                format!("{name}: {failure}, up again by now")
+            }
+            (Some(Some(failure)), _) => format!("{name}: {failure}, {next}"),
             (None, _) if !peer.is_in_service() => {
                 format!("{name}: skipped, not in service (draining or drained)")
             }

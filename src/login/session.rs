@@ -9,8 +9,8 @@ use diesel::result::{Error, QueryResult};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt};
 
-use crate::fault::{FailureCause, Fault};
-use crate::login::bounded::{LoginFailure, LoginProgress};
+use crate::fault::{FailureCause, Fault, LoginFailure};
+use crate::login::bounded::LoginProgress;
 use crate::login::observer::{LinkMonitor, Observer};
 use crate::login::readiness::{self, NotReady};
 use crate::panics::catch_panic;

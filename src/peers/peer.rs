@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::events::EventKind;
 use crate::events::log::NewEvent;
-use crate::fault::{FailureCause, Fault};
+use crate::fault::{FailureCause, Fault, LoginFailure};
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
 use crate::peers::stall::StallSeries;
@@ -48,19 +48,6 @@ pub(crate) enum CheckKind {
     /// A check whether the peer answers at all, because queries hang on this peer or on another
     /// one. A missing answer alone does not mark the peer down.
     Stall,
-}
-
-/// The outcome of a login for the pool or of a check.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum LoginOutcome {
-    /// The peer accepted the login and passed the tests of a check.
-    Succeeded,
-    /// The peer refused the login or failed a test.
-    Refused(FailureCause),
-    /// The peer did not answer in time.
-    Unanswered(Arc<str>),
-    /// No request reached the peer, because of this process.
-    NotAttempted,
 }
 
 /// A peer: its state, its schedule and its counts.
@@ -251,15 +238,15 @@ impl Peer {
     pub(crate) fn connect_failed(
         &mut self,
         (began, now): (Instant, Instant),
-        outcome: LoginOutcome,
+        failure: LoginFailure,
         check_times: CheckTimes,
     ) -> Option<EventKind> {
-        match outcome {
-            LoginOutcome::Refused(cause) => self.record_refused((began, now), cause, check_times),
-            LoginOutcome::Unanswered(reason) => {
+        match failure {
+            LoginFailure::Refused(cause) => self.record_refused((began, now), cause, check_times),
+            LoginFailure::Unanswered(reason) => {
                 self.record_unanswered((began, now), reason, check_times)
             }
-            LoginOutcome::Succeeded | LoginOutcome::NotAttempted => None,
+            LoginFailure::NotAttempted(_) => None,
         }
     }
 
@@ -403,15 +390,15 @@ impl Peer {
         &mut self,
         kind: CheckKind,
         (began, now): (Instant, Instant),
-        outcome: LoginOutcome,
+        outcome: Result<(), LoginFailure>,
         check_times: CheckTimes,
     ) -> Option<EventKind> {
         match kind {
             CheckKind::Regular => {
                 self.checks.is_running = false;
                 // A check that began before the mark was set does not move the scheduled check.
-                if outcome == LoginOutcome::NotAttempted || self.is_up() || !self.is_outdated(began)
-                {
+                let was_attempted = !matches!(outcome, Err(LoginFailure::NotAttempted(_)));
+                if !was_attempted || self.is_up() || !self.is_outdated(began) {
                     (self.next_check, self.next_check_all_down) =
                         (check_times.regular, check_times.all_down);
                 }
@@ -419,20 +406,20 @@ impl Peer {
             CheckKind::Stall => self.checks.stall_is_running = false,
         }
         match outcome {
-            LoginOutcome::Succeeded => {
+            Ok(()) => {
                 let has_room = self.record_success(began, now);
                 self.clear_suspicion(began);
                 self.mark_up(began, now).or(has_room)
             }
-            LoginOutcome::Refused(cause) => {
+            Err(LoginFailure::Refused(cause)) => {
                 self.clear_suspicion(began);
                 self.record_refused((began, now), cause, check_times)
             }
-            LoginOutcome::Unanswered(reason) if kind == CheckKind::Regular => {
+            Err(LoginFailure::Unanswered(reason)) if kind == CheckKind::Regular => {
                 self.clear_suspicion(began);
                 self.record_unanswered((began, now), reason, check_times)
             }
-            LoginOutcome::Unanswered(_) => {
+            Err(LoginFailure::Unanswered(_)) => {
                 if let Some(series) =
                     self.stall_series.as_mut().filter(|series| series.began <= began)
                 {
@@ -440,7 +427,7 @@ impl Peer {
                 }
                 None
             }
-            LoginOutcome::NotAttempted => {
+            Err(LoginFailure::NotAttempted(_)) => {
                 // Whatever prevents this process from checking is not over within moments, so the
                 // suspicion must not cause another check at once.
                 if kind == CheckKind::Regular {

@@ -179,8 +179,7 @@ mod tests {
     use rand::rngs::SmallRng;
 
     use super::*;
-    use crate::fault::{FailureCause, Fault};
-    use crate::peers::peer::LoginOutcome;
+    use crate::fault::{Fault, LoginFailure};
     use crate::settings::CheckTimes;
     use crate::url::PeerUrl;
 
@@ -212,12 +211,8 @@ mod tests {
                 }
                 Down { check_in } => {
                     let next_check = now + Duration::from_secs(check_in);
-                    let cause = FailureCause::new(Fault::PeerDown, "refused");
-                    peer.connect_failed(
-                        (now, now),
-                        LoginOutcome::Refused(cause),
-                        next_check_at(next_check),
-                    );
+                    let failure = LoginFailure::refused(Fault::PeerDown, "refused");
+                    peer.connect_failed((now, now), failure, next_check_at(next_check));
                 }
             }
             peer
@@ -348,12 +343,8 @@ mod tests {
         assert_eq!(shares_of(&peers), [1, 0, 1], "only the lowest tier has a share");
         for index in [0, 2] {
             let now = peers[index].next_check;
-            let cause = FailureCause::new(Fault::PeerDown, "refused");
-            peers[index].connect_failed(
-                (now, now),
-                LoginOutcome::Refused(cause),
-                next_check_at(now),
-            );
+            let failure = LoginFailure::refused(Fault::PeerDown, "refused");
+            peers[index].connect_failed((now, now), failure, next_check_at(now));
         }
         assert_eq!(
             shares_of(&peers),

@@ -206,8 +206,7 @@ fn short_timeout(peer: &Peer, settings: &Settings) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::{FailureCause, Fault};
-    use crate::peers::peer::LoginOutcome;
+    use crate::fault::{Fault, LoginFailure};
     use crate::settings::tests::settings;
     #[cfg(all(feature = "socket", target_os = "linux"))]
     use crate::socket::Socket;
@@ -266,17 +265,17 @@ mod tests {
         }
 
         /// Ends a check. A check without an answer has used its whole timeout.
-        fn check_ends(&mut self, peer: usize, outcome: LoginOutcome) {
+        fn check_ends(&mut self, peer: usize, outcome: Result<(), LoginFailure>) {
             let check_times = CheckTimes { regular: self.now, all_down: self.now };
-            let is_unanswered = matches!(outcome, LoginOutcome::Unanswered(_));
+            let is_unanswered = matches!(outcome, Err(LoginFailure::Unanswered(_)));
             let took = Duration::from_secs(u64::from(is_unanswered));
             let began = self.now.checked_sub(took).expect("the clock is older");
             self.peers[peer].check_ended(CheckKind::Stall, (began, self.now), outcome, check_times);
         }
     }
 
-    fn unanswered() -> LoginOutcome {
-        LoginOutcome::Unanswered("no answer".into())
+    fn unanswered() -> Result<(), LoginFailure> {
+        Err(LoginFailure::Unanswered("no answer".into()))
     }
 
     #[test]
@@ -301,7 +300,7 @@ mod tests {
             "after an unanswered check, other peers are checked as well"
         );
         scenario.advance_to(3_100);
-        scenario.check_ends(3, LoginOutcome::Succeeded);
+        scenario.check_ends(3, Ok(()));
         assert_eq!(
             scenario.scan(),
             (vec![], 0, 0),
@@ -390,8 +389,7 @@ mod tests {
         scenario.advance_to(2_000);
         assert_eq!(scenario.scan().0, [0], "an old query causes a check of its peer");
         scenario.advance_to(2_050);
-        scenario
-            .check_ends(0, LoginOutcome::Refused(FailureCause::new(Fault::PeerDown, "refused")));
+        scenario.check_ends(0, Err(LoginFailure::refused(Fault::PeerDown, "refused")));
         for millis in [2_100, 2_150, 3_000, 4_000] {
             scenario.advance_to(millis);
             assert!(
@@ -448,7 +446,7 @@ mod tests {
             is_unresponsive(&mut scenario, 2_200),
             "another hung query makes the peer unresponsive again"
         );
-        scenario.check_ends(0, LoginOutcome::Succeeded);
+        scenario.check_ends(0, Ok(()));
         assert!(
             !is_unresponsive(&mut scenario, 2_250),
             "after an answered check, the query is only slow"
@@ -469,13 +467,13 @@ mod tests {
         scenario.advance_to(2_000);
         scenario.scan();
         scenario.advance_to(3_000);
-        scenario.check_ends(0, LoginOutcome::Succeeded);
+        scenario.check_ends(0, Ok(()));
         scenario.advance_to(4_900);
         assert_eq!(scenario.scan(), (vec![], 0, 0), "no check follows soon after an answer");
         scenario.advance_to(5_000);
         assert_eq!(scenario.scan().0[0], 0, "after `stall_after` the peer is checked again");
         scenario.advance_to(5_500);
-        scenario.check_ends(0, LoginOutcome::Refused(FailureCause::new(Fault::PeerDown, "paused")));
+        scenario.check_ends(0, Err(LoginFailure::refused(Fault::PeerDown, "paused")));
         assert!(!scenario.peers[0].is_up(), "a peer that refuses is marked down");
         assert_eq!(scenario.scan().2, 0, "the sessions of a peer that refuses are not aborted");
     }

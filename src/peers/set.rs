@@ -441,8 +441,7 @@ impl PeerSet {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::fault::{FailureCause, Fault};
-    use crate::peers::peer::LoginOutcome;
+    use crate::fault::{Fault, LoginFailure};
     use crate::settings::policy::Recovery;
     use crate::settings::tests::{INTERVAL, PACE, settings};
 
@@ -470,8 +469,8 @@ pub(crate) mod tests {
 
     fn take_down(set: &PeerSet, peer: usize, now: Instant) {
         set.update(peer, now, |peer, check_times| {
-            let cause = FailureCause::new(Fault::PeerDown, "refused");
-            peer.connect_failed((now, now), LoginOutcome::Refused(cause), check_times)
+            let failure = LoginFailure::refused(Fault::PeerDown, "refused");
+            peer.connect_failed((now, now), failure, check_times)
         });
     }
 

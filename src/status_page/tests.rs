@@ -4,8 +4,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::*;
-use crate::fault::{FailureCause, Fault};
-use crate::peers::peer::LoginOutcome;
+use crate::fault::{Fault, LoginFailure};
 use crate::peers::set::PeerSet;
 use crate::peers::set::tests::set_of;
 use crate::peers::snapshot::PeerState;
@@ -43,8 +42,8 @@ impl TestPage {
 
     fn take_down(&self, peer: usize, reason: &str) {
         self.set.update(peer, self.start, |peer, check_times| {
-            let cause = FailureCause::new(Fault::PeerDown, reason);
-            peer.connect_failed((self.start, self.start), LoginOutcome::Refused(cause), check_times)
+            let failure = LoginFailure::refused(Fault::PeerDown, reason);
+            peer.connect_failed((self.start, self.start), failure, check_times)
         });
     }
 

@@ -5,7 +5,7 @@ use diesel::MysqlConnection;
 
 use super::{FactRecorder, MIGRATIONS, RETURN_MIGRATIONS, RETURN_SETTINGS, column};
 use crate::doctor::fact::{Aspect, FactValue};
-use crate::login::bounded::LoginFailure;
+use crate::fault::LoginFailure;
 use crate::login::readiness::mysql::{Variables, load};
 
 const GLOBAL: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('version', 'hostname', 'port', \

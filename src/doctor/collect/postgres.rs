@@ -8,7 +8,7 @@ use diesel::{PgConnection, QueryResult, RunQueryDsl, sql_query};
 
 use super::{FactRecorder, MIGRATIONS, RETURN_MIGRATIONS, RETURN_SETTINGS, column};
 use crate::doctor::fact::{Aspect, FactValue};
-use crate::login::bounded::LoginFailure;
+use crate::fault::LoginFailure;
 
 /// Reads settings from a view, because the query then succeeds even if the server lacks one of them.
 /// diesel sets the time zone of its own sessions, so the server's time zone is the reset value.

@@ -4,8 +4,8 @@ use diesel::result::{Error, QueryResult};
 
 use crate::doctor::fact::{Aspect, FactValue};
 use crate::doctor::progress::PeerProgress;
+use crate::fault::LoginFailure;
 use crate::fault::{FailureCause, Fault};
-use crate::login::bounded::LoginFailure;
 use crate::url::PeerUrl;
 
 /// Records the results of queries as facts of one peer.

@@ -4,7 +4,7 @@ use diesel::SqliteConnection;
 
 use super::{FactRecorder, MIGRATIONS, RETURN_MIGRATIONS, RETURN_SETTINGS, column};
 use crate::doctor::fact::{Aspect, FactValue};
-use crate::login::bounded::LoginFailure;
+use crate::fault::LoginFailure;
 
 const QUERIES: [(Aspect, &str); 3] = [
     (Aspect::Version, "SELECT sqlite_version() AS value"),

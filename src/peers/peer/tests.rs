@@ -7,13 +7,13 @@ fn check_times_after(now: Instant) -> CheckTimes {
     CheckTimes { regular: now + INTERVAL, all_down: now + SOON }
 }
 
-fn refused(reason: &str) -> LoginOutcome {
+fn refused(reason: &str) -> LoginFailure {
     let fault = match reason {
         "full" => Fault::PeerFull,
         "wrong password" => Fault::Misconfigured,
         _ => Fault::PeerDown,
     };
-    LoginOutcome::Refused(FailureCause::new(fault, reason))
+    LoginFailure::refused(fault, reason)
 }
 
 /// A peer and a clock that only the test moves.
@@ -56,7 +56,7 @@ impl Scenario {
 
     fn check_ends(&mut self, began: u64, now: u64, outcome: Result<(), &str>) -> bool {
         let (began, now) = (self.at(began), self.at(now));
-        let outcome = outcome.map_or_else(refused, |()| LoginOutcome::Succeeded);
+        let outcome = outcome.map_err(refused);
         self.peer
             .check_ended(CheckKind::Regular, (began, now), outcome, check_times_after(now))
             .is_some()
@@ -282,7 +282,12 @@ fn suspicion_waits_for_the_next_interval_when_no_check_can_be_made() {
     scenario.check_begins(1_000);
     let times = (scenario.at(1_000), scenario.at(1_001));
     let check_times = check_times_after(times.1);
-    scenario.peer.check_ended(CheckKind::Regular, times, LoginOutcome::NotAttempted, check_times);
+    scenario.peer.check_ended(
+        CheckKind::Regular,
+        times,
+        Err(LoginFailure::NotAttempted("no thread".into())),
+        check_times,
+    );
     assert_eq!(
         scenario.peer.earliest_check(false),
         Some(check_times.regular),
@@ -516,7 +521,7 @@ fn check_that_could_not_be_made_is_repeated_after_an_interval() {
     let event = scenario.peer.check_ended(
         CheckKind::Regular,
         times,
-        LoginOutcome::NotAttempted,
+        Err(LoginFailure::NotAttempted("no thread".into())),
         check_times,
     );
     assert_eq!(event, None, "the health of the peer does not change");

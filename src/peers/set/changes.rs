@@ -271,8 +271,8 @@ impl fmt::Debug for Drain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::{FailureCause, Fault};
-    use crate::peers::peer::{CheckKind, LoginOutcome};
+    use crate::fault::{Fault, LoginFailure};
+    use crate::peers::peer::CheckKind;
     use crate::peers::set::DRAIN_POLL_INTERVAL;
     use crate::peers::set::tests::set_of;
     use crate::settings::policy::Recovery;
@@ -296,7 +296,7 @@ mod tests {
                 peer.check_ended(
                     CheckKind::Regular,
                     (now, now),
-                    LoginOutcome::NotAttempted,
+                    Err(LoginFailure::NotAttempted("no thread".into())),
                     check_times,
                 )
             });
@@ -329,8 +329,8 @@ mod tests {
             let events = || set.event_log().history().len();
             let before = events();
             set.update(1, now, |peer, check_times| {
-                let cause = FailureCause::new(Fault::PeerDown, "refused");
-                peer.connect_failed((now, now), LoginOutcome::Refused(cause), check_times)
+                let failure = LoginFailure::refused(Fault::PeerDown, "refused");
+                peer.connect_failed((now, now), failure, check_times)
             });
             let later = now + 10 * INTERVAL;
             let (checks, _) = set.tick(later);
@@ -429,7 +429,7 @@ mod tests {
             peer.check_ended(
                 CheckKind::Regular,
                 (now, now),
-                LoginOutcome::NotAttempted,
+                Err(LoginFailure::NotAttempted("no thread".into())),
                 check_times,
             )
         });
