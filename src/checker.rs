@@ -41,7 +41,7 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
         let schedule = |now| {
             let (checks, next) = set.tick(now);
             for check in checks {
-                dial::check(&set, &hooks, check);
+                dial::check(set.peer(check.peer), &hooks, check);
             }
             // Closes the links of a peer that has gone down now, and not only at the next use of
             // the pool.

@@ -17,6 +17,7 @@ use crate::peers::handle::Peers;
 #[cfg(feature = "doctor")]
 use crate::peers::set::PeerSet;
 use crate::pool::connection::{PeerConnection, PoolState};
+use crate::pool::link::Link;
 
 /// Opens and validates the connections of one `r2d2::Pool` over several equivalent peers.
 ///
@@ -65,9 +66,9 @@ impl<C: R2D2Connection + Send + 'static> ManageConnection for PeerManager<C> {
     /// Logs in to the peer with the fewest connections for its weight, by chance among equals. Tries
     /// the next peer if the login fails or is not answered.
     fn connect(&self) -> Result<PeerConnection<C>, Error> {
-        let link = dial::connect(&self.pool.set, &self.hooks)
+        let opened = dial::connect(&self.pool.set, &self.hooks)
             .map_err(|error| Error::ConnectionError(ConnectionError::BadConnection(error)))?;
-        Ok(PeerConnection::new(self.pool.clone(), Box::new(link)))
+        Ok(PeerConnection::new(self.pool.clone(), Box::new(Link::new(opened))))
     }
 
     /// Attaches the connection that the strategy chooses, and validates it.

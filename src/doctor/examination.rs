@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, unbounded};
+use crossbeam_channel::unbounded;
 use diesel::r2d2::R2D2Connection;
 
 use super::collect::{FactRecorder, collect};
@@ -17,7 +17,7 @@ use crate::fault::{Fault, LoginFailure};
 use crate::login::bounded::{self, LoginProgress, LoginTimeout};
 use crate::login::session::{Hooks, Inspection, Login};
 use crate::panics::catch_panic;
-use crate::peers::set::PeerSet;
+use crate::peers::peer_ref::PeerRef;
 use crate::url::PeerUrl;
 use crate::url::dialect::Dialect;
 
@@ -61,15 +61,17 @@ where
     let manager = builder.without_checks().build()?;
     let (set, hooks) = manager.parts();
     // A peer whose host name was resolved keeps its index in the set, but is not a member any more.
-    let peers: Vec<(usize, String)> = set.read(|peers| {
+    let peers: Vec<PeerRef> = set.read(|peers| {
         let members = peers.iter().enumerate().filter(|(_, peer)| peer.is_member());
-        members.map(|(index, peer)| (index, peer.name.to_string())).collect()
+        members.map(|(index, peer)| PeerRef::new(set.clone(), index, peer)).collect()
     });
+    let names: Vec<String> = peers.iter().map(|peer| peer.name().to_string()).collect();
     let (completed, findings) = unbounded();
-    for (position, (index, name)) in peers.iter().enumerate() {
-        start(set, hooks, (position, *index, name.clone()), completed.clone());
+    for (position, peer) in peers.into_iter().enumerate() {
+        let completed = completed.clone();
+        // The receiver may be gone.
+        start(peer, hooks, move |finding| drop(completed.send((position, finding))));
     }
-    let names: Vec<String> = peers.into_iter().map(|(_, name)| name).collect();
     // Once all threads have ended, also without a result, `recv` now fails instead of waiting.
     drop(completed);
     let mut found: Vec<Option<Finding>> = names.iter().map(|_| None).collect();
@@ -103,29 +105,28 @@ where
 /// Starts the examination of one peer on a thread of its own.
 #[expect(clippy::disallowed_methods, reason = "the duration of the login is measured")]
 fn start<C: R2D2Connection + Send + 'static>(
-    set: &Arc<PeerSet>,
+    peer: PeerRef,
     hooks: &Arc<Hooks<C>>,
-    (position, peer, name): (usize, usize, String),
-    completed: Sender<(usize, Finding)>,
+    on_finding: impl FnOnce(Finding) + Send + 'static,
 ) {
-    let (url, activity) = set.read(|peers| (peers[peer].url.clone(), peers[peer].activity.clone()));
+    let name = peer.name().to_string();
+    let url = peer.read(|peer| peer.url.clone());
     if let Some(finding) = missing_file::<C>(&name, &url) {
-        drop(completed.send((position, finding)));
+        on_finding(finding);
         return;
     }
-    let login =
-        Login { set: set.clone(), peer, activity, url, hooks: hooks.clone(), rng: set.rng() };
-    let timeout = set.settings().connect_timeout.min(set.settings().connect_deadline);
+    let login = Login::new(peer.clone(), hooks.clone());
+    let settings = peer.settings();
+    let timeout = settings.connect_timeout.min(settings.connect_deadline);
     let peer_progress = Arc::new(PeerProgress::default());
     let thread_progress = peer_progress.clone();
     let began = Instant::now();
     bounded::start(
-        set,
         peer,
-        (began, LoginTimeout::uniform(timeout)),
+        began,
+        LoginTimeout::uniform(timeout),
         move |progress| examine_peer(login, progress, began, &thread_progress),
-        // The receiver may be gone.
-        move |outcome| drop(completed.send((position, peer_progress.take_finding(name, outcome)))),
+        move |outcome| on_finding(peer_progress.take_finding(name, outcome)),
     );
 }
 

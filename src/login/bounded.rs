@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::deadlines::CancelReason;
 use crate::fault::{Fault, LoginFailure};
 use crate::panics::{Panicked, catch_panic, lock};
-use crate::peers::set::PeerSet;
+use crate::peers::peer_ref::PeerRef;
 use crate::socket::{self, Socket, Sockets, Thread};
 
 /// The name of a thread that makes one login. Linux shows the first 15 characters.
@@ -102,8 +102,7 @@ impl LoginProgress {
 type OnOutcome<T> = Box<dyn FnOnce(Result<T, LoginFailure>) + Send>;
 
 struct BoundedLogin<T> {
-    set: Arc<PeerSet>,
-    peer: usize,
+    peer: PeerRef,
     began: Instant,
     timeout: LoginTimeout,
     progress: LoginProgress,
@@ -138,14 +137,13 @@ impl LoginTimeout {
 /// once: with the outcome of `work`, or with a failure when `timeout` is over. After the pool is gone,
 /// an aborted login is not reported.
 pub(crate) fn start<T: Send + 'static>(
-    set: &Arc<PeerSet>,
-    peer: usize,
-    (began, timeout): (Instant, LoginTimeout),
+    peer: PeerRef,
+    began: Instant,
+    timeout: LoginTimeout,
     work: impl FnOnce(&LoginProgress) -> Result<T, LoginFailure> + Send + 'static,
     on_outcome: impl FnOnce(Result<T, LoginFailure>) + Send + 'static,
 ) {
     let login = Arc::new(BoundedLogin {
-        set: set.clone(),
         peer,
         began,
         timeout,
@@ -153,7 +151,7 @@ pub(crate) fn start<T: Send + 'static>(
         state: Mutex::new(State::InProgress(Box::new(on_outcome))),
     });
     let login_at_deadline = login.clone();
-    let ticket = set.add_deadline(began + timeout.silent, move |reason| {
+    let ticket = login.peer.set().add_deadline(began + timeout.silent, move |reason| {
         login_at_deadline.handle_deadline(reason, SHUTDOWN_RETRY_DELAY);
     });
     let login_on_thread = login.clone();
@@ -164,10 +162,10 @@ pub(crate) fn start<T: Send + 'static>(
             Err(LoginFailure::refused(Fault::PeerDown, reason))
         };
         login_on_thread.end(outcome.unwrap_or_else(panicked));
-        login_on_thread.set.deadlines().unregister(ticket);
+        login_on_thread.peer.set().deadlines().unregister(ticket);
     });
     if let Err(error) = thread {
-        set.deadlines().unregister(ticket);
+        login.peer.set().deadlines().unregister(ticket);
         let reason = format!("cannot start a thread for the login: {error}");
         login.end(Err(LoginFailure::NotAttempted(reason.into())));
     }
@@ -199,9 +197,9 @@ impl<T: Send + 'static> BoundedLogin<T> {
         });
         if is_late {
             *self.lock() = State::Ended;
-            self.set.update_counts(self.peer, |counts| counts.stuck_logins -= 1);
+            self.peer.update_counts(|counts| counts.stuck_logins -= 1);
             // While the login was stuck, only the regular checks dialed its peer.
-            self.set.wake();
+            self.peer.set().wake();
         }
     }
 
@@ -234,7 +232,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
                 (State::InProgress(_), CancelReason::Deadline(now)) => {
                     let Some(failure) = self.failure_if_late(now) else {
                         let login = self.clone();
-                        self.set.add_deadline(now + PROGRESS_POLL_INTERVAL, move |reason| {
+                        self.peer.set().add_deadline(now + PROGRESS_POLL_INTERVAL, move |reason| {
                             login.handle_deadline(reason, delay);
                         });
                         return;
@@ -245,7 +243,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
             };
             let on_outcome = match mem::replace(state, State::Stuck) {
                 State::InProgress(on_outcome) => {
-                    self.set.update_counts(self.peer, |counts| counts.stuck_logins += 1);
+                    self.peer.update_counts(|counts| counts.stuck_logins += 1);
                     Some(on_outcome)
                 }
                 State::Stuck | State::Ended => None,
@@ -261,7 +259,9 @@ impl<T: Send + 'static> BoundedLogin<T> {
             CancelReason::PoolClosed => self.began,
         };
         let next_delay = (delay * 2).min(MAX_SHUTDOWN_RETRY_DELAY);
-        self.set.add_deadline(now + delay, move |reason| login.handle_deadline(reason, next_delay));
+        self.peer
+            .set()
+            .add_deadline(now + delay, move |reason| login.handle_deadline(reason, next_delay));
         if let (Some(on_outcome), Some(failure)) = (on_outcome, failure) {
             let _ = catch_panic(|| on_outcome(Err(failure)));
         }

@@ -12,19 +12,28 @@ use crate::events::log::LOG_TARGET;
 use crate::events::{EventKind, next_check_phrase};
 use crate::fault::LoginFailure;
 use crate::login::bounded::{self, LoginTimeout};
-use crate::login::session::{Hooks, Login};
+use crate::login::session::{Hooks, Login, Session};
 use crate::panics::catch_panic;
 use crate::peers::link_guard::LinkGuard;
 use crate::peers::outage::NextStep;
 use crate::peers::peer::{CheckKind, Health, Peer};
+use crate::peers::peer_ref::PeerRef;
 use crate::peers::placement::no_peer_available;
 use crate::peers::schedule::HealthCheck;
-use crate::peers::set::{PeerSet, Picked};
-use crate::pool::link::Link;
+use crate::peers::set::PeerSet;
 use crate::settings::policy::AllDown;
 
-/// Opens a connection to one of the peers. While all peers are down, the first caller gets the error at
-/// once, and after that one caller at a time waits until a peer is up.
+/// A new session for the pool. `guard` still counts it as a login.
+pub(crate) struct Opened<C> {
+    // Dropped before `guard`, so that the connection is closed before it is no longer counted.
+    pub(crate) session: Session<C>,
+    pub(crate) guard: LinkGuard,
+    /// When the login ended.
+    pub(crate) at: Instant,
+}
+
+/// Logs in to one of the peers. While all peers are down, the first caller gets the error at once, and
+/// after that one caller at a time waits until a peer is up.
 ///
 /// # Errors
 ///
@@ -33,11 +42,11 @@ use crate::settings::policy::AllDown;
 pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
     hooks: &Arc<Hooks<C>>,
-) -> Result<Link<C>, String> {
+) -> Result<Opened<C>, String> {
     let mut end = None;
     loop {
         let summary = match dial_peers(set, hooks) {
-            Ok(link) => return Ok(link),
+            Ok(opened) => return Ok(opened),
             Err(summary) => summary,
         };
         if set.settings().all_down == AllDown::Fail || !set.no_peer_available() {
@@ -55,7 +64,7 @@ pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
 /// The outcome of the login to the peer with this id.
 struct DialOutcome<C> {
     peer_id: u64,
-    result: Result<Link<C>, LoginFailure>,
+    result: Result<Opened<C>, LoginFailure>,
 }
 
 /// Logs in to one peer after the other, to each at most once, until a login succeeds. When a login takes
@@ -64,7 +73,7 @@ struct DialOutcome<C> {
 fn dial_peers<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
     hooks: &Arc<Hooks<C>>,
-) -> Result<Link<C>, String> {
+) -> Result<Opened<C>, String> {
     let (done, outcomes) = unbounded();
     let mut attempts = Attempts::new();
     let mut in_progress = 0;
@@ -74,11 +83,11 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
     loop {
         if next <= now {
             next = end;
-            if let Some(picked) = set.pick(|peer| attempts.contains_key(&peer.id)) {
-                attempts.insert(picked.id, None);
+            if let Some(peer) = set.pick(|peer| attempts.contains_key(&peer.id)) {
+                attempts.insert(peer.id(), None);
                 in_progress += 1;
-                next = now + set.hedge_delay(picked.peer);
-                dial(set, picked, now, hooks.clone(), done.clone());
+                next = now + set.hedge_delay(&peer);
+                dial(peer, now, hooks.clone(), done.clone());
             }
         }
         if in_progress == 0 {
@@ -86,10 +95,7 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
         }
         match outcomes.recv_deadline(next.min(end)) {
             // Logins that are still in progress close the connections that they open.
-            Ok(DialOutcome { result: Ok(mut link), .. }) => {
-                link.count_as_open();
-                return Ok(link);
-            }
+            Ok(DialOutcome { result: Ok(opened), .. }) => return Ok(opened),
             Ok(DialOutcome { peer_id, result: Err(failure) }) => {
                 in_progress -= 1;
                 attempts.insert(peer_id, Some(failure));
@@ -107,42 +113,38 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
 
 /// Logs in to one peer. The outcome decides about the peer, even if the caller has stopped waiting.
 fn dial<C: R2D2Connection + Send + 'static>(
-    set: &Arc<PeerSet>,
-    picked: Picked,
+    peer: PeerRef,
     began: Instant,
     hooks: Arc<Hooks<C>>,
     done: Sender<DialOutcome<C>>,
 ) {
-    let guard = LinkGuard::for_login(set.clone(), &picked);
-    let Picked { peer, id: peer_id, url, activity, .. } = picked;
-    let rng = set.rng();
-    let login = Login { set: set.clone(), peer, activity, url, hooks, rng };
-    let timeout = set.settings().connect_timeout.min(set.settings().connect_deadline);
-    let peer_set = set.clone();
+    let guard = LinkGuard::for_login(peer.clone());
+    let login = Login::new(peer.clone(), hooks);
+    let settings = peer.settings();
+    let timeout = settings.connect_timeout.min(settings.connect_deadline);
     bounded::start(
-        set,
-        peer,
-        (began, LoginTimeout::uniform(timeout)),
+        peer.clone(),
+        began,
+        LoginTimeout::uniform(timeout),
         move |progress| login.open(progress),
         move |outcome| {
+            let now = now();
             let result = match outcome {
                 Ok(session) => {
-                    let now = now();
-                    peer_set.update(peer, now, |peer, _| peer.connected(began, now));
-                    Ok(Link::new(session, guard, now, peer_set.expiry(now)))
+                    peer.update(now, |peer, _| peer.connected(began, now));
+                    Ok(Opened { session, guard, at: now })
                 }
                 Err(failure) => {
-                    let now = now();
                     let failed = failure.fault().map(|fault| EventKind::ConnectFailed {
                         reason: failure.to_string(),
                         fault,
                         took: now.saturating_duration_since(began),
                     });
-                    peer_set.update(peer, now, |peer, check_times| {
+                    peer.update(now, |peer, check_times| {
                         peer.connect_failed((began, now), failure.clone(), check_times)
                     });
                     if let Some(failed) = failed {
-                        peer_set.record(peer, failed);
+                        peer.record(failed);
                     }
                     // Until now the login is counted as connecting.
                     drop(guard);
@@ -150,46 +152,46 @@ fn dial<C: R2D2Connection + Send + 'static>(
                 }
             };
             // If the caller has stopped waiting, the connection is closed here.
-            drop(done.send(DialOutcome { peer_id, result }));
+            drop(done.send(DialOutcome { peer_id: peer.id(), result }));
         },
     );
 }
 
 /// Performs a health check: logs in to the peer, and tests whether it accepts work.
 pub(crate) fn check<C: R2D2Connection + Send + 'static>(
-    set: &Arc<PeerSet>,
+    peer: PeerRef,
     hooks: &Arc<Hooks<C>>,
     health_check: HealthCheck,
 ) {
-    let HealthCheck { peer, url, activity, began, timeout, kind } = health_check;
-    let login =
-        Login { set: set.clone(), peer, activity, url, hooks: hooks.clone(), rng: set.rng() };
+    let HealthCheck { kind, began, timeout, .. } = health_check;
+    let login = Login::new(peer.clone(), hooks.clone());
     let timeout = match kind {
         CheckKind::Regular => LoginTimeout::uniform(timeout),
         // An unanswered check may get running queries aborted. So a peer that has begun to answer is given
         // the time to finish.
-        CheckKind::Stall => LoginTimeout { silent: timeout, total: set.settings().connect_timeout },
+        CheckKind::Stall => {
+            LoginTimeout { silent: timeout, total: peer.settings().connect_timeout }
+        }
     };
-    let peer_set = set.clone();
     bounded::start(
-        set,
-        peer,
-        (began, timeout),
+        peer.clone(),
+        began,
+        timeout,
         move |progress| login.check(progress),
         move |outcome| {
             let is_regular = kind == CheckKind::Regular;
             if let (true, Err(LoginFailure::NotAttempted(error))) = (is_regular, &outcome) {
-                let name = peer_set.read(|peers| peers[peer].name.clone());
+                let name = &**peer.name();
                 // A logger is user code, which may panic.
                 let _ = catch_panic(|| {
                     warn!(
-                        target: LOG_TARGET, peer = &*name, event = "check_skipped", reason = &**error;
+                        target: LOG_TARGET, peer = name, event = "check_skipped", reason = &**error;
                         "cannot check peer {name}: {error}; its state stays unchanged"
                     );
                 });
             }
             let now = now();
-            peer_set.update(peer, now, |peer, check_times| {
+            peer.update(now, |peer, check_times| {
                 peer.check_ended(kind, (began, now), outcome, check_times)
             });
         },
@@ -201,8 +203,9 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// The logins of one call by the id of the peer, and how they failed; `None` while one is in progress. Names do not identify peers here, because a
-/// peer may be replaced meanwhile by another one of the same name.
+/// The logins of one call by the id of the peer, and how they failed; `None` while one is in progress.
+/// Names do not identify peers here, because a peer may be replaced meanwhile by another one of the same
+/// name.
 type Attempts = BTreeMap<u64, Option<LoginFailure>>;
 
 /// Describes for each peer what happened in this call, or why the peer was skipped, and when the peer is

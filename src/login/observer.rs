@@ -11,25 +11,23 @@ use diesel::connection::{DynInstrumentation, Instrumentation, InstrumentationEve
 use diesel::result::Error;
 
 use crate::fault::Fault;
-use crate::peers::activity::{Activity, LinkState};
-use crate::peers::set::PeerSet;
+use crate::peers::activity::LinkState;
+use crate::peers::peer_ref::PeerRef;
 use crate::settings::policy::Role;
 
 /// Records what the observer sees of one link: in the link's state, and in the state of its peer.
 #[derive(Debug, Clone)]
 pub(crate) struct LinkMonitor {
+    peer: PeerRef,
     link_state: Arc<LinkState>,
-    activity: Arc<Activity>,
-    set: Arc<PeerSet>,
-    peer: usize,
     /// Whether this crate's own queries are running, which are neither recorded nor forwarded to the
     /// application's instrumentation.
     muted: Arc<AtomicBool>,
 }
 
 impl LinkMonitor {
-    pub(crate) fn new(set: Arc<PeerSet>, peer: usize, activity: Arc<Activity>) -> Self {
-        Self { link_state: Arc::default(), activity, set, peer, muted: Arc::default() }
+    pub(crate) fn new(peer: PeerRef) -> Self {
+        Self { peer, link_state: Arc::default(), muted: Arc::default() }
     }
 
     pub(crate) fn link_state(&self) -> &Arc<LinkState> {
@@ -59,7 +57,7 @@ impl LinkMonitor {
     fn query_begins(&self) {
         let now = Instant::now();
         self.link_state.query_begins(now);
-        self.set.query_begins();
+        self.peer.set().query_begins();
     }
 
     #[expect(clippy::disallowed_methods, reason = "the time at which a query ends is taken here")]
@@ -67,11 +65,11 @@ impl LinkMonitor {
         let now = Instant::now();
         let took = self.link_state.query_ends(now);
         // Pings are not the application's queries, although its instrumentation sees them.
-        let counters = (!self.link_state.is_pinging()).then_some(&self.activity.counters);
+        let counters = (!self.link_state.is_pinging()).then_some(&self.peer.activity().counters);
         if let Some(counters) = counters {
             counters.queries.add(took);
         }
-        let settings = self.set.settings();
+        let settings = self.peer.settings();
         let (fault, is_lost) =
             error.map_or((Fault::Query, false), |error| settings.classifier.classify_query(error));
         if is_lost {
@@ -80,20 +78,18 @@ impl LinkMonitor {
             }
             if !self.link_state.is_lost() {
                 self.link_state.mark_lost();
-                self.set.suspect(self.peer, now);
+                self.peer.suspect(now);
             }
             return;
         }
-        self.activity.query_ended(now);
+        self.peer.activity().query_ended(now);
         match fault {
             Fault::PeerNotReady => {
-                self.set.update(self.peer, now, |peer, check_times| {
-                    peer.query_refused(now, check_times)
-                });
+                self.peer.update(now, |peer, check_times| peer.query_refused(now, check_times));
             }
-            Fault::PeerDown | Fault::Misconfigured => self.set.suspect(self.peer, now),
+            Fault::PeerDown | Fault::Misconfigured => self.peer.suspect(now),
             Fault::WrongRole if settings.requirements.role == Role::ReadWrite => {
-                self.set.suspect(self.peer, now);
+                self.peer.suspect(now);
             }
             _ => {}
         }

@@ -14,8 +14,7 @@ use crate::login::bounded::LoginProgress;
 use crate::login::observer::{LinkMonitor, Observer};
 use crate::login::readiness::{self, NotReady};
 use crate::panics::catch_panic;
-use crate::peers::activity::Activity;
-use crate::peers::set::PeerSet;
+use crate::peers::peer_ref::PeerRef;
 use crate::settings::policy::Requirements;
 use crate::socket::{Proof, Socket, Sockets};
 use crate::url::{CredentialsProvider, PeerUrl};
@@ -34,12 +33,10 @@ pub(crate) struct Hooks<C> {
 
 /// The parameters of one login.
 pub(crate) struct Login<C> {
-    pub(crate) set: Arc<PeerSet>,
-    pub(crate) peer: usize,
-    pub(crate) activity: Arc<Activity>,
-    pub(crate) url: Arc<PeerUrl>,
-    pub(crate) hooks: Arc<Hooks<C>>,
-    pub(crate) rng: SmallRng,
+    peer: PeerRef,
+    url: Arc<PeerUrl>,
+    hooks: Arc<Hooks<C>>,
+    rng: SmallRng,
 }
 
 /// A failed login, with its connection if one was established.
@@ -75,6 +72,11 @@ pub(crate) struct Session<C> {
 }
 
 impl<C: R2D2Connection + 'static> Login<C> {
+    pub(crate) fn new(peer: PeerRef, hooks: Arc<Hooks<C>>) -> Self {
+        let (url, rng) = (peer.read(|peer| peer.url.clone()), peer.set().rng());
+        Self { peer, url, hooks, rng }
+    }
+
     /// Logs in, finds the connection's socket, and prepares the connection.
     ///
     /// # Errors
@@ -118,8 +120,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
         let Some(provide) = &self.hooks.credentials_provider else {
             return Ok(self.url.clone());
         };
-        let name = self.set.read(|peers| peers[self.peer].name.clone());
-        let get = || provide(&name).map_err(|error| format!("no credentials: {error}"));
+        let get = || provide(self.peer.name()).map_err(|error| format!("no credentials: {error}"));
         // An application that cannot provide credentials says nothing about the peer.
         let not_attempted =
             |failure: LoginFailure| LoginFailure::NotAttempted(failure.to_string().into());
@@ -139,7 +140,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
         is_check: bool,
     ) -> Result<Session<C>, FailedLogin<C>> {
         let before = progress.begin_login();
-        let settings = self.set.settings();
+        let settings = self.peer.settings();
         let classifier = &settings.classifier;
         let mut conn = run_redacted(
             url,
@@ -147,7 +148,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
             || C::establish(url.expose()),
         )
         .map_err(|failure| FailedLogin { conn: None, failure })?;
-        let monitor = LinkMonitor::new(self.set.clone(), self.peer, self.activity);
+        let monitor = LinkMonitor::new(self.peer.clone());
         let fault_of_preparation = |not_ready: &NotReady| match not_ready {
             NotReady::State(fault, _) => *fault,
             NotReady::Query(error) => match classifier.classify_query(error).0 {

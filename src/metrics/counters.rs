@@ -1,18 +1,14 @@
 //! Exports the counters and histograms of a peer.
 
-use std::sync::Arc;
-
 use super::catalog;
 use super::labeled::{LabeledRecorder, ReportedBuckets};
-use crate::peers::activity::Activity;
 use crate::peers::counters::{CLOSE_REASONS, PeerCounters};
-use crate::peers::peer::Peer;
+use crate::peers::peer_ref::PeerRef;
 
 /// The counters of one peer, and their values as last reported.
 #[derive(Debug)]
 pub(super) struct Counters {
-    name: Arc<str>,
-    activity: Arc<Activity>,
+    peer: PeerRef,
     reported: Reported,
 }
 
@@ -31,17 +27,14 @@ struct Reported {
 }
 
 impl Counters {
-    pub(super) fn new(peer: &Peer) -> Self {
-        Self {
-            name: peer.name.clone(),
-            activity: peer.activity.clone(),
-            reported: Reported::default(),
-        }
+    pub(super) fn new(peer: PeerRef) -> Self {
+        Self { peer, reported: Reported::default() }
     }
 
     /// Reports all changes since the last report.
     pub(super) fn report(&mut self, pool: &LabeledRecorder<'_>) {
-        let Self { name, activity, reported } = self;
+        let Self { peer, reported } = self;
+        let counters = &peer.activity().counters;
         let PeerCounters {
             checkouts,
             queries,
@@ -52,8 +45,8 @@ impl Counters {
             connect_failures,
             downs,
             ..
-        } = &activity.counters;
-        let labeled = pool.with("peer", name.clone());
+        } = counters;
+        let labeled = pool.with("peer", peer.name().clone());
         labeled.counter(&catalog::DOWNS, downs.get(), &mut reported.downs);
         labeled.counter(&catalog::CHECKOUTS, checkouts.get(), &mut reported.checkouts);
         labeled.counter(&catalog::QUERIES, queries.count(), &mut reported.queries);
@@ -73,11 +66,7 @@ impl Counters {
         labeled.histogram(&catalog::CONNECT_DURATION, logins, &mut reported.logins);
         for (reason, reported) in CLOSE_REASONS.into_iter().zip(&mut reported.closed) {
             let labeled = labeled.with("reason", reason.as_str());
-            labeled.counter(
-                &catalog::CONNECTIONS_CLOSED,
-                activity.counters.closed(reason).get(),
-                reported,
-            );
+            labeled.counter(&catalog::CONNECTIONS_CLOSED, counters.closed(reason).get(), reported);
         }
     }
 }

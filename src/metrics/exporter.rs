@@ -15,6 +15,7 @@ use super::gauges::Gauges;
 use super::labeled::LabeledRecorder;
 use crate::panics::catch_panic;
 use crate::peers::peer::Peer;
+use crate::peers::peer_ref::PeerRef;
 use crate::peers::placement::count_available;
 use crate::peers::set::PeerSet;
 
@@ -132,9 +133,10 @@ impl Exporter {
             ..PoolGauges::default()
         };
         set.read(|peers| {
-            for peer in peers {
+            for (index, peer) in peers.iter().enumerate() {
                 pool.peer_ids.insert(peer.id);
-                counters.entry(peer.id).or_insert_with(|| Counters::new(peer));
+                let new = || Counters::new(PeerRef::new(set.clone(), index, peer));
+                counters.entry(peer.id).or_insert_with(new);
             }
             let mut present: Vec<&Peer> =
                 peers.iter().filter(|peer| is_open && !peer.is_removed()).collect();

@@ -5,21 +5,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::events::log::NewEvent;
-use crate::peers::activity::{Activity, LinkState};
+use crate::peers::activity::LinkState;
 use crate::peers::admin_state::AdminState;
 use crate::peers::peer::{CheckKind, Peer};
 use crate::peers::placement::no_peer_available;
 use crate::peers::stall::{Observations, StallSeries, Verdict, detect_stall};
 use crate::settings::policy::Recovery;
 use crate::settings::{CheckTimes, Settings};
-use crate::url::PeerUrl;
 
 /// A health check that has begun and that the checker must run.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct HealthCheck {
     pub(crate) peer: usize,
-    pub(crate) url: Arc<PeerUrl>,
-    pub(crate) activity: Arc<Activity>,
     pub(crate) kind: CheckKind,
     pub(crate) began: Instant,
     /// How long the checker waits for an answer.
@@ -59,8 +56,7 @@ impl PassResults {
         // well.
         let is_stuck = kind == CheckKind::Stall && peer.counts.stuck_logins > 0;
         if !is_stuck && peer.begin_check(kind, now) {
-            let (url, activity) = (peer.url.clone(), peer.activity.clone());
-            self.checks.push(HealthCheck { peer: index, url, activity, kind, began: now, timeout });
+            self.checks.push(HealthCheck { peer: index, kind, began: now, timeout });
         }
     }
 }
@@ -207,9 +203,11 @@ fn short_timeout(peer: &Peer, settings: &Settings) -> Duration {
 mod tests {
     use super::*;
     use crate::fault::{Fault, LoginFailure};
+    use crate::peers::activity::Activity;
     use crate::settings::tests::settings;
     #[cfg(all(feature = "socket", target_os = "linux"))]
     use crate::socket::Socket;
+    use crate::url::PeerUrl;
 
     /// Peers with running queries, and a clock that only the test moves.
     struct Scenario {

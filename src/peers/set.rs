@@ -16,15 +16,14 @@ use crate::deadlines::{CancelReason, Deadlines, Ticket};
 use crate::events::EventKind;
 use crate::events::log::{EventLog, NewEvent};
 use crate::panics::{catch_panic, lock};
-use crate::peers::activity::Activity;
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
 use crate::peers::peer_config::PeerValidator;
+use crate::peers::peer_ref::PeerRef;
 use crate::peers::placement::{PeerView, no_peer_available, pick, shares, surplus};
 use crate::peers::resolved_host::ResolvedHost;
 use crate::peers::schedule::{self, HealthCheck, PassResults, StalledPeer};
 use crate::settings::{CheckTimes, Settings};
-use crate::url::PeerUrl;
 
 /// The interval at which the checker scans the running queries, while there are any.
 const QUERY_SCAN_INTERVAL: Duration = Duration::from_millis(50);
@@ -78,16 +77,6 @@ struct Inner {
     next_query_scan: Option<Instant>,
 }
 
-/// A peer that was picked for a new connection, whose login is counted already.
-#[derive(Debug)]
-pub(crate) struct Picked {
-    pub(crate) peer: usize,
-    pub(crate) id: u64,
-    pub(crate) name: Arc<str>,
-    pub(crate) url: Arc<PeerUrl>,
-    pub(crate) activity: Arc<Activity>,
-}
-
 impl PeerSet {
     /// Creates the set. `wake` wakes the checker: a channel with a capacity of one, so that
     /// `try_send` never blocks and one wake-up is never lost.
@@ -133,6 +122,11 @@ impl PeerSet {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         lock(&self.inner)
+    }
+
+    /// Returns a reference to the peer at this index.
+    pub(crate) fn peer(self: &Arc<Self>, index: usize) -> PeerRef {
+        self.read(|peers| PeerRef::new(self.clone(), index, &peers[index]))
     }
 
     /// Calls `read` with the peers, under the lock.
@@ -193,14 +187,6 @@ impl PeerSet {
         &self.event_log
     }
 
-    /// Has the checker check this peer soon, because a link to it was lost or did not answer.
-    pub(crate) fn suspect(&self, peer: usize, now: Instant) {
-        self.update(peer, now, |peer, _| {
-            peer.suspect(now);
-            None
-        });
-    }
-
     /// Wakes the checker, so that it runs its schedule.
     pub(crate) fn wake(&self) {
         // A full channel means that the checker wakes up anyway. A disconnected one means that it
@@ -225,18 +211,12 @@ impl PeerSet {
     }
 
     /// Picks a peer for a new connection and counts a login in progress on it.
-    pub(crate) fn pick(&self, tried: impl Fn(&Peer) -> bool) -> Option<Picked> {
+    pub(crate) fn pick(self: &Arc<Self>, tried: impl Fn(&Peer) -> bool) -> Option<PeerRef> {
         let Inner { peers, rng, .. } = &mut *self.lock();
         let index = pick(peers, tried, self.settings.strategy, self.settings.all_down, rng)?;
         let peer = &mut peers[index];
         peer.counts.connecting += 1;
-        let picked = Picked {
-            peer: index,
-            id: peer.id,
-            name: peer.name.clone(),
-            url: peer.url.clone(),
-            activity: peer.activity.clone(),
-        };
+        let picked = PeerRef::new(self.clone(), index, peer);
         self.update_surplus(peers);
         Some(picked)
     }
@@ -259,8 +239,8 @@ impl PeerSet {
 
     /// Returns how long to wait for this peer's answer to a login before a hedged login to the next
     /// peer starts.
-    pub(crate) fn hedge_delay(&self, peer: usize) -> Duration {
-        let expected = self.lock().peers[peer].expected_login();
+    pub(crate) fn hedge_delay(&self, peer: &PeerRef) -> Duration {
+        let expected = peer.read(Peer::expected_login);
         let hedge = expected.map_or(DEFAULT_HEDGE_DELAY, |expected| expected.max(MIN_HEDGE_DELAY));
         // Leaves time for the hedged login.
         hedge.min(self.settings.connect_deadline / 2)
@@ -444,6 +424,7 @@ pub(crate) mod tests {
     use crate::fault::{Fault, LoginFailure};
     use crate::settings::policy::Recovery;
     use crate::settings::tests::{INTERVAL, PACE, settings};
+    use crate::url::PeerUrl;
 
     /// Creates a set of `peers` peers. Returns it with the receiving end of its wake-up channel and
     /// the instant at which it was created.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use diesel::connection::{DynInstrumentation, TransactionManager};
 use diesel::r2d2::R2D2Connection;
 
+use crate::login::dial::Opened;
 use crate::login::observer::{LinkMonitor, Observer};
 use crate::login::session::Session;
 use crate::panics::catch_panic;
@@ -28,28 +29,12 @@ pub(crate) struct Link<C> {
 }
 
 impl<C: R2D2Connection> Link<C> {
-    pub(crate) fn new(
-        session: Session<C>,
-        guard: LinkGuard,
-        created_at: Instant,
-        expires_at: Instant,
-    ) -> Self {
-        let Session { conn, monitor } = session;
-        Self {
-            conn,
-            monitor,
-            guard,
-            created_at,
-            expires_at,
-            idle_since: created_at,
-            is_observed: true,
-        }
-    }
-
-    /// Counts the link as an open connection. Called when the link is handed to the caller that
-    /// requested it.
-    pub(crate) fn count_as_open(&mut self) {
-        self.guard.promote_to_link(self.monitor.link_state().clone(), self.created_at);
+    /// Creates a link from a new session, and counts it as a link of its peer.
+    pub(crate) fn new(opened: Opened<C>) -> Self {
+        let Opened { session: Session { conn, monitor }, mut guard, at } = opened;
+        guard.promote_to_link(monitor.link_state().clone(), at);
+        let expires_at = guard.peer().set().expiry(at);
+        Self { conn, monitor, guard, created_at: at, expires_at, idle_since: at, is_observed: true }
     }
 
     pub(crate) fn set_user_instrumentation(&mut self, user: DynInstrumentation) {
@@ -106,7 +91,7 @@ impl<C: R2D2Connection> Link<C> {
     ///
     /// Returns the server's error, or that the server did not answer, or that the ping panicked.
     pub(crate) fn ping(&mut self, end: Instant) -> Result<(), PingError> {
-        let set = self.guard.set().clone();
+        let set = self.guard.peer().set().clone();
         let ticket = self.can_be_aborted().then(|| {
             let link_state = self.monitor.link_state().clone();
             set.add_deadline(end, move |_| {
@@ -141,7 +126,7 @@ pub(crate) enum PingError {
 
 impl<C> Parkable for Box<Link<C>> {
     fn peer(&self) -> usize {
-        self.guard.peer()
+        self.guard.peer().index()
     }
 
     fn created_at(&self) -> Instant {

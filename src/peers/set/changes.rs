@@ -9,10 +9,10 @@ use super::{Inner, PeerSet};
 use crate::error::PeersError;
 use crate::events::EventKind;
 use crate::events::log::NewEvent;
-use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
 use crate::peers::peer::Peer;
 use crate::peers::peer_config::PeerConfig;
+use crate::peers::peer_ref::PeerRef;
 use crate::redact::shown_name;
 use crate::url::PeerUrl;
 
@@ -85,7 +85,7 @@ impl PeerSet {
                 return Err(PeersError::LastPeer { name: name.to_owned() });
             }
             start_removal(&mut peers[index], now, events);
-            Ok(Drain::new(self, &peers[index]))
+            Ok(Drain { peer: PeerRef::new(self.clone(), index, &peers[index]) })
         })
     }
 
@@ -96,7 +96,7 @@ impl PeerSet {
             let peer = &mut peers[index];
             let event = peer.drain(false, now);
             events.extend(event.map(|kind| peer.new_event(kind)));
-            Ok(Drain::new(self, peer))
+            Ok(Drain { peer: PeerRef::new(self.clone(), index, peer) })
         })
     }
 
@@ -203,17 +203,10 @@ fn apply_config(peer: &mut Peer, config: &PeerConfig, url: PeerUrl, events: &mut
 /// [`Peers::drain`]: crate::Peers::drain
 /// [`Peers::remove`]: crate::Peers::remove
 pub struct Drain {
-    set: Arc<PeerSet>,
-    name: Arc<str>,
-    /// Distinguishes the peer from another one of the same name.
-    activity: Arc<Activity>,
+    peer: PeerRef,
 }
 
 impl Drain {
-    fn new(set: &Arc<PeerSet>, peer: &Peer) -> Self {
-        Self { set: set.clone(), name: peer.name.clone(), activity: peer.activity.clone() }
-    }
-
     /// Waits until the pool has no session with the peer any more, for at most `timeout`.
     ///
     /// Returns `true` if the pool has no session with the peer. Returns `false` after the timeout,
@@ -222,7 +215,8 @@ impl Drain {
     #[expect(clippy::disallowed_methods, reason = "the wait is bounded")]
     pub fn wait(&self, timeout: Duration) -> bool {
         let end = Instant::now().checked_add(timeout);
-        let mut inner = self.set.lock();
+        let set = self.peer.set();
+        let mut inner = set.lock();
         loop {
             if let Some(outcome) = self.outcome(&inner.peers) {
                 return outcome;
@@ -234,8 +228,7 @@ impl Drain {
             }
             // The checker of a closed pool does not notify any more, so the wait is split into
             // short ones.
-            let (guard, _) = self
-                .set
+            let (guard, _) = set
                 .changes
                 .wait_timeout(inner, left.min(super::DRAIN_POLL_INTERVAL))
                 .unwrap_or_else(PoisonError::into_inner);
@@ -245,15 +238,14 @@ impl Drain {
 
     /// Returns the result of the wait, or `None` while the peer is draining.
     fn outcome(&self, peers: &[Peer]) -> Option<bool> {
-        let Some(peer) = peers.iter().find(|peer| Arc::ptr_eq(&peer.activity, &self.activity))
-        else {
+        let Some(peer) = peers.iter().find(|peer| peer.id == self.peer.id()) else {
             return Some(true);
         };
         match peer.admin_state {
             AdminState::Drained { .. } | AdminState::Removed => Some(true),
             AdminState::Ready => Some(false),
             AdminState::Draining { .. }
-                if self.set.is_closed() && self.activity.open_sessions() == 0 =>
+                if self.peer.set().is_closed() && peer.activity.open_sessions() == 0 =>
             {
                 Some(true)
             }
@@ -264,7 +256,7 @@ impl Drain {
 
 impl fmt::Debug for Drain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Drain").field("peer", &self.name).finish_non_exhaustive()
+        f.debug_struct("Drain").field("peer", self.peer.name()).finish_non_exhaustive()
     }
 }
 

@@ -1,0 +1,98 @@
+//! A reference to one peer of a set, for everything that concerns this peer alone: a login, a link, a
+//! health check.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::events::EventKind;
+use crate::peers::activity::Activity;
+use crate::peers::peer::{Counts, Peer};
+use crate::peers::set::PeerSet;
+use crate::settings::{CheckTimes, Settings};
+
+/// A reference to one peer of a set.
+#[derive(Clone)]
+pub(crate) struct PeerRef {
+    set: Arc<PeerSet>,
+    /// The index of the peer in the set. A login, a link or a check that is counted keeps the index for
+    /// the peer.
+    index: usize,
+    /// Identifies the peer. After the peer was removed, its index and its name may be another peer's.
+    id: u64,
+    name: Arc<str>,
+    activity: Arc<Activity>,
+}
+
+impl PeerRef {
+    pub(crate) fn new(set: Arc<PeerSet>, index: usize, peer: &Peer) -> Self {
+        Self { set, index, id: peer.id, name: peer.name.clone(), activity: peer.activity.clone() }
+    }
+
+    pub(crate) fn set(&self) -> &Arc<PeerSet> {
+        &self.set
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        self.set.settings()
+    }
+
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    pub(crate) fn activity(&self) -> &Activity {
+        &self.activity
+    }
+
+    /// Calls `read` with the peer, under the lock of the set.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&Peer) -> T) -> T {
+        self.set.read(|peers| read(&peers[self.index]))
+    }
+
+    /// Changes the peer, publishes the resulting event, and wakes the checker.
+    pub(crate) fn update(
+        &self,
+        now: Instant,
+        change: impl FnOnce(&mut Peer, CheckTimes) -> Option<EventKind>,
+    ) {
+        self.set.update(self.index, now, change);
+    }
+
+    /// Has the checker check the peer soon, because a link to it was lost or did not answer.
+    pub(crate) fn suspect(&self, now: Instant) {
+        self.update(now, |peer, _| {
+            peer.suspect(now);
+            None
+        });
+    }
+
+    /// Whether the links to the peer must be closed instead of used again.
+    pub(crate) fn must_close_links(&self) -> bool {
+        self.set.must_close_links(self.index)
+    }
+
+    /// Updates the numbers of logins and links of the peer.
+    pub(crate) fn update_counts(&self, change: impl FnOnce(&mut Counts)) {
+        self.set.update_counts(self.index, change);
+    }
+
+    /// Records an event that does not change the state of the peer.
+    pub(crate) fn record(&self, kind: EventKind) {
+        self.set.record(self.index, kind);
+    }
+}
+
+impl fmt::Debug for PeerRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PeerRef").field(&self.name).finish()
+    }
+}
