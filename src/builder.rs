@@ -13,12 +13,12 @@ use diesel::r2d2::R2D2Connection;
 use rand::SeedableRng;
 use rand::rngs::{SmallRng, SysRng};
 
-use crate::checker;
 use crate::error::{BuildError, BuildErrorKind, PeersError};
 use crate::events::dispatcher;
 use crate::events::log::EventLog;
 use crate::events::{Event, EventHandler};
 use crate::fault::{Classifier, Failure, Fault};
+use crate::health::checker;
 use crate::login::session::{ConnectionHook, Hooks};
 use crate::manager::PeerManager;
 use crate::peers::peer::Peer;

@@ -6,7 +6,7 @@ use std::mem;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::panics::lock;
+use crate::panics::{catch_panic, lock};
 
 /// Cancels a call. Runs on the checker's thread.
 pub(crate) type Cancel = Box<dyn FnOnce(CancelReason) + Send>;
@@ -76,14 +76,18 @@ impl Deadlines {
         ended.is_some()
     }
 
-    /// Takes the calls whose deadline has passed at `now`. Also returns the next deadline.
-    pub(crate) fn take_overdue(&self, now: Instant) -> (Vec<Cancel>, Option<Instant>) {
-        let pending = &mut *self.lock();
-        let mut overdue = Vec::new();
-        while let Some(at) = pending.calls.iter().position(|call| call.at <= now) {
-            overdue.push(pending.calls.swap_remove(at).cancel);
-        }
-        (overdue, pending.calls.iter().map(|call| call.at).min())
+    /// Cancels the calls whose deadline has passed at `now`. Returns the next deadline.
+    pub(crate) fn cancel_overdue(&self, now: Instant) -> Option<Instant> {
+        let (overdue, next) = {
+            let calls = &mut self.lock().calls;
+            let mut overdue = Vec::new();
+            while let Some(at) = calls.iter().position(|call| call.at <= now) {
+                overdue.push(calls.swap_remove(at));
+            }
+            (overdue, calls.iter().map(|call| call.at).min())
+        };
+        cancel(overdue, CancelReason::Deadline(now));
+        next
     }
 
     /// Moves every deadline by the time for which the whole process was suspended: the calls had no
@@ -92,9 +96,12 @@ impl Deadlines {
         self.lock().calls.iter_mut().for_each(|call| call.at += by);
     }
 
-    /// Takes all pending calls, whatever their deadlines.
-    pub(crate) fn take_all(&self) -> Vec<Cancel> {
-        self.lock().calls.drain(..).map(|call| call.cancel).collect()
+    /// Cancels all pending calls, because the checker ends. Returns whether there were any.
+    pub(crate) fn cancel_all(&self) -> bool {
+        let calls = mem::take(&mut self.lock().calls);
+        let is_any_pending = !calls.is_empty();
+        cancel(calls, CancelReason::PoolClosed);
+        is_any_pending
     }
 
     /// Drops all pending calls and ignores new ones: the checker has ended.
@@ -108,6 +115,13 @@ impl Deadlines {
     }
 }
 
+/// Cancels calls, without the lock. A panic ends here, because the checker goes on.
+fn cancel(calls: Vec<Call>, reason: CancelReason) {
+    for call in calls {
+        let _ = catch_panic(|| (call.cancel)(reason));
+    }
+}
+
 impl fmt::Debug for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pending").field("calls", &self.calls.len()).finish_non_exhaustive()
@@ -117,6 +131,8 @@ impl fmt::Debug for Pending {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use crossbeam_channel::unbounded;
 
     use super::*;
 
@@ -132,7 +148,6 @@ mod tests {
             let cancel = move |reason| canceled.lock().expect("no panic").push((seconds, reason));
             deadlines.register(at(seconds), cancel)
         };
-        let run = |calls: Vec<Cancel>, reason| calls.into_iter().for_each(|cancel| cancel(reason));
         let seen = || std::mem::take(&mut *canceled.lock().expect("no panic"));
 
         let (five, is_first) = register(5);
@@ -143,18 +158,14 @@ mod tests {
         assert!(!is_first, "a deadline after another one is not the earliest one");
 
         assert!(deadlines.unregister(four), "the call ended before its deadline");
-        let (calls, next) = deadlines.take_overdue(at(3));
-        run(calls, CancelReason::Deadline(at(3)));
+        let next = deadlines.cancel_overdue(at(3));
         assert_eq!((seen(), next), (vec![(3, CancelReason::Deadline(at(3)))], Some(at(5))));
         assert!(!deadlines.unregister(three), "the call was canceled at its deadline");
 
         deadlines.postpone(Duration::from_secs(2));
-        assert_eq!(
-            deadlines.take_overdue(at(6)).0.len(),
-            0,
-            "a postponed deadline has not passed yet"
-        );
-        run(deadlines.take_all(), CancelReason::PoolClosed);
+        deadlines.cancel_overdue(at(6));
+        assert_eq!(seen(), vec![], "a postponed deadline has not passed yet");
+        assert!(deadlines.cancel_all(), "a call is pending");
         deadlines.close();
         assert_eq!(
             seen(),
@@ -164,5 +175,22 @@ mod tests {
         assert!(!deadlines.unregister(five));
         let (late, _) = register(9);
         assert!(!deadlines.unregister(late), "calls are not registered after the close");
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
+    fn deadlines_are_postponed_by_the_time_for_which_the_process_was_suspended() {
+        let deadlines = Deadlines::default();
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let (canceled, cancels) = unbounded();
+        deadlines.register(now + second, move |_| canceled.send(()).expect("the test receives"));
+        deadlines.postpone(5 * second);
+        deadlines.cancel_overdue(now + 5 * second);
+        assert!(
+            cancels.is_empty(),
+            "a call is not canceled for time in which the process was suspended"
+        );
+        deadlines.cancel_overdue(now + 6 * second);
+        assert_eq!(cancels.len(), 1, "the call is canceled at its postponed deadline");
     }
 }

@@ -16,7 +16,6 @@
 mod builder;
 #[cfg(test)]
 mod cases;
-mod checker;
 mod config;
 mod deadlines;
 #[cfg(feature = "doctor")]
@@ -26,6 +25,7 @@ mod events;
 mod fault;
 #[cfg(doc)]
 pub mod guide;
+mod health;
 mod login;
 mod manager;
 #[cfg(feature = "metrics")]

@@ -11,7 +11,6 @@ pub(crate) mod peer_config;
 pub(crate) mod peer_ref;
 pub(crate) mod placement;
 pub(crate) mod resolved_host;
-pub(crate) mod schedule;
 pub(crate) mod set;
 pub(crate) mod snapshot;
-mod stall;
+mod transition;

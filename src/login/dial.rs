@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
 use diesel::r2d2::R2D2Connection;
@@ -16,10 +16,9 @@ use crate::login::session::{Hooks, Login, Session};
 use crate::panics::catch_panic;
 use crate::peers::link_guard::LinkGuard;
 use crate::peers::outage::NextStep;
-use crate::peers::peer::{CheckKind, Health, Peer};
+use crate::peers::peer::{Attempt, CheckKind, HealthState, Peer};
 use crate::peers::peer_ref::PeerRef;
 use crate::peers::placement::no_peer_available;
-use crate::peers::schedule::HealthCheck;
 use crate::peers::set::PeerSet;
 use crate::settings::policy::AllDown;
 
@@ -129,19 +128,20 @@ fn dial<C: R2D2Connection + Send + 'static>(
         move |progress| login.open(progress),
         move |outcome| {
             let now = now();
+            let attempt = Attempt { began, ended: now };
             let result = match outcome {
                 Ok(session) => {
-                    peer.update(now, |peer, _| peer.connected(began, now));
+                    peer.update(now, |peer, _| peer.connected(attempt));
                     Ok(Opened { session, guard, at: now })
                 }
                 Err(failure) => {
                     let failed = failure.fault().map(|fault| EventKind::ConnectFailed {
                         reason: failure.to_string(),
                         fault,
-                        took: now.saturating_duration_since(began),
+                        took: attempt.took(),
                     });
                     peer.update(now, |peer, check_times| {
-                        peer.connect_failed((began, now), failure.clone(), check_times)
+                        peer.connect_failed(attempt, failure.clone(), check_times);
                     });
                     if let Some(failed) = failed {
                         peer.record(failed);
@@ -157,13 +157,21 @@ fn dial<C: R2D2Connection + Send + 'static>(
     );
 }
 
+/// A health check that has begun.
+#[derive(Debug)]
+pub(crate) struct HealthCheck {
+    pub(crate) peer: PeerRef,
+    pub(crate) kind: CheckKind,
+    pub(crate) began: Instant,
+    /// How long the checker waits for an answer.
+    pub(crate) timeout: Duration,
+}
+
 /// Performs a health check: logs in to the peer, and tests whether it accepts work.
 pub(crate) fn check<C: R2D2Connection + Send + 'static>(
-    peer: PeerRef,
     hooks: &Arc<Hooks<C>>,
-    health_check: HealthCheck,
+    HealthCheck { peer, kind, began, timeout }: HealthCheck,
 ) {
-    let HealthCheck { kind, began, timeout, .. } = health_check;
     let login = Login::new(peer.clone(), hooks.clone());
     let timeout = match kind {
         CheckKind::Regular => LoginTimeout::uniform(timeout),
@@ -191,8 +199,9 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
                 });
             }
             let now = now();
+            let attempt = Attempt { began, ended: now };
             peer.update(now, |peer, check_times| {
-                peer.check_ended(kind, (began, now), outcome, check_times)
+                peer.check_ended(kind, attempt, outcome, check_times);
             });
         },
     );
@@ -215,25 +224,25 @@ fn summary(peers: &[Peer], attempts: &Attempts, now: Instant) -> String {
     let describe = |peer: &Peer| {
         let next = next_check_phrase(peer.scheduled_check(all_down).saturating_duration_since(now));
         let name = &peer.name;
-        match (attempts.get(&peer.id), &peer.health) {
+        match (attempts.get(&peer.id), &peer.health.state) {
             (Some(None), _) => format!("{name}: no answer yet"),
             (Some(Some(failure @ LoginFailure::NotAttempted(_))), _) => {
                 format!("{name}: {failure}")
             }
-            (Some(Some(failure)), Health::Up { .. }) if !peer.is_full => {
+            (Some(Some(failure)), HealthState::Up { .. }) if !peer.is_full() => {
                 format!("{name}: {failure}, up again by now")
             }
             (Some(Some(failure)), _) => format!("{name}: {failure}, {next}"),
             (None, _) if !peer.is_in_service() => {
                 format!("{name}: skipped, not in service (draining or drained)")
             }
-            (None, Health::Down { cause, .. }) => {
+            (None, HealthState::Down { cause, .. }) => {
                 format!("{name}: skipped, marked down ({}), {next}", cause.reason)
             }
-            (None, Health::Up { .. }) if peer.weight == 0 => {
+            (None, HealthState::Up { .. }) if peer.weight == 0 => {
                 format!("{name}: skipped, its weight is 0")
             }
-            (None, Health::Up { .. }) => format!("{name}: not dialed, but up by now"),
+            (None, HealthState::Up { .. }) => format!("{name}: not dialed, but up by now"),
         }
     };
     let members = peers.iter().filter(|peer| peer.is_member());

@@ -167,6 +167,7 @@ mod tests {
 
     use super::*;
     use crate::events::CloseReason;
+    use crate::health::checker::tests::tick;
     use crate::panics::lock;
     use crate::peers::peer_config::PeerConfig;
     use crate::peers::set::tests::set_of;
@@ -239,7 +240,7 @@ mod tests {
     #[test]
     fn recorder_that_is_installed_later_receives_the_descriptions() {
         let (set, _woken, _) = set_of(1, Recovery::AfterCheck);
-        let mut exporter = Exporter::new(Arc::new(set));
+        let mut exporter = Exporter::new(set);
         exporter.export();
         let recorder = TextRecorder::default();
         with_local_recorder(&recorder, || exporter.export());
@@ -275,12 +276,11 @@ mod tests {
     #[test]
     fn gauges_of_a_peer_that_was_removed_while_the_recorder_panicked_become_zero() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
-        let set = Arc::new(set);
         let mut exporter = Exporter::new(set.clone());
         let recorder = TextRecorder::default();
         with_local_recorder(&recorder, || exporter.export());
         let _ = set.remove("peer1", now).expect("the peer exists");
-        set.tick(now);
+        tick(&set, now);
         with_local_recorder(&Panics, || exporter.export());
         with_local_recorder(&recorder, || exporter.export());
         let scrape = recorder.render();
@@ -296,13 +296,12 @@ mod tests {
     #[test]
     fn last_changes_of_a_removed_peer_are_reported_after_another_took_its_index() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
-        let set = Arc::new(set);
         let mut exporter = Exporter::new(set.clone());
         let recorder = TextRecorder::default();
         with_local_recorder(&recorder, || exporter.export());
         let activity = set.read(|peers| peers[1].activity.clone());
         let _ = set.remove("peer1", now).expect("the peer exists");
-        set.tick(now);
+        tick(&set, now);
         activity.counters.closed(CloseReason::Drained).add_one();
         activity.counters.connects.add_one();
         activity.counters.connect_failures.add_one();

@@ -26,7 +26,7 @@ impl Gauges {
         Self {
             up: peer.is_up().into(),
             in_service: peer.is_in_service().into(),
-            full: peer.is_full.into(),
+            full: peer.is_full().into(),
             unresponsive: peer.activity.is_unresponsive().into(),
             weight: peer.weight as usize,
             links: self.links + links,

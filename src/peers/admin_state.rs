@@ -1,10 +1,7 @@
 //! The administrative state of a peer, as set by an operator. No check and no timer changes it,
 //! except that a draining peer becomes drained when its last session has ended. Pure.
 
-use std::mem;
 use std::time::Instant;
-
-use crate::events::EventKind;
 
 /// The administrative state of a peer: whether an operator lets the peer serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,36 +21,22 @@ pub(crate) enum AdminState {
 impl AdminState {
     /// Starts draining: the peer gets no new work from now on. With `remove_when_drained` the peer
     /// is removed as soon as it is drained.
-    pub(super) fn drain(&mut self, remove_when_drained: bool, now: Instant) -> Option<EventKind> {
-        match *self {
-            Self::Ready => {
-                *self = Self::Draining { since: now, remove_when_drained };
-                Some(EventKind::Draining)
-            }
+    pub(super) fn drain(&mut self, remove_when_drained: bool, now: Instant) {
+        *self = match *self {
+            Self::Ready => Self::Draining { since: now, remove_when_drained },
             Self::Draining { since, remove_when_drained: false } => {
-                *self = Self::Draining { since, remove_when_drained };
-                None
+                Self::Draining { since, remove_when_drained }
             }
-            Self::Drained { .. } if remove_when_drained => {
-                *self = Self::Removed;
-                Some(EventKind::Removed)
-            }
-            Self::Draining { .. } | Self::Drained { .. } | Self::Removed => None,
+            Self::Drained { .. } if remove_when_drained => Self::Removed,
+            Self::Draining { .. } | Self::Drained { .. } | Self::Removed => return,
+        };
+    }
+
+    /// Marks a draining peer as drained, or removes it: the pool has no session with it any more. Has no
+    /// effect on a peer that is not draining.
+    pub(super) fn finish_draining(&mut self, now: Instant) {
+        if let Self::Draining { remove_when_drained, .. } = *self {
+            *self = if remove_when_drained { Self::Removed } else { Self::Drained { since: now } };
         }
-    }
-
-    /// Puts the peer back into service.
-    pub(super) fn resume(&mut self) -> Option<EventKind> {
-        let was_ready = mem::replace(self, Self::Ready) == Self::Ready;
-        (!was_ready).then_some(EventKind::Resumed)
-    }
-
-    /// Marks a draining peer as drained, or removes it: the pool has no session with it any more.
-    /// Returns the resulting events, or `None` if the peer was not draining.
-    pub(super) fn finish_draining(&mut self, now: Instant) -> Option<[Option<EventKind>; 2]> {
-        let Self::Draining { since, remove_when_drained } = *self else { return None };
-        *self = if remove_when_drained { Self::Removed } else { Self::Drained { since: now } };
-        let took = now.saturating_duration_since(since);
-        Some([Some(EventKind::Drained { took }), remove_when_drained.then_some(EventKind::Removed)])
     }
 }

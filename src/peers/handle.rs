@@ -137,7 +137,7 @@ impl Peers {
     ///
     /// Fails if no peer has this name, or if every weight would be 0.
     pub fn set_weight(&self, name: &str, weight: u32) -> Result<(), ChangeError> {
-        Ok(self.set.set_weight(name, weight)?)
+        Ok(self.set.set_weight(name, weight, now())?)
     }
 
     /// Checks a peer now instead of at its next check, whether it is in service or not. Later snapshots

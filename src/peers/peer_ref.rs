@@ -58,21 +58,14 @@ impl PeerRef {
         self.set.read(|peers| read(&peers[self.index]))
     }
 
-    /// Changes the peer, publishes the resulting event, and wakes the checker.
-    pub(crate) fn update(
-        &self,
-        now: Instant,
-        change: impl FnOnce(&mut Peer, CheckTimes) -> Option<EventKind>,
-    ) {
+    /// Changes the peer, publishes the events that result, and wakes the checker.
+    pub(crate) fn update(&self, now: Instant, change: impl FnOnce(&mut Peer, CheckTimes)) {
         self.set.update(self.index, now, change);
     }
 
     /// Has the checker check the peer soon, because a link to it was lost or did not answer.
     pub(crate) fn suspect(&self, now: Instant) {
-        self.update(now, |peer, _| {
-            peer.suspect(now);
-            None
-        });
+        self.update(now, |peer, _| peer.suspect(now));
     }
 
     /// Whether the links to the peer must be closed instead of used again.

@@ -78,7 +78,7 @@ pub(crate) fn pick(
     let serving_tier = serving_tier(untried().map(|(_, peer)| peer), strategy);
     let candidates = |is_full| {
         untried()
-            .filter(move |(_, peer)| is_available(peer, serving_tier) && peer.is_full == is_full)
+            .filter(move |(_, peer)| is_available(peer, serving_tier) && peer.is_full() == is_full)
             // The load that the peer would have with one more link. `surplus` compares the same
             // measure; otherwise links would move in circles.
             .map(|(index, peer)| Candidate {
@@ -97,7 +97,7 @@ pub(crate) fn pick(
             // Only the checker logs in to a peer with a stuck login.
             .filter(|(_, peer)| peer.is_in_service() && !peer.is_up())
             .filter(|(_, peer)| peer.weight > 0 && peer.counts.stuck_logins == 0)
-            .min_by_key(|(_, peer)| peer.next_check)
+            .min_by_key(|(_, peer)| peer.checks.next)
             .map(|(index, _)| index),
         AllDown::Fail => None,
     }
@@ -110,7 +110,7 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
     let share = shares(peers, strategy);
     let lacking = peers
         .iter()
-        .filter(|peer| share(peer) > 0 && !peer.is_full)
+        .filter(|peer| share(peer) > 0 && !peer.is_full())
         .min_by(|one, other| {
             let with_one_more = |peer: &Peer| (peer.counts.load() + 1, share(peer));
             ratio_cmp(with_one_more(one), with_one_more(other))
@@ -180,6 +180,7 @@ mod tests {
 
     use super::*;
     use crate::fault::{Fault, LoginFailure};
+    use crate::peers::peer::Attempt;
     use crate::settings::CheckTimes;
     use crate::url::PeerUrl;
 
@@ -207,12 +208,12 @@ mod tests {
                 }
                 Full { links } => {
                     peer.counts.links = links;
-                    peer.is_full = true;
+                    peer.health.full = Some("full".into());
                 }
                 Down { check_in } => {
                     let next_check = now + Duration::from_secs(check_in);
                     let failure = LoginFailure::refused(Fault::PeerDown, "refused");
-                    peer.connect_failed((now, now), failure, next_check_at(next_check));
+                    peer.connect_failed(Attempt::at(now), failure, next_check_at(next_check));
                 }
             }
             peer
@@ -275,7 +276,7 @@ mod tests {
         let mut peers =
             peers(&[Down { check_in: 1 }, Up { links: 9, connecting: 0 }, Down { check_in: 2 }]);
         for peer in &mut peers[..2] {
-            peer.drain(false, peer.next_check);
+            peer.admin_state.drain(false, peer.checks.next);
         }
         for (all_down, expected) in [(AllDown::Try, Some(2)), (AllDown::Fail, None)] {
             let picked = pick(&peers, |_| false, Strategy::Random, all_down, &mut rng);
@@ -342,9 +343,9 @@ mod tests {
         };
         assert_eq!(shares_of(&peers), [1, 0, 1], "only the lowest tier has a share");
         for index in [0, 2] {
-            let now = peers[index].next_check;
+            let now = peers[index].checks.next;
             let failure = LoginFailure::refused(Fault::PeerDown, "refused");
-            peers[index].connect_failed((now, now), failure, next_check_at(now));
+            peers[index].connect_failed(Attempt::at(now), failure, next_check_at(now));
         }
         assert_eq!(
             shares_of(&peers),
@@ -387,8 +388,8 @@ mod tests {
             Some(1),
             "the peer with the most links has a surplus"
         );
-        let now = peers[1].next_check;
-        peers[1].drain(false, now);
+        let now = peers[1].checks.next;
+        peers[1].admin_state.drain(false, now);
         assert_eq!(surplus(&peers, strategy), None, "a drained peer has no surplus");
     }
 

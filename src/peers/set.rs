@@ -3,6 +3,7 @@
 
 mod changes;
 mod resolved;
+mod transaction;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -14,22 +15,18 @@ use rand::rngs::SmallRng;
 
 use crate::deadlines::{CancelReason, Deadlines, Ticket};
 use crate::events::EventKind;
-use crate::events::log::{EventLog, NewEvent};
-use crate::panics::{catch_panic, lock};
+use crate::events::log::EventLog;
+use crate::panics::lock;
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
 use crate::peers::peer_config::PeerValidator;
 use crate::peers::peer_ref::PeerRef;
 use crate::peers::placement::{PeerView, no_peer_available, pick, shares, surplus};
 use crate::peers::resolved_host::ResolvedHost;
-use crate::peers::schedule::{self, HealthCheck, PassResults, StalledPeer};
 use crate::settings::{CheckTimes, Settings};
 
-/// The interval at which the checker scans the running queries, while there are any.
-const QUERY_SCAN_INTERVAL: Duration = Duration::from_millis(50);
-
 /// The interval at which the checker tests whether a draining peer still has sessions.
-const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
+pub(crate) const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The minimum time without an answer after which a hedged login to the next peer starts.
 const MIN_HEDGE_DELAY: Duration = Duration::from_millis(250);
@@ -41,6 +38,8 @@ const DEFAULT_HEDGE_DELAY: Duration = Duration::from_secs(1);
 const NO_PEER: usize = usize::MAX;
 
 pub use changes::Drain;
+pub(crate) use transaction::Transaction;
+use transaction::new_event;
 
 /// The peers of one manager.
 #[derive(Debug)]
@@ -54,7 +53,7 @@ pub(crate) struct PeerSet {
     deadlines: Deadlines,
     outage: Outage,
     /// Whether the checker scans the running queries.
-    scans_queries: AtomicBool,
+    pub(crate) scans_queries: AtomicBool,
     /// Incremented with each change of a peer's state.
     epoch: AtomicU64,
     /// The peer that has one link too many, or [`NO_PEER`]. Every checkin reads it, without the lock.
@@ -74,7 +73,6 @@ struct Inner {
     last_id: u64,
     rng: SmallRng,
     last_rebalance: Option<Instant>,
-    next_query_scan: Option<Instant>,
 }
 
 impl PeerSet {
@@ -92,7 +90,7 @@ impl PeerSet {
         for peer in &mut peers {
             last_id += 1;
             peer.id = last_id;
-            peer.next_check = settings.check_times(now, &mut rng).regular;
+            peer.checks.next = settings.check_times(now, &mut rng).regular;
         }
         let hosts =
             peers.iter().filter_map(|peer| ResolvedHost::from_peer(peer, &validator)).collect();
@@ -108,14 +106,7 @@ impl PeerSet {
             epoch: AtomicU64::new(1),
             surplus: AtomicUsize::new(NO_PEER),
             closed: AtomicBool::new(false),
-            inner: Mutex::new(Inner {
-                peers,
-                hosts,
-                last_id,
-                rng,
-                last_rebalance: None,
-                next_query_scan: None,
-            }),
+            inner: Mutex::new(Inner { peers, hosts, last_id, rng, last_rebalance: None }),
             changes: Condvar::new(),
         }
     }
@@ -124,62 +115,52 @@ impl PeerSet {
         lock(&self.inner)
     }
 
-    /// Returns a reference to the peer at this index.
-    pub(crate) fn peer(self: &Arc<Self>, index: usize) -> PeerRef {
-        self.read(|peers| PeerRef::new(self.clone(), index, &peers[index]))
-    }
-
     /// Calls `read` with the peers, under the lock.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&[Peer]) -> T) -> T {
         read(&self.lock().peers)
     }
 
-    /// Changes one peer, publishes the resulting event, and wakes the checker.
+    /// Changes one peer, and wakes the checker.
     pub(crate) fn update(
-        &self,
+        self: &Arc<Self>,
         peer: usize,
         now: Instant,
-        change: impl FnOnce(&mut Peer, CheckTimes) -> Option<EventKind>,
+        change: impl FnOnce(&mut Peer, CheckTimes),
     ) {
-        self.change(|Inner { peers, rng, .. }, events| {
-            let mut event = change(&mut peers[peer], self.settings.check_times(now, rng));
-            if let Some(EventKind::Down { next_check, .. }) = &mut event {
-                // The next check is sooner while all peers are down.
-                let next = peers[peer].scheduled_check(no_peer_available(peers));
-                *next_check = next.saturating_duration_since(now);
-            }
-            let peer = &peers[peer];
-            // Events of a removed peer are not published.
-            events.extend(event.filter(|_| !peer.is_removed()).map(|kind| peer.new_event(kind)));
-        });
+        self.change(now, |transaction| transaction.update(peer, change));
     }
 
-    /// Changes the peers, publishes the resulting events, and wakes the checker.
-    fn change<T>(&self, change: impl FnOnce(&mut Inner, &mut Vec<NewEvent>) -> T) -> T {
-        let mut events = Vec::new();
-        let outcome = {
-            let inner = &mut *self.lock();
-            let outcome = change(inner, &mut events);
-            self.publish(&inner.peers, events);
-            outcome
-        };
-        self.event_log.write_log();
+    /// Changes the peers, and wakes the checker.
+    fn change<T>(
+        self: &Arc<Self>,
+        now: Instant,
+        change: impl FnOnce(&mut Transaction<'_>) -> T,
+    ) -> T {
+        let outcome = self.transaction(now, change);
         self.wake();
         outcome
     }
 
-    /// Records events in the event log and updates what depends on the peers' states. The caller
-    /// writes the log afterwards, outside the lock.
-    fn publish(&self, peers: &[Peer], events: Vec<NewEvent>) {
-        if !events.is_empty() {
-            self.state_changed(peers);
-        }
-        self.event_log.record(events);
+    /// Changes the peers under their lock, and publishes the events that result.
+    pub(crate) fn transaction<T>(
+        self: &Arc<Self>,
+        now: Instant,
+        change: impl FnOnce(&mut Transaction<'_>) -> T,
+    ) -> T {
+        let outcome = {
+            let mut inner = self.lock();
+            let mut transaction = Transaction::new(self, &mut inner, now);
+            let outcome = change(&mut transaction);
+            transaction.commit();
+            outcome
+        };
+        self.event_log.write_log();
+        outcome
     }
 
     /// Records an event of a peer that does not change the peer's state.
     pub(crate) fn record(&self, peer: usize, kind: EventKind) {
-        self.read(|peers| self.event_log.record([peers[peer].new_event(kind)]));
+        self.read(|peers| self.event_log.record([new_event(&peers[peer], kind)]));
         self.event_log.write_log();
     }
 
@@ -336,81 +317,10 @@ impl PeerSet {
         Some(surplus)
     }
 
-    /// Runs the checker's scheduled work at `now`: cancels overdue calls, updates the peers, and
-    /// aborts hung queries. Returns the health checks to run, and when to call this function again.
-    pub(crate) fn tick(&self, now: Instant) -> (Vec<HealthCheck>, Option<Instant>) {
-        let (overdue, next_deadline) = self.deadlines.take_overdue(now);
-        for cancel in overdue {
-            let _ = catch_panic(|| cancel(CancelReason::Deadline(now)));
-        }
-        let mut results = PassResults::default();
-        let next = {
-            let Inner { peers, rng, next_query_scan, .. } = &mut *self.lock();
-            let mut check_times = || self.settings.check_times(now, rng);
-            let next_check =
-                schedule::begin_checks(peers, &self.settings, &mut check_times, now, &mut results);
-            self.scan_queries(peers, next_query_scan, &mut check_times, now, &mut results);
-            let next_drained = schedule::finish_draining(peers, now, &mut results)
-                .then_some(now + DRAIN_POLL_INTERVAL);
-            self.publish(peers, results.events);
-            [next_check, *next_query_scan, next_drained, next_deadline].into_iter().flatten().min()
-        };
-        self.event_log.write_log();
-        for StalledPeer { peer, links, was_up } in results.stalled {
-            let hung = links.len();
-            let aborted = links.iter().filter(|link| link.shut_down()).count();
-            self.read(|peers| peers[peer].activity.counters.queries_aborted.add(aborted as u64));
-            // A query that cannot be aborted goes on hanging, and is reported only once.
-            if was_up || aborted > 0 {
-                self.record(peer, EventKind::QueriesAborted { hung, aborted });
-            }
-        }
-        (results.checks, next)
-    }
-
-    /// Scans the running queries, if the time of the next scan has come.
-    fn scan_queries(
-        &self,
-        peers: &mut [Peer],
-        next_query_scan: &mut Option<Instant>,
-        check_times: impl FnMut() -> CheckTimes,
-        now: Instant,
-        results: &mut PassResults,
-    ) {
-        if next_query_scan.is_some_and(|at| at <= now) {
-            // A query that begins now requests another scan, or is found by this scan or the next
-            // one.
-            let is_requested = self.scans_queries.swap(false, Ordering::Relaxed);
-            let is_any_running =
-                schedule::find_stalls(peers, &self.settings, check_times, now, results);
-            self.scans_queries.fetch_or(is_any_running, Ordering::Relaxed);
-            *next_query_scan =
-                (is_requested || is_any_running).then_some(now + QUERY_SCAN_INTERVAL);
-        } else if self.scans_queries.load(Ordering::Relaxed) {
-            next_query_scan.get_or_insert(now + QUERY_SCAN_INTERVAL);
-        }
-    }
-
-    /// Postpones all deadlines by the time for which this process was suspended: the calls had no
-    /// chance to end meanwhile.
-    pub(crate) fn postpone_deadlines(&self, by: Duration) {
-        self.deadlines.postpone(by);
-    }
-
     /// Closes the set, because its manager has been dropped: no peer is checked any more.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.changes.notify_all();
-    }
-
-    /// Cancels all pending calls, because the checker ends. Returns whether there were any.
-    pub(crate) fn cancel_all(&self) -> bool {
-        let all = self.deadlines.take_all();
-        let is_any_pending = !all.is_empty();
-        for cancel in all {
-            let _ = catch_panic(|| cancel(CancelReason::PoolClosed));
-        }
-        is_any_pending
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -422,14 +332,18 @@ impl PeerSet {
 pub(crate) mod tests {
     use super::*;
     use crate::fault::{Fault, LoginFailure};
+    use crate::peers::peer::Attempt;
     use crate::settings::policy::Recovery;
-    use crate::settings::tests::{INTERVAL, PACE, settings};
+    use crate::settings::tests::{PACE, settings};
     use crate::url::PeerUrl;
 
     /// Creates a set of `peers` peers. Returns it with the receiving end of its wake-up channel and
     /// the instant at which it was created.
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
-    pub(crate) fn set_of(peers: usize, recovery: Recovery) -> (PeerSet, Receiver<()>, Instant) {
+    pub(crate) fn set_of(
+        peers: usize,
+        recovery: Recovery,
+    ) -> (Arc<PeerSet>, Receiver<()>, Instant) {
         let start = Instant::now();
         let (wake, woken) = bounded(1);
         let peer = |index| {
@@ -445,17 +359,17 @@ pub(crate) mod tests {
             wake,
             start,
         );
-        (set, woken, start)
+        (Arc::new(set), woken, start)
     }
 
-    fn take_down(set: &PeerSet, peer: usize, now: Instant) {
+    pub(crate) fn take_down(set: &Arc<PeerSet>, peer: usize, now: Instant) {
         set.update(peer, now, |peer, check_times| {
             let failure = LoginFailure::refused(Fault::PeerDown, "refused");
-            peer.connect_failed((now, now), failure, check_times)
+            peer.connect_failed(Attempt::at(now), failure, check_times);
         });
     }
 
-    fn is_up(set: &PeerSet, peer: usize) -> bool {
+    pub(crate) fn is_up(set: &PeerSet, peer: usize) -> bool {
         set.read(|peers| peers[peer].is_up())
     }
 
@@ -515,85 +429,5 @@ pub(crate) mod tests {
             None,
             "no link moves to a peer that is down"
         );
-    }
-
-    #[test]
-    fn expired_mark_causes_a_check_or_is_cleared_without_one() {
-        for (recovery, checked, up) in
-            [(Recovery::AfterCheck, 1, false), (Recovery::AfterInterval, 0, true)]
-        {
-            let (set, woken, now) = set_of(2, recovery);
-            take_down(&set, 0, now);
-            assert_eq!(woken.try_recv(), Ok(()), "a mark wakes the checker");
-            // Keeps the check of the other peer out of this test.
-            set.update(1, now, |peer, _| {
-                peer.next_check = now + 10 * INTERVAL;
-                None
-            });
-            let (checks, next) = set.tick(now + INTERVAL / 2);
-            assert!(checks.is_empty(), "{recovery:?}: no check begins before the interval");
-            let next = next.expect("a check of each peer is scheduled");
-            assert!(
-                next >= now + INTERVAL,
-                "{recovery:?}: the next pass is not before the interval"
-            );
-            let (checks, _) = set.tick(next);
-            assert_eq!(
-                checks.len(),
-                checked,
-                "{recovery:?}: the number of checks when the mark expires"
-            );
-            assert_eq!(
-                is_up(&set, 0),
-                up,
-                "{recovery:?}: whether the mark is cleared without a check"
-            );
-            let (checks, _) = set.tick(next);
-            assert!(checks.is_empty(), "{recovery:?}: no second check begins while one is running");
-        }
-    }
-
-    #[test]
-    fn peer_that_refused_a_query_is_checked_at_once_and_not_cleared_without_a_check() {
-        for recovery in [Recovery::AfterCheck, Recovery::AfterInterval] {
-            let (set, _woken, now) = set_of(2, recovery);
-            set.update(0, now, |peer, check_times| peer.query_refused(now, check_times));
-            let (checks, _) = set.tick(now);
-            assert_eq!(checks.len(), 1, "{recovery:?}: the check begins at once");
-            assert!(!is_up(&set, 0), "{recovery:?}: the peer is down until the check ends");
-        }
-    }
-
-    #[test]
-    fn deadlines_are_postponed_by_the_time_for_which_the_process_was_suspended() {
-        let (set, _woken, now) = set_of(1, Recovery::AfterCheck);
-        let second = Duration::from_secs(1);
-        let is_canceled = Arc::new(AtomicBool::new(false));
-        let canceled = is_canceled.clone();
-        set.add_deadline(now + second, move |_| canceled.store(true, Ordering::Relaxed));
-        set.postpone_deadlines(5 * second);
-        set.tick(now + 5 * second);
-        assert!(
-            !is_canceled.load(Ordering::Relaxed),
-            "a call is not canceled for time in which the process was suspended"
-        );
-        set.tick(now + 6 * second);
-        assert!(
-            is_canceled.load(Ordering::Relaxed),
-            "the call is canceled at its postponed deadline"
-        );
-    }
-
-    #[test]
-    fn expired_mark_is_cleared_even_while_a_check_hangs() {
-        let (set, _woken, now) = set_of(1, Recovery::AfterInterval);
-        let (checks, _) = set.tick(now + 2 * INTERVAL);
-        assert_eq!(checks.len(), 1, "a peer that is up is checked on schedule");
-        let later = now + 3 * INTERVAL;
-        take_down(&set, 0, later);
-        let (_, next) = set.tick(later);
-        let next = next.expect("the expiry of the mark is scheduled");
-        set.tick(next);
-        assert!(is_up(&set, 0), "the mark is cleared although the check has not ended");
     }
 }

@@ -9,7 +9,7 @@ use crate::events::Event;
 use crate::fault::Fault;
 use crate::peers::admin_state::AdminState;
 use crate::peers::counters::PeerCounters;
-use crate::peers::peer::{Counts, Health, Peer};
+use crate::peers::peer::{Counts, HealthState, Peer};
 use crate::peers::placement::no_peer_available;
 use crate::peers::set::PeerSet;
 
@@ -164,9 +164,9 @@ impl PeerStatus {
     }
 
     fn new(peer: &Peer, all_down: bool) -> Self {
-        let (health, health_since, cause) = match &peer.health {
-            Health::Up { since } => (PeerState::Up, *since, None),
-            Health::Down { since, cause } => (PeerState::Down, *since, Some(cause)),
+        let (health, health_since, cause) = match &peer.health.state {
+            HealthState::Up { since } => (PeerState::Up, *since, None),
+            HealthState::Down { since, cause } => (PeerState::Down, *since, Some(cause)),
         };
         let (state, since) = match peer.admin_state {
             AdminState::Ready => (health, health_since),
@@ -186,7 +186,7 @@ impl PeerStatus {
             since,
             reason: cause.map(|cause| cause.reason.to_string()),
             fault: cause.map(|cause| cause.fault),
-            is_full: peer.is_full,
+            is_full: peer.is_full(),
             is_unresponsive: peer.activity.is_unresponsive(),
             is_being_removed: !peer.is_member(),
             next_check: peer.scheduled_check(all_down),

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::fault::{Fault, LoginFailure};
+use crate::peers::peer::Attempt;
 use crate::peers::set::PeerSet;
 use crate::peers::set::tests::set_of;
 use crate::peers::snapshot::PeerState;
@@ -21,7 +22,6 @@ struct TestPage {
 impl TestPage {
     fn new(peers: usize) -> Self {
         let (set, _woken, start) = set_of(peers, Recovery::AfterCheck);
-        let set = Arc::new(set);
         let peers = Peers::new(set.clone());
         Self { page: StatusPage::new().pool(peers.clone()).with_actions(), peers, set, start }
     }
@@ -43,7 +43,7 @@ impl TestPage {
     fn take_down(&self, peer: usize, reason: &str) {
         self.set.update(peer, self.start, |peer, check_times| {
             let failure = LoginFailure::refused(Fault::PeerDown, reason);
-            peer.connect_failed((self.start, self.start), failure, check_times)
+            peer.connect_failed(Attempt::at(self.start), failure, check_times);
         });
     }
 

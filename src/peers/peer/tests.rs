@@ -1,4 +1,7 @@
+use super::checks::SUSPICION_GAP;
 use super::*;
+use crate::events::EventKind;
+use crate::peers::transition::events_between;
 
 const INTERVAL: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_millis(250);
@@ -28,7 +31,7 @@ impl Scenario {
         let start = Instant::now();
         let url = PeerUrl::new("url".to_owned());
         let mut peer = Peer::new("db0".into(), url, 1, 0, start);
-        peer.next_check = start + INTERVAL;
+        peer.checks.next = start + INTERVAL;
         Self { start, peer }
     }
 
@@ -37,35 +40,88 @@ impl Scenario {
         self.start + Duration::from_millis(millis)
     }
 
-    fn connect_fails(&mut self, began: u64, now: u64, reason: &str) -> bool {
-        let (began, now) = (self.at(began), self.at(now));
-        self.peer.connect_failed((began, now), refused(reason), check_times_after(now)).is_some()
+    /// Changes the peer, and returns what has happened to it.
+    fn change(&mut self, now: Instant, change: impl FnOnce(&mut Peer)) -> Vec<EventKind> {
+        let before = self.peer.clone();
+        change(&mut self.peer);
+        events_between(&before, &self.peer, false, now)
     }
 
+    fn attempt(&self, began: u64, ended: u64) -> Attempt {
+        Attempt { began: self.at(began), ended: self.at(ended) }
+    }
+
+    /// Returns whether the failure causes an event.
+    fn connect_fails(&mut self, began: u64, now: u64, reason: &str) -> bool {
+        let (attempt, now) = (self.attempt(began, now), self.at(now));
+        let check_times = check_times_after(now);
+        let fails = |peer: &mut Peer| peer.connect_failed(attempt, refused(reason), check_times);
+        !self.change(now, fails).is_empty()
+    }
+
+    /// Returns whether the success causes an event.
     fn connects(&mut self, began: u64, now: u64) -> bool {
-        let (began, now) = (self.at(began), self.at(now));
-        self.peer.connected(began, now).is_some()
+        let attempt = self.attempt(began, now);
+        !self.change(attempt.ended, |peer| peer.connected(attempt)).is_empty()
+    }
+
+    /// Returns whether the refused query causes an event.
+    fn query_is_refused(&mut self, now: u64, check_times: CheckTimes) -> bool {
+        let now = self.at(now);
+        !self.change(now, |peer| peer.query_refused(now, check_times)).is_empty()
     }
 
     fn check_begins(&mut self, now: u64) {
-        assert!(
-            self.peer.begin_check(CheckKind::Regular, self.at(now)),
-            "no other check is running"
-        );
+        let begins = self.peer.checks.begin(CheckKind::Regular, self.at(now));
+        assert!(begins, "no other check is running");
     }
 
+    /// Returns whether the outcome causes an event.
     fn check_ends(&mut self, began: u64, now: u64, outcome: Result<(), &str>) -> bool {
-        let (began, now) = (self.at(began), self.at(now));
+        let attempt = self.attempt(began, now);
         let outcome = outcome.map_err(refused);
-        self.peer
-            .check_ended(CheckKind::Regular, (began, now), outcome, check_times_after(now))
-            .is_some()
+        let ends = |peer: &mut Peer| {
+            let check_times = check_times_after(attempt.ended);
+            peer.check_ended(CheckKind::Regular, attempt, outcome, check_times);
+        };
+        !self.change(attempt.ended, ends).is_empty()
+    }
+
+    /// Ends a check that could not be made, and returns the times of the next check.
+    fn check_is_skipped(&mut self, began: u64, now: u64) -> CheckTimes {
+        let attempt = self.attempt(began, now);
+        let check_times = check_times_after(attempt.ended);
+        let outcome = Err(LoginFailure::NotAttempted("no thread".into()));
+        let ends =
+            |peer: &mut Peer| peer.check_ended(CheckKind::Regular, attempt, outcome, check_times);
+        assert_eq!(self.change(attempt.ended, ends), [], "the health of the peer does not change");
+        check_times
+    }
+
+    fn drains(&mut self, remove_when_drained: bool, now: u64) -> Vec<EventKind> {
+        let now = self.at(now);
+        self.change(now, |peer| peer.admin_state.drain(remove_when_drained, now))
+    }
+
+    fn draining_ends(&mut self, now: u64) -> Vec<EventKind> {
+        let now = self.at(now);
+        self.change(now, |peer| peer.end_draining(now))
+    }
+
+    fn resumes(&mut self, now: u64) -> Vec<EventKind> {
+        let now = self.at(now);
+        self.change(now, |peer| peer.resume(now))
+    }
+
+    fn mark_is_cleared(&mut self, now: u64, check_times: CheckTimes) -> bool {
+        let now = self.at(now);
+        !self.change(now, |peer| peer.clear_mark(now, check_times)).is_empty()
     }
 
     fn reason(&self) -> Option<&str> {
-        match &self.peer.health {
-            Health::Up { .. } => None,
-            Health::Down { cause, .. } => Some(&cause.reason),
+        match &self.peer.health.state {
+            HealthState::Up { .. } => None,
+            HealthState::Down { cause, .. } => Some(&cause.reason),
         }
     }
 }
@@ -77,7 +133,7 @@ fn failed_connect_marks_the_peer_down_for_one_interval_with_one_event() {
     assert!(!scenario.connect_fails(3, 4, "timed out"), "the second failure causes no event");
     assert_eq!(scenario.reason(), Some("timed out"), "the newest reason is kept");
     assert_eq!(
-        scenario.peer.next_check,
+        scenario.peer.checks.next,
         scenario.at(2) + INTERVAL,
         "a failed connect does not move the scheduled check of a peer that is already down"
     );
@@ -212,13 +268,10 @@ fn outcome_of_an_older_attempt_is_ignored() {
 fn refused_query_marks_the_peer_down_and_causes_a_check_at_once() {
     let mut scenario = Scenario::new();
     scenario.check_begins(1_000);
-    let (now, check_times) = (scenario.at(1_010), check_times_after(scenario.at(1_010)));
+    let check_times = check_times_after(scenario.at(1_010));
+    assert!(scenario.query_is_refused(1_010, check_times), "a refused query causes an event");
     assert!(
-        scenario.peer.query_refused(now, check_times).is_some(),
-        "a refused query causes an event"
-    );
-    assert!(
-        scenario.peer.query_refused(scenario.at(1_011), check_times).is_none(),
+        !scenario.query_is_refused(1_011, check_times),
         "a second refused query causes no event"
     );
     assert!(
@@ -240,17 +293,17 @@ fn refused_query_marks_the_peer_down_and_causes_a_check_at_once() {
 fn repeated_refused_queries_cause_checks_but_no_new_mark() {
     let mut scenario = Scenario::new();
     let check_times = check_times_after(scenario.at(1_000));
-    assert!(scenario.peer.query_refused(scenario.at(1_000), check_times).is_some());
+    assert!(scenario.query_is_refused(1_000, check_times));
     scenario.check_begins(1_000);
     assert!(
-        scenario.peer.query_refused(scenario.at(1_005), check_times).is_none(),
+        !scenario.query_is_refused(1_005, check_times),
         "a refused query does not change a peer that is down"
     );
     assert!(scenario.check_ends(1_000, 1_010, Ok(())), "the check that is running decides");
     let interval = Some(scenario.at(1_010) + INTERVAL);
     assert_eq!(scenario.peer.earliest_check(false), interval, "the check clears the suspicion");
     assert!(
-        scenario.peer.query_refused(scenario.at(1_020), check_times).is_none(),
+        !scenario.query_is_refused(1_020, check_times),
         "a refused query soon after a successful check does not mark the peer down"
     );
     let again = scenario.at(1_000) + SUSPICION_GAP;
@@ -270,7 +323,7 @@ fn repeated_refused_queries_cause_checks_but_no_new_mark() {
     scenario.check_begins(40_000);
     scenario.check_ends(40_000, 40_001, Ok(()));
     assert!(
-        scenario.peer.query_refused(scenario.at(40_002), check_times).is_some(),
+        scenario.query_is_refused(40_002, check_times),
         "a refused query after the cooldown marks the peer down"
     );
 }
@@ -280,14 +333,7 @@ fn suspicion_waits_for_the_next_interval_when_no_check_can_be_made() {
     let mut scenario = Scenario::new();
     scenario.peer.suspect(scenario.at(1_000));
     scenario.check_begins(1_000);
-    let times = (scenario.at(1_000), scenario.at(1_001));
-    let check_times = check_times_after(times.1);
-    scenario.peer.check_ended(
-        CheckKind::Regular,
-        times,
-        Err(LoginFailure::NotAttempted("no thread".into())),
-        check_times,
-    );
+    let check_times = scenario.check_is_skipped(1_000, 1_001);
     assert_eq!(
         scenario.peer.earliest_check(false),
         Some(check_times.regular),
@@ -300,7 +346,7 @@ fn full_peer_stays_up_and_is_checked_again_soon() {
     let mut scenario = Scenario::new();
     assert!(scenario.connect_fails(1, 2, "full"), "a full peer causes an event");
     assert!(!scenario.connect_fails(3, 4, "full"), "a peer that is still full causes no event");
-    assert_eq!((scenario.reason(), scenario.peer.is_full), (None, true), "a full peer is up");
+    assert_eq!((scenario.reason(), scenario.peer.is_full()), (None, true), "a full peer is up");
     let again = scenario.at(2) + FULL_RECHECK_DELAY;
     let next = scenario.peer.earliest_check(false);
     assert!(next <= Some(again), "a full peer is checked again after a second: {next:?}");
@@ -319,7 +365,7 @@ fn full_peer_stays_up_and_is_checked_again_soon() {
         scenario.check_ends(2_003, 2_004, Ok(())),
         "a peer that is not full any more causes an event"
     );
-    assert!(!scenario.peer.is_full);
+    assert!(!scenario.peer.is_full());
     assert_eq!(
         scenario.peer.earliest_check(false),
         Some(scenario.at(2_004) + INTERVAL),
@@ -373,9 +419,8 @@ fn misconfigured_peer_causes_one_event_and_is_checked_less_often_while_all_are_d
 #[test]
 fn administrative_state_is_independent_of_health() {
     let mut scenario = Scenario::new();
-    let now = scenario.at(1);
-    assert_eq!(scenario.peer.drain(false, now), Some(EventKind::Draining));
-    assert_eq!(scenario.peer.drain(false, now), None, "a second drain changes nothing");
+    assert_eq!(scenario.drains(false, 1), [EventKind::Draining]);
+    assert_eq!(scenario.drains(false, 1), [], "a second drain changes nothing");
     assert!(
         scenario.peer.is_up() && !scenario.peer.is_up_and_in_service(),
         "a draining peer is up but gets no work"
@@ -390,48 +435,35 @@ fn administrative_state_is_independent_of_health() {
         "a draining peer is not checked more often while all peers are down"
     );
     scenario.peer.counts.connecting = 1;
-    assert_eq!(
-        scenario.peer.end_draining(scenario.at(4)),
-        None,
-        "a peer with a login in progress is not drained"
-    );
+    assert_eq!(scenario.draining_ends(4), [], "a peer with a login in progress is not drained");
     scenario.peer.counts.connecting = 0;
     let drained = EventKind::Drained { took: Duration::from_millis(4) };
-    assert_eq!(scenario.peer.end_draining(scenario.at(5)), Some([Some(drained), None]));
-    assert_eq!(
-        scenario.peer.end_draining(scenario.at(6)),
-        None,
-        "the end of draining is reported once"
-    );
+    assert_eq!(scenario.draining_ends(5), [drained]);
+    assert_eq!(scenario.draining_ends(6), [], "the end of draining is reported once");
     scenario.check_begins(30_003);
     assert!(scenario.check_ends(30_003, 30_004, Ok(())), "a check marks a drained peer up");
     assert!(!scenario.peer.is_up_and_in_service(), "a check does not put a peer back into service");
     let resumed = scenario.at(30_010);
-    assert_eq!(scenario.peer.resume(resumed), Some(EventKind::Resumed));
+    assert_eq!(scenario.resumes(30_010), [EventKind::Resumed]);
     assert!(scenario.peer.is_up_and_in_service(), "an operator puts a peer back into service");
     assert_eq!(
         scenario.peer.earliest_check(false),
         Some(resumed),
         "a resumed peer is checked at once"
     );
-    assert_eq!(scenario.peer.resume(resumed), None, "a second resume changes nothing");
+    assert_eq!(scenario.resumes(30_010), [], "a second resume changes nothing");
 }
 
 #[test]
 fn removed_peer_is_vacant_when_it_is_drained_and_nothing_refers_to_it() {
     let mut scenario = Scenario::new();
-    let at = [1, 2, 3, 4].map(|millis| scenario.at(millis));
-    assert_eq!(scenario.peer.drain(false, at[0]), Some(EventKind::Draining));
-    assert_eq!(
-        scenario.peer.drain(true, at[1]),
-        None,
-        "a removal of a draining peer causes no event"
-    );
+    assert_eq!(scenario.drains(false, 1), [EventKind::Draining]);
+    assert_eq!(scenario.drains(true, 2), [], "a removal of a draining peer causes no event");
     assert!(!scenario.peer.is_member());
     let drained = EventKind::Drained { took: Duration::from_millis(2) };
-    let both = Some([Some(drained), Some(EventKind::Removed)]);
+    let both = [drained, EventKind::Removed];
     scenario.check_begins(2);
-    assert_eq!(scenario.peer.end_draining(at[2]), both);
+    assert_eq!(scenario.draining_ends(3), both);
     assert!(
         scenario.peer.is_removed() && !scenario.peer.is_vacant(),
         "a running check refers to the peer"
@@ -441,18 +473,14 @@ fn removed_peer_is_vacant_when_it_is_drained_and_nothing_refers_to_it() {
     scenario.peer.counts.stuck_logins = 1;
     assert!(!scenario.peer.is_vacant(), "a stuck login refers to the peer");
     scenario.peer.counts.stuck_logins = 0;
-    assert!(scenario.peer.begin_check(CheckKind::Stall, at[3]));
+    assert!(scenario.peer.checks.begin(CheckKind::Stall, scenario.at(4)));
     assert!(!scenario.peer.is_vacant(), "a running stall check refers to the peer");
     assert_eq!(scenario.peer.earliest_check(false), None, "a removed peer is not checked any more");
 
     let mut scenario = Scenario::new();
-    scenario.peer.drain(false, at[0]);
-    scenario.peer.end_draining(at[1]);
-    assert_eq!(
-        scenario.peer.drain(true, at[2]),
-        Some(EventKind::Removed),
-        "a drained peer is removed at once"
-    );
+    scenario.drains(false, 1);
+    scenario.draining_ends(2);
+    assert_eq!(scenario.drains(true, 3), [EventKind::Removed], "a drained peer is removed at once");
 }
 
 #[test]
@@ -496,15 +524,9 @@ fn index_is_kept_as_long_as_anything_refers_to_it() {
 fn mark_can_be_cleared_without_a_check() {
     let mut scenario = Scenario::new();
     let check_times = check_times_after(scenario.at(30_002));
-    assert!(
-        scenario.peer.clear_mark(scenario.at(1), check_times).is_none(),
-        "a peer that is up has no mark to clear"
-    );
+    assert!(!scenario.mark_is_cleared(1, check_times), "a peer that is up has no mark to clear");
     scenario.connect_fails(1, 2, "refused");
-    assert!(
-        scenario.peer.clear_mark(scenario.at(30_002), check_times).is_some(),
-        "clearing the mark causes an event"
-    );
+    assert!(scenario.mark_is_cleared(30_002, check_times), "clearing the mark causes an event");
     assert_eq!(
         scenario.peer.earliest_check(false),
         Some(check_times.regular),
@@ -516,15 +538,7 @@ fn mark_can_be_cleared_without_a_check() {
 fn check_that_could_not_be_made_is_repeated_after_an_interval() {
     let mut scenario = Scenario::new();
     scenario.check_begins(30_000);
-    let times = (scenario.at(30_000), scenario.at(30_001));
-    let check_times = check_times_after(times.1);
-    let event = scenario.peer.check_ended(
-        CheckKind::Regular,
-        times,
-        Err(LoginFailure::NotAttempted("no thread".into())),
-        check_times,
-    );
-    assert_eq!(event, None, "the health of the peer does not change");
+    let check_times = scenario.check_is_skipped(30_000, 30_001);
     assert_eq!(
         scenario.peer.earliest_check(false),
         Some(check_times.regular),

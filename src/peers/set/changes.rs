@@ -5,10 +5,8 @@ use std::fmt;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Inner, PeerSet};
+use super::{PeerSet, Transaction};
 use crate::error::PeersError;
-use crate::events::EventKind;
-use crate::events::log::NewEvent;
 use crate::peers::admin_state::AdminState;
 use crate::peers::peer::Peer;
 use crate::peers::peer_config::PeerConfig;
@@ -18,15 +16,18 @@ use crate::url::PeerUrl;
 
 impl PeerSet {
     /// Adds a peer.
-    pub(crate) fn add(&self, config: PeerConfig, now: Instant) -> Result<(), PeersError> {
+    pub(crate) fn add(
+        self: &Arc<Self>,
+        config: PeerConfig,
+        now: Instant,
+    ) -> Result<(), PeersError> {
         let urls = self.validator.validate(std::slice::from_ref(&config))?;
-        self.change(|inner, events| {
-            if member_by_name(&inner.peers, &config.name).is_some() {
+        self.change(now, |transaction| {
+            if member_by_name(transaction.peers(), &config.name).is_some() {
                 return Err(PeersError::NameTaken { name: config.name });
             }
             for url in urls {
-                let index = self.insert_peer(inner, &config, url, now, events);
-                inner.peers[index].check_now(now);
+                transaction.insert_and_check(&config, url);
             }
             Ok(())
         })
@@ -34,129 +35,115 @@ impl PeerSet {
 
     /// Replaces the set of peers by `configs`. Peers that stay keep their state and their
     /// connections.
-    pub(crate) fn replace(&self, configs: &[PeerConfig], now: Instant) -> Result<(), PeersError> {
+    pub(crate) fn replace(
+        self: &Arc<Self>,
+        configs: &[PeerConfig],
+        now: Instant,
+    ) -> Result<(), PeersError> {
         if configs.is_empty() {
             return Err(PeersError::NoPeers { prefixes: Vec::new() });
         }
         let urls = self.validator.validate(configs)?;
         self.validator.validate_hosts(configs, &urls)?;
-        self.change(|inner, events| {
-            let expanded = self.expand_hosts(inner, configs, &urls);
+        self.change(now, |transaction| {
+            let expanded = transaction.expand_hosts(configs, &urls);
             let stays = |peer: &Peer| {
                 peer.is_member()
                     && expanded.iter().any(|(config, url)| {
                         config.name == *peer.name && url.has_same_target(&peer.url)
                     })
             };
+            let peers = transaction.peers();
             let weight = |config: &PeerConfig| {
-                let known =
-                    inner.peers.iter().find(|peer| stays(peer) && *peer.name == config.name);
+                let known = peers.iter().find(|peer| stays(peer) && *peer.name == config.name);
                 config.weight.or(known.map(|peer| peer.weight)).unwrap_or(1)
             };
             if expanded.iter().all(|(config, _)| weight(config) == 0) {
                 return Err(PeersError::NoWeight);
             }
-            let staying: Vec<bool> = inner.peers.iter().map(stays).collect();
-            for (peer, stays) in inner.peers.iter_mut().zip(staying) {
+            let staying: Vec<bool> = peers.iter().map(stays).collect();
+            for (index, stays) in staying.into_iter().enumerate() {
                 if !stays {
-                    start_removal(peer, now, events);
+                    transaction.update(index, |peer, _| peer.admin_state.drain(true, now));
                 }
             }
             for (config, url) in expanded {
-                if let Some(index) = member_by_name(&inner.peers, &config.name) {
-                    apply_config(&mut inner.peers[index], &config, url, events);
-                } else {
-                    let index = self.insert_peer(inner, &config, url, now, events);
-                    inner.peers[index].check_now(now);
+                match member_by_name(transaction.peers(), &config.name) {
+                    Some(index) => transaction.update(index, |peer, _| {
+                        peer.url = Arc::new(url);
+                        peer.tier = config.tier.unwrap_or(peer.tier);
+                        peer.weight = config.weight.unwrap_or(peer.weight);
+                    }),
+                    None => transaction.insert_and_check(&config, url),
                 }
             }
-            // A changed tier causes no event, but changes the shares.
-            self.state_changed(&inner.peers);
-            self.replace_hosts(inner, configs, urls);
+            transaction.replace_hosts(configs, urls);
             Ok(())
         })
     }
 
     /// Drains a peer, and removes it when it is drained.
     pub(crate) fn remove(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, PeersError> {
-        self.change(|Inner { peers, .. }, events| {
-            let index = find_member(peers, name)?;
-            if !others_have_weight(peers, index) {
+        self.change(now, |transaction| {
+            let index = find_member(transaction.peers(), name)?;
+            if !others_have_weight(transaction.peers(), index) {
                 return Err(PeersError::LastPeer { name: name.to_owned() });
             }
-            start_removal(&mut peers[index], now, events);
-            Ok(Drain { peer: PeerRef::new(self.clone(), index, &peers[index]) })
+            transaction.update(index, |peer, _| peer.admin_state.drain(true, now));
+            Ok(Drain { peer: transaction.peer_ref(index) })
         })
     }
 
     /// Drains a peer: it gets no new work.
     pub(crate) fn drain(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, PeersError> {
-        self.change(|Inner { peers, .. }, events| {
-            let index = find_member(peers, name)?;
-            let peer = &mut peers[index];
-            let event = peer.drain(false, now);
-            events.extend(event.map(|kind| peer.new_event(kind)));
-            Ok(Drain { peer: PeerRef::new(self.clone(), index, peer) })
+        self.change(now, |transaction| {
+            let index = find_member(transaction.peers(), name)?;
+            transaction.update(index, |peer, _| peer.admin_state.drain(false, now));
+            Ok(Drain { peer: transaction.peer_ref(index) })
         })
     }
 
     /// Puts a peer back into service.
-    pub(crate) fn resume(&self, name: &str, now: Instant) -> Result<(), PeersError> {
-        self.change(|Inner { peers, .. }, events| {
-            let index = find_member(peers, name)?;
-            let peer = &mut peers[index];
-            let event = peer.resume(now);
-            events.extend(event.map(|kind| peer.new_event(kind)));
+    pub(crate) fn resume(self: &Arc<Self>, name: &str, now: Instant) -> Result<(), PeersError> {
+        self.change(now, |transaction| {
+            let index = find_member(transaction.peers(), name)?;
+            transaction.update(index, |peer, _| peer.resume(now));
             Ok(())
         })
     }
 
     /// Sets a peer's proportion of the work.
-    pub(crate) fn set_weight(&self, name: &str, weight: u32) -> Result<(), PeersError> {
-        self.change(|Inner { peers, .. }, events| {
-            let index = find_member(peers, name)?;
-            if weight == 0 && !others_have_weight(peers, index) {
+    pub(crate) fn set_weight(
+        self: &Arc<Self>,
+        name: &str,
+        weight: u32,
+        now: Instant,
+    ) -> Result<(), PeersError> {
+        self.change(now, |transaction| {
+            let index = find_member(transaction.peers(), name)?;
+            if weight == 0 && !others_have_weight(transaction.peers(), index) {
                 return Err(PeersError::NoWeight);
             }
-            let event = peers[index].set_weight(weight);
-            events.extend(event.map(|kind| peers[index].new_event(kind)));
+            transaction.update(index, |peer, _| peer.weight = weight);
             Ok(())
         })
     }
 
     /// Requests a check of a peer now.
-    pub(crate) fn check_now(&self, name: &str, now: Instant) -> Result<(), PeersError> {
-        self.change(|Inner { peers, .. }, _| {
-            let index = find_member(peers, name)?;
-            peers[index].check_now(now);
+    pub(crate) fn check_now(self: &Arc<Self>, name: &str, now: Instant) -> Result<(), PeersError> {
+        self.change(now, |transaction| {
+            let index = find_member(transaction.peers(), name)?;
+            transaction.update(index, |peer, _| peer.check_now(now));
             Ok(())
         })
     }
+}
 
-    /// Adds a peer to the vector, in the place of a removed peer that nothing refers to any more,
-    /// if there is one. Returns its index.
-    pub(super) fn insert_peer(
-        &self,
-        inner: &mut Inner,
-        config: &PeerConfig,
-        url: PeerUrl,
-        now: Instant,
-        events: &mut Vec<NewEvent>,
-    ) -> usize {
-        let Inner { peers, rng, last_id, .. } = inner;
-        *last_id += 1;
-        let PeerConfig { name, url: _, weight, tier } = config;
-        let (weight, tier) = (weight.unwrap_or(1), tier.unwrap_or(0));
-        let mut peer = Peer::new(name.as_str().into(), url, weight, tier, now);
-        peer.id = *last_id;
-        peer.next_check = self.settings.check_times(now, rng).regular;
-        events.push(peer.new_event(EventKind::Added));
-        let index = peers.iter().position(Peer::is_vacant).unwrap_or(peers.len());
-        match peers.get_mut(index) {
-            Some(vacant) => *vacant = peer,
-            None => peers.push(peer),
-        }
-        index
+impl Transaction<'_> {
+    /// Adds a peer that is checked at once.
+    fn insert_and_check(&mut self, config: &PeerConfig, url: PeerUrl) {
+        let (index, now) = (self.insert(config, url), self.now);
+        self.update(index, |peer, _| peer.check_now(now));
     }
 }
 
@@ -179,20 +166,6 @@ fn find_member(peers: &[Peer], name: &str) -> Result<usize, PeersError> {
         let names = members.map(|peer| peer.name.to_string()).collect();
         PeersError::UnknownPeer { setting: None, name: shown_name(name), names }
     })
-}
-
-/// Drains a peer, and removes it when it is drained.
-pub(super) fn start_removal(peer: &mut Peer, now: Instant, events: &mut Vec<NewEvent>) {
-    let event = peer.drain(true, now);
-    events.extend(event.map(|kind| peer.new_event(kind)));
-}
-
-/// Applies a new configuration to a peer that stays.
-fn apply_config(peer: &mut Peer, config: &PeerConfig, url: PeerUrl, events: &mut Vec<NewEvent>) {
-    peer.url = Arc::new(url);
-    peer.tier = config.tier.unwrap_or(peer.tier);
-    let event = config.weight.and_then(|weight| peer.set_weight(weight));
-    events.extend(event.map(|kind| peer.new_event(kind)));
 }
 
 /// A handle that waits until a peer is drained, from [`Peers::drain`] and [`Peers::remove`].
@@ -263,34 +236,30 @@ impl fmt::Debug for Drain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::{Fault, LoginFailure};
-    use crate::peers::peer::CheckKind;
+    use crate::fault::LoginFailure;
+    use crate::health::checker::tests::tick;
+    use crate::peers::peer::{Attempt, CheckKind};
     use crate::peers::set::DRAIN_POLL_INTERVAL;
-    use crate::peers::set::tests::set_of;
+    use crate::peers::set::tests::{set_of, take_down};
     use crate::settings::policy::Recovery;
     use crate::settings::tests::INTERVAL;
 
     #[test]
     fn index_of_a_removed_peer_is_reused_once_nothing_refers_to_it() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
-        let set = Arc::new(set);
         let index_count = || set.read(<[Peer]>::len);
         let add = |name: &str| set.add(PeerConfig::new(name, "url"), now).expect("the name is new");
         add("db2");
         assert_eq!(index_count(), 3);
         set.remove("db2", now).expect("the peer exists");
-        let (checks, _) = set.tick(now);
+        let (checks, _) = tick(&set, now);
         assert_eq!(checks.len(), 1, "a new peer is checked at once");
         add("db3");
         assert_eq!(index_count(), 4, "a running check keeps the index of its peer");
         let ended = |peer: usize| {
             set.update(peer, now, |peer, check_times| {
-                peer.check_ended(
-                    CheckKind::Regular,
-                    (now, now),
-                    Err(LoginFailure::NotAttempted("no thread".into())),
-                    check_times,
-                )
+                let skipped = Err(LoginFailure::NotAttempted("no thread".into()));
+                peer.check_ended(CheckKind::Regular, Attempt::at(now), skipped, check_times);
             });
         };
         ended(2);
@@ -303,9 +272,9 @@ mod tests {
             let name = format!("round{round}");
             add(&name);
             set.remove(&name, now).expect("the peer exists");
-            let (checks, _) = set.tick(now);
+            let (checks, _) = tick(&set, now);
             for check in checks {
-                ended(check.peer);
+                ended(check.peer.index());
             }
         }
         assert_eq!(index_count(), 5, "a set that changes often does not grow");
@@ -315,19 +284,15 @@ mod tests {
     fn removed_peer_causes_no_events_and_no_checks() {
         for recovery in [Recovery::AfterCheck, Recovery::AfterInterval] {
             let (set, _woken, now) = set_of(2, recovery);
-            let set = Arc::new(set);
             set.remove("peer1", now).expect("the peer exists");
-            set.tick(now);
+            tick(&set, now);
             let events = || set.event_log().history().len();
             let before = events();
-            set.update(1, now, |peer, check_times| {
-                let failure = LoginFailure::refused(Fault::PeerDown, "refused");
-                peer.connect_failed((now, now), failure, check_times)
-            });
+            take_down(&set, 1, now);
             let later = now + 10 * INTERVAL;
-            let (checks, _) = set.tick(later);
+            let (checks, _) = tick(&set, later);
             assert!(
-                checks.iter().all(|check| check.peer == 0),
+                checks.iter().all(|check| check.peer.index() == 0),
                 "{recovery:?}: a removed peer is not checked"
             );
             assert!(
@@ -341,10 +306,10 @@ mod tests {
     #[test]
     fn added_peers_are_checked_at_once() {
         let (set, _woken, now) = set_of(1, Recovery::AfterCheck);
-        set.tick(now);
+        tick(&set, now);
         let checked = || {
-            let (checks, _) = set.tick(now);
-            checks.iter().map(|check| check.peer).collect::<Vec<_>>()
+            let (checks, _) = tick(&set, now);
+            checks.iter().map(|check| check.peer.index()).collect::<Vec<_>>()
         };
         assert_eq!(checked(), [0; 0]);
         set.add(PeerConfig::new("peer1", "url1"), now).expect("the name is new");
@@ -358,16 +323,15 @@ mod tests {
     #[test]
     fn peer_is_drained_from_the_moment_it_has_no_session() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
-        let set = Arc::new(set);
         let later = now + INTERVAL / 10;
-        set.tick(now);
+        tick(&set, now);
         set.update_counts(0, |counts| counts.connecting = 1);
         let drain = set.drain("peer0", now).expect("the peer exists");
-        let (_, next) = set.tick(now);
+        let (_, next) = tick(&set, now);
         assert!(next <= Some(now + DRAIN_POLL_INTERVAL), "a draining peer is polled");
         set.update_counts(0, |counts| counts.connecting = 0);
         assert!(!drain.wait(Duration::ZERO), "the checker has not polled the peer yet");
-        set.tick(later);
+        tick(&set, later);
         assert!(drain.wait(Duration::ZERO));
         assert_eq!(set.read(|peers| peers[0].admin_state), AdminState::Drained { since: later });
     }
@@ -376,7 +340,6 @@ mod tests {
     #[test]
     fn peer_of_a_closed_pool_is_drained_when_its_last_session_has_ended() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
-        let set = Arc::new(set);
         let session = Arc::default();
         set.read(|peers| peers[0].activity.add_link(Arc::clone(&session)));
         let drain = set.drain("peer0", now).expect("the peer exists");
@@ -416,17 +379,13 @@ mod tests {
     fn requested_check_is_made_also_when_marks_expire_without_a_check() {
         let (set, _woken, now) = set_of(2, Recovery::AfterInterval);
         set.update(0, now, |peer, check_times| peer.query_refused(now, check_times));
-        set.tick(now);
+        tick(&set, now);
         set.update(0, now, |peer, check_times| {
-            peer.check_ended(
-                CheckKind::Regular,
-                (now, now),
-                Err(LoginFailure::NotAttempted("no thread".into())),
-                check_times,
-            )
+            let skipped = Err(LoginFailure::NotAttempted("no thread".into()));
+            peer.check_ended(CheckKind::Regular, Attempt::at(now), skipped, check_times);
         });
         set.check_now("peer0", now).expect("the peer exists");
-        let (checks, _) = set.tick(now);
+        let (checks, _) = tick(&set, now);
         assert_eq!(checks.len(), 1, "the requested check begins");
         assert!(!set.read(|peers| peers[0].is_up()), "the mark is not cleared before that check");
     }

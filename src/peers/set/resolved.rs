@@ -9,9 +9,8 @@ use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 
-use super::changes::{member_by_name, others_have_weight, start_removal};
-use super::{Inner, PeerSet};
-use crate::events::log::NewEvent;
+use super::changes::{member_by_name, others_have_weight};
+use super::{Inner, PeerSet, Transaction};
 use crate::peers::peer::Peer;
 use crate::peers::peer_config::PeerConfig;
 use crate::peers::resolved_host::{
@@ -25,10 +24,6 @@ impl PeerSet {
         self.hosts_changed.1.clone()
     }
 
-    fn notify_hosts_changed(&self) {
-        let _ = self.hosts_changed.0.try_send(());
-    }
-
     /// Returns the hosts to resolve, each with the id of the peer that was configured for it.
     pub(crate) fn hosts_to_resolve(&self) -> Vec<(u64, Arc<str>)> {
         self.lock().hosts.iter().map(|host| (host.peer_id, host.host.clone())).collect()
@@ -40,44 +35,48 @@ impl PeerSet {
     /// Only an answer of a scheduled resolution (`is_scheduled`) counts against an address that is
     /// missing from it. Returns the change that the caller has to log.
     pub(crate) fn apply_answer(
-        &self,
+        self: &Arc<Self>,
         peer_id: u64,
         answer: &Result<Vec<IpAddr>, String>,
         is_scheduled: bool,
         now: Instant,
     ) -> Option<ResolutionChange> {
-        self.change(|inner, events| {
-            let index = inner.hosts.iter().position(|host| host.peer_id == peer_id)?;
-            let mut host = inner.hosts.swap_remove(index);
+        self.change(now, |transaction| {
+            let hosts = &mut transaction.inner.hosts;
+            let index = hosts.iter().position(|host| host.peer_id == peer_id)?;
+            let mut host = hosts.swap_remove(index);
             let to_log = host.record_answer(answer);
             let addresses = answer.as_deref().unwrap_or_default();
             if addresses.is_empty()
-                || self.update_addresses(inner, &mut host, (addresses, is_scheduled), now, events)
+                || transaction.update_addresses(&mut host, addresses, is_scheduled)
             {
-                inner.hosts.push(host);
+                transaction.inner.hosts.push(host);
             }
             to_log
         })
     }
+}
 
+impl Transaction<'_> {
     /// Expands each configured host that is already resolved into one entry per address.
     pub(super) fn expand_hosts(
         &self,
-        inner: &Inner,
         configs: &[PeerConfig],
         urls: &[PeerUrl],
     ) -> Vec<(PeerConfig, PeerUrl)> {
+        let Inner { peers, hosts, .. } = &*self.inner;
         let mut expanded = Vec::new();
         for (config, url) in configs.iter().zip(urls) {
-            let host = inner.hosts.iter().find(|host| {
+            let host = hosts.iter().find(|host| {
                 *host.peer_name == config.name && host.is_resolved && url.has_same_target(&host.url)
             });
             let known = host.iter().flat_map(|host| &host.known);
             let at_address = |(address, KnownAddress { peer_id, .. }): (&IpAddr, &KnownAddress)| {
-                let peer = &inner.peers[member_by_id(&inner.peers, (*peer_id)?)?];
+                let peer = &peers[member_by_id(peers, (*peer_id)?)?];
                 let is_given = configs.iter().any(|config| config.name == *peer.name);
                 let config = PeerConfig { name: peer.name.to_string(), ..config.clone() };
-                (!is_given).then(|| (config, url.at_address(self.validator.dialect, *address)))
+                let dialect = self.set.validator.dialect;
+                (!is_given).then(|| (config, url.at_address(dialect, *address)))
             };
             let before = expanded.len();
             expanded.extend(known.filter_map(at_address));
@@ -90,17 +89,12 @@ impl PeerSet {
 
     /// Replaces the resolved hosts by those of `configs`. A host that stays keeps its known
     /// addresses, except those whose peers an operator has removed or has configured directly.
-    pub(super) fn replace_hosts(
-        &self,
-        inner: &mut Inner,
-        configs: &[PeerConfig],
-        urls: Vec<PeerUrl>,
-    ) {
-        let Inner { peers, hosts, .. } = inner;
+    pub(super) fn replace_hosts(&mut self, configs: &[PeerConfig], urls: Vec<PeerUrl>) {
+        let Inner { peers, hosts, .. } = &mut *self.inner;
         let mut earlier = mem::take(hosts);
         for (config, url) in configs.iter().zip(urls) {
             if let Some(index) = member_by_name(peers, &config.name) {
-                hosts.extend(ResolvedHost::from_peer(&peers[index], &self.validator));
+                hosts.extend(ResolvedHost::from_peer(&peers[index], &self.set.validator));
             } else if let Some(index) =
                 earlier.iter().position(|host| *host.peer_name == config.name)
             {
@@ -115,58 +109,75 @@ impl PeerSet {
                 hosts.push(host);
             }
         }
-        self.notify_hosts_changed();
+        // A full channel means that the resolver looks anyway.
+        let _ = self.set.hosts_changed.0.try_send(());
     }
 
     /// Updates the peers of a host to its `addresses`. Returns whether the host is to be resolved
     /// again.
     fn update_addresses(
-        &self,
-        inner: &mut Inner,
+        &mut self,
         host: &mut ResolvedHost,
-        (addresses, is_scheduled): (&[IpAddr], bool),
-        now: Instant,
-        events: &mut Vec<NewEvent>,
+        addresses: &[IpAddr],
+        is_scheduled: bool,
     ) -> bool {
+        let now = self.now;
         let mut is_in_service = true;
         if !host.is_resolved {
             // Changes by an operator to the peer of the whole host apply to the peers of all its
             // addresses.
-            let Some(index) = member_by_id(&inner.peers, host.peer_id) else { return false };
-            let Peer { weight, tier, .. } = inner.peers[index];
-            (host.weight, host.tier) = (weight, tier);
-            is_in_service = inner.peers[index].is_in_service();
+            let Some(index) = member_by_id(self.peers(), host.peer_id) else { return false };
+            let peer = &self.peers()[index];
+            (host.weight, host.tier) = (peer.weight, peer.tier);
+            is_in_service = peer.is_in_service();
         }
         let Changes { add, remove } = update_known(&mut host.known, addresses, is_scheduled);
         for address in add {
             let config = host.peer_at(address);
-            let is_taken = member_by_name(&inner.peers, &config.name).is_some();
+            let is_taken = member_by_name(self.peers(), &config.name).is_some();
             let peer_id = (!is_taken).then(|| {
-                let url = host.url.at_address(self.validator.dialect, address);
-                let index = self.insert_peer(inner, &config, url, now, events);
-                let peer = &mut inner.peers[index];
-                // The first addresses are treated like peers given at the start, which are not
-                // checked at once.
-                if host.is_resolved {
-                    peer.check_now(now);
-                }
-                if !is_in_service {
-                    let event = peer.drain(false, now);
-                    events.extend(event.map(|kind| peer.new_event(kind)));
-                }
-                peer.id
+                let url = host.url.at_address(self.set.validator.dialect, address);
+                let index = self.insert(&config, url);
+                self.update(index, |peer, _| {
+                    // The first addresses are treated like peers given at the start, which are not
+                    // checked at once.
+                    if host.is_resolved {
+                        peer.check_now(now);
+                    }
+                    if !is_in_service {
+                        peer.admin_state.drain(false, now);
+                    }
+                    peer.id
+                })
             });
             host.known.insert(address, KnownAddress::new(peer_id));
         }
         for address in remove {
             let peer_id = host.known.get(&address).and_then(|address| address.peer_id);
-            if peer_id.is_none_or(|id| remove_member(&mut inner.peers, id, now, events)) {
+            if peer_id.is_none_or(|id| self.remove_member(id)) {
                 host.known.remove(&address);
             }
         }
         if !host.is_resolved {
-            host.is_resolved = remove_member(&mut inner.peers, host.peer_id, now, events);
+            host.is_resolved = self.remove_member(host.peer_id);
         }
+        true
+    }
+
+    /// Starts the removal of the member with this id. Returns `false` without an effect if no other
+    /// member has a weight, because the peer may still be needed. Returns `true` if there is no such
+    /// member.
+    fn remove_member(&mut self, id: u64) -> bool {
+        let Some(index) = member_by_id(self.peers(), id) else { return true };
+        if !others_have_weight(self.peers(), index) {
+            return false;
+        }
+        let now = self.now;
+        self.update(index, |peer, _| {
+            peer.admin_state.drain(true, now);
+            // A peer without any session is removed at once.
+            peer.end_draining(now);
+        });
         true
     }
 }
@@ -174,20 +185,4 @@ impl PeerSet {
 /// Returns the index of the member with this id. `None` after the peer was removed.
 pub(super) fn member_by_id(peers: &[Peer], id: u64) -> Option<usize> {
     peers.iter().position(|peer| peer.id == id && peer.is_member())
-}
-
-/// Starts the removal of the member with this id. Returns `false` without an effect if no other
-/// member has a weight, because the peer may still be needed. Returns `true` if there is no such
-/// member.
-fn remove_member(peers: &mut [Peer], id: u64, now: Instant, events: &mut Vec<NewEvent>) -> bool {
-    let Some(index) = member_by_id(peers, id) else { return true };
-    if !others_have_weight(peers, index) {
-        return false;
-    }
-    let peer = &mut peers[index];
-    start_removal(peer, now, events);
-    // A peer without any session is removed at once.
-    let happened = peer.end_draining(now).into_iter().flatten().flatten();
-    events.extend(happened.map(|kind| peer.new_event(kind)));
-    true
 }

@@ -1,0 +1,5 @@
+//! Health checks: the thread that makes them, their schedule, and the detection of stalled peers.
+
+pub(crate) mod checker;
+mod schedule;
+mod stall;

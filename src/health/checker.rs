@@ -1,0 +1,328 @@
+//! The checker: one std thread per manager that does the scheduled work on time. It cancels overdue
+//! calls, checks the peers and aborts hung queries.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, after, at, never, select};
+use diesel::r2d2::R2D2Connection;
+
+use super::schedule::{begin_checks, finish_draining};
+use super::stall::{self, Stalls};
+use crate::login::dial::{self, HealthCheck};
+use crate::login::session::Hooks;
+use crate::peers::set::{DRAIN_POLL_INTERVAL, PeerSet, Transaction};
+use crate::pool::connection::PoolState;
+
+/// The name of the checker's thread. Linux shows the first 15 characters of a thread's name.
+const THREAD_NAME: &str = "peers-checker";
+
+/// The interval at which the checker scans the running queries, while there are any.
+const QUERY_SCAN_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The interval at which the checker cancels pending calls after the pool has been dropped.
+const CANCEL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How many times the checker does so. A call that cannot be canceled goes on by itself afterwards.
+const CANCEL_ATTEMPTS: usize = 50;
+
+/// The delay of a wake-up above which the whole process is assumed to have been suspended. A thread
+/// that only waits for a processor is usually woken earlier.
+const SUSPENDED_AFTER: Duration = Duration::from_millis(100);
+
+/// Starts the checker's thread. The thread ends when the other end of `stopped` is dropped.
+#[expect(clippy::disallowed_methods, reason = "the checker's clock")]
+pub(crate) fn start<C: R2D2Connection + Send + 'static>(
+    set: Arc<PeerSet>,
+    pool: Weak<PoolState<C>>,
+    hooks: Arc<Hooks<C>>,
+    wake: Receiver<()>,
+    stopped: Receiver<Infallible>,
+) -> io::Result<()> {
+    thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(move || {
+        let mut checker = Checker::new(set.clone());
+        let tick = |now| {
+            let (checks, next) = checker.tick(now);
+            for check in checks {
+                dial::check(&hooks, check);
+            }
+            // Closes the links of a peer that has gone down now, and not only at the next use of
+            // the pool.
+            if let Some(pool) = pool.upgrade() {
+                pool.updated_exchange();
+            }
+            next
+        };
+        // The calls had no chance to end while the process was suspended.
+        let on_suspended = |late| set.deadlines().postpone(late);
+        run(tick, on_suspended, &wake, &stopped, at, Instant::now);
+        // A call that is not blocked at that moment is missed and canceled at the next attempt.
+        let pauses = (0..CANCEL_ATTEMPTS)
+            .map_while(|_| set.deadlines().cancel_all().then(|| after(CANCEL_INTERVAL)));
+        for wait in pauses {
+            let _ = wait.recv();
+        }
+        set.deadlines().close();
+    })?;
+    Ok(())
+}
+
+/// The state of the checker between two runs of its work.
+pub(crate) struct Checker {
+    set: Arc<PeerSet>,
+    next_query_scan: Option<Instant>,
+}
+
+impl Checker {
+    pub(crate) fn new(set: Arc<PeerSet>) -> Self {
+        Self { set, next_query_scan: None }
+    }
+
+    /// Does the work that is due at `now`. Returns the health checks to make, and when to call this
+    /// function again.
+    pub(crate) fn tick(&mut self, now: Instant) -> (Vec<HealthCheck>, Option<Instant>) {
+        let set = self.set.clone();
+        let next_deadline = set.deadlines().cancel_overdue(now);
+        let (checks, stalls, next) = set.transaction(now, |transaction| {
+            let (mut checks, next_check) = begin_checks(transaction);
+            let mut stalls = self.scan_queries(transaction);
+            checks.append(&mut stalls.checks);
+            let next_drained = finish_draining(transaction).then_some(now + DRAIN_POLL_INTERVAL);
+            let next = [next_check, self.next_query_scan, next_drained, next_deadline];
+            (checks, stalls, next.into_iter().flatten().min())
+        });
+        stalls.abort_queries();
+        (checks, next)
+    }
+
+    /// Scans the running queries for stalled peers, if the time of the next scan has come.
+    fn scan_queries(&mut self, transaction: &mut Transaction<'_>) -> Stalls {
+        let next_scan = transaction.now + QUERY_SCAN_INTERVAL;
+        let is_requested = &self.set.scans_queries;
+        if self.next_query_scan.is_none_or(|at| at > transaction.now) {
+            if is_requested.load(Ordering::Relaxed) {
+                self.next_query_scan.get_or_insert(next_scan);
+            }
+            return Stalls::default();
+        }
+        // A query that begins now requests another scan, or is found by this scan or the next one.
+        let was_requested = is_requested.swap(false, Ordering::Relaxed);
+        let stalls = stall::scan(transaction);
+        is_requested.fetch_or(stalls.is_any_running, Ordering::Relaxed);
+        self.next_query_scan = (was_requested || stalls.is_any_running).then_some(next_scan);
+        stalls
+    }
+}
+
+/// The loop of the checker: runs `tick`, which returns when to run it next, and waits until
+/// then or until the checker is woken.
+fn run(
+    mut tick: impl FnMut(Instant) -> Option<Instant>,
+    on_suspended: impl Fn(Duration),
+    wake: &Receiver<()>,
+    stopped: &Receiver<Infallible>,
+    timer: impl Fn(Instant) -> Receiver<Instant>,
+    clock: impl Fn() -> Instant,
+) {
+    loop {
+        let next = tick(clock());
+        let timer_fired = next.map_or_else(never, &timer);
+        select! {
+            recv(stopped) -> _ => return,
+            recv(wake) -> _ => {}
+            recv(timer_fired) -> _ => {}
+        }
+        let late = next.map(|next| clock().saturating_duration_since(next));
+        if let Some(late) = late.filter(|late| *late > SUSPENDED_AFTER) {
+            on_suspended(late);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use crossbeam_channel::{bounded, unbounded};
+
+    use super::*;
+    use crate::peers::peer::{Attempt, CheckKind};
+    use crate::peers::set::tests::{is_up, set_of, take_down};
+    use crate::settings::policy::Recovery;
+    use crate::settings::tests::INTERVAL;
+
+    /// Does the scheduled work that is due at `now`.
+    pub(crate) fn tick(set: &Arc<PeerSet>, now: Instant) -> (Vec<HealthCheck>, Option<Instant>) {
+        Checker::new(set.clone()).tick(now)
+    }
+
+    /// A clock that only the test moves.
+    struct Clock(Mutex<Instant>);
+
+    impl Clock {
+        fn set(&self, now: Instant) {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        }
+
+        fn now(&self) -> Instant {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+    }
+
+    #[test]
+    fn checker_runs_scheduled_checks_on_time_and_ends_when_it_is_stopped() {
+        let (set, woken, start) = set_of(2, Recovery::AfterCheck);
+        let (set_timer, timers) = unbounded();
+        let (ticker, ticks) = bounded::<Instant>(0);
+        let (made, checks) = unbounded();
+        let (stop, stopped) = bounded(0);
+        let clock = Clock(Mutex::new(start));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let timer = |at| {
+                    set_timer.send(at).expect("the test receives");
+                    ticks.clone()
+                };
+                let tick = |now| {
+                    let (checks, next) = tick(&set, now);
+                    for check in checks {
+                        made.send(check).expect("the test receives");
+                    }
+                    next
+                };
+                let on_suspended = |late| panic!("{late:?} late");
+                run(tick, on_suspended, &woken, &stopped, timer, || clock.now());
+            });
+            let first = timers.recv().expect("a timer is set for the first check");
+            assert!(first >= start + INTERVAL, "the first check is not before the interval");
+            clock.set(first);
+            ticker.send(first).expect("the checker waits");
+            let check: HealthCheck = checks.recv().expect("one peer is checked first");
+            let second = timers.recv().expect("a timer is set for the other peer");
+            assert!(second > first, "two peers are checked at different times");
+
+            let later = first + (second - first) / 2;
+            clock.set(later);
+            check.peer.suspect(later);
+            assert_eq!(timers.recv(), Ok(second), "a wake-up sets the timer again");
+            assert!(
+                checks.is_empty(),
+                "no second check of the suspected peer begins while one is running"
+            );
+
+            let attempt = Attempt { began: check.began, ended: later };
+            check.peer.update(later, |peer, check_times| {
+                peer.check_ended(CheckKind::Regular, attempt, Ok(()), check_times);
+            });
+            let again =
+                checks.recv().expect("a suspicion newer than the check causes another check");
+            assert_eq!(again.peer.id(), check.peer.id(), "the suspected peer is checked again");
+            drop(stop);
+        });
+    }
+
+    #[test]
+    fn checker_reports_how_long_the_process_was_suspended() {
+        let (_, _, start) = set_of(1, Recovery::AfterCheck);
+        let clock = Clock(Mutex::new(start));
+        let (_wake, woken) = bounded(1);
+        let (stop, stopped) = bounded(0);
+        let (ticker, ticks) = bounded::<Instant>(0);
+        let (set_timer, timers) = unbounded();
+        let (reports, reported) = unbounded();
+        let interval = Duration::from_secs(1);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let on_suspended = |late| reports.send(late).expect("the test receives");
+                run(
+                    |now| Some(now + interval),
+                    on_suspended,
+                    &woken,
+                    &stopped,
+                    |at| {
+                        set_timer.send(at).expect("the test receives");
+                        ticks.clone()
+                    },
+                    || clock.now(),
+                );
+            });
+            let tick_after = |passed| {
+                // When the timer is set, the checker has read the clock for the last time before
+                // its wait.
+                timers.recv().expect("a timer is set");
+                let now = clock.now() + passed;
+                clock.set(now);
+                ticker.send(now).expect("the checker waits");
+            };
+            tick_after(interval + SUSPENDED_AFTER);
+            tick_after(interval + SUSPENDED_AFTER + interval);
+            assert_eq!(
+                reported.recv(),
+                Ok(SUSPENDED_AFTER + interval),
+                "a small delay must not be reported"
+            );
+            drop(stop);
+        });
+    }
+
+    #[test]
+    fn expired_mark_causes_a_check_or_is_cleared_without_one() {
+        for (recovery, checked, up) in
+            [(Recovery::AfterCheck, 1, false), (Recovery::AfterInterval, 0, true)]
+        {
+            let (set, woken, now) = set_of(2, recovery);
+            take_down(&set, 0, now);
+            assert_eq!(woken.try_recv(), Ok(()), "a mark wakes the checker");
+            // Keeps the check of the other peer out of this test.
+            set.update(1, now, |peer, _| peer.checks.next = now + 10 * INTERVAL);
+            let (checks, next) = tick(&set, now + INTERVAL / 2);
+            assert!(checks.is_empty(), "{recovery:?}: no check begins before the interval");
+            let next = next.expect("a check of each peer is scheduled");
+            assert!(
+                next >= now + INTERVAL,
+                "{recovery:?}: the next pass is not before the interval"
+            );
+            let (checks, _) = tick(&set, next);
+            assert_eq!(
+                checks.len(),
+                checked,
+                "{recovery:?}: the number of checks when the mark expires"
+            );
+            assert_eq!(
+                is_up(&set, 0),
+                up,
+                "{recovery:?}: whether the mark is cleared without a check"
+            );
+            let (checks, _) = tick(&set, next);
+            assert!(checks.is_empty(), "{recovery:?}: no second check begins while one is running");
+        }
+    }
+
+    #[test]
+    fn peer_that_refused_a_query_is_checked_at_once_and_not_cleared_without_a_check() {
+        for recovery in [Recovery::AfterCheck, Recovery::AfterInterval] {
+            let (set, _woken, now) = set_of(2, recovery);
+            set.update(0, now, |peer, check_times| peer.query_refused(now, check_times));
+            let (checks, _) = tick(&set, now);
+            assert_eq!(checks.len(), 1, "{recovery:?}: the check begins at once");
+            assert!(!is_up(&set, 0), "{recovery:?}: the peer is down until the check ends");
+        }
+    }
+
+    #[test]
+    fn expired_mark_is_cleared_even_while_a_check_hangs() {
+        let (set, _woken, now) = set_of(1, Recovery::AfterInterval);
+        let (checks, _) = tick(&set, now + 2 * INTERVAL);
+        assert_eq!(checks.len(), 1, "a peer that is up is checked on schedule");
+        let later = now + 3 * INTERVAL;
+        take_down(&set, 0, later);
+        let (_, next) = tick(&set, later);
+        let next = next.expect("the expiry of the mark is scheduled");
+        tick(&set, next);
+        assert!(is_up(&set, 0), "the mark is cleared although the check has not ended");
+    }
+}

@@ -1,0 +1,593 @@
+//! Stall detection: decides when running queries may be aborted because their peer has stalled.
+//!
+//! A slow query proves nothing, and a check without a timely answer proves little: a busy server
+//! keeps a login waiting for a long time. A link is therefore given up only when four conditions
+//! hold together:
+//!
+//! - its query has been running for `stall_after`;
+//! - two successive checks of its peer were not answered;
+//! - the peer has answered nothing else since the first of these checks began;
+//! - another peer has answered something since then. Otherwise this process or its network may have
+//!   stalled.
+//!
+//! The checker adds a fifth condition: when the checker itself is late, it postpones all deadlines
+//! by that delay, because the answers may be late as well.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::schedule::{begin_check, short_timeout};
+use crate::events::EventKind;
+use crate::login::dial::HealthCheck;
+use crate::peers::activity::LinkState;
+use crate::peers::peer::{CheckKind, Peer, StallSeries};
+use crate::peers::peer_ref::PeerRef;
+use crate::peers::set::Transaction;
+
+/// The number of successive unanswered checks after which a peer counts as stalled.
+const UNANSWERED_CHECKS: u32 = 2;
+
+/// When queries began on a peer, and when the peer and the others last answered.
+#[derive(Debug, Clone, Copy)]
+struct Observations {
+    /// When the oldest running query of the peer began.
+    oldest_query: Option<Instant>,
+    /// When the peer last answered: the end of a query, or the beginning of a login that succeeded
+    /// or was refused.
+    answered: Option<Instant>,
+    /// When any other peer last answered, with a refusal at least.
+    others_answered: Option<Instant>,
+}
+
+/// The result of [`detect_stall`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// The peer works, as far as is known.
+    Works,
+    /// The peer needs a check, unless one is running.
+    Suspect,
+    /// The peer has stalled: its hung queries are aborted.
+    Stalled,
+    /// No other peer has answered either, so nothing is proved: the series of checks starts over.
+    Inconclusive,
+}
+
+/// Decides at `now` whether a peer has stalled.
+fn detect_stall(
+    series: Option<StallSeries>,
+    observations: Observations,
+    stall_after: Duration,
+    now: Instant,
+) -> Verdict {
+    let is_since = |at: Option<Instant>, begin: Instant| at.is_some_and(|at| at >= begin);
+    let is_long = |since: Instant| now.saturating_duration_since(since) >= stall_after;
+    if !observations.oldest_query.is_some_and(is_long) {
+        return Verdict::Works;
+    }
+    match series {
+        // Other queries end on this peer, so this one is only slow.
+        None if observations.answered.is_some_and(|at| !is_long(at)) => Verdict::Works,
+        None => Verdict::Suspect,
+        Some(series) if is_since(observations.answered, series.began) => Verdict::Works,
+        Some(series) if series.unanswered < UNANSWERED_CHECKS => Verdict::Suspect,
+        Some(series) if is_since(observations.others_answered, series.began) => Verdict::Stalled,
+        Some(_) => Verdict::Inconclusive,
+    }
+}
+
+/// The result of a scan of the running queries.
+#[derive(Debug, Default)]
+pub(super) struct Stalls {
+    /// Whether any query is running.
+    pub(super) is_any_running: bool,
+    /// The checks that have begun, because queries hang.
+    pub(super) checks: Vec<HealthCheck>,
+    peers: Vec<StalledPeer>,
+}
+
+/// A stalled peer and its links with hung queries, which are to be aborted.
+#[derive(Debug)]
+struct StalledPeer {
+    peer: PeerRef,
+    links: Vec<Arc<LinkState>>,
+    /// Whether the peer was up until now.
+    was_up: bool,
+}
+
+impl Stalls {
+    /// Aborts the hung queries of the stalled peers.
+    pub(super) fn abort_queries(self) {
+        for StalledPeer { peer, links, was_up } in self.peers {
+            let hung = links.len();
+            let aborted = links.iter().filter(|link| link.shut_down()).count();
+            peer.activity().counters.queries_aborted.add(aborted as u64);
+            // A query that cannot be aborted goes on hanging, and is reported only once.
+            if was_up || aborted > 0 {
+                peer.record(EventKind::QueriesAborted { hung, aborted });
+            }
+        }
+    }
+}
+
+/// Updates which peers are unresponsive, begins stall checks, and marks stalled peers down.
+pub(super) fn scan(transaction: &mut Transaction<'_>) -> Stalls {
+    let (now, settings) = (transaction.now, transaction.settings());
+    let mut stalls = Stalls::default();
+    for peer in transaction.peers() {
+        stalls.is_any_running |= peer.activity.update_unresponsive(peer.last_answer(), now);
+    }
+    let Some(stall_after) = settings.stall_after else { return stalls };
+    let mut others_are_needed = false;
+    for (index, observations) in observe(transaction.peers()).into_iter().enumerate() {
+        let peer = &transaction.peers()[index];
+        let (series, was_up) = (peer.stall_series, peer.is_up());
+        match detect_stall(series, observations, stall_after, now) {
+            Verdict::Works | Verdict::Inconclusive => {
+                if series.is_some() {
+                    transaction.update(index, |peer, _| peer.stall_series = None);
+                }
+            }
+            Verdict::Suspect => {
+                let series = series.unwrap_or(StallSeries { began: now, unanswered: 0 });
+                let timeout = short_timeout(peer, settings);
+                transaction.update(index, |peer, _| peer.stall_series = Some(series));
+                stalls.checks.extend(begin_check(transaction, index, CheckKind::Stall, timeout));
+                // Usually the peer itself answers the first check. Then no other peer has to be
+                // checked.
+                let no_other_answered =
+                    observations.others_answered.is_none_or(|at| at < series.began);
+                others_are_needed |= no_other_answered && series.unanswered > 0;
+            }
+            Verdict::Stalled => {
+                let began = series.map_or(now, |series| series.began);
+                transaction
+                    .update(index, |peer, check_times| peer.mark_stalled(began, now, check_times));
+                let long_ago = now.checked_sub(stall_after).unwrap_or(now);
+                let links = transaction.peers()[index].activity.running_since(long_ago);
+                stalls.peers.push(StalledPeer { peer: transaction.peer_ref(index), links, was_up });
+            }
+        }
+    }
+    if others_are_needed {
+        for index in peers_to_compare(transaction.peers()) {
+            let timeout = short_timeout(&transaction.peers()[index], settings);
+            stalls.checks.extend(begin_check(transaction, index, CheckKind::Stall, timeout));
+        }
+    }
+    stalls
+}
+
+/// Returns the observations of each peer.
+fn observe(peers: &[Peer]) -> Vec<Observations> {
+    // The peer that answered last, and the last answer of any other peer.
+    let answers =
+        || peers.iter().enumerate().filter_map(|(index, peer)| Some((peer.last_answer()?, index)));
+    let newest = answers().max();
+    let second_newest =
+        newest.and_then(|(_, newest)| answers().filter(|(_, index)| *index != newest).max());
+    let others_answered = |index: usize| {
+        newest
+            .filter(|(_, newest)| *newest != index)
+            .or(second_newest)
+            .map(|(answered, _)| answered)
+    };
+    let observations = |(index, peer): (usize, &Peer)| Observations {
+        oldest_query: peer.oldest_query(),
+        answered: peer.last_answer(),
+        others_answered: others_answered(index),
+    };
+    peers.iter().enumerate().map(observations).collect()
+}
+
+/// Returns the peers whose answers show whether this process or a peer has stalled: the peer that
+/// answered last and, as that peer may have stalled as well, the others in turn.
+fn peers_to_compare(peers: &[Peer]) -> impl Iterator<Item = usize> + use<> {
+    let is_usable = |peer: &Peer| peer.stall_series.is_none() && !peer.is_removed();
+    let others = || peers.iter().enumerate().filter(|(_, peer)| is_usable(peer));
+    let most_recent = others().max_by_key(|(_, peer)| peer.last_answer()).map(|(index, _)| index);
+    let next = others()
+        .filter(|(index, _)| Some(*index) != most_recent)
+        .min_by_key(|(_, peer)| peer.checks.stall_began())
+        .map(|(index, _)| index);
+    [most_recent, next].into_iter().flatten()
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
+mod tests {
+    use super::*;
+    use crate::fault::{Fault, LoginFailure};
+    use crate::peers::activity::Activity;
+    use crate::peers::admin_state::AdminState;
+    use crate::peers::peer::Attempt;
+    use crate::peers::set::PeerSet;
+    use crate::peers::set::tests::set_of;
+    use crate::settings::policy::Recovery;
+    #[cfg(all(feature = "socket", target_os = "linux"))]
+    use crate::socket::Socket;
+
+    /// Times are in seconds; `stall_after` is two seconds.
+    #[test]
+    fn peer_is_stalled_only_when_all_conditions_hold() {
+        use Verdict::{Inconclusive, Stalled, Suspect, Works};
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let cases = [
+            // (case, oldest query, answered, others answered, series (began, unanswered), verdict at
+            // 10)
+            ("no query is running", None, None, None, None, Works),
+            ("the query is short", Some(9), None, None, None, Works),
+            ("the query is long", Some(8), None, None, None, Suspect),
+            ("the query is long, and others end", Some(1), Some(9), None, None, Works),
+            (
+                "the query is long, and others ended too long ago",
+                Some(1),
+                Some(8),
+                None,
+                None,
+                Suspect,
+            ),
+            ("the first check is running", Some(1), None, Some(9), Some((8, 0)), Suspect),
+            ("one check is unanswered", Some(1), None, Some(9), Some((8, 1)), Suspect),
+            ("two checks are unanswered", Some(1), None, Some(9), Some((8, 2)), Stalled),
+            (
+                "two checks are unanswered, no other peer answers",
+                Some(1),
+                None,
+                None,
+                Some((8, 2)),
+                Inconclusive,
+            ),
+            (
+                "two checks are unanswered, others answered only before",
+                Some(1),
+                None,
+                Some(7),
+                Some((8, 2)),
+                Inconclusive,
+            ),
+            (
+                "two checks are unanswered, another query ended since",
+                Some(1),
+                Some(8),
+                Some(9),
+                Some((8, 2)),
+                Works,
+            ),
+            (
+                "two checks are unanswered, another query ended before",
+                Some(1),
+                Some(7),
+                Some(9),
+                Some((8, 2)),
+                Stalled,
+            ),
+            (
+                "two checks are unanswered, the hung query has ended",
+                None,
+                None,
+                Some(9),
+                Some((8, 2)),
+                Works,
+            ),
+        ];
+        for (case, oldest_query, answered, others, series, expected) in cases {
+            let observations = Observations {
+                oldest_query: oldest_query.map(at),
+                answered: answered.map(at),
+                others_answered: others.map(at),
+            };
+            let series =
+                series.map(|(began, unanswered)| StallSeries { began: at(began), unanswered });
+            let verdict = detect_stall(series, observations, Duration::from_secs(2), at(10));
+            assert_eq!(verdict, expected, "{case}");
+        }
+    }
+
+    /// Peers with running queries, and a clock that only the test moves.
+    struct Scenario {
+        start: Instant,
+        now: Instant,
+        set: Arc<PeerSet>,
+        queries: Vec<Arc<LinkState>>,
+    }
+
+    impl Scenario {
+        #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
+        fn new(peers: usize) -> Self {
+            // An `AtomicInstant` counts from the first instant that is ever recorded.
+            Activity::default().query_ended(Instant::now());
+            let (set, _woken, start) = set_of(peers, Recovery::AfterCheck);
+            let link = |peer: &Peer| {
+                let link_state = Arc::<LinkState>::default();
+                peer.activity.add_link(link_state.clone());
+                link_state
+            };
+            let queries = set.read(|peers| peers.iter().map(link).collect());
+            Self { start, now: start, set, queries }
+        }
+
+        fn advance_to(&mut self, millis: u64) {
+            self.now = self.start + Duration::from_millis(millis);
+        }
+
+        fn activity(&self, peer: usize) -> Arc<Activity> {
+            self.set.read(|peers| peers[peer].activity.clone())
+        }
+
+        fn is_up(&self, peer: usize) -> bool {
+            self.set.read(|peers| peers[peer].is_up())
+        }
+
+        fn query_begins(&self, peer: usize) {
+            self.queries[peer].query_begins(self.now);
+        }
+
+        fn query_ends(&self, peer: usize) {
+            self.queries[peer].clear_running();
+            self.activity(peer).query_ended(self.now);
+        }
+
+        /// Runs the checker's scan. Returns the checked peers, the number of peers that go down,
+        /// and the number of aborted links.
+        fn scan(&mut self) -> (Vec<usize>, usize, usize) {
+            let events = || self.set.event_log().history().len();
+            let before = events();
+            let stalls = self.set.transaction(self.now, scan);
+            let mut checked: Vec<usize> =
+                stalls.checks.iter().map(|check| check.peer.index()).collect();
+            checked.sort_unstable();
+            let links = stalls.peers.iter().map(|stalled| stalled.links.len()).sum();
+            (checked, events() - before, links)
+        }
+
+        /// Ends a check. A check without an answer has used its whole timeout.
+        fn check_ends(&mut self, peer: usize, outcome: Result<(), LoginFailure>) {
+            let is_unanswered = matches!(outcome, Err(LoginFailure::Unanswered(_)));
+            let took = Duration::from_secs(u64::from(is_unanswered));
+            let began = self.now.checked_sub(took).expect("the clock is older");
+            let attempt = Attempt { began, ended: self.now };
+            self.set.update(peer, self.now, |peer, check_times| {
+                peer.check_ended(CheckKind::Stall, attempt, outcome, check_times);
+            });
+        }
+    }
+
+    fn unanswered() -> Result<(), LoginFailure> {
+        Err(LoginFailure::Unanswered("no answer".into()))
+    }
+
+    #[test]
+    fn stalled_peer_is_marked_down_and_its_queries_are_aborted() {
+        let mut scenario = Scenario::new(4);
+        scenario.query_begins(0);
+        scenario.advance_to(1_900);
+        assert_eq!(
+            scenario.scan(),
+            (vec![], 0, 0),
+            "a query that is not old enough causes no check"
+        );
+        scenario.advance_to(2_000);
+        assert_eq!(scenario.scan(), (vec![0], 0, 0), "an old query causes a check of its peer");
+        scenario.advance_to(2_100);
+        assert_eq!(scenario.scan(), (vec![], 0, 0), "no second check begins while one is running");
+        scenario.advance_to(3_000);
+        scenario.check_ends(0, unanswered());
+        assert_eq!(
+            scenario.scan(),
+            (vec![0, 1, 3], 0, 0),
+            "after an unanswered check, other peers are checked as well"
+        );
+        scenario.advance_to(3_100);
+        scenario.check_ends(3, Ok(()));
+        assert_eq!(
+            scenario.scan(),
+            (vec![], 0, 0),
+            "an answer of another peer does not shorten the second check"
+        );
+        scenario.advance_to(4_000);
+        scenario.check_ends(0, unanswered());
+        scenario.check_ends(1, unanswered());
+        assert_eq!(
+            scenario.scan(),
+            (vec![], 1, 1),
+            "the peer is marked down and its query is aborted"
+        );
+        assert!(!scenario.is_up(0) && scenario.is_up(1), "only the stalled peer is marked down");
+    }
+
+    /// A removed peer would not answer, and its URL must not be used any more.
+    #[test]
+    fn removed_peer_is_not_checked_for_comparison() {
+        let mut scenario = Scenario::new(3);
+        scenario.set.update(2, scenario.now, |peer, _| peer.admin_state = AdminState::Removed);
+        scenario.query_begins(0);
+        scenario.advance_to(2_000);
+        assert_eq!(scenario.scan(), (vec![0], 0, 0));
+        scenario.advance_to(3_000);
+        scenario.check_ends(0, unanswered());
+        assert_eq!(scenario.scan(), (vec![0, 1], 0, 0), "the only other member must be checked");
+    }
+
+    #[cfg(all(feature = "socket", target_os = "linux"))]
+    #[test]
+    fn later_query_on_a_stalled_peer_gets_the_full_stall_time() {
+        let mut scenario = Scenario::new(2);
+        scenario.query_begins(0);
+        // On a peer that is down, only queries count that can be aborted.
+        let late = Arc::<LinkState>::default();
+        late.set_socket(Arc::new(Socket::from_listener()));
+        scenario.activity(0).add_link(late.clone());
+        for (now, expected) in [(2_000, 0), (3_000, 0), (4_000, 1)] {
+            scenario.advance_to(now);
+            if now > 2_000 {
+                scenario.check_ends(0, unanswered());
+                scenario.query_ends(1);
+            }
+            if now == 3_000 {
+                late.query_begins(scenario.now);
+            }
+            assert_eq!(scenario.scan().2, expected, "the number of queries aborted after {now} ms");
+        }
+        scenario.queries[0].clear_running();
+        scenario.advance_to(4_900);
+        assert_eq!(scenario.scan(), (vec![], 0, 0), "the later query is not old enough");
+        scenario.advance_to(5_000);
+        assert_eq!(scenario.scan().0[0], 0, "the later query is old enough for a check");
+    }
+
+    #[test]
+    fn peer_whose_query_cannot_be_aborted_is_not_checked_repeatedly() {
+        let mut scenario = Scenario::new(2);
+        scenario.query_begins(0);
+        scenario.query_ends(1);
+        for now in [2_000, 3_000, 4_000] {
+            scenario.advance_to(now);
+            if now > 2_000 {
+                scenario.check_ends(0, unanswered());
+                scenario.query_ends(1);
+            }
+            scenario.scan();
+        }
+        assert!(!scenario.is_up(0), "the stalled peer is marked down");
+        scenario.advance_to(60_000);
+        assert_eq!(
+            scenario.scan(),
+            (vec![], 0, 0),
+            "a query that cannot be aborted causes no more checks of a peer that is down"
+        );
+    }
+
+    #[test]
+    fn refusal_counts_as_an_answer() {
+        let mut scenario = Scenario::new(2);
+        scenario.query_begins(0);
+        scenario.advance_to(2_000);
+        assert_eq!(scenario.scan().0, [0], "an old query causes a check of its peer");
+        scenario.advance_to(2_050);
+        scenario.check_ends(0, Err(LoginFailure::refused(Fault::PeerDown, "refused")));
+        for millis in [2_100, 2_150, 3_000, 4_000] {
+            scenario.advance_to(millis);
+            assert!(
+                scenario.scan().0.is_empty(),
+                "no check follows an answer until `stall_after` has passed"
+            );
+        }
+    }
+
+    #[test]
+    fn other_peers_are_checked_in_turn() {
+        let mut scenario = Scenario::new(5);
+        scenario.query_begins(0);
+        let mut checks = vec![0; 5];
+        for round in 0..6 {
+            for scan in 0..3 {
+                scenario.advance_to(2_000 + 2_000 * round + 1_000 * scan);
+                let checked = scenario.scan().0;
+                scenario.advance_to(2_999 + 2_000 * round + 1_000 * scan);
+                for peer in checked {
+                    checks[peer] += 1;
+                    scenario.check_ends(peer, unanswered());
+                }
+            }
+        }
+        assert!(checks.iter().all(|times| *times > 0), "each peer must be checked: {checks:?}");
+    }
+
+    #[test]
+    fn peer_is_unresponsive_while_a_query_hangs_that_began_after_its_last_answer() {
+        let mut scenario = Scenario::new(2);
+        scenario.query_begins(0);
+        let is_unresponsive = |scenario: &mut Scenario, millis| {
+            scenario.advance_to(millis);
+            scenario.scan();
+            scenario.activity(0).is_unresponsive()
+        };
+        assert!(
+            !is_unresponsive(&mut scenario, 100),
+            "a query of 100 ms does not make the peer unresponsive"
+        );
+        assert!(
+            is_unresponsive(&mut scenario, 150),
+            "a longer query without any answer makes the peer unresponsive"
+        );
+        scenario.query_ends(0);
+        assert!(
+            !scenario.activity(0).is_unresponsive(),
+            "the end of the query makes the peer responsive at once"
+        );
+        scenario.advance_to(200);
+        scenario.query_begins(0);
+        assert!(
+            is_unresponsive(&mut scenario, 2_200),
+            "another hung query makes the peer unresponsive again"
+        );
+        scenario.check_ends(0, Ok(()));
+        assert!(
+            !is_unresponsive(&mut scenario, 2_250),
+            "after an answered check, the query is only slow"
+        );
+        let other = Arc::<LinkState>::default();
+        scenario.activity(0).add_link(other.clone());
+        other.query_begins(scenario.now);
+        assert!(
+            is_unresponsive(&mut scenario, 2_400),
+            "a query that began after the answer and hangs makes the peer unresponsive"
+        );
+    }
+
+    #[test]
+    fn answered_check_ends_the_suspicion_for_a_while() {
+        let mut scenario = Scenario::new(2);
+        scenario.query_begins(0);
+        scenario.advance_to(2_000);
+        scenario.scan();
+        scenario.advance_to(3_000);
+        scenario.check_ends(0, Ok(()));
+        scenario.advance_to(4_900);
+        assert_eq!(scenario.scan(), (vec![], 0, 0), "no check follows soon after an answer");
+        scenario.advance_to(5_000);
+        assert_eq!(scenario.scan().0[0], 0, "after `stall_after` the peer is checked again");
+        scenario.advance_to(5_500);
+        scenario.check_ends(0, Err(LoginFailure::refused(Fault::PeerDown, "paused")));
+        assert!(!scenario.is_up(0), "a peer that refuses is marked down");
+        assert_eq!(scenario.scan().2, 0, "the sessions of a peer that refuses are not aborted");
+    }
+
+    #[test]
+    fn no_query_is_aborted_while_no_peer_answers() {
+        let mut scenario = Scenario::new(2);
+        scenario.query_begins(0);
+        scenario.query_begins(1);
+        for round in 0..3 {
+            scenario.advance_to(round * 2_000 + 2_000);
+            assert_eq!(scenario.scan(), (vec![0, 1], 0, 0), "both peers are checked");
+            for again in [1_000, 2_000] {
+                scenario.advance_to(round * 2_000 + 2_000 + again);
+                scenario.check_ends(0, unanswered());
+                scenario.check_ends(1, unanswered());
+                if again == 1_000 {
+                    assert_eq!(scenario.scan(), (vec![0, 1], 0, 0), "both peers are checked again");
+                }
+            }
+            assert_eq!(
+                scenario.scan(),
+                (vec![], 0, 0),
+                "when no peer answers, none is marked down: this process may have stalled"
+            );
+        }
+    }
+
+    #[test]
+    fn long_query_causes_no_check_while_other_queries_on_its_peer_end() {
+        let mut scenario = Scenario::new(2);
+        let long = Arc::<LinkState>::default();
+        scenario.activity(0).add_link(long.clone());
+        long.query_begins(scenario.now);
+        for second in 1..60 {
+            scenario.advance_to(second * 1_000);
+            scenario.query_ends(0);
+            assert_eq!(scenario.scan(), (vec![], 0, 0), "a peer whose queries end is not checked");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The health checks of a peer: which are running, and when the next one begins. Pure.
+
+use std::mem;
+use std::time::{Duration, Instant};
+
+use crate::settings::CheckTimes;
+
+/// The minimum time between the starts of two checks of one peer, however many links are lost.
+pub(super) const SUSPICION_GAP: Duration = Duration::from_millis(100);
+
+/// The kind of a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CheckKind {
+    /// A scheduled check, or one after a link was lost. The outcome decides the state of the peer.
+    Regular,
+    /// A check whether the peer answers at all, because queries hang on this peer or on another
+    /// one. A missing answer alone does not mark the peer down.
+    Stall,
+}
+
+/// The schedule of a peer's checks, and the checks that are running.
+#[derive(Debug, Clone)]
+pub(crate) struct Checks {
+    pub(crate) next: Instant,
+    /// When the peer is checked next if all peers are down.
+    pub(super) next_all_down: Instant,
+    /// When a link was last lost. Cleared by the outcome of a check that began later.
+    link_lost_at: Option<Instant>,
+    /// When an operator requested a check that has not begun yet.
+    pub(super) requested: Option<Instant>,
+    regular: Check,
+    /// A stall check may run beside a regular one.
+    stall: Check,
+}
+
+/// The checks of one kind: when the newest one began, and whether it is running.
+#[derive(Debug, Default, Clone, Copy)]
+struct Check {
+    began: Option<Instant>,
+    is_running: bool,
+}
+
+impl Checks {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            next: now,
+            next_all_down: now,
+            link_lost_at: None,
+            requested: None,
+            regular: Check::default(),
+            stall: Check::default(),
+        }
+    }
+
+    fn of_kind(&mut self, kind: CheckKind) -> &mut Check {
+        match kind {
+            CheckKind::Regular => &mut self.regular,
+            CheckKind::Stall => &mut self.stall,
+        }
+    }
+
+    /// Begins a check. Returns `false` without an effect if a check of this kind is already running.
+    pub(crate) fn begin(&mut self, kind: CheckKind, now: Instant) -> bool {
+        let check = self.of_kind(kind);
+        if mem::replace(&mut check.is_running, true) {
+            return false;
+        }
+        check.began = Some(now);
+        if kind == CheckKind::Regular {
+            self.requested = None;
+        }
+        true
+    }
+
+    pub(super) fn end(&mut self, kind: CheckKind) {
+        self.of_kind(kind).is_running = false;
+    }
+
+    pub(super) fn is_regular_running(&self) -> bool {
+        self.regular.is_running
+    }
+
+    pub(super) fn is_any_running(&self) -> bool {
+        self.regular.is_running || self.stall.is_running
+    }
+
+    /// Returns when the last stall check began.
+    pub(crate) fn stall_began(&self) -> Option<Instant> {
+        self.stall.began
+    }
+
+    pub(super) fn schedule(&mut self, CheckTimes { regular, all_down }: CheckTimes) {
+        (self.next, self.next_all_down) = (regular, all_down);
+    }
+
+    /// Records that a link was lost, or that something else speaks against the peer.
+    pub(super) fn suspect(&mut self, now: Instant) {
+        self.link_lost_at = Some(now);
+    }
+
+    /// Clears a suspicion that is not newer than `began`, when a check began that has now been
+    /// answered or has timed out.
+    pub(super) fn clear_suspicion(&mut self, began: Instant) {
+        self.link_lost_at = self.link_lost_at.filter(|at| *at > began);
+    }
+
+    /// Clears any suspicion.
+    pub(super) fn forget_suspicion(&mut self) {
+        self.link_lost_at = None;
+    }
+
+    /// Returns when the peer is checked because of a suspicion.
+    pub(super) fn suspicion(&self) -> Option<Instant> {
+        let after_gap =
+            |at: Instant| self.regular.began.map_or(at, |began| at.max(began + SUSPICION_GAP));
+        self.link_lost_at.map(after_gap)
+    }
+}

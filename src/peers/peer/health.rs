@@ -1,0 +1,105 @@
+//! The health of a peer: up or down, as the newest login or check has decided. Pure.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::fault::{FailureCause, Fault};
+
+/// The time after a mark for a refused query in which another refused query only causes a check and
+/// does not mark the peer down again. The peer has been marked for the first one already, and a
+/// check has found it fine since.
+const REFUSED_QUERY_COOLDOWN: Duration = Duration::from_secs(10);
+
+/// The reason of a peer that is marked down because of a refused query alone.
+const REFUSED_QUERY_REASON: &str = "a query was refused: the server takes no work at the moment";
+
+/// The health of a peer.
+#[derive(Debug, Clone)]
+pub(crate) struct Health {
+    pub(crate) state: HealthState,
+    /// The error with which the peer said at the last login or check that it has no free connection.
+    /// Existing connections stay in use. `None` for a peer that is down.
+    pub(crate) full: Option<Arc<str>>,
+    /// When the login or check began that decided `state`. The outcome of an older one is ignored.
+    decided_by: Option<Instant>,
+    /// When the peer was last marked down because of a refused query alone.
+    marked_for_refused_query: Option<Instant>,
+}
+
+/// Whether a peer is up or down.
+#[derive(Debug, Clone)]
+pub(crate) enum HealthState {
+    Up { since: Instant },
+    Down { since: Instant, cause: FailureCause },
+}
+
+impl Health {
+    /// Creates the health of a peer that has not been checked yet: it is assumed to be up.
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            state: HealthState::Up { since: now },
+            full: None,
+            decided_by: None,
+            marked_for_refused_query: None,
+        }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        matches!(self.state, HealthState::Up { .. })
+    }
+
+    /// Marks the peer up, unless a login or check has decided that began after `began`.
+    pub(super) fn mark_up(&mut self, began: Instant, now: Instant) {
+        if self.is_outdated(began) {
+            return;
+        }
+        self.decided_by = Some(began);
+        if !self.is_up() {
+            self.state = HealthState::Up { since: now };
+        }
+    }
+
+    /// Marks the peer down, unless a login or check has decided that began after `began`. For a peer
+    /// that is down already, only the cause changes. Returns whether the peer was up.
+    pub(super) fn mark_down(&mut self, began: Instant, now: Instant, cause: FailureCause) -> bool {
+        if self.is_outdated(began) {
+            return false;
+        }
+        self.decided_by = Some(began);
+        self.full = None;
+        match &mut self.state {
+            HealthState::Down { cause: last, .. } => {
+                *last = cause;
+                false
+            }
+            HealthState::Up { .. } => {
+                self.state = HealthState::Down { since: now, cause };
+                true
+            }
+        }
+    }
+
+    /// Marks the peer down because it has refused a query at `now`. Returns `false` without an effect
+    /// if the peer was marked for a refused query a short time ago.
+    pub(super) fn mark_for_refused_query(&mut self, now: Instant) -> bool {
+        if self.marked_for_refused_query.is_some_and(|at| now < at + REFUSED_QUERY_COOLDOWN) {
+            return false;
+        }
+        let cause = FailureCause::new(Fault::PeerNotReady, REFUSED_QUERY_REASON);
+        let was_up = self.mark_down(now, now, cause);
+        if was_up {
+            self.marked_for_refused_query = Some(now);
+        }
+        was_up
+    }
+
+    /// Whether the peer is down because of a refused query alone.
+    pub(super) fn is_down_for_refused_query(&self) -> bool {
+        !self.is_up() && self.decided_by == self.marked_for_refused_query
+    }
+
+    /// Whether a login or check that began at `began` is older than the one that decided.
+    pub(super) fn is_outdated(&self, began: Instant) -> bool {
+        self.decided_by.is_some_and(|decided| began < decided)
+    }
+}

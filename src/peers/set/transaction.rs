@@ -1,0 +1,100 @@
+//! A change of the peers under their lock. Every change of a peer passes `Transaction::update`, which
+//! records what has happened to the peer.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Inner, PeerSet};
+use crate::events::EventKind;
+use crate::events::log::NewEvent;
+use crate::peers::peer::Peer;
+use crate::peers::peer_config::PeerConfig;
+use crate::peers::peer_ref::PeerRef;
+use crate::peers::placement::no_peer_available;
+use crate::peers::transition::events_between;
+use crate::settings::{CheckTimes, Settings};
+use crate::url::PeerUrl;
+
+/// A change of the peers, from [`PeerSet::transaction`].
+pub(crate) struct Transaction<'a> {
+    pub(crate) now: Instant,
+    pub(super) set: &'a Arc<PeerSet>,
+    pub(super) inner: &'a mut Inner,
+    events: Vec<NewEvent>,
+    /// Whether anything has changed that the shares of the peers depend on.
+    shares_changed: bool,
+}
+
+impl<'a> Transaction<'a> {
+    pub(super) fn new(set: &'a Arc<PeerSet>, inner: &'a mut Inner, now: Instant) -> Self {
+        Self { now, set, inner, events: Vec::new(), shares_changed: false }
+    }
+
+    pub(crate) fn settings(&self) -> &'a Settings {
+        &self.set.settings
+    }
+
+    pub(crate) fn peers(&self) -> &[Peer] {
+        &self.inner.peers
+    }
+
+    /// Returns a reference to the peer at this index.
+    pub(crate) fn peer_ref(&self, index: usize) -> PeerRef {
+        PeerRef::new(self.set.clone(), index, &self.inner.peers[index])
+    }
+
+    /// Changes a peer, and records what has happened to it.
+    pub(crate) fn update<T>(
+        &mut self,
+        index: usize,
+        change: impl FnOnce(&mut Peer, CheckTimes) -> T,
+    ) -> T {
+        let Inner { peers, rng, .. } = self.inner;
+        let before = peers[index].clone();
+        let outcome = change(&mut peers[index], self.set.settings.check_times(self.now, rng));
+        let all_down = no_peer_available(peers);
+        self.shares_changed |= peers[index].tier != before.tier;
+        for kind in events_between(&before, &peers[index], all_down, self.now) {
+            self.record(index, kind);
+        }
+        outcome
+    }
+
+    /// Records a change of a peer's state.
+    fn record(&mut self, index: usize, kind: EventKind) {
+        self.shares_changed = true;
+        self.events.push(new_event(&self.inner.peers[index], kind));
+    }
+
+    /// Adds a peer to the vector, in the place of a removed peer that nothing refers to any more,
+    /// if there is one. Returns its index.
+    pub(super) fn insert(&mut self, config: &PeerConfig, url: PeerUrl) -> usize {
+        let Inner { peers, rng, last_id, .. } = self.inner;
+        *last_id += 1;
+        let PeerConfig { name, url: _, weight, tier } = config;
+        let (weight, tier) = (weight.unwrap_or(1), tier.unwrap_or(0));
+        let mut peer = Peer::new(name.as_str().into(), url, weight, tier, self.now);
+        peer.id = *last_id;
+        peer.checks.next = self.set.settings.check_times(self.now, rng).regular;
+        let index = peers.iter().position(Peer::is_vacant).unwrap_or(peers.len());
+        match peers.get_mut(index) {
+            Some(vacant) => *vacant = peer,
+            None => peers.push(peer),
+        }
+        self.record(index, EventKind::Added);
+        index
+    }
+
+    /// Publishes the recorded events, and updates what depends on the peers' states.
+    pub(super) fn commit(self) {
+        if self.shares_changed {
+            self.set.state_changed(&self.inner.peers);
+        }
+        self.set.event_log.record(self.events);
+    }
+}
+
+/// Creates an event of this peer, to be published.
+pub(super) fn new_event(peer: &Peer, kind: EventKind) -> NewEvent {
+    NewEvent { peer: peer.name.clone(), in_service: peer.is_in_service(), kind }
+}

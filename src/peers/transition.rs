@@ -1,0 +1,66 @@
+//! What has happened to a peer: the difference between two states of it. One pure function, through which
+//! every change of a peer passes.
+
+use std::time::{Duration, Instant};
+
+use crate::events::EventKind;
+use crate::fault::Fault;
+use crate::peers::admin_state::AdminState;
+use crate::peers::peer::{HealthState, Peer};
+
+/// Returns the events between two states of a peer. `all_down` is whether no peer is available after the
+/// change. Changes of a removed peer are no events.
+pub(crate) fn events_between(
+    before: &Peer,
+    after: &Peer,
+    all_down: bool,
+    now: Instant,
+) -> Vec<EventKind> {
+    let mut events = Vec::new();
+    if before.is_removed() {
+        return events;
+    }
+    match (&before.health.state, &after.health.state) {
+        (HealthState::Up { .. }, HealthState::Down { cause, .. }) => events.push(EventKind::Down {
+            reason: cause.reason.to_string(),
+            fault: cause.fault,
+            next_check: after.scheduled_check(all_down).saturating_duration_since(now),
+        }),
+        (HealthState::Down { since, .. }, HealthState::Up { .. }) => {
+            events.push(EventKind::Up { was_down: now.saturating_duration_since(*since) });
+        }
+        (HealthState::Up { .. }, HealthState::Up { .. }) => {
+            events.extend(match (&before.health.full, &after.health.full) {
+                (None, Some(reason)) => Some(EventKind::Full { reason: reason.to_string() }),
+                (Some(_), None) => Some(EventKind::HasRoom),
+                _ => None,
+            });
+        }
+        (HealthState::Down { cause: last, .. }, HealthState::Down { cause, .. }) => {
+            if cause.fault == Fault::Misconfigured && last.fault != Fault::Misconfigured {
+                events.push(EventKind::Misconfigured { reason: cause.reason.to_string() });
+            }
+        }
+    }
+    let (from, to) = (before.admin_state, after.admin_state);
+    match (from == AdminState::Ready, to == AdminState::Ready) {
+        (true, false) => events.push(EventKind::Draining),
+        (false, true) => events.push(EventKind::Resumed),
+        _ => {}
+    }
+    let has_ended = |state| matches!(state, AdminState::Drained { .. } | AdminState::Removed);
+    if has_ended(to) && !has_ended(from) {
+        let took = match from {
+            AdminState::Draining { since, .. } => now.saturating_duration_since(since),
+            _ => Duration::ZERO,
+        };
+        events.push(EventKind::Drained { took });
+    }
+    if to == AdminState::Removed {
+        events.push(EventKind::Removed);
+    }
+    if before.weight != after.weight {
+        events.push(EventKind::WeightChanged { from: before.weight, to: after.weight });
+    }
+    events
+}
