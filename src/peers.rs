@@ -8,7 +8,6 @@ pub(crate) mod link_guard;
 pub(crate) mod outage;
 pub(crate) mod peer;
 pub(crate) mod peer_config;
-pub(crate) mod peer_ref;
 pub(crate) mod placement;
 pub(crate) mod resolved_host;
 pub(crate) mod set;

@@ -17,7 +17,7 @@ use crate::fault::{Fault, LoginFailure};
 use crate::login::bounded::{self, LoginProgress, LoginTimeout};
 use crate::login::session::{Hooks, Inspection, Login};
 use crate::panics::catch_panic;
-use crate::peers::peer_ref::PeerRef;
+use crate::peers::set::peer_ref::PeerRef;
 use crate::url::PeerUrl;
 use crate::url::dialect::Dialect;
 

@@ -21,8 +21,8 @@ use crate::events::EventKind;
 use crate::login::dial::HealthCheck;
 use crate::peers::activity::LinkState;
 use crate::peers::peer::{CheckKind, Peer, StallSeries};
-use crate::peers::peer_ref::PeerRef;
 use crate::peers::set::Transaction;
+use crate::peers::set::peer_ref::PeerRef;
 
 /// The number of successive unanswered checks after which a peer counts as stalled.
 const UNANSWERED_CHECKS: u32 = 2;

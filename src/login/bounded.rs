@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::deadlines::CancelReason;
 use crate::fault::{Fault, LoginFailure};
 use crate::panics::{Panicked, catch_panic, lock};
-use crate::peers::peer_ref::PeerRef;
+use crate::peers::set::peer_ref::PeerRef;
 use crate::socket::{self, Socket, Sockets, Thread};
 
 /// The name of a thread that makes one login. Linux shows the first 15 characters.

@@ -17,9 +17,9 @@ use crate::panics::catch_panic;
 use crate::peers::link_guard::LinkGuard;
 use crate::peers::outage::NextStep;
 use crate::peers::peer::{Attempt, CheckKind, HealthState, Peer};
-use crate::peers::peer_ref::PeerRef;
 use crate::peers::placement::no_peer_available;
 use crate::peers::set::PeerSet;
+use crate::peers::set::peer_ref::PeerRef;
 use crate::settings::policy::AllDown;
 
 /// A new session for the pool. `guard` still counts it as a login.
@@ -85,7 +85,7 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
             if let Some(peer) = set.pick(|peer| attempts.contains_key(&peer.id)) {
                 attempts.insert(peer.id(), None);
                 in_progress += 1;
-                next = now + set.hedge_delay(&peer);
+                next = now + peer.hedge_delay();
                 dial(peer, now, hooks.clone(), done.clone());
             }
         }

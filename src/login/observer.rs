@@ -12,7 +12,7 @@ use diesel::result::Error;
 
 use crate::fault::Fault;
 use crate::peers::activity::LinkState;
-use crate::peers::peer_ref::PeerRef;
+use crate::peers::set::peer_ref::PeerRef;
 use crate::settings::policy::Role;
 
 /// Records what the observer sees of one link: in the link's state, and in the state of its peer.

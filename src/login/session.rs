@@ -14,7 +14,7 @@ use crate::login::bounded::LoginProgress;
 use crate::login::observer::{LinkMonitor, Observer};
 use crate::login::readiness::{self, NotReady};
 use crate::panics::catch_panic;
-use crate::peers::peer_ref::PeerRef;
+use crate::peers::set::peer_ref::PeerRef;
 use crate::settings::policy::Requirements;
 use crate::socket::{Proof, Socket, Sockets};
 use crate::url::{CredentialsProvider, PeerUrl};

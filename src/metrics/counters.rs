@@ -3,7 +3,7 @@
 use super::catalog;
 use super::labeled::{LabeledRecorder, ReportedBuckets};
 use crate::peers::counters::{CLOSE_REASONS, PeerCounters};
-use crate::peers::peer_ref::PeerRef;
+use crate::peers::set::peer_ref::PeerRef;
 
 /// The counters of one peer, and their values as last reported.
 #[derive(Debug)]

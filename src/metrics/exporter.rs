@@ -15,9 +15,9 @@ use super::gauges::Gauges;
 use super::labeled::LabeledRecorder;
 use crate::panics::catch_panic;
 use crate::peers::peer::Peer;
-use crate::peers::peer_ref::PeerRef;
 use crate::peers::placement::count_available;
 use crate::peers::set::PeerSet;
+use crate::peers::set::peer_ref::PeerRef;
 
 /// The name of the thread. Linux shows the first 15 characters of a thread's name.
 const THREAD_NAME: &str = "peers-metrics";

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::events::{CloseReason, EventKind};
 use crate::peers::activity::LinkState;
-use crate::peers::peer_ref::PeerRef;
+use crate::peers::set::peer_ref::PeerRef;
 
 /// Counts one login in progress on a peer, then the link that results from it. Dropping the guard
 /// ends the count.

@@ -2,11 +2,12 @@
 //! destructor or a log call.
 
 mod changes;
+pub(crate) mod peer_ref;
 mod resolved;
 mod transaction;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -14,32 +15,23 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use crate::deadlines::{CancelReason, Deadlines, Ticket};
-use crate::events::EventKind;
 use crate::events::log::EventLog;
 use crate::panics::lock;
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
 use crate::peers::peer_config::PeerValidator;
-use crate::peers::peer_ref::PeerRef;
-use crate::peers::placement::{PeerView, no_peer_available, pick, shares, surplus};
+use crate::peers::placement::{PeerView, no_peer_available, shares, surplus};
 use crate::peers::resolved_host::ResolvedHost;
-use crate::settings::{CheckTimes, Settings};
+use crate::settings::Settings;
 
 /// The interval at which the checker tests whether a draining peer still has sessions.
 pub(crate) const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
-
-/// The minimum time without an answer after which a hedged login to the next peer starts.
-const MIN_HEDGE_DELAY: Duration = Duration::from_millis(250);
-
-/// The same time for a peer whose usual login time is not known yet.
-const DEFAULT_HEDGE_DELAY: Duration = Duration::from_secs(1);
 
 /// The value of an atomic peer index that stands for no peer.
 const NO_PEER: usize = usize::MAX;
 
 pub use changes::Drain;
 pub(crate) use transaction::Transaction;
-use transaction::new_event;
 
 /// The peers of one manager.
 #[derive(Debug)]
@@ -120,50 +112,6 @@ impl PeerSet {
         read(&self.lock().peers)
     }
 
-    /// Changes one peer, and wakes the checker.
-    pub(crate) fn update(
-        self: &Arc<Self>,
-        peer: usize,
-        now: Instant,
-        change: impl FnOnce(&mut Peer, CheckTimes),
-    ) {
-        self.change(now, |transaction| transaction.update(peer, change));
-    }
-
-    /// Changes the peers, and wakes the checker.
-    fn change<T>(
-        self: &Arc<Self>,
-        now: Instant,
-        change: impl FnOnce(&mut Transaction<'_>) -> T,
-    ) -> T {
-        let outcome = self.transaction(now, change);
-        self.wake();
-        outcome
-    }
-
-    /// Changes the peers under their lock, and publishes the events that result.
-    pub(crate) fn transaction<T>(
-        self: &Arc<Self>,
-        now: Instant,
-        change: impl FnOnce(&mut Transaction<'_>) -> T,
-    ) -> T {
-        let outcome = {
-            let mut inner = self.lock();
-            let mut transaction = Transaction::new(self, &mut inner, now);
-            let outcome = change(&mut transaction);
-            transaction.commit();
-            outcome
-        };
-        self.event_log.write_log();
-        outcome
-    }
-
-    /// Records an event of a peer that does not change the peer's state.
-    pub(crate) fn record(&self, peer: usize, kind: EventKind) {
-        self.read(|peers| self.event_log.record([new_event(&peers[peer], kind)]));
-        self.event_log.write_log();
-    }
-
     pub(crate) fn event_log(&self) -> &EventLog {
         &self.event_log
     }
@@ -191,17 +139,6 @@ impl PeerSet {
         self.surplus.store(surplus, Ordering::Relaxed);
     }
 
-    /// Picks a peer for a new connection and counts a login in progress on it.
-    pub(crate) fn pick(self: &Arc<Self>, tried: impl Fn(&Peer) -> bool) -> Option<PeerRef> {
-        let Inner { peers, rng, .. } = &mut *self.lock();
-        let index = pick(peers, tried, self.settings.strategy, self.settings.all_down, rng)?;
-        let peer = &mut peers[index];
-        peer.counts.connecting += 1;
-        let picked = PeerRef::new(self.clone(), index, peer);
-        self.update_surplus(peers);
-        Some(picked)
-    }
-
     /// Updates the counts of one peer.
     pub(crate) fn update_counts(&self, peer: usize, change: impl FnOnce(&mut Counts)) {
         let Inner { peers, .. } = &mut *self.lock();
@@ -216,15 +153,6 @@ impl PeerSet {
 
     pub(crate) fn settings(&self) -> &Settings {
         &self.settings
-    }
-
-    /// Returns how long to wait for this peer's answer to a login before a hedged login to the next
-    /// peer starts.
-    pub(crate) fn hedge_delay(&self, peer: &PeerRef) -> Duration {
-        let expected = peer.read(Peer::expected_login);
-        let hedge = expected.map_or(DEFAULT_HEDGE_DELAY, |expected| expected.max(MIN_HEDGE_DELAY));
-        // Leaves time for the hedged login.
-        hedge.min(self.settings.connect_deadline / 2)
     }
 
     /// Returns a new random number generator, forked from the one of the set.
@@ -288,12 +216,6 @@ impl PeerSet {
         peers.iter().map(view).collect()
     }
 
-    /// Whether the links to this peer must be closed instead of used again.
-    pub(crate) fn must_close_links(&self, peer: usize) -> bool {
-        let peers = &self.lock().peers;
-        !peers[peer].is_in_service() || !peers[peer].is_up() && !no_peer_available(peers)
-    }
-
     /// Returns the peer that has one link too many, at most once per `rebalance_interval`. The caller
     /// retires one of its links. If the caller can retire none, the result is `None` and the
     /// interval does not start, so that it is not wasted.
@@ -330,6 +252,8 @@ impl PeerSet {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::fault::{Fault, LoginFailure};
     use crate::peers::peer::Attempt;
@@ -376,15 +300,17 @@ pub(crate) mod tests {
     #[test]
     fn links_are_retired_when_their_peer_is_down_unless_every_peer_is_down() {
         let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
-        assert!(!set.must_close_links(0), "links of a peer that is up stay");
+        let peer = |index| set.transaction(now, |transaction| transaction.peer_ref(index));
+        let must_close_links = |index| peer(index).must_close_links();
+        assert!(!must_close_links(0), "links of a peer that is up stay");
         take_down(&set, 0, now);
         assert!(
-            set.must_close_links(0),
+            must_close_links(0),
             "links of a peer that is down are retired while another peer is up"
         );
-        assert!(!set.must_close_links(1), "links of the peer that is up stay");
+        assert!(!must_close_links(1), "links of the peer that is up stay");
         take_down(&set, 1, now);
-        assert!(!set.must_close_links(0), "no link is retired while no peer is up");
+        assert!(!must_close_links(0), "no link is retired while no peer is up");
     }
 
     #[test]

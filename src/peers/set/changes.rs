@@ -10,7 +10,7 @@ use crate::error::PeersError;
 use crate::peers::admin_state::AdminState;
 use crate::peers::peer::Peer;
 use crate::peers::peer_config::PeerConfig;
-use crate::peers::peer_ref::PeerRef;
+use crate::peers::set::peer_ref::PeerRef;
 use crate::redact::shown_name;
 use crate::url::PeerUrl;
 

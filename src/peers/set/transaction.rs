@@ -1,19 +1,65 @@
-//! A change of the peers under their lock. Every change of a peer passes `Transaction::update`, which
+//! Changes of the peers under their lock. Every change of a peer passes `Transaction::update`, which
 //! records what has happened to the peer.
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::peer_ref::PeerRef;
 use super::{Inner, PeerSet};
 use crate::events::EventKind;
 use crate::events::log::NewEvent;
 use crate::peers::peer::Peer;
 use crate::peers::peer_config::PeerConfig;
-use crate::peers::peer_ref::PeerRef;
 use crate::peers::placement::no_peer_available;
 use crate::peers::transition::events_between;
 use crate::settings::{CheckTimes, Settings};
 use crate::url::PeerUrl;
+
+impl PeerSet {
+    /// Changes one peer, and wakes the checker.
+    pub(crate) fn update(
+        self: &Arc<Self>,
+        peer: usize,
+        now: Instant,
+        change: impl FnOnce(&mut Peer, CheckTimes),
+    ) {
+        self.change(now, |transaction| transaction.update(peer, change));
+    }
+
+    /// Changes the peers, and wakes the checker.
+    pub(super) fn change<T>(
+        self: &Arc<Self>,
+        now: Instant,
+        change: impl FnOnce(&mut Transaction<'_>) -> T,
+    ) -> T {
+        let outcome = self.transaction(now, change);
+        self.wake();
+        outcome
+    }
+
+    /// Changes the peers under their lock, and publishes the events that result.
+    pub(crate) fn transaction<T>(
+        self: &Arc<Self>,
+        now: Instant,
+        change: impl FnOnce(&mut Transaction<'_>) -> T,
+    ) -> T {
+        let outcome = {
+            let mut inner = self.lock();
+            let mut transaction = Transaction::new(self, &mut inner, now);
+            let outcome = change(&mut transaction);
+            transaction.commit();
+            outcome
+        };
+        self.event_log.write_log();
+        outcome
+    }
+
+    /// Records an event of a peer that does not change the peer's state.
+    pub(crate) fn record(&self, peer: usize, kind: EventKind) {
+        self.read(|peers| self.event_log.record([new_event(&peers[peer], kind)]));
+        self.event_log.write_log();
+    }
+}
 
 /// A change of the peers, from [`PeerSet::transaction`].
 pub(crate) struct Transaction<'a> {
@@ -26,7 +72,7 @@ pub(crate) struct Transaction<'a> {
 }
 
 impl<'a> Transaction<'a> {
-    pub(super) fn new(set: &'a Arc<PeerSet>, inner: &'a mut Inner, now: Instant) -> Self {
+    fn new(set: &'a Arc<PeerSet>, inner: &'a mut Inner, now: Instant) -> Self {
         Self { now, set, inner, events: Vec::new(), shares_changed: false }
     }
 
@@ -86,7 +132,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// Publishes the recorded events, and updates what depends on the peers' states.
-    pub(super) fn commit(self) {
+    fn commit(self) {
         if self.shares_changed {
             self.set.state_changed(&self.inner.peers);
         }
@@ -95,6 +141,6 @@ impl<'a> Transaction<'a> {
 }
 
 /// Creates an event of this peer, to be published.
-pub(super) fn new_event(peer: &Peer, kind: EventKind) -> NewEvent {
+fn new_event(peer: &Peer, kind: EventKind) -> NewEvent {
     NewEvent { peer: peer.name.clone(), in_service: peer.is_in_service(), kind }
 }

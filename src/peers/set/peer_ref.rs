@@ -3,13 +3,20 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::{Inner, PeerSet};
 use crate::events::EventKind;
 use crate::peers::activity::Activity;
 use crate::peers::peer::{Counts, Peer};
-use crate::peers::set::PeerSet;
+use crate::peers::placement::{no_peer_available, pick};
 use crate::settings::{CheckTimes, Settings};
+
+/// The minimum time without an answer after which a hedged login to the next peer starts.
+const MIN_HEDGE_DELAY: Duration = Duration::from_millis(250);
+
+/// The same time for a peer whose usual login time is not known yet.
+const DEFAULT_HEDGE_DELAY: Duration = Duration::from_secs(1);
 
 /// A reference to one peer of a set.
 #[derive(Clone)]
@@ -22,6 +29,19 @@ pub(crate) struct PeerRef {
     id: u64,
     name: Arc<str>,
     activity: Arc<Activity>,
+}
+
+impl PeerSet {
+    /// Picks a peer for a new connection and counts a login in progress on it.
+    pub(crate) fn pick(self: &Arc<Self>, tried: impl Fn(&Peer) -> bool) -> Option<PeerRef> {
+        let Inner { peers, rng, .. } = &mut *self.lock();
+        let index = pick(peers, tried, self.settings.strategy, self.settings.all_down, rng)?;
+        let peer = &mut peers[index];
+        peer.counts.connecting += 1;
+        let picked = PeerRef::new(self.clone(), index, peer);
+        self.update_surplus(peers);
+        Some(picked)
+    }
 }
 
 impl PeerRef {
@@ -70,7 +90,18 @@ impl PeerRef {
 
     /// Whether the links to the peer must be closed instead of used again.
     pub(crate) fn must_close_links(&self) -> bool {
-        self.set.must_close_links(self.index)
+        self.set.read(|peers| {
+            let peer = &peers[self.index];
+            !peer.is_in_service() || !peer.is_up() && !no_peer_available(peers)
+        })
+    }
+
+    /// Returns how long to wait for the answer to a login before a hedged login to the next peer starts.
+    pub(crate) fn hedge_delay(&self) -> Duration {
+        let expected = self.read(Peer::expected_login);
+        let hedge = expected.map_or(DEFAULT_HEDGE_DELAY, |expected| expected.max(MIN_HEDGE_DELAY));
+        // Leaves time for the hedged login.
+        hedge.min(self.settings().connect_deadline / 2)
     }
 
     /// Updates the numbers of logins and links of the peer.
