@@ -1,6 +1,6 @@
 //! The documents are consistent with each other, with the crate's documentation and with the folders of the code.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -233,5 +233,56 @@ fn layout_in_the_design_lists_the_folders_of_the_code() {
     let folders = files("src").into_iter().map(|name| format!("src/{name}"));
     for folder in folders.filter(|folder| path(folder).is_dir()) {
         assert!(listed.contains(&&*folder), "{folder}/ is in the layout");
+    }
+}
+
+/// The tours of the design, and how many files each may lead through.
+const TOURS: [(&str, usize); 2] =
+    [("A connection is checked out", 6), ("A peer is marked down and comes back", 9)];
+
+/// The code spans of a text.
+fn code(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// Whether the source defines a function or a type of this name.
+fn defines(source: &str, name: &str) -> bool {
+    [format!("fn {name}("), format!("fn {name}<"), format!("struct {name} ")]
+        .iter()
+        .any(|definition| source.contains(definition))
+}
+
+#[test]
+fn tours_in_the_design_lead_through_functions_of_the_code() {
+    let design = read("DESIGN.md");
+    for (tour, limit) in TOURS {
+        let (_, text) =
+            design.split_once(&format!("\n### {tour}\n")).expect("the design has this tour");
+        let text = text.split("\n## ").next().expect("split returns one item");
+        let text = text.split("\n### ").next().expect("split returns one item");
+        let (table, notes) = text.split_once("\nOn the way: ").expect("notes follow the table");
+        let rows = table.lines().filter(|line| line.starts_with("| `"));
+        let steps: Vec<(&str, Vec<&str>)> = rows
+            .map(|row| {
+                let mut cells = row.split('|').skip(1).map(code);
+                let file = cells.next().expect("a row has a file")[0];
+                (file, cells.next().expect("a row has functions"))
+            })
+            .collect();
+        assert!(steps.len() > 4, "{tour}: {steps:?}");
+        let files: BTreeSet<&str> = steps.iter().map(|(file, _)| *file).collect();
+        assert!(files.len() <= limit, "{tour}: {} files: {files:?}", files.len());
+        for (file, functions) in &steps {
+            assert!(!functions.is_empty(), "{tour}: {file} has a function");
+            let source = read(file);
+            for name in functions {
+                assert!(defines(&source, name), "{tour}: {file} has the function {name}");
+            }
+        }
+        let spans = code(notes);
+        for (at, file) in spans.iter().enumerate().filter(|(_, span)| span.starts_with("src/")) {
+            let name = spans[at - 1].rsplit("::").next().expect("split returns one item");
+            assert!(defines(&read(file), name), "{tour}: {file} defines {name}");
+        }
     }
 }
