@@ -264,16 +264,15 @@ impl Peer {
 
     /// Marks the peer down, unless a newer login or check has decided.
     fn mark_down(&mut self, attempt: Attempt, cause: FailureCause, check_times: CheckTimes) {
-        let was_up = self.health.mark_down(attempt.began, attempt.ended, cause);
-        self.schedule_if(was_up, check_times);
+        if self.health.mark_down(attempt.began, attempt.ended, cause) {
+            self.went_down(check_times);
+        }
     }
 
-    /// Counts a mark and schedules the next check, if the peer `was_up` until now.
-    fn schedule_if(&mut self, was_up: bool, check_times: CheckTimes) {
-        if was_up {
-            self.activity.counters.downs.add_one();
-            self.checks.next = check_times.regular;
-        }
+    /// Counts a mark, and schedules the check with which it expires.
+    fn went_down(&mut self, check_times: CheckTimes) {
+        self.activity.counters.downs.add_one();
+        self.checks.next = check_times.regular;
     }
 
     /// Returns how long a login may take before it counts as slow. `None` before the first
@@ -376,8 +375,9 @@ impl Peer {
     pub(crate) fn query_refused(&mut self, now: Instant, check_times: CheckTimes) {
         if self.is_up() {
             self.suspect(now);
-            let was_up = self.health.mark_for_refused_query(now);
-            self.schedule_if(was_up, check_times);
+            if self.health.mark_for_refused_query(now) {
+                self.went_down(check_times);
+            }
         }
     }
 
