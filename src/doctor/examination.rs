@@ -65,7 +65,7 @@ where
         let members = peers.iter().enumerate().filter(|(_, peer)| peer.is_member());
         members.map(|(index, peer)| PeerRef::new(set.clone(), index, peer)).collect()
     });
-    let names: Vec<String> = peers.iter().map(|peer| peer.name().to_string()).collect();
+    let names: Vec<String> = peers.iter().map(|peer| peer.name.to_string()).collect();
     let (completed, findings) = unbounded();
     for (position, peer) in peers.into_iter().enumerate() {
         let completed = completed.clone();
@@ -109,7 +109,7 @@ fn start<C: R2D2Connection + Send + 'static>(
     hooks: &Arc<Hooks<C>>,
     on_finding: impl FnOnce(Finding) + Send + 'static,
 ) {
-    let name = peer.name().to_string();
+    let name = peer.name.to_string();
     let url = peer.read(|peer| peer.url.clone());
     if let Some(finding) = missing_file::<C>(&name, &url) {
         on_finding(finding);

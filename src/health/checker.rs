@@ -220,7 +220,7 @@ pub(crate) mod tests {
             });
             let again =
                 checks.recv().expect("a suspicion newer than the check causes another check");
-            assert_eq!(again.peer.id(), check.peer.id(), "the suspected peer is checked again");
+            assert_eq!(again.peer.id, check.peer.id, "the suspected peer is checked again");
             drop(stop);
         });
     }

@@ -100,7 +100,7 @@ impl Stalls {
         for StalledPeer { peer, links, was_up } in self.peers {
             let hung = links.len();
             let aborted = links.iter().filter(|link| link.shut_down()).count();
-            peer.activity().counters.queries_aborted.add(aborted as u64);
+            peer.activity.counters.queries_aborted.add(aborted as u64);
             // A query that cannot be aborted goes on hanging, and is reported only once.
             if was_up || aborted > 0 {
                 peer.record(EventKind::QueriesAborted { hung, aborted });
@@ -335,7 +335,7 @@ mod tests {
             let before = events();
             let stalls = self.set.transaction(self.now, scan);
             let mut checked: Vec<usize> =
-                stalls.checks.iter().map(|check| check.peer.index()).collect();
+                stalls.checks.iter().map(|check| check.peer.index).collect();
             checked.sort_unstable();
             let links = stalls.peers.iter().map(|stalled| stalled.links.len()).sum();
             (checked, events() - before, links)

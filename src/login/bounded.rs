@@ -151,7 +151,7 @@ pub(crate) fn start<T: Send + 'static>(
         state: Mutex::new(State::InProgress(Box::new(on_outcome))),
     });
     let login_at_deadline = login.clone();
-    let ticket = login.peer.set().add_deadline(began + timeout.silent, move |reason| {
+    let ticket = login.peer.set.add_deadline(began + timeout.silent, move |reason| {
         login_at_deadline.handle_deadline(reason, SHUTDOWN_RETRY_DELAY);
     });
     let login_on_thread = login.clone();
@@ -162,10 +162,10 @@ pub(crate) fn start<T: Send + 'static>(
             Err(LoginFailure::refused(Fault::PeerDown, reason))
         };
         login_on_thread.end(outcome.unwrap_or_else(panicked));
-        login_on_thread.peer.set().deadlines().unregister(ticket);
+        login_on_thread.peer.set.deadlines().unregister(ticket);
     });
     if let Err(error) = thread {
-        login.peer.set().deadlines().unregister(ticket);
+        login.peer.set.deadlines().unregister(ticket);
         let reason = format!("cannot start a thread for the login: {error}");
         login.end(Err(LoginFailure::NotAttempted(reason.into())));
     }
@@ -199,7 +199,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
             *self.lock() = State::Ended;
             self.peer.update_counts(|counts| counts.stuck_logins -= 1);
             // While the login was stuck, only the regular checks dialed its peer.
-            self.peer.set().wake();
+            self.peer.set.wake();
         }
     }
 
@@ -232,7 +232,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
                 (State::InProgress(_), CancelReason::Deadline(now)) => {
                     let Some(failure) = self.failure_if_late(now) else {
                         let login = self.clone();
-                        self.peer.set().add_deadline(now + PROGRESS_POLL_INTERVAL, move |reason| {
+                        self.peer.set.add_deadline(now + PROGRESS_POLL_INTERVAL, move |reason| {
                             login.handle_deadline(reason, delay);
                         });
                         return;
@@ -260,7 +260,7 @@ impl<T: Send + 'static> BoundedLogin<T> {
         };
         let next_delay = (delay * 2).min(MAX_SHUTDOWN_RETRY_DELAY);
         self.peer
-            .set()
+            .set
             .add_deadline(now + delay, move |reason| login.handle_deadline(reason, next_delay));
         if let (Some(on_outcome), Some(failure)) = (on_outcome, failure) {
             let _ = catch_panic(|| on_outcome(Err(failure)));

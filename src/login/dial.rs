@@ -83,7 +83,7 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
         if next <= now {
             next = end;
             if let Some(peer) = set.pick(|peer| attempts.contains_key(&peer.id)) {
-                attempts.insert(peer.id(), None);
+                attempts.insert(peer.id, None);
                 in_progress += 1;
                 next = now + peer.hedge_delay();
                 dial(peer, now, hooks.clone(), done.clone());
@@ -152,7 +152,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
                 }
             };
             // If the caller has stopped waiting, the connection is closed here.
-            drop(done.send(DialOutcome { peer_id: peer.id(), result }));
+            drop(done.send(DialOutcome { peer_id: peer.id, result }));
         },
     );
 }
@@ -189,7 +189,7 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
         move |outcome| {
             let is_regular = kind == CheckKind::Regular;
             if let (true, Err(LoginFailure::NotAttempted(error))) = (is_regular, &outcome) {
-                let name = &**peer.name();
+                let name = &*peer.name;
                 // A logger is user code, which may panic.
                 let _ = catch_panic(|| {
                     warn!(

@@ -57,7 +57,7 @@ impl LinkMonitor {
     fn query_begins(&self) {
         let now = Instant::now();
         self.link_state.query_begins(now);
-        self.peer.set().query_begins();
+        self.peer.set.query_begins();
     }
 
     #[expect(clippy::disallowed_methods, reason = "the time at which a query ends is taken here")]
@@ -65,7 +65,7 @@ impl LinkMonitor {
         let now = Instant::now();
         let took = self.link_state.query_ends(now);
         // Pings are not the application's queries, although its instrumentation sees them.
-        let counters = (!self.link_state.is_pinging()).then_some(&self.peer.activity().counters);
+        let counters = (!self.link_state.is_pinging()).then_some(&self.peer.activity.counters);
         if let Some(counters) = counters {
             counters.queries.add(took);
         }
@@ -82,7 +82,7 @@ impl LinkMonitor {
             }
             return;
         }
-        self.peer.activity().query_ended(now);
+        self.peer.activity.query_ended(now);
         match fault {
             Fault::PeerNotReady => {
                 self.peer.update(now, |peer, check_times| peer.query_refused(now, check_times));

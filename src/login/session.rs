@@ -73,7 +73,7 @@ pub(crate) struct Session<C> {
 
 impl<C: R2D2Connection + 'static> Login<C> {
     pub(crate) fn new(peer: PeerRef, hooks: Arc<Hooks<C>>) -> Self {
-        let (url, rng) = (peer.read(|peer| peer.url.clone()), peer.set().rng());
+        let (url, rng) = (peer.read(|peer| peer.url.clone()), peer.set.rng());
         Self { peer, url, hooks, rng }
     }
 
@@ -120,7 +120,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
         let Some(provide) = &self.hooks.credentials_provider else {
             return Ok(self.url.clone());
         };
-        let get = || provide(self.peer.name()).map_err(|error| format!("no credentials: {error}"));
+        let get = || provide(&self.peer.name).map_err(|error| format!("no credentials: {error}"));
         // An application that cannot provide credentials says nothing about the peer.
         let not_attempted =
             |failure: LoginFailure| LoginFailure::NotAttempted(failure.to_string().into());

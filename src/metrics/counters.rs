@@ -34,7 +34,7 @@ impl Counters {
     /// Reports all changes since the last report.
     pub(super) fn report(&mut self, pool: &LabeledRecorder<'_>) {
         let Self { peer, reported } = self;
-        let counters = &peer.activity().counters;
+        let counters = &peer.activity.counters;
         let PeerCounters {
             checkouts,
             queries,
@@ -46,7 +46,7 @@ impl Counters {
             downs,
             ..
         } = counters;
-        let labeled = pool.with("peer", peer.name().clone());
+        let labeled = pool.with("peer", peer.name.clone());
         labeled.counter(&catalog::DOWNS, downs.get(), &mut reported.downs);
         labeled.counter(&catalog::CHECKOUTS, checkouts.get(), &mut reported.checkouts);
         labeled.counter(&catalog::QUERIES, queries.count(), &mut reported.queries);

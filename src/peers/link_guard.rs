@@ -12,7 +12,7 @@ use crate::peers::set::peer_ref::PeerRef;
 /// ends the count.
 #[derive(Debug)]
 pub(crate) struct LinkGuard {
-    peer: PeerRef,
+    pub(crate) peer: PeerRef,
     /// The state of the link, and when the link was created. `None` while the login is in progress.
     link: Option<(Arc<LinkState>, Instant)>,
     in_use: bool,
@@ -27,16 +27,12 @@ impl LinkGuard {
         Self { peer, link: None, in_use: false, close_reason: None }
     }
 
-    pub(crate) fn peer(&self) -> &PeerRef {
-        &self.peer
-    }
-
     /// Counts a link instead of a login: the login has succeeded and a caller uses its connection.
     pub(crate) fn promote_to_link(&mut self, link_state: Arc<LinkState>, created_at: Instant) {
-        self.peer.activity().counters.connects.add_one();
+        self.peer.activity.counters.connects.add_one();
         // The link is added first, so that its peer never appears to have neither a login nor a
         // session.
-        self.peer.activity().add_link(link_state.clone());
+        self.peer.activity.add_link(link_state.clone());
         self.peer.update_counts(|counts| {
             counts.connecting -= 1;
             counts.links += 1;
@@ -46,7 +42,7 @@ impl LinkGuard {
 
     /// Counts a checkout, after any validation of the link has succeeded.
     pub(crate) fn count_checkout(&self) {
-        self.peer.activity().counters.checkouts.add_one();
+        self.peer.activity.counters.checkouts.add_one();
     }
 
     pub(crate) fn is_in_use(&self) -> bool {
@@ -72,7 +68,7 @@ impl LinkGuard {
     /// Sets whether the link is checked out.
     pub(crate) fn set_in_use(&mut self, in_use: bool) {
         if self.in_use != in_use {
-            self.peer.activity().count_in_use(in_use);
+            self.peer.activity.count_in_use(in_use);
             self.in_use = in_use;
         }
     }
@@ -87,13 +83,13 @@ impl Drop for LinkGuard {
             return;
         };
         let reason = self.final_close_reason();
-        self.peer.activity().counters.closed(reason).add_one();
+        self.peer.activity.counters.closed(reason).add_one();
         let age = Instant::now().saturating_duration_since(created_at);
         self.peer.record(EventKind::ConnectionClosed { reason, age });
         // After this update, the link no longer reserves the index of its peer.
         self.peer.update_counts(|counts| counts.links -= 1);
         // The session is removed last, so that a peer without open sessions has no counted link
         // either.
-        self.peer.activity().remove_link(&link_state);
+        self.peer.activity.remove_link(&link_state);
     }
 }

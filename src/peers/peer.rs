@@ -295,13 +295,13 @@ impl Peer {
     /// Records that a link to this peer was lost, so that the peer is checked soon. A lost link
     /// alone does not mark the peer down.
     pub(crate) fn suspect(&mut self, now: Instant) {
-        self.checks.suspect(now);
+        self.checks.link_lost_at = Some(now);
     }
 
     /// Returns when this peer is checked next, suspicion included. `None` while a regular check is
     /// running, and for a removed peer.
     pub(crate) fn earliest_check(&self, all_down: bool) -> Option<Instant> {
-        if self.checks.is_regular_running() || self.is_removed() {
+        if self.checks.regular.is_running || self.is_removed() {
             return None;
         }
         let next = self.scheduled_check(all_down);
@@ -354,7 +354,7 @@ impl Peer {
             }
             // Whatever prevents this process from checking is not over within moments, so the
             // suspicion must not cause another check at once.
-            Err(LoginFailure::NotAttempted(_)) if is_regular => self.checks.forget_suspicion(),
+            Err(LoginFailure::NotAttempted(_)) if is_regular => self.checks.link_lost_at = None,
             Err(failure) => self.connect_failed(attempt, failure, check_times),
         }
     }
@@ -386,7 +386,7 @@ impl Peer {
     pub(crate) fn clear_mark(&mut self, now: Instant, check_times: CheckTimes) {
         if !self.is_up() {
             self.checks.next = check_times.regular;
-            self.checks.forget_suspicion();
+            self.checks.link_lost_at = None;
             self.health.mark_up(now, now);
         }
     }

@@ -72,7 +72,7 @@ impl<C> PeerConnection<C> {
     /// Returns the name of the peer that this connection leads to.
     #[must_use]
     pub fn peer(&self) -> &str {
-        self.link().guard.peer().name()
+        &self.link().guard.peer.name
     }
 
     fn link(&self) -> &Link<C> {
@@ -176,10 +176,10 @@ impl<C: R2D2Connection> PeerConnection<C> {
             Balance::PerConnection => {
                 let guard = &mut self.link_mut().guard;
                 guard.set_in_use(false);
-                let peer = guard.peer();
-                let is_own = |surplus| surplus == peer.index();
+                let peer = &guard.peer;
+                let is_own = |surplus| surplus == peer.index;
                 let must_close =
-                    peer.must_close_links() || peer.set().take_surplus(is_own, now).is_some();
+                    peer.must_close_links() || peer.set.take_surplus(is_own, now).is_some();
                 if must_close {
                     guard.retire(CloseReason::Rebalanced);
                 }
@@ -199,7 +199,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
         &mut self,
         validation: &mut Validation<impl Fn() -> Instant>,
     ) -> Result<(), Error> {
-        if self.link().guard.peer().must_close_links() {
+        if self.link().guard.peer.must_close_links() {
             return Err(discarded_error(&format!(
                 "peer {} is down or not in service",
                 self.peer()
@@ -245,7 +245,7 @@ impl<C> DerefMut for PeerConnection<C> {
 /// contain the URL. Formatting an empty slot does not take a link.
 impl<C> fmt::Debug for PeerConnection<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let peer = self.held.get().map(|link| link.guard.peer().name());
+        let peer = self.held.get().map(|link| &link.guard.peer.name);
         f.debug_struct("PeerConnection").field("peer", &peer).finish_non_exhaustive()
     }
 }

@@ -33,7 +33,7 @@ impl<C: R2D2Connection> Link<C> {
     pub(crate) fn new(opened: Opened<C>) -> Self {
         let Opened { session: Session { conn, monitor }, mut guard, at } = opened;
         guard.promote_to_link(monitor.link_state().clone(), at);
-        let expires_at = guard.peer().set().expiry(at);
+        let expires_at = guard.peer.set.expiry(at);
         Self { conn, monitor, guard, created_at: at, expires_at, idle_since: at, is_observed: true }
     }
 
@@ -91,7 +91,7 @@ impl<C: R2D2Connection> Link<C> {
     ///
     /// Returns the server's error, or that the server did not answer, or that the ping panicked.
     pub(crate) fn ping(&mut self, end: Instant) -> Result<(), PingError> {
-        let set = self.guard.peer().set().clone();
+        let set = self.guard.peer.set.clone();
         let ticket = self.can_be_aborted().then(|| {
             let link_state = self.monitor.link_state().clone();
             set.add_deadline(end, move |_| {
@@ -126,7 +126,7 @@ pub(crate) enum PingError {
 
 impl<C> Parkable for Box<Link<C>> {
     fn peer(&self) -> usize {
-        self.guard.peer().index()
+        self.guard.peer.index
     }
 
     fn created_at(&self) -> Instant {

@@ -68,12 +68,12 @@ impl<Clock: Fn() -> Instant> Validation<Clock> {
 
     /// Checks whether this link can be handed out. Pings its server if the socket is not proof enough.
     pub(crate) fn check<C: R2D2Connection>(&mut self, link: &mut Link<C>) -> Result<(), Error> {
-        let settings = link.guard.peer().settings();
+        let settings = link.guard.peer.settings();
         let (timeout, idle) = (settings.ping_timeout, settings.ping_idle);
         if link.is_alive(idle, self.began) {
             return Ok(());
         }
-        let peer = link.guard.peer().index();
+        let peer = link.guard.peer.index;
         if self.timed_out_peer.is_some_and(|timed_out| timed_out != peer) && link.is_quiet() {
             // No time is left for a ping, and one peer without an answer says nothing about another.
             return Ok(());
@@ -83,7 +83,7 @@ impl<Clock: Fn() -> Instant> Validation<Clock> {
         if end <= now && link.can_be_aborted() {
             return Err(discarded_error(&format!(
                 "no time was left to ping peer {}",
-                link.guard.peer().name()
+                link.guard.peer.name
             )));
         }
         match link.ping(end) {
@@ -92,8 +92,8 @@ impl<Clock: Fn() -> Instant> Validation<Clock> {
             Err(PingError::Panicked(panicked)) => Err(discarded_error(&panicked.to_string())),
             Err(PingError::TimedOut) => {
                 self.timed_out_peer = Some(peer);
-                link.guard.peer().suspect((self.clock)());
-                let name = link.guard.peer().name();
+                link.guard.peer.suspect((self.clock)());
+                let name = &link.guard.peer.name;
                 Err(discarded_error(&format!(
                     "peer {name} did not answer a ping within {timeout:?}"
                 )))

@@ -24,20 +24,20 @@ pub(crate) struct Checks {
     pub(crate) next: Instant,
     /// When the peer is checked next if all peers are down.
     pub(super) next_all_down: Instant,
-    /// When a link was last lost. Cleared by the outcome of a check that began later.
-    link_lost_at: Option<Instant>,
+    /// When a link was last lost, or a query refused. Cleared by the outcome of a check that began later.
+    pub(super) link_lost_at: Option<Instant>,
     /// When an operator requested a check that has not begun yet.
     pub(super) requested: Option<Instant>,
-    regular: Check,
+    pub(super) regular: Check,
     /// A stall check may run beside a regular one.
     stall: Check,
 }
 
 /// The checks of one kind: when the newest one began, and whether it is running.
 #[derive(Debug, Default, Clone, Copy)]
-struct Check {
+pub(super) struct Check {
     began: Option<Instant>,
-    is_running: bool,
+    pub(super) is_running: bool,
 }
 
 impl Checks {
@@ -76,10 +76,6 @@ impl Checks {
         self.of_kind(kind).is_running = false;
     }
 
-    pub(super) fn is_regular_running(&self) -> bool {
-        self.regular.is_running
-    }
-
     pub(super) fn is_any_running(&self) -> bool {
         self.regular.is_running || self.stall.is_running
     }
@@ -93,20 +89,10 @@ impl Checks {
         (self.next, self.next_all_down) = (regular, all_down);
     }
 
-    /// Records that a link was lost, or that something else speaks against the peer.
-    pub(super) fn suspect(&mut self, now: Instant) {
-        self.link_lost_at = Some(now);
-    }
-
     /// Clears a suspicion that is not newer than `began`, when a check began that has now been
     /// answered or has timed out.
     pub(super) fn clear_suspicion(&mut self, began: Instant) {
         self.link_lost_at = self.link_lost_at.filter(|at| *at > began);
-    }
-
-    /// Clears any suspicion.
-    pub(super) fn forget_suspicion(&mut self) {
-        self.link_lost_at = None;
     }
 
     /// Returns when the peer is checked because of a suspicion.

@@ -188,7 +188,7 @@ impl Drain {
     #[expect(clippy::disallowed_methods, reason = "the wait is bounded")]
     pub fn wait(&self, timeout: Duration) -> bool {
         let end = Instant::now().checked_add(timeout);
-        let set = self.peer.set();
+        let set = &self.peer.set;
         let mut inner = set.lock();
         loop {
             if let Some(outcome) = self.outcome(&inner.peers) {
@@ -211,14 +211,14 @@ impl Drain {
 
     /// Returns the result of the wait, or `None` while the peer is draining.
     fn outcome(&self, peers: &[Peer]) -> Option<bool> {
-        let Some(peer) = peers.iter().find(|peer| peer.id == self.peer.id()) else {
+        let Some(peer) = peers.iter().find(|peer| peer.id == self.peer.id) else {
             return Some(true);
         };
         match peer.admin_state {
             AdminState::Drained { .. } | AdminState::Removed => Some(true),
             AdminState::Ready => Some(false),
             AdminState::Draining { .. }
-                if self.peer.set().is_closed() && peer.activity.open_sessions() == 0 =>
+                if self.peer.set.is_closed() && peer.activity.open_sessions() == 0 =>
             {
                 Some(true)
             }
@@ -229,7 +229,7 @@ impl Drain {
 
 impl fmt::Debug for Drain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Drain").field("peer", self.peer.name()).finish_non_exhaustive()
+        f.debug_struct("Drain").field("peer", &self.peer.name).finish_non_exhaustive()
     }
 }
 
@@ -274,7 +274,7 @@ mod tests {
             set.remove(&name, now).expect("the peer exists");
             let (checks, _) = tick(&set, now);
             for check in checks {
-                ended(check.peer.index());
+                ended(check.peer.index);
             }
         }
         assert_eq!(index_count(), 5, "a set that changes often does not grow");
@@ -292,7 +292,7 @@ mod tests {
             let later = now + 10 * INTERVAL;
             let (checks, _) = tick(&set, later);
             assert!(
-                checks.iter().all(|check| check.peer.index() == 0),
+                checks.iter().all(|check| check.peer.index == 0),
                 "{recovery:?}: a removed peer is not checked"
             );
             assert!(
@@ -309,7 +309,7 @@ mod tests {
         tick(&set, now);
         let checked = || {
             let (checks, _) = tick(&set, now);
-            checks.iter().map(|check| check.peer.index()).collect::<Vec<_>>()
+            checks.iter().map(|check| check.peer.index).collect::<Vec<_>>()
         };
         assert_eq!(checked(), [0; 0]);
         set.add(PeerConfig::new("peer1", "url1"), now).expect("the name is new");

@@ -21,14 +21,14 @@ const DEFAULT_HEDGE_DELAY: Duration = Duration::from_secs(1);
 /// A reference to one peer of a set.
 #[derive(Clone)]
 pub(crate) struct PeerRef {
-    set: Arc<PeerSet>,
+    pub(crate) set: Arc<PeerSet>,
     /// The index of the peer in the set. A login, a link or a check that is counted keeps the index for
     /// the peer.
-    index: usize,
+    pub(crate) index: usize,
     /// Identifies the peer. After the peer was removed, its index and its name may be another peer's.
-    id: u64,
-    name: Arc<str>,
-    activity: Arc<Activity>,
+    pub(crate) id: u64,
+    pub(crate) name: Arc<str>,
+    pub(crate) activity: Arc<Activity>,
 }
 
 impl PeerSet {
@@ -49,28 +49,8 @@ impl PeerRef {
         Self { set, index, id: peer.id, name: peer.name.clone(), activity: peer.activity.clone() }
     }
 
-    pub(crate) fn set(&self) -> &Arc<PeerSet> {
-        &self.set
-    }
-
     pub(crate) fn settings(&self) -> &Settings {
         self.set.settings()
-    }
-
-    pub(crate) fn index(&self) -> usize {
-        self.index
-    }
-
-    pub(crate) fn id(&self) -> u64 {
-        self.id
-    }
-
-    pub(crate) fn name(&self) -> &Arc<str> {
-        &self.name
-    }
-
-    pub(crate) fn activity(&self) -> &Activity {
-        &self.activity
     }
 
     /// Calls `read` with the peer, under the lock of the set.
