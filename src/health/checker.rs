@@ -58,15 +58,15 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
             next
         };
         // The calls had no chance to end while the process was suspended.
-        let on_suspended = |late| set.deadlines().postpone(late);
+        let on_suspended = |late| set.deadlines.postpone(late);
         run(tick, on_suspended, &wake, &stopped, at, Instant::now);
         // A call that is not blocked at that moment is missed and canceled at the next attempt.
         let pauses = (0..CANCEL_ATTEMPTS)
-            .map_while(|_| set.deadlines().cancel_all().then(|| after(CANCEL_INTERVAL)));
+            .map_while(|_| set.deadlines.cancel_all().then(|| after(CANCEL_INTERVAL)));
         for wait in pauses {
             let _ = wait.recv();
         }
-        set.deadlines().close();
+        set.deadlines.close();
     })?;
     Ok(())
 }
@@ -86,7 +86,7 @@ impl Checker {
     /// function again.
     pub(crate) fn tick(&mut self, now: Instant) -> (Vec<HealthCheck>, Option<Instant>) {
         let set = self.set.clone();
-        let next_deadline = set.deadlines().cancel_overdue(now);
+        let next_deadline = set.deadlines.cancel_overdue(now);
         let (checks, stalls, next) = set.transaction(now, |transaction| {
             let (mut checks, next_check) = begin_checks(transaction);
             let mut stalls = self.scan_queries(transaction);

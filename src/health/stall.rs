@@ -331,7 +331,7 @@ mod tests {
         /// Runs the checker's scan. Returns the checked peers, the number of peers that go down,
         /// and the number of aborted links.
         fn scan(&mut self) -> (Vec<usize>, usize, usize) {
-            let events = || self.set.event_log().history().len();
+            let events = || self.set.event_log.history().len();
             let before = events();
             let stalls = self.set.transaction(self.now, scan);
             let mut checked: Vec<usize> =

@@ -162,10 +162,10 @@ pub(crate) fn start<T: Send + 'static>(
             Err(LoginFailure::refused(Fault::PeerDown, reason))
         };
         login_on_thread.end(outcome.unwrap_or_else(panicked));
-        login_on_thread.peer.set.deadlines().unregister(ticket);
+        login_on_thread.peer.set.deadlines.unregister(ticket);
     });
     if let Err(error) = thread {
-        login.peer.set.deadlines().unregister(ticket);
+        login.peer.set.deadlines.unregister(ticket);
         let reason = format!("cannot start a thread for the login: {error}");
         login.end(Err(LoginFailure::NotAttempted(reason.into())));
     }

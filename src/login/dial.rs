@@ -54,7 +54,7 @@ pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
         let now = Instant::now();
         let end = *end.get_or_insert(now + set.settings().all_down_wait);
         let left = end.saturating_duration_since(now);
-        if set.outage().wait(now, left, || !set.no_peer_available()) == NextStep::Fail {
+        if set.outage.wait(now, left, || !set.no_peer_available()) == NextStep::Fail {
             return Err(summary);
         }
     }

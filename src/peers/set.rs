@@ -38,12 +38,12 @@ pub(crate) use transaction::Transaction;
 pub(crate) struct PeerSet {
     settings: Settings,
     validator: PeerValidator,
-    event_log: EventLog,
+    pub(crate) event_log: EventLog,
     wake: Sender<()>,
     /// Wakes the resolver when there may be hosts that were never resolved.
     hosts_changed: (Sender<()>, Receiver<()>),
-    deadlines: Deadlines,
-    outage: Outage,
+    pub(crate) deadlines: Deadlines,
+    pub(crate) outage: Outage,
     /// Whether the checker scans the running queries.
     pub(crate) scans_queries: AtomicBool,
     /// Incremented with each change of a peer's state.
@@ -112,10 +112,6 @@ impl PeerSet {
         read(&self.lock().peers)
     }
 
-    pub(crate) fn event_log(&self) -> &EventLog {
-        &self.event_log
-    }
-
     /// Wakes the checker, so that it runs its schedule.
     pub(crate) fn wake(&self) {
         // A full channel means that the checker wakes up anyway. A disconnected one means that it
@@ -160,16 +156,8 @@ impl PeerSet {
         self.lock().rng.fork()
     }
 
-    pub(crate) fn outage(&self) -> &Outage {
-        &self.outage
-    }
-
     pub(crate) fn no_peer_available(&self) -> bool {
         no_peer_available(&self.lock().peers)
-    }
-
-    pub(crate) fn deadlines(&self) -> &Deadlines {
-        &self.deadlines
     }
 
     /// Registers a call with a deadline: the checker runs `cancel` unless the call has ended by

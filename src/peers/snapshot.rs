@@ -42,8 +42,8 @@ impl Snapshot {
             closed: set.is_closed(),
             pool_name: set.settings().pool_name.clone(),
             peers,
-            events: set.event_log().history(),
-            events_dropped: set.event_log().dropped(),
+            events: set.event_log.history(),
+            events_dropped: set.event_log.dropped(),
         }
     }
 

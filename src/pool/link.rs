@@ -101,7 +101,7 @@ impl<C: R2D2Connection> Link<C> {
         self.monitor.link_state().set_pinging(true);
         let answer = catch_panic(|| self.conn.ping());
         self.monitor.link_state().set_pinging(false);
-        if ticket.is_some_and(|ticket| !set.deadlines().unregister(ticket)) {
+        if ticket.is_some_and(|ticket| !set.deadlines.unregister(ticket)) {
             return Err(PingError::TimedOut);
         }
         match answer {

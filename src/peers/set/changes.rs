@@ -286,7 +286,7 @@ mod tests {
             let (set, _woken, now) = set_of(2, recovery);
             set.remove("peer1", now).expect("the peer exists");
             tick(&set, now);
-            let events = || set.event_log().history().len();
+            let events = || set.event_log.history().len();
             let before = events();
             take_down(&set, 1, now);
             let later = now + 10 * INTERVAL;
