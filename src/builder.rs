@@ -752,7 +752,7 @@ fn validate_pool_name(name: &str) -> Result<(), BuildErrorKind> {
         _ => return Ok(()),
     };
     let right = "give a name to show on pages and in metrics";
-    let (setting, key) = (Some("pool_name".to_owned()), "`pool_name`".to_owned());
+    let (setting, key) = (Some("pool_name"), "`pool_name`".to_owned());
     Err(BuildErrorKind::Setting { setting, key, flaw: flaw.into(), correction: right.into() })
 }
 

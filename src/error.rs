@@ -35,10 +35,10 @@ impl BuildError {
     #[must_use]
     pub fn setting(&self) -> Option<&str> {
         match &self.kind {
-            BuildErrorKind::Peers(PeersError::UnknownPeer { setting, .. }) => *setting,
+            BuildErrorKind::Setting { setting, .. }
+            | BuildErrorKind::Peers(PeersError::UnknownPeer { setting, .. }) => *setting,
             BuildErrorKind::Peers(PeersError::NoWeight) => Some("weight"),
             BuildErrorKind::Peers(_) | BuildErrorKind::System(_) => None,
-            BuildErrorKind::Setting { setting, .. } => setting.as_deref(),
             BuildErrorKind::TooShort { setting, .. }
             | BuildErrorKind::Conflict { shorter: (setting, _), .. } => Some(setting),
         }
@@ -52,7 +52,7 @@ pub(crate) enum BuildErrorKind {
     /// A setting given as text, or one whose value is not valid.
     Setting {
         /// The setting's name, if it is known and not a secret.
-        setting: Option<String>,
+        setting: Option<&'static str>,
         /// The setting as it is called in its source: "`SHOP_DB_URL`", "`weight` in the URL".
         key: String,
         flaw: Flaw,

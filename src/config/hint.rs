@@ -1,9 +1,10 @@
 //! Suggests corrections for keys that are not settings.
 
-use super::value::InvalidSetting;
-use super::{CLOSURE_METHODS, PEER_KEYS, POOL_KEYS, SETTINGS, Source};
+use crate::config::keys::{self, CLOSURE_METHODS, POOL_KEYS};
 #[cfg(feature = "rocket")]
-use super::{ROCKET_POOL_SIZE, ROCKET_TIMEOUT};
+use crate::config::keys::{ROCKET_POOL_SIZE, ROCKET_TIMEOUT};
+use crate::config::source::Source;
+use crate::config::value::InvalidSetting;
 use crate::redact::shown_or_redacted;
 
 /// Names that other software uses, and the corresponding settings.
@@ -59,13 +60,13 @@ pub(super) fn unknown_key(key: &str, source: Source<'_>) -> InvalidSetting {
             "read the file in code, with the builder's `credentials`",
         );
     }
-    let (peer_keys, settings) = (PEER_KEYS.join(", "), SETTINGS.join(", "));
-    InvalidSetting::new(flaw, format!("the settings are {peer_keys}, {settings}"))
+    let settings: Vec<&str> = keys::all().collect();
+    InvalidSetting::new(flaw, format!("the settings are {}", settings.join(", ")))
 }
 
 /// Returns the setting with a similar name: equal but for case, `_` and `-`, or with few typing errors.
 pub(super) fn similar(key: &str) -> Option<&'static str> {
-    similar_in(key, PEER_KEYS.into_iter().chain(SETTINGS))
+    similar_in(key, keys::all())
 }
 
 fn similar_in(key: &str, names: impl IntoIterator<Item = &'static str>) -> Option<&'static str> {
@@ -84,7 +85,7 @@ fn similar_in(key: &str, names: impl IntoIterator<Item = &'static str>) -> Optio
 /// the key is a setting.
 fn longer_prefix(key: &str) -> Option<&str> {
     let longer = |setting: &str| key.strip_suffix(setting).filter(|rest| rest.ends_with('_'));
-    PEER_KEYS.into_iter().chain(SETTINGS).filter_map(longer).min_by_key(|longer| longer.len())
+    keys::all().filter_map(longer).min_by_key(|longer| longer.len())
 }
 
 /// Returns the Levenshtein distance: the number of letters to replace, remove or insert.

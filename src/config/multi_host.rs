@@ -1,9 +1,9 @@
 //! Parses a URL with several hosts: its peers, and any settings among its parameters.
 
-use super::hint::{similar, unknown_key};
-use super::value::{InvalidSetting, SettingValue};
-use super::{Entries, POOL_KEYS, SETTINGS, Source, apply};
-use crate::builder::PeerManagerBuilder;
+use crate::config::hint::{similar, unknown_key};
+use crate::config::keys::{POOL_KEYS, SETTINGS};
+use crate::config::source::{Entries, Source};
+use crate::config::value::{InvalidSetting, SettingValue};
 use crate::error::{BuildErrorKind, Flaw};
 use crate::peers::peer_config::PeerConfig;
 use crate::url::dialect::Dialect;
@@ -22,20 +22,6 @@ const SQLITE_FORM: &str =
 
 const CONNINFO_FORM: &str = "give a URL that begins with `postgres://`, or put the conninfo string into \
                              `peers` in a file, such as `peers = { db0 = \"host=db0 dbname=shop\" }`";
-
-/// Applies the peers and the settings of a URL to the builder. `key` describes the URL's own key in
-/// errors.
-pub(super) fn apply_url<C: 'static>(
-    builder: PeerManagerBuilder<C>,
-    key: &str,
-    text: &str,
-) -> PeerManagerBuilder<C> {
-    // A URL that was read from a file or a variable may end in a newline.
-    match split_url(key, text.trim(), Dialect::for_connection::<C>()) {
-        Ok((peers, settings)) => apply(builder.peers(peers), Source::Url, settings),
-        Err(error) => builder.with_error(error),
-    }
-}
 
 /// Returns the name of a peer that was given without one: its host or its path.
 pub(super) fn default_name(url: &str) -> Option<String> {
@@ -59,14 +45,17 @@ fn name_from_uri(uri: &Uri) -> String {
     if host.is_empty() { "localhost".to_owned() } else { percent_decoded(host) }
 }
 
-/// Splits a URL into one peer per host and the settings, which are removed from the URLs of the peers.
-fn split_url(
+/// Splits a URL into one peer per host and the settings, which are removed from the URLs of the peers. `key`
+/// describes the URL's own key in errors.
+pub(super) fn split(
     key: &str,
     text: &str,
     dialect: Dialect,
 ) -> Result<(Vec<PeerConfig>, Entries), BuildErrorKind> {
+    // A URL that was read from a file or a variable may end in a newline.
+    let text = text.trim();
     let error = |flaw: Flaw, correction: Flaw| {
-        let (setting, key) = (Some("url".to_owned()), key.to_owned());
+        let (setting, key) = (Some("url"), key.to_owned());
         BuildErrorKind::Setting { setting, key, flaw, correction }
     };
     // Some flaws include their own correction, after a colon.
@@ -106,12 +95,7 @@ fn split_url(
             return Err(Source::Url.error(target, InvalidSetting::new(flaw, correction)));
         }
     }
-    let peers = uri.each_host().map(|uri| PeerConfig {
-        name: name_from_uri(&uri),
-        url: uri.to_string(),
-        weight: None,
-        tier: None,
-    });
+    let peers = uri.each_host().map(|uri| PeerConfig::new(name_from_uri(&uri), uri.to_string()));
     Ok((peers.collect(), settings))
 }
 
@@ -123,8 +107,7 @@ fn split_paths(text: &str) -> Result<(Vec<PeerConfig>, Entries), BuildErrorKind>
     if scheme.is_empty() && !parameters.is_empty() {
         let key = "a parameter".to_owned();
         let flaw = "of the `url` is not a setting, and SQLite reads parameters only after `file:`";
-        let (setting, correction) =
-            (Some("url".to_owned()), "write the path as `file:PATH?mode=rw`");
+        let (setting, correction) = (Some("url"), "write the path as `file:PATH?mode=rw`");
         return Err(BuildErrorKind::Setting {
             setting,
             key,
@@ -136,7 +119,7 @@ fn split_paths(text: &str) -> Result<(Vec<PeerConfig>, Entries), BuildErrorKind>
         let url = format!("{scheme}{path}{}", Query(&parameters));
         let name =
             name_from_path(paths).map_or_else(|| format!("peer{index}"), |_| path.to_owned());
-        PeerConfig { name, url, weight: None, tier: None }
+        PeerConfig::new(name, url)
     };
     Ok((paths.split(',').enumerate().map(peer).collect(), settings))
 }

@@ -40,6 +40,8 @@ const DURATION_OR_NONE: &str = "give a duration with a unit, such as \"500ms\" o
                                 seconds, or \"none\"";
 const DURATION_WITH_UNIT: &str = "give a duration with a unit, such as \"20s\" or \"20000ms\", or \
                                   \"none\"; a unit is required because libpq counts milliseconds";
+const NUMBER_BY_PEER: &str = "give a number for each peer by name, such as `{ db0 = 2, db1 = 1 }`, or as \
+                              a string, \"db0=2,db1=1\"";
 
 /// The units of durations in milliseconds. A unit comes before any unit that is a suffix of it.
 const UNITS: [(&str, u64); 5] =
@@ -73,17 +75,19 @@ impl SettingValue {
         self.parse_with_unit().map(Some).ok_or_else(|| self.invalid(DURATION_WITH_UNIT))
     }
 
-    /// Parses a whole number. `correction` names the valid numbers in the error.
-    pub(crate) fn whole<T: TryFrom<u64>>(
+    /// Parses a whole number of up to the largest number of its type.
+    pub(crate) fn whole<T: TryFrom<u64> + Copy + fmt::Display>(
         &self,
-        correction: &'static str,
+        max: T,
     ) -> Result<T, InvalidSetting> {
         let whole = match self {
             Self::Whole(whole) => Some(*whole),
             Self::Text(text) => text.trim().parse().ok(),
             _ => None,
         };
-        whole.and_then(|whole| T::try_from(whole).ok()).ok_or_else(|| self.invalid(correction))
+        whole
+            .and_then(|whole| T::try_from(whole).ok())
+            .ok_or_else(|| self.invalid(format!("give a whole number from 0 to {max}")))
     }
 
     /// Parses a choice from its name.
@@ -98,6 +102,26 @@ impl SettingValue {
         match self {
             Self::Text(text) => Ok(text),
             _ => Err(InvalidSetting::new("is not a string", "put the value in quotes")),
+        }
+    }
+
+    /// Parses a number for each of some peers: a table, or a text such as `db0=2,db1=1`.
+    pub(crate) fn numbers_by_peer(&self) -> Result<Vec<(String, u32)>, InvalidSetting> {
+        let pair = |name: &str, number: &Self| Ok((name.to_owned(), number.whole(u32::MAX)?));
+        let invalid = || InvalidSetting::new("is not a list of numbers by peer", NUMBER_BY_PEER);
+        match self {
+            Self::Table(numbers) => {
+                numbers.iter().map(|(name, number)| pair(name, number)).collect()
+            }
+            // An invalid number in this string could be a part of a URL, so its error must not show it.
+            Self::Text(text) if may_be_shown(&text.replace('=', " ")) => text
+                .split(',')
+                .map(|text| {
+                    let (name, number) = text.rsplit_once('=').ok_or_else(invalid)?;
+                    pair(name.trim(), &Self::Text(number.to_owned()))
+                })
+                .collect(),
+            _ => Err(invalid()),
         }
     }
 
