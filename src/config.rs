@@ -134,7 +134,7 @@ impl<C: 'static> PeerManagerBuilder<C> {
     #[cfg(feature = "rocket")]
     pub(crate) fn rocket_config(self, config: Config, timeout: Duration) -> Option<Self> {
         let builder = apply(self, Source::Rocket, config.entries);
-        (!builder.is_explicit("pool_timeout"))
+        (!builder.has_pool_timeout())
             .then(|| builder.pool_timeout_as(keys::ROCKET_TIMEOUT, timeout))
     }
 }
