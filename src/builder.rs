@@ -14,7 +14,7 @@ use rand::SeedableRng;
 use rand::rngs::{SmallRng, SysRng};
 
 use crate::checker;
-use crate::error::{BuildError, BuildErrorKind, PeersError};
+use crate::error::{BuildError, BuildErrorKind, Flaw, PeersError};
 use crate::events::dispatcher;
 use crate::events::log::EventLog;
 use crate::events::{Event, EventHandler};
@@ -730,9 +730,8 @@ fn validate_pool_name(name: &str) -> Result<(), BuildErrorKind> {
         _ if name.chars().any(char::is_control) => "contains a control character",
         _ => return Ok(()),
     };
-    let right = "give a name to show on pages and in metrics";
-    let (setting, key) = (Some("pool_name"), "`pool_name`".to_owned());
-    Err(BuildErrorKind::Setting { setting, key, flaw: flaw.into(), correction: right.into() })
+    let flaw = Flaw::new(flaw, "give a name to show on pages and in metrics");
+    Err(BuildErrorKind::Setting { setting: Some("pool_name"), key: "`pool_name`".to_owned(), flaw })
 }
 
 /// Looks up a setting by the name of its peer. The last value set for a name counts.

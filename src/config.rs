@@ -23,11 +23,11 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use crate::builder::PeerManagerBuilder;
-use crate::error::BuildErrorKind;
+use crate::error::{BuildErrorKind, Flaw};
 use crate::url::dialect::Dialect;
 use keys::PEER_KEYS;
 use source::{Entries, Source};
-use value::{InvalidSetting, SettingValue};
+use value::SettingValue;
 
 /// Settings in text form. A key has the name of the corresponding builder method, and the same default.
 /// An invalid setting is an error of [`build`](Self::build) that names the key.
@@ -163,7 +163,7 @@ fn try_apply<C: 'static>(
     for (index, (key, value)) in entries.iter().enumerate() {
         let invalid = |invalid| source.error(key, invalid);
         let reject = |flaw: &'static str, correction: &'static str| {
-            Err(invalid(InvalidSetting::new(flaw, correction)))
+            Err(invalid(Flaw::new(flaw, correction)))
         };
         if entries[..index].iter().any(|(earlier, _)| earlier == key) {
             return reject("is given twice", "remove one of them");

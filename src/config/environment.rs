@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 
 use crate::config::source::{Entries, Source};
-use crate::config::value::{InvalidSetting, SettingValue};
-use crate::error::BuildErrorKind;
+use crate::config::value::SettingValue;
+use crate::error::{BuildErrorKind, Flaw};
 
 /// Reads the settings from those `variables` whose names begin with `prefix`.
 pub(super) fn read(
@@ -12,9 +12,9 @@ pub(super) fn read(
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Entries, BuildErrorKind> {
     if prefix.is_empty() {
-        let (key, flaw) = ("the prefix of environment variables".into(), "is empty".into());
-        let correction = "give one, such as `SHOP_DB_`".into();
-        return Err(BuildErrorKind::Setting { setting: None, key, flaw, correction });
+        let key = "the prefix of environment variables".to_owned();
+        let flaw = Flaw::new("is empty", "give one, such as `SHOP_DB_`");
+        return Err(BuildErrorKind::Setting { setting: None, key, flaw });
     }
     let mut entries = Entries::new();
     for (name, value) in variables {
@@ -22,8 +22,8 @@ pub(super) fn read(
         let key = key.to_ascii_lowercase();
         let Ok(value) = value.into_string() else {
             let correction = "use UTF-8, and percent-encode special characters in a URL";
-            let invalid = InvalidSetting::new("is not UTF-8", correction);
-            return Err(Source::Environment { prefix }.error(&key, invalid));
+            let flaw = Flaw::new("is not UTF-8", correction);
+            return Err(Source::Environment { prefix }.error(&key, flaw));
         };
         entries.push((key, SettingValue::Text(value)));
     }

@@ -4,7 +4,7 @@ use crate::config::keys::{self, CLOSURE_METHODS, POOL_KEYS};
 #[cfg(feature = "rocket")]
 use crate::config::keys::{ROCKET_POOL_SIZE, ROCKET_TIMEOUT};
 use crate::config::source::Source;
-use crate::config::value::InvalidSetting;
+use crate::error::Flaw;
 use crate::redact::shown_or_redacted;
 
 /// Names that other software uses, and the corresponding settings.
@@ -22,11 +22,11 @@ const SYNONYMS: [(&str, &str); 10] = [
 ];
 
 /// Returns the error for a key that is not a setting, with the most likely correction.
-pub(super) fn unknown_key(key: &str, source: Source<'_>) -> InvalidSetting {
+pub(super) fn unknown_key(key: &str, source: Source<'_>) -> Flaw {
     let flaw = "is not a setting";
     if CLOSURE_METHODS.contains(&key) {
         let correction = format!("it is a closure; set it in code, with the builder's `{key}`");
-        return InvalidSetting::new(flaw, correction);
+        return Flaw::new(flaw, correction);
     }
     #[cfg(feature = "rocket")]
     if source == Source::Rocket {
@@ -36,32 +36,29 @@ pub(super) fn unknown_key(key: &str, source: Source<'_>) -> InvalidSetting {
             _ => similar_in(key, [ROCKET_POOL_SIZE, ROCKET_TIMEOUT]),
         };
         if let Some(rocket_key) = rocket_key {
-            return InvalidSetting::new(flaw, format!("use Rocket's `{rocket_key}`"));
+            return Flaw::new(flaw, format!("use Rocket's `{rocket_key}`"));
         }
     }
     if POOL_KEYS.contains(&key) {
-        return InvalidSetting::new(flaw, "it belongs to the pool; set it on `Pool::builder()`");
+        return Flaw::new(flaw, "it belongs to the pool; set it on `Pool::builder()`");
     }
     if let (Source::Environment { prefix }, Some(longer)) = (source, longer_prefix(key)) {
         let (prefix, longer) = (shown_or_redacted(prefix), shown_or_redacted(longer));
         let longer = longer.to_ascii_uppercase();
         let correction = format!("did you mean the prefix `{prefix}{longer}`?");
-        return InvalidSetting::new(flaw, correction);
+        return Flaw::new(flaw, correction);
     }
     if let Some((_, setting)) = SYNONYMS.iter().find(|(synonym, _)| *synonym == key) {
-        return InvalidSetting::new(flaw, format!("did you mean `{setting}`?"));
+        return Flaw::new(flaw, format!("did you mean `{setting}`?"));
     }
     if let Some(setting) = similar(key) {
-        return InvalidSetting::new(flaw, format!("did you mean `{setting}`?"));
+        return Flaw::new(flaw, format!("did you mean `{setting}`?"));
     }
     if ["user_file", "password_file"].contains(&key) {
-        return InvalidSetting::new(
-            flaw,
-            "read the file in code, with the builder's `credentials`",
-        );
+        return Flaw::new(flaw, "read the file in code, with the builder's `credentials`");
     }
     let settings: Vec<&str> = keys::all().collect();
-    InvalidSetting::new(flaw, format!("the settings are {}", settings.join(", ")))
+    Flaw::new(flaw, format!("the settings are {}", settings.join(", ")))
 }
 
 /// Returns the setting with a similar name: equal but for case, `_` and `-`, or with few typing errors.

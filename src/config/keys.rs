@@ -1,11 +1,12 @@
 //! The keys of settings in text form: the table of all settings, and the keys that belong elsewhere.
 
 use crate::builder::PeerManagerBuilder;
-use crate::config::value::{InvalidSetting, SettingValue};
+use crate::config::value::SettingValue;
+use crate::error::Flaw;
 
 /// Gives a setting to the builder, in the type that the builder method takes.
 pub(super) type Setter<C> =
-    fn(PeerManagerBuilder<C>, &SettingValue) -> Result<PeerManagerBuilder<C>, InvalidSetting>;
+    fn(PeerManagerBuilder<C>, &SettingValue) -> Result<PeerManagerBuilder<C>, Flaw>;
 
 macro_rules! settings {
     (|$builder:ident, $value:ident| { $($key:literal => $call:expr,)* }) => {

@@ -3,7 +3,7 @@
 use crate::config::hint::{similar, unknown_key};
 use crate::config::keys::{POOL_KEYS, SETTINGS};
 use crate::config::source::{Entries, Source};
-use crate::config::value::{InvalidSetting, SettingValue};
+use crate::config::value::SettingValue;
 use crate::error::{BuildErrorKind, Flaw};
 use crate::peers::peer_config::PeerConfig;
 use crate::url::dialect::Dialect;
@@ -54,45 +54,37 @@ pub(super) fn split(
 ) -> Result<(Vec<PeerConfig>, Entries), BuildErrorKind> {
     // A URL that was read from a file or a variable may end in a newline.
     let text = text.trim();
-    let error = |flaw: Flaw, correction: Flaw| {
-        let (setting, key) = (Some("url"), key.to_owned());
-        BuildErrorKind::Setting { setting, key, flaw, correction }
-    };
-    // Some flaws include their own correction, after a colon.
-    let malformed = |flaw: Flaw| match flaw.split_once(": ") {
-        Some((flaw, correction)) => error(flaw.to_owned().into(), correction.to_owned().into()),
-        None => error(flaw, URL_FORM.into()),
+    let error = |flaw: Flaw| {
+        let flaw = flaw.or_correction(URL_FORM);
+        BuildErrorKind::Setting { setting: Some("url"), key: key.to_owned(), flaw }
     };
     if text.is_empty() {
-        return Err(malformed("is empty".into()));
+        return Err(error("is empty".into()));
     }
     match dialect {
         Dialect::Sqlite if !is_path(text) => {
             let flaw = "is not a path, and SQLite would take all of it as the name of a file";
-            return Err(error(flaw.into(), SQLITE_FORM.into()));
+            return Err(error(Flaw::new(flaw, SQLITE_FORM)));
         }
         Dialect::Postgres if is_conninfo(text) => {
-            let flaw = "is a libpq conninfo string, not a URL";
-            return Err(error(flaw.into(), CONNINFO_FORM.into()));
+            return Err(error(Flaw::new("is a libpq conninfo string, not a URL", CONNINFO_FORM)));
         }
         Dialect::Sqlite | Dialect::Other if is_path(text) => return split_paths(text),
         _ => {}
     }
-    let mut uri = Uri::parse(text).map_err(malformed)?;
-    dialect.check_scheme(&uri.scheme).map_err(malformed)?;
+    let mut uri = Uri::parse(text).map_err(error)?;
+    dialect.check_scheme(&uri.scheme).map_err(error)?;
     if uri.userinfo.as_ref().is_some_and(|user| user.contains('@') && user.contains(',')) {
-        return Err(malformed(
-            "has several `@`: write the user once, before the first host, and write an `@` in a user \
-             or a password as %40"
-                .into(),
-        ));
+        let correction = "write the user once, before the first host, and write an `@` in a user or a \
+                          password as %40";
+        return Err(error(Flaw::new("has several `@`", correction)));
     }
     let settings = take_settings(&mut uri.parameters, dialect)?;
     if uri.hosts.len() > 1 {
         if let Some(target) = TARGETS.into_iter().find(|target| uri.parameter(target).is_some()) {
             let flaw = "would connect every peer to the same server";
             let correction = "remove it, or give each peer its own URL in `peers`";
-            return Err(Source::Url.error(target, InvalidSetting::new(flaw, correction)));
+            return Err(Source::Url.error(target, Flaw::new(flaw, correction)));
         }
     }
     let peers = uri.each_host().map(|uri| PeerConfig::new(name_from_uri(&uri), uri.to_string()));
@@ -107,13 +99,8 @@ fn split_paths(text: &str) -> Result<(Vec<PeerConfig>, Entries), BuildErrorKind>
     if scheme.is_empty() && !parameters.is_empty() {
         let key = "a parameter".to_owned();
         let flaw = "of the `url` is not a setting, and SQLite reads parameters only after `file:`";
-        let (setting, correction) = (Some("url"), "write the path as `file:PATH?mode=rw`");
-        return Err(BuildErrorKind::Setting {
-            setting,
-            key,
-            flaw: flaw.into(),
-            correction: correction.into(),
-        });
+        let flaw = Flaw::new(flaw, "write the path as `file:PATH?mode=rw`");
+        return Err(BuildErrorKind::Setting { setting: Some("url"), key, flaw });
     }
     let peer = |(index, path): (usize, &str)| {
         let url = format!("{scheme}{path}{}", Query(&parameters));
@@ -161,7 +148,7 @@ fn take_settings(
                         if numbers.iter().any(|(peer, _)| *peer == number.0) =>
                     {
                         let flaw = "is given twice for the same peer";
-                        let invalid = InvalidSetting::new(flaw, "remove one of them");
+                        let invalid = Flaw::new(flaw, "remove one of them");
                         return Err(Source::Url.error(setting, invalid));
                     }
                     Some((_, SettingValue::Table(numbers))) => numbers.push(number),
@@ -177,7 +164,7 @@ fn take_settings(
         }
         if let Some(meant) = similar(key).filter(|_| !dialect.parameters().contains(&&**key)) {
             let correction = format!("did you mean `{meant}`?");
-            let invalid = InvalidSetting::new("is not a setting", correction);
+            let invalid = Flaw::new("is not a setting", correction);
             return Err(Source::Url.error(parameter.shown(has_password), invalid));
         }
         if !dialect.accepts(key) {
@@ -187,7 +174,7 @@ fn take_settings(
                 dialect.parameters().join(", "),
                 SETTINGS.join(", "),
             );
-            let invalid = InvalidSetting::new(flaw, correction);
+            let invalid = Flaw::new(flaw, correction);
             return Err(Source::Url.error(parameter.shown(has_password), invalid));
         }
     }

@@ -2,15 +2,13 @@
 
 use crate::config::multi_host::default_name;
 use crate::config::source::Source;
-use crate::config::value::{InvalidSetting, SettingValue};
+use crate::config::value::SettingValue;
+use crate::error::Flaw;
 use crate::peers::peer_config::PeerConfig;
 use crate::redact::{may_be_shown, shown_or_redacted};
 
 /// Reads the peers: a list of URLs, or a table of peers by name.
-pub(super) fn read(
-    value: &SettingValue,
-    source: Source<'_>,
-) -> Result<Vec<PeerConfig>, InvalidSetting> {
+pub(super) fn read(value: &SettingValue, source: Source<'_>) -> Result<Vec<PeerConfig>, Flaw> {
     match value {
         SettingValue::List(peers) => {
             peers.iter().enumerate().map(|(index, value)| peer(None, value, index)).collect()
@@ -32,17 +30,13 @@ pub(super) fn read(
                       \"mysql://...\" }`; one URL with several hosts belongs in `url`"
                     .to_owned(),
             };
-            Err(InvalidSetting::new("is neither a list nor a table", correction))
+            Err(Flaw::new("is neither a list nor a table", correction))
         }
     }
 }
 
 /// Reads one peer: a URL, or a table that contains a URL.
-fn peer(
-    name: Option<&String>,
-    value: &SettingValue,
-    index: usize,
-) -> Result<PeerConfig, InvalidSetting> {
+fn peer(name: Option<&String>, value: &SettingValue, index: usize) -> Result<PeerConfig, Flaw> {
     const CORRECTION: &str =
         "give a URL, or a table such as `{ url = \"...\", weight = 1, tier = 0 }`";
     let which = || match name {
@@ -50,12 +44,11 @@ fn peer(
         Some(_) => "a peer whose name may be a secret (not shown)".to_owned(),
         None => format!("peer number {}", index + 1),
     };
-    let invalid =
-        |flaw: &str| InvalidSetting::new(format!("has {flaw} for {}", which()), CORRECTION);
+    let invalid = |flaw: &str| Flaw::new(format!("has {flaw} for {}", which()), CORRECTION);
     let whole = |key: &str, value: &SettingValue| {
-        value.whole(u32::MAX).map_err(|InvalidSetting { flaw, correction }| {
-            let flaw = format!("has a `{key}` for {} that {flaw}", which());
-            InvalidSetting::new(flaw, correction)
+        value.whole(u32::MAX).map_err(|flaw| Flaw {
+            what: format!("has a `{key}` for {} that {}", which(), flaw.what).into(),
+            ..flaw
         })
     };
     let mut peer = PeerConfig::new(name.cloned().unwrap_or_default(), "");

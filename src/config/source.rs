@@ -1,8 +1,8 @@
 //! The sources of settings in text form, which an error names as the place to correct.
 
 use crate::config::keys;
-use crate::config::value::{InvalidSetting, SettingValue};
-use crate::error::BuildErrorKind;
+use crate::config::value::SettingValue;
+use crate::error::{BuildErrorKind, Flaw};
 use crate::redact::may_be_shown;
 
 /// The keys and values of one source, as they were read.
@@ -39,12 +39,8 @@ impl Source<'_> {
         }
     }
 
-    pub(super) fn error(
-        self,
-        key: &str,
-        InvalidSetting { flaw, correction }: InvalidSetting,
-    ) -> BuildErrorKind {
+    pub(super) fn error(self, key: &str, flaw: Flaw) -> BuildErrorKind {
         let setting = keys::all().find(|setting| *setting == key);
-        BuildErrorKind::Setting { setting, key: self.describe(key), flaw, correction }
+        BuildErrorKind::Setting { setting, key: self.describe(key), flaw }
     }
 }

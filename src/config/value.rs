@@ -1,5 +1,6 @@
 //! The value of a setting as it was read, and its conversion to the type of the setting.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -21,19 +22,6 @@ pub(crate) enum SettingValue {
     Table(Vec<(String, SettingValue)>),
 }
 
-/// An invalid setting: what is wrong, to be printed after its key, and how to correct it.
-#[derive(Debug)]
-pub(crate) struct InvalidSetting {
-    pub(crate) flaw: Flaw,
-    pub(crate) correction: Flaw,
-}
-
-impl InvalidSetting {
-    pub(crate) fn new(flaw: impl Into<Flaw>, correction: impl Into<Flaw>) -> Self {
-        Self { flaw: flaw.into(), correction: correction.into() }
-    }
-}
-
 const DURATION: &str = "give a duration with a unit, such as \"250ms\", \"30s\", \"5min\" or \"1h\", \
                         or a number of seconds";
 const DURATION_OR_NONE: &str = "give a duration with a unit, such as \"500ms\" or \"2s\", a number of \
@@ -49,14 +37,14 @@ const UNITS: [(&str, u64); 5] =
 
 impl SettingValue {
     /// Parses a duration. A number without a unit counts seconds.
-    pub(crate) fn duration(&self) -> Result<Duration, InvalidSetting> {
+    pub(crate) fn duration(&self) -> Result<Duration, Flaw> {
         self.parse_with_unit()
             .or_else(|| self.parse_seconds())
             .ok_or_else(|| self.invalid(DURATION))
     }
 
     /// Parses a duration, or `none` (in a file also `false`), which disables the setting.
-    pub(crate) fn duration_or_none(&self) -> Result<Option<Duration>, InvalidSetting> {
+    pub(crate) fn duration_or_none(&self) -> Result<Option<Duration>, Flaw> {
         if self.is_none() {
             return Ok(None);
         }
@@ -68,7 +56,7 @@ impl SettingValue {
 
     /// Parses a duration that must have a unit, or `none`: for keys that libpq also has, with another
     /// unit.
-    pub(crate) fn duration_with_unit_or_none(&self) -> Result<Option<Duration>, InvalidSetting> {
+    pub(crate) fn duration_with_unit_or_none(&self) -> Result<Option<Duration>, Flaw> {
         if self.is_none() {
             return Ok(None);
         }
@@ -76,10 +64,7 @@ impl SettingValue {
     }
 
     /// Parses a whole number of up to the largest number of its type.
-    pub(crate) fn whole<T: TryFrom<u64> + Copy + fmt::Display>(
-        &self,
-        max: T,
-    ) -> Result<T, InvalidSetting> {
+    pub(crate) fn whole<T: TryFrom<u64> + Copy + fmt::Display>(&self, max: T) -> Result<T, Flaw> {
         let whole = match self {
             Self::Whole(whole) => Some(*whole),
             Self::Text(text) => text.trim().parse().ok(),
@@ -91,24 +76,24 @@ impl SettingValue {
     }
 
     /// Parses a choice from its name.
-    pub(crate) fn choice<T: FromStr<Err = ParseChoiceError>>(&self) -> Result<T, InvalidSetting> {
+    pub(crate) fn choice<T: FromStr<Err = ParseChoiceError>>(&self) -> Result<T, Flaw> {
         // No choice has an empty name.
         let name = if let Self::Text(name) = self { name.trim() } else { "" };
         name.parse().map_err(|error: ParseChoiceError| self.invalid(error.to_string()))
     }
 
     /// Returns a string. The setting may be a secret, so the error does not show a value of another type.
-    pub(crate) fn text(&self) -> Result<&str, InvalidSetting> {
+    pub(crate) fn text(&self) -> Result<&str, Flaw> {
         match self {
             Self::Text(text) => Ok(text),
-            _ => Err(InvalidSetting::new("is not a string", "put the value in quotes")),
+            _ => Err(Flaw::new("is not a string", "put the value in quotes")),
         }
     }
 
     /// Parses a number for each of some peers: a table, or a text such as `db0=2,db1=1`.
-    pub(crate) fn numbers_by_peer(&self) -> Result<Vec<(String, u32)>, InvalidSetting> {
+    pub(crate) fn numbers_by_peer(&self) -> Result<Vec<(String, u32)>, Flaw> {
         let pair = |name: &str, number: &Self| Ok((name.to_owned(), number.whole(u32::MAX)?));
-        let invalid = || InvalidSetting::new("is not a list of numbers by peer", NUMBER_BY_PEER);
+        let invalid = || Flaw::new("is not a list of numbers by peer", NUMBER_BY_PEER);
         match self {
             Self::Table(numbers) => {
                 numbers.iter().map(|(name, number)| pair(name, number)).collect()
@@ -158,8 +143,8 @@ impl SettingValue {
         }
     }
 
-    fn invalid(&self, correction: impl Into<Flaw>) -> InvalidSetting {
-        InvalidSetting::new(format!("is {self}"), correction)
+    fn invalid(&self, correction: impl Into<Cow<'static, str>>) -> Flaw {
+        Flaw::new(format!("is {self}"), correction)
     }
 }
 
