@@ -161,30 +161,28 @@ fn try_apply<C: 'static>(
     // or table of peers.
     entries.sort_by_key(|(key, _)| !PEER_KEYS.contains(&&**key));
     for (index, (key, value)) in entries.iter().enumerate() {
-        let invalid = |invalid| source.error(key, invalid);
-        let reject = |flaw: &'static str, correction: &'static str| {
-            Err(invalid(Flaw::new(flaw, correction)))
-        };
+        let error = |flaw| source.error(key, flaw);
         if entries[..index].iter().any(|(earlier, _)| earlier == key) {
-            return reject("is given twice", "remove one of them");
+            return Err(error(Flaw::new("is given twice", "remove one of them")));
         }
-        builder = match &**key {
-            "url" if matches!(value, SettingValue::List(_) | SettingValue::Table(_)) => {
-                return reject("is not a string", "give several URLs in `peers`");
+        builder = match (&**key, value) {
+            ("url", SettingValue::List(_) | SettingValue::Table(_)) => {
+                return Err(error(Flaw::new("is not a string", "give several URLs in `peers`")));
             }
-            "url" => {
-                let url = value.text().map_err(invalid)?;
-                let dialect = Dialect::for_connection::<C>();
-                let (peers, settings) = multi_host::split(&source.describe(key), url, dialect)?;
+            ("url", value) => {
+                let (key, url) = (source.describe(key), value.text().map_err(error)?);
+                let (peers, settings) =
+                    multi_host::split(&key, url, Dialect::for_connection::<C>())?;
                 try_apply(builder.peers(peers), Source::Url, settings)?
             }
-            "peers" if entries.iter().any(|(key, _)| key == "url") => {
-                return reject("and `url` both define the peers", "remove one of them");
+            ("peers", _) if entries.iter().any(|(key, _)| key == "url") => {
+                let flaw = Flaw::new("and `url` both define the peers", "remove one of them");
+                return Err(error(flaw));
             }
-            "peers" => builder.peers(peer_list::read(value, source).map_err(invalid)?),
-            _ => {
+            ("peers", value) => builder.peers(peer_list::read(value, source).map_err(error)?),
+            (key, value) => {
                 let setter = keys::setter(key).ok_or_else(|| hint::unknown_key(key, source));
-                setter.and_then(|set| set(builder, value)).map_err(invalid)?
+                setter.and_then(|set| set(builder, value)).map_err(error)?
             }
         };
     }

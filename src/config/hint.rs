@@ -21,12 +21,14 @@ const SYNONYMS: [(&str, &str); 10] = [
     ("dbname", "url"),
 ];
 
-/// Returns the error for a key that is not a setting, with the most likely correction.
+/// Returns the flaw of a key that is not a setting, with the most likely correction.
 pub(super) fn unknown_key(key: &str, source: Source<'_>) -> Flaw {
-    let flaw = "is not a setting";
+    Flaw::new("is not a setting", correction(key, source))
+}
+
+fn correction(key: &str, source: Source<'_>) -> String {
     if CLOSURE_METHODS.contains(&key) {
-        let correction = format!("it is a closure; set it in code, with the builder's `{key}`");
-        return Flaw::new(flaw, correction);
+        return format!("it is a closure; set it in code, with the builder's `{key}`");
     }
     #[cfg(feature = "rocket")]
     if source == Source::Rocket {
@@ -36,29 +38,24 @@ pub(super) fn unknown_key(key: &str, source: Source<'_>) -> Flaw {
             _ => similar_in(key, [ROCKET_POOL_SIZE, ROCKET_TIMEOUT]),
         };
         if let Some(rocket_key) = rocket_key {
-            return Flaw::new(flaw, format!("use Rocket's `{rocket_key}`"));
+            return format!("use Rocket's `{rocket_key}`");
         }
     }
     if POOL_KEYS.contains(&key) {
-        return Flaw::new(flaw, "it belongs to the pool; set it on `Pool::builder()`");
+        return "it belongs to the pool; set it on `Pool::builder()`".to_owned();
     }
     if let (Source::Environment { prefix }, Some(longer)) = (source, longer_prefix(key)) {
         let (prefix, longer) = (shown_or_redacted(prefix), shown_or_redacted(longer));
-        let longer = longer.to_ascii_uppercase();
-        let correction = format!("did you mean the prefix `{prefix}{longer}`?");
-        return Flaw::new(flaw, correction);
+        return format!("did you mean the prefix `{prefix}{}`?", longer.to_ascii_uppercase());
     }
-    if let Some((_, setting)) = SYNONYMS.iter().find(|(synonym, _)| *synonym == key) {
-        return Flaw::new(flaw, format!("did you mean `{setting}`?"));
-    }
-    if let Some(setting) = similar(key) {
-        return Flaw::new(flaw, format!("did you mean `{setting}`?"));
+    let synonym = SYNONYMS.iter().find(|(synonym, _)| *synonym == key);
+    if let Some(setting) = synonym.map(|(_, setting)| *setting).or_else(|| similar(key)) {
+        return format!("did you mean `{setting}`?");
     }
     if ["user_file", "password_file"].contains(&key) {
-        return Flaw::new(flaw, "read the file in code, with the builder's `credentials`");
+        return "read the file in code, with the builder's `credentials`".to_owned();
     }
-    let settings: Vec<&str> = keys::all().collect();
-    Flaw::new(flaw, format!("the settings are {}", settings.join(", ")))
+    format!("the settings are {}", keys::all().collect::<Vec<_>>().join(", "))
 }
 
 /// Returns the setting with a similar name: equal but for case, `_` and `-`, or with few typing errors.

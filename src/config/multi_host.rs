@@ -131,53 +131,46 @@ fn take_settings(
     parameters: &mut Vec<Parameter>,
     dialect: Dialect,
 ) -> Result<Entries, BuildErrorKind> {
-    let mut settings = Entries::new();
     let has_password = parameters.iter().any(|parameter| parameter.key == "password");
-    let (ours, others): (Vec<_>, Vec<_>) = parameters.drain(..).partition(|parameter| {
-        let is_per_peer = PER_PEER.iter().any(|prefix| parameter.key.starts_with(prefix));
-        SETTINGS.contains(&&*parameter.key) || is_per_peer
+    let (ours, others) = parameters.drain(..).partition(|Parameter { key, .. }| {
+        SETTINGS.contains(&&**key) || PER_PEER.iter().any(|prefix| key.starts_with(prefix))
     });
+    *parameters = others;
+    let mut settings = Entries::new();
     for Parameter { key, value } in ours {
         let value = SettingValue::Text(percent_decoded(&value.unwrap_or_default()));
-        match key.split_once('.') {
-            None => settings.push((key, value)),
-            Some((setting, peer)) => {
-                let number = (percent_decoded(peer), value);
-                match settings.iter_mut().find(|(key, _)| key == setting) {
-                    Some((_, SettingValue::Table(numbers)))
-                        if numbers.iter().any(|(peer, _)| *peer == number.0) =>
-                    {
-                        let flaw = "is given twice for the same peer";
-                        let invalid = Flaw::new(flaw, "remove one of them");
-                        return Err(Source::Url.error(setting, invalid));
-                    }
-                    Some((_, SettingValue::Table(numbers))) => numbers.push(number),
-                    _ => settings.push((setting.to_owned(), SettingValue::Table(vec![number]))),
+        let Some((setting, peer)) = key.split_once('.') else {
+            settings.push((key, value));
+            continue;
+        };
+        let peer = percent_decoded(peer);
+        match settings.iter_mut().find(|(key, _)| key == setting) {
+            Some((_, SettingValue::Table(numbers))) => {
+                if numbers.iter().any(|(earlier, _)| *earlier == peer) {
+                    let flaw = Flaw::new("is given twice for the same peer", "remove one of them");
+                    return Err(Source::Url.error(setting, flaw));
                 }
+                numbers.push((peer, value));
             }
+            _ => settings.push((setting.to_owned(), SettingValue::Table(vec![(peer, value)]))),
         }
     }
-    for parameter in &others {
-        let key = &parameter.key;
-        if POOL_KEYS.contains(&&**key) {
-            return Err(Source::Url.error(key, unknown_key(key, Source::Url)));
-        }
-        if let Some(meant) = similar(key).filter(|_| !dialect.parameters().contains(&&**key)) {
-            let correction = format!("did you mean `{meant}`?");
-            let invalid = Flaw::new("is not a setting", correction);
-            return Err(Source::Url.error(parameter.shown(has_password), invalid));
-        }
-        if !dialect.accepts(key) {
-            let flaw = format!("is neither a setting nor a parameter of a {dialect} URL");
-            let correction = format!(
-                "the parameters are {}; the settings are {}",
-                dialect.parameters().join(", "),
-                SETTINGS.join(", "),
-            );
-            let invalid = Flaw::new(flaw, correction);
-            return Err(Source::Url.error(parameter.shown(has_password), invalid));
-        }
+    for parameter in parameters {
+        let (key, shown) = (&*parameter.key, parameter.shown(has_password));
+        let meant = similar(key).filter(|_| !dialect.parameters().contains(&key));
+        let (key, flaw) = if POOL_KEYS.contains(&key) {
+            (key, unknown_key(key, Source::Url))
+        } else if let Some(meant) = meant {
+            (shown, Flaw::new("is not a setting", format!("did you mean `{meant}`?")))
+        } else if !dialect.accepts(key) {
+            let (accepted, settings) = (dialect.parameters().join(", "), SETTINGS.join(", "));
+            let correction = format!("the parameters are {accepted}; the settings are {settings}");
+            let what = format!("is neither a setting nor a parameter of a {dialect} URL");
+            (shown, Flaw::new(what, correction))
+        } else {
+            continue;
+        };
+        return Err(Source::Url.error(key, flaw));
     }
-    *parameters = others;
     Ok(settings)
 }

@@ -38,29 +38,18 @@ const UNITS: [(&str, u64); 5] =
 impl SettingValue {
     /// Parses a duration. A number without a unit counts seconds.
     pub(crate) fn duration(&self) -> Result<Duration, Flaw> {
-        self.parse_with_unit()
-            .or_else(|| self.parse_seconds())
-            .ok_or_else(|| self.invalid(DURATION))
+        self.parse_duration().ok_or_else(|| self.invalid(DURATION))
     }
 
     /// Parses a duration, or `none` (in a file also `false`), which disables the setting.
     pub(crate) fn duration_or_none(&self) -> Result<Option<Duration>, Flaw> {
-        if self.is_none() {
-            return Ok(None);
-        }
-        self.parse_with_unit()
-            .or_else(|| self.parse_seconds())
-            .map(Some)
-            .ok_or_else(|| self.invalid(DURATION_OR_NONE))
+        self.or_none(Self::parse_duration, DURATION_OR_NONE)
     }
 
     /// Parses a duration that must have a unit, or `none`: for keys that libpq also has, with another
     /// unit.
     pub(crate) fn duration_with_unit_or_none(&self) -> Result<Option<Duration>, Flaw> {
-        if self.is_none() {
-            return Ok(None);
-        }
-        self.parse_with_unit().map(Some).ok_or_else(|| self.invalid(DURATION_WITH_UNIT))
+        self.or_none(Self::parse_with_unit, DURATION_WITH_UNIT)
     }
 
     /// Parses a whole number of up to the largest number of its type.
@@ -110,12 +99,20 @@ impl SettingValue {
         }
     }
 
-    fn is_none(&self) -> bool {
+    fn or_none(
+        &self,
+        parse: fn(&Self) -> Option<Duration>,
+        correction: &'static str,
+    ) -> Result<Option<Duration>, Flaw> {
         match self {
-            Self::None | Self::Bool(false) => true,
-            Self::Text(text) => text.trim() == "none",
-            _ => false,
+            Self::None | Self::Bool(false) => Ok(None),
+            Self::Text(text) if text.trim() == "none" => Ok(None),
+            _ => parse(self).map(Some).ok_or_else(|| self.invalid(correction)),
         }
+    }
+
+    fn parse_duration(&self) -> Option<Duration> {
+        self.parse_with_unit().or_else(|| self.parse_seconds())
     }
 
     fn parse_with_unit(&self) -> Option<Duration> {
