@@ -13,7 +13,7 @@ use diesel::r2d2::R2D2Connection;
 use rand::SeedableRng;
 use rand::rngs::{SmallRng, SysRng};
 
-use crate::error::{BuildError, BuildErrorKind, PeersError};
+use crate::error::{BuildError, BuildErrorKind, Flaw, PeersError};
 use crate::events::dispatcher;
 use crate::events::log::EventLog;
 use crate::events::{Event, EventHandler};
@@ -28,8 +28,8 @@ use crate::pool::connection::PoolState;
 use crate::pool::exchange::Exchange;
 use crate::redact::shown_name;
 use crate::resolver::{self, Resolve};
+use crate::settings::Given;
 use crate::settings::policy::{AllDown, Balance, Donors, Recovery, Role, Strategy};
-use crate::settings::{ExplicitSettings, Settings};
 use crate::url::dialect::Dialect;
 use crate::url::{Credentials, CredentialsProvider};
 
@@ -43,9 +43,7 @@ pub struct PeerManagerBuilder<C> {
     /// Weights and tiers of peers by name. They may be set before the peers themselves.
     weights: Vec<(String, u32)>,
     tiers: Vec<(String, u32)>,
-    settings: Settings,
-    explicit: ExplicitSettings,
-    balance: Balance,
+    given: Given,
     health_check: Box<ConnectionHook<C>>,
     on_connect: Box<ConnectionHook<C>>,
     /// The credentials for every peer, in place of those in its URL.
@@ -66,7 +64,7 @@ pub struct PeerManagerBuilder<C> {
 // Not derived, because the URLs are secrets and `C` need not be `Debug`.
 impl<C> fmt::Debug for PeerManagerBuilder<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { peers, weights, tiers, settings, balance, credentials, rng_seed, .. } = self;
+        let Self { peers, weights, tiers, given, credentials, rng_seed, .. } = self;
         // Names are left out: before `build()` has checked them, a name may be a URL.
         let numbers = |given: &[(String, u32)]| given.iter().map(|(_, number)| *number).collect();
         let (weights, tiers): (Vec<u32>, Vec<u32>) = (numbers(weights), numbers(tiers));
@@ -74,8 +72,7 @@ impl<C> fmt::Debug for PeerManagerBuilder<C> {
             .field("peers", &peers.len())
             .field("weights", &weights)
             .field("tiers", &tiers)
-            .field("settings", settings)
-            .field("balance", balance)
+            .field("settings", given)
             .field("credentials", credentials)
             .field("rng_seed", rng_seed)
             .finish_non_exhaustive()
@@ -88,9 +85,7 @@ impl<C> PeerManagerBuilder<C> {
             peers: Vec::new(),
             weights: Vec::new(),
             tiers: Vec::new(),
-            settings: Settings::default(),
-            explicit: ExplicitSettings::default(),
-            balance: Balance::default(),
+            given: Given::default(),
             health_check: Box::new(|_| Ok(())),
             on_connect: Box::new(|_| Ok(())),
             credentials: Credentials::default(),
@@ -151,8 +146,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to `default`; in a Rocket application, to the name of the database.
     #[must_use]
     pub fn pool_name(mut self, pool_name: impl Into<String>) -> Self {
-        self.settings.pool_name = pool_name.into();
-        self.explicit.insert("pool_name");
+        self.given.pool_name = Some(pool_name.into());
         self
     }
 
@@ -199,7 +193,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to [`Strategy::LeastConnections`].
     #[must_use]
     pub fn strategy(mut self, strategy: Strategy) -> Self {
-        self.settings.strategy = strategy;
+        self.given.strategy = Some(strategy);
         self
     }
 
@@ -208,7 +202,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to [`Balance::PerCheckout`].
     #[must_use]
     pub fn balance(mut self, balance: Balance) -> Self {
-        self.balance = balance;
+        self.given.balance = Some(balance);
         self
     }
 
@@ -220,7 +214,7 @@ impl<C> PeerManagerBuilder<C> {
     /// connections than necessary may be closed.
     #[must_use]
     pub fn rebalance_interval(mut self, rebalance_interval: Duration) -> Self {
-        self.settings.rebalance_interval = rebalance_interval;
+        self.given.rebalance_interval = Some(rebalance_interval);
         self
     }
 
@@ -235,7 +229,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 30 minutes, like r2d2's `max_lifetime`.
     #[must_use]
     pub fn connection_max_age(mut self, connection_max_age: Duration) -> Self {
-        self.settings.connection_max_age = connection_max_age;
+        self.given.connection_max_age = Some(connection_max_age);
         self
     }
 
@@ -316,9 +310,8 @@ impl<C> PeerManagerBuilder<C> {
 
     /// As `pool_timeout`, under the name that the setting has in its source, for errors.
     pub(crate) fn pool_timeout_as(mut self, name: &'static str, pool_timeout: Duration) -> Self {
-        self.settings.pool_timeout = Some(pool_timeout);
-        self.settings.pool_timeout_name = name;
-        self.explicit.insert(name);
+        self.given.pool_timeout = Some(Some(pool_timeout));
+        self.given.pool_timeout_name = Some(name);
         self
     }
 
@@ -329,8 +322,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 30 seconds, as in django-proxysql. The minimum is 10 milliseconds.
     #[must_use]
     pub fn check_interval(mut self, check_interval: Duration) -> Self {
-        self.settings.check_interval = check_interval;
-        self.explicit.insert("check_interval");
+        self.given.check_interval = Some(check_interval);
         self
     }
 
@@ -346,8 +338,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 5 seconds.
     #[must_use]
     pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
-        self.settings.connect_timeout = connect_timeout;
-        self.explicit.insert("connect_timeout");
+        self.given.connect_timeout = Some(connect_timeout);
         self
     }
 
@@ -357,8 +348,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 10 seconds.
     #[must_use]
     pub fn connect_deadline(mut self, connect_deadline: Duration) -> Self {
-        self.settings.connect_deadline = connect_deadline;
-        self.explicit.insert("connect_deadline");
+        self.given.connect_deadline = Some(connect_deadline);
         self
     }
 
@@ -371,8 +361,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 1 second.
     #[must_use]
     pub fn ping_timeout(mut self, ping_timeout: Duration) -> Self {
-        self.settings.ping_timeout = ping_timeout;
-        self.explicit.insert("ping_timeout");
+        self.given.ping_timeout = Some(ping_timeout);
         self
     }
 
@@ -382,7 +371,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 30 seconds. With zero, every checkout pings.
     #[must_use]
     pub fn ping_idle(mut self, ping_idle: Duration) -> Self {
-        self.settings.ping_idle = ping_idle;
+        self.given.ping_idle = Some(ping_idle);
         self
     }
 
@@ -396,7 +385,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 2 seconds. `None` never aborts queries.
     #[must_use]
     pub fn stall_after(mut self, stall_after: impl Into<Option<Duration>>) -> Self {
-        self.settings.stall_after = stall_after.into();
+        self.given.stall_after = Some(stall_after.into());
         self
     }
 
@@ -409,8 +398,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 1 second.
     #[must_use]
     pub fn check_timeout(mut self, check_timeout: Duration) -> Self {
-        self.settings.check_timeout = check_timeout;
-        self.explicit.insert("check_timeout");
+        self.given.check_timeout = Some(check_timeout);
         self
     }
 
@@ -422,7 +410,7 @@ impl<C> PeerManagerBuilder<C> {
     /// the setting of the client library or the URL unchanged.
     #[must_use]
     pub fn tcp_keepalive(mut self, keepalive: impl Into<Option<Duration>>) -> Self {
-        self.settings.tuning.keepalive = keepalive.into();
+        self.given.tcp_keepalive = Some(keepalive.into());
         self
     }
 
@@ -432,7 +420,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to 20 seconds. `None` leaves the setting of the client library or the URL unchanged.
     #[must_use]
     pub fn tcp_user_timeout(mut self, user_timeout: impl Into<Option<Duration>>) -> Self {
-        self.settings.tuning.user_timeout = user_timeout.into();
+        self.given.tcp_user_timeout = Some(user_timeout.into());
         self
     }
 
@@ -441,7 +429,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to [`Recovery::AfterCheck`].
     #[must_use]
     pub fn recovery(mut self, recovery: Recovery) -> Self {
-        self.settings.recovery = recovery;
+        self.given.recovery = Some(recovery);
         self
     }
 
@@ -451,7 +439,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to [`Role::Any`].
     #[must_use]
     pub fn require(mut self, role: Role) -> Self {
-        self.settings.requirements.role = role;
+        self.given.requirements.get_or_insert_default().role = role;
         self
     }
 
@@ -460,7 +448,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to [`Donors::ServeUnlessBlocked`].
     #[must_use]
     pub fn galera_donors(mut self, donors: Donors) -> Self {
-        self.settings.requirements.donors = donors;
+        self.given.requirements.get_or_insert_default().donors = donors;
         self
     }
 
@@ -496,7 +484,7 @@ impl<C> PeerManagerBuilder<C> {
         mut self,
         classify: impl Fn(Failure<'_>) -> Option<Fault> + Send + Sync + 'static,
     ) -> Self {
-        self.settings.classifier = Classifier::with_closure(Arc::new(classify));
+        self.given.classifier = Some(Classifier::with_closure(Arc::new(classify)));
         self
     }
 
@@ -505,7 +493,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Defaults to [`AllDown::Try`].
     #[must_use]
     pub fn all_down(mut self, all_down: AllDown) -> Self {
-        self.settings.all_down = all_down;
+        self.given.all_down = Some(all_down);
         self
     }
 
@@ -516,7 +504,7 @@ impl<C> PeerManagerBuilder<C> {
     /// return. The minimum is 10 milliseconds.
     #[must_use]
     pub fn all_down_interval(mut self, all_down_interval: Duration) -> Self {
-        self.settings.all_down_interval = all_down_interval;
+        self.given.all_down_interval = Some(all_down_interval);
         self
     }
 
@@ -530,8 +518,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Zero does not wait, and neither does [`AllDown::Fail`].
     #[must_use]
     pub fn all_down_wait(mut self, all_down_wait: Duration) -> Self {
-        self.settings.all_down_wait = all_down_wait;
-        self.explicit.insert("all_down_wait");
+        self.given.all_down_wait = Some(all_down_wait);
         self
     }
 
@@ -553,7 +540,7 @@ impl<C> PeerManagerBuilder<C> {
     /// addresses. The minimum is 10 milliseconds.
     #[must_use]
     pub fn resolve_interval(mut self, resolve_interval: impl Into<Option<Duration>>) -> Self {
-        self.settings.resolve_interval = resolve_interval.into();
+        self.given.resolve_interval = Some(resolve_interval.into());
         self
     }
 
@@ -612,8 +599,8 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     #[cfg(feature = "rocket")]
-    pub(crate) fn is_explicit(&self, setting: &str) -> bool {
-        self.explicit.contains(setting)
+    pub(crate) fn has_pool_timeout(&self) -> bool {
+        self.given.pool_timeout.is_some()
     }
 
     /// Records a prefix of environment variables under which `url` was searched.
@@ -633,13 +620,13 @@ impl<C> PeerManagerBuilder<C> {
 
     /// Every setting that can be given as text, secrets included.
     pub(crate) fn given(&self) -> String {
-        let Self { weights, tiers, settings, explicit, balance, rng_seed, first_error, .. } = self;
+        let Self { weights, tiers, given, rng_seed, first_error, .. } = self;
         let Credentials { user, password } = &self.credentials;
         let weights_and_tiers: Vec<_> =
             self.peers.iter().map(|peer| (peer.weight, peer.tier)).collect();
         format!(
-            "{:?} {weights_and_tiers:?} {weights:?} {tiers:?} {settings:?} {explicit:?} {balance:?} {user:?} \
-             {password:?} {rng_seed:?} {first_error:?}",
+            "{:?} {weights_and_tiers:?} {weights:?} {tiers:?} {given:?} {user:?} {password:?} {rng_seed:?} \
+             {first_error:?}",
             self.given_peers(),
         )
     }
@@ -662,29 +649,20 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
     /// when every weight is 0; or when the operating system provides no thread or no randomness. Whether
     /// a well-formed URL leads to a server is found out by the first login.
     pub fn build(self) -> Result<PeerManager<C>, BuildError> {
-        let Self {
-            peers,
-            weights,
-            tiers,
-            settings,
-            explicit,
-            balance,
-            health_check,
-            on_connect,
-            credentials,
-            ..
-        } = self;
+        let Self { peers, weights, tiers, given, health_check, on_connect, credentials, .. } = self;
         if let Some(error) = self.first_error {
             return Err(error.into());
         }
         if peers.is_empty() {
             return Err(PeersError::NoPeers { prefixes: self.searched_prefixes }.into());
         }
-        validate_pool_name(&settings.pool_name)?;
+        if let Some(name) = &given.pool_name {
+            validate_pool_name(name)?;
+        }
         validate_names(&peers)?;
         let weight_of = by_name("weight", &peers, &weights)?;
         let tier_of = by_name("tier", &peers, &tiers)?;
-        let settings = settings.validate(&explicit)?;
+        let settings = given.resolve()?;
         #[cfg(feature = "doctor")]
         let settings = if self.without_checks { settings.without_checks() } else { settings };
         let validator = PeerValidator {
@@ -717,6 +695,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
             on_connect,
             credentials_provider: self.credentials_provider,
         });
+        let balance = settings.balance;
         // A generator of its own: the random choices of the set and of the exchange stay independent.
         let exchange = Exchange::new(settings.strategy, rng.fork());
         let (stop, stopped) = bounded(0);
@@ -730,7 +709,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
             None => EventLog::default(),
         };
         let (wake, woken) = bounded(1);
-        let set = Arc::new(PeerSet::new(peers, settings, (validator, event_log), rng, wake, now));
+        let set = Arc::new(PeerSet::new(peers, settings, validator, event_log, rng, wake, now));
         #[cfg(feature = "metrics")]
         crate::metrics::start(set.clone(), stopped.clone()).map_err(BuildErrorKind::System)?;
         let pool = Arc::new(PoolState { set: set.clone(), exchange, balance });
@@ -751,9 +730,8 @@ fn validate_pool_name(name: &str) -> Result<(), BuildErrorKind> {
         _ if name.chars().any(char::is_control) => "contains a control character",
         _ => return Ok(()),
     };
-    let right = "give a name to show on pages and in metrics";
-    let (setting, key) = (Some("pool_name".to_owned()), "`pool_name`".to_owned());
-    Err(BuildErrorKind::Setting { setting, key, flaw: flaw.into(), correction: right.into() })
+    let flaw = Flaw::new(flaw, "give a name to show on pages and in metrics");
+    Err(BuildErrorKind::Setting { setting: Some("pool_name"), key: "`pool_name`".to_owned(), flaw })
 }
 
 /// Looks up a setting by the name of its peer. The last value set for a name counts.

@@ -7,8 +7,42 @@ use std::time::Duration;
 
 use crate::redact::may_be_shown;
 
-/// A flaw of a named text, phrased to be read after the name: "is empty".
-pub(crate) type Flaw = Cow<'static, str>;
+/// A flaw of a named text, and how to correct it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Flaw {
+    /// What is wrong, phrased to be read after the name: "is empty".
+    pub(crate) what: Cow<'static, str>,
+    /// An instruction. `None` if the correction follows from the kind of the text.
+    pub(crate) correction: Option<Cow<'static, str>>,
+}
+
+impl Flaw {
+    pub(crate) fn new(
+        what: impl Into<Cow<'static, str>>,
+        correction: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self { what: what.into(), correction: Some(correction.into()) }
+    }
+
+    /// Adds a correction, unless there is one.
+    pub(crate) fn or_correction(mut self, correction: &'static str) -> Self {
+        self.correction.get_or_insert(correction.into());
+        self
+    }
+}
+
+impl<T: Into<Cow<'static, str>>> From<T> for Flaw {
+    fn from(what: T) -> Self {
+        Self { what: what.into(), correction: None }
+    }
+}
+
+impl fmt::Display for Flaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        self.correction.iter().try_for_each(|correction| write!(f, ": {correction}"))
+    }
+}
 
 /// The error of [`PeerManagerBuilder::build`](crate::PeerManagerBuilder::build).
 ///
@@ -35,10 +69,10 @@ impl BuildError {
     #[must_use]
     pub fn setting(&self) -> Option<&str> {
         match &self.kind {
-            BuildErrorKind::Peers(PeersError::UnknownPeer { setting, .. }) => *setting,
+            BuildErrorKind::Setting { setting, .. }
+            | BuildErrorKind::Peers(PeersError::UnknownPeer { setting, .. }) => *setting,
             BuildErrorKind::Peers(PeersError::NoWeight) => Some("weight"),
             BuildErrorKind::Peers(_) | BuildErrorKind::System(_) => None,
-            BuildErrorKind::Setting { setting, .. } => setting.as_deref(),
             BuildErrorKind::TooShort { setting, .. }
             | BuildErrorKind::Conflict { shorter: (setting, _), .. } => Some(setting),
         }
@@ -52,12 +86,10 @@ pub(crate) enum BuildErrorKind {
     /// A setting given as text, or one whose value is not valid.
     Setting {
         /// The setting's name, if it is known and not a secret.
-        setting: Option<String>,
+        setting: Option<&'static str>,
         /// The setting as it is called in its source: "`SHOP_DB_URL`", "`weight` in the URL".
         key: String,
         flaw: Flaw,
-        /// The correction, as an instruction.
-        correction: Flaw,
     },
     TooShort {
         setting: &'static str,
@@ -107,7 +139,7 @@ pub(crate) enum PeersError {
         /// The setting that the builder was to give to the peer.
         setting: Option<&'static str>,
         /// The name in a form that may be shown.
-        name: Flaw,
+        name: Cow<'static, str>,
         names: Vec<String>,
     },
     NoWeight,
@@ -138,9 +170,7 @@ impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
             BuildErrorKind::Peers(error) => fmt::Display::fmt(error, f),
-            BuildErrorKind::Setting { setting: _, key, flaw, correction } => {
-                write!(f, "{key} {flaw}: {correction}")
-            }
+            BuildErrorKind::Setting { setting: _, key, flaw } => write!(f, "{key} {flaw}"),
             BuildErrorKind::TooShort { setting, duration, least } => {
                 write!(f, "`{setting}` is {duration:?}: the minimum is {least:?}")
             }
@@ -205,17 +235,13 @@ impl fmt::Display for PeersError {
                  applies to every peer: remove the {setting} from the URL, or use the closure \
                  `credentials`, which is called for every login, in place of the setting",
             ),
-            Self::Url { name, flaw } => write!(
-                f,
-                "the URL of peer {name:?} {flaw}{}",
-                // Some flaws already include the correction.
-                if flaw.contains(": ") {
-                    ""
-                } else {
-                    ": give a URL that diesel's `establish` accepts, as \
-                     `mysql://user:password@host/database`"
-                },
-            ),
+            Self::Url { name, flaw: Flaw { what, correction } } => {
+                let correction = correction.as_deref().unwrap_or(
+                    "give a URL that diesel's `establish` accepts, as \
+                     `mysql://user:password@host/database`",
+                );
+                write!(f, "the URL of peer {name:?} {what}: {correction}")
+            }
             Self::UnknownPeer { setting, name, names } => {
                 if let Some(setting) = setting {
                     write!(f, "a {setting} is set for ")?;

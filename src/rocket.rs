@@ -28,7 +28,8 @@ pub use launch_error::LaunchError;
 pub use registry::Registry;
 
 use crate::builder::PeerManagerBuilder;
-use crate::config::{Config, ROCKET_POOL_SIZE as SIZE, ROCKET_TIMEOUT as TIMEOUT};
+use crate::config::Config;
+use crate::config::keys::{ROCKET_POOL_SIZE as SIZE, ROCKET_TIMEOUT as TIMEOUT};
 use crate::manager::PeerManager;
 use crate::pool::connection::PeerConnection;
 use crate::prime::prime;
@@ -69,7 +70,7 @@ impl<C: R2D2Connection + Send + 'static> Poolable for PeerConnection<C> {
                 Ok(())
             });
         }
-        builder = settings.apply_with_rocket_timeout(builder, timeout).ok_or_else(|| {
+        builder = builder.rocket_config(settings, timeout).ok_or_else(|| {
             let key = format!("`pool_timeout` of database `{database}`");
             FigmentError::from(format!("{key} is not a setting: use Rocket's `{TIMEOUT}`"))
         })?;

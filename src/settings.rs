@@ -1,8 +1,7 @@
-//! The settings of a manager: defaults, validation and the times that follow from them.
+//! The settings of a manager: one table of names, defaults and minimums, and the times that follow from them.
 
 pub(crate) mod policy;
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
@@ -10,7 +9,7 @@ use rand::rngs::SmallRng;
 
 use crate::error::BuildErrorKind;
 use crate::fault::Classifier;
-use crate::settings::policy::{AllDown, Recovery, Requirements, Strategy};
+use crate::settings::policy::{AllDown, Balance, Recovery, Requirements, Strategy};
 use crate::socket::Tuning;
 
 /// The random part of intervals. A check comes later than its interval by up to this fraction, so that a
@@ -21,56 +20,6 @@ const JITTER: f64 = 0.1;
 /// The maximum of all durations: practically unlimited. `Instant` cannot represent much longer times.
 const MAX_DURATION: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
-/// From django-proxysql.
-const DEFAULT_CHECK_INTERVAL: Duration = Duration::from_secs(30);
-
-/// The minimum time between two checks: each login takes a server some milliseconds.
-const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(10);
-
-/// The minimum age at which a running query triggers a check: twice the time that the checker takes to
-/// notice a query.
-const MIN_STALL_AFTER: Duration = Duration::from_millis(100);
-
-/// The default timeout of one login: many times the duration of a login over a slow network, and a sixth
-/// of r2d2's default `connection_timeout`.
-const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The default timeout of `connect()` with all its logins: a third of r2d2's default
-/// `connection_timeout`.
-const DEFAULT_CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-
-/// The default interval of checks while all peers are down: short enough that the pool serves again within
-/// half a second of a peer's return. Refusing a connection costs a host almost nothing.
-const DEFAULT_ALL_DOWN_INTERVAL: Duration = Duration::from_millis(250);
-
-/// The default time for which one `connect()` waits while all peers are down: longer than r2d2 lets a slot
-/// sleep after a failed connect, which is up to half of its `connection_timeout`.
-const DEFAULT_ALL_DOWN_WAIT: Duration = Duration::from_secs(20);
-
-/// The default timeout of a check that is made because queries hang. A small server with 64 busy sessions
-/// was observed to delay a login by 0.9 s.
-const DEFAULT_CHECK_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The default timeout of a ping. Other pools give the validation of a connection 5 s, which is long for
-/// a user who waits for a page.
-const DEFAULT_PING_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The default idle time after which a connection is pinged at checkout: by then a firewall may have
-/// dropped the connection.
-const DEFAULT_PING_IDLE: Duration = Duration::from_secs(30);
-
-/// The default age at which a running query triggers a check of its peer.
-const DEFAULT_STALL_AFTER: Duration = Duration::from_secs(2);
-
-/// The default time without received data after which the kernel sends keepalive probes. The connection is
-/// closed after three unanswered probes, a third of this time apart. The kernel's own default is two
-/// hours.
-const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(9);
-
-/// The default time for which sent data may remain unacknowledged. The kernel's own default amounts to a
-/// quarter of an hour.
-const DEFAULT_TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// The default limits of `connect_deadline` and `connect_timeout`, as fractions of the pool's timeout.
 /// The pool can report the reasons of failed logins only if these end before its own timeout.
 const MAX_DEADLINE_FRACTION: f64 = 0.8;
@@ -80,79 +29,173 @@ const MAX_TIMEOUT_FRACTION: f64 = 0.4;
 /// after a failed connect for up to half of the pool's timeout.
 const MIN_WAIT_FRACTION: f64 = 0.6;
 
-/// The default minimum time between two connections that are closed for rebalancing.
-const DEFAULT_REBALANCE_INTERVAL: Duration = Duration::from_millis(200);
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
 
-/// The default maximum age of a connection: that of r2d2's `max_lifetime`, which applies to its slots.
-const DEFAULT_CONNECTION_MAX_AGE: Duration = Duration::from_secs(30 * 60);
+/// Declares the settings, as [`Given`] and as [`Settings`], and the defaults and minimums in between.
+macro_rules! settings {
+    (
+        durations {$(
+            $duration:ident: $duration_type:ty = $duration_default:expr, at least $least:expr;
+        )*}
+        others {$(
+            $other:ident: $other_type:ty = $other_default:expr;
+        )*}
+    ) => {
+        /// The settings that were given explicitly. One that was given as disabled is `Some(None)`.
+        #[derive(Debug, Default)]
+        pub(crate) struct Given {
+            $(pub(crate) $duration: Option<$duration_type>,)*
+            $(pub(crate) $other: Option<$other_type>,)*
+        }
 
-/// The minimum time between two lookups of a host name.
-const MIN_RESOLVE_INTERVAL: Duration = Duration::from_millis(10);
+        /// All settings. The builder's methods document each of them.
+        #[derive(Debug, Clone)]
+        pub(crate) struct Settings {
+            $(pub(crate) $duration: $duration_type,)*
+            $(pub(crate) $other: $other_type,)*
+        }
 
-/// The name of a pool that was given none.
-const DEFAULT_NAME: &str = "default";
-
-/// The settings. The builder's methods document each of them.
-#[derive(Debug, Clone)]
-pub(crate) struct Settings {
-    pub(crate) pool_name: String,
-    pub(crate) check_interval: Duration,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) connect_deadline: Duration,
-    pub(crate) check_timeout: Duration,
-    pub(crate) ping_timeout: Duration,
-    pub(crate) ping_idle: Duration,
-    pub(crate) stall_after: Option<Duration>,
-    pub(crate) tuning: Tuning,
-    pub(crate) recovery: Recovery,
-    pub(crate) requirements: Requirements,
-    pub(crate) classifier: Classifier,
-    pub(crate) all_down: AllDown,
-    pub(crate) all_down_interval: Duration,
-    pub(crate) all_down_wait: Duration,
-    pub(crate) strategy: Strategy,
-    pub(crate) rebalance_interval: Duration,
-    pub(crate) connection_max_age: Duration,
-    pub(crate) resolve_interval: Option<Duration>,
-    /// The `connection_timeout` of the pool, if it is known.
-    pub(crate) pool_timeout: Option<Duration>,
-    /// The name of that setting where it was set, for errors.
-    pub(crate) pool_timeout_name: &'static str,
+        impl Given {
+            /// Returns the given settings and the defaults of all others. Rejects durations below their
+            /// minimum.
+            fn with_defaults(&self) -> Result<Settings, BuildErrorKind> {
+                Ok(Settings {
+                    $($duration: self
+                        .$duration
+                        .unwrap_or($duration_default)
+                        .limited(stringify!($duration), $least)?,)*
+                    $($other: self.$other.clone().unwrap_or($other_default),)*
+                })
+            }
+        }
+    };
 }
 
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            pool_name: DEFAULT_NAME.to_owned(),
-            check_interval: DEFAULT_CHECK_INTERVAL,
-            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-            connect_deadline: DEFAULT_CONNECT_DEADLINE,
-            check_timeout: DEFAULT_CHECK_TIMEOUT,
-            ping_timeout: DEFAULT_PING_TIMEOUT,
-            ping_idle: DEFAULT_PING_IDLE,
-            stall_after: Some(DEFAULT_STALL_AFTER),
-            tuning: Tuning {
-                keepalive: Some(DEFAULT_KEEPALIVE),
-                user_timeout: Some(DEFAULT_TCP_USER_TIMEOUT),
-            },
-            recovery: Recovery::default(),
-            requirements: Requirements::default(),
-            classifier: Classifier::default(),
-            all_down: AllDown::default(),
-            all_down_interval: DEFAULT_ALL_DOWN_INTERVAL,
-            all_down_wait: DEFAULT_ALL_DOWN_WAIT,
-            strategy: Strategy::default(),
-            rebalance_interval: DEFAULT_REBALANCE_INTERVAL,
-            connection_max_age: DEFAULT_CONNECTION_MAX_AGE,
-            resolve_interval: None,
-            pool_timeout: None,
-            pool_timeout_name: "pool_timeout",
-        }
+// A comment says where a default or a minimum comes from. Durations are validated in this order.
+settings! {
+    durations {
+        // The default is that of django-proxysql. Each login takes a server some milliseconds.
+        check_interval: Duration = 30 * SECOND, at least 10 * MILLISECOND;
+        // Short enough that the pool serves again within half a second of a peer's return. Refusing a
+        // connection costs a host almost nothing.
+        all_down_interval: Duration = 250 * MILLISECOND, at least 10 * MILLISECOND;
+        // Many times the duration of a login over a slow network, and a sixth of r2d2's default
+        // `connection_timeout`.
+        connect_timeout: Duration = 5 * SECOND, at least MILLISECOND;
+        // A third of r2d2's default `connection_timeout`.
+        connect_deadline: Duration = 10 * SECOND, at least MILLISECOND;
+        // A small server with 64 busy sessions was observed to delay a login by 0.9 s.
+        check_timeout: Duration = SECOND, at least MILLISECOND;
+        // Other pools give the validation of a connection 5 s, which is long for a user who waits for a
+        // page.
+        ping_timeout: Duration = SECOND, at least MILLISECOND;
+        // After this idle time a firewall may have dropped the connection.
+        ping_idle: Duration = 30 * SECOND, at least Duration::ZERO;
+        // The minimum is twice the time that the checker takes to notice a query.
+        stall_after: Option<Duration> = Some(2 * SECOND), at least 100 * MILLISECOND;
+        // Longer than r2d2 lets a slot sleep after a failed connect, which is up to half of its
+        // `connection_timeout`.
+        all_down_wait: Duration = 20 * SECOND, at least Duration::ZERO;
+        rebalance_interval: Duration = 200 * MILLISECOND, at least Duration::ZERO;
+        // That of r2d2's `max_lifetime`, which applies to its slots.
+        connection_max_age: Duration = 30 * 60 * SECOND, at least MILLISECOND;
+        resolve_interval: Option<Duration> = None, at least 10 * MILLISECOND;
+        // The `connection_timeout` of the pool, if it is known.
+        pool_timeout: Option<Duration> = None, at least MILLISECOND;
+        // The connection is closed after three unanswered probes, a third of this time apart. The kernel's
+        // own default is two hours.
+        tcp_keepalive: Option<Duration> = Some(9 * SECOND), at least 3 * SECOND;
+        // The kernel's own default amounts to a quarter of an hour.
+        tcp_user_timeout: Option<Duration> = Some(20 * SECOND), at least MILLISECOND;
+    }
+    others {
+        // The name of `pool_timeout` where it was given, for errors.
+        pool_timeout_name: &'static str = "pool_timeout";
+        pool_name: String = "default".to_owned();
+        strategy: Strategy = Strategy::default();
+        balance: Balance = Balance::default();
+        recovery: Recovery = Recovery::default();
+        requirements: Requirements = Requirements::default();
+        all_down: AllDown = AllDown::default();
+        classifier: Classifier = Classifier::default();
     }
 }
 
-/// The names of the settings that were set explicitly.
-pub(crate) type ExplicitSettings = BTreeSet<&'static str>;
+/// A duration, or one that may be disabled.
+trait Limited: Sized {
+    /// Rejects a duration below the minimum of its setting, and limits it to [`MAX_DURATION`].
+    fn limited(self, setting: &'static str, least: Duration) -> Result<Self, BuildErrorKind>;
+}
+
+impl Limited for Duration {
+    fn limited(self, setting: &'static str, least: Duration) -> Result<Self, BuildErrorKind> {
+        if self < least {
+            return Err(BuildErrorKind::TooShort { setting, duration: self, least });
+        }
+        Ok(self.min(MAX_DURATION))
+    }
+}
+
+impl Limited for Option<Duration> {
+    fn limited(self, setting: &'static str, least: Duration) -> Result<Self, BuildErrorKind> {
+        self.map(|duration| duration.limited(setting, least)).transpose()
+    }
+}
+
+impl Given {
+    /// Returns all settings. Rejects durations below their minimum and conflicting settings, and adjusts
+    /// defaults that conflict with given settings.
+    pub(crate) fn resolve(&self) -> Result<Settings, BuildErrorKind> {
+        let mut settings = self.with_defaults()?;
+        self.check_conflicts(settings.pool_timeout_name)?;
+        let Settings { pool_timeout, connect_timeout, connect_deadline, all_down_wait, .. } =
+            &mut settings;
+        if let Some(pool_timeout) = pool_timeout {
+            if self.connect_deadline.is_none() {
+                *connect_deadline =
+                    pool_timeout.mul_f64(MAX_DEADLINE_FRACTION).min(*connect_deadline);
+            }
+            if self.connect_timeout.is_none() {
+                *connect_timeout = pool_timeout.mul_f64(MAX_TIMEOUT_FRACTION).min(*connect_timeout);
+            }
+            if self.all_down_wait.is_none() {
+                *all_down_wait = pool_timeout.mul_f64(MIN_WAIT_FRACTION).max(*all_down_wait);
+            }
+        }
+        if self.connect_timeout.is_some() && self.connect_deadline.is_none() {
+            *connect_deadline = (*connect_timeout).max(*connect_deadline);
+        }
+        Ok(settings)
+    }
+
+    /// Rejects a given timeout that could never end, because another given setting ends earlier.
+    fn check_conflicts(&self, pool_timeout: &'static str) -> Result<(), BuildErrorKind> {
+        let check_interval = ("check_interval", self.check_interval);
+        let connect_timeout = ("connect_timeout", self.connect_timeout);
+        let connect_deadline = ("connect_deadline", self.connect_deadline);
+        let check_timeout = ("check_timeout", self.check_timeout);
+        let ping_timeout = ("ping_timeout", self.ping_timeout);
+        let pool_timeout = (pool_timeout, self.pool_timeout.flatten());
+        for (shorter, longer) in [
+            (check_timeout, check_interval),
+            (check_timeout, connect_timeout),
+            (connect_timeout, connect_deadline),
+            (connect_timeout, pool_timeout),
+            (connect_deadline, pool_timeout),
+            (ping_timeout, pool_timeout),
+        ] {
+            let ((name, Some(time)), (limit_name, Some(limit))) = (shorter, longer) else {
+                continue;
+            };
+            if time > limit {
+                let (shorter, longer) = ((name, time), (limit_name, limit));
+                return Err(BuildErrorKind::Conflict { shorter, longer });
+            }
+        }
+        Ok(())
+    }
+}
 
 /// The times at which a peer is checked next.
 #[derive(Debug, Clone, Copy)]
@@ -164,102 +207,6 @@ pub(crate) struct CheckTimes {
 }
 
 impl Settings {
-    /// Rejects durations below their minimum and conflicting settings. Adjusts defaults that conflict with
-    /// explicit settings.
-    pub(crate) fn validate(mut self, explicit: &ExplicitSettings) -> Result<Self, BuildErrorKind> {
-        self.check_minimums()?;
-        self.check_conflicts(explicit)?;
-        self = self.capped();
-        let has_deadline = explicit.contains("connect_deadline");
-        if let Some(pool_timeout) = self.pool_timeout {
-            if !has_deadline {
-                let at_most = pool_timeout.mul_f64(MAX_DEADLINE_FRACTION);
-                self.connect_deadline = self.connect_deadline.min(at_most);
-            }
-            if !explicit.contains("connect_timeout") {
-                let at_most = pool_timeout.mul_f64(MAX_TIMEOUT_FRACTION);
-                self.connect_timeout = self.connect_timeout.min(at_most);
-            }
-            if !explicit.contains("all_down_wait") {
-                let at_least = pool_timeout.mul_f64(MIN_WAIT_FRACTION);
-                self.all_down_wait = self.all_down_wait.max(at_least);
-            }
-        }
-        if explicit.contains("connect_timeout") && !has_deadline {
-            self.connect_deadline = self.connect_deadline.max(self.connect_timeout);
-        }
-        Ok(self)
-    }
-
-    /// Rejects an explicit timeout that could never end, because another explicit setting ends earlier.
-    fn check_conflicts(&self, explicit: &ExplicitSettings) -> Result<(), BuildErrorKind> {
-        let check_interval = ("check_interval", self.check_interval);
-        let connect_timeout = ("connect_timeout", self.connect_timeout);
-        let connect_deadline = ("connect_deadline", self.connect_deadline);
-        let check_timeout = ("check_timeout", self.check_timeout);
-        let ping_timeout = ("ping_timeout", self.ping_timeout);
-        let pool_timeout = (self.pool_timeout_name, self.pool_timeout.unwrap_or(MAX_DURATION));
-        for (shorter, longer) in [
-            (check_timeout, check_interval),
-            (check_timeout, connect_timeout),
-            (connect_timeout, connect_deadline),
-            (connect_timeout, pool_timeout),
-            (connect_deadline, pool_timeout),
-            (ping_timeout, pool_timeout),
-        ] {
-            let are_both_explicit = explicit.contains(shorter.0) && explicit.contains(longer.0);
-            if are_both_explicit && shorter.1 > longer.1 {
-                return Err(BuildErrorKind::Conflict { shorter, longer });
-            }
-        }
-        Ok(())
-    }
-
-    fn check_minimums(&self) -> Result<(), BuildErrorKind> {
-        let millisecond = Duration::from_millis(1);
-        let Tuning { keepalive, user_timeout } = self.tuning;
-        for (setting, duration, least) in [
-            ("check_interval", Some(self.check_interval), MIN_CHECK_INTERVAL),
-            ("all_down_interval", Some(self.all_down_interval), MIN_CHECK_INTERVAL),
-            ("connect_timeout", Some(self.connect_timeout), millisecond),
-            ("connect_deadline", Some(self.connect_deadline), millisecond),
-            ("check_timeout", Some(self.check_timeout), millisecond),
-            ("ping_timeout", Some(self.ping_timeout), millisecond),
-            ("stall_after", self.stall_after, MIN_STALL_AFTER),
-            ("connection_max_age", Some(self.connection_max_age), millisecond),
-            ("resolve_interval", self.resolve_interval, MIN_RESOLVE_INTERVAL),
-            ("pool_timeout", self.pool_timeout, millisecond),
-            ("tcp_keepalive", keepalive, Duration::from_secs(3)),
-            ("tcp_user_timeout", user_timeout, millisecond),
-        ] {
-            if let Some(duration) = duration.filter(|duration| *duration < least) {
-                return Err(BuildErrorKind::TooShort { setting, duration, least });
-            }
-        }
-        Ok(())
-    }
-
-    /// Limits durations to what `Instant` can represent.
-    fn capped(mut self) -> Self {
-        for duration in [
-            &mut self.check_interval,
-            &mut self.connect_timeout,
-            &mut self.connect_deadline,
-            &mut self.check_timeout,
-            &mut self.ping_timeout,
-            &mut self.all_down_interval,
-            &mut self.all_down_wait,
-            &mut self.connection_max_age,
-        ]
-        .into_iter()
-        .chain(&mut self.pool_timeout)
-        .chain(&mut self.resolve_interval)
-        {
-            *duration = MAX_DURATION.min(*duration);
-        }
-        self
-    }
-
     /// Disables all checks and lookups that are not requested explicitly.
     #[cfg(feature = "doctor")]
     pub(crate) fn without_checks(self) -> Self {
@@ -270,6 +217,11 @@ impl Settings {
             resolve_interval: self.resolve_interval.map(|_| MAX_DURATION),
             ..self
         }
+    }
+
+    /// Returns the TCP settings.
+    pub(crate) fn tuning(&self) -> Tuning {
+        Tuning { keepalive: self.tcp_keepalive, user_timeout: self.tcp_user_timeout }
     }
 
     /// Returns the time at which a link that is opened at `now` reaches its maximum age.
@@ -307,29 +259,16 @@ pub(crate) mod tests {
 
     /// Settings for tests.
     pub(crate) fn settings() -> Settings {
-        Settings {
-            pool_name: DEFAULT_NAME.to_owned(),
-            check_interval: INTERVAL,
-            connect_timeout: Duration::from_secs(5),
-            connect_deadline: Duration::from_secs(10),
-            check_timeout: Duration::from_secs(1),
-            ping_timeout: Duration::from_secs(1),
-            ping_idle: INTERVAL,
-            stall_after: Some(Duration::from_secs(2)),
-            tuning: Tuning { keepalive: None, user_timeout: None },
-            recovery: Recovery::AfterCheck,
-            requirements: Requirements::default(),
-            classifier: Classifier::default(),
-            all_down: AllDown::Try,
-            all_down_interval: Duration::from_millis(250),
-            all_down_wait: Duration::from_secs(20),
-            strategy: Strategy::LeastConnections,
-            rebalance_interval: PACE,
-            connection_max_age: INTERVAL,
-            resolve_interval: None,
-            pool_timeout: None,
-            pool_timeout_name: "pool_timeout",
-        }
+        let given = Given {
+            check_interval: Some(INTERVAL),
+            ping_idle: Some(INTERVAL),
+            tcp_keepalive: Some(None),
+            tcp_user_timeout: Some(None),
+            rebalance_interval: Some(PACE),
+            connection_max_age: Some(INTERVAL),
+            ..Given::default()
+        };
+        given.resolve().expect("the settings do not conflict")
     }
 
     #[test]
@@ -347,20 +286,16 @@ pub(crate) mod tests {
             (None, [Some(s(30)), None, None], [s(30), s(30), s(20)]),
             (None, [None, Some(s(3)), None], [s(5), s(3), s(20)]),
         ] {
-            let mut given = Settings { pool_timeout, ..Settings::default() };
-            let mut names = ExplicitSettings::new();
-            for (name, setting, explicit) in [
-                ("connect_timeout", &mut given.connect_timeout, explicit[0]),
-                ("connect_deadline", &mut given.connect_deadline, explicit[1]),
-                ("all_down_wait", &mut given.all_down_wait, explicit[2]),
-            ] {
-                if let Some(explicit) = explicit {
-                    *setting = explicit;
-                    names.insert(name);
-                }
-            }
-            names.extend(pool_timeout.map(|_| "pool_timeout"));
-            let settings = given.validate(&names).expect("the settings do not conflict");
+            let [connect_timeout, connect_deadline, all_down_wait] = explicit;
+            let pool_timeout = pool_timeout.map(Some);
+            let given = Given {
+                connect_timeout,
+                connect_deadline,
+                all_down_wait,
+                pool_timeout,
+                ..Given::default()
+            };
+            let settings = given.resolve().expect("the settings do not conflict");
             let actual =
                 [settings.connect_timeout, settings.connect_deadline, settings.all_down_wait];
             assert_eq!(actual, expected, "{pool_timeout:?} {explicit:?}");

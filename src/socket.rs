@@ -14,6 +14,10 @@ pub(crate) use none::{Proof, Socket, Sockets, Thread, awaited_by};
 
 /// TCP settings by which the kernel notices that the remote machine has vanished.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(
+    not(all(feature = "socket", target_os = "linux")),
+    allow(dead_code, reason = "only a socket that is found is tuned")
+)]
 pub(crate) struct Tuning {
     /// The time without received data after which the kernel sends keepalive probes.
     pub(crate) keepalive: Option<Duration>,

@@ -55,10 +55,11 @@ impl PeerUrl {
             Dialect::Other => return Ok(()),
             Dialect::Sqlite => {
                 let scheme = url.split_once("://").map(|(scheme, _)| scheme);
-                let flaw = "is not a path, and SQLite would take all of it as the name of a file: give a \
-                            path, such as `file:shop.db?mode=rw`";
-                let is_path = scheme.is_none_or(|scheme| matches!(scheme, "sqlite" | "file"));
-                return if is_path { Ok(()) } else { Err(flaw.into()) };
+                if scheme.is_none_or(|scheme| matches!(scheme, "sqlite" | "file")) {
+                    return Ok(());
+                }
+                let what = "is not a path, and SQLite would take all of it as the name of a file";
+                return Err(Flaw::new(what, "give a path, such as `file:shop.db?mode=rw`"));
             }
             // libpq validates a conninfo string (`host=db0 dbname=shop`) itself, at login.
             Dialect::Postgres if is_conninfo(url) => return Ok(()),
@@ -67,49 +68,46 @@ impl PeerUrl {
         let uri = Uri::parse(url)?;
         dialect.check_scheme(&uri.scheme)?;
         if uri.hosts.len() > 1 {
-            return Err(
-                "names several hosts: pass it to `url`, or add each host as a separate peer".into(),
-            );
+            let correction = "pass it to `url`, or add each host as a separate peer";
+            return Err(Flaw::new("names several hosts", correction));
         }
         if dialect == Dialect::MySql && uri.path.matches('/').count() > 1 {
-            return Err(
-                "has a path with several `/`: the path is the name of the database, such as `/shop`"
-                    .into()
-            );
+            let correction = "the path is the name of the database, such as `/shop`";
+            return Err(Flaw::new("has a path with several `/`", correction));
         }
         if uri.path.contains('&') {
-            return Err(
-                "has a `&` without a `?` before it: begin the parameters with `?`, and write a `&` in \
-                 a name as %26"
-                    .into(),
-            );
+            let correction = "begin the parameters with `?`, and write a `&` in a name as %26";
+            return Err(Flaw::new("has a `&` without a `?` before it", correction));
         }
         // With several `@`, libpq and diesel's parser for MySQL find the host in different places.
         if dialect == Dialect::Postgres
             && uri.userinfo.as_ref().is_some_and(|text| text.contains('@'))
         {
-            return Err("has several `@`: write an `@` in a user or a password as %40".into());
+            let correction = "write an `@` in a user or a password as %40";
+            return Err(Flaw::new("has several `@`", correction));
         }
         if dialect == Dialect::MySql {
             encryption(&uri)?;
             if host::ignores_port(&uri) {
-                return Err("names a port on `localhost`, but MySQL's client libraries connect to \
-                            `localhost` through a Unix socket and ignore the port: write 127.0.0.1 to \
-                            use the port, or name the socket with `unix_socket`"
-                    .into());
+                return Err(Flaw::new(
+                    "names a port on `localhost`, but MySQL's client libraries connect to `localhost` \
+                     through a Unix socket and ignore the port",
+                    "write 127.0.0.1 to use the port, or name the socket with `unix_socket`",
+                ));
             }
         }
         let unknown = uri.parameters.iter().find(|parameter| !dialect.accepts(&parameter.key));
         // The rest of a password that is not escaped can look like parameters, so `shown` decides what may
         // be shown of the key.
         let Some(unknown) = unknown else { return Ok(()) };
-        let flaw = format!(
-            "has the unknown parameter `{}`: a {dialect} URL accepts {}; set this crate's settings with \
-             the builder's methods, or in the URL that is passed to `url`",
-            unknown.shown(false),
-            dialect.parameters().join(", "),
-        );
-        Err(flaw.into())
+        Err(Flaw::new(
+            format!("has the unknown parameter `{}`", unknown.shown(false)),
+            format!(
+                "a {dialect} URL accepts {}; set this crate's settings with the builder's methods, or in \
+                 the URL that is passed to `url`",
+                dialect.parameters().join(", "),
+            ),
+        ))
     }
 
     /// Adds libpq's own timeout for logins, unless the URL has one. libpq counts whole seconds, with a
@@ -146,11 +144,11 @@ impl PeerUrl {
         let ssl_mode =
             ssl_mode.and_then(|parameter| parameter.value.as_deref()).unwrap_or_default();
         if is_mysql && ssl_mode.eq_ignore_ascii_case("verify_identity") {
-            return Err(
+            return Err(Flaw::new(
                 "has `ssl_mode=verify_identity`, which compares the server's certificate with the host \
-                 name, but `resolve_interval` replaces the name with an address: remove one of the two"
-                    .into(),
-            );
+                 name, but `resolve_interval` replaces the name with an address",
+                "remove one of the two",
+            ));
         }
         Ok(())
     }
@@ -272,7 +270,7 @@ mod tests {
             (Dialect::Sqlite, "mysql://db0/shop", "is not a path"),
         ];
         for (dialect, text, expected) in cases {
-            let flaw = url(text).check(dialect).expect_err(text);
+            let flaw = url(text).check(dialect).expect_err(text).to_string();
             assert!(flaw.starts_with(expected), "{dialect:?} {text}: {flaw}");
         }
     }

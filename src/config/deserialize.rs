@@ -1,16 +1,11 @@
 //! Reads settings with serde, from any format.
 
 use std::fmt;
-#[cfg(feature = "rocket")]
-use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
-#[cfg(feature = "rocket")]
-use super::ROCKET_TIMEOUT;
-use super::value::SettingValue;
-use super::{Entries, Source, apply};
-use crate::builder::PeerManagerBuilder;
+use crate::config::source::Entries;
+use crate::config::value::SettingValue;
 use crate::redact::shown_or_redacted;
 
 /// Settings that are read with serde, for example from TOML or figment, and passed to
@@ -42,35 +37,14 @@ use crate::redact::shown_or_redacted;
 /// ```
 #[derive(Clone, Default)]
 pub struct Config {
-    settings: Entries,
+    pub(super) entries: Entries,
 }
 
+#[cfg(feature = "rocket")]
 impl Config {
-    /// Applies the settings to the builder.
-    pub(super) fn apply_to<C: 'static>(
-        self,
-        builder: PeerManagerBuilder<C>,
-    ) -> PeerManagerBuilder<C> {
-        apply(builder, Source::File, self.settings)
-    }
-
-    /// Like [`apply_to`](Self::apply_to), for the settings of a database in Rocket, whose own `timeout` is
-    /// the timeout of the pool. Returns `None` if the settings contain `pool_timeout` as well.
-    #[cfg(feature = "rocket")]
-    pub(crate) fn apply_with_rocket_timeout<C: 'static>(
-        self,
-        builder: PeerManagerBuilder<C>,
-        timeout: Duration,
-    ) -> Option<PeerManagerBuilder<C>> {
-        let builder = apply(builder, Source::Rocket, self.settings);
-        (!builder.is_explicit("pool_timeout"))
-            .then(|| builder.pool_timeout_as(ROCKET_TIMEOUT, timeout))
-    }
-
     /// Removes the settings with these keys.
-    #[cfg(feature = "rocket")]
     pub(crate) fn without(mut self, keys: &[&str]) -> Self {
-        self.settings.retain(|(key, _)| !keys.contains(&&**key));
+        self.entries.retain(|(key, _)| !keys.contains(&&**key));
         self
     }
 }
@@ -79,14 +53,14 @@ impl Config {
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Config ")?;
-        f.debug_set().entries(self.settings.iter().map(|(key, _)| shown_or_redacted(key))).finish()
+        f.debug_set().entries(self.entries.iter().map(|(key, _)| shown_or_redacted(key))).finish()
     }
 }
 
 impl<'de> Deserialize<'de> for Config {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match deserializer.deserialize_map(AnyValue)? {
-            SettingValue::Table(settings) => Ok(Self { settings }),
+            SettingValue::Table(entries) => Ok(Self { entries }),
             _ => Err(serde::de::Error::custom("the settings of the peers are not a table")),
         }
     }

@@ -1,9 +1,10 @@
 //! Suggests corrections for keys that are not settings.
 
-use super::value::InvalidSetting;
-use super::{CLOSURE_METHODS, PEER_KEYS, POOL_KEYS, SETTINGS, Source};
+use crate::config::keys::{self, CLOSURE_METHODS, POOL_KEYS};
 #[cfg(feature = "rocket")]
-use super::{ROCKET_POOL_SIZE, ROCKET_TIMEOUT};
+use crate::config::keys::{ROCKET_POOL_SIZE, ROCKET_TIMEOUT};
+use crate::config::source::Source;
+use crate::error::Flaw;
 use crate::redact::shown_or_redacted;
 
 /// Names that other software uses, and the corresponding settings.
@@ -20,12 +21,14 @@ const SYNONYMS: [(&str, &str); 10] = [
     ("dbname", "url"),
 ];
 
-/// Returns the error for a key that is not a setting, with the most likely correction.
-pub(super) fn unknown_key(key: &str, source: Source<'_>) -> InvalidSetting {
-    let flaw = "is not a setting";
+/// Returns the flaw of a key that is not a setting, with the most likely correction.
+pub(super) fn unknown_key(key: &str, source: Source<'_>) -> Flaw {
+    Flaw::new("is not a setting", correction(key, source))
+}
+
+fn correction(key: &str, source: Source<'_>) -> String {
     if CLOSURE_METHODS.contains(&key) {
-        let correction = format!("it is a closure; set it in code, with the builder's `{key}`");
-        return InvalidSetting::new(flaw, correction);
+        return format!("it is a closure; set it in code, with the builder's `{key}`");
     }
     #[cfg(feature = "rocket")]
     if source == Source::Rocket {
@@ -35,37 +38,29 @@ pub(super) fn unknown_key(key: &str, source: Source<'_>) -> InvalidSetting {
             _ => similar_in(key, [ROCKET_POOL_SIZE, ROCKET_TIMEOUT]),
         };
         if let Some(rocket_key) = rocket_key {
-            return InvalidSetting::new(flaw, format!("use Rocket's `{rocket_key}`"));
+            return format!("use Rocket's `{rocket_key}`");
         }
     }
     if POOL_KEYS.contains(&key) {
-        return InvalidSetting::new(flaw, "it belongs to the pool; set it on `Pool::builder()`");
+        return "it belongs to the pool; set it on `Pool::builder()`".to_owned();
     }
     if let (Source::Environment { prefix }, Some(longer)) = (source, longer_prefix(key)) {
         let (prefix, longer) = (shown_or_redacted(prefix), shown_or_redacted(longer));
-        let longer = longer.to_ascii_uppercase();
-        let correction = format!("did you mean the prefix `{prefix}{longer}`?");
-        return InvalidSetting::new(flaw, correction);
+        return format!("did you mean the prefix `{prefix}{}`?", longer.to_ascii_uppercase());
     }
-    if let Some((_, setting)) = SYNONYMS.iter().find(|(synonym, _)| *synonym == key) {
-        return InvalidSetting::new(flaw, format!("did you mean `{setting}`?"));
-    }
-    if let Some(setting) = similar(key) {
-        return InvalidSetting::new(flaw, format!("did you mean `{setting}`?"));
+    let synonym = SYNONYMS.iter().find(|(synonym, _)| *synonym == key);
+    if let Some(setting) = synonym.map(|(_, setting)| *setting).or_else(|| similar(key)) {
+        return format!("did you mean `{setting}`?");
     }
     if ["user_file", "password_file"].contains(&key) {
-        return InvalidSetting::new(
-            flaw,
-            "read the file in code, with the builder's `credentials`",
-        );
+        return "read the file in code, with the builder's `credentials`".to_owned();
     }
-    let (peer_keys, settings) = (PEER_KEYS.join(", "), SETTINGS.join(", "));
-    InvalidSetting::new(flaw, format!("the settings are {peer_keys}, {settings}"))
+    format!("the settings are {}", keys::all().collect::<Vec<_>>().join(", "))
 }
 
 /// Returns the setting with a similar name: equal but for case, `_` and `-`, or with few typing errors.
 pub(super) fn similar(key: &str) -> Option<&'static str> {
-    similar_in(key, PEER_KEYS.into_iter().chain(SETTINGS))
+    similar_in(key, keys::all())
 }
 
 fn similar_in(key: &str, names: impl IntoIterator<Item = &'static str>) -> Option<&'static str> {
@@ -84,7 +79,7 @@ fn similar_in(key: &str, names: impl IntoIterator<Item = &'static str>) -> Optio
 /// the key is a setting.
 fn longer_prefix(key: &str) -> Option<&str> {
     let longer = |setting: &str| key.strip_suffix(setting).filter(|rest| rest.ends_with('_'));
-    PEER_KEYS.into_iter().chain(SETTINGS).filter_map(longer).min_by_key(|longer| longer.len())
+    keys::all().filter_map(longer).min_by_key(|longer| longer.len())
 }
 
 /// Returns the Levenshtein distance: the number of letters to replace, remove or insert.

@@ -1,9 +1,9 @@
 //! Parses a URL with several hosts: its peers, and any settings among its parameters.
 
-use super::hint::{similar, unknown_key};
-use super::value::{InvalidSetting, SettingValue};
-use super::{Entries, POOL_KEYS, SETTINGS, Source, apply};
-use crate::builder::PeerManagerBuilder;
+use crate::config::hint::{similar, unknown_key};
+use crate::config::keys::{POOL_KEYS, SETTINGS};
+use crate::config::source::{Entries, Source};
+use crate::config::value::SettingValue;
 use crate::error::{BuildErrorKind, Flaw};
 use crate::peers::peer_config::PeerConfig;
 use crate::url::dialect::Dialect;
@@ -22,20 +22,6 @@ const SQLITE_FORM: &str =
 
 const CONNINFO_FORM: &str = "give a URL that begins with `postgres://`, or put the conninfo string into \
                              `peers` in a file, such as `peers = { db0 = \"host=db0 dbname=shop\" }`";
-
-/// Applies the peers and the settings of a URL to the builder. `key` describes the URL's own key in
-/// errors.
-pub(super) fn apply_url<C: 'static>(
-    builder: PeerManagerBuilder<C>,
-    key: &str,
-    text: &str,
-) -> PeerManagerBuilder<C> {
-    // A URL that was read from a file or a variable may end in a newline.
-    match split_url(key, text.trim(), Dialect::for_connection::<C>()) {
-        Ok((peers, settings)) => apply(builder.peers(peers), Source::Url, settings),
-        Err(error) => builder.with_error(error),
-    }
-}
 
 /// Returns the name of a peer that was given without one: its host or its path.
 pub(super) fn default_name(url: &str) -> Option<String> {
@@ -59,59 +45,49 @@ fn name_from_uri(uri: &Uri) -> String {
     if host.is_empty() { "localhost".to_owned() } else { percent_decoded(host) }
 }
 
-/// Splits a URL into one peer per host and the settings, which are removed from the URLs of the peers.
-fn split_url(
+/// Splits a URL into one peer per host and the settings, which are removed from the URLs of the peers. `key`
+/// describes the URL's own key in errors.
+pub(super) fn split(
     key: &str,
     text: &str,
     dialect: Dialect,
 ) -> Result<(Vec<PeerConfig>, Entries), BuildErrorKind> {
-    let error = |flaw: Flaw, correction: Flaw| {
-        let (setting, key) = (Some("url".to_owned()), key.to_owned());
-        BuildErrorKind::Setting { setting, key, flaw, correction }
-    };
-    // Some flaws include their own correction, after a colon.
-    let malformed = |flaw: Flaw| match flaw.split_once(": ") {
-        Some((flaw, correction)) => error(flaw.to_owned().into(), correction.to_owned().into()),
-        None => error(flaw, URL_FORM.into()),
+    // A URL that was read from a file or a variable may end in a newline.
+    let text = text.trim();
+    let error = |flaw: Flaw| {
+        let flaw = flaw.or_correction(URL_FORM);
+        BuildErrorKind::Setting { setting: Some("url"), key: key.to_owned(), flaw }
     };
     if text.is_empty() {
-        return Err(malformed("is empty".into()));
+        return Err(error("is empty".into()));
     }
     match dialect {
         Dialect::Sqlite if !is_path(text) => {
             let flaw = "is not a path, and SQLite would take all of it as the name of a file";
-            return Err(error(flaw.into(), SQLITE_FORM.into()));
+            return Err(error(Flaw::new(flaw, SQLITE_FORM)));
         }
         Dialect::Postgres if is_conninfo(text) => {
-            let flaw = "is a libpq conninfo string, not a URL";
-            return Err(error(flaw.into(), CONNINFO_FORM.into()));
+            return Err(error(Flaw::new("is a libpq conninfo string, not a URL", CONNINFO_FORM)));
         }
         Dialect::Sqlite | Dialect::Other if is_path(text) => return split_paths(text),
         _ => {}
     }
-    let mut uri = Uri::parse(text).map_err(malformed)?;
-    dialect.check_scheme(&uri.scheme).map_err(malformed)?;
+    let mut uri = Uri::parse(text).map_err(error)?;
+    dialect.check_scheme(&uri.scheme).map_err(error)?;
     if uri.userinfo.as_ref().is_some_and(|user| user.contains('@') && user.contains(',')) {
-        return Err(malformed(
-            "has several `@`: write the user once, before the first host, and write an `@` in a user \
-             or a password as %40"
-                .into(),
-        ));
+        let correction = "write the user once, before the first host, and write an `@` in a user or a \
+                          password as %40";
+        return Err(error(Flaw::new("has several `@`", correction)));
     }
     let settings = take_settings(&mut uri.parameters, dialect)?;
     if uri.hosts.len() > 1 {
         if let Some(target) = TARGETS.into_iter().find(|target| uri.parameter(target).is_some()) {
             let flaw = "would connect every peer to the same server";
             let correction = "remove it, or give each peer its own URL in `peers`";
-            return Err(Source::Url.error(target, InvalidSetting::new(flaw, correction)));
+            return Err(Source::Url.error(target, Flaw::new(flaw, correction)));
         }
     }
-    let peers = uri.each_host().map(|uri| PeerConfig {
-        name: name_from_uri(&uri),
-        url: uri.to_string(),
-        weight: None,
-        tier: None,
-    });
+    let peers = uri.each_host().map(|uri| PeerConfig::new(name_from_uri(&uri), uri.to_string()));
     Ok((peers.collect(), settings))
 }
 
@@ -123,20 +99,14 @@ fn split_paths(text: &str) -> Result<(Vec<PeerConfig>, Entries), BuildErrorKind>
     if scheme.is_empty() && !parameters.is_empty() {
         let key = "a parameter".to_owned();
         let flaw = "of the `url` is not a setting, and SQLite reads parameters only after `file:`";
-        let (setting, correction) =
-            (Some("url".to_owned()), "write the path as `file:PATH?mode=rw`");
-        return Err(BuildErrorKind::Setting {
-            setting,
-            key,
-            flaw: flaw.into(),
-            correction: correction.into(),
-        });
+        let flaw = Flaw::new(flaw, "write the path as `file:PATH?mode=rw`");
+        return Err(BuildErrorKind::Setting { setting: Some("url"), key, flaw });
     }
     let peer = |(index, path): (usize, &str)| {
         let url = format!("{scheme}{path}{}", Query(&parameters));
         let name =
             name_from_path(paths).map_or_else(|| format!("peer{index}"), |_| path.to_owned());
-        PeerConfig { name, url, weight: None, tier: None }
+        PeerConfig::new(name, url)
     };
     Ok((paths.split(',').enumerate().map(peer).collect(), settings))
 }
@@ -161,53 +131,46 @@ fn take_settings(
     parameters: &mut Vec<Parameter>,
     dialect: Dialect,
 ) -> Result<Entries, BuildErrorKind> {
-    let mut settings = Entries::new();
     let has_password = parameters.iter().any(|parameter| parameter.key == "password");
-    let (ours, others): (Vec<_>, Vec<_>) = parameters.drain(..).partition(|parameter| {
-        let is_per_peer = PER_PEER.iter().any(|prefix| parameter.key.starts_with(prefix));
-        SETTINGS.contains(&&*parameter.key) || is_per_peer
+    let (ours, others) = parameters.drain(..).partition(|Parameter { key, .. }| {
+        SETTINGS.contains(&&**key) || PER_PEER.iter().any(|prefix| key.starts_with(prefix))
     });
+    *parameters = others;
+    let mut settings = Entries::new();
     for Parameter { key, value } in ours {
         let value = SettingValue::Text(percent_decoded(&value.unwrap_or_default()));
-        match key.split_once('.') {
-            None => settings.push((key, value)),
-            Some((setting, peer)) => {
-                let number = (percent_decoded(peer), value);
-                match settings.iter_mut().find(|(key, _)| key == setting) {
-                    Some((_, SettingValue::Table(numbers)))
-                        if numbers.iter().any(|(peer, _)| *peer == number.0) =>
-                    {
-                        let flaw = "is given twice for the same peer";
-                        let invalid = InvalidSetting::new(flaw, "remove one of them");
-                        return Err(Source::Url.error(setting, invalid));
-                    }
-                    Some((_, SettingValue::Table(numbers))) => numbers.push(number),
-                    _ => settings.push((setting.to_owned(), SettingValue::Table(vec![number]))),
+        let Some((setting, peer)) = key.split_once('.') else {
+            settings.push((key, value));
+            continue;
+        };
+        let peer = percent_decoded(peer);
+        match settings.iter_mut().find(|(key, _)| key == setting) {
+            Some((_, SettingValue::Table(numbers))) => {
+                if numbers.iter().any(|(earlier, _)| *earlier == peer) {
+                    let flaw = Flaw::new("is given twice for the same peer", "remove one of them");
+                    return Err(Source::Url.error(setting, flaw));
                 }
+                numbers.push((peer, value));
             }
+            _ => settings.push((setting.to_owned(), SettingValue::Table(vec![(peer, value)]))),
         }
     }
-    for parameter in &others {
-        let key = &parameter.key;
-        if POOL_KEYS.contains(&&**key) {
-            return Err(Source::Url.error(key, unknown_key(key, Source::Url)));
-        }
-        if let Some(meant) = similar(key).filter(|_| !dialect.parameters().contains(&&**key)) {
-            let correction = format!("did you mean `{meant}`?");
-            let invalid = InvalidSetting::new("is not a setting", correction);
-            return Err(Source::Url.error(parameter.shown(has_password), invalid));
-        }
-        if !dialect.accepts(key) {
-            let flaw = format!("is neither a setting nor a parameter of a {dialect} URL");
-            let correction = format!(
-                "the parameters are {}; the settings are {}",
-                dialect.parameters().join(", "),
-                SETTINGS.join(", "),
-            );
-            let invalid = InvalidSetting::new(flaw, correction);
-            return Err(Source::Url.error(parameter.shown(has_password), invalid));
-        }
+    for parameter in parameters {
+        let (key, shown) = (&*parameter.key, parameter.shown(has_password));
+        let meant = similar(key).filter(|_| !dialect.parameters().contains(&key));
+        let (key, flaw) = if POOL_KEYS.contains(&key) {
+            (key, unknown_key(key, Source::Url))
+        } else if let Some(meant) = meant {
+            (shown, Flaw::new("is not a setting", format!("did you mean `{meant}`?")))
+        } else if !dialect.accepts(key) {
+            let (accepted, settings) = (dialect.parameters().join(", "), SETTINGS.join(", "));
+            let correction = format!("the parameters are {accepted}; the settings are {settings}");
+            let what = format!("is neither a setting nor a parameter of a {dialect} URL");
+            (shown, Flaw::new(what, correction))
+        } else {
+            continue;
+        };
+        return Err(Source::Url.error(key, flaw));
     }
-    *parameters = others;
     Ok(settings)
 }

@@ -65,7 +65,7 @@ fn each_host_or_path_of_a_url_is_a_peer() {
 fn errors_name_the_key_the_value_and_the_correction() {
     let url = |parameters: &str| builder().url(&format!("mysql://db0,db1/shop?{parameters}"));
     let env = |name: &str, value: &str| {
-        apply_environment(builder(), "SHOP_", [(OsString::from(name), OsString::from(value))])
+        builder().env_from("SHOP_", [(OsString::from(name), OsString::from(value))])
     };
     let cases = vec![
         (
@@ -118,7 +118,7 @@ fn errors_name_the_key_the_value_and_the_correction() {
             env("SHOP_WEIGHT", "db0"),
             "`SHOP_WEIGHT` is not a list of numbers by peer: give a number for each peer",
         ),
-        (apply_environment(builder(), "", []), "the prefix of environment variables is empty"),
+        (builder().env_from("", []), "the prefix of environment variables is empty"),
     ];
     for (builder, expected) in cases {
         let error = builder.into_first_error().expect(expected);
@@ -136,8 +136,7 @@ fn unknown_keys_get_the_nearest_correction() {
         ("SHOP_PASS", "did you mean `password`?"),
         ("SHOP_HOSTS", "did you mean `url`?"),
     ] {
-        let error =
-            apply_environment(builder(), "SHOP_", [(name.into(), "x".into())]).into_first_error();
+        let error = builder().env_from("SHOP_", [(name.into(), "x".into())]).into_first_error();
         let expected = format!("the environment variable `{name}` is not a setting: {expected}");
         assert_eq!(error, Some(expected));
     }
@@ -153,7 +152,7 @@ fn unknown_keys_get_the_nearest_correction() {
 fn first_error_is_reported() {
     let variables = [("SHOP_STRATEGY".into(), "fastest".into())];
     let builder = builder().url("mysql://db0?chek_interval=1").url("mysql://db0,,db1");
-    let error = apply_environment(builder, "SHOP_", variables).into_first_error();
+    let error = builder.env_from("SHOP_", variables).into_first_error();
     let error = error.expect("the settings have three errors");
     assert!(error.starts_with("`chek_interval` in the URL"), "{error}");
 }
@@ -169,10 +168,7 @@ fn ambiguous_settings_are_rejected() {
         (url("weight.db0=1&weight.db0=2"), "`weight` in the URL is given twice for the same peer"),
         (url("max_size=3"), "`max_size` in the URL is not a setting: it belongs to the pool"),
         (builder().url("mysql://a:b@db0,c:d@db1"), "`url` has several `@`: write the user once"),
-        (
-            apply_environment(builder(), "SHOP_", empty),
-            "the environment variable `SHOP_URL` is empty: give",
-        ),
+        (builder().env_from("SHOP_", empty), "the environment variable `SHOP_URL` is empty: give"),
         (url("check_interval=x").url("").env(""), "`check_interval` in the URL is \"x\""),
     ] {
         let error = builder.into_first_error().expect(expected);
@@ -186,7 +182,7 @@ fn later_source_overrides_earlier_sources() {
         [("SHOP_URL", "mysql://db2,db3/shop"), ("SHOP_PASSWORD", "s3cret"), ("HOME", "/")];
     let variables = variables.map(|(name, value)| (OsString::from(name), OsString::from(value)));
     let given = builder().peer("a", "mysql://a").url("mysql://db0,db1/shop?check_interval=1s");
-    let given = apply_environment(given, "SHOP_", variables).peer("b", "mysql://b");
+    let given = given.env_from("SHOP_", variables).peer("b", "mysql://b");
     let by_hand = builder()
         .peer("db2", "mysql://db2/shop")
         .peer("db3", "mysql://db3/shop")
@@ -200,11 +196,7 @@ fn later_source_overrides_earlier_sources() {
 #[test]
 fn values_that_may_be_secrets_are_not_shown() {
     let env = |prefix: &str, key: &str, value: &str| {
-        apply_environment(
-            builder(),
-            prefix,
-            [(OsString::from(format!("{prefix}{key}")), value.into())],
-        )
+        builder().env_from(prefix, [(OsString::from(format!("{prefix}{key}")), value.into())])
     };
     for secret in ["mysql://app:s3cret@db0/shop", "host=h password=s3cret", "app:s3cret@db0"] {
         let encoded = crate::url::percent_encoded(secret);
@@ -304,7 +296,7 @@ fn settings_beside_a_url_override_its_parameters() {
         [("SHOP_URL", "mysql://a?user=x&check_interval=1"), ("SHOP_CHECK_INTERVAL", "2")];
     let variables = variables.map(|(name, value)| (OsString::from(name), OsString::from(value)));
     let by_hand = builder().peer("a", "mysql://a").user("x").check_interval(Duration::from_secs(2));
-    assert_eq!(apply_environment(builder(), "SHOP_", variables).given(), by_hand.given());
+    assert_eq!(builder().env_from("SHOP_", variables).given(), by_hand.given());
 }
 
 #[test]
@@ -490,7 +482,7 @@ fn settings_are_the_same_in_every_source() {
             (OsString::from(format!("SHOP_{}", key.to_ascii_uppercase())), OsString::from(value))
         };
         let variables = given.iter().map(variable).chain([("SHOP_URL".into(), PEERS.into())]);
-        let from_environment = apply_environment(builder(), "SHOP_", variables);
+        let from_environment = builder().env_from("SHOP_", variables);
         assert_eq!(from_url.given(), from_environment.given());
         assert!(from_url.into_first_error().is_none());
 
@@ -545,7 +537,7 @@ fn no_text_panics() {
     for_each_case(any_texts, |texts| {
         for text in texts {
             let _ = builder().url(text).into_first_error();
-            let _ = numbers_by_peer(&SettingValue::Text(text.clone()));
+            let _ = SettingValue::Text(text.clone()).numbers_by_peer();
             let _ = SettingValue::Text(text.clone()).duration();
         }
     });

@@ -1,5 +1,6 @@
 //! The value of a setting as it was read, and its conversion to the type of the setting.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -21,25 +22,14 @@ pub(crate) enum SettingValue {
     Table(Vec<(String, SettingValue)>),
 }
 
-/// An invalid setting: what is wrong, to be printed after its key, and how to correct it.
-#[derive(Debug)]
-pub(crate) struct InvalidSetting {
-    pub(crate) flaw: Flaw,
-    pub(crate) correction: Flaw,
-}
-
-impl InvalidSetting {
-    pub(crate) fn new(flaw: impl Into<Flaw>, correction: impl Into<Flaw>) -> Self {
-        Self { flaw: flaw.into(), correction: correction.into() }
-    }
-}
-
 const DURATION: &str = "give a duration with a unit, such as \"250ms\", \"30s\", \"5min\" or \"1h\", \
                         or a number of seconds";
 const DURATION_OR_NONE: &str = "give a duration with a unit, such as \"500ms\" or \"2s\", a number of \
                                 seconds, or \"none\"";
 const DURATION_WITH_UNIT: &str = "give a duration with a unit, such as \"20s\" or \"20000ms\", or \
                                   \"none\"; a unit is required because libpq counts milliseconds";
+const NUMBER_BY_PEER: &str = "give a number for each peer by name, such as `{ db0 = 2, db1 = 1 }`, or as \
+                              a string, \"db0=2,db1=1\"";
 
 /// The units of durations in milliseconds. A unit comes before any unit that is a suffix of it.
 const UNITS: [(&str, u64); 5] =
@@ -47,66 +37,82 @@ const UNITS: [(&str, u64); 5] =
 
 impl SettingValue {
     /// Parses a duration. A number without a unit counts seconds.
-    pub(crate) fn duration(&self) -> Result<Duration, InvalidSetting> {
-        self.parse_with_unit()
-            .or_else(|| self.parse_seconds())
-            .ok_or_else(|| self.invalid(DURATION))
+    pub(crate) fn duration(&self) -> Result<Duration, Flaw> {
+        self.parse_duration().ok_or_else(|| self.invalid(DURATION))
     }
 
     /// Parses a duration, or `none` (in a file also `false`), which disables the setting.
-    pub(crate) fn duration_or_none(&self) -> Result<Option<Duration>, InvalidSetting> {
-        if self.is_none() {
-            return Ok(None);
-        }
-        self.parse_with_unit()
-            .or_else(|| self.parse_seconds())
-            .map(Some)
-            .ok_or_else(|| self.invalid(DURATION_OR_NONE))
+    pub(crate) fn duration_or_none(&self) -> Result<Option<Duration>, Flaw> {
+        self.or_none(Self::parse_duration, DURATION_OR_NONE)
     }
 
     /// Parses a duration that must have a unit, or `none`: for keys that libpq also has, with another
     /// unit.
-    pub(crate) fn duration_with_unit_or_none(&self) -> Result<Option<Duration>, InvalidSetting> {
-        if self.is_none() {
-            return Ok(None);
-        }
-        self.parse_with_unit().map(Some).ok_or_else(|| self.invalid(DURATION_WITH_UNIT))
+    pub(crate) fn duration_with_unit_or_none(&self) -> Result<Option<Duration>, Flaw> {
+        self.or_none(Self::parse_with_unit, DURATION_WITH_UNIT)
     }
 
-    /// Parses a whole number. `correction` names the valid numbers in the error.
-    pub(crate) fn whole<T: TryFrom<u64>>(
-        &self,
-        correction: &'static str,
-    ) -> Result<T, InvalidSetting> {
+    /// Parses a whole number of up to the largest number of its type.
+    pub(crate) fn whole<T: TryFrom<u64> + Copy + fmt::Display>(&self, max: T) -> Result<T, Flaw> {
         let whole = match self {
             Self::Whole(whole) => Some(*whole),
             Self::Text(text) => text.trim().parse().ok(),
             _ => None,
         };
-        whole.and_then(|whole| T::try_from(whole).ok()).ok_or_else(|| self.invalid(correction))
+        whole
+            .and_then(|whole| T::try_from(whole).ok())
+            .ok_or_else(|| self.invalid(format!("give a whole number from 0 to {max}")))
     }
 
     /// Parses a choice from its name.
-    pub(crate) fn choice<T: FromStr<Err = ParseChoiceError>>(&self) -> Result<T, InvalidSetting> {
+    pub(crate) fn choice<T: FromStr<Err = ParseChoiceError>>(&self) -> Result<T, Flaw> {
         // No choice has an empty name.
         let name = if let Self::Text(name) = self { name.trim() } else { "" };
         name.parse().map_err(|error: ParseChoiceError| self.invalid(error.to_string()))
     }
 
     /// Returns a string. The setting may be a secret, so the error does not show a value of another type.
-    pub(crate) fn text(&self) -> Result<&str, InvalidSetting> {
+    pub(crate) fn text(&self) -> Result<&str, Flaw> {
         match self {
             Self::Text(text) => Ok(text),
-            _ => Err(InvalidSetting::new("is not a string", "put the value in quotes")),
+            _ => Err(Flaw::new("is not a string", "put the value in quotes")),
         }
     }
 
-    fn is_none(&self) -> bool {
+    /// Parses a number for each of some peers: a table, or a text such as `db0=2,db1=1`.
+    pub(crate) fn numbers_by_peer(&self) -> Result<Vec<(String, u32)>, Flaw> {
+        let pair = |name: &str, number: &Self| Ok((name.to_owned(), number.whole(u32::MAX)?));
+        let invalid = || Flaw::new("is not a list of numbers by peer", NUMBER_BY_PEER);
         match self {
-            Self::None | Self::Bool(false) => true,
-            Self::Text(text) => text.trim() == "none",
-            _ => false,
+            Self::Table(numbers) => {
+                numbers.iter().map(|(name, number)| pair(name, number)).collect()
+            }
+            // An invalid number in this string could be a part of a URL, so its error must not show it.
+            Self::Text(text) if may_be_shown(&text.replace('=', " ")) => text
+                .split(',')
+                .map(|text| {
+                    let (name, number) = text.rsplit_once('=').ok_or_else(invalid)?;
+                    pair(name.trim(), &Self::Text(number.to_owned()))
+                })
+                .collect(),
+            _ => Err(invalid()),
         }
+    }
+
+    fn or_none(
+        &self,
+        parse: fn(&Self) -> Option<Duration>,
+        correction: &'static str,
+    ) -> Result<Option<Duration>, Flaw> {
+        match self {
+            Self::None | Self::Bool(false) => Ok(None),
+            Self::Text(text) if text.trim() == "none" => Ok(None),
+            _ => parse(self).map(Some).ok_or_else(|| self.invalid(correction)),
+        }
+    }
+
+    fn parse_duration(&self) -> Option<Duration> {
+        self.parse_with_unit().or_else(|| self.parse_seconds())
     }
 
     fn parse_with_unit(&self) -> Option<Duration> {
@@ -134,8 +140,8 @@ impl SettingValue {
         }
     }
 
-    fn invalid(&self, correction: impl Into<Flaw>) -> InvalidSetting {
-        InvalidSetting::new(format!("is {self}"), correction)
+    fn invalid(&self, correction: impl Into<Cow<'static, str>>) -> Flaw {
+        Flaw::new(format!("is {self}"), correction)
     }
 }
 

@@ -165,7 +165,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
             readiness::check(&mut conn, Requirements { encrypted, ..settings.requirements })?;
             progress.end_login(socket.clone());
             if let Some(socket) = socket {
-                socket.tune(settings.tuning);
+                socket.tune(settings.tuning());
                 monitor.link_state().set_socket(socket);
             }
             (self.hooks.health_check)(&mut conn)?;

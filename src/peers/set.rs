@@ -73,7 +73,8 @@ impl PeerSet {
     pub(crate) fn new(
         mut peers: Vec<Peer>,
         settings: Settings,
-        (validator, event_log): (PeerValidator, EventLog),
+        validator: PeerValidator,
+        event_log: EventLog,
         mut rng: SmallRng,
         wake: Sender<()>,
         now: Instant,
@@ -266,7 +267,8 @@ pub(crate) mod tests {
         let set = PeerSet::new(
             (0..peers).map(peer).collect(),
             Settings { recovery, ..settings() },
-            (PeerValidator::default(), EventLog::default()),
+            PeerValidator::default(),
+            EventLog::default(),
             rng,
             wake,
             start,

@@ -65,9 +65,8 @@ impl PeerUrl {
             return Ok(Self::new(uri.to_string()));
         }
         if !is_conninfo(&self.url) {
-            return Err("cannot hold a user or a password: do not set `user`, `password` or \
-                        `credentials`"
-                .into());
+            let correction = "do not set `user`, `password` or `credentials`";
+            return Err(Flaw::new("cannot hold a user or a password", correction));
         }
         // libpq uses the last value of a repeated key.
         let mut url = self.url.clone();

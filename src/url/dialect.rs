@@ -95,15 +95,16 @@ impl Encryption {
             "disabled" | "preferred" => Ok(Self::NotRequired),
             "required" => Ok(Self::Required),
             "verify_ca" | "verify_identity" if LIBRARY_VERIFIES => Ok(Self::Verified),
-            "verify_ca" | "verify_identity" => Err(
+            "verify_ca" | "verify_identity" => Err(Flaw::new(
                 "has an `ssl_mode` that verifies the server's certificate, but this program is linked \
-                 with MariaDB's client library, which does not verify it: link MySQL's client library \
-                 (`libmysqlclient`), or terminate TLS in a proxy beside the application"
-                    .into(),
-            ),
-            _ => Err("has an unknown `ssl_mode`: give one of disabled, preferred, required, verify_ca \
-                      and verify_identity"
-                .into()),
+                 with MariaDB's client library, which does not verify it",
+                "link MySQL's client library (`libmysqlclient`), or terminate TLS in a proxy beside the \
+                 application",
+            )),
+            _ => Err(Flaw::new(
+                "has an unknown `ssl_mode`",
+                "give one of disabled, preferred, required, verify_ca and verify_identity",
+            )),
         }
     }
 }

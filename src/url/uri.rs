@@ -44,19 +44,18 @@ impl Uri {
             return Err("is not a URL, because the text before `://` is not a scheme".into());
         }
         if rest.contains(|c: char| c.is_control() || c.is_whitespace() || c == '#') {
-            return Err(format!("contains a space, a `#` or a control character: {ESCAPES}").into());
+            return Err(Flaw::new("contains a space, a `#` or a control character", ESCAPES));
         }
         if !escapes_are_valid(rest) {
-            return Err(format!("contains a `%` that does not begin an escape: {ESCAPES}").into());
+            return Err(Flaw::new("contains a `%` that does not begin an escape", ESCAPES));
         }
         let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         if rest.split('?').next().is_some_and(|path| path.contains("://")) {
-            return Err("contains a second `://`: list several hosts in one URL, such as \
-                        `mysql://db0,db1/shop`"
-                .into());
+            let correction = "list several hosts in one URL, such as `mysql://db0,db1/shop`";
+            return Err(Flaw::new("contains a second `://`", correction));
         }
         if rest.contains('@') {
-            return Err(format!("contains an `@` after the host: {ESCAPES}").into());
+            return Err(Flaw::new("contains an `@` after the host", ESCAPES));
         }
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (userinfo, hosts) = match authority.rsplit_once('@') {
@@ -65,16 +64,10 @@ impl Uri {
         };
         let hosts: Vec<String> = hosts.split(',').map(str::to_owned).collect();
         for (index, host) in hosts.iter().enumerate() {
-            if let Err(flaw) = check_host(host, hosts.len() == 1) {
-                let number = index + 1;
-                let flaw = match flaw.split_once(": ") {
-                    Some((flaw, correction)) => {
-                        format!("{flaw} (host number {number}): {correction}")
-                    }
-                    None => format!("{flaw} (host number {number})"),
-                };
-                return Err(flaw.into());
-            }
+            check_host(host, hosts.len() == 1).map_err(|flaw| Flaw {
+                what: format!("{} (host number {})", flaw.what, index + 1).into(),
+                ..flaw
+            })?;
         }
         Ok(Self {
             scheme: scheme.to_owned(),
@@ -157,7 +150,8 @@ fn check_host(host: &str, is_only_host: bool) -> Result<(), Flaw> {
     }
     // The `@` before the host must not be escaped. (The name of an abstract Unix socket begins with `@`.)
     if percent_decoded(name).trim_start_matches('@').contains('@') {
-        return Err("has an escaped `@` in a host: do not escape the `@` before the host".into());
+        let correction = "do not escape the `@` before the host";
+        return Err(Flaw::new("has an escaped `@` in a host", correction));
     }
     if name.contains(['[', ']']) {
         return Err("has a `[` or `]` in a host that is not an IPv6 address".into());
@@ -167,18 +161,15 @@ fn check_host(host: &str, is_only_host: bool) -> Result<(), Flaw> {
         return if port.is_empty() { Ok(()) } else { Err(flaw.into()) };
     };
     if port.contains(':') {
-        return Err("has several `:` in a host: write an IPv6 address in brackets, such as \
-                    [::1]:3306, and write a `:` in a user or a password as %3A"
-            .into());
+        let correction = "write an IPv6 address in brackets, such as [::1]:3306, and write a `:` in a \
+                          user or a password as %3A";
+        return Err(Flaw::new("has several `:` in a host", correction));
     }
     let is_port = port.bytes().all(|digit| digit.is_ascii_digit())
         && port.parse::<u16>().is_ok_and(|port| port > 0);
     if !is_port {
-        return Err(format!(
-            "has a port that is not a number from 1 to 65535: correct the port or, if it is a part of \
-             the password, {ESCAPES}",
-        )
-        .into());
+        let correction = format!("correct the port or, if it is a part of the password, {ESCAPES}");
+        return Err(Flaw::new("has a port that is not a number from 1 to 65535", correction));
     }
     Ok(())
 }
@@ -278,7 +269,7 @@ mod tests {
             ("mysql://:3306/shop", "has an empty host (host number 1)"),
         ];
         for (text, expected) in cases {
-            let flaw = Uri::parse(text).map(|uri| uri.to_string()).expect_err(text);
+            let flaw = Uri::parse(text).map(|uri| uri.to_string()).expect_err(text).to_string();
             assert!(flaw.starts_with(expected) || flaw.contains(expected), "{text}: {flaw}");
             assert!(!flaw.contains("s3cret"), "{text}: {flaw}");
         }
