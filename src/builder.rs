@@ -695,7 +695,6 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
             on_connect,
             credentials_provider: self.credentials_provider,
         });
-        let balance = settings.balance;
         // A generator of its own: the random choices of the set and of the exchange stay independent.
         let exchange = Exchange::new(settings.strategy, rng.fork());
         let (stop, stopped) = bounded(0);
@@ -712,7 +711,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         let set = Arc::new(PeerSet::new(peers, settings, validator, event_log, rng, wake, now));
         #[cfg(feature = "metrics")]
         crate::metrics::start(set.clone(), stopped.clone()).map_err(BuildErrorKind::System)?;
-        let pool = Arc::new(PoolState { set: set.clone(), exchange, balance });
+        let pool = Arc::new(PoolState { set: set.clone(), exchange });
         let checker_stopped = stopped.clone();
         checker::start(set.clone(), Arc::downgrade(&pool), hooks.clone(), woken, checker_stopped)
             .map_err(BuildErrorKind::System)?;

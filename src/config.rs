@@ -62,7 +62,7 @@ impl<C: 'static> PeerManagerBuilder<C> {
     /// ```
     #[must_use]
     pub fn url(self, url: &str) -> Self {
-        apply(self, Source::File, vec![("url".to_owned(), SettingValue::Text(url.to_owned()))])
+        apply(self, Source::Named, vec![("url".to_owned(), SettingValue::Text(url.to_owned()))])
     }
 
     /// Reads settings from the environment variables whose names begin with `prefix`.
@@ -126,7 +126,7 @@ impl<C: 'static> PeerManagerBuilder<C> {
     #[cfg(feature = "serde")]
     #[must_use]
     pub fn config(self, config: Config) -> Self {
-        apply(self, Source::File, config.entries)
+        apply(self, Source::Named, config.entries)
     }
 
     /// Like [`config`](Self::config), for the settings of a database in Rocket, whose own `timeout` is

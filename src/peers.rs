@@ -1,4 +1,4 @@
-//! The peers: the state of each one, the schedule of the checker, and the public handle.
+//! The peers: the state of each one, the placement of connections, snapshots, and the public handle.
 
 pub(crate) mod activity;
 pub(crate) mod admin_state;

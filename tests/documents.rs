@@ -286,3 +286,21 @@ fn tours_in_the_design_lead_through_functions_of_the_code() {
         }
     }
 }
+
+/// The documents for developers name files by their paths, from the root or from `src/`.
+#[test]
+fn paths_in_the_documents_are_those_of_files() {
+    for document in ["DESIGN.md", "CONTRIBUTING.md"] {
+        let text = read(document);
+        let prose = prose(&text);
+        let is_path = |span: &&str| {
+            let is_plain = span.chars().all(|c| c.is_ascii_alphanumeric() || "/_.".contains(c));
+            is_plain && span.contains('/') && span.contains('.')
+        };
+        for span in code(&prose).into_iter().filter(is_path) {
+            let exists =
+                [span.to_owned(), format!("src/{span}")].iter().any(|file| path(file).exists());
+            assert!(exists, "{document}: {span} exists");
+        }
+    }
+}

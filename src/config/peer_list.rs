@@ -1,4 +1,4 @@
-//! Reads `peers`: a list of URLs, or a table of peers by name.
+//! Reads the setting `peers`.
 
 use crate::config::multi_host::default_name;
 use crate::config::source::Source;

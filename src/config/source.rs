@@ -11,7 +11,8 @@ pub(crate) type Entries = Vec<(String, SettingValue)>;
 /// The kind of a source.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Source<'a> {
-    File,
+    /// A file, or the builder's method: the key is shown as it is.
+    Named,
     /// The configuration of a database in Rocket, which also contains Rocket's own settings.
     #[cfg(feature = "rocket")]
     Rocket,
@@ -29,9 +30,9 @@ impl Source<'_> {
                 "an environment variable whose name may be a secret (not shown)".to_owned()
             }
             _ if !may_be_shown(key) => "a key that may be a secret (not shown)".to_owned(),
-            Self::File => format!("`{key}`"),
+            Self::Named => format!("`{key}`"),
             #[cfg(feature = "rocket")]
-            Self::Rocket => Self::File.describe(key),
+            Self::Rocket => Self::Named.describe(key),
             Self::Url => format!("`{key}` in the URL"),
             Self::Environment { prefix } => {
                 format!("the environment variable `{prefix}{}`", key.to_ascii_uppercase())

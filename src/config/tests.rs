@@ -252,7 +252,7 @@ fn every_key_sets_its_setting() {
     const fn ms(millis: u64) -> Duration {
         Duration::from_millis(millis)
     }
-    let cases: [(&str, Set); 30] = [
+    let cases: [(&str, Set); 32] = [
         ("weight.a=2", |b| b.weight("a", 2)),
         ("tier.a=2", |b| b.tier("a", 2)),
         ("weight.%61=2", |b| b.weight("a", 2)),
@@ -276,6 +276,8 @@ fn every_key_sets_its_setting() {
         ("check_timeout=7", |b| b.check_timeout(s(7))),
         ("tcp_keepalive=7", |b| b.tcp_keepalive(s(7))),
         ("tcp_user_timeout=7ms", |b| b.tcp_user_timeout(ms(7))),
+        ("require=read_only", |b| b.require(crate::Role::ReadOnly)),
+        ("galera_donors=wait", |b| b.galera_donors(crate::Donors::Wait)),
         ("recovery=after_interval", |b| b.recovery(Recovery::AfterInterval)),
         ("all_down=fail", |b| b.all_down(AllDown::Fail)),
         ("all_down_interval=7", |b| b.all_down_interval(s(7))),
@@ -287,6 +289,9 @@ fn every_key_sets_its_setting() {
     for (text, set) in cases {
         let by_hand = set(builder()).peer("a", "mysql://a");
         assert_eq!(builder().url(&format!("mysql://a?{text}")).given(), by_hand.given(), "{text}");
+    }
+    for key in keys::SETTINGS {
+        assert!(cases.iter().any(|(text, _)| text.starts_with(key)), "there is a case for {key}");
     }
 }
 

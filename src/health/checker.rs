@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, after, at, never, select};
 use diesel::r2d2::R2D2Connection;
 
-use super::schedule::{begin_checks, finish_draining};
+use super::schedule::{begin_checks, end_draining};
 use super::stall::{self, Stalls};
 use crate::login::dial::{self, HealthCheck};
 use crate::login::session::Hooks;
@@ -91,7 +91,7 @@ impl Checker {
             let (mut checks, next_check) = begin_checks(transaction);
             let mut stalls = self.scan_queries(transaction);
             checks.append(&mut stalls.checks);
-            let next_drained = finish_draining(transaction).then_some(now + DRAIN_POLL_INTERVAL);
+            let next_drained = end_draining(transaction).then_some(now + DRAIN_POLL_INTERVAL);
             let next = [next_check, self.next_query_scan, next_drained, next_deadline];
             (checks, stalls, next.into_iter().flatten().min())
         });
@@ -102,7 +102,7 @@ impl Checker {
     /// Scans the running queries for stalled peers, if the time of the next scan has come.
     fn scan_queries(&mut self, transaction: &mut Transaction<'_>) -> Stalls {
         let next_scan = transaction.now + QUERY_SCAN_INTERVAL;
-        let is_requested = &self.set.scans_queries;
+        let is_requested = &self.set.query_scan_requested;
         if self.next_query_scan.is_none_or(|at| at > transaction.now) {
             if is_requested.load(Ordering::Relaxed) {
                 self.next_query_scan.get_or_insert(next_scan);

@@ -16,13 +16,13 @@ pub(super) fn begin_checks(
     transaction: &mut Transaction<'_>,
 ) -> (Vec<HealthCheck>, Option<Instant>) {
     let (now, settings) = (transaction.now, transaction.settings());
-    let all_down = no_peer_available(transaction.peers());
+    let none_available = no_peer_available(transaction.peers());
     let mut checks = Vec::new();
     let mut next: Option<Instant> = None;
     for index in 0..transaction.peers().len() {
         // A peer with a stuck login recovers by a check only, so only the checker logs in to it. A mark
         // that expires without a check is cleared even while a check is running.
-        let mark_expires = |peer: &Peer| {
+        let mark_expiry = |peer: &Peer| {
             let is_cleared = settings.recovery == Recovery::AfterInterval
                 && peer.counts.stuck_logins == 0
                 && !peer.is_removed()
@@ -30,18 +30,23 @@ pub(super) fn begin_checks(
             is_cleared.then_some(peer.checks.next)
         };
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        if is_due(mark_expires(&transaction.peers()[index])) {
+        if is_due(mark_expiry(&transaction.peers()[index])) {
             transaction.update(index, |peer, check_times| peer.clear_mark(now, check_times));
         }
         let peer = &transaction.peers()[index];
-        if is_due(peer.earliest_check(all_down)) {
-            let timeout =
-                if all_down { short_timeout(peer, settings) } else { settings.connect_timeout };
+        if is_due(peer.earliest_check(none_available)) {
+            let timeout = if none_available {
+                short_timeout(peer, settings)
+            } else {
+                settings.connect_timeout
+            };
             checks.extend(begin_check(transaction, index, CheckKind::Regular, timeout));
         }
         let peer = &transaction.peers()[index];
-        next =
-            [next, mark_expires(peer), peer.earliest_check(all_down)].into_iter().flatten().min();
+        next = [next, mark_expiry(peer), peer.earliest_check(none_available)]
+            .into_iter()
+            .flatten()
+            .min();
     }
     (checks, next)
 }
@@ -61,7 +66,7 @@ pub(super) fn begin_check(
 }
 
 /// Ends the draining of peers without sessions. Returns whether any peer is still draining.
-pub(super) fn finish_draining(transaction: &mut Transaction<'_>) -> bool {
+pub(super) fn end_draining(transaction: &mut Transaction<'_>) -> bool {
     let now = transaction.now;
     let is_draining = |peer: &Peer| matches!(peer.admin_state, AdminState::Draining { .. });
     for index in 0..transaction.peers().len() {
@@ -76,6 +81,6 @@ pub(super) fn finish_draining(transaction: &mut Transaction<'_>) -> bool {
 /// login time if that is longer, but at most `connect_timeout`. Before the first successful login
 /// it is `connect_timeout`.
 pub(super) fn short_timeout(peer: &Peer, settings: &Settings) -> Duration {
-    let expected = peer.expected_login().unwrap_or(Duration::MAX);
+    let expected = peer.slow_login_after().unwrap_or(Duration::MAX);
     expected.max(settings.check_timeout).min(settings.connect_timeout)
 }

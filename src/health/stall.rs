@@ -139,9 +139,7 @@ pub(super) fn scan(transaction: &mut Transaction<'_>) -> Stalls {
                 others_are_needed |= no_other_answered && series.unanswered > 0;
             }
             Verdict::Stalled => {
-                let began = series.map_or(now, |series| series.began);
-                transaction
-                    .update(index, |peer, check_times| peer.mark_stalled(began, now, check_times));
+                transaction.update(index, |peer, times| peer.mark_stalled(now, times));
                 let long_ago = now.checked_sub(stall_after).unwrap_or(now);
                 let links = transaction.peers()[index].activity.running_since(long_ago);
                 stalls.peers.push(StalledPeer { peer: transaction.peer_ref(index), links, was_up });

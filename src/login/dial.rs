@@ -27,8 +27,7 @@ pub(crate) struct Opened<C> {
     // Dropped before `guard`, so that the connection is closed before it is no longer counted.
     pub(crate) session: Session<C>,
     pub(crate) guard: LinkGuard,
-    /// When the login ended.
-    pub(crate) at: Instant,
+    pub(crate) ended_at: Instant,
 }
 
 /// Logs in to one of the peers. While all peers are down, the first caller gets the error at once, and
@@ -74,7 +73,7 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
     hooks: &Arc<Hooks<C>>,
 ) -> Result<Opened<C>, String> {
     let (done, outcomes) = unbounded();
-    let mut attempts = Attempts::new();
+    let mut attempts = DialedPeers::new();
     let mut in_progress = 0;
     let mut now = Instant::now();
     let end = now + set.settings().connect_deadline;
@@ -132,7 +131,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
             let result = match outcome {
                 Ok(session) => {
                     peer.update(now, |peer, _| peer.connected(attempt));
-                    Ok(Opened { session, guard, at: now })
+                    Ok(Opened { session, guard, ended_at: now })
                 }
                 Err(failure) => {
                     let failed = failure.fault().map(|fault| EventKind::ConnectFailed {
@@ -215,14 +214,15 @@ fn now() -> Instant {
 /// The logins of one call by the id of the peer, and how they failed; `None` while one is in progress.
 /// Names do not identify peers here, because a peer may be replaced meanwhile by another one of the same
 /// name.
-type Attempts = BTreeMap<u64, Option<LoginFailure>>;
+type DialedPeers = BTreeMap<u64, Option<LoginFailure>>;
 
 /// Describes for each peer what happened in this call, or why the peer was skipped, and when the peer is
 /// checked next.
-fn summary(peers: &[Peer], attempts: &Attempts, now: Instant) -> String {
-    let all_down = no_peer_available(peers);
+fn summary(peers: &[Peer], attempts: &DialedPeers, now: Instant) -> String {
+    let none_available = no_peer_available(peers);
     let describe = |peer: &Peer| {
-        let next = next_check_phrase(peer.scheduled_check(all_down).saturating_duration_since(now));
+        let next =
+            next_check_phrase(peer.scheduled_check(none_available).saturating_duration_since(now));
         let name = &peer.name;
         match (attempts.get(&peer.id), &peer.health.state) {
             (Some(None), _) => format!("{name}: no answer yet"),

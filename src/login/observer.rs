@@ -57,7 +57,7 @@ impl LinkMonitor {
     fn query_begins(&self) {
         let now = Instant::now();
         self.link_state.query_begins(now);
-        self.peer.set.query_begins();
+        self.peer.set.request_query_scan();
     }
 
     #[expect(clippy::disallowed_methods, reason = "the time at which a query ends is taken here")]

@@ -40,7 +40,7 @@ impl From<Error> for NotReady {
 }
 
 /// Tests the peer over a new connection.
-pub(crate) fn check<C: R2D2Connection + 'static>(
+pub(crate) fn test<C: R2D2Connection + 'static>(
     conn: &mut C,
     requirements: Requirements,
 ) -> Result<(), NotReady> {

@@ -162,7 +162,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
             monitor.set_muted(true);
             let socket = find_socket(&before, &mut conn, &mut self.rng);
             let encrypted = url.requires_encryption();
-            readiness::check(&mut conn, Requirements { encrypted, ..settings.requirements })?;
+            readiness::test(&mut conn, Requirements { encrypted, ..settings.requirements })?;
             progress.end_login(socket.clone());
             if let Some(socket) = socket {
                 socket.tune(settings.tuning());

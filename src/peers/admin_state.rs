@@ -1,5 +1,5 @@
-//! The administrative state of a peer, as set by an operator. No check and no timer changes it,
-//! except that a draining peer becomes drained when its last session has ended. Pure.
+//! The administrative state of a peer: whether an operator, or the resolution of its host name, lets it
+//! serve. No check changes it; a draining peer becomes drained when its last session has ended. Pure.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use std::time::Instant;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AdminState {
     /// The peer is in service.
-    Ready,
+    InService,
     /// The peer gets no new work, and each of its links is closed at its checkin. When the last
     /// session has ended, the peer is removed if `remove_when_drained` is set.
     Draining { since: Instant, remove_when_drained: bool },
@@ -19,22 +19,25 @@ pub(crate) enum AdminState {
 }
 
 impl AdminState {
-    /// Starts draining: the peer gets no new work from now on. With `remove_when_drained` the peer
-    /// is removed as soon as it is drained.
-    pub(super) fn drain(&mut self, remove_when_drained: bool, now: Instant) {
+    /// Starts draining: the peer gets no new work from now on.
+    pub(super) fn drain(&mut self, now: Instant) {
+        if *self == Self::InService {
+            *self = Self::Draining { since: now, remove_when_drained: false };
+        }
+    }
+
+    /// Removes the peer, after draining it if it is not drained yet.
+    pub(super) fn remove(&mut self, now: Instant) {
         *self = match *self {
-            Self::Ready => Self::Draining { since: now, remove_when_drained },
-            Self::Draining { since, remove_when_drained: false } => {
-                Self::Draining { since, remove_when_drained }
-            }
-            Self::Drained { .. } if remove_when_drained => Self::Removed,
-            Self::Draining { .. } | Self::Drained { .. } | Self::Removed => return,
+            Self::InService => Self::Draining { since: now, remove_when_drained: true },
+            Self::Draining { since, .. } => Self::Draining { since, remove_when_drained: true },
+            Self::Drained { .. } | Self::Removed => Self::Removed,
         };
     }
 
     /// Marks a draining peer as drained, or removes it: the pool has no session with it any more. Has no
     /// effect on a peer that is not draining.
-    pub(super) fn finish_draining(&mut self, now: Instant) {
+    pub(super) fn end_draining(&mut self, now: Instant) {
         if let Self::Draining { remove_when_drained, .. } = *self {
             *self = if remove_when_drained { Self::Removed } else { Self::Drained { since: now } };
         }

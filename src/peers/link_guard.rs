@@ -1,5 +1,5 @@
-//! RAII guard that counts one connection on its peer, from the first byte of its login until the
-//! connection is closed.
+//! RAII guard that counts one connection on its peer, from the choice of the peer until the connection is
+//! closed.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -50,7 +50,7 @@ impl LinkGuard {
     }
 
     /// Records why the link is about to be closed. The first reason is kept.
-    pub(crate) fn retire(&mut self, reason: CloseReason) {
+    pub(crate) fn set_close_reason(&mut self, reason: CloseReason) {
         self.close_reason.get_or_insert(reason);
     }
 

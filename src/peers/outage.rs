@@ -2,7 +2,7 @@
 //!
 //! After a failed connect, r2d2 puts the slot to sleep for up to half of the pool's
 //! `connection_timeout` (15 seconds by default), so it would notice a recovery that late. Therefore
-//! one connecting thread always waits here and is woken when a peer returns.
+//! one connecting thread waits here and is woken when a peer returns.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::panics::lock;
 /// A waiting thread keeps its pool alive, and each one that leaves is replaced by the next. An
 /// application that drops its pool and builds a new one until its database is back would otherwise
 /// keep all those pools alive. After an outage of this length, half a minute more matters little.
-const MAX_WATCH: Duration = Duration::from_secs(5 * 60);
+const MAX_WAITED_OUTAGE: Duration = Duration::from_secs(5 * 60);
 
 /// The state of the current outage, if there is one.
 #[derive(Debug, Default)]
@@ -65,7 +65,8 @@ impl Outage {
         {
             let state = &mut *self.lock();
             let reported_at = *state.reported_at.get_or_insert(now);
-            if reported_at == now || now.saturating_duration_since(reported_at) > MAX_WATCH {
+            if reported_at == now || now.saturating_duration_since(reported_at) > MAX_WAITED_OUTAGE
+            {
                 return NextStep::Fail;
             }
             state.waiter = Some(wake);
@@ -142,7 +143,7 @@ mod tests {
             "a wait of zero length fails"
         );
         assert_eq!(
-            outage.wait(later(3) + MAX_WATCH + LONG, LONG, not_over),
+            outage.wait(later(3) + MAX_WAITED_OUTAGE + LONG, LONG, not_over),
             NextStep::Fail,
             "no caller waits in an outage that lasts too long"
         );

@@ -135,7 +135,7 @@ impl Peer {
             weight,
             tier,
             health: Health::new(now),
-            admin_state: AdminState::Ready,
+            admin_state: AdminState::InService,
             checks: Checks::new(now),
             stall_series: None,
             logins: LoginStats::default(),
@@ -155,7 +155,7 @@ impl Peer {
 
     /// Whether the peer is in service: neither draining nor drained nor removed.
     pub(crate) fn is_in_service(&self) -> bool {
-        self.admin_state == AdminState::Ready
+        self.admin_state == AdminState::InService
     }
 
     pub(crate) fn is_up_and_in_service(&self) -> bool {
@@ -185,7 +185,7 @@ impl Peer {
     /// that was found while the peer was out of service applies.
     pub(crate) fn resume(&mut self, now: Instant) {
         if !self.is_in_service() {
-            self.admin_state = AdminState::Ready;
+            self.admin_state = AdminState::InService;
             self.check_now(now);
         }
     }
@@ -193,7 +193,7 @@ impl Peer {
     /// Ends the draining if the pool has no session with the peer any more.
     pub(crate) fn end_draining(&mut self, now: Instant) {
         if self.counts.connecting == 0 && self.activity.open_sessions() == 0 {
-            self.admin_state.finish_draining(now);
+            self.admin_state.end_draining(now);
         }
     }
 
@@ -277,7 +277,7 @@ impl Peer {
 
     /// Returns how long a login may take before it counts as slow. `None` before the first
     /// successful login.
-    pub(crate) fn expected_login(&self) -> Option<Duration> {
+    pub(crate) fn slow_login_after(&self) -> Option<Duration> {
         self.logins.usual_time.map(|usual| usual * EXPECTED_LOGIN_FACTOR)
     }
 
@@ -292,29 +292,29 @@ impl Peer {
         self.activity.oldest_query(!self.is_up())
     }
 
-    /// Records that a link to this peer was lost, so that the peer is checked soon. A lost link
-    /// alone does not mark the peer down.
+    /// Records that something speaks against the peer (a lost link, an unanswered ping, a refused query),
+    /// so that it is checked soon. A suspicion alone does not mark the peer down.
     pub(crate) fn suspect(&mut self, now: Instant) {
-        self.checks.link_lost_at = Some(now);
+        self.checks.suspected_at = Some(now);
     }
 
     /// Returns when this peer is checked next, suspicion included. `None` while a regular check is
     /// running, and for a removed peer.
-    pub(crate) fn earliest_check(&self, all_down: bool) -> Option<Instant> {
+    pub(crate) fn earliest_check(&self, none_available: bool) -> Option<Instant> {
         if self.checks.regular.is_running || self.is_removed() {
             return None;
         }
-        let next = self.scheduled_check(all_down);
+        let next = self.scheduled_check(none_available);
         let suspicion = self.checks.suspicion().filter(|_| self.is_up());
         Some(suspicion.map_or(next, |at| at.min(next)))
     }
 
     /// Returns when the peer is checked next if nothing happens before.
-    pub(crate) fn scheduled_check(&self, all_down: bool) -> Instant {
+    pub(crate) fn scheduled_check(&self, none_available: bool) -> Instant {
         let Checks { next, next_all_down, requested, .. } = self.checks;
         // A peer with a stuck login is left alone for the whole interval, and no caller waits for a
         // peer that is not in service.
-        let next = if all_down && self.counts.stuck_logins == 0 && self.is_in_service() {
+        let next = if none_available && self.counts.stuck_logins == 0 && self.is_in_service() {
             next.min(next_all_down)
         } else {
             next
@@ -354,15 +354,14 @@ impl Peer {
             }
             // Whatever prevents this process from checking is not over within moments, so the
             // suspicion must not cause another check at once.
-            Err(LoginFailure::NotAttempted(_)) if is_regular => self.checks.link_lost_at = None,
+            Err(LoginFailure::NotAttempted(_)) if is_regular => self.checks.suspected_at = None,
             Err(failure) => self.connect_failed(attempt, failure, check_times),
         }
     }
 
-    /// Marks the peer down because it has stalled, as a series of checks has shown that began at
-    /// `began`.
-    pub(crate) fn mark_stalled(&mut self, began: Instant, now: Instant, check_times: CheckTimes) {
-        self.stall_series = None;
+    /// Marks the peer down because it has stalled, as its series of checks has shown.
+    pub(crate) fn mark_stalled(&mut self, now: Instant, check_times: CheckTimes) {
+        let began = self.stall_series.take().map_or(now, |series| series.began);
         let cause = FailureCause::new(Fault::PeerDown, STALLED_REASON);
         self.mark_down(Attempt { began, ended: now }, cause, check_times);
     }
@@ -386,7 +385,7 @@ impl Peer {
     pub(crate) fn clear_mark(&mut self, now: Instant, check_times: CheckTimes) {
         if !self.is_up() {
             self.checks.next = check_times.regular;
-            self.checks.link_lost_at = None;
+            self.checks.suspected_at = None;
             self.health.mark_up(now, now);
         }
     }

@@ -15,8 +15,6 @@ use crate::settings::policy::{AllDown, Strategy};
 /// The view of a peer that the exchange of links needs: whether its links may be used, and its share.
 #[derive(Debug, Clone)]
 pub(crate) struct PeerView {
-    /// The activity of the peer. It also identifies the peer, because a new peer may have got the
-    /// index of a removed one.
     pub(crate) activity: Arc<Activity>,
     /// Whether the links of the peer may be used.
     pub(crate) is_usable: bool,
@@ -276,7 +274,7 @@ mod tests {
         let mut peers =
             peers(&[Down { check_in: 1 }, Up { links: 9, connecting: 0 }, Down { check_in: 2 }]);
         for peer in &mut peers[..2] {
-            peer.admin_state.drain(false, peer.checks.next);
+            peer.admin_state.drain(peer.checks.next);
         }
         for (all_down, expected) in [(AllDown::Try, Some(2)), (AllDown::Fail, None)] {
             let picked = pick(&peers, |_| false, Strategy::Random, all_down, &mut rng);
@@ -389,7 +387,7 @@ mod tests {
             "the peer with the most links has a surplus"
         );
         let now = peers[1].checks.next;
-        peers[1].admin_state.drain(false, now);
+        peers[1].admin_state.drain(now);
         assert_eq!(surplus(&peers, strategy), None, "a drained peer has no surplus");
     }
 

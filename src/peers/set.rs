@@ -45,7 +45,7 @@ pub(crate) struct PeerSet {
     pub(crate) deadlines: Deadlines,
     pub(crate) outage: Outage,
     /// Whether the checker scans the running queries.
-    pub(crate) scans_queries: AtomicBool,
+    pub(crate) query_scan_requested: AtomicBool,
     /// Incremented with each change of a peer's state.
     epoch: AtomicU64,
     /// The peer that has one link too many, or [`NO_PEER`]. Every checkin reads it, without the lock.
@@ -95,7 +95,7 @@ impl PeerSet {
             hosts_changed: bounded(1),
             deadlines: Deadlines::default(),
             outage: Outage::default(),
-            scans_queries: AtomicBool::new(false),
+            query_scan_requested: AtomicBool::new(false),
             epoch: AtomicU64::new(1),
             surplus: AtomicUsize::new(NO_PEER),
             closed: AtomicBool::new(false),
@@ -177,9 +177,9 @@ impl PeerSet {
 
     /// Starts the checker's scan of running queries, when a query begins. The scan goes on while
     /// any query runs.
-    pub(crate) fn query_begins(&self) {
-        if !self.scans_queries.load(Ordering::Relaxed) {
-            self.scans_queries.store(true, Ordering::Relaxed);
+    pub(crate) fn request_query_scan(&self) {
+        if !self.query_scan_requested.load(Ordering::Relaxed) {
+            self.query_scan_requested.store(true, Ordering::Relaxed);
             self.wake();
         }
     }
@@ -195,11 +195,11 @@ impl PeerSet {
     pub(crate) fn peer_views(&self) -> Vec<PeerView> {
         let peers = &self.lock().peers;
         let share = shares(peers, self.settings.strategy);
-        let all_down = no_peer_available(peers);
+        let none_available = no_peer_available(peers);
         let view = |peer: &Peer| PeerView {
             activity: peer.activity.clone(),
-            is_usable: peer.is_in_service() && (peer.is_up() || all_down),
-            share: if all_down && peer.is_in_service() { peer.weight } else { share(peer) },
+            is_usable: peer.is_in_service() && (peer.is_up() || none_available),
+            share: if none_available && peer.is_in_service() { peer.weight } else { share(peer) },
             tier: peer.tier,
         };
         peers.iter().map(view).collect()

@@ -33,9 +33,9 @@ pub struct Snapshot {
 impl Snapshot {
     pub(crate) fn new(set: &PeerSet) -> Self {
         let mut peers: Vec<PeerStatus> = set.read(|peers| {
-            let all_down = no_peer_available(peers);
+            let none_available = no_peer_available(peers);
             let listed = peers.iter().filter(|peer| !peer.is_removed());
-            listed.map(|peer| PeerStatus::new(peer, all_down)).collect()
+            listed.map(|peer| PeerStatus::new(peer, none_available)).collect()
         });
         peers.sort_unstable_by_key(|peer| peer.id);
         Self {
@@ -163,13 +163,13 @@ impl PeerStatus {
         self.state == PeerState::Up && self.weight > 0
     }
 
-    fn new(peer: &Peer, all_down: bool) -> Self {
+    fn new(peer: &Peer, none_available: bool) -> Self {
         let (health, health_since, cause) = match &peer.health.state {
             HealthState::Up { since } => (PeerState::Up, *since, None),
             HealthState::Down { since, cause } => (PeerState::Down, *since, Some(cause)),
         };
         let (state, since) = match peer.admin_state {
-            AdminState::Ready => (health, health_since),
+            AdminState::InService => (health, health_since),
             AdminState::Draining { since, .. } => (PeerState::Draining, since),
             AdminState::Drained { since } => (PeerState::Drained, since),
             AdminState::Removed => (PeerState::Drained, health_since),
@@ -189,7 +189,7 @@ impl PeerStatus {
             is_full: peer.is_full(),
             is_unresponsive: peer.activity.is_unresponsive(),
             is_being_removed: !peer.is_member(),
-            next_check: peer.scheduled_check(all_down),
+            next_check: peer.scheduled_check(none_available),
             connections: links,
             in_use: peer.activity.in_use(),
             connecting,

@@ -1,5 +1,4 @@
-//! What has happened to a peer: the difference between two states of it. One pure function, through which
-//! every change of a peer passes.
+//! What has happened to a peer: the difference between two states of it. One pure function.
 
 use std::time::{Duration, Instant};
 
@@ -8,12 +7,12 @@ use crate::fault::Fault;
 use crate::peers::admin_state::AdminState;
 use crate::peers::peer::{HealthState, Peer};
 
-/// Returns the events between two states of a peer. `all_down` is whether no peer is available after the
+/// Returns the events between two states of a peer. `none_available` is whether no peer is available after the
 /// change. Changes of a removed peer are no events.
 pub(crate) fn events_between(
     before: &Peer,
     after: &Peer,
-    all_down: bool,
+    none_available: bool,
     now: Instant,
 ) -> Vec<EventKind> {
     let mut events = Vec::new();
@@ -24,7 +23,7 @@ pub(crate) fn events_between(
         (HealthState::Up { .. }, HealthState::Down { cause, .. }) => events.push(EventKind::Down {
             reason: cause.reason.to_string(),
             fault: cause.fault,
-            next_check: after.scheduled_check(all_down).saturating_duration_since(now),
+            next_check: after.scheduled_check(none_available).saturating_duration_since(now),
         }),
         (HealthState::Down { since, .. }, HealthState::Up { .. }) => {
             events.push(EventKind::Up { was_down: now.saturating_duration_since(*since) });
@@ -43,7 +42,7 @@ pub(crate) fn events_between(
         }
     }
     let (from, to) = (before.admin_state, after.admin_state);
-    match (from == AdminState::Ready, to == AdminState::Ready) {
+    match (from == AdminState::InService, to == AdminState::InService) {
         (true, false) => events.push(EventKind::Draining),
         (false, true) => events.push(EventKind::Resumed),
         _ => {}

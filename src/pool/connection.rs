@@ -42,10 +42,13 @@ pub struct PeerConnection<C> {
 pub(crate) struct PoolState<C> {
     pub(crate) set: Arc<PeerSet>,
     pub(crate) exchange: Exchange<Box<Link<C>>>,
-    pub(crate) balance: Balance,
 }
 
 impl<C> PoolState<C> {
+    fn balance(&self) -> Balance {
+        self.set.settings().balance
+    }
+
     /// Returns the exchange, after an update with the current views of the peers.
     pub(crate) fn updated_exchange(&self) -> &Exchange<Box<Link<C>>> {
         self.exchange.update_peers(self.set.epoch(), || self.set.peer_views());
@@ -58,7 +61,7 @@ impl<C> PeerConnection<C> {
     /// exchange, reserved for the slot, so that the pool is balanced before each of its slots has been
     /// checked out.
     pub(crate) fn new(pool: Arc<PoolState<C>>, link: Box<Link<C>>) -> Self {
-        match pool.balance {
+        match pool.balance() {
             Balance::PerCheckout => {
                 let reservation = pool.updated_exchange().add_slot(link, thread::current().id());
                 Self { pool, held: OnceCell::new(), reservation: Cell::new(Some(reservation)) }
@@ -117,14 +120,13 @@ impl<C: R2D2Connection> PeerConnection<C> {
     ) -> Result<(), Error> {
         let exchange = self.pool.updated_exchange();
         let now = validation.began;
-        let Some(link) = exchange.check_out(self.held.take(), self.reservation.take(), || now)
-        else {
+        let Some(link) = exchange.check_out(self.held.take(), self.reservation.take(), now) else {
             return Err(discarded_error("no live connection is idle"));
         };
         self.held = OnceCell::from(link);
-        while let Err(error) = validation.check(self.link_mut()) {
+        while let Err(error) = validation.validate(self.link_mut()) {
             let Some(mut dead) = self.held.take() else { return Err(error) };
-            dead.guard.retire(CloseReason::Broken);
+            dead.guard.set_close_reason(CloseReason::Broken);
             match self.pool.updated_exchange().swap_dead(dead) {
                 Ok(live) => self.held = OnceCell::from(live),
                 Err(dead) => {
@@ -142,7 +144,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
     pub(crate) fn check_in(&mut self, now: Instant) -> bool {
         if let Some(link) = self.held.get_mut() {
             if link.is_broken() {
-                link.guard.retire(CloseReason::Broken);
+                link.guard.set_close_reason(CloseReason::Broken);
                 return true;
             }
             link.set_idle(now);
@@ -152,11 +154,11 @@ impl<C: R2D2Connection> PeerConnection<C> {
             }
             // While no peer is available, no connection could be opened in its place.
             if link.is_too_old(now) && !self.pool.set.no_peer_available() {
-                link.guard.retire(CloseReason::TooOld);
+                link.guard.set_close_reason(CloseReason::TooOld);
                 return true;
             }
         }
-        match self.pool.balance {
+        match self.pool.balance() {
             Balance::PerCheckout => {
                 let set = &self.pool.set;
                 let surplus = |is_parked: &dyn Fn(usize) -> bool| set.take_surplus(is_parked, now);
@@ -169,7 +171,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 } else {
                     CloseReason::Rebalanced
                 };
-                to_close.guard.retire(reason);
+                to_close.guard.set_close_reason(reason);
                 self.held = OnceCell::from(to_close);
                 true
             }
@@ -181,7 +183,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 let must_close =
                     peer.must_close_links() || peer.set.take_surplus(is_own, now).is_some();
                 if must_close {
-                    guard.retire(CloseReason::Rebalanced);
+                    guard.set_close_reason(CloseReason::Rebalanced);
                 }
                 must_close
             }
@@ -191,7 +193,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
     /// Whether this slot always keeps its own link. That is so if the manager balances connections
     /// and not checkouts, or if the link holds a test transaction.
     fn keeps_its_link(&mut self) -> bool {
-        self.pool.balance == Balance::PerConnection
+        self.pool.balance() == Balance::PerConnection
             || self.held.get_mut().is_some_and(|link| link.holds_test_transaction())
     }
 
@@ -206,10 +208,10 @@ impl<C: R2D2Connection> PeerConnection<C> {
             )));
         }
         let link = self.link_mut();
-        let validated = validation.check(link);
+        let validated = validation.validate(link);
         match validated {
             Ok(()) => link.guard.set_in_use(true),
-            Err(_) => link.guard.retire(CloseReason::Broken),
+            Err(_) => link.guard.set_close_reason(CloseReason::Broken),
         }
         validated
     }
@@ -219,7 +221,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
 /// one link too many.
 impl<C> Drop for PeerConnection<C> {
     fn drop(&mut self) {
-        if self.held.get().is_none() && self.pool.balance == Balance::PerCheckout {
+        if self.held.get().is_none() && self.pool.balance() == Balance::PerCheckout {
             let link = self.pool.exchange.drop_slot(self.reservation.take());
             // The link is closed here, outside the exchange's lock.
             drop(link);

@@ -173,7 +173,7 @@ impl<L: Parkable> Exchange<L> {
         &self,
         held: Option<L>,
         reservation: Option<Reservation>,
-        now: impl FnOnce() -> Instant,
+        now: Instant,
     ) -> Option<L> {
         let mut inner = self.lock();
         inner.park_and_release(held, reservation);
@@ -440,9 +440,8 @@ impl<L: Parkable> Inner<L> {
 
     /// Makes reserved links available to all slots, if the customizer does not use its connection and
     /// must have run for them already.
-    fn expire_reservations(&mut self, now: impl FnOnce() -> Instant) {
+    fn expire_reservations(&mut self, now: Instant) {
         if self.customizer_is_passive && !self.reserved.is_empty() {
-            let now = now();
             self.park_reserved(|reserved| {
                 now.saturating_duration_since(reserved.link.created_at()) >= RESERVATION_TIME
             });

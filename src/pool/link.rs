@@ -31,10 +31,11 @@ pub(crate) struct Link<C> {
 impl<C: R2D2Connection> Link<C> {
     /// Creates a link from a new session, and counts it as a link of its peer.
     pub(crate) fn new(opened: Opened<C>) -> Self {
-        let Opened { session: Session { conn, monitor }, mut guard, at } = opened;
-        guard.promote_to_link(monitor.link_state().clone(), at);
-        let expires_at = guard.peer.set.expiry(at);
-        Self { conn, monitor, guard, created_at: at, expires_at, idle_since: at, is_observed: true }
+        let Opened { session: Session { conn, monitor }, mut guard, ended_at: created_at } = opened;
+        guard.promote_to_link(monitor.link_state().clone(), created_at);
+        let expires_at = guard.peer.set.expiry(created_at);
+        let (idle_since, is_observed) = (created_at, true);
+        Self { conn, monitor, guard, created_at, expires_at, idle_since, is_observed }
     }
 
     pub(crate) fn set_user_instrumentation(&mut self, user: DynInstrumentation) {

@@ -1,4 +1,4 @@
-//! Chooses the peer that serves a checkout, with one small function for each strategy. Randomness is
+//! Chooses the peer that serves a checkout, by the strategy. Randomness is
 //! an argument, and a choice allocates nothing. Only peers with a parked link are candidates, so there
 //! are never more candidates than idle connections. (`peers/placement.rs` chooses the peer of a new
 //! connection.)

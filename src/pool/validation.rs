@@ -23,6 +23,7 @@ thread_local! {
 
 #[derive(Clone, Copy)]
 struct FailedCheckout {
+    /// Identifies the pool. Only compared.
     set: *const PeerSet,
     at: Instant,
     end: Instant,
@@ -67,7 +68,7 @@ impl<Clock: Fn() -> Instant> Validation<Clock> {
     }
 
     /// Checks whether this link can be handed out. Pings its server if the socket is not proof enough.
-    pub(crate) fn check<C: R2D2Connection>(&mut self, link: &mut Link<C>) -> Result<(), Error> {
+    pub(crate) fn validate<C: R2D2Connection>(&mut self, link: &mut Link<C>) -> Result<(), Error> {
         let settings = link.guard.peer.settings();
         let (timeout, idle) = (settings.ping_timeout, settings.ping_idle);
         if link.is_alive(idle, self.began) {

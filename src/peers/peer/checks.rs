@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::settings::CheckTimes;
 
-/// The minimum time between the starts of two checks of one peer, however many links are lost.
+/// The minimum time from the start of a check to one because of a suspicion, however many links are lost.
 pub(super) const SUSPICION_GAP: Duration = Duration::from_millis(100);
 
 /// The kind of a check.
@@ -21,11 +21,13 @@ pub(crate) enum CheckKind {
 /// The schedule of a peer's checks, and the checks that are running.
 #[derive(Debug, Clone)]
 pub(crate) struct Checks {
+    /// When the peer is checked next. For a peer that is down this is also the expiry of its mark.
     pub(crate) next: Instant,
     /// When the peer is checked next if all peers are down.
     pub(super) next_all_down: Instant,
-    /// When a link was last lost, or a query refused. Cleared by the outcome of a check that began later.
-    pub(super) link_lost_at: Option<Instant>,
+    /// When something last spoke against the peer: a lost link, an unanswered ping, a refused query.
+    /// Cleared by the outcome of a check that began later.
+    pub(super) suspected_at: Option<Instant>,
     /// When an operator requested a check that has not begun yet.
     pub(super) requested: Option<Instant>,
     pub(super) regular: Check,
@@ -45,7 +47,7 @@ impl Checks {
         Self {
             next: now,
             next_all_down: now,
-            link_lost_at: None,
+            suspected_at: None,
             requested: None,
             regular: Check::default(),
             stall: Check::default(),
@@ -92,13 +94,13 @@ impl Checks {
     /// Clears a suspicion that is not newer than `began`, when a check began that has now been
     /// answered or has timed out.
     pub(super) fn clear_suspicion(&mut self, began: Instant) {
-        self.link_lost_at = self.link_lost_at.filter(|at| *at > began);
+        self.suspected_at = self.suspected_at.filter(|at| *at > began);
     }
 
     /// Returns when the peer is checked because of a suspicion.
     pub(super) fn suspicion(&self) -> Option<Instant> {
         let after_gap =
             |at: Instant| self.regular.began.map_or(at, |began| at.max(began + SUSPICION_GAP));
-        self.link_lost_at.map(after_gap)
+        self.suspected_at.map(after_gap)
     }
 }

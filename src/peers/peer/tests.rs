@@ -98,9 +98,14 @@ impl Scenario {
         check_times
     }
 
-    fn drains(&mut self, remove_when_drained: bool, now: u64) -> Vec<EventKind> {
+    fn drains(&mut self, now: u64) -> Vec<EventKind> {
         let now = self.at(now);
-        self.change(now, |peer| peer.admin_state.drain(remove_when_drained, now))
+        self.change(now, |peer| peer.admin_state.drain(now))
+    }
+
+    fn is_removed(&mut self, now: u64) -> Vec<EventKind> {
+        let now = self.at(now);
+        self.change(now, |peer| peer.admin_state.remove(now))
     }
 
     fn draining_ends(&mut self, now: u64) -> Vec<EventKind> {
@@ -419,8 +424,8 @@ fn misconfigured_peer_causes_one_event_and_is_checked_less_often_while_all_are_d
 #[test]
 fn administrative_state_is_independent_of_health() {
     let mut scenario = Scenario::new();
-    assert_eq!(scenario.drains(false, 1), [EventKind::Draining]);
-    assert_eq!(scenario.drains(false, 1), [], "a second drain changes nothing");
+    assert_eq!(scenario.drains(1), [EventKind::Draining]);
+    assert_eq!(scenario.drains(1), [], "a second drain changes nothing");
     assert!(
         scenario.peer.is_up() && !scenario.peer.is_up_and_in_service(),
         "a draining peer is up but gets no work"
@@ -457,8 +462,8 @@ fn administrative_state_is_independent_of_health() {
 #[test]
 fn removed_peer_is_vacant_when_it_is_drained_and_nothing_refers_to_it() {
     let mut scenario = Scenario::new();
-    assert_eq!(scenario.drains(false, 1), [EventKind::Draining]);
-    assert_eq!(scenario.drains(true, 2), [], "a removal of a draining peer causes no event");
+    assert_eq!(scenario.drains(1), [EventKind::Draining]);
+    assert_eq!(scenario.is_removed(2), [], "a removal of a draining peer causes no event");
     assert!(!scenario.peer.is_member());
     let drained = EventKind::Drained { took: Duration::from_millis(2) };
     let both = [drained, EventKind::Removed];
@@ -478,9 +483,9 @@ fn removed_peer_is_vacant_when_it_is_drained_and_nothing_refers_to_it() {
     assert_eq!(scenario.peer.earliest_check(false), None, "a removed peer is not checked any more");
 
     let mut scenario = Scenario::new();
-    scenario.drains(false, 1);
+    scenario.drains(1);
     scenario.draining_ends(2);
-    assert_eq!(scenario.drains(true, 3), [EventKind::Removed], "a drained peer is removed at once");
+    assert_eq!(scenario.is_removed(3), [EventKind::Removed], "a drained peer is removed at once");
 }
 
 #[test]

@@ -64,7 +64,7 @@ impl PeerSet {
             let staying: Vec<bool> = peers.iter().map(stays).collect();
             for (index, stays) in staying.into_iter().enumerate() {
                 if !stays {
-                    transaction.update(index, |peer, _| peer.admin_state.drain(true, now));
+                    transaction.update(index, |peer, _| peer.admin_state.remove(now));
                 }
             }
             for (config, url) in expanded {
@@ -89,7 +89,7 @@ impl PeerSet {
             if !others_have_weight(transaction.peers(), index) {
                 return Err(PeersError::LastPeer { name: name.to_owned() });
             }
-            transaction.update(index, |peer, _| peer.admin_state.drain(true, now));
+            transaction.update(index, |peer, _| peer.admin_state.remove(now));
             Ok(Drain { peer: transaction.peer_ref(index) })
         })
     }
@@ -98,7 +98,7 @@ impl PeerSet {
     pub(crate) fn drain(self: &Arc<Self>, name: &str, now: Instant) -> Result<Drain, PeersError> {
         self.change(now, |transaction| {
             let index = find_member(transaction.peers(), name)?;
-            transaction.update(index, |peer, _| peer.admin_state.drain(false, now));
+            transaction.update(index, |peer, _| peer.admin_state.drain(now));
             Ok(Drain { peer: transaction.peer_ref(index) })
         })
     }
@@ -216,7 +216,7 @@ impl Drain {
         };
         match peer.admin_state {
             AdminState::Drained { .. } | AdminState::Removed => Some(true),
-            AdminState::Ready => Some(false),
+            AdminState::InService => Some(false),
             AdminState::Draining { .. }
                 if self.peer.set.is_closed() && peer.activity.open_sessions() == 0 =>
             {

@@ -63,7 +63,7 @@ impl PeerRef {
         self.set.update(self.index, now, change);
     }
 
-    /// Has the checker check the peer soon, because a link to it was lost or did not answer.
+    /// Has the checker check the peer soon, because something speaks against it.
     pub(crate) fn suspect(&self, now: Instant) {
         self.update(now, |peer, _| peer.suspect(now));
     }
@@ -78,7 +78,7 @@ impl PeerRef {
 
     /// Returns how long to wait for the answer to a login before a hedged login to the next peer starts.
     pub(crate) fn hedge_delay(&self) -> Duration {
-        let expected = self.read(Peer::expected_login);
+        let expected = self.read(Peer::slow_login_after);
         let hedge = expected.map_or(DEFAULT_HEDGE_DELAY, |expected| expected.max(MIN_HEDGE_DELAY));
         // Leaves time for the hedged login.
         hedge.min(self.settings().connect_deadline / 2)

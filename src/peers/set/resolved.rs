@@ -145,7 +145,7 @@ impl Transaction<'_> {
                         peer.check_now(now);
                     }
                     if !is_in_service {
-                        peer.admin_state.drain(false, now);
+                        peer.admin_state.drain(now);
                     }
                     peer.id
                 })
@@ -174,7 +174,7 @@ impl Transaction<'_> {
         }
         let now = self.now;
         self.update(index, |peer, _| {
-            peer.admin_state.drain(true, now);
+            peer.admin_state.remove(now);
             // A peer without any session is removed at once.
             peer.end_draining(now);
         });

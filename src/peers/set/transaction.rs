@@ -1,5 +1,5 @@
-//! Changes of the peers under their lock. Every change of a peer passes `Transaction::update`, which
-//! records what has happened to the peer.
+//! Changes of the peers under their lock. Every change of a peer's state passes `Transaction::update`,
+//! which records what has happened to the peer. (The numbers of logins and links change without events.)
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -89,7 +89,7 @@ impl<'a> Transaction<'a> {
         PeerRef::new(self.set.clone(), index, &self.inner.peers[index])
     }
 
-    /// Changes a peer, and records what has happened to it.
+    /// Changes the state of a peer, and records what has happened to it.
     pub(crate) fn update<T>(
         &mut self,
         index: usize,
@@ -98,9 +98,9 @@ impl<'a> Transaction<'a> {
         let Inner { peers, rng, .. } = self.inner;
         let before = peers[index].clone();
         let outcome = change(&mut peers[index], self.set.settings.check_times(self.now, rng));
-        let all_down = no_peer_available(peers);
+        let none_available = no_peer_available(peers);
         self.shares_changed |= peers[index].tier != before.tier;
-        for kind in events_between(&before, &peers[index], all_down, self.now) {
+        for kind in events_between(&before, &peers[index], none_available, self.now) {
             self.record(index, kind);
         }
         outcome

@@ -111,12 +111,12 @@ fn reservations_expire_once_the_customizer_has_not_used_a_link() {
     let reservation = add_slot(&exchange, 0);
     let early = link(0).created_at + RESERVATION_TIME / 2;
     let taken = exchange
-        .check_out(None, Some(reservation), || early)
+        .check_out(None, Some(reservation), early)
         .expect("the slot's own link is available at least");
     assert_eq!(taken.number, 0, "the other link is too young and still reserved");
     let numbers: Vec<_> = [Some(taken), None]
         .into_iter()
-        .map(|held| exchange.check_out(held, None, later).map(|link| link.number))
+        .map(|held| exchange.check_out(held, None, later()).map(|link| link.number))
         .collect();
     assert!(
         numbers.contains(&Some(1)),
@@ -138,10 +138,10 @@ fn links_of_a_peer_that_is_down_are_not_handed_out() {
     let exchange = with_parked_links(4);
     set_usable(&exchange, 2, [false, true]);
     for _ in 0..2 {
-        let taken = exchange.check_out(None, None, later).expect("two live links are here");
+        let taken = exchange.check_out(None, None, later()).expect("two live links are here");
         assert_eq!(taken.peer, 1, "only links of the other peer are handed out");
     }
-    assert_eq!(exchange.check_out(None, None, later), None, "a checkout never gets a dead link");
+    assert_eq!(exchange.check_out(None, None, later()), None, "a checkout never gets a dead link");
     assert_eq!(take(&exchange, None).peer, 0, "a slot that is dereferenced gets even a dead link");
 }
 
@@ -149,10 +149,10 @@ fn links_of_a_peer_that_is_down_are_not_handed_out() {
 fn links_of_a_peer_that_recovers_are_handed_out_again_except_dead_ones() {
     let exchange = with_parked_links(4);
     set_usable(&exchange, 2, [false, true]);
-    let dead = exchange.check_out(None, None, later).expect("two live links are here");
+    let dead = exchange.check_out(None, None, later()).expect("two live links are here");
     exchange.swap_dead(dead).expect("another live link is here");
     set_usable(&exchange, 3, [true, true]);
-    let taken = || exchange.check_out(None, None, later).map(|link| link.peer);
+    let taken = || exchange.check_out(None, None, later()).map(|link| link.peer);
     assert_eq!(
         [taken(), taken(), taken()],
         [Some(0), Some(0), None],
@@ -165,7 +165,7 @@ fn longest_idle_link_of_a_peer_is_handed_out_first() {
     let exchange = with_parked_links(6);
     let mut turns = Vec::new();
     for _ in 0..60 {
-        let link = exchange.check_out(None, None, later).expect("six links are here");
+        let link = exchange.check_out(None, None, later()).expect("six links are here");
         turns.push(link.number);
         exchange.check_in(Some(link), None, |_| None);
     }
@@ -194,18 +194,18 @@ fn lowest_tier_serves_if_no_peer_has_a_share() {
             |(share, tier)| PeerView { activity: Arc::default(), is_usable: true, share, tier };
         [(0, 2), (0, 1)].map(view).to_vec()
     });
-    assert_eq!(exchange.check_out(None, None, later).map(|link| link.peer), Some(1));
+    assert_eq!(exchange.check_out(None, None, later()).map(|link| link.peer), Some(1));
 }
 
 #[test]
 fn returned_slot_closes_an_evicted_link_or_else_a_surplus_link() {
     let exchange = with_parked_links(4);
-    let taken = exchange.check_out(None, None, later).expect("four links are here");
+    let taken = exchange.check_out(None, None, later()).expect("four links are here");
     let to_close =
         exchange.check_in(Some(taken), None, |_| Some(1)).expect("peer 1 has a surplus link");
     assert_eq!(to_close.peer, 1, "the surplus link is one of peer 1");
     set_usable(&exchange, 2, [false, true]);
-    let taken = exchange.check_out(None, None, later).expect("one live link is left");
+    let taken = exchange.check_out(None, None, later()).expect("one live link is left");
     let to_close =
         exchange.check_in(Some(taken), None, |_| Some(1)).expect("two links were evicted");
     assert_eq!(to_close.peer, 0, "evicted links are closed before surplus links");
@@ -230,7 +230,7 @@ fn dropped_slot_closes_an_evicted_link_or_else_the_oldest_link() {
 #[test]
 fn dead_link_is_exchanged_for_a_link_of_another_peer_if_there_is_one() {
     let exchange = with_parked_links(5);
-    let mut dead = exchange.check_out(None, None, later).expect("five links are here");
+    let mut dead = exchange.check_out(None, None, later()).expect("five links are here");
     let first = dead.peer;
     dead = exchange.swap_dead(dead).expect("other links are here");
     assert_ne!(dead.peer, first, "a link of the other peer comes first");
@@ -265,7 +265,7 @@ impl Slot {
         let (held, reservation) = (self.held.take(), self.reservation.take());
         let (held, kept) = match step {
             Step::CheckOut => {
-                let taken = exchange.check_out(held, reservation, later);
+                let taken = exchange.check_out(held, reservation, later());
                 let is_valid = taken.is_some();
                 (taken, is_valid)
             }
@@ -372,8 +372,8 @@ fn invariant_holds_in_every_order_of_events() {
 #[test]
 fn surplus_is_only_taken_from_parked_links() {
     let exchange = with_parked_links(2);
-    let one = exchange.check_out(None, None, later).expect("two links are here");
-    let other = exchange.check_out(None, None, later).expect("one link is here");
+    let one = exchange.check_out(None, None, later()).expect("two links are here");
+    let other = exchange.check_out(None, None, later()).expect("one link is here");
     let (mine, theirs) = (one.peer, other.peer);
     let to_close = exchange.check_in(Some(one), None, |is_parked| {
         assert!(is_parked(mine), "the link that the slot has just parked is here");
@@ -394,7 +394,7 @@ fn links_that_were_shut_down_with_their_peer_are_not_handed_out_again() {
     set_usable(&exchange, 2, [false, true]);
     set_usable(&exchange, 3, [true, true]);
     let mut served = Vec::new();
-    while let Some(link) = exchange.check_out(None, None, start) {
+    while let Some(link) = exchange.check_out(None, None, start()) {
         served.push(link.number);
     }
     assert_eq!(served, [0], "only the link whose session could not be ended returns");
