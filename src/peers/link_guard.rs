@@ -103,6 +103,7 @@ impl LinkGuard {
 }
 
 impl Drop for LinkGuard {
+    #[expect(clippy::disallowed_methods, reason = "the age of a closed connection is logged")]
     fn drop(&mut self) {
         self.set_in_use(false);
         if let Some((_, created_at)) = &self.link_state {
