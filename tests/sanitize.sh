@@ -9,11 +9,18 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+packages=(
+    gcc libc6-dev pkg-config util-linux             # to build, and to start servers as their users
+    mariadb-server galera-4 libmariadb-dev          # MariaDB, and diesel's client library for it
+    postgresql libpq-dev                            # PostgreSQL, and diesel's client library for it
+    haproxy                                         # to pause proxies
+)
 target=x86_64-unknown-linux-gnu
 if ! cargo +nightly --version >/dev/null 2>&1; then
     echo "nothing was tested: there is no nightly toolchain; run: rustup toolchain install nightly" >&2
     exit 2
 fi
+tests/install.sh "${packages[@]}"
 
 log=$(mktemp)
 suppressions=$(mktemp)

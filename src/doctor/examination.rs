@@ -103,7 +103,6 @@ where
 }
 
 /// Starts the examination of one peer on a thread of its own.
-#[expect(clippy::disallowed_methods, reason = "the duration of the login is measured")]
 fn start<C: R2D2Connection + Send + 'static>(
     peer: PeerRef,
     hooks: &Arc<Hooks<C>>,
@@ -120,7 +119,7 @@ fn start<C: R2D2Connection + Send + 'static>(
     let timeout = settings.connect_timeout.min(settings.connect_deadline);
     let peer_progress = Arc::new(PeerProgress::default());
     let thread_progress = peer_progress.clone();
-    let began = Instant::now();
+    let began = now();
     bounded::start(
         peer,
         began,
@@ -138,7 +137,7 @@ fn examine_peer<C: R2D2Connection + 'static>(
     peer_progress: &PeerProgress,
 ) -> Result<(), LoginFailure> {
     let Inspection { url, mut conn, failure } = login.inspect(progress)?;
-    peer_progress.record_login(began.elapsed(), failure);
+    peer_progress.record_login(now().saturating_duration_since(began), failure);
     peer_progress.begin_step("answer `SELECT 1`");
     if let Some(round_trip) = round_trip(&mut conn) {
         peer_progress.record_round_trip(round_trip);
@@ -157,13 +156,17 @@ fn examine_peer<C: R2D2Connection + 'static>(
 }
 
 /// Returns the shortest of [`ROUND_TRIPS`] round trips, or `None` if none succeeded.
-#[expect(clippy::disallowed_methods, reason = "the duration of a round trip is measured")]
 fn round_trip(conn: &mut impl R2D2Connection) -> Option<Duration> {
     let measure = |()| {
-        let began = Instant::now();
-        conn.ping().ok().map(|()| began.elapsed())
+        let began = now();
+        conn.ping().ok().map(|()| now().saturating_duration_since(began))
     };
     [(); ROUND_TRIPS].map(measure).into_iter().flatten().min()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the times of logins and round trips are taken here")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// Returns a finding if the login would create a missing SQLite file: an examination must not change

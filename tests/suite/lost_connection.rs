@@ -97,6 +97,10 @@ fn peer_of_a_lost_connection_is_checked_at_once_and_the_check_decides_its_state(
 }
 
 #[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the permitted number of checks depends on the elapsed time"
+)]
 fn many_losses_at_once_cause_few_checks() {
     const THREADS: usize = 16;
     let server = Server::start();
@@ -108,10 +112,6 @@ fn many_losses_at_once_cause_few_checks() {
     let connects = || usize::try_from(status(&peers, "peer0").connects).expect("a few connects");
     let checks = || server.begins().saturating_sub(connects());
     let before = checks();
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the permitted number of checks depends on the elapsed time"
-    )]
     let start = thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {

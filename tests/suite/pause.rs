@@ -7,7 +7,9 @@
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::R2D2Connection;
 use diesel_peers::PeerState;
-use support::backend::{PATIENCE, SOON, fill, links, manager_of, pool_of, state, status};
+#[cfg(feature = "mysql")]
+use support::backend::status;
+use support::backend::{PATIENCE, SOON, fill, links, manager_of, pool_of, state};
 use support::haproxy::HaProxy;
 use support::load::Load;
 use support::wait_until;

@@ -10,7 +10,7 @@ use diesel_peers::{
     Balance, ChangeError, ChangeErrorKind, EventKind, PeerConfig, PeerManager, PeerState, Peers,
 };
 use support::backend::{
-    Backend, PATIENCE, SOON, build, fill, links, manager_of, manager_over, pool_of, state, status,
+    Backend, PATIENCE, SOON, build, fill, links, manager_of, manager_over, pool_of, state,
 };
 use support::load::Load;
 use support::one_of_three::{PEERS, SHARES, THREADS, full_pool, serves_its_share};
@@ -134,6 +134,7 @@ fn idle_sessions_of_a_drained_peer_end_at_once() {
 #[cfg(all(target_os = "linux", feature = "mysql"))]
 #[test]
 fn replaced_list_of_peers_keeps_the_sessions_of_peers_that_stay() {
+    use support::backend::status;
     use support::mariadb::MariaDb;
 
     let servers = <MariaDb as Backend>::start(4);

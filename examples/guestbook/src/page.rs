@@ -192,6 +192,7 @@ fn date(milliseconds: i64) -> Option<String> {
     Some(format!("<time datetime=\"{date}\">{day} {month} {year}</time>"))
 }
 
+#[expect(clippy::disallowed_methods, reason = "applications may read the clock")]
 fn row(peer: &PeerStatus) -> String {
     let (class, state) = match peer.state {
         PeerState::Up => ("good", "up"),
