@@ -319,8 +319,8 @@ impl Peer {
         } else {
             next
         };
-        let is_suspected = self.health.is_down_for_refused_query();
-        let suspicion = self.checks.suspicion().filter(|_| is_suspected);
+        let is_unproved = self.health.is_down_for_refused_query;
+        let suspicion = self.checks.suspicion().filter(|_| is_unproved);
         [suspicion, requested].into_iter().flatten().fold(next, Instant::min)
     }
 

@@ -31,7 +31,8 @@ pub(crate) struct Link<C> {
 impl<C: R2D2Connection> Link<C> {
     /// Creates a link from a new session, and counts it as a link of its peer.
     pub(crate) fn new(opened: Opened<C>) -> Self {
-        let Opened { session: Session { conn, monitor }, mut guard, ended_at: created_at } = opened;
+        // The guard is declared first, so that it is dropped last.
+        let Opened { mut guard, session: Session { conn, monitor }, ended_at: created_at } = opened;
         guard.promote_to_link(monitor.link_state().clone(), created_at);
         let expires_at = guard.peer.set.expiry(created_at);
         let (idle_since, is_observed) = (created_at, true);

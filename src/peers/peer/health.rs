@@ -22,8 +22,10 @@ pub(crate) struct Health {
     pub(crate) full: Option<Arc<str>>,
     /// When the login or check began that decided `state`. The outcome of an older one is ignored.
     decided_by: Option<Instant>,
-    /// When the peer was last marked down because of a refused query alone.
+    /// When the peer was last marked down because of a refused query alone, and whether it is still down
+    /// for nothing else.
     marked_for_refused_query: Option<Instant>,
+    pub(super) is_down_for_refused_query: bool,
 }
 
 /// Whether a peer is up or down.
@@ -41,6 +43,7 @@ impl Health {
             full: None,
             decided_by: None,
             marked_for_refused_query: None,
+            is_down_for_refused_query: false,
         }
     }
 
@@ -54,6 +57,7 @@ impl Health {
             return;
         }
         self.decided_by = Some(began);
+        self.is_down_for_refused_query = false;
         if !self.is_up() {
             self.state = HealthState::Up { since: now };
         }
@@ -66,6 +70,7 @@ impl Health {
             return false;
         }
         self.decided_by = Some(began);
+        self.is_down_for_refused_query = false;
         self.full = None;
         match &mut self.state {
             HealthState::Down { cause: last, .. } => {
@@ -89,13 +94,9 @@ impl Health {
         let was_up = self.mark_down(now, now, cause);
         if was_up {
             self.marked_for_refused_query = Some(now);
+            self.is_down_for_refused_query = true;
         }
         was_up
-    }
-
-    /// Whether the peer is down because of a refused query alone.
-    pub(super) fn is_down_for_refused_query(&self) -> bool {
-        !self.is_up() && self.decided_by == self.marked_for_refused_query
     }
 
     /// Whether a login or check that began at `began` is older than the one that decided.
