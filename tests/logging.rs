@@ -9,14 +9,19 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use diesel_peers::{Credentials, PeerManager, PeerState, Peers};
 use log::{Level, LevelFilter, Log, Metadata, Record};
+#[cfg(all(target_os = "linux", feature = "mysql"))]
+use support::backend::links;
 use support::backend::{PATIENCE, SOON, build, manager_of, pool_of, state, status};
 use support::resolver::{Answer, Script};
 use support::scripted::{ScriptedConnection, Server};
 use support::wait_until;
 
 static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
-/// The logger waits for a message from this channel at each line about the peer `slow`.
-static GATE: LazyLock<(Sender<()>, Receiver<()>)> = LazyLock::new(|| bounded(0));
+/// A channel of messages.
+type Gate = (Sender<()>, Receiver<()>);
+/// The logger waits for a message from one of these channels at each line about the peer of that name.
+static GATES: LazyLock<[(&str, Gate); 2]> =
+    LazyLock::new(|| ["slow", "frozen"].map(|peer| (peer, bounded(0))));
 static PEERS: Mutex<Option<Peers>> = Mutex::new(None);
 static PANICS: AtomicBool = AtomicBool::new(false);
 
@@ -35,6 +40,10 @@ struct Line {
 fn lines(peer: &str) -> Vec<Line> {
     let lines = LINES.lock().unwrap();
     lines.iter().filter(|line| line.peer.as_deref() == Some(peer)).cloned().collect()
+}
+
+fn gate(peer: &str) -> Option<&'static Gate> {
+    GATES.iter().find(|(name, _)| *name == peer).map(|(_, gate)| gate)
 }
 
 fn set_logger() {
@@ -68,10 +77,10 @@ impl Log for SnapshottingLogger {
                 event: value("event"),
                 reason: value("reason"),
             };
-            let is_slow = line.peer.as_deref() == Some("slow");
+            let gate = line.peer.as_deref().and_then(gate);
             LINES.lock().unwrap().push(line);
-            if is_slow {
-                let _ = GATE.1.recv_timeout(PATIENCE);
+            if let Some((_, messages)) = gate {
+                let _ = messages.recv_timeout(PATIENCE);
             } else {
                 assert!(!PANICS.load(Ordering::SeqCst), "this logger panics");
             }
@@ -202,8 +211,39 @@ fn slow_logger_delays_no_other_thread_and_gets_lines_in_order() {
         let events: Vec<_> = events.iter().map(ToString::to_string).collect();
         assert_eq!(events, expected, "the snapshot has all events already");
         for _ in &expected {
-            GATE.0.send_timeout((), PATIENCE).expect("the logger waits for a message");
+            let (send, _) = gate("slow").expect("there is a gate");
+            send.send_timeout((), PATIENCE).expect("the logger waits for a message");
         }
     });
     assert_eq!(logged(), expected);
+}
+
+/// Otherwise a hung query could end, and the next one be aborted, while the logger takes its time.
+#[cfg(all(target_os = "linux", feature = "mysql"))]
+#[test]
+fn hung_queries_are_aborted_before_anything_is_logged() {
+    use diesel::MysqlConnection;
+    use diesel::connection::SimpleConnection;
+    use support::mariadb::MariaDb;
+
+    set_logger();
+    let mut servers = [MariaDb::start(), MariaDb::start()];
+    let builder = PeerManager::<MysqlConnection>::builder()
+        .peer("frozen", servers[0].url())
+        .peer("other", servers[1].url())
+        .stall_after(Duration::from_millis(500))
+        .check_timeout(Duration::from_millis(200));
+    let (pool, peers) = pool_of(builder, 2);
+    wait_until("the pool is full", PATIENCE, || links(&peers) == [1, 1]);
+    let mut conns = [pool.get(), pool.get()].map(|conn| conn.expect("the pool is full"));
+    let conn = conns.iter_mut().find(|conn| conn.peer() == "frozen").expect("one is to this peer");
+    servers[0].freeze();
+    thread::scope(|scope| {
+        let query = scope.spawn(|| conn.batch_execute("DO 1"));
+        wait_until("the logger has a line", PATIENCE, || !lines("frozen").is_empty());
+        let is_aborted = || query.is_finished();
+        wait_until("the query is aborted while the logger has the line", PATIENCE / 4, is_aborted);
+        query.join().expect("no panic").expect_err("the query is aborted");
+    });
+    servers[0].thaw();
 }

@@ -96,6 +96,7 @@ impl Checker {
             (checks, stalls, next.into_iter().flatten().min())
         });
         stalls.abort_queries();
+        set.event_log.write_log();
         (checks, next)
     }
 

@@ -95,11 +95,14 @@ struct StalledPeer {
 }
 
 impl Stalls {
-    /// Aborts the hung queries of the stalled peers.
+    /// Aborts the hung queries of the stalled peers, before anything is logged: while a logger takes its
+    /// time, a hung query may end and another begin.
     pub(super) fn abort_queries(self) {
-        for StalledPeer { peer, links, was_up } in self.peers {
+        let abort =
+            |stalled: &StalledPeer| stalled.links.iter().filter(|link| link.shut_down()).count();
+        let aborted: Vec<usize> = self.peers.iter().map(abort).collect();
+        for (StalledPeer { peer, links, was_up }, aborted) in self.peers.into_iter().zip(aborted) {
             let hung = links.len();
-            let aborted = links.iter().filter(|link| link.shut_down()).count();
             peer.activity.counters.queries_aborted.add(aborted as u64);
             // A query that cannot be aborted goes on hanging, and is reported only once.
             if was_up || aborted > 0 {

@@ -26,31 +26,29 @@ impl PeerSet {
         self.change(now, |transaction| transaction.update(peer, change));
     }
 
-    /// Changes the peers, and wakes the checker.
+    /// Changes the peers, writes the log, and wakes the checker.
     pub(super) fn change<T>(
         self: &Arc<Self>,
         now: Instant,
         change: impl FnOnce(&mut Transaction<'_>) -> T,
     ) -> T {
         let outcome = self.transaction(now, change);
+        self.event_log.write_log();
         self.wake();
         outcome
     }
 
-    /// Changes the peers under their lock, and publishes the events that result.
+    /// Changes the peers under their lock, and records the events that result. The caller writes the log
+    /// afterwards, because a logger may take its time.
     pub(crate) fn transaction<T>(
         self: &Arc<Self>,
         now: Instant,
         change: impl FnOnce(&mut Transaction<'_>) -> T,
     ) -> T {
-        let outcome = {
-            let mut inner = self.lock();
-            let mut transaction = Transaction::new(self, &mut inner, now);
-            let outcome = change(&mut transaction);
-            transaction.commit();
-            outcome
-        };
-        self.event_log.write_log();
+        let mut inner = self.lock();
+        let mut transaction = Transaction::new(self, &mut inner, now);
+        let outcome = change(&mut transaction);
+        transaction.commit();
         outcome
     }
 
