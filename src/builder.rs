@@ -26,6 +26,7 @@ use crate::peers::peer_config::{PeerConfig, PeerValidator, validate_names};
 use crate::peers::set::PeerSet;
 use crate::pool::connection::PoolState;
 use crate::pool::exchange::Exchange;
+use crate::pool::relocation::Relocation;
 use crate::redact::shown_name;
 use crate::resolver::{self, Resolve};
 use crate::settings::Given;
@@ -711,7 +712,8 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         let set = Arc::new(PeerSet::new(peers, settings, validator, event_log, rng, wake, now));
         #[cfg(feature = "metrics")]
         crate::metrics::start(set.clone(), stopped.clone()).map_err(BuildErrorKind::System)?;
-        let pool = Arc::new(PoolState { set: set.clone(), exchange });
+        let pool =
+            Arc::new(PoolState { set: set.clone(), exchange, relocation: Relocation::default() });
         let checker_stopped = stopped.clone();
         checker::start(set.clone(), Arc::downgrade(&pool), hooks.clone(), woken, checker_stopped)
             .map_err(BuildErrorKind::System)?;

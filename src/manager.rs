@@ -87,6 +87,7 @@ impl<C: R2D2Connection + Send + 'static> ManageConnection for PeerManager<C> {
 impl<C> Drop for PeerManager<C> {
     fn drop(&mut self) {
         self.pool.set.close();
+        drop(self.pool.exchange.end_replacements());
     }
 }
 

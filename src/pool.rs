@@ -4,5 +4,6 @@ pub(crate) mod connection;
 pub(crate) mod exchange;
 pub(crate) mod link;
 pub(crate) mod passthrough;
+pub(crate) mod relocation;
 mod strategy;
 mod validation;

@@ -17,6 +17,7 @@ use crate::login::dial::{self, HealthCheck};
 use crate::login::session::Hooks;
 use crate::peers::set::{DRAIN_POLL_INTERVAL, PeerSet, Transaction};
 use crate::pool::connection::PoolState;
+use crate::pool::relocation;
 
 /// The name of the checker's thread. Linux shows the first 15 characters of a thread's name.
 const THREAD_NAME: &str = "peers-checker";
@@ -50,12 +51,9 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
             for check in checks {
                 dial::check(&hooks, check);
             }
-            // Closes the links of a peer that has gone down now, and not only at the next use of
-            // the pool.
-            if let Some(pool) = pool.upgrade() {
-                pool.updated_exchange();
-            }
-            next
+            // Links are evicted and replaced now, and not only at the next use of the pool.
+            let next_login = pool.upgrade().and_then(|pool| relocation::run(&pool, &hooks, now));
+            [next, next_login].into_iter().flatten().min()
         };
         // The calls had no chance to end while the process was suspended.
         let on_suspended = |late| set.deadlines.postpone(late);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
+use crossbeam_channel::{RecvTimeoutError, unbounded};
 use diesel::r2d2::R2D2Connection;
 use log::warn;
 
@@ -85,7 +85,11 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
                 attempts.insert(peer.id, None);
                 in_progress += 1;
                 next = now + peer.hedge_delay();
-                dial(peer, now, hooks.clone(), done.clone());
+                let (peer_id, done) = (peer.id, done.clone());
+                // If the caller has stopped waiting, the connection is closed here.
+                open(peer, now, hooks.clone(), move |result| {
+                    drop(done.send(DialOutcome { peer_id, result }));
+                });
             }
         }
         if in_progress == 0 {
@@ -109,12 +113,13 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
     Err(set.read(|peers| summary(peers, &attempts, now)))
 }
 
-/// Logs in to one peer. The outcome decides about the peer, even if the caller has stopped waiting.
-fn dial<C: R2D2Connection + Send + 'static>(
+/// Logs in to one peer that [`PeerSet::pick`] has picked. The outcome decides about the peer, even if the
+/// caller has stopped waiting.
+pub(crate) fn open<C: R2D2Connection + Send + 'static>(
     peer: PeerRef,
     began: Instant,
     hooks: Arc<Hooks<C>>,
-    done: Sender<DialOutcome<C>>,
+    on_result: impl FnOnce(Result<Opened<C>, LoginFailure>) + Send + 'static,
 ) {
     let guard = LinkGuard::for_login(peer.clone());
     let login = Login::new(peer.clone(), hooks);
@@ -150,8 +155,7 @@ fn dial<C: R2D2Connection + Send + 'static>(
                     Err(failure)
                 }
             };
-            // If the caller has stopped waiting, the connection is closed here.
-            drop(done.send(DialOutcome { peer_id: peer.id, result }));
+            on_result(result);
         },
     );
 }

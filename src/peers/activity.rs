@@ -24,6 +24,8 @@ pub(crate) struct Activity {
     /// When the last query ended.
     last_query_end: AtomicInstant,
     unresponsive: AtomicBool,
+    /// Whether the peer is marked down, for those who do not hold the lock of the set.
+    down: AtomicBool,
     pub(crate) counters: PeerCounters,
     /// Every link of the peer, in use or idle.
     links: Mutex<Vec<Arc<LinkState>>>,
@@ -54,6 +56,16 @@ impl Activity {
         } else {
             self.in_use.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// Sets whether the peer is marked down.
+    pub(crate) fn set_down(&self, down: bool) {
+        self.down.store(down, Ordering::Relaxed);
+    }
+
+    /// Whether the peer is marked down.
+    pub(crate) fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
     }
 
     /// Registers a link to this peer.

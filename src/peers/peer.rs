@@ -364,6 +364,7 @@ impl Peer {
         let began = self.stall_series.take().map_or(now, |series| series.began);
         let cause = FailureCause::new(Fault::PeerDown, STALLED_REASON);
         self.mark_down(Attempt { began, ended: now }, cause, check_times);
+        self.health.sessions_fail = !self.is_up();
     }
 
     /// Marks the peer down because it refused a query: it accepts no work at the moment.

@@ -189,20 +189,30 @@ impl PeerSet {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Returns the view of each peer for the exchange. The links of a peer that is down or out of
-    /// service must not be used again. But while no peer is available, the links of a peer that is
-    /// down stay usable: a link that still works is better than none.
+    /// Returns the view of each peer for the exchange. The links of a peer that is out of service must
+    /// not be used again, and neither must those of a peer whose sessions fail, as long as another peer is
+    /// available. The links of any other peer that is down stay usable, but others come first.
     pub(crate) fn peer_views(&self) -> Vec<PeerView> {
         let peers = &self.lock().peers;
         let share = shares(peers, self.settings.strategy);
         let none_available = no_peer_available(peers);
         let view = |peer: &Peer| PeerView {
             activity: peer.activity.clone(),
-            is_usable: peer.is_in_service() && (peer.is_up() || none_available),
+            is_usable: peer.is_in_service() && (!peer.health.sessions_fail || none_available),
             share: if none_available && peer.is_in_service() { peer.weight } else { share(peer) },
             tier: peer.tier,
         };
         peers.iter().map(view).collect()
+    }
+
+    /// Returns how many usable links lead to peers that are down, if another peer is available to take
+    /// their place.
+    pub(crate) fn links_to_relocate(&self) -> usize {
+        let peers = &self.lock().peers;
+        let is_down =
+            |peer: &&Peer| peer.is_in_service() && !peer.is_up() && !peer.health.sessions_fail;
+        let links = peers.iter().filter(is_down).map(|peer| peer.counts.links).sum();
+        if no_peer_available(peers) { 0 } else { links }
     }
 
     /// Returns the peer that has one link too many, at most once per `rebalance_interval`. The caller
@@ -288,19 +298,23 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn links_are_retired_when_their_peer_is_down_unless_every_peer_is_down() {
-        let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
+    fn links_to_a_peer_that_is_down_stay_and_are_replaced_while_another_peer_is_available() {
+        let (set, _woken, now) = set_of(3, Recovery::AfterCheck);
+        for (peer, links) in [3, 2, 1].into_iter().enumerate() {
+            set.update_counts(peer, |counts| counts.links = links);
+        }
         let peer = |index| set.transaction(now, |transaction| transaction.peer_ref(index));
-        let must_close_links = |index| peer(index).must_close_links();
-        assert!(!must_close_links(0), "links of a peer that is up stay");
+        assert_eq!(set.links_to_relocate(), 0, "links of peers that are up stay");
         take_down(&set, 0, now);
-        assert!(
-            must_close_links(0),
-            "links of a peer that is down are retired while another peer is up"
-        );
-        assert!(!must_close_links(1), "links of the peer that is up stay");
+        assert!(!peer(0).must_close_links(), "a failed login says nothing about sessions");
+        assert_eq!(set.links_to_relocate(), 3);
         take_down(&set, 1, now);
-        assert!(!must_close_links(0), "no link is retired while no peer is up");
+        assert_eq!(set.links_to_relocate(), 5);
+        let _ = set.drain("peer1", now).expect("the peer exists");
+        assert_eq!(set.links_to_relocate(), 3, "links of a drained peer are evicted");
+        assert!(peer(1).must_close_links());
+        take_down(&set, 2, now);
+        assert_eq!(set.links_to_relocate(), 0, "nobody else lets us in");
     }
 
     #[test]

@@ -11,8 +11,9 @@ use diesel::r2d2::{Error, R2D2Connection};
 
 use crate::events::CloseReason;
 use crate::peers::set::PeerSet;
-use crate::pool::exchange::{Exchange, Reservation};
+use crate::pool::exchange::{Exchange, Reservation, Swapped};
 use crate::pool::link::Link;
+use crate::pool::relocation::Relocation;
 use crate::pool::validation::{Validation, discarded_error};
 use crate::settings::policy::Balance;
 
@@ -42,6 +43,7 @@ pub struct PeerConnection<C> {
 pub(crate) struct PoolState<C> {
     pub(crate) set: Arc<PeerSet>,
     pub(crate) exchange: Exchange<Box<Link<C>>>,
+    pub(crate) relocation: Relocation,
 }
 
 impl<C> PoolState<C> {
@@ -158,6 +160,9 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 return true;
             }
         }
+        if self.must_leave_down_peer() {
+            return true;
+        }
         match self.pool.balance() {
             Balance::PerCheckout => {
                 let set = &self.pool.set;
@@ -190,6 +195,26 @@ impl<C: R2D2Connection> PeerConnection<C> {
         }
     }
 
+    /// Exchanges the link that the slot holds for a spare, if its peer is down and a spare is there. Returns
+    /// whether the slot has to be closed instead.
+    fn must_leave_down_peer(&mut self) -> bool {
+        if !self.held.get().is_some_and(|link| link.guard.peer.activity.is_down()) {
+            return false;
+        }
+        let held = self.held.take().expect("the slot holds a link");
+        let (held, is_evicted) = match self.pool.updated_exchange().swap_for_spare(held) {
+            Swapped::Kept(link) => (link, false),
+            Swapped::Evicted(link) => (link, true),
+            Swapped::Replaced { spare, old } => {
+                // The old link is closed here, outside the exchange's lock.
+                drop(old);
+                (spare, false)
+            }
+        };
+        self.held = OnceCell::from(held);
+        is_evicted
+    }
+
     /// Whether this slot always keeps its own link. That is so if the manager balances connections
     /// and not checkouts, or if the link holds a test transaction.
     fn keeps_its_link(&mut self) -> bool {
@@ -202,10 +227,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
         validation: &mut Validation<impl Fn() -> Instant>,
     ) -> Result<(), Error> {
         if self.link().guard.peer.must_close_links() {
-            return Err(discarded_error(&format!(
-                "peer {} is down or not in service",
-                self.peer()
-            )));
+            return Err(discarded_error(&format!("peer {} is not in service", self.peer())));
         }
         let link = self.link_mut();
         let validated = validation.validate(link);

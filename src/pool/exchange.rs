@@ -20,9 +20,13 @@
 //! | `check_in`  | (+ 1) (- 1)    | (+ 1) (- 1)    | the slot parks its link; it may get one to close |
 //! | `drop_slot` | - 1            | - 1            | an empty slot is dropped, and a link with it     |
 //!
-//! Links leave the exchange in no other way: none is lent out, and none is kept in reserve.
+//! | `offer`     | - 1 + 1        |                | a new link takes the place of one to a peer down |
+//!
+//! Links leave the exchange in no other way. A *spare* is not counted: it is a new link that waits until a
+//! slot returns with a link to a peer that is down, and takes the place of that link.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::thread::ThreadId;
@@ -58,6 +62,17 @@ pub(crate) trait Parkable {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reservation(u64);
 
+/// What happens to a link to a peer that is down, when a slot brings it back.
+#[derive(Debug)]
+pub(crate) enum Swapped<L> {
+    /// Nothing: no other peer has let us in yet.
+    Kept(L),
+    /// The slot gets a new link, and the old one is closed.
+    Replaced { spare: L, old: L },
+    /// The slot is closed together with the link, and r2d2 opens another.
+    Evicted(L),
+}
+
 /// The links that no slot is using at the moment.
 #[derive(Debug)]
 pub(crate) struct Exchange<L> {
@@ -76,6 +91,12 @@ struct Inner<L> {
     reserved: Vec<ReservedLink<L>>,
     /// Links that must not be used again. Each stays here until it is closed together with a slot.
     evicted: Vec<Evicted<L>>,
+    /// New links that wait for a slot whose link leads to a peer that is down.
+    spares: Vec<L>,
+    /// How many links to peers that are down are to be evicted, because another peer accepts logins.
+    pending_evictions: usize,
+    /// Whether the pool's customizer has used a connection, which a spare would not have been through.
+    customizer_is_active: bool,
     /// Whether some slot still had its reservation when it was checked out or returned, which shows
     /// that the customizer does not use its connection.
     customizer_is_passive: bool,
@@ -129,6 +150,9 @@ impl<L: Parkable> Exchange<L> {
                 candidates: Vec::new(),
                 reserved: Vec::new(),
                 evicted: Vec::new(),
+                spares: Vec::new(),
+                pending_evictions: 0,
+                customizer_is_active: false,
                 customizer_is_passive: false,
                 reservations: 0,
                 empty_slots: 0,
@@ -220,6 +244,38 @@ impl<L: Parkable> Exchange<L> {
         to_close
     }
 
+    /// Offers a new link in place of one to a peer that is down. Returns the link to close: that one, or
+    /// the new one if the pool's customizer would have to see it, or none if the new one becomes a spare.
+    pub(crate) fn offer(&self, new: L) -> Option<L> {
+        self.lock().offer(new)
+    }
+
+    /// Exchanges a link to a peer that is down, which a slot brings back, for a spare.
+    pub(crate) fn swap_for_spare(&self, held: L) -> Swapped<L> {
+        let inner = &mut *self.lock();
+        if let Some(spare) = inner.spares.pop() {
+            Swapped::Replaced { spare, old: held }
+        } else if inner.pending_evictions > 0 {
+            inner.pending_evictions -= 1;
+            Swapped::Evicted(held)
+        } else {
+            Swapped::Kept(held)
+        }
+    }
+
+    /// Returns how many links to peers that are down will be replaced or evicted when slots bring them back.
+    pub(crate) fn pending_replacements(&self) -> usize {
+        let inner = self.lock();
+        inner.spares.len() + inner.pending_evictions
+    }
+
+    /// Takes the spares, because no link has to be replaced any more. The caller closes them.
+    pub(crate) fn end_replacements(&self) -> Vec<L> {
+        let mut inner = self.lock();
+        inner.pending_evictions = 0;
+        mem::take(&mut inner.spares)
+    }
+
     /// Removes an empty slot, and returns the link to close with it: the link reserved for the slot if
     /// the slot never took it, or else an evicted link, or else the oldest link.
     pub(crate) fn drop_slot(&self, reservation: Option<Reservation>) -> Option<L> {
@@ -261,9 +317,45 @@ impl<L: Parkable> Inner<L> {
         let link = link.or_else(|| self.take_evicted());
         let mut link = link.expect("the exchange has a link for each empty slot");
         link.set_in_use(!is_customizer);
+        self.customizer_is_active |= is_customizer;
         self.empty_slots -= 1;
         self.check_invariant();
         link
+    }
+
+    fn offer(&mut self, new: L) -> Option<L> {
+        let is_down = |queues: &[Queue<L>], link: &L| {
+            let view = &queues[link.peer()].view;
+            view.is_usable && view.activity.is_down()
+        };
+        // A customizer that has used a reserved link would have taken it.
+        let Self { queues, reserved, .. } = self;
+        if let Some(reserved) = reserved.iter_mut().find(|one| is_down(queues, &one.link)) {
+            return Some(mem::replace(&mut reserved.link, new));
+        }
+        let parked =
+            |queue: &Queue<L>| queue.links.front().is_some_and(|link| is_down(queues, link));
+        let old = queues.iter().position(parked).and_then(|peer| self.take_from(peer));
+        let to_close = match (old, self.customizer_is_active) {
+            (Some(old), false) => {
+                self.enqueue(new);
+                Some(old)
+            }
+            (None, false) => {
+                self.spares.push(new);
+                None
+            }
+            (Some(old), true) => {
+                self.evicted.push(Evicted::from_unusable_peer(old));
+                Some(new)
+            }
+            (None, true) => {
+                self.pending_evictions += 1;
+                Some(new)
+            }
+        };
+        self.check_invariant();
+        to_close
     }
 
     /// Parks the link of a slot and ends its reservation, if it has them.
@@ -401,7 +493,7 @@ impl<L: Parkable> Inner<L> {
                 self.queues.push(Queue { links: VecDeque::new(), view, candidate_position: None });
             }
             if !self.queues[peer].view.is_usable {
-                let unusable = std::mem::take(&mut self.queues[peer].links);
+                let unusable = mem::take(&mut self.queues[peer].links);
                 self.evicted.extend(unusable.into_iter().map(Evicted::from_unusable_peer));
             }
             self.update_candidate(peer);
@@ -415,7 +507,7 @@ impl<L: Parkable> Inner<L> {
         }
         // When a peer becomes usable again, or no other peer is left, links that could not be shut down
         // go back to its queue.
-        for evicted in std::mem::take(&mut self.evicted) {
+        for evicted in mem::take(&mut self.evicted) {
             if evicted.is_dead {
                 self.evicted.push(evicted);
             } else {

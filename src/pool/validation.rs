@@ -71,11 +71,16 @@ impl<Clock: Fn() -> Instant> Validation<Clock> {
     pub(crate) fn validate<C: R2D2Connection>(&mut self, link: &mut Link<C>) -> Result<(), Error> {
         let settings = link.guard.peer.settings();
         let (timeout, idle) = (settings.ping_timeout, settings.ping_idle);
-        if link.is_alive(idle, self.began) {
+        // The server has to show that the sessions of a peer that is down still work.
+        let is_down = link.guard.peer.activity.is_down();
+        if !is_down && link.is_alive(idle, self.began) {
             return Ok(());
         }
         let peer = link.guard.peer.index;
-        if self.timed_out_peer.is_some_and(|timed_out| timed_out != peer) && link.is_quiet() {
+        if !is_down
+            && self.timed_out_peer.is_some_and(|timed_out| timed_out != peer)
+            && link.is_quiet()
+        {
             // No time is left for a ping, and one peer without an answer says nothing about another.
             return Ok(());
         }

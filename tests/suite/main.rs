@@ -18,6 +18,7 @@ mod panics;
 mod passthrough;
 mod pause;
 mod reaping;
+mod refused_logins;
 mod resolve;
 mod role;
 mod runtime_changes;

@@ -17,6 +17,10 @@ const REFUSED_QUERY_REASON: &str = "a query was refused: the server takes no wor
 #[derive(Debug, Clone)]
 pub(crate) struct Health {
     pub(crate) state: HealthState,
+    /// Whether the peer is down for a reason that concerns its sessions as well: its queries hang, or the
+    /// server says itself that it takes no work or has the wrong role. Any other failed login says
+    /// nothing about sessions.
+    pub(crate) sessions_fail: bool,
     /// The error with which the peer said at the last login or check that it has no free connection.
     /// Existing connections stay in use. `None` for a peer that is down.
     pub(crate) full: Option<Arc<str>>,
@@ -40,6 +44,7 @@ impl Health {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             state: HealthState::Up { since: now },
+            sessions_fail: false,
             full: None,
             decided_by: None,
             marked_for_refused_query: None,
@@ -58,6 +63,7 @@ impl Health {
         }
         self.decided_by = Some(began);
         self.is_down_for_refused_query = false;
+        self.sessions_fail = false;
         if !self.is_up() {
             self.state = HealthState::Up { since: now };
         }
@@ -71,6 +77,7 @@ impl Health {
         }
         self.decided_by = Some(began);
         self.is_down_for_refused_query = false;
+        self.sessions_fail |= matches!(cause.fault, Fault::PeerNotReady | Fault::WrongRole);
         self.full = None;
         match &mut self.state {
             HealthState::Down { cause: last, .. } => {

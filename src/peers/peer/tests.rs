@@ -550,3 +550,35 @@ fn check_that_could_not_be_made_is_repeated_after_an_interval() {
         "the next check is scheduled after an interval"
     );
 }
+
+/// The evidence of a failed login, and what it says about the sessions with its peer.
+#[test]
+fn failed_login_says_nothing_about_sessions_unless_the_server_says_so() {
+    for (fault, sessions_fail) in [
+        (Fault::PeerDown, false),
+        (Fault::Misconfigured, false),
+        (Fault::PeerFull, false),
+        (Fault::PeerNotReady, true),
+        (Fault::WrongRole, true),
+    ] {
+        let mut scenario = Scenario::new();
+        scenario.connect_fails(1, 2, "refused");
+        assert!(!scenario.peer.health.sessions_fail, "a refused connection");
+        let failure = LoginFailure::refused(fault, "an error");
+        let check_times = check_times_after(scenario.at(4));
+        scenario.peer.connect_failed(scenario.attempt(3, 4), failure, check_times);
+        assert_eq!(scenario.peer.health.sessions_fail, sessions_fail, "{fault:?}");
+        scenario.connect_fails(5, 6, "refused");
+        assert_eq!(scenario.peer.health.sessions_fail, sessions_fail, "{fault:?}, then refused");
+        scenario.connects(7, 8);
+        assert!(!scenario.peer.health.sessions_fail, "{fault:?}, then up");
+    }
+    let mut scenario = Scenario::new();
+    let unanswered = LoginFailure::Unanswered("no answer".into());
+    let check_times = check_times_after(scenario.at(2));
+    scenario.peer.connect_failed(scenario.attempt(1, 2), unanswered, check_times);
+    assert!(!scenario.peer.health.sessions_fail, "a login without an answer");
+    scenario.connects(3, 4);
+    scenario.peer.mark_stalled(scenario.at(5), check_times);
+    assert!(scenario.peer.health.sessions_fail, "queries hang");
+}

@@ -72,7 +72,7 @@ impl PeerRef {
     pub(crate) fn must_close_links(&self) -> bool {
         self.set.read(|peers| {
             let peer = &peers[self.index];
-            !peer.is_in_service() || !peer.is_up() && !no_peer_available(peers)
+            !peer.is_in_service() || peer.health.sessions_fail && !no_peer_available(peers)
         })
     }
 

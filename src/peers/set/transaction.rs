@@ -96,6 +96,7 @@ impl<'a> Transaction<'a> {
         let Inner { peers, rng, .. } = self.inner;
         let before = peers[index].clone();
         let outcome = change(&mut peers[index], self.set.settings.check_times(self.now, rng));
+        peers[index].activity.set_down(!peers[index].is_up());
         let none_available = no_peer_available(peers);
         self.shares_changed |= peers[index].tier != before.tier;
         for kind in events_between(&before, &peers[index], none_available, self.now) {

@@ -438,3 +438,58 @@ fn new_link_of_an_unusable_peer_is_shut_down() {
     assert_eq!(SHUT_DOWNS.get(), 1, "the session on an unusable peer is ended");
     assert_eq!(exchange.take(Some(reservation), creator).0.number, 1, "the slot keeps its link");
 }
+
+/// Marks the peer of the even links as down, without evicting its links.
+fn mark_down(exchange: &Exchange<TestLink>, epoch: u64) {
+    exchange.update_peers(epoch, || {
+        let view = |peer| {
+            let activity = Arc::<crate::peers::activity::Activity>::default();
+            activity.set_down(peer == 0);
+            PeerView { activity, is_usable: true, share: u32::from(peer != 0), tier: 0 }
+        };
+        (0..PEERS).map(view).collect()
+    });
+}
+
+#[test]
+fn new_links_take_the_places_of_links_to_a_peer_that_is_down() {
+    let exchange = with_parked_links(4);
+    let reservation = add_slot(&exchange, 4);
+    mark_down(&exchange, 2);
+    let replaced = |number| exchange.offer(link(number)).map(|old| old.number);
+    assert_eq!(replaced(11), Some(4), "a reserved link");
+    assert_eq!(replaced(13), Some(0), "a parked link");
+    let other_thread = thread::scope(|scope| {
+        scope.spawn(|| thread::current().id()).join().expect("the thread does not panic")
+    });
+    let taken = exchange.take(Some(reservation), other_thread);
+    assert_eq!(taken.number, 11, "the reservation is for the new link");
+    let held = exchange.check_out(None, None, later()).expect("links are here");
+    assert_eq!(held.peer, 1, "links of peers that are up come first");
+    let held = link(2);
+    assert_eq!(replaced(15), Some(2), "the other parked link");
+    assert_eq!(replaced(17), None, "no link is left, so this is a spare");
+    assert_eq!(exchange.pending_replacements(), 1);
+    let Swapped::Replaced { spare, old } = exchange.swap_for_spare(held) else {
+        panic!("there is a spare")
+    };
+    assert_eq!((spare.number, old.number), (17, 2));
+    assert!(matches!(exchange.swap_for_spare(old), Swapped::Kept(_)), "there is no other spare");
+    assert_eq!(replaced(19), None);
+    assert_eq!(exchange.end_replacements().len(), 1, "the spare is not needed any more");
+    assert_eq!(exchange.pending_replacements(), 0);
+}
+
+#[test]
+fn links_to_a_peer_that_is_down_are_evicted_if_the_customizer_uses_new_links() {
+    let exchange = with_parked_links(2);
+    let reservation = add_slot(&exchange, 2);
+    assert_eq!(take(&exchange, Some(reservation)).number, 2, "the customizer uses this link");
+    mark_down(&exchange, 2);
+    let closed = |number| exchange.offer(link(number)).map(|link| link.number);
+    assert_eq!(closed(11), Some(11), "the customizer has not seen the new link");
+    let to_close = exchange.check_in(None, None, |_| None);
+    assert_eq!(to_close.map(|link| link.number), Some(0), "a parked link is closed with a slot");
+    assert_eq!(closed(13), Some(13));
+    assert!(matches!(exchange.swap_for_spare(link(2)), Swapped::Evicted(_)));
+}

@@ -1,0 +1,93 @@
+//! Logins fail, and sessions work: a password was changed, a directory service or a name server is down, new
+//! connections are dropped. A failed login decides about new connections only. No pool has fewer usable
+//! connections than diesel's own manager would have.
+
+#![cfg(all(target_os = "linux", feature = "mysql"))]
+
+use std::time::Duration;
+
+use diesel::MysqlConnection;
+use diesel::connection::SimpleConnection;
+use diesel::r2d2::{ConnectionManager, ManageConnection, NopErrorHandler, Pool};
+use diesel_peers::{Balance, PeerManager, PeerState, Peers};
+use support::backend::{PATIENCE, SOON, build, links, manager_over};
+use support::mariadb::MariaDb;
+use support::network::{DroppedPackets, Drops};
+use support::wait_until;
+
+/// The size of the pools.
+const CONNECTIONS: u32 = 9;
+
+fn pool_of<M: ManageConnection>(manager: M) -> Pool<M> {
+    Pool::builder()
+        .max_size(CONNECTIONS)
+        .connection_timeout(Duration::from_secs(5))
+        .error_handler(Box::new(NopErrorHandler))
+        .build(manager)
+        .expect("the servers are running")
+}
+
+fn pool_over(servers: &[MariaDb], balance: Balance) -> (Pool<PeerManager<MysqlConnection>>, Peers) {
+    let builder = manager_over(servers)
+        .balance(balance)
+        .check_interval(SOON)
+        .connect_timeout(Duration::from_secs(1));
+    let manager = build(builder);
+    let peers = manager.peers();
+    let pool = pool_of(manager);
+    wait_until("the connections are spread", PATIENCE, || links(&peers) == [3, 3, 3]);
+    (pool, peers)
+}
+
+/// Takes all connections out of the pool at once, and returns how many of them work.
+fn usable<M>(pool: &Pool<M>) -> usize
+where
+    M: ManageConnection,
+    M::Connection: SimpleConnection,
+{
+    let all: Vec<_> = (0..CONNECTIONS).map_while(|_| pool.get().ok()).collect();
+    all.into_iter().filter_map(|mut conn| conn.batch_execute("SELECT 1").ok()).count()
+}
+
+fn all_are_down(peers: &Peers) -> bool {
+    peers.snapshot().peers.iter().all(|peer| peer.state == PeerState::Down)
+}
+
+#[test]
+fn changed_password_costs_no_connection() {
+    for balance in [Balance::PerCheckout, Balance::PerConnection] {
+        let servers = [(); 3].map(|()| MariaDb::start());
+        let (pool, peers) = pool_over(&servers, balance);
+        let own = pool_of(ConnectionManager::<MysqlConnection>::new(servers[0].url()));
+        for server in &servers {
+            server.sql("ALTER USER app@'%' IDENTIFIED BY 'another'");
+        }
+        wait_until("all peers are down", PATIENCE, || all_are_down(&peers));
+        assert_eq!((usable(&pool), usable(&own)), (9, 9), "{balance:?}");
+    }
+}
+
+#[test]
+fn dropped_new_connections_cost_no_connection() {
+    let servers = [(); 3].map(|()| MariaDb::start());
+    let (pool, peers) = pool_over(&servers, Balance::PerCheckout);
+    let dropped: Vec<_> = servers
+        .iter()
+        .map(|server| DroppedPackets::to_port(server.port(), Drops::NewOnly))
+        .collect();
+    wait_until("all peers are down", PATIENCE, || all_are_down(&peers));
+    assert_eq!(usable(&pool), 9);
+    drop(dropped);
+}
+
+/// One peer refuses, the others do not: its connections are replaced, also while nobody uses the pool.
+#[test]
+fn connections_to_a_peer_that_refuses_are_replaced_one_by_one() {
+    let servers = [(); 3].map(|()| MariaDb::start());
+    let (pool, peers) = pool_over(&servers, Balance::PerCheckout);
+    servers[0].sql("ALTER USER app@'%' IDENTIFIED BY 'another'");
+    wait_until("the connections are replaced", PATIENCE, || links(&peers)[0] == 0);
+    assert_eq!(servers[0].sessions(), 0);
+    assert_eq!(links(&peers).iter().sum::<usize>(), 9, "{:?}", links(&peers));
+    assert_eq!(usable(&pool), 9);
+}
