@@ -222,7 +222,8 @@ mod mariadb {
             .map(drop)
             .expect_err("the server requires TLS");
         let ca = servers[0].folder().join("certificate.pem");
-        let with_tls = |url: String| format!("{url}?ssl_mode=required&ssl_ca={}", ca.display());
+        let with_tls =
+            |url: String| format!("{url}?ssl_mode=verify_identity&ssl_ca={}", ca.display());
         checkouts_send_nothing::<MysqlConnection>(&with_tls(servers[0].url()), &|| {
             statements(&servers[0])
         });

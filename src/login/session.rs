@@ -17,6 +17,7 @@ use crate::panics::catch_panic;
 use crate::peers::set::peer_ref::PeerRef;
 use crate::settings::policy::Requirements;
 use crate::socket::{Proof, Socket, Sockets};
+use crate::url::dialect::Dialect;
 use crate::url::{CredentialsProvider, PeerUrl};
 
 /// A closure of the application that runs on each new connection before the connection is used.
@@ -145,7 +146,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
         let mut conn = run_redacted(
             url,
             |error| classifier.classify_login(error),
-            || C::establish(url.expose()),
+            || C::establish(&url.for_login(Dialect::for_connection::<C>())),
         )
         .map_err(|failure| FailedLogin { conn: None, failure })?;
         let monitor = LinkMonitor::new(self.peer.clone());
