@@ -525,7 +525,8 @@ impl<C> PeerManagerBuilder<C> {
     /// Sets the interval at which host names are resolved; up to 10 % is added at random. Each peer
     /// whose URL contains a host name is replaced by one peer for each of its addresses (`db/10.0.0.1`
     /// and so on for a peer `db`), with the same weight and tier. As the answers change, peers are
-    /// added, and drained and removed. Peers whose URL contains an address or a socket stay unchanged.
+    /// added, and drained and removed. Peers whose URL contains an address or a socket stay unchanged. At most
+    /// 256 addresses of a name are used.
     ///
     /// A name that was never resolved is a peer itself. [`build`](Self::build) waits up to a second for
     /// the first answers. An answer that is an error or contains no address changes nothing; an address
