@@ -406,8 +406,9 @@ impl<C> PeerManagerBuilder<C> {
     /// seconds). The kernel ends the connection after three unanswered probes, each a third of this time
     /// apart. The setting replaces the URL's.
     ///
-    /// Defaults to 9 seconds, so that a vanished machine is detected within 18 seconds. `None` leaves
-    /// the setting of the client library or the URL unchanged.
+    /// Defaults to 9 seconds, so that a vanished machine is detected within 18 seconds; the default leaves a
+    /// longer `keepalives_idle` of a PostgreSQL URL, or its `keepalives=0`, unchanged. `None` leaves the setting
+    /// of the client library or the URL unchanged.
     #[must_use]
     pub fn tcp_keepalive(mut self, keepalive: impl Into<Option<Duration>>) -> Self {
         self.given.tcp_keepalive = Some(keepalive.into());
@@ -417,7 +418,10 @@ impl<C> PeerManagerBuilder<C> {
     /// Sets the time for which sent data may stay unacknowledged before the kernel ends the connection
     /// (`TCP_USER_TIMEOUT`, in milliseconds). The setting replaces the URL's.
     ///
-    /// Defaults to 20 seconds. `None` leaves the setting of the client library or the URL unchanged.
+    /// Defaults to 20 seconds; the default leaves a longer `tcp_user_timeout` of a PostgreSQL URL unchanged.
+    /// (The URL that is passed to [`peer`](Self::peer), where it counts milliseconds. In the URL that is passed
+    /// to `url`, the name is that of this setting.) `None` leaves the setting of the client library or the URL
+    /// unchanged.
     #[must_use]
     pub fn tcp_user_timeout(mut self, user_timeout: impl Into<Option<Duration>>) -> Self {
         self.given.tcp_user_timeout = Some(user_timeout.into());

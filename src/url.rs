@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crate::error::Flaw;
 use crate::redact::REDACTED;
+use crate::socket::Tuning;
 pub(crate) use conninfo::is_conninfo;
 use conninfo::parse_conninfo;
 pub use credentials::Credentials;
@@ -139,6 +140,28 @@ impl PeerUrl {
         }
     }
 
+    /// Returns the TCP settings that the URL asks libpq for. A zero asks for the setting of the kernel.
+    pub(crate) fn libpq_tuning(&self, dialect: Dialect) -> Tuning {
+        let number = |key| self.libpq_setting(dialect, key)?.trim().parse::<u32>().ok();
+        let time = |key| number(key).filter(|number| *number > 0).map(u64::from);
+        let keepalive = if number("keepalives") == Some(0) {
+            Some(Duration::MAX)
+        } else {
+            time("keepalives_idle").map(Duration::from_secs)
+        };
+        Tuning { keepalive, user_timeout: time("tcp_user_timeout").map(Duration::from_millis) }
+    }
+
+    /// Returns the value of a libpq parameter. libpq uses the last value of a repeated parameter.
+    fn libpq_setting(&self, dialect: Dialect, key: &str) -> Option<String> {
+        let Ok(uri) = Uri::parse(&self.url) else {
+            let settings = parse_conninfo(&self.url).filter(|_| dialect == Dialect::Postgres)?;
+            return settings.into_iter().rfind(|(given, _)| given == key).map(|(_, value)| value);
+        };
+        let is_for_libpq = dialect.or_from_scheme(&uri.scheme) == Dialect::Postgres;
+        is_for_libpq.then(|| last_value(&uri, key).map(percent_decoded)).flatten()
+    }
+
     /// Returns the name of the host, if it can be resolved.
     pub(crate) fn host_name(&self, dialect: Dialect) -> Option<String> {
         host::host_name(&self.url, dialect)
@@ -253,7 +276,7 @@ fn check_encryption_by_mariadb(uri: &Uri, encryption: Encryption) -> Result<(), 
     }
 }
 
-/// Returns the value that diesel uses of a repeated parameter. A parameter without a value is empty.
+/// Returns the value that diesel and libpq use of a repeated parameter. A parameter without a value is empty.
 fn last_value<'a>(uri: &'a Uri, key: &str) -> Option<&'a str> {
     let last = uri.parameters.iter().rfind(|parameter| parameter.key == key)?;
     Some(last.value.as_deref().unwrap_or_default())
@@ -284,6 +307,41 @@ mod tests {
         }
         let url = url("postgres://db").with_libpq_timeout(Duration::from_millis(1));
         assert!(url.expose().ends_with("=2"), "libpq's minimum is two seconds");
+    }
+
+    #[test]
+    fn tcp_settings_for_libpq_are_read() {
+        let (s, ms) = (Duration::from_secs, Duration::from_millis);
+        let cases = [
+            (Dialect::Postgres, "postgres://db", None, None),
+            (Dialect::Postgres, "postgres://db?keepalives_idle=60", Some(s(60)), None),
+            (Dialect::Postgres, "postgres://db?tcp_user_timeout=60000", None, Some(ms(60_000))),
+            (
+                Dialect::Postgres,
+                "postgres://db?keepalives_idle=1&keepalives_idle=%202",
+                Some(s(2)),
+                None,
+            ),
+            (Dialect::Postgres, "postgres://db?keepalives=0", Some(Duration::MAX), None),
+            (Dialect::Postgres, "postgres://db?keepalives=1&keepalives_idle=60", Some(s(60)), None),
+            (Dialect::Postgres, "postgres://db?keepalives_idle=0&tcp_user_timeout=0", None, None),
+            (Dialect::Postgres, "postgres://db?keepalives_idle=-1&tcp_user_timeout=x", None, None),
+            (
+                Dialect::Postgres,
+                "host=db keepalives_idle='60' tcp_user_timeout=7",
+                Some(s(60)),
+                Some(ms(7)),
+            ),
+            (Dialect::Other, "postgresql://db?keepalives_idle=60", Some(s(60)), None),
+            (Dialect::Other, "host=db keepalives_idle=60", None, None),
+            (Dialect::Other, "x://db?keepalives_idle=60", None, None),
+            (Dialect::MySql, "mysql://db?keepalives_idle=60", None, None),
+            (Dialect::Sqlite, "shop.db", None, None),
+        ];
+        for (dialect, text, keepalive, user_timeout) in cases {
+            let expected = Tuning { keepalive, user_timeout };
+            assert_eq!(url(text).libpq_tuning(dialect), expected, "{dialect:?} {text}");
+        }
     }
 
     #[test]
