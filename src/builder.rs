@@ -407,8 +407,9 @@ impl<C> PeerManagerBuilder<C> {
     /// seconds). The kernel ends the connection after three unanswered probes, each a third of this time
     /// apart. The setting replaces the URL's.
     ///
-    /// Defaults to 9 seconds, so that a vanished machine is detected within 18 seconds. `None` leaves
-    /// the setting of the client library or the URL unchanged.
+    /// Defaults to 9 seconds, so that a vanished machine is detected within 18 seconds; the default leaves a
+    /// longer `keepalives_idle` of a PostgreSQL URL, or its `keepalives=0`, unchanged. `None` leaves the setting
+    /// of the client library or the URL unchanged.
     #[must_use]
     pub fn tcp_keepalive(mut self, keepalive: impl Into<Option<Duration>>) -> Self {
         self.given.tcp_keepalive = Some(keepalive.into());
@@ -418,7 +419,10 @@ impl<C> PeerManagerBuilder<C> {
     /// Sets the time for which sent data may stay unacknowledged before the kernel ends the connection
     /// (`TCP_USER_TIMEOUT`, in milliseconds). The setting replaces the URL's.
     ///
-    /// Defaults to 20 seconds. `None` leaves the setting of the client library or the URL unchanged.
+    /// Defaults to 20 seconds; the default leaves a longer `tcp_user_timeout` of a PostgreSQL URL unchanged.
+    /// (The URL that is passed to [`peer`](Self::peer), where it counts milliseconds. In the URL that is passed
+    /// to `url`, the name is that of this setting.) `None` leaves the setting of the client library or the URL
+    /// unchanged.
     #[must_use]
     pub fn tcp_user_timeout(mut self, user_timeout: impl Into<Option<Duration>>) -> Self {
         self.given.tcp_user_timeout = Some(user_timeout.into());
@@ -526,7 +530,8 @@ impl<C> PeerManagerBuilder<C> {
     /// Sets the interval at which host names are resolved; up to 10 % is added at random. Each peer
     /// whose URL contains a host name is replaced by one peer for each of its addresses (`db/10.0.0.1`
     /// and so on for a peer `db`), with the same weight and tier. As the answers change, peers are
-    /// added, and drained and removed. Peers whose URL contains an address or a socket stay unchanged.
+    /// added, and drained and removed. Peers whose URL contains an address or a socket stay unchanged. At most
+    /// 256 addresses of a name are used.
     ///
     /// A name that was never resolved is a peer itself. [`build`](Self::build) waits up to a second for
     /// the first answers. An answer that is an error or contains no address changes nothing; an address

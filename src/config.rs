@@ -70,8 +70,8 @@ impl<C: 'static> PeerManagerBuilder<C> {
     /// With the prefix `SHOP_DB_`, the variable `SHOP_DB_URL` has the form that [`url`](Self::url)
     /// accepts, `SHOP_DB_PASSWORD` is the password for all peers, and `SHOP_DB_CHECK_INTERVAL=10s` sets
     /// `check_interval`. Every variable that begins with the prefix must be a setting; any other is an
-    /// error. (In Kubernetes, a service named `shop-db` also sets variables that begin with `SHOP_DB_`:
-    /// choose another prefix there.)
+    /// error. (The variables that Kubernetes sets for a service `shop-db`, such as `SHOP_DB_SERVICE_HOST` and
+    /// `SHOP_DB_PORT=tcp://..`, are passed over.)
     ///
     /// Weights and tiers are lists: `SHOP_DB_WEIGHT=db0=2,db1=1`. `peers` is not available.
     ///

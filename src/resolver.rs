@@ -1,6 +1,7 @@
 //! The thread that resolves host names at intervals. Lookups never run on the checker's thread,
 //! because a lookup may block for a long time.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
@@ -13,7 +14,7 @@ use log::{info, warn};
 
 use crate::events::log::LOG_TARGET;
 use crate::panics::catch_panic;
-use crate::peers::resolved_host::ResolutionChange;
+use crate::peers::resolved_host::{MAX_ADDRESSES, ResolutionChange};
 use crate::peers::set::PeerSet;
 
 /// The name of the thread. Linux shows the first 15 characters of a thread's name.
@@ -52,9 +53,7 @@ pub(crate) fn start(
                 if set.is_closed() {
                     break;
                 }
-                if let Some(change) =
-                    set.apply_answer(*peer_id, &answer, is_scheduled, Instant::now())
-                {
+                for change in set.apply_answer(*peer_id, &answer, is_scheduled, Instant::now()) {
                     let _ = catch_panic(|| log_change(&change));
                 }
             }
@@ -70,20 +69,26 @@ pub(crate) fn start(
     Ok(())
 }
 
-/// Resolves a host name with `resolve`, which is user code and may panic.
-fn resolve_host(resolve: &Resolve, host: &str) -> Result<Vec<IpAddr>, String> {
+/// Resolves a host name with `resolve`, which is user code and may panic. Returns each address once, in its
+/// canonical form (`::ffff:10.0.0.1` is 10.0.0.1).
+fn resolve_host(resolve: &Resolve, host: &str) -> Result<BTreeSet<IpAddr>, String> {
     match catch_panic(|| resolve(host)) {
-        Ok(Ok(mut addresses)) => {
-            // Some name servers answer with such an address when there is none.
-            addresses.retain(|address| !address.is_unspecified() && !address.is_multicast());
-            Ok(addresses)
+        Ok(Ok(addresses)) => {
+            Ok(addresses.iter().map(IpAddr::to_canonical).filter(can_be_a_server).collect())
         }
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("the resolver panicked".to_owned()),
     }
 }
 
-/// Logs that a host could not be resolved, or is resolved again.
+/// Whether a server can have this address, in its canonical form. Some name servers answer with an unspecified
+/// address when there is none, and connecting to it leads to this machine.
+fn can_be_a_server(address: &IpAddr) -> bool {
+    let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    !(address.is_unspecified() || address.is_multicast() || is_broadcast)
+}
+
+/// Logs a change of how a host is resolved.
 fn log_change(change: &ResolutionChange) {
     match change {
         ResolutionChange::Unresolved { peer, reason } => warn!(
@@ -93,6 +98,15 @@ fn log_change(change: &ResolutionChange) {
         ResolutionChange::Resolved { peer } => info!(
             target: LOG_TARGET, peer = &**peer, event = "resolved";
             "the host of peer {peer} is resolved again"
+        ),
+        ResolutionChange::AddressesIgnored { peer, ignored } => warn!(
+            target: LOG_TARGET, peer = &**peer, event = "addresses_ignored";
+            "the host of peer {peer} has too many addresses: {ignored} are ignored, as at most \
+             {MAX_ADDRESSES} are used"
+        ),
+        ResolutionChange::AddressesUsed { peer } => info!(
+            target: LOG_TARGET, peer = &**peer, event = "addresses_used";
+            "no address of the host of peer {peer} is ignored any more"
         ),
     }
 }
@@ -122,6 +136,16 @@ mod tests {
     use crossbeam_channel::unbounded;
 
     use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect("the text is an address")
+    }
+
+    /// Returns a resolver with this answer.
+    fn answering(answer: &[&str]) -> impl Fn(&str) -> io::Result<Vec<IpAddr>> + use<> {
+        let answer: Vec<IpAddr> = answer.iter().copied().map(address).collect();
+        move |_| Ok(answer.clone())
+    }
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
@@ -162,9 +186,25 @@ mod tests {
     }
 
     #[test]
-    fn unspecified_and_multicast_addresses_are_ignored() {
-        let resolve = |_: &str| Ok(vec![[0, 0, 0, 0].into(), [224, 0, 0, 1].into()]);
-        assert_eq!(resolve_host(&resolve, "db"), Ok(vec![]));
+    fn addresses_that_no_server_has_are_ignored_in_each_form() {
+        let answer = [
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "ff02::1",
+            "::ffff:0.0.0.0",
+            "::ffff:224.0.0.1",
+            "::ffff:255.255.255.255",
+        ];
+        assert_eq!(resolve_host(&answering(&answer), "db"), Ok(BTreeSet::new()));
+    }
+
+    #[test]
+    fn each_address_is_used_once_in_its_canonical_form() {
+        let answer = ["10.0.0.2", "::ffff:10.0.0.1", "10.0.0.1", "2001:db8::1", "10.0.0.1"];
+        let expected = ["10.0.0.1", "10.0.0.2", "2001:db8::1"].map(address);
+        assert_eq!(resolve_host(&answering(&answer), "db"), Ok(expected.into()));
     }
 
     #[test]

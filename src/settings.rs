@@ -110,6 +110,9 @@ settings! {
         tcp_user_timeout: Option<Duration> = Some(20 * SECOND), at least MILLISECOND;
     }
     others {
+        // Whether these settings were not given.
+        tcp_keepalive_is_default: bool = true;
+        tcp_user_timeout_is_default: bool = true;
         // The name of `pool_timeout` where it was given, for errors.
         pool_timeout_name: &'static str = "pool_timeout";
         pool_name: String = "default".to_owned();
@@ -148,6 +151,8 @@ impl Given {
     /// defaults that conflict with given settings.
     pub(crate) fn resolve(&self) -> Result<Settings, BuildErrorKind> {
         let mut settings = self.with_defaults()?;
+        settings.tcp_keepalive_is_default = self.tcp_keepalive.is_none();
+        settings.tcp_user_timeout_is_default = self.tcp_user_timeout.is_none();
         self.check_conflicts(settings.pool_timeout_name)?;
         let Settings { pool_timeout, connect_timeout, connect_deadline, all_down_wait, .. } =
             &mut settings;
@@ -219,9 +224,20 @@ impl Settings {
         }
     }
 
-    /// Returns the TCP settings.
-    pub(crate) fn tuning(&self) -> Tuning {
-        Tuning { keepalive: self.tcp_keepalive, user_timeout: self.tcp_user_timeout }
+    /// Returns the TCP settings for a connection whose URL asks for these. A default does not shorten the
+    /// time of the URL.
+    pub(crate) fn tuning(&self, of_url: Tuning) -> Tuning {
+        let choose = |setting: Option<Duration>, is_default: bool, of_url: Option<Duration>| {
+            setting.filter(|_| !is_default || of_url <= setting)
+        };
+        Tuning {
+            keepalive: choose(self.tcp_keepalive, self.tcp_keepalive_is_default, of_url.keepalive),
+            user_timeout: choose(
+                self.tcp_user_timeout,
+                self.tcp_user_timeout_is_default,
+                of_url.user_timeout,
+            ),
+        }
     }
 
     /// Returns the time at which a link that is opened at `now` reaches its maximum age.
@@ -300,6 +316,30 @@ pub(crate) mod tests {
                 [settings.connect_timeout, settings.connect_deadline, settings.all_down_wait];
             assert_eq!(actual, expected, "{pool_timeout:?} {explicit:?}");
         }
+    }
+
+    #[test]
+    fn default_tcp_settings_do_not_shorten_those_of_the_url() {
+        let s = Duration::from_secs;
+        let default = [Some(s(9)), Some(s(20))];
+        // The explicit settings, the times of the URL, and the times that are set.
+        for (explicit, of_url, expected) in [
+            ([None, None], [None, None], default),
+            ([None, None], [Some(s(5)), Some(s(5))], default),
+            ([None, None], [Some(s(60)), None], [None, Some(s(20))]),
+            ([None, None], [None, Some(s(60))], [Some(s(9)), None]),
+            ([Some(s(9)), Some(s(20))], [Some(s(60)), Some(s(60))], default),
+            ([Some(s(30)), None], [Some(s(60)), Some(s(60))], [Some(s(30)), None]),
+        ] {
+            let [tcp_keepalive, tcp_user_timeout] = explicit.map(|time| time.map(Some));
+            let given = Given { tcp_keepalive, tcp_user_timeout, ..Given::default() };
+            let settings = given.resolve().expect("the settings do not conflict");
+            let tuning = |[keepalive, user_timeout]: [_; 2]| Tuning { keepalive, user_timeout };
+            let set = settings.tuning(tuning(of_url));
+            assert_eq!(set, tuning(expected), "{explicit:?} {of_url:?}");
+        }
+        let untouched = Tuning { keepalive: None, user_timeout: None };
+        assert_eq!(settings().tuning(untouched), untouched, "`None` sets nothing");
     }
 
     #[test]

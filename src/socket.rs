@@ -13,7 +13,7 @@ pub(crate) use linux::{Proof, Socket, Sockets, Thread, awaited_by};
 pub(crate) use none::{Proof, Socket, Sockets, Thread, awaited_by};
 
 /// TCP settings by which the kernel notices that the remote machine has vanished.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
     not(all(feature = "socket", target_os = "linux")),
     allow(dead_code, reason = "only a socket that is found is tuned")

@@ -7,6 +7,7 @@ mod host;
 mod redaction;
 mod uri;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -14,15 +15,21 @@ use std::time::Duration;
 
 use crate::error::Flaw;
 use crate::redact::REDACTED;
+use crate::socket::Tuning;
 pub(crate) use conninfo::is_conninfo;
 use conninfo::parse_conninfo;
 pub use credentials::Credentials;
 pub(crate) use credentials::CredentialsProvider;
-use dialect::{Dialect, Encryption};
+use dialect::{Dialect, Encryption, LIBRARY_HAS_SSL_MODE};
 use redaction::Secrets;
 #[cfg(test)]
 pub(crate) use uri::percent_encoded;
 pub(crate) use uri::{Parameter, Query, Uri, parameters, percent_decoded};
+
+/// The option by which MariaDB's client library (3.3 and newer) refuses a server without TLS and one whose
+/// certificate or name is wrong, before it sends the password. An older library takes the host with the
+/// option for a name, which it cannot resolve.
+const VERIFY_SERVER: &str = "ssl-verify-server-cert=1";
 
 /// The URL of a peer. `Debug` does not show the URL, and there is no `Display`.
 #[derive(Clone)]
@@ -87,7 +94,14 @@ impl PeerUrl {
             return Err(Flaw::new("has several `@`", correction));
         }
         if dialect == Dialect::MySql {
-            encryption(&uri)?;
+            if host::has_options(&uri) {
+                let correction = "give the name of a host, or an address";
+                return Err(Flaw::new("has a `=`, `;`, `{` or `}` in a host", correction));
+            }
+            let encryption = encryption(&uri)?;
+            if !LIBRARY_HAS_SSL_MODE {
+                check_encryption_by_mariadb(&uri, encryption)?;
+            }
             if host::ignores_port(&uri) {
                 return Err(Flaw::new(
                     "names a port on `localhost`, but MySQL's client libraries connect to `localhost` \
@@ -126,6 +140,28 @@ impl PeerUrl {
         }
     }
 
+    /// Returns the TCP settings that the URL asks libpq for. A zero asks for the setting of the kernel.
+    pub(crate) fn libpq_tuning(&self, dialect: Dialect) -> Tuning {
+        let number = |key| self.libpq_setting(dialect, key)?.trim().parse::<u32>().ok();
+        let time = |key| number(key).filter(|number| *number > 0).map(u64::from);
+        let keepalive = if number("keepalives") == Some(0) {
+            Some(Duration::MAX)
+        } else {
+            time("keepalives_idle").map(Duration::from_secs)
+        };
+        Tuning { keepalive, user_timeout: time("tcp_user_timeout").map(Duration::from_millis) }
+    }
+
+    /// Returns the value of a libpq parameter. libpq uses the last value of a repeated parameter.
+    fn libpq_setting(&self, dialect: Dialect, key: &str) -> Option<String> {
+        let Ok(uri) = Uri::parse(&self.url) else {
+            let settings = parse_conninfo(&self.url).filter(|_| dialect == Dialect::Postgres)?;
+            return settings.into_iter().rfind(|(given, _)| given == key).map(|(_, value)| value);
+        };
+        let is_for_libpq = dialect.or_from_scheme(&uri.scheme) == Dialect::Postgres;
+        is_for_libpq.then(|| last_value(&uri, key).map(percent_decoded)).flatten()
+    }
+
     /// Returns the name of the host, if it can be resolved.
     pub(crate) fn host_name(&self, dialect: Dialect) -> Option<String> {
         host::host_name(&self.url, dialect)
@@ -140,10 +176,7 @@ impl PeerUrl {
     pub(crate) fn check_address_allowed(&self, dialect: Dialect) -> Result<(), Flaw> {
         let Ok(uri) = Uri::parse(&self.url) else { return Ok(()) };
         let is_mysql = dialect.or_from_scheme(&uri.scheme) == Dialect::MySql;
-        let ssl_mode = uri.parameters.iter().rfind(|parameter| parameter.key == "ssl_mode");
-        let ssl_mode =
-            ssl_mode.and_then(|parameter| parameter.value.as_deref()).unwrap_or_default();
-        if is_mysql && ssl_mode.eq_ignore_ascii_case("verify_identity") {
+        if is_mysql && encryption(&uri) == Ok(Encryption::VerifiedIdentity) {
             return Err(Flaw::new(
                 "has `ssl_mode=verify_identity`, which compares the server's certificate with the host \
                  name, but `resolve_interval` replaces the name with an address",
@@ -186,6 +219,19 @@ impl PeerUrl {
         Self { secrets: self.secrets.merged_with(Secrets::new(&url, None)), url }
     }
 
+    /// Returns the text with which diesel logs in. MariaDB's client library takes the requirement to verify
+    /// the server as an option in the host.
+    pub(crate) fn for_login(&self, dialect: Dialect) -> Cow<'_, str> {
+        let uri = Uri::parse(&self.url).ok().filter(|uri| {
+            dialect == Dialect::MySql
+                && !LIBRARY_HAS_SSL_MODE
+                && encryption(uri) == Ok(Encryption::VerifiedIdentity)
+        });
+        let Some(mut uri) = uri else { return Cow::Borrowed(self.expose()) };
+        host::add_option(&mut uri, VERIFY_SERVER);
+        Cow::Owned(uri.to_string())
+    }
+
     /// Returns the URL itself, which only diesel may receive.
     pub(crate) fn expose(&self) -> &str {
         &self.url
@@ -199,11 +245,41 @@ impl PeerUrl {
 }
 
 fn encryption(uri: &Uri) -> Result<Encryption, Flaw> {
-    // diesel uses the last value of a repeated parameter.
-    let ssl_mode = uri.parameters.iter().rfind(|parameter| parameter.key == "ssl_mode");
-    ssl_mode.map_or(Ok(Encryption::NotRequired), |Parameter { value, .. }| {
-        Encryption::from_ssl_mode(value.as_deref().unwrap_or_default())
-    })
+    last_value(uri, "ssl_mode").map_or(Ok(Encryption::NotRequired), Encryption::from_ssl_mode)
+}
+
+/// Checks that MariaDB's client library refuses a server that does not fulfill the requirement, before it
+/// sends the password. The library does so only where it verifies the name of the server.
+fn check_encryption_by_mariadb(uri: &Uri, encryption: Encryption) -> Result<(), Flaw> {
+    const ALTERNATIVES: &str = "link MySQL's client library (`libmysqlclient`), or terminate TLS in a proxy \
+                                beside the application";
+    match encryption {
+        Encryption::Required | Encryption::VerifiedCa => Err(Flaw::new(
+            "has an `ssl_mode` that requires encryption, but this program is linked with MariaDB's client \
+             library, which sends the password to a server without TLS",
+            format!("give `ssl_mode=verify_identity` and an `ssl_ca`, {ALTERNATIVES}"),
+        )),
+        Encryption::VerifiedIdentity
+            if last_value(uri, "ssl_ca").unwrap_or_default().is_empty() =>
+        {
+            Err(Flaw::new(
+                "has `ssl_mode=verify_identity` without an `ssl_ca`",
+                "name the file with the certificate of the server's authority",
+            ))
+        }
+        Encryption::VerifiedIdentity if host::is_ipv6(uri) => Err(Flaw::new(
+            "has `ssl_mode=verify_identity` and an IPv6 address, which this crate cannot pass to MariaDB's \
+             client library together with that requirement",
+            format!("give the name of the host, {ALTERNATIVES}"),
+        )),
+        Encryption::NotRequired | Encryption::VerifiedIdentity => Ok(()),
+    }
+}
+
+/// Returns the value that diesel and libpq use of a repeated parameter. A parameter without a value is empty.
+fn last_value<'a>(uri: &'a Uri, key: &str) -> Option<&'a str> {
+    let last = uri.parameters.iter().rfind(|parameter| parameter.key == key)?;
+    Some(last.value.as_deref().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -234,6 +310,41 @@ mod tests {
     }
 
     #[test]
+    fn tcp_settings_for_libpq_are_read() {
+        let (s, ms) = (Duration::from_secs, Duration::from_millis);
+        let cases = [
+            (Dialect::Postgres, "postgres://db", None, None),
+            (Dialect::Postgres, "postgres://db?keepalives_idle=60", Some(s(60)), None),
+            (Dialect::Postgres, "postgres://db?tcp_user_timeout=60000", None, Some(ms(60_000))),
+            (
+                Dialect::Postgres,
+                "postgres://db?keepalives_idle=1&keepalives_idle=%202",
+                Some(s(2)),
+                None,
+            ),
+            (Dialect::Postgres, "postgres://db?keepalives=0", Some(Duration::MAX), None),
+            (Dialect::Postgres, "postgres://db?keepalives=1&keepalives_idle=60", Some(s(60)), None),
+            (Dialect::Postgres, "postgres://db?keepalives_idle=0&tcp_user_timeout=0", None, None),
+            (Dialect::Postgres, "postgres://db?keepalives_idle=-1&tcp_user_timeout=x", None, None),
+            (
+                Dialect::Postgres,
+                "host=db keepalives_idle='60' tcp_user_timeout=7",
+                Some(s(60)),
+                Some(ms(7)),
+            ),
+            (Dialect::Other, "postgresql://db?keepalives_idle=60", Some(s(60)), None),
+            (Dialect::Other, "host=db keepalives_idle=60", None, None),
+            (Dialect::Other, "x://db?keepalives_idle=60", None, None),
+            (Dialect::MySql, "mysql://db?keepalives_idle=60", None, None),
+            (Dialect::Sqlite, "shop.db", None, None),
+        ];
+        for (dialect, text, keepalive, user_timeout) in cases {
+            let expected = Tuning { keepalive, user_timeout };
+            assert_eq!(url(text).libpq_tuning(dialect), expected, "{dialect:?} {text}");
+        }
+    }
+
+    #[test]
     fn malformed_urls_are_rejected() {
         let cases = [
             (Dialect::Other, " ", "is empty"),
@@ -255,6 +366,9 @@ mod tests {
                 "has a `&` without a `?` before",
             ),
             (Dialect::MySql, "mysql://db0/shop/2", "has a path with several `/`"),
+            (Dialect::MySql, "mysql://db0;tls-ca=x/shop", "has a `=`, `;`, `{` or `}` in a host"),
+            (Dialect::MySql, "mysql://host=db0/shop", "has a `=`, `;`, `{` or `}` in a host"),
+            (Dialect::MySql, "mysql://%7Bdb0%7D/shop", "has a `=`, `;`, `{` or `}` in a host"),
             (
                 Dialect::MySql,
                 "mysql://db0/shop?sslmode=require",
@@ -290,6 +404,64 @@ mod tests {
     }
 
     #[test]
+    fn encryption_that_mariadbs_library_cannot_require_is_refused() {
+        let cases = [
+            ("mysql://db0", Ok(())),
+            ("mysql://db0?ssl_mode=disabled", Ok(())),
+            ("mysql://db0?ssl_mode=preferred&ssl_ca=/ca.pem", Ok(())),
+            (
+                "mysql://db0?ssl_mode=required&ssl_ca=/ca.pem",
+                Err("has an `ssl_mode` that requires"),
+            ),
+            (
+                "mysql://db0?ssl_mode=Verify_CA&ssl_ca=/ca.pem",
+                Err("has an `ssl_mode` that requires"),
+            ),
+            ("mysql://db0?ssl_mode=verify_identity", Err("without an `ssl_ca`: name the file")),
+            (
+                "mysql://db0?ssl_mode=verify_identity&ssl_ca=",
+                Err("without an `ssl_ca`: name the file"),
+            ),
+            ("mysql://db0?ssl_mode=VERIFY_identity&ssl_ca=/ca.pem", Ok(())),
+            ("mysql://10.0.0.1:3307?ssl_mode=verify_identity&ssl_ca=/ca.pem", Ok(())),
+            ("mysql://[::1]:3307?ssl_mode=verify_identity&ssl_ca=/ca.pem", Err("an IPv6 address")),
+        ];
+        for (text, expected) in cases {
+            let uri = Uri::parse(text).expect(text);
+            let encryption = encryption(&uri).expect(text);
+            let checked = check_encryption_by_mariadb(&uri, encryption);
+            match (checked, expected) {
+                (Ok(()), Ok(())) => {}
+                (Err(flaw), Err(expected)) => {
+                    assert!(flaw.to_string().contains(expected), "{text}: {flaw}");
+                }
+                (checked, _) => panic!("{text}: {checked:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn mariadbs_library_gets_the_requirement_to_verify_in_the_host() {
+        let cases = [
+            ("mysql://db:3307/shop", "mysql://db:3307/shop"),
+            ("mysql://db/shop?ssl_mode=preferred", "mysql://db/shop?ssl_mode=preferred"),
+            (
+                "mysql://app:x@db:3307/shop?ssl_mode=verify_identity&ssl_ca=/ca.pem",
+                "mysql://app:x@host=db;ssl-verify-server-cert=1:3307/shop?ssl_mode=verify_identity&ssl_ca=/ca.pem",
+            ),
+            (
+                "mysql://db?ssl_mode=verify_identity&ssl_ca=/ca.pem",
+                "mysql://host=db;ssl-verify-server-cert=1?ssl_mode=verify_identity&ssl_ca=/ca.pem",
+            ),
+        ];
+        for (given, expected) in cases {
+            let expected = if LIBRARY_HAS_SSL_MODE { given } else { expected };
+            assert_eq!(url(given).for_login(Dialect::MySql), expected, "from {given}");
+            assert_eq!(url(given).for_login(Dialect::Other), given, "another connection type");
+        }
+    }
+
+    #[test]
     fn verifying_the_host_name_forbids_addresses() {
         let cases = [
             (Dialect::MySql, "mysql://db/shop?ssl_mode=VERIFY_IDENTITY", false),
@@ -321,7 +493,11 @@ mod tests {
     fn urls_that_diesel_accepts_are_accepted() {
         let cases = [
             (Dialect::Other, "anything at all"),
-            (Dialect::MySql, "mysql://app:s3cret@db0:3306/shop?ssl_mode=required&ssl_ca=/ca.pem"),
+            (
+                Dialect::MySql,
+                "mysql://app:s3cret@db0:3306/shop?ssl_mode=verify_identity&ssl_ca=/ca.pem",
+            ),
+            (Dialect::MySql, "mysql://a=;b:c{}@db0/shop?ssl_mode=preferred&ssl_ca=/ca.pem"),
             (Dialect::MySql, "mysql://app:a@b@db0/shop"),
             (Dialect::MySql, "mysql://app:p%40ss%2Fw@[::1]:3306/shop"),
             (Dialect::MySql, "mysql://app@localhost/shop?unix_socket=/run/mysqld/mysqld.sock"),

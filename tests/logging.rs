@@ -162,6 +162,26 @@ fn failed_and_recovered_host_name_resolution_is_logged_once_each() {
     let events = (failed.event.as_deref(), recovered.event.as_deref());
     assert_eq!(events, (Some("unresolved"), Some("resolved")));
 
+    LINES.lock().unwrap().retain(|line| line.peer.as_deref() != Some("named"));
+    let many: Vec<String> =
+        (1..=2).flat_map(|a| (0..=199).map(move |b| format!("10.0.{a}.{b}"))).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).chain(["10.0.0.1"]).collect();
+    script.set_answer(Answer::of(&many));
+    script.wait_for_answers(5);
+    script.set_answer(Answer::of(&["10.0.0.1"]));
+    script.wait_for_answers(5);
+    let logged = lines("named");
+    let [ignored, fits] = &logged[..] else { panic!("there is one line each: {logged:?}") };
+    assert_eq!((ignored.level, fits.level), (Level::Warn, Level::Info));
+    let texts = (&*ignored.text, &*fits.text);
+    let expected = (
+        "the host of peer named has too many addresses: 145 are ignored, as at most 256 are used",
+        "no address of the host of peer named is ignored any more",
+    );
+    assert_eq!(texts, expected);
+    let events = (ignored.event.as_deref(), fits.event.as_deref());
+    assert_eq!(events, (Some("addresses_ignored"), Some("addresses_used")));
+
     script.set_answer(Answer::of(&["10.0.0.1", "10.0.0.2"]));
     script.wait_for_answers(2);
     drop(manager);

@@ -11,6 +11,7 @@ packages=(
     mariadb-server galera-4                         # the servers are still MariaDB's
     postgresql libpq-dev                            # for tests that use both
     haproxy nftables openssl                        # to pause proxies, drop packets, make certificates
+    iproute2                                        # to list connections
 )
 tests/install.sh "${packages[@]}"
 

@@ -222,7 +222,8 @@ mod mariadb {
             .map(drop)
             .expect_err("the server requires TLS");
         let ca = servers[0].folder().join("certificate.pem");
-        let with_tls = |url: String| format!("{url}?ssl_mode=required&ssl_ca={}", ca.display());
+        let with_tls =
+            |url: String| format!("{url}?ssl_mode=verify_identity&ssl_ca={}", ca.display());
         checkouts_send_nothing::<MysqlConnection>(&with_tls(servers[0].url()), &|| {
             statements(&servers[0])
         });
@@ -306,10 +307,17 @@ mod mariadb {
 
 #[cfg(feature = "postgres")]
 mod postgres {
+    use std::process::Command;
+    use std::time::Duration;
+
     use diesel::PgConnection;
+    use diesel::r2d2::ManageConnection;
+    use diesel_peers::PeerManager;
 
     use super::*;
+    use support::backend::build;
     use support::postgres::Postgres;
+    use support::process::{find_program, run};
 
     /// Lists the start of the last statement of each session of the application.
     fn statements(server: &Postgres) -> String {
@@ -329,6 +337,52 @@ mod postgres {
         closed_connections_are_replaced_at_checkout::<PgConnection>(&server.url(), || {
             end_sessions(&server);
         });
+    }
+
+    /// Returns after how many seconds the kernel probes the client's end of the only connection to the server.
+    /// `None` means that it sends no probes.
+    fn seconds_to_the_first_probe(server: &Postgres) -> Option<u64> {
+        let mut ss = Command::new(find_program("ss"));
+        ss.args(["--tcp", "--numeric", "--options", "--no-header", "state", "established"]);
+        let listed = run(ss.arg(format!("dport = :{}", server.port())));
+        let lines: Vec<&str> = listed.lines().collect();
+        let [line] = lines[..] else { panic!("there is one connection: {listed}") };
+        let (_, timer) = line.split_once("timer:(keepalive,")?;
+        // Such as `49sec`, or `8.984ms` for 8.984 seconds.
+        let (seconds, _) = timer.split_once(['.', 's']).expect("the timer is in seconds");
+        Some(seconds.parse().expect("the timer is a number"))
+    }
+
+    #[test]
+    fn default_keepalive_does_not_shorten_that_of_the_url() {
+        let server = Postgres::start();
+        let default = 9;
+        // The parameters of the URL, the explicit setting, and the time to the first probe.
+        for (parameters, explicit, expected) in [
+            ("", None, Some(default)),
+            ("?keepalives_idle=5", None, Some(default)),
+            ("?keepalives_idle=50", None, Some(50)),
+            ("?keepalives_idle=50", Some(20), Some(20)),
+            ("?keepalives=0", None, None),
+            ("?keepalives=0", Some(20), Some(20)),
+        ] {
+            let url = format!("{}{parameters}", server.url());
+            let builder = PeerManager::<PgConnection>::builder().peer("db0", url);
+            let builder = match explicit {
+                Some(seconds) => builder.tcp_keepalive(Duration::from_secs(seconds)),
+                None => builder,
+            };
+            let conn = build(builder).connect().expect("the server is up");
+            let seconds = seconds_to_the_first_probe(&server);
+            drop(conn);
+            wait_until("the session ends", PATIENCE, || server.sessions() == 0);
+            let is_expected = match (seconds, expected) {
+                // The clock ticks meanwhile.
+                (Some(seconds), Some(expected)) => (expected - 4..=expected).contains(&seconds),
+                (seconds, expected) => seconds == expected,
+            };
+            assert!(is_expected, "{parameters} {explicit:?}: {seconds:?}, not {expected:?}");
+        }
     }
 
     #[test]

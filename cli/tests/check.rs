@@ -310,8 +310,8 @@ fn rejected_logins_are_reported_without_secrets() {
     let (_, json) = json(&[&url.replace(&format!("/{APP}"), "/nowhere")]);
     assert_eq!(json["peers"][0]["fault"], "misconfigured", "the fault in {json}");
 
-    let required = format!("{url}?ssl_mode=required");
-    check(&[&required]).is(PROBLEMS, &[" is misconfigured: "]);
+    let required = format!("{url}?ssl_mode=verify_identity&ssl_ca=/nowhere.pem");
+    check(&[&required]).is(PROBLEMS, &[" is misconfigured: ", "SSL is required"]);
 
     let postgres = Postgres::start();
     let wrong = postgres.url().replace(APP_PASSWORD, "s3cret-wrong");

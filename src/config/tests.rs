@@ -148,6 +148,60 @@ fn unknown_keys_get_the_nearest_correction() {
     );
 }
 
+/// The variables of a service `shop-db` in the same namespace.
+#[test]
+fn variables_that_kubernetes_sets_for_a_service_are_passed_over() {
+    let read = |variables: &[(&str, &str)]| {
+        let variable = |&(name, value): &(&str, &str)| (name.into(), value.into());
+        builder().env_from("SHOP_DB_", variables.iter().map(variable))
+    };
+    let of_kubernetes = [
+        ("SHOP_DB_SERVICE_HOST", "10.0.0.11"),
+        ("SHOP_DB_SERVICE_PORT", "3306"),
+        ("SHOP_DB_SERVICE_PORT_MYSQL_X", "3306"),
+        ("SHOP_DB_PORT", "tcp://10.0.0.11:3306"),
+        ("SHOP_DB_PORT_3306_TCP", "tcp://10.0.0.11:3306"),
+        ("SHOP_DB_PORT_3306_TCP_PROTO", "tcp"),
+        ("SHOP_DB_PORT_3306_TCP_PORT", "3306"),
+        ("SHOP_DB_PORT_3306_TCP_ADDR", "10.0.0.11"),
+        ("SHOP_DB_PORT_53_UDP", "udp://10.0.0.11:53"),
+        ("SHOP_DB_PORT_53_UDP_ADDR", "10.0.0.11"),
+        ("SHOP_DB_PORT_7_SCTP_PROTO", "sctp"),
+    ];
+    let mut variables = of_kubernetes.to_vec();
+    variables.push(("SHOP_DB_CHECK_INTERVAL", "1s"));
+    let by_hand = builder().check_interval(Duration::from_secs(1));
+    assert_eq!(read(&variables).given(), by_hand.given());
+    assert_eq!(read(&[("SHOP_DB_PORT", "udp://10.0.0.11:53")]).into_first_error(), None);
+
+    for (name, value) in [
+        ("SHOP_DB_PORT", "3306"),
+        ("SHOP_DB_PORT", "http://10.0.0.11"),
+        ("SHOP_DB_PORT_TCP", "tcp://10.0.0.11:3306"),
+        ("SHOP_DB_PORT_X_TCP", "tcp://10.0.0.11:3306"),
+        ("SHOP_DB_PORT__TCP", "tcp://10.0.0.11:3306"),
+        ("SHOP_DB_PORT_3306_ICMP", "x"),
+        ("SHOP_DB_PORT_3306_TCP_", "x"),
+        ("SHOP_DB_PORT_3306_TCP_HOST", "x"),
+        ("SHOP_DB_SERVICE_HOSTS", "10.0.0.11"),
+        ("SHOP_DB_SERVICE_PORT_", "3306"),
+        ("SHOP_DB_SERVICE", "3306"),
+        ("SHOP_DB_service_host", "10.0.0.11"),
+        ("SHOP_DB_MYSQL_SERVICE_HOST", "10.0.0.11"),
+    ] {
+        let error = read(&[(name, value)]).into_first_error().expect(name);
+        assert!(error.contains("is not a setting"), "{name}={value}: {error}");
+    }
+}
+
+#[test]
+fn no_setting_has_a_name_that_kubernetes_sets() {
+    for key in keys::all() {
+        let name = key.to_ascii_uppercase();
+        assert!(!name.starts_with("SERVICE_") && !name.starts_with("PORT"), "{key}");
+    }
+}
+
 #[test]
 fn first_error_is_reported() {
     let variables = [("SHOP_STRATEGY".into(), "fastest".into())];

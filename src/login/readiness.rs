@@ -155,8 +155,7 @@ pub(crate) mod mysql {
         if variables.get("ssl_cipher").is_some_and(|cipher| !cipher.is_empty()) {
             return Ok(());
         }
-        let text = "the connection is not encrypted, but the URL requires it (`ssl_mode`); MariaDB's \
-                    client library does not support `ssl_mode`, and encrypts if `ssl_ca` is set";
+        let text = "the connection is not encrypted, but the URL requires it (`ssl_mode`)";
         Err(NotReady::State(Fault::Misconfigured, text.to_owned()))
     }
 

@@ -17,6 +17,7 @@ use crate::panics::catch_panic;
 use crate::peers::set::peer_ref::PeerRef;
 use crate::settings::policy::Requirements;
 use crate::socket::{Proof, Socket, Sockets};
+use crate::url::dialect::Dialect;
 use crate::url::{CredentialsProvider, PeerUrl};
 
 /// A closure of the application that runs on each new connection before the connection is used.
@@ -139,13 +140,14 @@ impl<C: R2D2Connection + 'static> Login<C> {
         progress: &LoginProgress,
         is_check: bool,
     ) -> Result<Session<C>, FailedLogin<C>> {
+        let dialect = Dialect::for_connection::<C>();
         let before = progress.begin_login();
         let settings = self.peer.settings();
         let classifier = &settings.classifier;
         let mut conn = run_redacted(
             url,
             |error| classifier.classify_login(error),
-            || C::establish(url.expose()),
+            || C::establish(&url.for_login(dialect)),
         )
         .map_err(|failure| FailedLogin { conn: None, failure })?;
         let monitor = LinkMonitor::new(self.peer.clone());
@@ -165,7 +167,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
             readiness::test(&mut conn, Requirements { encrypted, ..settings.requirements })?;
             progress.end_login(socket.clone());
             if let Some(socket) = socket {
-                socket.tune(settings.tuning());
+                socket.tune(settings.tuning(url.libpq_tuning(dialect)));
                 monitor.link_state().set_socket(socket);
             }
             (self.hooks.health_check)(&mut conn)?;

@@ -14,6 +14,11 @@ use crate::url::PeerUrl;
 /// a glitch of the name server.
 const REMOVE_AFTER_MISSES: u32 = 2;
 
+/// The number of addresses of a host that are used. Each address is a peer: it is checked, and it is a row on the
+/// page and in the metrics. Equivalent servers of one name are a few dozen, but the answer of a faulty or hostile
+/// name server can hold thousands of addresses.
+pub(crate) const MAX_ADDRESSES: usize = 256;
+
 /// A peer that was configured by its host name, and is replaced by one peer per address as soon as
 /// the addresses are known.
 #[derive(Debug)]
@@ -32,6 +37,8 @@ pub(crate) struct ResolvedHost {
     pub(crate) is_resolved: bool,
     /// Whether the last answer was an error or had no address.
     last_answer_failed: bool,
+    /// Whether the last answer had addresses that are not used, because there are too many.
+    ignores_addresses: bool,
     pub(crate) known: KnownAddresses,
 }
 
@@ -54,18 +61,33 @@ impl KnownAddress {
     }
 }
 
-/// A change of whether a host can be resolved, to be logged.
+/// A change of how a host is resolved, to be logged.
 #[derive(Debug)]
 pub(crate) enum ResolutionChange {
-    Unresolved { peer: Arc<str>, reason: String },
-    Resolved { peer: Arc<str> },
+    Unresolved {
+        peer: Arc<str>,
+        reason: String,
+    },
+    Resolved {
+        peer: Arc<str>,
+    },
+    /// There are more than [`MAX_ADDRESSES`].
+    AddressesIgnored {
+        peer: Arc<str>,
+        ignored: usize,
+    },
+    /// All addresses are used again.
+    AddressesUsed {
+        peer: Arc<str>,
+    },
 }
 
-/// The addresses to add and to remove after an answer.
+/// The addresses to add and to remove after an answer, and the number of those that are ignored.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
     pub(crate) add: Vec<IpAddr>,
     pub(crate) remove: Vec<IpAddr>,
+    pub(crate) ignored: usize,
 }
 
 impl ResolvedHost {
@@ -81,6 +103,7 @@ impl ResolvedHost {
             tier: peer.tier,
             is_resolved: false,
             last_answer_failed: false,
+            ignores_addresses: false,
             known: KnownAddresses::new(),
         })
     }
@@ -96,7 +119,7 @@ impl ResolvedHost {
     /// answer.
     pub(crate) fn record_answer(
         &mut self,
-        answer: &Result<Vec<IpAddr>, String>,
+        answer: &Result<BTreeSet<IpAddr>, String>,
     ) -> Option<ResolutionChange> {
         let failure = match answer {
             Ok(addresses) if addresses.is_empty() => Some("the name has no address".to_owned()),
@@ -112,19 +135,33 @@ impl ResolvedHost {
             _ => None,
         }
     }
+
+    /// Records how many addresses are ignored. Returns a value if there are some and were none before, or the
+    /// other way round.
+    pub(crate) fn record_ignored(&mut self, ignored: usize) -> Option<ResolutionChange> {
+        let had_ignored = mem::replace(&mut self.ignores_addresses, ignored > 0);
+        let peer = self.peer_name.clone();
+        match ignored {
+            0 if had_ignored => Some(ResolutionChange::AddressesUsed { peer }),
+            1.. if !had_ignored => Some(ResolutionChange::AddressesIgnored { peer, ignored }),
+            _ => None,
+        }
+    }
 }
 
 /// Updates how often each known address was missing, and returns the addresses to add and to
-/// remove. An answer of an unscheduled resolution only adds addresses.
+/// remove. An answer of an unscheduled resolution only adds addresses. Known addresses stay in
+/// preference to new ones, so that a long answer does not make peers come and go.
 pub(crate) fn update_known(
     known: &mut KnownAddresses,
-    answer: &[IpAddr],
+    answer: &BTreeSet<IpAddr>,
     is_scheduled: bool,
 ) -> Changes {
-    // Sorted, because name servers return addresses in any order; and each address once, in its
-    // canonical form.
-    let answer: BTreeSet<IpAddr> = answer.iter().map(IpAddr::to_canonical).collect();
-    let add = answer.iter().filter(|address| !known.contains_key(*address)).copied().collect();
+    let mut add: Vec<IpAddr> =
+        answer.iter().filter(|address| !known.contains_key(*address)).copied().collect();
+    let room = MAX_ADDRESSES.saturating_sub(known.len());
+    let ignored = add.len().saturating_sub(room);
+    add.truncate(room);
     let mut remove = Vec::new();
     for (address, KnownAddress { missed, .. }) in known {
         let missed_again = missed.saturating_add(is_scheduled.into());
@@ -133,7 +170,7 @@ pub(crate) fn update_known(
             remove.push(*address);
         }
     }
-    Changes { add, remove }
+    Changes { add, remove, ignored }
 }
 
 #[cfg(test)]
@@ -151,26 +188,33 @@ mod tests {
             (address(2), KnownAddress::new(None)),
         ]);
         for _ in 0..5 {
-            assert_eq!(update_known(&mut known, &[address(2)], false), Changes::default());
+            assert_eq!(update_known(&mut known, &[address(2)].into(), false), Changes::default());
         }
         assert_eq!(
-            update_known(&mut known, &[address(2)], true),
+            update_known(&mut known, &[address(2)].into(), true),
             Changes::default(),
             "a single miss removes nothing"
         );
-        let gone = Changes { add: vec![], remove: vec![address(1)] };
+        let gone = Changes { add: vec![], remove: vec![address(1)], ignored: 0 };
         assert_eq!(
-            update_known(&mut known, &[address(2)], true),
+            update_known(&mut known, &[address(2)].into(), true),
             gone,
             "a second miss in a row removes the address"
         );
     }
 
     #[test]
-    fn mapped_and_plain_form_of_an_address_are_the_same() {
-        let mapped = IpAddr::from([0, 0, 0, 0, 0, 0xffff, 0x0a00, 1]);
-        let changes = update_known(&mut KnownAddresses::new(), &[mapped, address(1)], true);
-        assert_eq!(changes.add, [address(1)]);
+    fn known_addresses_leave_room_for_a_bounded_number_of_others() {
+        let all: BTreeSet<IpAddr> = (0..=255)
+            .flat_map(|last| [IpAddr::from([10, 0, 0, last]), IpAddr::from([10, 0, 1, last])])
+            .collect();
+        let mut known: KnownAddresses =
+            (0..5).map(|last| ([10, 0, 1, last].into(), KnownAddress::new(None))).collect();
+        let Changes { add, ignored, .. } = update_known(&mut known, &all, true);
+        assert_eq!((add.len(), ignored), (MAX_ADDRESSES - 5, all.len() - MAX_ADDRESSES));
+        known.extend(add.into_iter().map(|address| (address, KnownAddress::new(None))));
+        let rest = Changes { ignored, ..Changes::default() };
+        assert_eq!(update_known(&mut known, &all, true), rest, "the next answer changes nothing");
     }
 
     #[test]
@@ -196,11 +240,13 @@ mod tests {
             let entry = |(last, missed): &(u8, u32)| {
                 (address(*last), KnownAddress { peer_id: None, missed: *missed })
             };
-            let all = |lasts: &[u8]| lasts.iter().copied().map(address).collect::<Vec<_>>();
+            let all =
+                |lasts: &[u8]| -> Vec<IpAddr> { lasts.iter().copied().map(address).collect() };
+            let answer_of = |lasts: &[u8]| -> BTreeSet<IpAddr> { all(lasts).into_iter().collect() };
             let mut known: KnownAddresses = before.iter().map(entry).collect();
-            let unscheduled = update_known(&mut known.clone(), &all(answer), false);
-            let changes = update_known(&mut known, &all(answer), true);
-            let expected = Changes { add: all(add), remove: all(remove) };
+            let unscheduled = update_known(&mut known.clone(), &answer_of(answer), false);
+            let changes = update_known(&mut known, &answer_of(answer), true);
+            let expected = Changes { add: all(add), remove: all(remove), ignored: 0 };
             assert_eq!(unscheduled.add, expected.add, "{before:?} {answer:?}, unscheduled");
             assert_eq!(changes, expected, "{before:?} {answer:?}");
             let left: Vec<u32> = known.values().map(|address| address.missed).collect();

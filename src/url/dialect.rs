@@ -85,8 +85,10 @@ pub(crate) enum Encryption {
     /// Encryption is disabled, or the client library and the server negotiate it.
     NotRequired,
     Required,
-    /// Encryption is required, and the client library verifies the server's certificate.
-    Verified,
+    /// Encryption is required, and the client library verifies who has signed the server's certificate.
+    VerifiedCa,
+    /// Encryption is required, and the client library verifies the server's certificate and its name.
+    VerifiedIdentity,
 }
 
 impl Encryption {
@@ -94,13 +96,8 @@ impl Encryption {
         match ssl_mode.to_ascii_lowercase().as_str() {
             "disabled" | "preferred" => Ok(Self::NotRequired),
             "required" => Ok(Self::Required),
-            "verify_ca" | "verify_identity" if LIBRARY_VERIFIES => Ok(Self::Verified),
-            "verify_ca" | "verify_identity" => Err(Flaw::new(
-                "has an `ssl_mode` that verifies the server's certificate, but this program is linked \
-                 with MariaDB's client library, which does not verify it",
-                "link MySQL's client library (`libmysqlclient`), or terminate TLS in a proxy beside the \
-                 application",
-            )),
+            "verify_ca" => Ok(Self::VerifiedCa),
+            "verify_identity" => Ok(Self::VerifiedIdentity),
             _ => Err(Flaw::new(
                 "has an unknown `ssl_mode`",
                 "give one of disabled, preferred, required, verify_ca and verify_identity",
@@ -109,12 +106,11 @@ impl Encryption {
     }
 }
 
-/// Whether the linked client library verifies certificates: MariaDB's library does not support
-/// `ssl_mode`.
+/// Whether the linked client library supports `ssl_mode`. MariaDB's library ignores it.
 #[cfg(feature = "mysql")]
-const LIBRARY_VERIFIES: bool = mysqlclient_sys::SUPPORTS_MYSQL_SSL_MODE;
+pub(crate) const LIBRARY_HAS_SSL_MODE: bool = mysqlclient_sys::SUPPORTS_MYSQL_SSL_MODE;
 #[cfg(not(feature = "mysql"))]
-const LIBRARY_VERIFIES: bool = true;
+pub(crate) const LIBRARY_HAS_SSL_MODE: bool = true;
 
 impl fmt::Display for Dialect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -89,6 +89,25 @@ pub(super) fn at_address(url: &str, dialect: Dialect, address: IpAddr) -> String
     uri.to_string()
 }
 
+/// Whether a host has characters with which MariaDB's client library separates options: that library reads
+/// a host with a `;` or a `=` as a list of options.
+pub(super) fn has_options(uri: &Uri) -> bool {
+    uri.hosts.iter().any(|host| percent_decoded(host).contains(['=', ';', '{', '}']))
+}
+
+/// Whether a host is an IPv6 address.
+pub(super) fn is_ipv6(uri: &Uri) -> bool {
+    uri.hosts.iter().any(|host| host.starts_with('['))
+}
+
+/// Gives this option to MariaDB's client library, in the host of a MySQL URL. diesel has no parameter for it.
+pub(super) fn add_option(uri: &mut Uri, option: &str) {
+    for host in &mut uri.hosts {
+        let (name, port) = host.split_at(without_port(host).len());
+        *host = format!("host={name};{option}{port}");
+    }
+}
+
 fn uses_conninfo(url: &str, dialect: Dialect) -> bool {
     dialect == Dialect::Postgres && is_conninfo(url)
 }

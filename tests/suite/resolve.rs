@@ -188,6 +188,39 @@ fn address_is_removed_once_it_is_missing_from_two_answers_in_a_row() {
 }
 
 #[test]
+fn addresses_that_no_server_has_are_ignored_and_others_are_used_once() {
+    let test = "unusable";
+    servers(test, [A, B]);
+    let script = Script::of(&["::ffff:0.0.0.0", "255.255.255.255", "::ffff:10.0.0.1", B, A]);
+    let manager = build(builder(test, &script));
+    let peers = manager.peers();
+    script.wait_for_answers(MANY);
+    assert_eq!(names(&peers), ["db/10.0.0.1", "db/10.0.0.2"]);
+}
+
+/// The addresses that are known already stay, whatever else is in the answer.
+#[test]
+fn number_of_addresses_of_a_name_is_bounded() {
+    const MOST: usize = 256;
+    let test = "bounded";
+    let all: Vec<String> =
+        (0..2 * MOST).map(|number| format!("10.1.{}.{}", number / MOST, number % MOST)).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let high = all[2 * MOST - 1];
+    let script = Script::of(&[high]);
+    let manager = build(builder(test, &script));
+    let peers = manager.peers();
+    script.wait_for_answers(0);
+    let known = format!("db/{high}");
+    assert_eq!(names(&peers), [&*known]);
+    script.set_answer(Answer::of(&all));
+    script.wait_for_answers(MANY);
+    let used = names(&peers);
+    assert_eq!(used.len(), MOST);
+    assert!(used.contains(&known), "a known address stays: {used:?}");
+}
+
+#[test]
 fn empty_answer_error_and_panic_of_the_resolver_change_nothing() {
     servers("useless", [A, B]);
     let script = Script::of(&[A, B]);

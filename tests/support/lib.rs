@@ -26,6 +26,8 @@ pub mod guestbook;
 #[cfg(target_os = "linux")]
 pub mod haproxy;
 #[cfg(target_os = "linux")]
+pub mod impostor;
+#[cfg(target_os = "linux")]
 pub mod mariadb;
 #[cfg(target_os = "linux")]
 pub mod network;

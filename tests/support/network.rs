@@ -124,7 +124,7 @@ impl Drop for Listening {
 }
 
 /// Opens a listener on a newly claimed port.
-fn listen() -> (TcpListener, Port) {
+pub(super) fn listen() -> (TcpListener, Port) {
     let port = free_port();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port.number()));
     (listener.expect("the port is free"), port)

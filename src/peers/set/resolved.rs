@@ -2,6 +2,7 @@
 //! operator are not undone: peers are identified by their ids, and an address whose peer was
 //! removed by an operator stays known.
 
+use std::collections::BTreeSet;
 use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -33,23 +34,28 @@ impl PeerSet {
     /// removes peers.
     ///
     /// Only an answer of a scheduled resolution (`is_scheduled`) counts against an address that is
-    /// missing from it. Returns the change that the caller has to log.
+    /// missing from it. Returns the changes that the caller has to log.
     pub(crate) fn apply_answer(
         self: &Arc<Self>,
         peer_id: u64,
-        answer: &Result<Vec<IpAddr>, String>,
+        answer: &Result<BTreeSet<IpAddr>, String>,
         is_scheduled: bool,
         now: Instant,
-    ) -> Option<ResolutionChange> {
+    ) -> Vec<ResolutionChange> {
         self.change(now, |transaction| {
             let hosts = &mut transaction.inner.hosts;
-            let index = hosts.iter().position(|host| host.peer_id == peer_id)?;
+            let Some(index) = hosts.iter().position(|host| host.peer_id == peer_id) else {
+                return Vec::new();
+            };
             let mut host = hosts.swap_remove(index);
-            let to_log = host.record_answer(answer);
-            let addresses = answer.as_deref().unwrap_or_default();
-            if addresses.is_empty()
-                || transaction.update_addresses(&mut host, addresses, is_scheduled)
-            {
+            let mut to_log = Vec::from_iter(host.record_answer(answer));
+            let is_kept = match answer {
+                Ok(addresses) if !addresses.is_empty() => {
+                    transaction.update_addresses(&mut host, addresses, is_scheduled, &mut to_log)
+                }
+                _ => true,
+            };
+            if is_kept {
                 transaction.inner.hosts.push(host);
             }
             to_log
@@ -118,8 +124,9 @@ impl Transaction<'_> {
     fn update_addresses(
         &mut self,
         host: &mut ResolvedHost,
-        addresses: &[IpAddr],
+        addresses: &BTreeSet<IpAddr>,
         is_scheduled: bool,
+        to_log: &mut Vec<ResolutionChange>,
     ) -> bool {
         let now = self.now;
         let mut is_in_service = true;
@@ -131,7 +138,9 @@ impl Transaction<'_> {
             (host.weight, host.tier) = (peer.weight, peer.tier);
             is_in_service = peer.is_in_service();
         }
-        let Changes { add, remove } = update_known(&mut host.known, addresses, is_scheduled);
+        let Changes { add, remove, ignored } =
+            update_known(&mut host.known, addresses, is_scheduled);
+        to_log.extend(host.record_ignored(ignored));
         for address in add {
             let config = host.peer_at(address);
             let is_taken = member_by_name(self.peers(), &config.name).is_some();
