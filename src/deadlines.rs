@@ -1,6 +1,7 @@
 //! Deadlines of blocking calls. The checker cancels each call that is still running at its
 //! deadline.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
 use std::sync::{Mutex, MutexGuard};
@@ -29,18 +30,20 @@ pub(crate) struct Deadlines {
 #[derive(Default)]
 struct Pending {
     next: u64,
-    calls: Vec<Call>,
+    calls: BTreeMap<Ticket, Call>,
+    /// No deadline is earlier than this. A call that ends leaves it as it is, so that the end of a call
+    /// costs no search, and at most one wake-up of the checker for nothing.
+    earliest: Option<Instant>,
     closed: bool,
 }
 
 struct Call {
-    ticket: Ticket,
     at: Instant,
     cancel: Cancel,
 }
 
 /// Identifies one pending call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(u64);
 
 impl Deadlines {
@@ -49,7 +52,7 @@ impl Deadlines {
     }
 
     /// Registers a call that is canceled with `cancel` unless it has ended by `at`. Also returns
-    /// whether this is now the earliest deadline, so that the checker has to be woken.
+    /// whether the checker has to be woken, because it waits for no deadline as early as this one.
     pub(crate) fn register(
         &self,
         at: Instant,
@@ -58,9 +61,12 @@ impl Deadlines {
         let pending = &mut *self.lock();
         pending.next += 1;
         let ticket = Ticket(pending.next);
-        let is_first = pending.calls.iter().all(|call| at < call.at);
+        let is_first = pending.earliest.is_none_or(|earliest| at < earliest);
         if !pending.closed {
-            pending.calls.push(Call { ticket, at, cancel: Box::new(cancel) });
+            pending.calls.insert(ticket, Call { at, cancel: Box::new(cancel) });
+            if is_first {
+                pending.earliest = Some(at);
+            }
         }
         (ticket, is_first)
     }
@@ -68,23 +74,22 @@ impl Deadlines {
     /// Unregisters a call that has ended. Returns whether it ended in time; otherwise it has been
     /// canceled, or is being canceled.
     pub(crate) fn unregister(&self, ticket: Ticket) -> bool {
-        let ended = {
-            let calls = &mut self.lock().calls;
-            let at = calls.iter().position(|call| call.ticket == ticket);
-            at.map(|at| calls.swap_remove(at))
-        };
+        let ended = self.lock().calls.remove(&ticket);
         ended.is_some()
     }
 
     /// Cancels the calls whose deadline has passed at `now`. Returns the next deadline.
     pub(crate) fn cancel_overdue(&self, now: Instant) -> Option<Instant> {
         let (overdue, next) = {
-            let calls = &mut self.lock().calls;
-            let mut overdue = Vec::new();
-            while let Some(at) = calls.iter().position(|call| call.at <= now) {
-                overdue.push(calls.swap_remove(at));
+            let Pending { calls, earliest, .. } = &mut *self.lock();
+            if earliest.is_none_or(|earliest| earliest > now) {
+                return *earliest;
             }
-            (overdue, calls.iter().map(|call| call.at).min())
+            let (overdue, pending): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                mem::take(calls).into_iter().partition(|(_, call)| call.at <= now);
+            *calls = pending;
+            *earliest = calls.values().map(|call| call.at).min();
+            (overdue, *earliest)
         };
         cancel(overdue, CancelReason::Deadline(now));
         next
@@ -93,7 +98,8 @@ impl Deadlines {
     /// Moves every deadline by the time for which the whole process was suspended: the calls had no
     /// chance to end meanwhile.
     pub(crate) fn postpone(&self, by: Duration) {
-        self.lock().calls.iter_mut().for_each(|call| call.at += by);
+        let Pending { calls, earliest, .. } = &mut *self.lock();
+        calls.values_mut().map(|call| &mut call.at).chain(earliest).for_each(|at| *at += by);
     }
 
     /// Cancels all pending calls, because the checker ends. Returns whether there were any.
@@ -116,8 +122,8 @@ impl Deadlines {
 }
 
 /// Cancels calls, without the lock. A panic ends here, because the checker goes on.
-fn cancel(calls: Vec<Call>, reason: CancelReason) {
-    for call in calls {
+fn cancel(calls: BTreeMap<Ticket, Call>, reason: CancelReason) {
+    for call in calls.into_values() {
         let _ = catch_panic(|| (call.cancel)(reason));
     }
 }
@@ -175,6 +181,24 @@ mod tests {
         assert!(!deadlines.unregister(five));
         let (late, _) = register(9);
         assert!(!deadlines.unregister(late), "calls are not registered after the close");
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
+    fn calls_that_end_in_time_wake_the_checker_once() {
+        let deadlines = Deadlines::default();
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let mut wakes = 0;
+        for call in 0..100 {
+            let at = now + second + call * second / 100;
+            let (ticket, is_first) = deadlines.register(at, |_| panic!("the call ends in time"));
+            wakes += u32::from(is_first);
+            assert!(deadlines.unregister(ticket), "the call ended before its deadline");
+        }
+        assert_eq!(wakes, 1, "one wake-up is enough for calls with ever later deadlines");
+        assert_eq!(deadlines.cancel_overdue(now), Some(now + second));
+        assert_eq!(deadlines.cancel_overdue(now + second), None, "no call is pending");
+        assert!(deadlines.register(now + 9 * second, |_| {}).1);
     }
 
     #[test]

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, after, at, never, select};
 use diesel::r2d2::R2D2Connection;
 
-use super::schedule::{begin_checks, end_draining};
+use super::schedule::run_schedule;
 use super::stall::{self, Stalls};
 use crate::login::dial::{self, HealthCheck};
 use crate::login::session::Hooks;
-use crate::peers::set::{DRAIN_POLL_INTERVAL, PeerSet, Transaction};
+use crate::peers::set::{PeerSet, Transaction};
 use crate::pool::connection::PoolState;
 use crate::pool::relocation;
 
@@ -86,11 +86,10 @@ impl Checker {
         let set = self.set.clone();
         let next_deadline = set.deadlines.cancel_overdue(now);
         let (checks, stalls, next) = set.transaction(now, |transaction| {
-            let (mut checks, next_check) = begin_checks(transaction);
+            let mut checks = run_schedule(transaction);
             let mut stalls = self.scan_queries(transaction);
             checks.append(&mut stalls.checks);
-            let next_drained = end_draining(transaction).then_some(now + DRAIN_POLL_INTERVAL);
-            let next = [next_check, self.next_query_scan, next_drained, next_deadline];
+            let next = [transaction.next_due(), self.next_query_scan, next_deadline];
             (checks, stalls, next.into_iter().flatten().min())
         });
         stalls.abort_queries();

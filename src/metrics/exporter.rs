@@ -61,8 +61,9 @@ struct Exporter {
     /// time.
     described: usize,
     /// The counters by the id of the peer, because several peers may have the same name, one after the
-    /// other.
-    counters: BTreeMap<u64, Counters>,
+    /// other. `None` for a removed peer whose last changes were reported: an exporter forgets metrics that
+    /// are reported no more.
+    counters: BTreeMap<u64, Option<Counters>>,
     /// The names of the peers whose reported gauges may differ from 0.
     nonzero: BTreeSet<Arc<str>>,
     events_dropped: u64,
@@ -74,7 +75,8 @@ struct PoolGauges {
     peers: usize,
     available: usize,
     gauges: BTreeMap<Arc<str>, Gauges>,
-    peer_ids: BTreeSet<u64>,
+    /// The ids of the peers in the set, and whether nothing refers to the peer any more.
+    peers_vacant: BTreeMap<u64, bool>,
 }
 
 impl Exporter {
@@ -103,7 +105,7 @@ impl Exporter {
             catalog::describe(recorder);
             self.described = address;
         }
-        let PoolGauges { peers, available, gauges, peer_ids } = self.read_pool();
+        let PoolGauges { peers, available, gauges, peers_vacant } = self.read_pool();
         let Self { set, counters, events_dropped, nonzero, .. } = self;
         let pool = LabeledRecorder::new(recorder).with("pool", set.settings().pool_name.clone());
         pool.gauge(&catalog::PEERS, peers);
@@ -117,10 +119,14 @@ impl Exporter {
             }
         }
         // Removed peers are included once more, for their last changes.
-        for counters in counters.values_mut() {
+        for counters in counters.values_mut().flatten() {
             counters.report(&pool);
         }
-        counters.retain(|peer_id, _| peer_ids.contains(peer_id));
+        counters.retain(|peer_id, counters| {
+            let is_vacant = peers_vacant.get(peer_id);
+            *counters = counters.take().filter(|_| is_vacant == Some(&false));
+            is_vacant.is_some()
+        });
     }
 
     /// Reads the state of the peers. The recorder is not called here, because the peers are locked.
@@ -134,8 +140,8 @@ impl Exporter {
         };
         set.read(|peers| {
             for (index, peer) in peers.iter().enumerate() {
-                pool.peer_ids.insert(peer.id);
-                let new = || Counters::new(PeerRef::new(set.clone(), index, peer));
+                pool.peers_vacant.insert(peer.id, peer.is_vacant());
+                let new = || Some(Counters::new(PeerRef::new(set.clone(), index, peer)));
                 counters.entry(peer.id).or_insert_with(new);
             }
             let mut present: Vec<&Peer> =
@@ -291,6 +297,26 @@ mod tests {
             1,
             "the gauges of the removed peer are not reported again"
         );
+    }
+
+    #[test]
+    fn removed_peer_is_reported_once_more_and_then_forgotten() {
+        let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
+        let mut exporter = Exporter::new(set.clone());
+        let activity = set.read(|peers| peers[1].activity.clone());
+        let mut lines_of_peer1 = || {
+            let recorder = TextRecorder::default();
+            with_local_recorder(&recorder, || exporter.export());
+            let scrape = recorder.render();
+            scrape.lines().filter(|line| line.contains(r#"peer="peer1""#)).count()
+        };
+        assert!(lines_of_peer1() > 0);
+        let _ = set.remove("peer1", now).expect("the peer exists");
+        tick(&set, now);
+        activity.counters.connect_failures.add_one();
+        assert!(lines_of_peer1() > 0, "its last changes are reported");
+        assert_eq!(lines_of_peer1(), 0, "nothing is reported although its index is not reused yet");
+        assert_eq!(exporter.counters.values().flatten().count(), 1, "its counters are not held");
     }
 
     #[test]

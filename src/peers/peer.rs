@@ -13,6 +13,7 @@ use crate::fault::{FailureCause, Fault, LoginFailure};
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
 use crate::settings::CheckTimes;
+use crate::settings::policy::Recovery;
 use crate::url::PeerUrl;
 
 pub(crate) use checks::{CheckKind, Checks};
@@ -162,12 +163,21 @@ impl Peer {
         self.is_up() && self.is_in_service()
     }
 
+    /// Whether the peer is available for new work, whatever its tier.
+    pub(crate) fn is_available(&self) -> bool {
+        self.is_up_and_in_service() && self.weight > 0
+    }
+
     /// Whether the peer belongs to the set, and is neither removed nor being removed.
     pub(crate) fn is_member(&self) -> bool {
         !matches!(
             self.admin_state,
             AdminState::Removed | AdminState::Draining { remove_when_drained: true, .. }
         )
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        matches!(self.admin_state, AdminState::Draining { .. })
     }
 
     pub(crate) fn is_removed(&self) -> bool {
@@ -296,6 +306,25 @@ impl Peer {
     /// so that it is checked soon. A suspicion alone does not mark the peer down.
     pub(crate) fn suspect(&mut self, now: Instant) {
         self.checks.suspected_at = Some(now);
+    }
+
+    /// Returns when the checker has something to do for this peer: to check it, or to clear its mark.
+    pub(crate) fn next_due(&self, none_available: bool, recovery: Recovery) -> Option<Instant> {
+        [self.mark_expiry(recovery), self.earliest_check(none_available)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Returns when the mark of this peer is cleared without a check, if it is. That is even while a
+    /// check is running. A peer with a stuck login recovers by a check only, so only the checker logs in
+    /// to it.
+    pub(crate) fn mark_expiry(&self, recovery: Recovery) -> Option<Instant> {
+        let is_cleared = recovery == Recovery::AfterInterval
+            && self.counts.stuck_logins == 0
+            && !self.is_removed()
+            && !self.is_up();
+        is_cleared.then_some(self.checks.next)
     }
 
     /// Returns when this peer is checked next, suspicion included. `None` while a regular check is

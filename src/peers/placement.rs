@@ -34,29 +34,24 @@ pub(crate) fn shares(peers: &[Peer], strategy: Strategy) -> impl Fn(&Peer) -> u3
 /// Returns the only tier that gets new work at the moment. `None` if the strategy ignores tiers.
 fn serving_tier<'a>(peers: impl Iterator<Item = &'a Peer>, strategy: Strategy) -> Option<u32> {
     match strategy {
-        Strategy::Ordered => {
-            peers.filter(|peer| is_available(peer, None)).map(|peer| peer.tier).min()
-        }
+        Strategy::Ordered => peers.filter(|peer| peer.is_available()).map(|peer| peer.tier).min(),
         Strategy::LeastConnections | Strategy::Random | Strategy::RoundRobin => None,
     }
 }
 
 /// Whether a peer gets new work, within the serving tier if there is one.
 fn is_available(peer: &Peer, serving_tier: Option<u32>) -> bool {
-    peer.is_up_and_in_service()
-        && peer.weight > 0
-        && serving_tier.is_none_or(|tier| peer.tier == tier)
+    peer.is_available() && serving_tier.is_none_or(|tier| peer.tier == tier)
 }
 
 /// Whether no peer is available for new work.
 pub(crate) fn no_peer_available(peers: &[Peer]) -> bool {
-    !peers.iter().any(|peer| is_available(peer, None))
+    !peers.iter().any(Peer::is_available)
 }
 
 /// Returns how many peers are available for new work.
-#[cfg(feature = "metrics")]
 pub(crate) fn count_available(peers: &[Peer]) -> usize {
-    peers.iter().filter(|peer| is_available(peer, None)).count()
+    peers.iter().filter(|peer| peer.is_available()).count()
 }
 
 /// Picks the peer for the next connection.
@@ -72,10 +67,12 @@ pub(crate) fn pick(
     all_down: AllDown,
     rng: &mut impl Rng,
 ) -> Option<usize> {
-    let untried = || peers.iter().enumerate().filter(|(_, peer)| !tried(peer));
-    let serving_tier = serving_tier(untried().map(|(_, peer)| peer), strategy);
+    // Whether a peer was tried is a search, so it is asked last.
+    let available =
+        || peers.iter().enumerate().filter(|(_, peer)| peer.is_available() && !tried(peer));
+    let serving_tier = serving_tier(available().map(|(_, peer)| peer), strategy);
     let candidates = |is_full| {
-        untried()
+        available()
             .filter(move |(_, peer)| is_available(peer, serving_tier) && peer.is_full() == is_full)
             // The load that the peer would have with one more link. `surplus` compares the same
             // measure; otherwise links would move in circles.
@@ -91,10 +88,13 @@ pub(crate) fn pick(
         return Some(index);
     }
     match all_down {
-        AllDown::Try => untried()
+        AllDown::Try => peers
+            .iter()
+            .enumerate()
             // Only the checker logs in to a peer with a stuck login.
             .filter(|(_, peer)| peer.is_in_service() && !peer.is_up())
             .filter(|(_, peer)| peer.weight > 0 && peer.counts.stuck_logins == 0)
+            .filter(|(_, peer)| !tried(peer))
             .min_by_key(|(_, peer)| peer.checks.next)
             .map(|(index, _)| index),
         AllDown::Fail => None,

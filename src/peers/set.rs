@@ -20,9 +20,10 @@ use crate::panics::lock;
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
 use crate::peers::peer_config::PeerValidator;
-use crate::peers::placement::{PeerView, no_peer_available, shares, surplus};
+use crate::peers::placement::{PeerView, count_available, shares, surplus};
 use crate::peers::resolved_host::ResolvedHost;
 use crate::settings::Settings;
+use crate::settings::policy::Recovery;
 
 /// The interval at which the checker tests whether a draining peer still has sessions.
 pub(crate) const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -59,6 +60,12 @@ pub(crate) struct PeerSet {
 #[derive(Debug)]
 struct Inner {
     peers: Vec<Peer>,
+    /// The number of peers that are available for new work. Kept up to date, because each change of a
+    /// peer and each login asks whether there is one.
+    available: usize,
+    /// The checker has nothing to do for any peer before this time. So it examines all peers at due times
+    /// only, and not whenever it is woken.
+    next_due: Option<Instant>,
     /// The hosts whose names are resolved.
     hosts: Vec<ResolvedHost>,
     /// The id of the newest peer.
@@ -99,7 +106,15 @@ impl PeerSet {
             epoch: AtomicU64::new(1),
             surplus: AtomicUsize::new(NO_PEER),
             closed: AtomicBool::new(false),
-            inner: Mutex::new(Inner { peers, hosts, last_id, rng, last_rebalance: None }),
+            inner: Mutex::new(Inner {
+                available: count_available(&peers),
+                next_due: Some(now),
+                peers,
+                hosts,
+                last_id,
+                rng,
+                last_rebalance: None,
+            }),
             changes: Condvar::new(),
         }
     }
@@ -121,11 +136,16 @@ impl PeerSet {
     }
 
     /// Updates everything that is derived from the peers' states, after a change.
-    fn state_changed(&self, peers: &[Peer]) {
+    fn state_changed(&self, inner: &mut Inner, now: Instant) {
         self.epoch.fetch_add(1, Ordering::Release);
         self.changes.notify_all();
-        self.update_surplus(peers);
-        if !no_peer_available(peers) {
+        self.update_surplus(&inner.peers);
+        // While no peer is available, all peers are due earlier. A peer that begins to drain is examined at
+        // once.
+        (0..inner.peers.len())
+            .for_each(|index| inner.update_next_due(index, self.settings.recovery));
+        inner.due_at(now);
+        if inner.available > 0 {
             self.outage.end();
         }
     }
@@ -138,9 +158,11 @@ impl PeerSet {
 
     /// Updates the counts of one peer.
     pub(crate) fn update_counts(&self, peer: usize, change: impl FnOnce(&mut Counts)) {
-        let Inner { peers, .. } = &mut *self.lock();
-        change(&mut peers[peer].counts);
-        self.update_surplus(peers);
+        let inner = &mut *self.lock();
+        change(&mut inner.peers[peer].counts);
+        inner.update_next_due(peer, self.settings.recovery);
+        inner.check_invariant(self.settings.recovery);
+        self.update_surplus(&inner.peers);
     }
 
     /// Returns when a link that is created at `now` reaches its maximum age.
@@ -158,7 +180,7 @@ impl PeerSet {
     }
 
     pub(crate) fn no_peer_available(&self) -> bool {
-        no_peer_available(&self.lock().peers)
+        self.lock().available == 0
     }
 
     /// Registers a call with a deadline: the checker runs `cancel` unless the call has ended by
@@ -193,9 +215,9 @@ impl PeerSet {
     /// not be used again, and neither must those of a peer whose sessions fail, as long as another peer is
     /// available. The links of any other peer that is down stay usable, but others come first.
     pub(crate) fn peer_views(&self) -> Vec<PeerView> {
-        let peers = &self.lock().peers;
+        let Inner { peers, available, .. } = &*self.lock();
         let share = shares(peers, self.settings.strategy);
-        let none_available = no_peer_available(peers);
+        let none_available = *available == 0;
         let view = |peer: &Peer| PeerView {
             activity: peer.activity.clone(),
             is_usable: peer.is_in_service() && (!peer.health.sessions_fail || none_available),
@@ -208,11 +230,11 @@ impl PeerSet {
     /// Returns how many usable links lead to peers that are down, if another peer is available to take
     /// their place.
     pub(crate) fn links_to_relocate(&self) -> usize {
-        let peers = &self.lock().peers;
+        let Inner { peers, available, .. } = &*self.lock();
         let is_down =
             |peer: &&Peer| peer.is_in_service() && !peer.is_up() && !peer.health.sessions_fail;
         let links = peers.iter().filter(is_down).map(|peer| peer.counts.links).sum();
-        if no_peer_available(peers) { 0 } else { links }
+        if *available > 0 { links } else { 0 }
     }
 
     /// Returns the peer that has one link too many, at most once per `rebalance_interval`. The caller
@@ -249,6 +271,32 @@ impl PeerSet {
     }
 }
 
+impl Inner {
+    /// Takes into account that the peer at this index may be due earlier than before.
+    fn update_next_due(&mut self, index: usize, recovery: Recovery) {
+        if let Some(due) = self.peers[index].next_due(self.available == 0, recovery) {
+            self.due_at(due);
+        }
+    }
+
+    /// Takes into account that the checker has something to do at `at`.
+    fn due_at(&mut self, at: Instant) {
+        self.next_due = self.next_due.into_iter().chain([at]).min();
+    }
+
+    /// Verifies what is kept up to date with the peers.
+    fn check_invariant(&self, recovery: Recovery) {
+        debug_assert_eq!(self.available, count_available(&self.peers));
+        debug_assert!(
+            self.peers.iter().all(|peer| {
+                let due = peer.next_due(self.available == 0, recovery);
+                due.is_none_or(|due| self.next_due.is_some_and(|next| next <= due))
+            }),
+            "no peer is due before the time for which the checker waits"
+        );
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use std::sync::Arc;
@@ -256,7 +304,6 @@ pub(crate) mod tests {
     use super::*;
     use crate::fault::{Fault, LoginFailure};
     use crate::peers::peer::Attempt;
-    use crate::settings::policy::Recovery;
     use crate::settings::tests::{PACE, settings};
     use crate::url::PeerUrl;
 

@@ -12,32 +12,25 @@ use crate::settings::policy::Strategy;
 #[derive(Debug)]
 pub(crate) struct Chooser {
     strategy: Strategy,
-    round_robin: RoundRobin,
     fair_share: FairShare,
 }
 
-/// The state of the round robin: the peer that was chosen last, and how many turns it has left.
-#[derive(Debug, Default)]
-struct RoundRobin {
-    last: Option<usize>,
-    turns_left: u32,
-}
-
-/// The state of the strategies that compare connections in use.
+/// The state of the strategies that make up for earlier choices.
 #[derive(Debug)]
 struct FairShare {
-    /// How many connections less than its share each peer got in earlier choices.
+    /// How many choices less than its share each peer got, by at most one more or less. A choice changes
+    /// the deficits of its candidates only, so a peer that was absent returns with the deficit that it had.
     deficits: Vec<f64>,
     /// The candidates of the current choice. The vector is kept so that a choice allocates nothing.
     candidates: Vec<Candidate>,
 }
 
-/// The largest deficit that counts if weights differ: as much as is lost by rounding. With three
-/// connections in use, the fair shares of the weights 1, 2 and 3 are 0.5, 1 and 1.5 connections.
+/// The largest deficit. If weights differ, as much is lost by rounding: with three connections in use, the
+/// fair shares of the weights 1, 2 and 3 are 0.5, 1 and 1.5 connections.
 const MAX_DEFICIT: f64 = 1.0;
 
-/// The largest deficit that counts if all weights are equal. It counts less than one connection in use,
-/// so that it only decides among the peers with the fewest connections in use.
+/// The largest deficit that `LeastConnections` counts if all weights are equal. It counts less than one
+/// connection in use, so that it only decides among the peers with the fewest connections in use.
 const MAX_DEFICIT_OF_EQUALS: f64 = 0.49;
 
 /// Numbers that differ by less than this are equal, because they are sums of fractions.
@@ -47,7 +40,7 @@ impl Chooser {
     /// Creates a chooser without any peers yet.
     pub(crate) fn new(strategy: Strategy) -> Self {
         let fair_share = FairShare { deficits: Vec::new(), candidates: Vec::new() };
-        Self { strategy, round_robin: RoundRobin::default(), fair_share }
+        Self { strategy, fair_share }
     }
 
     /// Sets the number of peers.
@@ -66,10 +59,12 @@ impl Chooser {
         match self.strategy {
             // A tier that does not serve has no share of the work, so its peers are not candidates.
             Strategy::LeastConnections | Strategy::Ordered => {
-                self.fair_share.choose(candidates, rng)
+                self.fair_share.choose(candidates, |fair| fair.least_connections(rng))
+            }
+            Strategy::RoundRobin => {
+                self.fair_share.choose(without_overloaded(candidates), FairShare::next_in_turn)
             }
             Strategy::Random => pick_weighted(without_overloaded(candidates), rng),
-            Strategy::RoundRobin => self.round_robin.choose(without_overloaded(candidates)),
         }
     }
 }
@@ -91,28 +86,46 @@ fn without_overloaded(
 }
 
 impl FairShare {
-    /// Chooses the candidate that lacks most of its fair share of the connections in use (the new one
-    /// included), with its deficit from earlier choices added. Chooses by chance among equals.
-    #[expect(clippy::cast_precision_loss, reason = "no pool has that many connections")]
+    /// Chooses a candidate by `choose_one`, and updates the deficits.
     fn choose(
         &mut self,
         candidates: impl Iterator<Item = Candidate>,
-        rng: &mut impl Rng,
+        choose_one: impl FnOnce(&Self) -> Option<usize>,
     ) -> Option<usize> {
-        let Self { deficits, candidates: all } = self;
-        all.clear();
-        all.extend(candidates);
+        self.candidates.clear();
+        self.candidates.extend(candidates);
+        let chosen = choose_one(self)?;
+        let share_per_weight = self.share_per_weight();
+        for &Candidate { index, weight, .. } in &self.candidates {
+            let given = if index == chosen { 1.0 } else { 0.0 };
+            let deficit = self.deficits[index] + f64::from(weight) * share_per_weight - given;
+            self.deficits[index] = deficit.clamp(-MAX_DEFICIT, MAX_DEFICIT);
+        }
+        Some(chosen)
+    }
+
+    /// Returns the share of a candidate of weight 1 in one choice.
+    #[expect(clippy::cast_precision_loss, reason = "no sum of weights is that large")]
+    fn share_per_weight(&self) -> f64 {
+        let weight: u64 = self.candidates.iter().map(|one| u64::from(one.weight)).sum();
+        1.0 / weight as f64
+    }
+
+    /// Returns the candidate that lacks most of its fair share of the connections in use (the new one
+    /// included), with its deficit from earlier choices added. Chooses by chance among equals.
+    #[expect(clippy::cast_precision_loss, reason = "no pool has that many connections")]
+    fn least_connections(&self, rng: &mut impl Rng) -> Option<usize> {
+        let all = &self.candidates;
         let first = *all.first()?;
         let load = 1 + all.iter().map(|candidate| candidate.load).sum::<usize>();
-        let weight: u64 = all.iter().map(|candidate| u64::from(candidate.weight)).sum();
         let is_even = all.iter().all(|candidate| candidate.weight == first.weight);
         let max_deficit = if is_even { MAX_DEFICIT_OF_EQUALS } else { MAX_DEFICIT };
-        let (load, share_per_weight) = (load as f64, 1.0 / weight as f64);
+        let (load, share_per_weight) = (load as f64, self.share_per_weight());
 
         let (mut most, mut chosen, mut weight_of_equals) = (f64::MIN, first.index, 0);
-        for &Candidate { index, load: own_load, weight } in &*all {
+        for &Candidate { index, load: own_load, weight } in all {
             let share = f64::from(weight) * share_per_weight;
-            let deficit = deficits[index].clamp(-max_deficit, max_deficit);
+            let deficit = self.deficits[index].clamp(-max_deficit, max_deficit);
             let lack = load * share - own_load as f64 + deficit;
             if lack > most + EPSILON {
                 (most, chosen, weight_of_equals) = (lack, index, u64::from(weight));
@@ -124,31 +137,25 @@ impl FairShare {
                 }
             }
         }
-        for &Candidate { index, weight, .. } in &*all {
-            let given = if index == chosen { 1.0 } else { 0.0 };
-            let deficit = deficits[index] + f64::from(weight) * share_per_weight - given;
-            deficits[index] = deficit.clamp(-MAX_DEFICIT, MAX_DEFICIT);
-        }
         Some(chosen)
     }
-}
 
-impl RoundRobin {
-    fn choose(&mut self, candidates: impl Iterator<Item = Candidate> + Clone) -> Option<usize> {
-        let last = candidates.clone().find(|candidate| Some(candidate.index) == self.last);
-        if let Some(last) = last.filter(|_| self.turns_left > 0) {
-            self.turns_left -= 1;
-            return Some(last.index);
+    /// Returns the candidate that lacks most of its share of the choices, this one included; of equals,
+    /// the first one by index. This is the smooth weighted round robin of nginx: the turns of the peers
+    /// are interleaved.
+    fn next_in_turn(&self) -> Option<usize> {
+        let share_per_weight = self.share_per_weight();
+        let mut next: Option<(f64, usize)> = None;
+        for &Candidate { index, weight, .. } in &self.candidates {
+            let lack = self.deficits[index] + f64::from(weight) * share_per_weight;
+            let is_next = next.is_none_or(|(most, first)| {
+                lack > most + EPSILON || lack > most - EPSILON && index < first
+            });
+            if is_next {
+                next = Some((lack, index));
+            }
         }
-        // The candidates follow each other in the order of their indexes, and the first follows the last.
-        // The order continues from the peer that was chosen, so that the turns of a peer that is down do
-        // not all go to its neighbor.
-        let place = |candidate: &Candidate| {
-            (self.last.is_some_and(|last| candidate.index <= last), candidate.index)
-        };
-        let next = candidates.min_by_key(place)?;
-        *self = Self { last: Some(next.index), turns_left: next.weight - 1 };
-        Some(next.index)
+        next.map(|(_, index)| index)
     }
 }
 
@@ -226,6 +233,80 @@ mod tests {
             }
             assert!(stuck <= 6, "{strategy:?}: {stuck} threads are stuck on the peer");
         }
+    }
+
+    /// Chooses once for each list of candidates, given by their indexes and weights, and returns the
+    /// chosen indexes.
+    fn round_robin<'a>(choices: impl IntoIterator<Item = &'a [(usize, u32)]>) -> Vec<usize> {
+        let mut chooser = Chooser::new(Strategy::RoundRobin);
+        chooser.set_peer_count(4);
+        let mut rng = SmallRng::seed_from_u64(11);
+        let choose = |candidates: &[(usize, u32)]| {
+            let candidates = candidates.iter();
+            let candidates =
+                candidates.map(|&(index, weight)| Candidate { index, load: 0, weight });
+            chooser.choose(candidates, &mut rng).expect("there are candidates")
+        };
+        choices.into_iter().map(choose).collect()
+    }
+
+    #[test]
+    fn round_robin_interleaves_the_turns_of_the_peers() {
+        let sequence = |peers: &[(usize, u32)], times| round_robin(vec![peers; times]);
+        assert_eq!(
+            sequence(&[(0, 5), (1, 1), (2, 1)], 14),
+            [0, 0, 1, 0, 2, 0, 0, 0, 0, 1, 0, 2, 0, 0],
+            "the sequence that nginx documents"
+        );
+        for weight in [1, 100, u32::MAX] {
+            let peers = [(0, weight), (1, weight), (2, weight)];
+            assert_eq!(sequence(&peers, 7), [0, 1, 2, 0, 1, 2, 0], "equal weights of {weight}");
+        }
+        assert_eq!(
+            sequence(&[(2, 1), (0, 2), (1, 3)], 12),
+            [1, 0, 1, 2, 0, 1, 1, 0, 1, 2, 0, 1],
+            "the order of the candidates does not matter"
+        );
+    }
+
+    #[test]
+    fn round_robin_gives_no_burst_to_a_peer_that_returns() {
+        let (all, two) = ([(0, 1), (1, 1), (2, 1)], [(0, 1), (2, 1)]);
+        let choices = [&all[..]; 4].into_iter().chain([&two[..]; 6]).chain([&all[..]; 6]);
+        assert_eq!(
+            round_robin(choices),
+            [0, 1, 2, 0, 2, 0, 2, 0, 2, 0, 1, 2, 0, 1, 2, 0],
+            "equal weights"
+        );
+        let (all, two) = ([(0, 5), (1, 1), (2, 1)], [(1, 1), (2, 1)]);
+        let choices = [&all[..]; 3].into_iter().chain([&two[..]; 100]).chain([&all[..]; 14]);
+        assert_eq!(
+            round_robin(choices)[103..],
+            [0, 2, 0, 0, 0, 0, 1, 0, 2, 0, 0, 0, 0, 1],
+            "the peer with most of the weight was absent"
+        );
+        let choices = [&all[..]; 3].into_iter().chain([&all[..1]; 100]).chain([&all[..]; 8]);
+        assert_eq!(round_robin(choices)[103..], [0, 2, 0, 0, 0, 0, 1, 0], "two peers were absent");
+    }
+
+    #[test]
+    fn round_robin_gives_no_burst_after_weights_change() {
+        let (before, after) = ([(0, 1_000_000), (1, 1), (2, 999_999)], [(0, 1), (1, 1), (2, 1)]);
+        let choices = [&before[..]; 2].into_iter().chain([&after[..]; 9]);
+        assert_eq!(
+            round_robin(choices),
+            [0, 2, 1, 0, 2, 1, 0, 2, 1, 0, 2],
+            "weights of a million become 1"
+        );
+        let choices = [&after[..]; 2].into_iter().chain([&before[..]; 6]);
+        assert_eq!(round_robin(choices), [0, 1, 2, 0, 2, 0, 2, 0], "weights of 1 become a million");
+        let (with, without) = ([(0, 2), (1, 1), (2, 1)], [(1, 1), (2, 1)]);
+        let choices = [&with[..]; 3].into_iter().chain([&without[..]; 4]).chain([&with[..]; 8]);
+        assert_eq!(
+            round_robin(choices),
+            [0, 1, 2, 1, 2, 1, 2, 0, 0, 1, 2, 0, 0, 1, 2],
+            "the weight of a peer is 0 for a while"
+        );
     }
 
     #[test]

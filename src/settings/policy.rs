@@ -16,8 +16,9 @@ pub enum Strategy {
     /// Chooses a peer at random, in proportion to the weights. Skips a peer that has far more than its share
     /// in use.
     Random,
-    /// Chooses one peer after the other, each for as many turns as its weight. Skips a peer that is down, or
-    /// that has far more than its share in use.
+    /// Chooses one peer after the other, each as often as its weight says. The turns of the peers are
+    /// interleaved: weights of 5, 1 and 1 give `a a b a c a a`. Skips a peer that is down, or that has far
+    /// more than its share in use. A peer that was skipped does not catch up.
     RoundRobin,
     /// Chooses among the peers of the first [tier](crate::PeerManagerBuilder::tier) with a peer that is up,
     /// as `LeastConnections` does.

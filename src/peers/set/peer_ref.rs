@@ -9,7 +9,7 @@ use super::{Inner, PeerSet};
 use crate::events::EventKind;
 use crate::peers::activity::Activity;
 use crate::peers::peer::{Counts, Peer};
-use crate::peers::placement::{no_peer_available, pick};
+use crate::peers::placement::pick;
 use crate::settings::{CheckTimes, Settings};
 
 /// The minimum time without an answer after which a hedged login to the next peer starts.
@@ -70,10 +70,9 @@ impl PeerRef {
 
     /// Whether the links to the peer must be closed instead of used again.
     pub(crate) fn must_close_links(&self) -> bool {
-        self.set.read(|peers| {
-            let peer = &peers[self.index];
-            !peer.is_in_service() || peer.health.sessions_fail && !no_peer_available(peers)
-        })
+        let Inner { peers, available, .. } = &*self.set.lock();
+        let peer = &peers[self.index];
+        !peer.is_in_service() || peer.health.sessions_fail && *available > 0
     }
 
     /// Returns how long to wait for the answer to a login before a hedged login to the next peer starts.

@@ -10,7 +10,6 @@ use crate::events::EventKind;
 use crate::events::log::NewEvent;
 use crate::peers::peer::Peer;
 use crate::peers::peer_config::PeerConfig;
-use crate::peers::placement::no_peer_available;
 use crate::peers::transition::events_between;
 use crate::settings::{CheckTimes, Settings};
 use crate::url::PeerUrl;
@@ -82,6 +81,31 @@ impl<'a> Transaction<'a> {
         &self.inner.peers
     }
 
+    /// Whether no peer is available for new work.
+    pub(crate) fn no_peer_available(&self) -> bool {
+        self.inner.available == 0
+    }
+
+    /// Returns a time before which the checker has nothing to do for any peer.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.inner.next_due
+    }
+
+    /// Forgets when the checker has something to do, before it examines all peers.
+    pub(crate) fn clear_next_due(&mut self) {
+        self.inner.next_due = None;
+    }
+
+    /// Takes into account when the checker has something to do for this peer.
+    pub(crate) fn update_next_due(&mut self, index: usize) {
+        self.inner.update_next_due(index, self.set.settings.recovery);
+    }
+
+    /// Takes into account that the checker has something to do at `at`.
+    pub(crate) fn due_at(&mut self, at: Instant) {
+        self.inner.due_at(at);
+    }
+
     /// Returns a reference to the peer at this index.
     pub(crate) fn peer_ref(&self, index: usize) -> PeerRef {
         PeerRef::new(self.set.clone(), index, &self.inner.peers[index])
@@ -93,15 +117,18 @@ impl<'a> Transaction<'a> {
         index: usize,
         change: impl FnOnce(&mut Peer, CheckTimes) -> T,
     ) -> T {
-        let Inner { peers, rng, .. } = self.inner;
-        let before = peers[index].clone();
-        let outcome = change(&mut peers[index], self.set.settings.check_times(self.now, rng));
-        peers[index].activity.set_down(!peers[index].is_up());
-        let none_available = no_peer_available(peers);
-        self.shares_changed |= peers[index].tier != before.tier;
-        for kind in events_between(&before, &peers[index], none_available, self.now) {
+        let Inner { peers, rng, available, .. } = self.inner;
+        let peer = &mut peers[index];
+        let before = peer.clone();
+        let outcome = change(peer, self.set.settings.check_times(self.now, rng));
+        peer.activity.set_down(!peer.is_up());
+        *available -= usize::from(before.is_available());
+        *available += usize::from(peer.is_available());
+        self.shares_changed |= peer.tier != before.tier;
+        for kind in events_between(&before, peer, *available == 0, self.now) {
             self.record(index, kind);
         }
+        self.update_next_due(index);
         outcome
     }
 
@@ -114,13 +141,14 @@ impl<'a> Transaction<'a> {
     /// Adds a peer to the vector, in the place of a removed peer that nothing refers to any more,
     /// if there is one. Returns its index.
     pub(super) fn insert(&mut self, config: &PeerConfig, url: PeerUrl) -> usize {
-        let Inner { peers, rng, last_id, .. } = self.inner;
+        let Inner { peers, available, rng, last_id, .. } = self.inner;
         *last_id += 1;
         let PeerConfig { name, url: _, weight, tier } = config;
         let (weight, tier) = (weight.unwrap_or(1), tier.unwrap_or(0));
         let mut peer = Peer::new(name.as_str().into(), url, weight, tier, self.now);
         peer.id = *last_id;
         peer.checks.next = self.set.settings.check_times(self.now, rng).regular;
+        *available += usize::from(peer.is_available());
         let index = peers.iter().position(Peer::is_vacant).unwrap_or(peers.len());
         match peers.get_mut(index) {
             Some(vacant) => *vacant = peer,
@@ -133,8 +161,9 @@ impl<'a> Transaction<'a> {
     /// Publishes the recorded events, and updates what depends on the peers' states.
     fn commit(self) {
         if self.shares_changed {
-            self.set.state_changed(&self.inner.peers);
+            self.set.state_changed(self.inner, self.now);
         }
+        self.inner.check_invariant(self.set.settings.recovery);
         self.set.event_log.record(self.events);
     }
 }
