@@ -13,6 +13,7 @@ use diesel::r2d2::{Error, ManageConnection, R2D2Connection};
 use crate::builder::PeerManagerBuilder;
 use crate::login::dial;
 use crate::login::session::Hooks;
+use crate::panics::catch_panic;
 use crate::peers::handle::Peers;
 #[cfg(feature = "doctor")]
 use crate::peers::set::PeerSet;
@@ -87,7 +88,8 @@ impl<C: R2D2Connection + Send + 'static> ManageConnection for PeerManager<C> {
 impl<C> Drop for PeerManager<C> {
     fn drop(&mut self) {
         self.pool.set.close();
-        drop(self.pool.exchange.end_replacements());
+        let spares = self.pool.exchange.end_replacements();
+        let _ = catch_panic(|| drop(spares));
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Instant;
 use diesel::r2d2::{Error, R2D2Connection};
 
 use crate::events::CloseReason;
+use crate::panics::catch_panic;
 use crate::peers::set::PeerSet;
 use crate::pool::exchange::{Exchange, Reservation, Swapped};
 use crate::pool::link::Link;
@@ -198,7 +199,10 @@ impl<C: R2D2Connection> PeerConnection<C> {
     /// Exchanges the link that the slot holds for a spare, if its peer is down and a spare is there. Returns
     /// whether the slot has to be closed instead.
     fn must_leave_down_peer(&mut self) -> bool {
-        if !self.held.get().is_some_and(|link| link.guard.peer.activity.is_down()) {
+        let leaves = |link: &mut Box<Link<C>>| {
+            link.guard.peer.activity.is_down() && !link.holds_test_transaction()
+        };
+        if !self.held.get_mut().is_some_and(leaves) {
             return false;
         }
         let held = self.held.take().expect("the slot holds a link");
@@ -206,8 +210,8 @@ impl<C: R2D2Connection> PeerConnection<C> {
             Swapped::Kept(link) => (link, false),
             Swapped::Evicted(link) => (link, true),
             Swapped::Replaced { spare, old } => {
-                // The old link is closed here, outside the exchange's lock.
-                drop(old);
+                // The old link is closed here, outside the exchange's lock. Its destructor is user code.
+                let _ = catch_panic(|| drop(old));
                 (spare, false)
             }
         };

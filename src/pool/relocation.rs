@@ -9,7 +9,7 @@ use diesel::r2d2::R2D2Connection;
 
 use crate::login::dial;
 use crate::login::session::Hooks;
-use crate::panics::lock;
+use crate::panics::{catch_panic, lock};
 use crate::peers::peer::Peer;
 use crate::pool::connection::PoolState;
 use crate::pool::link::Link;
@@ -43,8 +43,8 @@ pub(crate) fn run<C: R2D2Connection + Send + 'static>(
     let exchange = pool.updated_exchange();
     let links = pool.set.links_to_relocate();
     if links == 0 {
-        // Connections are closed outside of the lock of the exchange.
-        drop(exchange.end_replacements());
+        let spares = exchange.end_replacements();
+        let _ = catch_panic(|| drop(spares));
         let state = &mut *lock(&pool.relocation.state);
         *state = State { logins: state.logins, ..State::default() };
         return None;
@@ -73,10 +73,12 @@ pub(crate) fn run<C: R2D2Connection + Send + 'static>(
             let has_succeeded = result.is_ok();
             if let Ok(opened) = result {
                 let link = Box::new(Link::new(opened));
-                drop(pool.updated_exchange().offer(link));
+                let mut to_close = Vec::from_iter(pool.updated_exchange().offer(link));
                 if pool.set.is_closed() {
-                    drop(pool.exchange.end_replacements());
+                    to_close.extend(pool.exchange.end_replacements());
                 }
+                // The destructor of a user-defined connection type is user code.
+                let _ = catch_panic(|| drop(to_close));
             }
             {
                 let state = &mut *lock(&pool.relocation.state);
