@@ -1,13 +1,13 @@
 //! The health of a peer: up or down, as the newest login or check has decided. Pure.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::fault::{FailureCause, Fault};
 
-/// The time after a mark for a refused query in which another refused query only causes a check and
-/// does not mark the peer down again. The peer has been marked for the first one already, and a
-/// check has found it fine since.
+/// The time in which a refused query only causes a check, after a check has contradicted an earlier one:
+/// the peer was marked down for a refused query alone, and the next check found it fine.
 const REFUSED_QUERY_COOLDOWN: Duration = Duration::from_secs(10);
 
 /// The reason of a peer that is marked down because of a refused query alone.
@@ -26,10 +26,10 @@ pub(crate) struct Health {
     pub(crate) full: Option<Arc<str>>,
     /// When the login or check began that decided `state`. The outcome of an older one is ignored.
     decided_by: Option<Instant>,
-    /// When the peer was last marked down because of a refused query alone, and whether it is still down
-    /// for nothing else.
-    marked_for_refused_query: Option<Instant>,
+    /// Whether the peer is down because of a refused query alone.
     pub(super) is_down_for_refused_query: bool,
+    /// When the peer was last found fine although it was down because of a refused query alone.
+    refused_query_contradicted: Option<Instant>,
 }
 
 /// Whether a peer is up or down.
@@ -47,8 +47,8 @@ impl Health {
             sessions_fail: false,
             full: None,
             decided_by: None,
-            marked_for_refused_query: None,
             is_down_for_refused_query: false,
+            refused_query_contradicted: None,
         }
     }
 
@@ -62,7 +62,9 @@ impl Health {
             return;
         }
         self.decided_by = Some(began);
-        self.is_down_for_refused_query = false;
+        if mem::take(&mut self.is_down_for_refused_query) {
+            self.refused_query_contradicted = Some(now);
+        }
         self.sessions_fail = false;
         if !self.is_up() {
             self.state = HealthState::Up { since: now };
@@ -92,17 +94,14 @@ impl Health {
     }
 
     /// Marks the peer down because it has refused a query at `now`. Returns `false` without an effect
-    /// if the peer was marked for a refused query a short time ago.
+    /// if a check has contradicted that a short time ago.
     pub(super) fn mark_for_refused_query(&mut self, now: Instant) -> bool {
-        if self.marked_for_refused_query.is_some_and(|at| now < at + REFUSED_QUERY_COOLDOWN) {
+        if self.refused_query_contradicted.is_some_and(|at| now < at + REFUSED_QUERY_COOLDOWN) {
             return false;
         }
         let cause = FailureCause::new(Fault::PeerNotReady, REFUSED_QUERY_REASON);
         let was_up = self.mark_down(now, now, cause);
-        if was_up {
-            self.marked_for_refused_query = Some(now);
-            self.is_down_for_refused_query = true;
-        }
+        self.is_down_for_refused_query = was_up;
         was_up
     }
 

@@ -582,3 +582,15 @@ fn failed_login_says_nothing_about_sessions_unless_the_server_says_so() {
     scenario.peer.mark_stalled(scenario.at(5), check_times);
     assert!(scenario.peer.health.sessions_fail, "queries hang");
 }
+
+#[test]
+fn peer_whose_refusal_a_check_confirmed_is_marked_again_for_the_next_refusal() {
+    let mut scenario = Scenario::new();
+    let check_times = check_times_after(scenario.at(1_000));
+    assert!(scenario.query_is_refused(1_000, check_times));
+    scenario.check_begins(1_000);
+    assert!(!scenario.check_ends(1_000, 1_010, Err("takes no work")), "the check confirms it");
+    scenario.check_begins(2_000);
+    assert!(scenario.check_ends(2_000, 2_010, Ok(())), "the peer recovers");
+    assert!(scenario.query_is_refused(2_020, check_times), "the next refusal counts at once");
+}
