@@ -16,6 +16,10 @@ use crate::pool::link::{Link, PingError};
 /// they share one deadline.
 const RETRY_GAP: Duration = Duration::from_millis(10);
 
+/// The time for which a query that has ended shows that the sessions of its peer work, although logins fail.
+/// After a password was changed that lasts, and a ping at each checkout would cost much.
+const PROOF_TIME: Duration = Duration::from_millis(250);
+
 thread_local! {
     /// The last checkout of this thread, if it failed because a peer did not answer.
     static LAST_FAILED: Cell<Option<FailedCheckout>> = const { Cell::new(None) };
@@ -71,13 +75,15 @@ impl<Clock: Fn() -> Instant> Validation<Clock> {
     pub(crate) fn validate<C: R2D2Connection>(&mut self, link: &mut Link<C>) -> Result<(), Error> {
         let settings = link.guard.peer.settings();
         let (timeout, idle) = (settings.ping_timeout, settings.ping_idle);
-        // The server has to show that the sessions of a peer that is down still work.
-        let is_down = link.guard.peer.activity.is_down();
-        if !is_down && link.is_alive(idle, self.began) {
+        // The sessions of a peer that is down have to show that they still work.
+        let activity = &link.guard.peer.activity;
+        let is_proof = |at| self.began.saturating_duration_since(at) < PROOF_TIME;
+        let is_suspect = activity.is_down() && !activity.last_query_end().is_some_and(is_proof);
+        if !is_suspect && link.is_alive(idle, self.began) {
             return Ok(());
         }
         let peer = link.guard.peer.index;
-        if !is_down
+        if !is_suspect
             && self.timed_out_peer.is_some_and(|timed_out| timed_out != peer)
             && link.is_quiet()
         {
