@@ -68,6 +68,8 @@ package() {
 }
 
 export RUSTFLAGS="${RUSTFLAGS-} -Dwarnings" RUSTDOCFLAGS="${RUSTDOCFLAGS-} -Dwarnings"
+# Tests mostly wait for servers.
+export RUST_TEST_THREADS="${RUST_TEST_THREADS-$((2 * $(nproc)))}"
 step cargo fmt --all --check
 step cargo clippy --locked --workspace --all-features --all-targets
 step cargo clippy --locked -p diesel-peers --all-targets
