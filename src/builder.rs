@@ -702,7 +702,9 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
             credentials_provider: self.credentials_provider,
         });
         // A generator of its own: the random choices of the set and of the exchange stay independent.
-        let exchange = Exchange::new(settings.strategy, rng.fork());
+        // In such a pool nothing shows whether the customizer uses its connections.
+        let keeps_links = settings.balance == Balance::PerConnection;
+        let exchange = Exchange::new(settings.strategy, keeps_links, rng.fork());
         let (stop, stopped) = bounded(0);
         let event_log = match self.event_handler {
             Some(handler) => {

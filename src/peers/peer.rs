@@ -400,13 +400,15 @@ impl Peer {
     ///
     /// One refusal is enough: refusing costs the server next to nothing, so the peer would soon
     /// attract all the work. A check follows at once and decides. If the peer is already down,
-    /// nothing changes, so that the running check is not outdated.
+    /// only its sessions count as failing as well, so that the running check is not outdated.
     pub(crate) fn query_refused(&mut self, now: Instant, check_times: CheckTimes) {
         if self.is_up() {
             self.suspect(now);
             if self.health.mark_for_refused_query(now) {
                 self.went_down(check_times);
             }
+        } else {
+            self.health.sessions_fail = true;
         }
     }
 

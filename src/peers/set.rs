@@ -360,6 +360,14 @@ pub(crate) mod tests {
         let _ = set.drain("peer1", now).expect("the peer exists");
         assert_eq!(set.links_to_relocate(), 3, "links of a drained peer are evicted");
         assert!(peer(1).must_close_links());
+        let epoch = set.epoch();
+        set.update(0, now, |peer, check_times| peer.query_refused(now, check_times));
+        assert_eq!(
+            set.links_to_relocate(),
+            0,
+            "sessions of a peer that refuses queries fail as well"
+        );
+        assert!(set.epoch() > epoch && !set.peer_views()[0].is_usable, "the exchange learns of it");
         take_down(&set, 2, now);
         assert_eq!(set.links_to_relocate(), 0, "nobody else lets us in");
     }

@@ -143,7 +143,8 @@ struct Queue<L> {
 
 impl<L: Parkable> Exchange<L> {
     /// Creates an empty exchange, without any peers yet.
-    pub(crate) fn new(strategy: Strategy, rng: SmallRng) -> Self {
+    /// `customizer_is_active` is whether the pool's customizer has to be assumed to use its connections.
+    pub(crate) fn new(strategy: Strategy, customizer_is_active: bool, rng: SmallRng) -> Self {
         Self {
             inner: Mutex::new(Inner {
                 queues: Vec::new(),
@@ -152,7 +153,7 @@ impl<L: Parkable> Exchange<L> {
                 evicted: Vec::new(),
                 spares: Vec::new(),
                 pending_evictions: 0,
-                customizer_is_active: false,
+                customizer_is_active,
                 customizer_is_passive: false,
                 reservations: 0,
                 empty_slots: 0,
@@ -266,7 +267,14 @@ impl<L: Parkable> Exchange<L> {
     /// Returns how many links to peers that are down will be replaced or evicted when slots bring them back.
     pub(crate) fn pending_replacements(&self) -> usize {
         let inner = self.lock();
-        inner.spares.len() + inner.pending_evictions
+        let evicted = if inner.customizer_is_active { inner.evicted.len() } else { 0 };
+        inner.spares.len() + inner.pending_evictions + evicted
+    }
+
+    /// Offers the spares again, after the states of the peers have changed. Returns the links to close.
+    pub(crate) fn offer_spares(&self) -> Vec<L> {
+        let inner = &mut *self.lock();
+        mem::take(&mut inner.spares).into_iter().filter_map(|spare| inner.offer(spare)).collect()
     }
 
     /// Takes the spares, because no link has to be replaced any more. The caller closes them.
@@ -324,6 +332,10 @@ impl<L: Parkable> Inner<L> {
     }
 
     fn offer(&mut self, new: L) -> Option<L> {
+        let PeerView { is_usable, activity, .. } = &self.queues[new.peer()].view;
+        if !is_usable || activity.is_down() {
+            return Some(new);
+        }
         let is_down = |queues: &[Queue<L>], link: &L| {
             let view = &queues[link.peer()].view;
             view.is_usable && view.activity.is_down()
@@ -435,11 +447,12 @@ impl<L: Parkable> Inner<L> {
         }
     }
 
-    /// Takes a link of any usable peer, of the lowest tier that has one.
+    /// Takes a link of any usable peer, of one that is up if possible, and of the lowest tier that has one.
     fn take_usable(&mut self) -> Option<L> {
         let queues = self.queues.iter().enumerate();
         let usable = queues.filter(|(_, queue)| queue.view.is_usable && !queue.links.is_empty());
-        let (peer, _) = usable.min_by_key(|(_, queue)| queue.view.tier)?;
+        let (peer, _) =
+            usable.min_by_key(|(_, queue)| (queue.view.activity.is_down(), queue.view.tier))?;
         self.take_from(peer)
     }
 

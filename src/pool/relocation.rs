@@ -41,6 +41,8 @@ pub(crate) fn run<C: R2D2Connection + Send + 'static>(
     now: Instant,
 ) -> Option<Instant> {
     let exchange = pool.updated_exchange();
+    let unneeded = exchange.offer_spares();
+    let _ = catch_panic(|| drop(unneeded));
     let links = pool.set.links_to_relocate();
     if links == 0 {
         let spares = exchange.end_replacements();
@@ -71,14 +73,13 @@ pub(crate) fn run<C: R2D2Connection + Send + 'static>(
             // Without the pool, the connection is closed here.
             let Some(pool) = weak.upgrade() else { return };
             let has_succeeded = result.is_ok();
+            let mut to_close = Vec::new();
             if let Ok(opened) = result {
                 let link = Box::new(Link::new(opened));
-                let mut to_close = Vec::from_iter(pool.updated_exchange().offer(link));
+                to_close.extend(pool.updated_exchange().offer(link));
                 if pool.set.is_closed() {
                     to_close.extend(pool.exchange.end_replacements());
                 }
-                // The destructor of a user-defined connection type is user code.
-                let _ = catch_panic(|| drop(to_close));
             }
             {
                 let state = &mut *lock(&pool.relocation.state);
@@ -86,6 +87,8 @@ pub(crate) fn run<C: R2D2Connection + Send + 'static>(
                 (state.has_succeeded, state.has_failed) = (has_succeeded, !has_succeeded);
             }
             pool.set.wake();
+            // Closing a connection may hang, and the destructor of a user-defined type is user code.
+            let _ = catch_panic(|| drop(to_close));
         });
     }
     None

@@ -97,11 +97,15 @@ fn connections_to_a_peer_that_refuses_are_replaced_one_by_one() {
 fn frozen_servers_give_no_connection() {
     let mut servers = [(); 3].map(|()| MariaDb::start());
     let (pool, peers) = pool_over(&servers, Balance::PerCheckout);
-    servers.iter_mut().for_each(|server| server.freeze());
+    for server in &mut servers {
+        server.freeze();
+    }
     wait_until("all peers are down", PATIENCE, || all_are_down(&peers));
     let get = || pool.get_timeout(Duration::from_secs(2));
     wait_until("no connection is lent", PATIENCE, || get().is_err());
     assert!(get().is_err(), "and none after that");
-    servers.iter_mut().for_each(|server| server.thaw());
+    for server in &mut servers {
+        server.thaw();
+    }
     wait_until("the pool serves again", PATIENCE, || usable(&pool) == 9);
 }

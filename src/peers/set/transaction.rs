@@ -124,7 +124,9 @@ impl<'a> Transaction<'a> {
         peer.activity.set_down(!peer.is_up());
         *available -= usize::from(before.is_available());
         *available += usize::from(peer.is_available());
-        self.shares_changed |= peer.tier != before.tier;
+        // Neither is an event, but the exchange has to know.
+        self.shares_changed |=
+            peer.tier != before.tier || peer.health.sessions_fail != before.health.sessions_fail;
         for kind in events_between(&before, peer, *available == 0, self.now) {
             self.record(index, kind);
         }

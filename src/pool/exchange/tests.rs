@@ -46,7 +46,7 @@ fn link(number: usize) -> TestLink {
 }
 
 fn exchange() -> Exchange<TestLink> {
-    let exchange = Exchange::new(Strategy::Random, SmallRng::seed_from_u64(3));
+    let exchange = Exchange::new(Strategy::Random, false, SmallRng::seed_from_u64(3));
     set_usable(&exchange, 1, [true; PEERS]);
     exchange
 }
@@ -428,7 +428,7 @@ fn new_link_of_an_unusable_peer_is_shut_down() {
         }
     }
 
-    let exchange = Exchange::new(Strategy::Random, SmallRng::seed_from_u64(3));
+    let exchange = Exchange::new(Strategy::Random, false, SmallRng::seed_from_u64(3));
     let view = |is_usable| PeerView { activity: Arc::default(), is_usable, share: 1, tier: 0 };
     exchange.update_peers(1, || vec![view(true), view(false)]);
     let creator = thread::current().id();
@@ -492,4 +492,18 @@ fn links_to_a_peer_that_is_down_are_evicted_if_the_customizer_uses_new_links() {
     assert_eq!(to_close.map(|link| link.number), Some(0), "a parked link is closed with a slot");
     assert_eq!(closed(13), Some(13));
     assert!(matches!(exchange.swap_for_spare(link(2)), Swapped::Evicted(_)));
+}
+
+#[test]
+fn spares_are_offered_again_when_the_states_of_peers_change() {
+    let exchange = with_parked_links(4);
+    mark_down(&exchange, 2);
+    let held = [0, 2].map(|_| exchange.offer(link(11)).map(|old| old.number));
+    assert_eq!(held, [Some(0), Some(2)]);
+    assert_eq!(exchange.offer(link(13)), None, "a spare");
+    assert_eq!(exchange.offer_spares(), [], "the spare stays");
+    exchange.check_in(Some(link(4)), None, |_| None);
+    let replaced: Vec<_> = exchange.offer_spares().iter().map(|link| link.number).collect();
+    assert!(replaced.is_empty() || replaced == [4], "{replaced:?}");
+    assert_eq!(exchange.offer(link(6)).map(|link| link.number), Some(6), "its peer is down");
 }
