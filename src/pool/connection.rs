@@ -199,10 +199,7 @@ impl<C: R2D2Connection> PeerConnection<C> {
     /// Exchanges the link that the slot holds for a spare, if its peer is down and a spare is there. Returns
     /// whether the slot has to be closed instead.
     fn must_leave_down_peer(&mut self) -> bool {
-        let leaves = |link: &mut Box<Link<C>>| {
-            link.guard.peer.activity.is_down() && !link.holds_test_transaction()
-        };
-        if !self.held.get_mut().is_some_and(leaves) {
+        if !self.held.get().is_some_and(|link| link.guard.peer.activity.is_down()) {
             return false;
         }
         let held = self.held.take().expect("the slot holds a link");
@@ -231,7 +228,10 @@ impl<C: R2D2Connection> PeerConnection<C> {
         validation: &mut Validation<impl Fn() -> Instant>,
     ) -> Result<(), Error> {
         if self.link().guard.peer.must_close_links() {
-            return Err(discarded_error(&format!("peer {} is not in service", self.peer())));
+            return Err(discarded_error(&format!(
+                "peer {} is down or not in service",
+                self.peer()
+            )));
         }
         let link = self.link_mut();
         let validated = validation.validate(link);

@@ -447,7 +447,7 @@ impl<L: Parkable> Inner<L> {
         }
     }
 
-    /// Takes a link of any usable peer, of one that is up if possible, and of the lowest tier that has one.
+    /// Takes a link of any usable peer. Peers that are up come first, then the lowest tier.
     fn take_usable(&mut self) -> Option<L> {
         let queues = self.queues.iter().enumerate();
         let usable = queues.filter(|(_, queue)| queue.view.is_usable && !queue.links.is_empty());

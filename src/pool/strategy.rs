@@ -1,7 +1,6 @@
-//! Chooses the peer that serves a checkout, by the strategy. Randomness is
-//! an argument, and a choice allocates nothing. Only peers with a parked link are candidates, so there
-//! are never more candidates than idle connections. (`peers/placement.rs` chooses the peer of a new
-//! connection.)
+//! Chooses the peer that serves a checkout, by the strategy. Randomness is an argument, and a choice
+//! allocates nothing. Only peers with a parked link are candidates, so there are never more candidates
+//! than idle connections. (`peers/placement.rs` chooses the peer of a new connection.)
 
 use rand::{Rng, RngExt};
 
