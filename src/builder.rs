@@ -26,7 +26,7 @@ use crate::peers::peer_config::{PeerConfig, PeerValidator, validate_names};
 use crate::peers::set::PeerSet;
 use crate::pool::connection::PoolState;
 use crate::pool::exchange::Exchange;
-use crate::pool::relocation::Relocation;
+use crate::pool::replacement::Replacement;
 use crate::redact::shown_name;
 use crate::resolver::{self, Resolve};
 use crate::settings::Given;
@@ -208,11 +208,11 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// Sets the pace at which connections move to a peer that has too few: one per interval. A peer has
-    /// too few because it came back, or was down at the start. A connection moves by being closed, so
-    /// that another one is opened to that peer.
+    /// too few because it came back, or was down at the start. A new connection to that peer takes the place
+    /// of one to another peer, which is then closed.
     ///
     /// Defaults to 200 milliseconds, which moves 5 connections per second. With zero, slightly more
-    /// connections than necessary may be closed.
+    /// connections than necessary may move.
     #[must_use]
     pub fn rebalance_interval(mut self, rebalance_interval: Duration) -> Self {
         self.given.rebalance_interval = Some(rebalance_interval);
@@ -220,9 +220,8 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// Sets the maximum age of a connection. A connection that comes back to the pool after this time is
-    /// closed. Up to 10 % of the time is subtracted at random, so that connections that were opened
-    /// together do not end together. While no peer is available, old connections are kept, because no
-    /// connection could be opened in their place.
+    /// closed as soon as a new one has taken its place. Up to 10 % of the time is subtracted at random, so
+    /// that connections that were opened together do not end together.
     ///
     /// r2d2's own `max_lifetime` and `idle_timeout` apply to the pool's slots, between which connections
     /// move.
@@ -720,7 +719,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         #[cfg(feature = "metrics")]
         crate::metrics::start(set.clone(), stopped.clone()).map_err(BuildErrorKind::System)?;
         let pool =
-            Arc::new(PoolState { set: set.clone(), exchange, relocation: Relocation::default() });
+            Arc::new(PoolState { set: set.clone(), exchange, replacement: Replacement::default() });
         let checker_stopped = stopped.clone();
         checker::start(set.clone(), Arc::downgrade(&pool), hooks.clone(), woken, checker_stopped)
             .map_err(BuildErrorKind::System)?;

@@ -4,6 +4,6 @@ pub(crate) mod connection;
 pub(crate) mod exchange;
 pub(crate) mod link;
 pub(crate) mod passthrough;
-pub(crate) mod relocation;
+pub(crate) mod replacement;
 mod strategy;
 mod validation;

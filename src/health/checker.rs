@@ -17,7 +17,7 @@ use crate::login::dial::{self, HealthCheck};
 use crate::login::session::Hooks;
 use crate::peers::set::{PeerSet, Transaction};
 use crate::pool::connection::PoolState;
-use crate::pool::relocation;
+use crate::pool::replacement;
 
 /// The name of the checker's thread. Linux shows the first 15 characters of a thread's name.
 const THREAD_NAME: &str = "peers-checker";
@@ -52,7 +52,7 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
                 dial::check(&hooks, check);
             }
             // Links are evicted and replaced now, and not only at the next use of the pool.
-            let next_login = pool.upgrade().and_then(|pool| relocation::run(&pool, &hooks, now));
+            let next_login = pool.upgrade().and_then(|pool| replacement::run(&pool, &hooks, now));
             [next, next_login].into_iter().flatten().min()
         };
         // The calls had no chance to end while the process was suspended.

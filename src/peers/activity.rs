@@ -26,6 +26,8 @@ pub(crate) struct Activity {
     unresponsive: AtomicBool,
     /// Whether the peer is marked down, for those who do not hold the lock of the set.
     down: AtomicBool,
+    /// Whether the peer is out of service, for the same.
+    out_of_service: AtomicBool,
     pub(crate) counters: PeerCounters,
     /// Every link of the peer, in use or idle.
     links: Mutex<Vec<Arc<LinkState>>>,
@@ -58,14 +60,25 @@ impl Activity {
         }
     }
 
-    /// Sets whether the peer is marked down.
-    pub(crate) fn set_down(&self, down: bool) {
+    /// Sets whether the peer is marked down, and whether it is out of service.
+    pub(crate) fn set_state(&self, down: bool, out_of_service: bool) {
         self.down.store(down, Ordering::Relaxed);
+        self.out_of_service.store(out_of_service, Ordering::Relaxed);
     }
 
     /// Whether the peer is marked down.
     pub(crate) fn is_down(&self) -> bool {
         self.down.load(Ordering::Relaxed)
+    }
+
+    /// Whether the peer is draining, drained or removed.
+    pub(crate) fn is_out_of_service(&self) -> bool {
+        self.out_of_service.load(Ordering::Relaxed)
+    }
+
+    /// Whether the links of the peer are to be replaced by links to other peers.
+    pub(crate) fn loses_links(&self) -> bool {
+        self.is_down() || self.is_out_of_service()
     }
 
     /// Registers a link to this peer.

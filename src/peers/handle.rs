@@ -57,16 +57,17 @@ impl Peers {
         Snapshot::new(&self.set)
     }
 
-    /// Takes a peer out of service: it gets no new work, its idle connections are closed at once, and
-    /// connections in use are closed when they come back, so that no query fails. The pool opens
-    /// connections to other peers in their place. The peer stays in the list and is checked as before,
-    /// until [`resume`](Self::resume).
+    /// Takes a peer out of service: it gets no new work. The pool opens connections to other peers, and
+    /// closes one to this peer for each of them: idle ones at once, and those in use when they come back,
+    /// so that no query fails. If no other peer accepts a login, its connections stay in use until one does.
+    /// The peer stays in the list and is checked as before, until [`resume`](Self::resume).
     ///
     /// The state of the peer is [`Draining`](crate::PeerState::Draining) while the pool has sessions
     /// with it, then [`Drained`](crate::PeerState::Drained); [`Drain::wait`] waits for that. A
     /// connection that is never given back keeps the peer draining.
     ///
-    /// If no other peer is up, `pool.get()` fails after its timeout.
+    /// If no other peer is in service, its connections are closed at once, and `pool.get()` fails after its
+    /// timeout.
     ///
     /// # Errors
     ///

@@ -16,6 +16,8 @@ pub(crate) struct LinkGuard {
     /// The state of the link, and when the link was created. `None` while the login is in progress.
     link: Option<(Arc<LinkState>, Instant)>,
     in_use: bool,
+    /// Why the link is to be replaced, if it is.
+    leaving: Option<CloseReason>,
     /// Why the link is closed, if that is known.
     close_reason: Option<CloseReason>,
 }
@@ -24,7 +26,7 @@ impl LinkGuard {
     /// Creates the guard of a login that [`PeerSet::pick`](super::set::PeerSet::pick) has already
     /// counted.
     pub(crate) fn for_login(peer: PeerRef) -> Self {
-        Self { peer, link: None, in_use: false, close_reason: None }
+        Self { peer, link: None, in_use: false, leaving: None, close_reason: None }
     }
 
     /// Counts a link instead of a login: the login has succeeded and a caller uses its connection.
@@ -54,6 +56,25 @@ impl LinkGuard {
         self.close_reason.get_or_insert(reason);
     }
 
+    /// Whether the link is to be replaced, whatever the state of its peer.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
+    /// Sets whether the link is to be replaced. The checker opens another one, and until then this one stays
+    /// in use. The first reason is kept.
+    pub(crate) fn set_leaving(&mut self, reason: Option<CloseReason>) {
+        if self.leaving.is_some() == reason.is_some() {
+            return;
+        }
+        self.leaving = reason;
+        self.peer.update_counts(|counts| match reason {
+            Some(_) => counts.leaving += 1,
+            None => counts.leaving -= 1,
+        });
+        self.peer.set.wake();
+    }
+
     /// Returns why the link is closed. The state of its peer takes precedence over the recorded
     /// reason.
     fn final_close_reason(&self) -> CloseReason {
@@ -62,7 +83,7 @@ impl LinkGuard {
             (true, false) => Some(CloseReason::PeerDown),
             (true, true) => None,
         });
-        peer_reason.or(self.close_reason).unwrap_or(CloseReason::ByPool)
+        peer_reason.or(self.close_reason).or(self.leaving).unwrap_or(CloseReason::ByPool)
     }
 
     /// Sets whether the link is checked out.
@@ -87,7 +108,10 @@ impl Drop for LinkGuard {
         let age = Instant::now().saturating_duration_since(created_at);
         self.peer.record(EventKind::ConnectionClosed { reason, age });
         // After this update, the link no longer reserves the index of its peer.
-        self.peer.update_counts(|counts| counts.links -= 1);
+        self.peer.update_counts(|counts| {
+            counts.links -= 1;
+            counts.leaving -= usize::from(self.leaving.is_some());
+        });
         // The session is removed last, so that a peer without open sessions has no counted link
         // either.
         self.peer.activity.remove_link(&link_state);

@@ -92,6 +92,9 @@ pub(crate) struct Counts {
     pub(crate) stuck_logins: usize,
     /// Established links, in use or idle.
     pub(crate) links: usize,
+    /// Those of the links that are to be replaced, because of their age or of rebalancing, or because they are
+    /// evicted.
+    pub(crate) leaving: usize,
 }
 
 impl Attempt {
@@ -119,9 +122,14 @@ impl LoginStats {
 }
 
 impl Counts {
-    /// The load that the choice of a peer compares: links and logins in progress.
+    /// The links that are to stay.
+    pub(crate) fn staying(&self) -> usize {
+        self.links - self.leaving
+    }
+
+    /// The load that the choice of a peer compares: links that are to stay, and logins in progress.
     pub(crate) fn load(&self) -> usize {
-        self.links + self.connecting
+        self.staying() + self.connecting
     }
 }
 
@@ -187,7 +195,7 @@ impl Peer {
     /// Whether the peer has been removed and no login, link or check refers to its index any more,
     /// so that a new peer may get the index.
     pub(crate) fn is_vacant(&self) -> bool {
-        let Counts { connecting, stuck_logins, links } = self.counts;
+        let Counts { connecting, stuck_logins, links, .. } = self.counts;
         self.is_removed() && !self.checks.is_any_running() && connecting + stuck_logins + links == 0
     }
 

@@ -119,8 +119,8 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
     let (index, fullest) = peers
         .iter()
         .enumerate()
-        .filter(|(_, peer)| peer.is_up_and_in_service() && peer.counts.links > 0)
-        .map(|(index, peer)| (index, (peer.counts.links, share(peer))))
+        .filter(|(_, peer)| peer.is_up_and_in_service() && peer.counts.staying() > 0)
+        .map(|(index, peer)| (index, (peer.counts.staying(), share(peer))))
         .max_by(|(_, one), (_, other)| ratio_cmp(*one, *other))?;
     ratio_cmp(fullest, lacking).is_gt().then_some(index)
 }

@@ -211,30 +211,30 @@ impl PeerSet {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Returns the view of each peer for the exchange. The links of a peer that is out of service must
-    /// not be used again, and neither must those of a peer whose sessions fail, as long as another peer is
-    /// available. The links of any other peer that is down stay usable, but others come first.
+    /// Returns the view of each peer for the exchange.
     pub(crate) fn peer_views(&self) -> Vec<PeerView> {
-        let Inner { peers, available, .. } = &*self.lock();
+        let inner = &*self.lock();
+        let Inner { peers, available, .. } = inner;
         let share = shares(peers, self.settings.strategy);
         let none_available = *available == 0;
         let view = |peer: &Peer| PeerView {
             activity: peer.activity.clone(),
-            is_usable: peer.is_in_service() && (!peer.health.sessions_fail || none_available),
+            is_usable: inner.is_usable(peer),
             share: if none_available && peer.is_in_service() { peer.weight } else { share(peer) },
             tier: peer.tier,
         };
         peers.iter().map(view).collect()
     }
 
-    /// Returns how many usable links lead to peers that are down, if another peer is available to take
-    /// their place.
-    pub(crate) fn links_to_relocate(&self) -> usize {
+    /// Returns how many links are to be replaced by links to a peer that is available.
+    pub(crate) fn links_to_replace(&self) -> usize {
         let Inner { peers, available, .. } = &*self.lock();
-        let is_down =
-            |peer: &&Peer| peer.is_in_service() && !peer.is_up() && !peer.health.sessions_fail;
-        let links = peers.iter().filter(is_down).map(|peer| peer.counts.links).sum();
-        if *available > 0 { links } else { 0 }
+        let leaving = |peer: &Peer| {
+            let Counts { links, leaving, .. } = peer.counts;
+            let all_leave = !peer.is_up_and_in_service() && !peer.health.sessions_fail;
+            if all_leave { links } else { leaving }
+        };
+        if *available > 0 { peers.iter().map(leaving).sum() } else { 0 }
     }
 
     /// Returns the peer that has one link too many, at most once per `rebalance_interval`. The caller
@@ -272,6 +272,15 @@ impl PeerSet {
 }
 
 impl Inner {
+    /// Whether the links of a peer may be used. A failed login says nothing about them, so they stay in use
+    /// until others replace them. So do those of a peer that is out of service, unless an operator has taken
+    /// the last peer out. Links whose sessions fail must not be used, as long as a peer is available.
+    fn is_usable(&self, peer: &Peer) -> bool {
+        let serves = |peer: &Peer| peer.is_in_service() && peer.weight > 0;
+        let is_wanted = peer.is_in_service() || self.peers.iter().any(serves);
+        is_wanted && (!peer.health.sessions_fail || self.available == 0)
+    }
+
     /// Takes into account that the peer at this index may be due earlier than before.
     fn update_next_due(&mut self, index: usize, recovery: Recovery) {
         if let Some(due) = self.peers[index].next_due(self.available == 0, recovery) {
@@ -345,31 +354,38 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn links_to_a_peer_that_is_down_stay_and_are_replaced_while_another_peer_is_available() {
+    fn links_to_a_peer_without_new_work_stay_and_are_replaced_while_another_peer_is_available() {
         let (set, _woken, now) = set_of(3, Recovery::AfterCheck);
         for (peer, links) in [3, 2, 1].into_iter().enumerate() {
             set.update_counts(peer, |counts| counts.links = links);
         }
         let peer = |index| set.transaction(now, |transaction| transaction.peer_ref(index));
-        assert_eq!(set.links_to_relocate(), 0, "links of peers that are up stay");
+        assert_eq!(set.links_to_replace(), 0, "links of peers that are up stay");
         take_down(&set, 0, now);
         assert!(!peer(0).must_close_links(), "a failed login says nothing about sessions");
-        assert_eq!(set.links_to_relocate(), 3);
+        assert_eq!(set.links_to_replace(), 3);
         take_down(&set, 1, now);
-        assert_eq!(set.links_to_relocate(), 5);
+        assert_eq!(set.links_to_replace(), 5);
         let _ = set.drain("peer1", now).expect("the peer exists");
-        assert_eq!(set.links_to_relocate(), 3, "links of a drained peer are evicted");
-        assert!(peer(1).must_close_links());
+        assert_eq!(set.links_to_replace(), 5, "links of a drained peer are replaced as well");
+        assert!(!peer(1).must_close_links(), "and stay until then");
+        set.update_counts(2, |counts| counts.leaving = 1);
+        assert_eq!(set.links_to_replace(), 6, "a link that is too old, for example");
         let epoch = set.epoch();
         set.update(0, now, |peer, check_times| peer.query_refused(now, check_times));
         assert_eq!(
-            set.links_to_relocate(),
-            0,
+            set.links_to_replace(),
+            3,
             "sessions of a peer that refuses queries fail as well"
         );
         assert!(set.epoch() > epoch && !set.peer_views()[0].is_usable, "the exchange learns of it");
         take_down(&set, 2, now);
-        assert_eq!(set.links_to_relocate(), 0, "nobody else lets us in");
+        assert_eq!(set.links_to_replace(), 0, "nobody else lets us in");
+        for name in ["peer0", "peer2"] {
+            assert!(!peer(1).must_close_links(), "other peers are in service");
+            let _ = set.drain(name, now).expect("the peer exists");
+        }
+        assert!(peer(1).must_close_links(), "an operator has drained the last peer");
     }
 
     #[test]

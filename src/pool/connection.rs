@@ -12,9 +12,9 @@ use diesel::r2d2::{Error, R2D2Connection};
 use crate::events::CloseReason;
 use crate::panics::catch_panic;
 use crate::peers::set::PeerSet;
-use crate::pool::exchange::{Exchange, Reservation, Swapped};
+use crate::pool::exchange::{Exchange, Reservation, ToClose};
 use crate::pool::link::Link;
-use crate::pool::relocation::Relocation;
+use crate::pool::replacement::Replacement;
 use crate::pool::validation::{Validation, discarded_error};
 use crate::settings::policy::Balance;
 
@@ -44,7 +44,7 @@ pub struct PeerConnection<C> {
 pub(crate) struct PoolState<C> {
     pub(crate) set: Arc<PeerSet>,
     pub(crate) exchange: Exchange<Box<Link<C>>>,
-    pub(crate) relocation: Relocation,
+    pub(crate) replacement: Replacement,
 }
 
 impl<C> PoolState<C> {
@@ -141,9 +141,10 @@ impl<C: R2D2Connection> PeerConnection<C> {
         Ok(())
     }
 
-    /// Checks in the slot. Returns whether r2d2 has to close the slot, together with the link that it
-    /// then holds: its own link if that must not be used again, or an evicted or surplus link of the
-    /// exchange.
+    /// Checks in the slot. Returns whether r2d2 has to close the slot together with the link that it then
+    /// holds. r2d2 opens another connection for it only if it has fewer than `min_idle`, and wakes no thread
+    /// that waits. So only lost connections are closed in this way, and a link that leaves is replaced,
+    /// unless the pool's customizer has to see each new link.
     pub(crate) fn check_in(&mut self, now: Instant) -> bool {
         if let Some(link) = self.held.get_mut() {
             if link.is_broken() {
@@ -155,65 +156,39 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 link.guard.set_in_use(false);
                 return false;
             }
-            // While no peer is available, no connection could be opened in its place.
-            if link.is_too_old(now) && !self.pool.set.no_peer_available() {
-                link.guard.set_close_reason(CloseReason::TooOld);
-                return true;
+            if link.is_too_old(now) {
+                link.guard.set_leaving(Some(CloseReason::TooOld));
             }
-        }
-        if self.must_leave_down_peer() {
-            return true;
         }
         match self.pool.balance() {
             Balance::PerCheckout => {
                 let set = &self.pool.set;
                 let surplus = |is_parked: &dyn Fn(usize) -> bool| set.take_surplus(is_parked, now);
                 let exchange = self.pool.updated_exchange();
-                let to_close =
-                    exchange.check_in(self.held.take(), self.reservation.take(), surplus);
-                let Some(mut to_close) = to_close else { return false };
-                let reason = if to_close.is_broken() {
-                    CloseReason::Broken
-                } else {
-                    CloseReason::Rebalanced
-                };
-                to_close.guard.set_close_reason(reason);
-                self.held = OnceCell::from(to_close);
-                true
+                match exchange.check_in(self.held.take(), self.reservation.take(), surplus) {
+                    ToClose::Nothing => false,
+                    ToClose::Replaced(link) => {
+                        // The link is closed here, outside the exchange's lock. Its destructor is user code.
+                        let _ = catch_panic(|| drop(link));
+                        false
+                    }
+                    ToClose::WithSlot(link) => {
+                        self.held = OnceCell::from(link);
+                        true
+                    }
+                }
             }
             Balance::PerConnection => {
                 let guard = &mut self.link_mut().guard;
                 guard.set_in_use(false);
-                let peer = &guard.peer;
-                let is_own = |surplus| surplus == peer.index;
-                let must_close =
-                    peer.must_close_links() || peer.set.take_surplus(is_own, now).is_some();
-                if must_close {
-                    guard.set_close_reason(CloseReason::Rebalanced);
+                let is_own = |surplus| surplus == guard.peer.index;
+                if guard.peer.set.take_surplus(is_own, now).is_some() {
+                    guard.set_leaving(Some(CloseReason::Rebalanced));
                 }
-                must_close
+                let leaves = guard.is_leaving() || guard.peer.activity.loses_links();
+                guard.peer.must_close_links() || leaves && self.pool.exchange.take_pending_closing()
             }
         }
-    }
-
-    /// Exchanges the link that the slot holds for a spare, if its peer is down and a spare is there. Returns
-    /// whether the slot has to be closed instead.
-    fn must_leave_down_peer(&mut self) -> bool {
-        if !self.held.get().is_some_and(|link| link.guard.peer.activity.is_down()) {
-            return false;
-        }
-        let held = self.held.take().expect("the slot holds a link");
-        let (held, is_evicted) = match self.pool.updated_exchange().swap_for_spare(held) {
-            Swapped::Kept(link) => (link, false),
-            Swapped::Evicted(link) => (link, true),
-            Swapped::Replaced { spare, old } => {
-                // The old link is closed here, outside the exchange's lock. Its destructor is user code.
-                let _ = catch_panic(|| drop(old));
-                (spare, false)
-            }
-        };
-        self.held = OnceCell::from(held);
-        is_evicted
     }
 
     /// Whether this slot always keeps its own link. That is so if the manager balances connections

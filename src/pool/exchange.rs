@@ -19,11 +19,12 @@
 //! | `swap_dead` | - 1 + 1        | - 1 + 1        | a dead link is exchanged for a live one          |
 //! | `check_in`  | (+ 1) (- 1)    | (+ 1) (- 1)    | the slot parks its link; it may get one to close |
 //! | `drop_slot` | - 1            | - 1            | an empty slot is dropped, and a link with it     |
+//! | `offer`     | - 1 + 1        |                | a new link takes the place of one that leaves    |
 //!
-//! | `offer`     | - 1 + 1        |                | a new link takes the place of one to a peer down |
-//!
-//! Links leave the exchange in no other way. A *spare* is not counted: it is a new link that waits until a
-//! slot returns with a link to a peer that is down, and takes the place of that link.
+//! Links leave the exchange in no other way. A link *leaves* if it is evicted, too old or one too many for its
+//! peer, or if its peer is down or out of service: it is closed when a new link is there
+//! (`replacement.rs`). A *spare* is not counted: it is a new link that waits until a slot returns with a link
+//! that leaves.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -34,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 
+use crate::events::CloseReason;
 use crate::panics::lock;
 use crate::peers::placement::{Candidate, PeerView};
 use crate::pool::strategy::Chooser;
@@ -53,6 +55,10 @@ pub(crate) trait Parkable {
     fn created_at(&self) -> Instant;
     /// Counts the link as in use, or as idle.
     fn set_in_use(&mut self, in_use: bool);
+    /// Whether the link is to be replaced, whatever the state of its peer.
+    fn is_leaving(&self) -> bool;
+    /// Sets whether the link is to be replaced, and for which reason.
+    fn set_leaving(&mut self, reason: Option<CloseReason>);
     /// Ends the session with the server at once, without waiting for anything. Returns whether that
     /// was possible: it is not if the link's socket is unknown.
     fn shut_down(&mut self) -> bool;
@@ -62,15 +68,14 @@ pub(crate) trait Parkable {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reservation(u64);
 
-/// What happens to a link to a peer that is down, when a slot brings it back.
-#[derive(Debug)]
-pub(crate) enum Swapped<L> {
-    /// Nothing: no other peer has let us in yet.
-    Kept(L),
-    /// The slot gets a new link, and the old one is closed.
-    Replaced { spare: L, old: L },
-    /// The slot is closed together with the link, and r2d2 opens another.
-    Evicted(L),
+/// What a slot has to close when it is checked in.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum ToClose<L> {
+    Nothing,
+    /// A link that a new one has replaced. The slot stays.
+    Replaced(L),
+    /// A link together with the slot, in place of which r2d2 opens another.
+    WithSlot(L),
 }
 
 /// The links that no slot is using at the moment.
@@ -89,12 +94,13 @@ struct Inner<L> {
     /// The newest link of each thread that creates links. It stays reserved for its slot until the
     /// pool's customizer, which runs in the same thread, has had the chance to use it.
     reserved: Vec<ReservedLink<L>>,
-    /// Links that must not be used again. Each stays here until it is closed together with a slot.
+    /// Links that must not be used again. Each stays here until a new link takes its place, or until it is
+    /// closed together with a slot.
     evicted: Vec<Evicted<L>>,
-    /// New links that wait for a slot whose link leads to a peer that is down.
+    /// New links that wait for a slot whose link leaves.
     spares: Vec<L>,
-    /// How many links to peers that are down are to be evicted, because another peer accepts logins.
-    pending_evictions: usize,
+    /// How many links that leave are to be closed with their slots, because a peer accepts logins.
+    pending_closings: usize,
     /// Whether the pool's customizer has used a connection, which a spare would not have been through.
     customizer_is_active: bool,
     /// Whether some slot still had its reservation when it was checked out or returned, which shows
@@ -127,6 +133,7 @@ impl<L: Parkable> Evicted<L> {
     /// Evicts a link of a peer that is not usable. The session is ended at once, so that it does not
     /// stay open on the peer while no caller uses the pool.
     fn from_unusable_peer(mut link: L) -> Self {
+        link.set_leaving(Some(CloseReason::Broken));
         let is_dead = link.shut_down();
         Self { link, is_dead }
     }
@@ -152,7 +159,7 @@ impl<L: Parkable> Exchange<L> {
                 reserved: Vec::new(),
                 evicted: Vec::new(),
                 spares: Vec::new(),
-                pending_evictions: 0,
+                pending_closings: 0,
                 customizer_is_active,
                 customizer_is_passive: false,
                 reservations: 0,
@@ -219,56 +226,38 @@ impl<L: Parkable> Exchange<L> {
         }
     }
 
-    /// Checks in a slot: parks its link. Returns a link to close together with the slot, if a link was
-    /// evicted or if `surplus` names a peer that has one link too many. `surplus` receives a function
-    /// that returns whether a peer has a parked link. `surplus` is called under the lock, so the peer that
-    /// it names still has that link.
+    /// Checks in a slot: parks its link, and returns what to close. `surplus` names a peer that has one link
+    /// too many, if there is one. It receives a function that returns whether a peer has a parked link, and
+    /// is called under the lock, so the peer that it names still has that link.
     pub(crate) fn check_in(
         &self,
         held: Option<L>,
         reservation: Option<Reservation>,
         surplus: impl FnOnce(&dyn Fn(usize) -> bool) -> Option<usize>,
-    ) -> Option<L> {
-        let mut inner = self.lock();
-        inner.park_and_release(held, reservation);
-        let to_close = inner.take_evicted().or_else(|| {
-            let is_parked = |peer: usize| {
-                // The peer may have been added a moment ago and have no queue yet.
-                inner.queues.get(peer).is_some_and(|queue| !queue.links.is_empty())
-            };
-            surplus(&is_parked).and_then(|peer| inner.take_from(peer))
-        });
-        if to_close.is_some() {
-            inner.empty_slots -= 1;
-        }
-        inner.check_invariant();
-        to_close
+    ) -> ToClose<L> {
+        self.lock().check_in(held, reservation, surplus)
     }
 
-    /// Offers a new link in place of one to a peer that is down. Returns the link to close: that one, or
-    /// the new one if the pool's customizer would have to see it, or none if the new one becomes a spare.
+    /// Offers a new link in place of one that leaves. Returns the link to close: that one, or the new one if
+    /// the pool's customizer would have to see it, or none if the new one becomes a spare.
     pub(crate) fn offer(&self, new: L) -> Option<L> {
         self.lock().offer(new)
     }
 
-    /// Exchanges a link to a peer that is down, which a slot brings back, for a spare.
-    pub(crate) fn swap_for_spare(&self, held: L) -> Swapped<L> {
+    /// Takes note that a slot is closed with its link, if one more such link is to be closed. This is for a
+    /// slot that keeps its link outside the exchange.
+    pub(crate) fn take_pending_closing(&self) -> bool {
         let inner = &mut *self.lock();
-        if let Some(spare) = inner.spares.pop() {
-            Swapped::Replaced { spare, old: held }
-        } else if inner.pending_evictions > 0 {
-            inner.pending_evictions -= 1;
-            Swapped::Evicted(held)
-        } else {
-            Swapped::Kept(held)
-        }
+        let is_pending = inner.pending_closings > 0;
+        inner.pending_closings -= usize::from(is_pending);
+        is_pending
     }
 
-    /// Returns how many links to peers that are down will be replaced or evicted when slots bring them back.
+    /// Returns how many links that leave will be replaced or closed when slots are checked in.
     pub(crate) fn pending_replacements(&self) -> usize {
         let inner = self.lock();
         let evicted = if inner.customizer_is_active { inner.evicted.len() } else { 0 };
-        inner.spares.len() + inner.pending_evictions + evicted
+        inner.spares.len() + inner.pending_closings + evicted
     }
 
     /// Offers the spares again, after the states of the peers have changed. Returns the links to close.
@@ -280,12 +269,12 @@ impl<L: Parkable> Exchange<L> {
     /// Takes the spares, because no link has to be replaced any more. The caller closes them.
     pub(crate) fn end_replacements(&self) -> Vec<L> {
         let mut inner = self.lock();
-        inner.pending_evictions = 0;
+        inner.pending_closings = 0;
         mem::take(&mut inner.spares)
     }
 
-    /// Removes an empty slot, and returns the link to close with it: the link reserved for the slot if
-    /// the slot never took it, or else an evicted link, or else the oldest link.
+    /// Removes an empty slot, and returns the link to close with it: the link reserved for the slot if the
+    /// slot never took it, or else an evicted link, or else one that leaves, or else the oldest link.
     pub(crate) fn drop_slot(&self, reservation: Option<Reservation>) -> Option<L> {
         self.lock().drop_slot(reservation)
     }
@@ -331,43 +320,102 @@ impl<L: Parkable> Inner<L> {
         link
     }
 
+    fn check_in(
+        &mut self,
+        held: Option<L>,
+        reservation: Option<Reservation>,
+        surplus: impl FnOnce(&dyn Fn(usize) -> bool) -> Option<usize>,
+    ) -> ToClose<L> {
+        self.park_and_release(held, reservation);
+        let is_parked = |peer: usize| {
+            // The peer may have been added a moment ago and have no queue yet.
+            self.queues.get(peer).is_some_and(|queue| !queue.links.is_empty())
+        };
+        if let Some(peer) = surplus(&is_parked)
+            && let Some(link) = self.queues[peer].links.front_mut()
+        {
+            link.set_leaving(Some(CloseReason::Rebalanced));
+        }
+        let to_close = if let Some(spare) = self.spares.pop() {
+            match self.replace(spare) {
+                Ok(old) => ToClose::Replaced(old),
+                Err(spare) => {
+                    self.spares.push(spare);
+                    ToClose::Nothing
+                }
+            }
+        } else if self.customizer_is_active {
+            self.take_evicted().or_else(|| self.take_pending()).map_or(ToClose::Nothing, |link| {
+                self.empty_slots -= 1;
+                ToClose::WithSlot(link)
+            })
+        } else {
+            ToClose::Nothing
+        };
+        self.check_invariant();
+        to_close
+    }
+
     fn offer(&mut self, new: L) -> Option<L> {
-        let PeerView { is_usable, activity, .. } = &self.queues[new.peer()].view;
-        if !is_usable || activity.is_down() {
+        if self.leaves(&new) || !self.queues[new.peer()].view.is_usable {
             return Some(new);
         }
-        let is_down = |queues: &[Queue<L>], link: &L| {
-            let view = &queues[link.peer()].view;
-            view.is_usable && view.activity.is_down()
-        };
-        // A customizer that has used a reserved link would have taken it.
-        let Self { queues, reserved, .. } = self;
-        if let Some(reserved) = reserved.iter_mut().find(|one| is_down(queues, &one.link)) {
-            return Some(mem::replace(&mut reserved.link, new));
-        }
-        let parked =
-            |queue: &Queue<L>| queue.links.front().is_some_and(|link| is_down(queues, link));
-        let old = queues.iter().position(parked).and_then(|peer| self.take_from(peer));
-        let to_close = match (old, self.customizer_is_active) {
-            (Some(old), false) => {
-                self.enqueue(new);
-                Some(old)
+        let to_close = if self.customizer_is_active {
+            self.pending_closings += 1;
+            if let Some(link) = self.take_pending() {
+                self.evicted.push(Evicted::from_unusable_peer(link));
             }
-            (None, false) => {
-                self.spares.push(new);
-                None
-            }
-            (Some(old), true) => {
-                self.evicted.push(Evicted::from_unusable_peer(old));
-                Some(new)
-            }
-            (None, true) => {
-                self.pending_evictions += 1;
-                Some(new)
+            Some(new)
+        } else {
+            match self.replace(new) {
+                Ok(old) => Some(old),
+                Err(new) => {
+                    self.spares.push(new);
+                    None
+                }
             }
         };
         self.check_invariant();
         to_close
+    }
+
+    /// Puts a new link in the place of one that leaves, which is returned. Returns the new one as the error if
+    /// none that leaves is here.
+    fn replace(&mut self, new: L) -> Result<L, L> {
+        // A customizer that has used a reserved link would have taken it.
+        let reserved = self.reserved.iter().position(|reserved| self.leaves(&reserved.link));
+        if let Some(at) = reserved {
+            return Ok(mem::replace(&mut self.reserved[at].link, new));
+        }
+        match self.take_evicted().or_else(|| self.take_leaving()) {
+            Some(old) => {
+                self.enqueue(new);
+                Ok(old)
+            }
+            None => Err(new),
+        }
+    }
+
+    /// Takes a parked link that leaves, if one is to be closed with its slot.
+    fn take_pending(&mut self) -> Option<L> {
+        let link = if self.pending_closings > 0 { self.take_leaving() } else { None };
+        self.pending_closings -= usize::from(link.is_some());
+        link
+    }
+
+    /// Takes a parked link that leaves.
+    fn take_leaving(&mut self) -> Option<L> {
+        let at = |queue: &Queue<L>| queue.links.iter().position(|link| self.leaves(link));
+        let mut queues = self.queues.iter().enumerate();
+        let (peer, at) = queues.find_map(|(peer, queue)| Some((peer, at(queue)?)))?;
+        let link = self.queues[peer].links.remove(at);
+        self.update_candidate(peer);
+        link
+    }
+
+    /// Whether the link is to be replaced.
+    fn leaves(&self, link: &L) -> bool {
+        link.is_leaving() || self.queues[link.peer()].view.activity.loses_links()
     }
 
     /// Parks the link of a slot and ends its reservation, if it has them.
@@ -397,6 +445,7 @@ impl<L: Parkable> Inner<L> {
 
     fn evict(&mut self, mut dead: L) {
         dead.set_in_use(false);
+        dead.set_leaving(Some(CloseReason::Broken));
         self.empty_slots += 1;
         dead.shut_down();
         self.evicted.push(Evicted { link: dead, is_dead: true });
@@ -406,7 +455,8 @@ impl<L: Parkable> Inner<L> {
     fn drop_slot(&mut self, reservation: Option<Reservation>) -> Option<L> {
         let reserved = reservation.and_then(|reservation| self.take_reserved(reservation));
         let link = reserved.map(|reserved| reserved.link);
-        let link = link.or_else(|| self.take_evicted()).or_else(|| self.take_oldest());
+        let link = link.or_else(|| self.take_evicted()).or_else(|| self.take_leaving());
+        let link = link.or_else(|| self.take_oldest());
         self.empty_slots -= usize::from(link.is_some());
         self.check_invariant();
         link
@@ -447,12 +497,14 @@ impl<L: Parkable> Inner<L> {
         }
     }
 
-    /// Takes a link of any usable peer. Peers that are up come first, then the lowest tier.
+    /// Takes a link of any usable peer. Peers in service come first, then those that are up, then the lowest
+    /// tier.
     fn take_usable(&mut self) -> Option<L> {
         let queues = self.queues.iter().enumerate();
         let usable = queues.filter(|(_, queue)| queue.view.is_usable && !queue.links.is_empty());
-        let (peer, _) =
-            usable.min_by_key(|(_, queue)| (queue.view.activity.is_down(), queue.view.tier))?;
+        let (peer, _) = usable.min_by_key(|(_, Queue { view, .. })| {
+            (view.activity.is_out_of_service(), view.activity.is_down(), view.tier)
+        })?;
         self.take_from(peer)
     }
 
@@ -524,7 +576,9 @@ impl<L: Parkable> Inner<L> {
             if evicted.is_dead {
                 self.evicted.push(evicted);
             } else {
-                self.enqueue(evicted.link);
+                let mut link = evicted.link;
+                link.set_leaving(None);
+                self.enqueue(link);
             }
         }
         self.check_invariant();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use diesel::connection::{DynInstrumentation, TransactionManager};
 use diesel::r2d2::R2D2Connection;
 
+use crate::events::CloseReason;
 use crate::login::dial::Opened;
 use crate::login::observer::{LinkMonitor, Observer};
 use crate::login::session::Session;
@@ -137,6 +138,14 @@ impl<C> Parkable for Box<Link<C>> {
 
     fn set_in_use(&mut self, in_use: bool) {
         self.guard.set_in_use(in_use);
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.guard.is_leaving()
+    }
+
+    fn set_leaving(&mut self, reason: Option<CloseReason>) {
+        self.guard.set_leaving(reason);
     }
 
     fn shut_down(&mut self) -> bool {

@@ -19,6 +19,7 @@ mod passthrough;
 mod pause;
 mod reaping;
 mod refused_logins;
+mod replacement;
 mod resolve;
 mod role;
 mod runtime_changes;

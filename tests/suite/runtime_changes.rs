@@ -126,7 +126,7 @@ fn idle_sessions_of_a_drained_peer_end_at_once() {
     let drain = peers.drain("peer0").expect("the peer exists");
     assert!(drain.wait(PATIENCE), "the drain ends without a checkout");
     wait_until("the server has no session", PATIENCE, || servers[0].sessions() == 0);
-    assert_eq!(servers[1].sessions(), 4, "the sessions of the other peer stay open");
+    assert_eq!(links(&peers), [0, 8], "connections to the other peer have taken their place");
     drop(pool);
 }
 
@@ -157,7 +157,8 @@ fn replaced_list_of_peers_keeps_the_sessions_of_peers_that_stay() {
         PeerConfig::new("peer0", servers[3].url()).weight(0),
     ];
     peers.replace(configs).expect("the new list is valid");
-    assert_eq!(sessions(&servers[1]), before, "the sessions of a peer that stays are kept");
+    let after = sessions(&servers[1]);
+    assert!(after.starts_with(&before), "the sessions of a peer that stays are kept: {after}");
     assert_eq!(state(&peers, "peer2"), PeerState::Drained, "a drained peer stays drained");
     let weights = ["peer1", "peer2", "peer3"].map(|name| status(&peers, name).weight);
     assert_eq!(weights, [3, 1, 3]);

@@ -70,9 +70,8 @@ impl PeerRef {
 
     /// Whether the links to the peer must be closed instead of used again.
     pub(crate) fn must_close_links(&self) -> bool {
-        let Inner { peers, available, .. } = &*self.set.lock();
-        let peer = &peers[self.index];
-        !peer.is_in_service() || peer.health.sessions_fail && *available > 0
+        let inner = self.set.lock();
+        !inner.is_usable(&inner.peers[self.index])
     }
 
     /// Returns how long to wait for the answer to a login before a hedged login to the next peer starts.

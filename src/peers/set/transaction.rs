@@ -121,7 +121,7 @@ impl<'a> Transaction<'a> {
         let peer = &mut peers[index];
         let before = peer.clone();
         let outcome = change(peer, self.set.settings.check_times(self.now, rng));
-        peer.activity.set_down(!peer.is_up());
+        peer.activity.set_state(!peer.is_up(), !peer.is_in_service());
         *available -= usize::from(before.is_available());
         *available += usize::from(peer.is_available());
         // Neither is an event, but the exchange has to know.

@@ -15,6 +15,7 @@ struct TestLink {
     created_at: Instant,
     /// Whether its session can be ended without closing it.
     has_socket: bool,
+    is_leaving: bool,
 }
 
 impl Parkable for TestLink {
@@ -27,6 +28,14 @@ impl Parkable for TestLink {
     }
 
     fn set_in_use(&mut self, _: bool) {}
+
+    fn is_leaving(&self) -> bool {
+        self.is_leaving
+    }
+
+    fn set_leaving(&mut self, reason: Option<CloseReason>) {
+        self.is_leaving = reason.is_some();
+    }
 
     fn shut_down(&mut self) -> bool {
         self.has_socket
@@ -42,7 +51,7 @@ fn start() -> Instant {
 /// Creates the link with this number. Even links lead to peer 0, and lower numbers are older.
 fn link(number: usize) -> TestLink {
     let created_at = start() + Duration::from_secs(number as u64);
-    TestLink { number, peer: number % PEERS, created_at, has_socket: false }
+    TestLink { number, peer: number % PEERS, created_at, has_socket: false, is_leaving: false }
 }
 
 fn exchange() -> Exchange<TestLink> {
@@ -129,7 +138,8 @@ fn with_parked_links(links: usize) -> Exchange<TestLink> {
     let exchange = exchange();
     let last = (0..links).map(|number| add_slot(&exchange, number)).last();
     // The last slot is returned without having taken its link.
-    assert_eq!(exchange.check_in(None, last, |_| None), None, "no link has to be closed");
+    let to_close = exchange.check_in(None, last, |_| None);
+    assert_eq!(to_close, ToClose::Nothing, "no link has to be closed");
     exchange
 }
 
@@ -198,17 +208,20 @@ fn lowest_tier_serves_if_no_peer_has_a_share() {
 }
 
 #[test]
-fn returned_slot_closes_an_evicted_link_or_else_a_surplus_link() {
+fn evicted_and_surplus_links_are_replaced_and_no_slot_is_closed_for_them() {
     let exchange = with_parked_links(4);
     let taken = exchange.check_out(None, None, later()).expect("four links are here");
-    let to_close =
-        exchange.check_in(Some(taken), None, |_| Some(1)).expect("peer 1 has a surplus link");
-    assert_eq!(to_close.peer, 1, "the surplus link is one of peer 1");
+    let to_close = exchange.check_in(Some(taken), None, |_| Some(1));
+    assert_eq!(to_close, ToClose::Nothing, "the surplus link stays until a new one is there");
+    let replaced = |number| exchange.offer(link(number)).map(|old| old.peer);
+    assert_eq!(replaced(10), Some(1), "the surplus link is one of peer 1");
     set_usable(&exchange, 2, [false, true]);
     let taken = exchange.check_out(None, None, later()).expect("one live link is left");
-    let to_close =
-        exchange.check_in(Some(taken), None, |_| Some(1)).expect("two links were evicted");
-    assert_eq!(to_close.peer, 0, "evicted links are closed before surplus links");
+    let to_close = exchange.check_in(Some(taken), None, |_| Some(1));
+    assert_eq!(to_close, ToClose::Nothing, "the slot that has brought a live link stays");
+    let replaced = [11, 13, 15, 17, 19].map(replaced);
+    let expected = [Some(0), Some(0), Some(0), Some(1), None];
+    assert_eq!(replaced, expected, "evicted links are replaced before surplus links");
 }
 
 #[test]
@@ -225,6 +238,10 @@ fn dropped_slot_closes_an_evicted_link_or_else_the_oldest_link() {
         Some(1),
         "an evicted link is closed"
     );
+    let exchange = with_parked_links(4);
+    exchange.check_in(Some(link(5)), None, |_| Some(1));
+    let closed = exchange.drop_slot(None).map(|link| link.number);
+    assert_eq!(closed, Some(1), "a link that is to be replaced is closed before the oldest one");
 }
 
 #[test]
@@ -274,11 +291,11 @@ impl Slot {
                 Ok(live) => (Some(live), true),
                 Err(dead) => (Some(dead), false),
             },
-            Step::CheckIn => {
-                let to_close = exchange.check_in(held, reservation, |_| None);
-                let is_broken = to_close.is_some();
-                (to_close, !is_broken)
-            }
+            Step::CheckIn => match exchange.check_in(held, reservation, |_| None) {
+                ToClose::Nothing => (None, true),
+                ToClose::WithSlot(link) => (Some(link), false),
+                ToClose::Replaced(link) => panic!("no link is new: {link:?}"),
+            },
             Step::Drop => {
                 self.reservation = reservation;
                 (held, false)
@@ -380,7 +397,7 @@ fn surplus_is_only_taken_from_parked_links() {
         assert!(!is_parked(theirs), "the link that another slot holds is not here");
         None
     });
-    assert_eq!(to_close, None, "no peer has a surplus link");
+    assert_eq!(to_close, ToClose::Nothing, "no peer has a surplus link");
 }
 
 #[test]
@@ -422,6 +439,12 @@ fn new_link_of_an_unusable_peer_is_shut_down() {
 
         fn set_in_use(&mut self, _: bool) {}
 
+        fn is_leaving(&self) -> bool {
+            false
+        }
+
+        fn set_leaving(&mut self, _: Option<CloseReason>) {}
+
         fn shut_down(&mut self) -> bool {
             SHUT_DOWNS.set(SHUT_DOWNS.get() + 1);
             true
@@ -444,7 +467,7 @@ fn mark_down(exchange: &Exchange<TestLink>, epoch: u64) {
     exchange.update_peers(epoch, || {
         let view = |peer| {
             let activity = Arc::<crate::peers::activity::Activity>::default();
-            activity.set_down(peer == 0);
+            activity.set_state(peer == 0, false);
             PeerView { activity, is_usable: true, share: u32::from(peer != 0), tier: 0 }
         };
         (0..PEERS).map(view).collect()
@@ -466,32 +489,37 @@ fn new_links_take_the_places_of_links_to_a_peer_that_is_down() {
     assert_eq!(taken.number, 11, "the reservation is for the new link");
     let held = exchange.check_out(None, None, later()).expect("links are here");
     assert_eq!(held.peer, 1, "links of peers that are up come first");
-    let held = link(2);
     assert_eq!(replaced(15), Some(2), "the other parked link");
     assert_eq!(replaced(17), None, "no link is left, so this is a spare");
     assert_eq!(exchange.pending_replacements(), 1);
-    let Swapped::Replaced { spare, old } = exchange.swap_for_spare(held) else {
-        panic!("there is a spare")
-    };
-    assert_eq!((spare.number, old.number), (17, 2));
-    assert!(matches!(exchange.swap_for_spare(old), Swapped::Kept(_)), "there is no other spare");
-    assert_eq!(replaced(19), None);
+    let check_in = |number| exchange.check_in(Some(link(number)), None, |_| None);
+    assert_eq!(check_in(5), ToClose::Nothing, "a link of a peer that is up stays");
+    assert_eq!(check_in(6), ToClose::Replaced(link(6)), "the spare takes its place");
+    assert_eq!(check_in(8), ToClose::Nothing, "there is no other spare");
+    assert_eq!(replaced(19), Some(8));
+    assert_eq!(replaced(21), None);
     assert_eq!(exchange.end_replacements().len(), 1, "the spare is not needed any more");
     assert_eq!(exchange.pending_replacements(), 0);
 }
 
 #[test]
-fn links_to_a_peer_that_is_down_are_evicted_if_the_customizer_uses_new_links() {
+fn links_to_a_peer_that_is_down_are_closed_with_slots_if_the_customizer_uses_new_links() {
     let exchange = with_parked_links(2);
     let reservation = add_slot(&exchange, 2);
     assert_eq!(take(&exchange, Some(reservation)).number, 2, "the customizer uses this link");
     mark_down(&exchange, 2);
     let closed = |number| exchange.offer(link(number)).map(|link| link.number);
     assert_eq!(closed(11), Some(11), "the customizer has not seen the new link");
-    let to_close = exchange.check_in(None, None, |_| None);
-    assert_eq!(to_close.map(|link| link.number), Some(0), "a parked link is closed with a slot");
+    let ToClose::WithSlot(old) = exchange.check_in(None, None, |_| None) else {
+        panic!("a parked link is closed with a slot")
+    };
+    assert_eq!(old.number, 0);
     assert_eq!(closed(13), Some(13));
-    assert!(matches!(exchange.swap_for_spare(link(2)), Swapped::Evicted(_)));
+    assert_eq!(exchange.pending_replacements(), 1);
+    let held = exchange.check_in(Some(link(2)), None, |_| None);
+    assert_eq!(held, ToClose::WithSlot(link(2)), "one link is closed for each login");
+    let held = exchange.check_in(Some(link(4)), None, |_| None);
+    assert_eq!(held, ToClose::Nothing);
 }
 
 #[test]

@@ -1,9 +1,10 @@
-//! Moves the pool away from peers that are down: logs in to another peer first, and closes a link to the
-//! peer that is down only when the new one is there. If no peer lets us in, what works is kept.
+//! Replaces links that leave: too old ones, one too many of a peer, those of a peer that is down or out of
+//! service, and evicted ones. The pool logs in first, and closes the old link only when the new one is there.
+//! If no peer lets us in, what works is kept.
 
 use std::mem;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use diesel::r2d2::R2D2Connection;
 
@@ -17,21 +18,50 @@ use crate::pool::link::Link;
 /// The number of logins that are in progress at the same time, as many as r2d2 makes.
 const MAX_LOGINS: usize = 3;
 
-/// The state of the logins that open links in place of those to peers that are down.
+/// The state of the logins that open links in place of others.
 #[derive(Debug, Default)]
-pub(crate) struct Relocation {
+pub(crate) struct Replacement {
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    logins: usize,
+    /// For each login in progress, when it has taken longer than it should. From then on another one may be
+    /// made beside it.
+    logins: Vec<Instant>,
     /// Whether the last login succeeded. The first one is made alone, to find out whether anybody lets us
     /// in: when all peers refuse for the same reason, they do not get many more logins to refuse.
     has_succeeded: bool,
     has_failed: bool,
     /// When the next login may begin after a failed one.
     not_before: Option<Instant>,
+}
+
+impl State {
+    /// Returns how many logins to begin now, if `links` are to be replaced and `pending` new ones are there.
+    /// Returns when to ask again as the error.
+    fn missing(
+        &mut self,
+        links: usize,
+        pending: usize,
+        pause: Duration,
+        now: Instant,
+    ) -> Result<usize, Instant> {
+        if mem::take(&mut self.has_failed) {
+            self.not_before = Some(now + pause);
+        }
+        if let Some(at) = self.not_before.filter(|at| *at > now) {
+            return Err(at);
+        }
+        let in_time = self.logins.iter().filter(|slow_at| **slow_at > now).count();
+        let at_once = if self.has_succeeded { MAX_LOGINS } else { 1 };
+        let missing = at_once.min(links).saturating_sub(in_time + pending);
+        Ok(missing.min(MAX_LOGINS.saturating_sub(self.logins.len())))
+    }
+
+    fn next_slow(&self, now: Instant) -> Option<Instant> {
+        self.logins.iter().copied().filter(|slow_at| *slow_at > now).min()
+    }
 }
 
 /// Begins the logins that are necessary now. Returns when to call this function again.
@@ -43,31 +73,27 @@ pub(crate) fn run<C: R2D2Connection + Send + 'static>(
     let exchange = pool.updated_exchange();
     let unneeded = exchange.offer_spares();
     let _ = catch_panic(|| drop(unneeded));
-    let links = pool.set.links_to_relocate();
+    let links = pool.set.links_to_replace();
     if links == 0 {
         let spares = exchange.end_replacements();
         let _ = catch_panic(|| drop(spares));
-        let state = &mut *lock(&pool.relocation.state);
-        *state = State { logins: state.logins, ..State::default() };
+        let state = &mut *lock(&pool.replacement.state);
+        *state = State { logins: mem::take(&mut state.logins), ..State::default() };
         return None;
     }
-    let missing = {
-        let state = &mut *lock(&pool.relocation.state);
-        if mem::take(&mut state.has_failed) {
-            state.not_before = Some(now + pool.set.settings().all_down_interval);
-        }
-        if let Some(at) = state.not_before.filter(|at| *at > now) {
-            return Some(at);
-        }
-        let at_once = if state.has_succeeded { MAX_LOGINS } else { 1 };
-        at_once.min(links).saturating_sub(state.logins + exchange.pending_replacements())
+    let pause = pool.set.settings().all_down_interval;
+    let pending = exchange.pending_replacements();
+    let missing = match lock(&pool.replacement.state).missing(links, pending, pause, now) {
+        Ok(missing) => missing,
+        Err(again_at) => return Some(again_at),
     };
     for _ in 0..missing {
         let cannot_take = |peer: &Peer| !peer.is_up_and_in_service() || peer.is_full();
         let Some(peer) = pool.set.pick(cannot_take) else {
-            return Some(now + pool.set.settings().all_down_interval);
+            return Some(now + pause);
         };
-        lock(&pool.relocation.state).logins += 1;
+        let slow_at = now + peer.hedge_delay();
+        lock(&pool.replacement.state).logins.push(slow_at);
         let weak = Arc::downgrade(pool);
         dial::open(peer, now, hooks.clone(), move |result| {
             // Without the pool, the connection is closed here.
@@ -82,8 +108,9 @@ pub(crate) fn run<C: R2D2Connection + Send + 'static>(
                 }
             }
             {
-                let state = &mut *lock(&pool.relocation.state);
-                state.logins -= 1;
+                let state = &mut *lock(&pool.replacement.state);
+                let ended = state.logins.iter().position(|other| *other == slow_at);
+                ended.map(|at| state.logins.swap_remove(at));
                 (state.has_succeeded, state.has_failed) = (has_succeeded, !has_succeeded);
             }
             pool.set.wake();
@@ -91,5 +118,5 @@ pub(crate) fn run<C: R2D2Connection + Send + 'static>(
             let _ = catch_panic(|| drop(to_close));
         });
     }
-    None
+    lock(&pool.replacement.state).next_slow(now)
 }
