@@ -72,7 +72,7 @@
 //! | `pools[].events_dropped` | The number of events that the event handler missed, because its queue was full. |
 //! | `pools[].peers[].id` | A number that distinguishes the peer from others of the same name in this process. |
 //! | `….name` | The name of the peer. |
-//! | `….state` | `up`, `down`, `draining` or `drained`. |
+//! | `….state` | `up`, `down`, `degraded` (logins fail, sessions work), `draining` or `drained`. |
 //! | `….is_available` | Whether the peer gets new work: it is up, in service, and its weight is above 0. |
 //! | `….since`, `….for_seconds` | When the state began, and for how long it has lasted. |
 //! | `….reason` | Why the peer is down, or why the last check failed: the client library's message. |

@@ -76,6 +76,7 @@ impl LinkMonitor {
             if let Some(counters) = counters {
                 counters.queries_lost.add_one();
             }
+            self.peer.activity.link_lost(now);
             if !self.link_state.is_lost() {
                 self.link_state.mark_lost();
                 self.peer.suspect(now);

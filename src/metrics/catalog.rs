@@ -43,6 +43,11 @@ pub(super) static EVENTS_DROPPED: Metric = counter(
 );
 pub(super) static UP: Metric =
     gauge("diesel_peers_up", "1 if the peer is up or not checked yet; 0 if it is down.");
+pub(super) static DEGRADED: Metric = gauge(
+    "diesel_peers_degraded",
+    "1 if the peer is down because of its logins and its sessions work: queries end on connections that exist; \
+     else 0.",
+);
 pub(super) static IN_SERVICE: Metric = gauge(
     "diesel_peers_in_service",
     "1 if the peer is in service; 0 if it is draining or drained.",
@@ -97,11 +102,12 @@ pub(super) static CONNECTIONS_CLOSED: Metric = counter(
     "Connections of the pool that were closed, by reason.",
 );
 
-static ALL: [&Metric; 22] = [
+static ALL: [&Metric; 23] = [
     &PEERS,
     &PEERS_AVAILABLE,
     &EVENTS_DROPPED,
     &UP,
+    &DEGRADED,
     &IN_SERVICE,
     &FULL,
     &UNRESPONSIVE,

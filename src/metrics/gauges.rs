@@ -8,6 +8,7 @@ use crate::peers::peer::{Counts, Peer};
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Gauges {
     up: usize,
+    degraded: usize,
     in_service: usize,
     full: usize,
     unresponsive: usize,
@@ -25,6 +26,7 @@ impl Gauges {
         let Counts { connecting, stuck_logins, links, .. } = peer.counts;
         Self {
             up: peer.is_up().into(),
+            degraded: peer.is_degraded().into(),
             in_service: peer.is_in_service().into(),
             full: peer.is_full().into(),
             unresponsive: peer.activity.is_unresponsive().into(),
@@ -45,6 +47,7 @@ impl Gauges {
     pub(super) fn report(self, labeled: &LabeledRecorder<'_>) {
         let Self {
             up,
+            degraded,
             in_service,
             full,
             unresponsive,
@@ -55,6 +58,7 @@ impl Gauges {
             stuck_logins,
         } = self;
         labeled.gauge(&catalog::UP, up);
+        labeled.gauge(&catalog::DEGRADED, degraded);
         labeled.gauge(&catalog::IN_SERVICE, in_service);
         labeled.gauge(&catalog::FULL, full);
         labeled.gauge(&catalog::UNRESPONSIVE, unresponsive);

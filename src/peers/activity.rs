@@ -23,6 +23,8 @@ pub(crate) struct Activity {
     in_use: AtomicUsize,
     /// When the last query ended.
     last_query_end: AtomicInstant,
+    /// When the last query found its connection lost.
+    last_loss: AtomicInstant,
     unresponsive: AtomicBool,
     /// Whether the peer is marked down, for those who do not hold the lock of the set.
     down: AtomicBool,
@@ -108,6 +110,16 @@ impl Activity {
     /// Returns when the last query ended.
     pub(crate) fn last_query_end(&self) -> Option<Instant> {
         self.last_query_end.get()
+    }
+
+    /// Records that a query has found its connection lost.
+    pub(crate) fn link_lost(&self, now: Instant) {
+        self.last_loss.set(now);
+    }
+
+    /// Returns when the last query found its connection lost.
+    pub(crate) fn last_loss(&self) -> Option<Instant> {
+        self.last_loss.get()
     }
 
     /// Returns when the oldest running query began. With `abortable_only`, only links count whose

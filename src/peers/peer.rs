@@ -162,6 +162,16 @@ impl Peer {
         self.health.full.is_some()
     }
 
+    /// Whether the peer is marked down because of its logins, and its sessions work: a query has ended since
+    /// then on a link that is still there, and after the last link was lost.
+    pub(crate) fn is_degraded(&self) -> bool {
+        let HealthState::Down { since, .. } = &self.health.state else { return false };
+        let answered = self.activity.last_query_end();
+        let is_proof =
+            answered.is_some_and(|at| at >= *since) && answered > self.activity.last_loss();
+        is_proof && !self.health.sessions_fail && self.counts.links > 0
+    }
+
     /// Whether the peer is in service: neither draining nor drained nor removed.
     pub(crate) fn is_in_service(&self) -> bool {
         self.admin_state == AdminState::InService

@@ -63,6 +63,10 @@ pub enum PeerState {
     /// The peer failed and is marked down. It gets no new work until its mark is cleared (by default, by a
     /// successful check).
     Down,
+    /// The peer is marked down because logins fail, and its sessions work: a query has ended since then on a
+    /// connection that exists. Such connections are used as the last choice, until connections to other
+    /// peers replace them. (Envoy has the same word for a host of last choice.)
+    Degraded,
     /// The peer is being drained; the pool still has sessions with it.
     Draining,
     /// The peer is drained; the pool has no session with it, except for the short one of each health check.
@@ -70,12 +74,19 @@ pub enum PeerState {
 }
 
 impl PeerState {
+    /// Whether the peer is marked down, whatever is known of its sessions: `Down` or `Degraded`.
+    #[must_use]
+    pub fn is_marked_down(self) -> bool {
+        matches!(self, Self::Down | Self::Degraded)
+    }
+
     /// Returns a stable `snake_case` name, as used in JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Up => "up",
             Self::Down => "down",
+            Self::Degraded => "degraded",
             Self::Draining => "draining",
             Self::Drained => "drained",
         }
@@ -166,6 +177,9 @@ impl PeerStatus {
     fn new(peer: &Peer, none_available: bool) -> Self {
         let (health, health_since, cause) = match &peer.health.state {
             HealthState::Up { since } => (PeerState::Up, *since, None),
+            HealthState::Down { since, cause } if peer.is_degraded() => {
+                (PeerState::Degraded, *since, Some(cause))
+            }
             HealthState::Down { since, cause } => (PeerState::Down, *since, Some(cause)),
         };
         let (state, since) = match peer.admin_state {

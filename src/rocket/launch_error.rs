@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::error::BuildError;
 use crate::peers::handle::Peers;
-use crate::peers::snapshot::{PeerState, PeerStatus};
+use crate::peers::snapshot::PeerStatus;
 
 /// The error of a database whose pool could not be built. Rocket prints errors with `Debug`, which shows the
 /// same text as `Display`.
@@ -21,7 +21,7 @@ impl LaunchError {
     /// Creates the error for a pool that could not open all its connections in time.
     pub(super) fn from_pool_error(error: &r2d2::Error, peers: &Peers) -> Self {
         let peers = peers.snapshot().peers;
-        let are_all_down = peers.iter().all(|peer| peer.state == PeerState::Down);
+        let are_all_down = peers.iter().all(|peer| peer.state.is_marked_down());
         let states: Vec<String> = peers.iter().map(describe).collect();
         let states = states.join("; ");
         let text = if are_all_down {

@@ -148,6 +148,7 @@ impl<'a> PeerRow<'a> {
         let (sign, action, button) = match peer.state {
             PeerState::Up => ("●", "drain", "Drain"),
             PeerState::Down => ("✕", "drain", "Drain"),
+            PeerState::Degraded => ("▲", "drain", "Drain"),
             PeerState::Draining => ("◐", "resume", "Resume"),
             PeerState::Drained => ("○", "resume", "Resume"),
         };

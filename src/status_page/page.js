@@ -14,7 +14,7 @@
     const EVENTS = 20;
 
     const UNKNOWN = { share: null, rate: null, time: null };
-    const SIGNS = { up: "●", down: "✕", draining: "◐", drained: "○" };
+    const SIGNS = { up: "●", down: "✕", degraded: "▲", draining: "◐", drained: "○" };
 
     const byId = (id) => document.getElementById(id);
     const part = (element, name) => element.querySelector(`[data-is="${name}"]`);
@@ -156,7 +156,7 @@
         row.querySelector(".remarks").hidden = remarks === "";
         const button = row.querySelector("button");
         if (button) {
-            const drains = peer.state === "up" || peer.state === "down";
+            const drains = ["up", "down", "degraded"].includes(peer.state);
             button.hidden = peer.is_being_removed;
             button.value = drains ? "drain" : "resume";
             setText(button, drains ? "Drain" : "Resume");

@@ -132,7 +132,7 @@ pub(super) fn available(pool: &Snapshot) -> usize {
 
 /// Sentences about a peer beyond its state. `available` is the number of available peers in its pool.
 pub(super) fn remarks(peer: &PeerStatus, available: usize) -> Vec<String> {
-    let is_down = peer.state == PeerState::Down;
+    let is_down = peer.state.is_marked_down();
     let is_up = peer.state == PeerState::Up;
     let reason = peer.reason.as_ref().map(|reason| match peer.fault {
         Some(Fault::Misconfigured) if is_down => {
@@ -147,6 +147,10 @@ pub(super) fn remarks(peer: &PeerStatus, available: usize) -> Vec<String> {
     );
     let others = [
         (peer.is_being_removed, "The peer is being removed."),
+        (
+            peer.state == PeerState::Degraded && available > 0,
+            "Its open connections work; they are used as the last choice until others replace them.",
+        ),
         (
             is_down && available == 0 && peer.connections > 0,
             "No peer is available, so the open connections of this one stay in use.",

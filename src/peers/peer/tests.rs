@@ -553,6 +553,29 @@ fn check_that_could_not_be_made_is_repeated_after_an_interval() {
 
 /// The evidence of a failed login, and what it says about the sessions with its peer.
 #[test]
+fn peer_is_degraded_if_logins_fail_and_queries_end_on_its_links() {
+    let mut scenario = Scenario::new();
+    let start = scenario.start;
+    let at = |millis| start + Duration::from_millis(millis);
+    scenario.peer.counts.links = 1;
+    scenario.peer.activity.query_ended(at(1));
+    assert!(!scenario.peer.is_degraded(), "the peer is up");
+    scenario.connect_fails(1, 2, "refused");
+    assert!(!scenario.peer.is_degraded(), "no query has ended since then");
+    scenario.peer.activity.query_ended(at(3));
+    assert!(scenario.peer.is_degraded());
+    scenario.peer.activity.link_lost(at(4));
+    assert!(!scenario.peer.is_degraded(), "a link was lost since then");
+    scenario.peer.activity.query_ended(at(5));
+    assert!(scenario.peer.is_degraded(), "another link works");
+    scenario.peer.counts.links = 0;
+    assert!(!scenario.peer.is_degraded(), "no link is left");
+    scenario.peer.counts.links = 1;
+    scenario.peer.query_refused(at(6), check_times_after(at(6)));
+    assert!(!scenario.peer.is_degraded(), "its sessions fail as well");
+}
+
+#[test]
 fn failed_login_says_nothing_about_sessions_unless_the_server_says_so() {
     for (fault, sessions_fail) in [
         (Fault::PeerDown, false),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::{PeerState, PeerStatus, Snapshot};
+use super::{PeerStatus, Snapshot};
 
 const HEADERS: [&str; 7] =
     ["peer", "state", "for", "weight", "connections", "in use", "next check"];
@@ -59,7 +59,7 @@ fn row(peer: &PeerStatus, now: Instant) -> [String; 7] {
 /// Returns the last, untitled column: why the peer is down, or what is unusual about it.
 fn remark(peer: &PeerStatus) -> String {
     match (&peer.reason, peer.state) {
-        (Some(reason), PeerState::Down) => reason.clone(),
+        (Some(reason), state) if state.is_marked_down() => reason.clone(),
         (Some(reason), _) => format!("the last check failed: {reason}"),
         (None, _) if peer.is_being_removed => "to be removed".to_owned(),
         (None, _) if peer.is_full => "full".to_owned(),
@@ -88,6 +88,7 @@ pub(crate) fn format_duration(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peers::snapshot::PeerState;
 
     fn peer(name: &str, state: PeerState, (since, next_check): (Instant, Instant)) -> PeerStatus {
         PeerStatus {
