@@ -11,6 +11,7 @@ use diesel::r2d2::R2D2Connection;
 use crate::login::dial;
 use crate::login::session::Hooks;
 use crate::panics::{catch_panic, lock};
+use crate::peers::link_guard::LinkGuard;
 use crate::peers::peer::Peer;
 use crate::pool::connection::PoolState;
 use crate::pool::link::Link;
@@ -88,10 +89,14 @@ pub(crate) fn run<C: R2D2Connection + Send + 'static>(
         Err(again_at) => return Some(again_at),
     };
     for _ in 0..missing {
-        let cannot_take = |peer: &Peer| !peer.is_up_and_in_service() || peer.is_full();
-        let Some(peer) = pool.set.pick(cannot_take) else {
+        let Some(peer) = pool.set.pick(|peer| !peer.is_up_and_in_service()) else {
             return Some(now + pause);
         };
+        if peer.read(Peer::is_full) {
+            // All peers that serve are full. No link moves to a tier that does not serve.
+            drop(LinkGuard::for_login(peer));
+            return Some(now + pause);
+        }
         let slow_at = now + peer.hedge_delay();
         lock(&pool.replacement.state).logins.push(slow_at);
         let weak = Arc::downgrade(pool);
