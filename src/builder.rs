@@ -667,7 +667,8 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         validate_names(&peers)?;
         let weight_of = by_name("weight", &peers, &weights)?;
         let tier_of = by_name("tier", &peers, &tiers)?;
-        let settings = given.resolve()?;
+        let mut settings = given.resolve()?;
+        settings.classifier.dialect = Dialect::for_connection::<C>();
         #[cfg(feature = "doctor")]
         let settings = if self.without_checks { settings.without_checks() } else { settings };
         let validator = PeerValidator {

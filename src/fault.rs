@@ -12,6 +12,7 @@ use std::time::Duration;
 use diesel::result::{ConnectionError, DatabaseErrorInformation, DatabaseErrorKind, Error};
 
 use crate::panics::catch_panic;
+use crate::url::dialect::Dialect;
 
 /// The classification of an error: what it says about its connection, its peer or its transaction. The guide
 /// has examples and consequences of each fault ([errors](crate::guide::errors)).
@@ -41,14 +42,32 @@ pub enum Fault {
 
 impl Fault {
     /// Classifies the error of a query.
+    ///
+    /// An error does not say which database it comes from, so the texts of all databases are recognized. The
+    /// pool is more exact: it applies to a connection only the texts of that connection's database, and
+    /// where it knows the connection's socket, it believes that a connection is lost only if the socket
+    /// shows it. A user's own text in an error (`RAISE`, `SIGNAL`) can say anything.
     #[must_use]
     pub fn of(error: &Error) -> Self {
+        Self::of_query(Dialect::Other, error)
+    }
+
+    /// Classifies the error of a login. As with [`of`](Self::of), the texts of all databases are recognized.
+    #[must_use]
+    pub fn of_login(error: &ConnectionError) -> Self {
+        Self::of_login_to(Dialect::Other, error)
+    }
+
+    /// Classifies the error of a query on a connection to a database of this dialect.
+    pub(crate) fn of_query(dialect: Dialect, error: &Error) -> Self {
         match error {
-            Error::DatabaseError(kind, information) => Self::of_kind(*kind, information.as_ref()),
+            Error::DatabaseError(kind, information) => {
+                Self::of_kind(dialect, *kind, information.as_ref())
+            }
             // The rollback is diesel's own and says less about the cause than the COMMIT.
             Error::RollbackErrorOnCommit { rollback_error, commit_error } => {
-                match Self::of(commit_error) {
-                    Self::Query => Self::of(rollback_error),
+                match Self::of_query(dialect, commit_error) {
+                    Self::Query => Self::of_query(dialect, rollback_error),
                     fault => fault,
                 }
             }
@@ -56,19 +75,22 @@ impl Fault {
         }
     }
 
-    /// Classifies the error of a login.
-    #[must_use]
-    pub fn of_login(error: &ConnectionError) -> Self {
+    /// Classifies the error of a login to a database of this dialect.
+    fn of_login_to(dialect: Dialect, error: &ConnectionError) -> Self {
         match error {
-            ConnectionError::BadConnection(text) => look_up(LOGINS, text, Self::PeerDown),
+            ConnectionError::BadConnection(text) => {
+                look_up(logins(dialect), text).unwrap_or(Self::PeerDown)
+            }
             ConnectionError::InvalidConnectionUrl(_) | ConnectionError::InvalidCString(_) => {
                 Self::Misconfigured
             }
             // The login succeeded, and the first queries failed.
-            ConnectionError::CouldntSetupConfiguration(error) => match Self::of(error) {
-                Self::Query => Self::PeerDown,
-                fault => fault,
-            },
+            ConnectionError::CouldntSetupConfiguration(error) => {
+                match Self::of_query(dialect, error) {
+                    Self::Query => Self::PeerDown,
+                    fault => fault,
+                }
+            }
             _ => Self::PeerDown,
         }
     }
@@ -89,18 +111,22 @@ impl Fault {
     }
 
     fn of_kind(
+        dialect: Dialect,
         kind: DatabaseErrorKind,
         information: &(dyn DatabaseErrorInformation + Send + Sync),
     ) -> Self {
         match kind {
-            // PostgreSQL: the first call after the loss and every later call.
+            // PostgreSQL: the first call after the loss and every later call. (Also the class 08 of
+            // SQLSTATE, which a function of the application may raise.)
             DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand => {
                 Self::ConnectionLost
             }
             DatabaseErrorKind::SerializationFailure => Self::Retryable,
             DatabaseErrorKind::ReadOnlyTransaction => Self::WrongRole,
             // MySQL: all errors but those of six kinds, and every error of BEGIN and COMMIT.
-            DatabaseErrorKind::Unknown => look_up(QUERIES, information.message(), Self::Query),
+            DatabaseErrorKind::Unknown => {
+                look_up(queries(dialect), information.message()).unwrap_or(Self::Query)
+            }
             _ => Self::Query,
         }
     }
@@ -188,48 +214,68 @@ pub enum Failure<'a> {
 /// The application's own classification, which takes precedence.
 pub(crate) type Classify = dyn Fn(Failure<'_>) -> Option<Fault> + Send + Sync;
 
-/// Classifies failures: by the application's closure, then by the tables.
+/// Classifies failures: by the application's closure, then by the tables of the database.
 #[derive(Clone, Default)]
-pub(crate) struct Classifier(Option<Arc<Classify>>);
+pub(crate) struct Classifier {
+    closure: Option<Arc<Classify>>,
+    /// The database whose texts are recognized.
+    pub(crate) dialect: Dialect,
+}
 
 impl fmt::Debug for Classifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "closure, then tables" } else { "tables" })
+        f.write_str(if self.closure.is_some() { "closure, then tables" } else { "tables" })
     }
+}
+
+/// Whether the error of a query says that its connection is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// The error does not say so.
+    No,
+    /// The error says so, by a text or a code that could also be the text of a user.
+    Claimed,
+    /// The application's closure has decided so.
+    Decided,
 }
 
 impl Classifier {
     pub(crate) fn with_closure(classify: Arc<Classify>) -> Self {
-        Self(Some(classify))
+        Self { closure: Some(classify), dialect: Dialect::default() }
     }
 
     pub(crate) fn classify_login(&self, error: &ConnectionError) -> Fault {
-        self.call_closure(Failure::Login(error)).unwrap_or_else(|| Fault::of_login(error))
+        let decided = self.call_closure(Failure::Login(error));
+        decided.unwrap_or_else(|| Fault::of_login_to(self.dialect, error))
     }
 
-    /// Classifies the error of a query, and returns whether its connection is lost.
-    pub(crate) fn classify_query(&self, error: &Error) -> (Fault, bool) {
+    /// Classifies the error of a query, and returns whether it says that its connection is lost.
+    pub(crate) fn classify_query(&self, error: &Error) -> (Fault, Loss) {
         match self.call_closure(Failure::Query(error)) {
-            Some(fault) => (fault, fault == Fault::ConnectionLost),
-            None => (Fault::of(error), is_lost_connection(error)),
+            Some(Fault::ConnectionLost) => (Fault::ConnectionLost, Loss::Decided),
+            Some(fault) => (fault, Loss::No),
+            None if claims_loss(self.dialect, error) => {
+                (Fault::of_query(self.dialect, error), Loss::Claimed)
+            }
+            None => (Fault::of_query(self.dialect, error), Loss::No),
         }
     }
 
     /// Calls the closure. A panic counts as no decision.
     fn call_closure(&self, failed: Failure<'_>) -> Option<Fault> {
-        let classify = self.0.as_ref()?;
+        let classify = self.closure.as_ref()?;
         catch_panic(|| classify(failed)).ok().flatten()
     }
 }
 
 /// Whether `error` says that its connection is lost. For a failed COMMIT, either of its two errors is
 /// sufficient.
-fn is_lost_connection(error: &Error) -> bool {
+fn claims_loss(dialect: Dialect, error: &Error) -> bool {
     match error {
         Error::RollbackErrorOnCommit { rollback_error, commit_error } => {
-            is_lost_connection(rollback_error) || is_lost_connection(commit_error)
+            claims_loss(dialect, rollback_error) || claims_loss(dialect, commit_error)
         }
-        error => Fault::of(error) == Fault::ConnectionLost,
+        error => Fault::of_query(dialect, error) == Fault::ConnectionLost,
     }
 }
 
@@ -238,6 +284,8 @@ fn is_lost_connection(error: &Error) -> bool {
 enum Pattern {
     Is(&'static str),
     Begins(&'static str),
+    /// A message that quotes a name between these two texts.
+    Quotes(&'static str, &'static str),
     /// The name of a setting, or a constant of the client library.
     Contains(&'static str),
     /// The beginning of PostgreSQL's message, which follows libpq's introduction and a severity in the
@@ -245,14 +293,44 @@ enum Pattern {
     Postgres(&'static str),
 }
 
-use Pattern::{Begins, Contains, Is, Postgres};
+use Pattern::{Begins, Contains, Is, Postgres, Quotes};
 
-/// The messages of failed queries.
-const QUERIES: &[(Pattern, Fault)] = &[
+/// The messages of one database, and what they mean. The first pattern that matches decides.
+type Table = &'static [(Pattern, Fault)];
+
+/// Returns the tables of failed queries of this dialect: all tables if the database is not known.
+fn queries(dialect: Dialect) -> &'static [Table] {
+    match dialect {
+        Dialect::MySql => &[MYSQL_QUERIES],
+        Dialect::Postgres => &[POSTGRES_QUERIES],
+        Dialect::Sqlite => &[SQLITE_QUERIES],
+        Dialect::Other => &[MYSQL_QUERIES, POSTGRES_QUERIES, SQLITE_QUERIES],
+    }
+}
+
+/// Returns the tables of failed logins of this dialect: all tables if the database is not known.
+fn logins(dialect: Dialect) -> &'static [Table] {
+    match dialect {
+        Dialect::MySql => &[MYSQL_LOGINS],
+        Dialect::Postgres => &[POSTGRES_LOGINS],
+        Dialect::Sqlite => &[],
+        Dialect::Other => &[MYSQL_LOGINS, POSTGRES_LOGINS],
+    }
+}
+
+/// The messages of failed queries of MySQL and MariaDB.
+const MYSQL_QUERIES: Table = &[
     // From the client libraries of MariaDB and of Oracle.
     (Is("Server has gone away"), Fault::ConnectionLost),
     (Is("MySQL server has gone away"), Fault::ConnectionLost),
     (Begins("Lost connection to "), Fault::ConnectionLost),
+    // 2026 of either library. No connection survives an error of its TLS.
+    (Begins("TLS/SSL error: "), Fault::ConnectionLost),
+    (Begins("SSL connection error: "), Fault::ConnectionLost),
+    // 2027 of either library. ProxySQL forwards the loss of the server behind it under the client library's
+    // own number, which MariaDB's library does not accept from a server.
+    (Is("Received malformed packet"), Fault::ConnectionLost),
+    (Is("Malformed packet"), Fault::ConnectionLost),
     // From the server, and never the only sign: 1927 of MariaDB, 3169 and 4031 of MySQL. A session that was
     // idle for longer than its `wait_timeout` gets 4031.
     (Is("Connection was killed"), Fault::ConnectionLost),
@@ -260,7 +338,7 @@ const QUERIES: &[(Pattern, Fault)] = &[
     (Begins("The client was disconnected by the server because of "), Fault::ConnectionLost),
     // 1047 of a Galera node, which accepts logins and answers pings all the same. The text is never
     // translated.
-    (Begins("WSREP has not yet prepared node"), Fault::PeerNotReady),
+    (Is("WSREP has not yet prepared node for application use"), Fault::PeerNotReady),
     // 1180: the quorum was lost during a COMMIT, whose outcome is unknown.
     (
         Begins("Error while appending streaming replication fragment(provider status: "),
@@ -273,24 +351,46 @@ const QUERIES: &[(Pattern, Fault)] = &[
     // 1290, which other options cause as well.
     (Contains("--read-only"), Fault::WrongRole),
     (Contains("--super-read-only"), Fault::WrongRole),
+    (Contains("--innodb-read-only"), Fault::WrongRole),
     // 1836 and 1792. Only in a prepared statement has 1792 a kind of its own.
     (Begins("Running in read-only mode"), Fault::WrongRole),
     (Begins("Cannot execute statement in a READ ONLY transaction"), Fault::WrongRole),
+    // 1036 and 1874, with `innodb_read_only`. (1036 also has causes in the table itself.)
+    (Quotes("Table '", "' is read only"), Fault::WrongRole),
+    (Begins("InnoDB is in read only mode"), Fault::WrongRole),
     // 1820: a login with an expired password succeeds, and every query after it fails.
     (Begins("You must SET PASSWORD before executing "), Fault::Misconfigured),
     (Begins("You must reset your password using ALTER USER "), Fault::Misconfigured),
     // 1213 and 1205. Only in a prepared statement has 1213 a kind of its own.
     (Begins("Deadlock found when trying to get lock"), Fault::Retryable),
     (Begins("Lock wait timeout exceeded"), Fault::Retryable),
-    // 40P01 of PostgreSQL, which has no kind.
+];
+
+/// The messages of failed queries of PostgreSQL. Most errors have a kind.
+const POSTGRES_QUERIES: Table = &[
+    // From libpq during a COPY, where diesel reports no kind.
+    (Begins("server closed the connection unexpectedly"), Fault::ConnectionLost),
+    (Begins("no connection to the server"), Fault::ConnectionLost),
+    (Begins("no COPY in progress"), Fault::ConnectionLost),
+    (Begins("could not receive data from server: "), Fault::ConnectionLost),
+    (Begins("could not send data to server: "), Fault::ConnectionLost),
+    (Begins("SSL SYSCALL error: "), Fault::ConnectionLost),
+    (Begins("SSL connection has been closed unexpectedly"), Fault::ConnectionLost),
+    (Begins("SSL error: "), Fault::ConnectionLost),
+    // From PgBouncer, when the server behind it has ended the session.
+    (Is("server conn crashed?"), Fault::ConnectionLost),
+    // 40P01, which has no kind.
     (Is("deadlock detected"), Fault::Retryable),
-    // From SQLite.
+];
+
+/// The messages of failed queries of SQLite.
+const SQLITE_QUERIES: Table = &[
     (Is("database is locked"), Fault::Retryable),
     (Begins("database table is locked"), Fault::Retryable),
 ];
 
-/// The messages of failed logins.
-const LOGINS: &[(Pattern, Fault)] = &[
+/// The messages of failed logins to MySQL and MariaDB.
+const MYSQL_LOGINS: Table = &[
     // 1045, 1044, 4151. These come first, because they quote a name.
     (Begins("Access denied"), Fault::Misconfigured),
     (Begins("ProxySQL Error: Access denied"), Fault::Misconfigured),
@@ -325,6 +425,10 @@ const LOGINS: &[(Pattern, Fault)] = &[
     (Begins("Server shutdown in progress"), Fault::PeerNotReady),
     // 3032 of MySQL.
     (Is("The server is currently in offline mode"), Fault::PeerNotReady),
+];
+
+/// The messages of failed logins to PostgreSQL.
+const POSTGRES_LOGINS: Table = &[
     // 53300, and PgBouncer's own message.
     (Postgres("sorry, too many clients already"), Fault::PeerFull),
     (Postgres("remaining connection slots are reserved"), Fault::PeerFull),
@@ -354,7 +458,7 @@ const LOGINS: &[(Pattern, Fault)] = &[
     (Contains("root certificate file"), Fault::Misconfigured),
 ];
 
-fn look_up(table: &[(Pattern, Fault)], message: &str, otherwise: Fault) -> Fault {
+fn look_up(tables: &[Table], message: &str) -> Option<Fault> {
     let message = message.trim_end();
     let is_from_postgres = |text: &str| {
         let mut parts = message.lines().filter_map(|line| line.split_once(":  "));
@@ -363,10 +467,12 @@ fn look_up(table: &[(Pattern, Fault)], message: &str, otherwise: Fault) -> Fault
     let matches = |pattern: &Pattern| match pattern {
         Is(text) => message == *text,
         Begins(text) => message.starts_with(text),
+        Quotes(before, after) => message.starts_with(before) && message.ends_with(after),
         Contains(text) => message.contains(text),
         Postgres(text) => is_from_postgres(text),
     };
-    table.iter().find(|(pattern, _)| matches(pattern)).map_or(otherwise, |(_, fault)| *fault)
+    let mut rows = tables.iter().copied().flatten();
+    rows.find(|(pattern, _)| matches(pattern)).map(|(_, fault)| *fault)
 }
 
 #[cfg(test)]
@@ -395,6 +501,15 @@ mod tests {
                  interactive_timeout for configuring this behavior.",
                 ConnectionLost,
             ),
+            (Unknown, "TLS/SSL error: unexpected eof while reading", ConnectionLost),
+            (Unknown, "TLS/SSL error: shutdown while in init", ConnectionLost),
+            (Unknown, "TLS/SSL error: Connection reset by peer (104)", ConnectionLost),
+            (Unknown, "TLS/SSL error: Broken pipe (32)", ConnectionLost),
+            (Unknown, "SSL connection error: error:00000000:lib(0)::reason(0)", ConnectionLost),
+            (Unknown, "Received malformed packet", ConnectionLost),
+            (Unknown, "SSL SYSCALL error: EOF detected\n", ConnectionLost),
+            (Unknown, "no COPY in progress\n", ConnectionLost),
+            (Unknown, "server conn crashed?", ConnectionLost),
             (ClosedConnection, "server closed the connection unexpectedly", ConnectionLost),
             (
                 ClosedConnection,
@@ -418,6 +533,7 @@ mod tests {
             ),
             (ReadOnlyTransaction, "cannot execute INSERT in a read-only transaction", WrongRole),
             (Unknown, "Cannot execute statement in a READ ONLY transaction", WrongRole),
+            (Unknown, "Table 't' is read only", WrongRole),
             (SerializationFailure, "could not serialize access", Retryable),
             (
                 Unknown,
@@ -428,6 +544,8 @@ mod tests {
             (Unknown, "deadlock detected", Retryable),
             (Unknown, "database is locked", Retryable),
             (Unknown, "You have an error in your SQL syntax", Query),
+            (Unknown, "WSREP has not yet prepared node, says a ticket", Query),
+            (Unknown, "Table 't' is read only, they say", Query),
             (Unknown, "Incorrect integer value: 'Server has gone away' for column 'n'", Query),
             (Unknown, "near 'Lost connection to server during query'", Query),
             (Unknown, "Incorrect integer value: 'provider status: x' for column 'n'", Query),
@@ -443,6 +561,29 @@ mod tests {
             Query,
             "an empty result is an error of the query itself"
         );
+    }
+
+    #[test]
+    fn texts_of_one_database_are_not_recognized_in_errors_of_another() {
+        use Dialect::{MySql, Other, Postgres, Sqlite};
+        use Fault::{ConnectionLost, PeerNotReady, Retryable};
+        for (text, database, fault) in [
+            ("WSREP has not yet prepared node for application use", MySql, PeerNotReady),
+            ("Server has gone away", MySql, ConnectionLost),
+            ("no COPY in progress", Postgres, ConnectionLost),
+            ("deadlock detected", Postgres, Retryable),
+            ("database is locked", Sqlite, Retryable),
+        ] {
+            let error = database_error(DatabaseErrorKind::Unknown, text);
+            for dialect in [MySql, Postgres, Sqlite, Other] {
+                let expected =
+                    if [database, Other].contains(&dialect) { fault } else { Fault::Query };
+                assert_eq!(Fault::of_query(dialect, &error), expected, "{text} from {dialect}");
+            }
+        }
+        let error = ConnectionError::BadConnection("Access denied for user".to_owned());
+        assert_eq!(Fault::of_login_to(MySql, &error), Fault::Misconfigured);
+        assert_eq!(Fault::of_login_to(Postgres, &error), Fault::PeerDown);
     }
 
     #[test]
@@ -539,8 +680,10 @@ mod tests {
             let error = ConnectionError::BadConnection(format!("{introduction}{message}"));
             assert_eq!(Fault::of_login(&error), expected, "{message}");
         }
-        let not_ready =
-            database_error(DatabaseErrorKind::Unknown, "WSREP has not yet prepared node");
+        let not_ready = database_error(
+            DatabaseErrorKind::Unknown,
+            "WSREP has not yet prepared node for application use",
+        );
         let error = ConnectionError::CouldntSetupConfiguration(not_ready);
         assert_eq!(Fault::of_login(&error), PeerNotReady);
     }
@@ -573,7 +716,7 @@ mod tests {
             (own(), own(), false, Fault::Retryable),
         ] {
             let error = Error::RollbackErrorOnCommit { rollback_error, commit_error };
-            assert_eq!(is_lost_connection(&error), expected, "{error}");
+            assert_eq!(claims_loss(Dialect::Other, &error), expected, "{error}");
             assert_eq!(Fault::of(&error), fault, "{error}");
         }
     }
@@ -589,12 +732,15 @@ mod tests {
             _ => None,
         }));
         let login = |text: &str| ConnectionError::BadConnection(text.to_owned());
-        assert_eq!(classifier.classify_query(&Error::NotFound), (Fault::PeerNotReady, false));
-        assert_eq!(classifier.classify_query(&Error::RollbackTransaction), (Fault::Query, false));
+        assert_eq!(classifier.classify_query(&Error::NotFound), (Fault::PeerNotReady, Loss::No));
+        assert_eq!(
+            classifier.classify_query(&Error::RollbackTransaction),
+            (Fault::Query, Loss::No)
+        );
         let lost = database_error(DatabaseErrorKind::Unknown, "Server has gone away");
         assert_eq!(
             classifier.classify_query(&lost),
-            (Fault::ConnectionLost, true),
+            (Fault::ConnectionLost, Loss::Claimed),
             "the closure leaves this one to the tables"
         );
         assert_eq!(classifier.classify_login(&login("ours")), Fault::PeerFull);

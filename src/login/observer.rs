@@ -2,18 +2,20 @@
 //! `&mut MysqlConnection`. The observer is the link's instrumentation, and forwards each event to the
 //! application's own instrumentation.
 
+use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use diesel::Connection;
-use diesel::connection::{DynInstrumentation, Instrumentation, InstrumentationEvent};
+use diesel::connection::{DebugQuery, DynInstrumentation, Instrumentation, InstrumentationEvent};
 use diesel::result::Error;
 
-use crate::fault::Fault;
+use crate::fault::{Fault, Loss};
 use crate::peers::activity::LinkState;
 use crate::peers::set::peer_ref::PeerRef;
 use crate::settings::policy::Role;
+use crate::url::dialect::Dialect;
 
 /// Records what the observer sees of one link: in the link's state, and in the state of its peer.
 #[derive(Debug, Clone)]
@@ -23,11 +25,15 @@ pub(crate) struct LinkMonitor {
     /// Whether this crate's own queries are running, which are neither recorded nor forwarded to the
     /// application's instrumentation.
     muted: Arc<AtomicBool>,
+    /// Whether a query can leave the connection in a COPY, which diesel's ping does not survive.
+    has_copy_mode: bool,
 }
 
 impl LinkMonitor {
     pub(crate) fn new(peer: PeerRef) -> Self {
-        Self { peer, link_state: Arc::default(), muted: Arc::default() }
+        let dialect = peer.settings().classifier.dialect;
+        let has_copy_mode = matches!(dialect, Dialect::Postgres | Dialect::Other);
+        Self { peer, link_state: Arc::default(), muted: Arc::default(), has_copy_mode }
     }
 
     pub(crate) fn link_state(&self) -> &Arc<LinkState> {
@@ -54,9 +60,12 @@ impl LinkMonitor {
     }
 
     #[expect(clippy::disallowed_methods, reason = "the time at which a query begins is taken here")]
-    fn query_begins(&self) {
+    fn query_begins(&self, query: &dyn DebugQuery) {
         let now = Instant::now();
         self.link_state.query_begins(now);
+        if self.has_copy_mode && begins_copy(query) {
+            self.link_state.doubt_session();
+        }
         self.peer.set.request_query_scan();
     }
 
@@ -69,10 +78,13 @@ impl LinkMonitor {
         if let Some(counters) = counters {
             counters.queries.add(took);
         }
+        let Some(error) = error else {
+            self.peer.activity.query_ended(now);
+            return;
+        };
         let settings = self.peer.settings();
-        let (fault, is_lost) =
-            error.map_or((Fault::Query, false), |error| settings.classifier.classify_query(error));
-        if is_lost {
+        let (fault, loss) = settings.classifier.classify_query(error);
+        if self.is_lost(loss) {
             if let Some(counters) = counters {
                 counters.queries_lost.add_one();
             }
@@ -81,20 +93,55 @@ impl LinkMonitor {
                 self.link_state.mark_lost();
                 self.peer.suspect(now);
             }
-            return;
+        } else {
+            self.peer.activity.query_ended(now);
+            if loss == Loss::Claimed {
+                self.link_state.doubt_session();
+            }
         }
-        self.peer.activity.query_ended(now);
         match fault {
             Fault::PeerNotReady => {
+                self.link_state.doubt_server();
                 self.peer.update(now, |peer, check_times| peer.query_refused(now, check_times));
             }
             Fault::PeerDown | Fault::Misconfigured => self.peer.suspect(now),
+            // The application may have begun a transaction that is read-only, so only the server can tell.
             Fault::WrongRole if settings.requirements.role == Role::ReadWrite => {
-                self.peer.suspect(now);
+                self.link_state.doubt_server();
             }
             _ => {}
         }
     }
+
+    /// Whether the connection is lost. The socket decides if it is known: a text can also be a user's.
+    fn is_lost(&self, loss: Loss) -> bool {
+        match (loss, self.link_state.socket()) {
+            (Loss::Decided, _) | (Loss::Claimed, None) => true,
+            (Loss::No, None) => false,
+            (Loss::No, Some(socket)) => socket.has_ended(),
+            // After an error of its own, the client library closes its descriptor before the server does.
+            (Loss::Claimed, Some(socket)) => socket.has_ended() || socket.is_abandoned(),
+        }
+    }
+}
+
+/// Whether a query may begin PostgreSQL's COPY, which ends with a later call or never.
+fn begins_copy(query: &dyn DebugQuery) -> bool {
+    struct Search {
+        found: bool,
+    }
+    impl Write for Search {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            let mut words = text.as_bytes().windows(COPY.len());
+            self.found |= words.any(|word| word.eq_ignore_ascii_case(COPY));
+            Ok(())
+        }
+    }
+    const COPY: &[u8] = b"copy";
+    let mut search = Search { found: false };
+    // A query whose text cannot be written fails before it is sent.
+    let _ = write!(search, "{query}");
+    search.found
 }
 
 /// The instrumentation that is installed on every link.
@@ -130,7 +177,7 @@ impl Instrumentation for Observer {
         }
         // Recorded first, because the application's instrumentation may panic.
         match &event {
-            InstrumentationEvent::StartQuery { .. } => self.monitor.query_begins(),
+            InstrumentationEvent::StartQuery { query, .. } => self.monitor.query_begins(*query),
             InstrumentationEvent::FinishQuery { error, .. } => self.monitor.query_ended(*error),
             _ => {}
         }

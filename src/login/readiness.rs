@@ -125,7 +125,8 @@ pub(crate) mod mysql {
 
     /// Every server supports these statements, whichever of the variables it has. A Galera node answers
     /// them in every state.
-    const VARIABLES: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('read_only', 'wsrep_on', \
+    const VARIABLES: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('read_only', \
+                             'super_read_only', 'innodb_read_only', 'wsrep_on', \
                              'wsrep_reject_queries', 'wsrep_desync', 'wsrep_sst_method')";
     const STATUS: &str = "SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_ready', \
                           'wsrep_cluster_status', 'wsrep_local_state', 'wsrep_local_state_comment')";
@@ -206,10 +207,12 @@ pub(crate) mod mysql {
         if !(is_synced || is_donor && donor_serves) {
             return not_ready("wsrep_local_state_comment");
         }
-        let read_only = shown("read_only");
-        let evidence = format!("read_only is {read_only}");
-        let is_read_only = !matches!(read_only, "" | "OFF" | "0");
-        check_role(is_read_only, &evidence, requirements.role)
+        // A reader of Aurora has `innodb_read_only` alone.
+        let is_set = |name: &&str| !matches!(shown(name), "" | "OFF" | "0");
+        let set = ["read_only", "super_read_only", "innodb_read_only"].into_iter().find(is_set);
+        let name = set.unwrap_or("read_only");
+        let evidence = format!("{name} is {}", shown(name));
+        check_role(set.is_some(), &evidence, requirements.role)
     }
 }
 
@@ -324,16 +327,20 @@ mod tests {
 
     #[test]
     fn server_is_used_only_in_the_required_role() {
-        for (role, read_only, serves) in [
-            (Role::Any, "ON", true),
-            (Role::ReadWrite, "ON", false),
-            (Role::ReadWrite, "OFF", true),
-            (Role::ReadOnly, "ON", true),
-            (Role::ReadOnly, "OFF", false),
-        ] {
-            let requirements = Requirements { role, ..Requirements::default() };
-            let reason = reason_against(&[("read_only", read_only)], requirements);
-            assert_eq!(reason.is_none(), serves, "{role:?} where read_only is {read_only}");
+        for name in ["read_only", "super_read_only", "innodb_read_only"] {
+            for (role, read_only, serves) in [
+                (Role::Any, "ON", true),
+                (Role::ReadWrite, "ON", false),
+                (Role::ReadWrite, "OFF", true),
+                (Role::ReadOnly, "ON", true),
+                (Role::ReadOnly, "OFF", false),
+            ] {
+                let requirements = Requirements { role, ..Requirements::default() };
+                let reason = reason_against(&[(name, read_only)], requirements);
+                assert_eq!(reason.is_none(), serves, "{role:?} where {name} is {read_only}");
+                let quotes = |(_, text): (_, String)| text.contains(&format!("{name} is ON"));
+                assert!(reason.is_none_or(|it| role == Role::ReadOnly || quotes(it)));
+            }
         }
     }
 

@@ -44,6 +44,12 @@ pub(crate) struct LinkState {
     pinging: AtomicBool,
     /// Whether an error has shown that the connection is lost.
     lost: AtomicBool,
+    /// Whether the session has to answer a ping before it serves another checkout: a query has left its
+    /// protocol in an unknown state, or has claimed a loss that the socket does not show.
+    session_in_doubt: AtomicBool,
+    /// Whether the server has to show before another checkout that it still takes the work that it is to
+    /// get: it has refused a query of this link, or of another link of its peer.
+    server_in_doubt: AtomicBool,
     socket: OnceLock<Arc<Socket>>,
 }
 
@@ -138,6 +144,12 @@ impl Activity {
         links.iter().filter(is_old).cloned().collect()
     }
 
+    /// Has the server of every link examined before its next checkout, because one of them leads to a server
+    /// that cannot be used.
+    pub(crate) fn doubt_servers(&self) {
+        lock(&self.links).iter().for_each(|link| link.doubt_server());
+    }
+
     /// Updates whether the peer is unresponsive: a query has been running for longer than
     /// [`UNRESPONSIVE_AFTER`], and began after the peer last `answered`. Returns whether any query
     /// is running.
@@ -197,6 +209,32 @@ impl LinkState {
     /// Marks the connection as lost.
     pub(crate) fn mark_lost(&self) {
         self.lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Records that the session has to answer a ping before another checkout.
+    pub(crate) fn doubt_session(&self) {
+        self.session_in_doubt.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_session_in_doubt(&self) -> bool {
+        self.session_in_doubt.load(Ordering::Relaxed)
+    }
+
+    /// Records that the server has to be examined before another checkout.
+    pub(crate) fn doubt_server(&self) {
+        self.server_in_doubt.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_server_in_doubt(&self) -> bool {
+        self.server_in_doubt.load(Ordering::Relaxed)
+    }
+
+    /// Records that the session works, and, if `examined`, that the server takes its work.
+    pub(crate) fn clear_doubts(&self, examined: bool) {
+        self.session_in_doubt.store(false, Ordering::Relaxed);
+        if examined {
+            self.server_in_doubt.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Sets the socket of the link.

@@ -100,7 +100,7 @@ impl<C> PeerConnection<C> {
     }
 }
 
-impl<C: R2D2Connection> PeerConnection<C> {
+impl<C: R2D2Connection + 'static> PeerConnection<C> {
     /// Attaches the link that the strategy chooses, and validates it. A dead link is exchanged for
     /// another one in the same call.
     pub(crate) fn check_out(&mut self, clock: impl Fn() -> Instant) -> Result<(), Error> {
@@ -155,6 +155,10 @@ impl<C: R2D2Connection> PeerConnection<C> {
             if link.holds_test_transaction() {
                 link.guard.set_in_use(false);
                 return false;
+            }
+            if link.is_in_doubt(now) && !link.dispel_doubts(now) {
+                link.guard.set_close_reason(CloseReason::Broken);
+                return true;
             }
             if link.is_too_old(now) {
                 link.guard.set_leaving(Some(CloseReason::TooOld));

@@ -8,10 +8,19 @@ use diesel::r2d2::R2D2Connection;
 use crate::events::CloseReason;
 use crate::login::dial::Opened;
 use crate::login::observer::{LinkMonitor, Observer};
+use crate::login::readiness::{self, NotReady};
 use crate::login::session::Session;
 use crate::panics::catch_panic;
 use crate::peers::link_guard::LinkGuard;
 use crate::pool::exchange::Parkable;
+use crate::url::dialect::Dialect;
+
+/// The minimum time between two examinations of the server of one link. A READ ONLY transaction of the
+/// application is refused as a read-only server would refuse it, and may be repeated at any rate.
+const EXAMINATION_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The query of a ping that is sent as text.
+const PING: &str = "SELECT 1";
 
 /// A diesel connection with its guard and its state.
 #[derive(Debug)]
@@ -27,21 +36,33 @@ pub(crate) struct Link<C> {
     idle_since: Instant,
     /// Whether the link's queries are observed. The application may have replaced the observer.
     is_observed: bool,
+    /// When the server last showed, after a doubt, that it takes the work that it is to get.
+    examined_at: Option<Instant>,
 }
 
 impl<C: R2D2Connection> Link<C> {
+    pub(crate) fn set_user_instrumentation(&mut self, user: DynInstrumentation) {
+        self.monitor.install_before(user, &mut self.conn);
+    }
+}
+
+impl<C: R2D2Connection + 'static> Link<C> {
     /// Creates a link from a new session, and counts it as a link of its peer.
     pub(crate) fn new(opened: Opened<C>) -> Self {
         // The guard is declared first, so that it is dropped last.
         let Opened { mut guard, session: Session { conn, monitor }, ended_at: created_at } = opened;
         guard.promote_to_link(monitor.link_state().clone(), created_at);
         let expires_at = guard.peer.set.expiry(created_at);
-        let (idle_since, is_observed) = (created_at, true);
-        Self { conn, monitor, guard, created_at, expires_at, idle_since, is_observed }
-    }
-
-    pub(crate) fn set_user_instrumentation(&mut self, user: DynInstrumentation) {
-        self.monitor.install_before(user, &mut self.conn);
+        Self {
+            conn,
+            monitor,
+            guard,
+            created_at,
+            expires_at,
+            idle_since: created_at,
+            is_observed: true,
+            examined_at: None,
+        }
     }
 
     /// Marks the link as idle from `now` on.
@@ -68,6 +89,17 @@ impl<C: R2D2Connection> Link<C> {
         matches!(catch_panic(depth), Ok(Ok(Some(_)))) && !self.is_broken()
     }
 
+    /// Whether the server has to answer before the link serves another checkout, because of what its queries
+    /// have ended with.
+    pub(crate) fn is_in_doubt(&self, now: Instant) -> bool {
+        self.monitor.link_state().is_session_in_doubt() || self.must_examine_server(now)
+    }
+
+    fn must_examine_server(&self, now: Instant) -> bool {
+        let is_recent = |at| now.saturating_duration_since(at) < EXAMINATION_INTERVAL;
+        self.monitor.link_state().is_server_in_doubt() && !self.examined_at.is_some_and(is_recent)
+    }
+
     /// Whether the link has reached its maximum age.
     pub(crate) fn is_too_old(&self, now: Instant) -> bool {
         self.expires_at <= now
@@ -79,7 +111,7 @@ impl<C: R2D2Connection> Link<C> {
     /// that the link is dead.
     pub(crate) fn is_alive(&self, max_idle: Duration, now: Instant) -> bool {
         let idle_time = now.saturating_duration_since(self.idle_since);
-        self.is_observed && idle_time <= max_idle && self.is_quiet()
+        self.is_observed && idle_time <= max_idle && !self.is_in_doubt(now) && self.is_quiet()
     }
 
     /// Whether the link's socket is open and has nothing to read.
@@ -88,12 +120,12 @@ impl<C: R2D2Connection> Link<C> {
     }
 
     /// Pings the server, and waits for the answer until `end`. If the link's socket is not known, the
-    /// wait has no limit.
+    /// wait has no limit. A server in doubt is examined as at a login.
     ///
     /// # Errors
     ///
     /// Returns the server's error, or that the server did not answer, or that the ping panicked.
-    pub(crate) fn ping(&mut self, end: Instant) -> Result<(), PingError> {
+    pub(crate) fn ping(&mut self, now: Instant, end: Instant) -> Result<(), PingError> {
         let set = self.guard.peer.set.clone();
         let ticket = self.can_be_aborted().then(|| {
             let link_state = self.monitor.link_state().clone();
@@ -101,16 +133,57 @@ impl<C: R2D2Connection> Link<C> {
                 link_state.shut_down();
             })
         });
-        self.monitor.link_state().set_pinging(true);
-        let answer = catch_panic(|| self.conn.ping());
+        let examines = self.must_examine_server(now);
+        let answer = catch_panic(|| self.ping_or_examine(examines));
+        self.monitor.set_muted(false);
         self.monitor.link_state().set_pinging(false);
         if ticket.is_some_and(|ticket| !set.deadlines.unregister(ticket)) {
             return Err(PingError::TimedOut);
         }
         match answer {
-            Ok(answer) => answer.map_err(PingError::Query),
+            Ok(Ok(())) => {
+                self.monitor.link_state().clear_doubts(examines);
+                if examines {
+                    self.examined_at = Some(now);
+                }
+                Ok(())
+            }
+            Ok(Err(NotReady::Query(error))) => Err(PingError::Query(error)),
+            Ok(Err(NotReady::State(_, text))) => {
+                // The address of the peer may lead to another server by now.
+                self.guard.peer.activity.doubt_servers();
+                Err(PingError::NotReady(text))
+            }
             Err(panicked) => Err(PingError::Panicked(panicked)),
         }
+    }
+
+    fn ping_or_examine(&mut self, examines: bool) -> Result<(), NotReady> {
+        let is_in_doubt = self.monitor.link_state().is_session_in_doubt();
+        let settings = self.guard.peer.settings();
+        self.monitor.link_state().set_pinging(true);
+        // diesel's own ping never returns from a COPY that was left open. A text that is not prepared ends it.
+        if is_in_doubt || Dialect::for_connection::<C>() == Dialect::Postgres {
+            self.conn.batch_execute(PING)?;
+        } else if !examines {
+            self.conn.ping()?;
+        }
+        if examines {
+            // The application's instrumentation sees pings, and none of these queries.
+            self.monitor.set_muted(true);
+            readiness::test(&mut self.conn, settings.requirements)?;
+        }
+        Ok(())
+    }
+
+    /// Asks the server whether a link in doubt may be used again, and has the peer checked if not.
+    pub(crate) fn dispel_doubts(&mut self, now: Instant) -> bool {
+        let timeout = self.guard.peer.settings().ping_timeout;
+        let may_be_used = self.ping(now, now + timeout).is_ok() && !self.is_broken();
+        if !may_be_used {
+            self.guard.peer.suspect(now);
+        }
+        may_be_used
     }
 
     /// Whether a ping can be aborted at its deadline: only if the link's socket is known.
@@ -123,6 +196,8 @@ impl<C: R2D2Connection> Link<C> {
 #[derive(Debug)]
 pub(crate) enum PingError {
     Query(diesel::result::Error),
+    /// The server cannot be used for the work that it is to get.
+    NotReady(String),
     TimedOut,
     Panicked(crate::panics::Panicked),
 }

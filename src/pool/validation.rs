@@ -72,7 +72,10 @@ impl<Clock: Fn() -> Instant> Validation<Clock> {
     }
 
     /// Checks whether this link can be handed out. Pings its server if the socket is not proof enough.
-    pub(crate) fn validate<C: R2D2Connection>(&mut self, link: &mut Link<C>) -> Result<(), Error> {
+    pub(crate) fn validate<C: R2D2Connection + 'static>(
+        &mut self,
+        link: &mut Link<C>,
+    ) -> Result<(), Error> {
         let settings = link.guard.peer.settings();
         let (timeout, idle) = (settings.ping_timeout, settings.ping_idle);
         // The sessions of a peer that is down have to show that they still work.
@@ -84,6 +87,7 @@ impl<Clock: Fn() -> Instant> Validation<Clock> {
         }
         let peer = link.guard.peer.index;
         if !is_suspect
+            && !link.is_in_doubt(self.began)
             && self.timed_out_peer.is_some_and(|timed_out| timed_out != peer)
             && link.is_quiet()
         {
@@ -98,9 +102,13 @@ impl<Clock: Fn() -> Instant> Validation<Clock> {
                 link.guard.peer.name
             )));
         }
-        match link.ping(end) {
+        match link.ping(now, end) {
             Ok(()) => Ok(()),
             Err(PingError::Query(error)) => Err(error.into()),
+            Err(PingError::NotReady(reason)) => {
+                link.guard.peer.suspect((self.clock)());
+                Err(discarded_error(&reason))
+            }
             Err(PingError::Panicked(panicked)) => Err(discarded_error(&panicked.to_string())),
             Err(PingError::TimedOut) => {
                 self.timed_out_peer = Some(peer);

@@ -37,6 +37,8 @@ pub(crate) struct Socket {
     /// In a test or during a login, the socket may be of another family than TCP. All calls of this module
     /// work for other families too.
     stream: TcpStream,
+    /// The descriptor of the client library.
+    original: SeenSocket,
 }
 
 /// The number of unanswered keepalive probes after which the kernel gives up a connection.
@@ -47,6 +49,17 @@ impl Socket {
     /// a socket.
     pub(crate) fn is_quiet(&self) -> bool {
         system::has_nothing_to_read(self.stream.as_raw_fd())
+    }
+
+    /// Whether the connection has ended: the other end has closed or reset it, it has timed out, or it was
+    /// shut down. Bytes that arrived before the end may still be unread.
+    pub(crate) fn has_ended(&self) -> bool {
+        !system::is_established(self.stream.as_raw_fd())
+    }
+
+    /// Whether the client library has closed its descriptor, as it does when it gives up a connection.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        inode(self.original.fd) != Some(self.original.inode)
     }
 
     /// Ends the connection. Every thread that waits on the socket is woken with an error or an end of file.
@@ -84,7 +97,8 @@ impl Socket {
     /// Creates a socket for tests that need any socket.
     pub(crate) fn from_listener() -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
-        Self { stream: TcpStream::from(std::os::fd::OwnedFd::from(listener)) }
+        let original = SeenSocket { fd: listener.as_raw_fd(), inode: 0 };
+        Self { stream: TcpStream::from(std::os::fd::OwnedFd::from(listener)), original }
     }
 }
 
@@ -281,7 +295,8 @@ fn duplicate(fd: RawFd, inode: u64) -> Option<Socket> {
     let duplicate = system::duplicate(fd)?;
     let target = target(duplicate.as_raw_fd())?;
     if inode_of(&target) == Some(inode) {
-        return Some(Socket { stream: TcpStream::from(duplicate) });
+        let original = SeenSocket { fd, inode };
+        return Some(Socket { stream: TcpStream::from(duplicate), original });
     }
     if target.is_absolute() {
         // Meanwhile the number was reused for a file. The duplicate must not be closed: closing any
@@ -330,6 +345,20 @@ mod system {
         // SAFETY: the buffer is one byte long, and outlives the call.
         let read = unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, flags) };
         read < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
+    }
+
+    /// Whether this is an open TCP connection that neither end has begun to close, as far as the kernel
+    /// knows.
+    pub(super) fn is_established(fd: RawFd) -> bool {
+        // The state is the first byte of `struct tcp_info`.
+        const TCP_ESTABLISHED: u8 = 1;
+        let mut state = 0_u8;
+        let mut size: libc::socklen_t = 1;
+        let into = (&raw mut state).cast();
+        // SAFETY: the buffer has the size that is passed, and any byte is a valid value of it.
+        let outcome =
+            unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, into, &raw mut size) };
+        outcome == 0 && state == TCP_ESTABLISHED
     }
 
     pub(super) fn set_option(fd: RawFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) {

@@ -10,6 +10,14 @@ impl Socket {
         match *self {}
     }
 
+    pub(crate) fn has_ended(&self) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        match *self {}
+    }
+
     pub(crate) fn received(&self) -> Option<u64> {
         match *self {}
     }

@@ -6,13 +6,14 @@ use std::fmt;
 use crate::error::Flaw;
 
 /// The form of the URLs that a connection type accepts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")), allow(dead_code))]
 pub(crate) enum Dialect {
     MySql,
     Postgres,
     Sqlite,
     /// A connection type outside of diesel, or one that supports several databases.
+    #[default]
     Other,
 }
 

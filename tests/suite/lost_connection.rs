@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::{Connection, Instrumentation, InstrumentationEvent, SimpleConnection};
 use diesel::r2d2::{Pool, R2D2Connection};
-use diesel_peers::{PeerManager, PeerState};
+use diesel_peers::{Event, EventKind, PeerManager, PeerState};
 use support::backend::{PATIENCE, build, manager_of, pool_of, state, status};
 use support::scripted::{ScriptedConnection, Server};
 use support::{wait_until, within};
@@ -75,6 +75,88 @@ fn lost_postgres_connection_is_replaced() {
         server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'");
         wait_until("the sessions end", PATIENCE, || server.sessions() == 0);
     });
+}
+
+/// MariaDB's library reports the end of an encrypted session as an error of TLS.
+#[cfg(all(target_os = "linux", feature = "mysql"))]
+#[test]
+fn lost_mariadb_connection_over_tls_is_replaced() {
+    let server = support::mariadb::MariaDb::start_with_tls();
+    let ca = server.folder().join("certificate.pem");
+    // The password may go over the loopback interface in any form.
+    let url = format!("{}?ssl_mode=preferred&ssl_ca={}", server.url(), ca.display());
+    lost_connection_is_replaced::<diesel::MysqlConnection>(&url, || {
+        server.sql("KILL USER app");
+    });
+}
+
+/// Errors with texts that a user has written. The session and its peer work.
+#[cfg(all(target_os = "linux", any(feature = "mysql", feature = "postgres")))]
+fn text_of_a_user_has_no_consequence<C>(url: &str, failing: &[String], logins: impl Fn() -> u32)
+where
+    C: R2D2Connection + Send + 'static,
+{
+    let (pool, peers) = pool_of(manager_of::<C>([url]), 1);
+    drop(pool.get().expect("the peer is up"));
+    let before = logins();
+    for query in failing {
+        let mut conn = pool.get().expect("the peer is up");
+        conn.batch_execute(query).expect_err("the query raises an error");
+        drop(conn);
+    }
+    let mut conn = pool.get().expect("the peer is up");
+    conn.batch_execute("SELECT 1").expect("the connection works");
+    let status = status(&peers, "peer0");
+    assert_eq!((status.connects, status.queries_lost), (1, 0), "the connection was not lost");
+    let events = peers.snapshot().events;
+    let is_down = |event: &&Event| matches!(event.kind, EventKind::Down { .. });
+    assert_eq!(events.iter().find(is_down), None, "the peer stayed up");
+    // Counting is a login itself.
+    assert!(logins() <= before + 1, "no check was made");
+}
+
+#[cfg(all(target_os = "linux", feature = "mysql"))]
+#[test]
+fn text_of_a_user_of_mariadb_has_no_consequence() {
+    let server = support::mariadb::MariaDb::start();
+    let signal = |text| format!("SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = '{text}'");
+    let texts = [
+        "Lost connection to the printer on the second floor",
+        "Server has gone away",
+        "TLS/SSL error: says a ticket",
+        "WSREP has not yet prepared node, says a ticket",
+        "deadlock detected",
+    ];
+    text_of_a_user_has_no_consequence::<diesel::MysqlConnection>(
+        &server.url(),
+        &texts.map(signal),
+        || {
+            let count = server.sql("SHOW GLOBAL STATUS LIKE 'Connections'");
+            count.split_whitespace().last().and_then(|it| it.parse().ok()).expect("a number")
+        },
+    );
+}
+
+#[cfg(all(target_os = "linux", feature = "postgres"))]
+#[test]
+fn text_of_a_user_of_postgres_has_no_consequence() {
+    let server = support::postgres::Postgres::start();
+    let raise = |(text, code): (&str, &str)| {
+        format!("DO $$ BEGIN RAISE '{text}' USING ERRCODE = '{code}'; END $$")
+    };
+    let texts = [
+        ("Server has gone away", "P0001"),
+        ("Lost connection to the printer", "P0001"),
+        ("WSREP has not yet prepared node for application use", "P0001"),
+        // What `dblink` raises when it cannot connect to another server.
+        ("could not establish connection", "08001"),
+        ("server closed the connection unexpectedly", "08006"),
+    ];
+    text_of_a_user_has_no_consequence::<diesel::PgConnection>(
+        &server.url(),
+        &texts.map(raise),
+        || 0,
+    );
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod balance;
 mod client_library;
 mod configuration;
+mod copy;
 mod doctor;
 mod encryption;
 mod events;

@@ -2,14 +2,17 @@
 
 #![cfg(all(target_os = "linux", feature = "mysql", feature = "postgres"))]
 
-use diesel::connection::SimpleConnection;
+use std::time::Duration;
+
+use diesel::connection::{Connection, SimpleConnection};
 use diesel_peers::{Fault, PeerState, Peers, Role};
 use support::backend::{
-    PATIENCE, RealServer, SOON, fill, links, manager_over, pool_of, state, status,
+    PATIENCE, RealServer, SOON, fill, links, manager_of, manager_over, pool_of, state, status,
 };
+use support::haproxy::HaProxy;
 use support::mariadb::MariaDb;
 use support::postgres::Postgres;
-use support::wait_until;
+use support::{wait_until, within};
 
 /// A server that can be made read-only, and writable again.
 trait Demote: RealServer {
@@ -94,6 +97,65 @@ fn read_only_and_writable_peers_are_used_by_default<B: Demote>() {
     fill(&pool, &peers, &[2, 2]);
 }
 
+/// The application's own transactions are read-only. The server is not, and is asked itself, once a second.
+fn read_only_transactions_cost_no_check<B: Demote>() {
+    let servers = B::start(1);
+    let builder = manager_over(&servers).require(Role::ReadWrite).check_interval(PATIENCE * 10);
+    let (pool, peers) = pool_of(builder, 1);
+    let mut conn = pool.get().expect("the peer is up");
+    conn.batch_execute("CREATE TABLE t (a INT)").expect("the peer is writable");
+    drop(conn);
+    let next_check = status(&peers, "peer0").next_check;
+    let mut refused = 0;
+    within(Duration::from_millis(2500), || {
+        let mut conn = pool.get().expect("the peer is up");
+        conn.batch_execute("START TRANSACTION READ ONLY").expect("the peer is up");
+        conn.batch_execute("INSERT INTO t VALUES (1)").expect_err("the transaction is read-only");
+        conn.batch_execute("ROLLBACK").expect("the peer is up");
+        refused += 1;
+        false
+    });
+    let status = status(&peers, "peer0");
+    assert!(refused > 10, "{refused} statements were refused");
+    assert_eq!((status.state, status.connects), (PeerState::Up, 1));
+    assert_eq!(status.next_check, next_check, "the peer was not checked");
+}
+
+/// The address of a peer leads to another server after a failover. The old server is read-only, and keeps its
+/// sessions.
+fn sessions_with_the_old_server_behind_an_address_are_replaced<B: Demote>(
+    url: fn(&HaProxy) -> String,
+) {
+    const CONNECTIONS: u32 = 4;
+    let servers = B::start(2);
+    let [old, new] = [servers[0].port(), servers[1].port()];
+    let proxy = HaProxy::balancing(&[old, new]);
+    proxy.ask(&format!("set server back/s{new} state maint"));
+    let builder = manager_of::<B::Connection>([url(&proxy)]).require(Role::ReadWrite);
+    let (pool, peers) = pool_of(builder.check_interval(PATIENCE * 10), CONNECTIONS);
+    fill(&pool, &peers, &[CONNECTIONS as usize]);
+    for server in &servers {
+        let url = server.url();
+        let mut conn = B::Connection::establish(&url).expect("the server is up");
+        conn.batch_execute("CREATE TABLE t (a INT)").expect("the server is writable");
+    }
+    servers[0].set_read_only(true);
+    proxy.ask(&format!("set server back/s{new} state ready"));
+    proxy.ask(&format!("set server back/s{old} state drain"));
+    let mut failed = 0;
+    let mut in_a_row = 0;
+    wait_until("all connections lead to the new server", PATIENCE, || {
+        let mut conn = pool.get().expect("the peer is up");
+        let written = conn.batch_execute("INSERT INTO t VALUES (1)").is_ok();
+        failed += u32::from(!written);
+        in_a_row = if written { in_a_row + 1 } else { 0 };
+        in_a_row == 5 * CONNECTIONS
+    });
+    let status = status(&peers, "peer0");
+    assert!(failed <= CONNECTIONS, "{failed} statements were refused");
+    assert_eq!((status.state, status.connects), (PeerState::Up, 2 * u64::from(CONNECTIONS)));
+}
+
 macro_rules! on_servers {
     ($($suite:ident),+ $(,)?) => {
         mod mariadb { $(#[test] fn $suite() { super::$suite::<super::MariaDb>(); })+ }
@@ -106,4 +168,15 @@ on_servers!(
     peer_that_refuses_a_write_is_checked_at_once,
     writable_peer_is_unused_where_read_only_peers_are_required,
     read_only_and_writable_peers_are_used_by_default,
+    read_only_transactions_cost_no_check,
 );
+
+#[test]
+fn sessions_with_the_old_mariadb_behind_an_address_are_replaced() {
+    sessions_with_the_old_server_behind_an_address_are_replaced::<MariaDb>(HaProxy::mysql_url);
+}
+
+#[test]
+fn sessions_with_the_old_postgres_behind_an_address_are_replaced() {
+    sessions_with_the_old_server_behind_an_address_are_replaced::<Postgres>(HaProxy::postgres_url);
+}

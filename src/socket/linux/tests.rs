@@ -389,7 +389,7 @@ fn socket_is_quiet_until_something_arrives_or_ends() {
         let ours = TcpStream::connect(address).expect("the server listens");
         let theirs = listener.accept().expect("a client has connected").0;
         let socket = duplicate(ours.as_raw_fd(), inode_of(&ours)).expect("the socket is open");
-        assert!(socket.is_quiet(), "a new socket is quiet");
+        assert!(socket.is_quiet() && !socket.has_ended(), "a new socket is quiet");
         (ours, theirs, socket)
     };
 
@@ -404,6 +404,18 @@ fn socket_is_quiet_until_something_arrives_or_ends() {
     let (_ours, theirs, socket) = dial();
     drop(theirs);
     wait_until("the other end is closed", || !socket.is_quiet());
+    assert!(socket.has_ended() && !socket.is_abandoned());
+
+    let (ours, mut theirs, socket) = dial();
+    theirs.write_all(b"!").expect("the socket is open");
+    drop(theirs);
+    wait_until("the other end is closed behind an unread byte", || socket.has_ended());
+    drop(ours);
+    assert!(socket.is_abandoned(), "the original descriptor is closed");
+
+    let (ours, _theirs, socket) = dial();
+    drop(ours);
+    assert!(socket.is_abandoned() && !socket.has_ended(), "the duplicate keeps it open");
 
     let (mut ours, theirs, socket) = dial();
     // A socket that is closed with unread data resets the connection.
@@ -417,11 +429,13 @@ fn socket_is_quiet_until_something_arrives_or_ends() {
             !socket.is_quiet(),
             "the socket stays not quiet, although the error is reported once"
         );
+        assert!(socket.has_ended());
     }
 
     let (_ours, _theirs, socket) = dial();
     socket.shut_down();
     assert!(!socket.is_quiet(), "a socket that was shut down is not quiet");
+    assert!(socket.has_ended());
 }
 
 /// Returns an integer option of a socket.
