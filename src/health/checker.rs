@@ -85,6 +85,13 @@ impl Checker {
     pub(crate) fn tick(&mut self, now: Instant) -> (Vec<HealthCheck>, Option<Instant>) {
         let set = self.set.clone();
         let next_deadline = set.deadlines.cancel_overdue(now);
+        if self.next_query_scan.is_some_and(|at| at <= now) {
+            let activities: Vec<_> =
+                set.read(|peers| peers.iter().map(|peer| peer.activity.clone()).collect());
+            for activity in activities {
+                activity.inspect(now);
+            }
+        }
         let (checks, stalls, next) = set.transaction(now, |transaction| {
             let mut checks = run_schedule(transaction);
             let mut stalls = self.scan_queries(transaction);

@@ -144,7 +144,7 @@ pub(super) fn scan(transaction: &mut Transaction<'_>) -> Stalls {
             Verdict::Stalled => {
                 transaction.update(index, |peer, times| peer.mark_stalled(now, times));
                 let long_ago = now.checked_sub(stall_after).unwrap_or(now);
-                let links = transaction.peers()[index].activity.running_since(long_ago);
+                let links = transaction.peers()[index].activity.waiting_since(long_ago);
                 stalls.peers.push(StalledPeer { peer: transaction.peer_ref(index), links, was_up });
             }
         }
@@ -321,7 +321,7 @@ mod tests {
         }
 
         fn query_begins(&self, peer: usize) {
-            self.queries[peer].query_begins(self.now);
+            self.queries[peer].query_begins(self.now, false);
         }
 
         fn query_ends(&self, peer: usize) {
@@ -426,7 +426,7 @@ mod tests {
                 scenario.query_ends(1);
             }
             if now == 3_000 {
-                late.query_begins(scenario.now);
+                late.query_begins(scenario.now, false);
             }
             assert_eq!(scenario.scan().2, expected, "the number of queries aborted after {now} ms");
         }
@@ -530,7 +530,7 @@ mod tests {
         );
         let other = Arc::<LinkState>::default();
         scenario.activity(0).add_link(other.clone());
-        other.query_begins(scenario.now);
+        other.query_begins(scenario.now, false);
         assert!(
             is_unresponsive(&mut scenario, 2_400),
             "a query that began after the answer and hangs makes the peer unresponsive"
@@ -584,7 +584,7 @@ mod tests {
         let mut scenario = Scenario::new(2);
         let long = Arc::<LinkState>::default();
         scenario.activity(0).add_link(long.clone());
-        long.query_begins(scenario.now);
+        long.query_begins(scenario.now, false);
         for second in 1..60 {
             scenario.advance_to(second * 1_000);
             scenario.query_ends(0);

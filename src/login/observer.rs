@@ -2,18 +2,20 @@
 //! `&mut MysqlConnection`. The observer is the link's instrumentation, and forwards each event to the
 //! application's own instrumentation.
 
+use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use diesel::Connection;
-use diesel::connection::{DynInstrumentation, Instrumentation, InstrumentationEvent};
+use diesel::connection::{DebugQuery, DynInstrumentation, Instrumentation, InstrumentationEvent};
 use diesel::result::Error;
 
 use crate::fault::Fault;
 use crate::peers::activity::LinkState;
 use crate::peers::set::peer_ref::PeerRef;
 use crate::settings::policy::Role;
+use crate::url::dialect::Dialect;
 
 /// Records what the observer sees of one link: in the link's state, and in the state of its peer.
 #[derive(Debug, Clone)]
@@ -23,11 +25,14 @@ pub(crate) struct LinkMonitor {
     /// Whether this crate's own queries are running, which are neither recorded nor forwarded to the
     /// application's instrumentation.
     muted: Arc<AtomicBool>,
+    /// The database of the connection, if the connection is diesel's own. Then the thread that begins a
+    /// query waits for the server itself.
+    dialect: Dialect,
 }
 
 impl LinkMonitor {
-    pub(crate) fn new(peer: PeerRef) -> Self {
-        Self { peer, link_state: Arc::default(), muted: Arc::default() }
+    pub(crate) fn new(peer: PeerRef, dialect: Dialect) -> Self {
+        Self { peer, link_state: Arc::default(), muted: Arc::default(), dialect }
     }
 
     pub(crate) fn link_state(&self) -> &Arc<LinkState> {
@@ -56,14 +61,18 @@ impl LinkMonitor {
     #[expect(clippy::disallowed_methods, reason = "the time at which a query begins is taken here")]
     fn query_begins(&self) {
         let now = Instant::now();
-        self.link_state.query_begins(now);
+        self.link_state.query_begins(now, self.dialect != Dialect::Other);
         self.peer.set.request_query_scan();
     }
 
     #[expect(clippy::disallowed_methods, reason = "the time at which a query ends is taken here")]
-    fn query_ended(&self, error: Option<&Error>) {
+    fn query_ended(&self, query: &dyn DebugQuery, error: Option<&Error>) {
         let now = Instant::now();
         let took = self.link_state.query_ends(now);
+        if self.dialect == Dialect::Postgres && error.is_none() && is_copy(query) {
+            self.link_state.data_follows(now);
+            self.peer.set.request_query_scan();
+        }
         // Pings are not the application's queries, although its instrumentation sees them.
         let counters = (!self.link_state.is_pinging()).then_some(&self.peer.activity.counters);
         if let Some(counters) = counters {
@@ -94,6 +103,28 @@ impl LinkMonitor {
             _ => {}
         }
     }
+}
+
+/// Whether the text of a query begins as that of PostgreSQL's `COPY`.
+fn is_copy(query: &dyn DebugQuery) -> bool {
+    /// Takes the beginning of a text, and refuses the rest.
+    struct Beginning(&'static str);
+    impl Write for Beginning {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            let common = self.0.len().min(text.len());
+            let (Some(expected), Some(actual)) = (self.0.get(..common), text.get(..common)) else {
+                return Err(fmt::Error);
+            };
+            if !expected.eq_ignore_ascii_case(actual) {
+                return Err(fmt::Error);
+            }
+            self.0 = &self.0[common..];
+            if self.0.is_empty() { Err(fmt::Error) } else { Ok(()) }
+        }
+    }
+    let mut beginning = Beginning("COPY ");
+    let _ = write!(beginning, "{query}");
+    beginning.0.is_empty()
 }
 
 /// The instrumentation that is installed on every link.
@@ -130,7 +161,9 @@ impl Instrumentation for Observer {
         // Recorded first, because the application's instrumentation may panic.
         match &event {
             InstrumentationEvent::StartQuery { .. } => self.monitor.query_begins(),
-            InstrumentationEvent::FinishQuery { error, .. } => self.monitor.query_ended(*error),
+            InstrumentationEvent::FinishQuery { query, error, .. } => {
+                self.monitor.query_ended(*query, *error);
+            }
             _ => {}
         }
         self.user.on_connection_event(event);

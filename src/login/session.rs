@@ -150,7 +150,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
             || C::establish(&url.for_login(dialect)),
         )
         .map_err(|failure| FailedLogin { conn: None, failure })?;
-        let monitor = LinkMonitor::new(self.peer.clone());
+        let monitor = LinkMonitor::new(self.peer.clone(), dialect);
         let fault_of_preparation = |not_ready: &NotReady| match not_ready {
             NotReady::State(fault, _) => *fault,
             NotReady::Query(error) => match classifier.classify_query(error).0 {

@@ -291,12 +291,13 @@ impl Peer {
         self.logins.usual_time.map(|usual| usual * EXPECTED_LOGIN_FACTOR)
     }
 
-    /// Returns when the peer last answered a query, a login or a check.
+    /// Returns when the peer last answered a query, a login or a check, or sent anything to a query that
+    /// takes long.
     pub(crate) fn last_answer(&self) -> Option<Instant> {
-        self.logins.last_answered.max(self.activity.last_query_end())
+        self.logins.last_answered.max(self.activity.last_answer())
     }
 
-    /// Returns when the oldest running query began. If the peer is down, only queries count that
+    /// Returns when the oldest query began that waits for the peer. If the peer is down, only queries count that
     /// can be aborted; if the peer is up, any query may show that it has stalled.
     pub(crate) fn oldest_query(&self) -> Option<Instant> {
         self.activity.oldest_query(!self.is_up())
