@@ -428,6 +428,58 @@ fn peer_that_refuses_logins_is_not_checked_more_often() {
     assert!((1..10).contains(&failures), "the peer is checked about every two seconds: {failures}");
 }
 
+/// A proxy that queues new logins, and goes on with its sessions. The long query is cut only if nothing shows
+/// that the peer works: no resting session that could be asked, and no data.
+#[cfg(feature = "mysql")]
+mod behind_a_full_proxy {
+    use super::*;
+    use support::backend::manager_of;
+    use support::haproxy::HaProxy;
+
+    /// Runs a query of three seconds while its peer's proxy queues logins.
+    fn long_query(
+        connections: u32,
+        other: impl FnOnce(&MariaDb) -> String,
+        rests: bool,
+    ) -> diesel::QueryResult<()> {
+        let server = MariaDb::start();
+        let proxy = HaProxy::in_front_of(server.port());
+        let urls = [proxy.mysql_url(), other(&server)];
+        let builder = quick_to_abort(manager_of::<diesel::MysqlConnection>(urls))
+            .connect_timeout(Duration::from_secs(60))
+            .check_interval(PATIENCE);
+        let (pool, peers) = pool_of(builder, connections);
+        wait_until("the pool has its connections", PATIENCE, || {
+            drop(pool.try_get());
+            links(&peers).iter().sum::<usize>() == connections as usize && links(&peers)[0] > 0
+        });
+        let mut conns = all_to_peer0(&pool);
+        let mut long = conns.pop().expect("a connection leads to the proxy");
+        if rests {
+            conns.clear();
+        }
+        proxy.queue();
+        long.batch_execute("DO SLEEP(4)")
+    }
+
+    #[test]
+    fn query_goes_on_while_a_resting_session_answers() {
+        long_query(4, MariaDb::url, true).expect("a resting session was asked");
+    }
+
+    #[test]
+    fn refusal_by_this_machine_shows_nothing_about_the_others() {
+        let nowhere = |_: &MariaDb| "mysql://app:secret@db1.invalid/app".to_owned();
+        long_query(1, nowhere, true).expect("no other peer has answered");
+    }
+
+    /// The limit: see docs/limitations.md.
+    #[test]
+    fn query_is_aborted_if_nothing_shows_that_its_peer_works() {
+        long_query(4, MariaDb::url, false).expect_err("no session of the peer is at rest");
+    }
+}
+
 /// A pooler in front of a server answers the first message of a login itself, also when the server hangs.
 #[cfg(feature = "postgres")]
 #[expect(clippy::disallowed_methods, reason = "a minimal pooler has threads, and time is measured")]

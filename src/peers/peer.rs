@@ -72,12 +72,31 @@ pub(crate) struct StallSeries {
     pub(crate) began: Instant,
     /// The number of checks so far that got no answer.
     pub(crate) unanswered: u32,
+    pub(crate) question: Question,
+}
+
+/// The question to a resting session of a peer that does not answer checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Question {
+    NotAsked,
+    Asked {
+        at: Instant,
+        until: Instant,
+    },
+    /// No answer came, or no session is at rest. (An answer counts as an answer of the peer.)
+    Over,
+}
+
+impl StallSeries {
+    pub(crate) fn new(began: Instant) -> Self {
+        Self { began, unanswered: 0, question: Question::NotAsked }
+    }
 }
 
 /// The logins and checks of a peer that were answered.
 #[derive(Debug, Default, Clone, Copy)]
 struct LoginStats {
-    /// When the newest one began that was answered, with a refusal at least.
+    /// When the newest one began that was answered, with a refusal of the peer at least.
     last_answered: Option<Instant>,
     /// The moving average of the login time.
     usual_time: Option<Duration>,
@@ -248,7 +267,9 @@ impl Peer {
     /// Records that a login or check was refused. A full peer stays up if it was up.
     fn record_refused(&mut self, attempt: Attempt, cause: FailureCause, check_times: CheckTimes) {
         self.activity.counters.connect_failures.add_one();
-        self.logins.record_answer(attempt);
+        if !cause.is_local() {
+            self.logins.record_answer(attempt);
+        }
         let now = attempt.ended;
         let fault = cause.fault;
         if fault == Fault::PeerFull && self.is_up() {
@@ -386,6 +407,15 @@ impl Peer {
             // suspicion must not cause another check at once.
             Err(LoginFailure::NotAttempted(_)) if is_regular => self.checks.suspected_at = None,
             Err(failure) => self.connect_failed(attempt, failure, check_times),
+        }
+    }
+
+    /// Records that the question that was asked at `asked_at` has been answered, or will not be.
+    pub(crate) fn question_ended(&mut self, asked_at: Instant) {
+        if let Some(StallSeries { question, .. }) = &mut self.stall_series {
+            if matches!(question, Question::Asked { at, .. } if *at == asked_at) {
+                *question = Question::Over;
+            }
         }
     }
 
