@@ -149,7 +149,48 @@ impl FailureCause {
     pub(crate) fn new(fault: Fault, reason: impl Into<Arc<str>>) -> Self {
         Self { fault, reason: reason.into() }
     }
+
+    /// Whether this machine has refused the login itself: it knows no address for the name or no way to the
+    /// address, or has no socket to spare. Then the peer has not answered.
+    pub(crate) fn is_local(&self) -> bool {
+        let numbered = |begin: &str| {
+            let number = self.reason.strip_prefix(begin)?.rsplit_once('(')?.1;
+            number.trim_end_matches(['.', ')']).parse::<i32>().ok()
+        };
+        let is_local_number = LOCAL_CONNECT_ERRORS
+            .iter()
+            .filter_map(|begin| numbered(begin))
+            .any(|number| LOCAL_ERROR_NUMBERS.contains(&number));
+        is_local_number
+            || LOCAL_BEGINNINGS.iter().any(|begin| self.reason.starts_with(begin))
+            || LOCAL_CAUSES.iter().any(|cause| self.reason.contains(cause))
+    }
 }
+
+/// How the messages of MySQL's client libraries begin when this machine has refused a login.
+const LOCAL_BEGINNINGS: [&str; 4] = [
+    "Unknown server host",
+    "Unknown MySQL server host",
+    "Can't create TCP/IP socket",
+    "Can't create UNIX socket",
+];
+
+/// The messages of MySQL's client libraries that end with the system's error number, in parentheses.
+const LOCAL_CONNECT_ERRORS: [&str; 2] =
+    ["Can't connect to server on ", "Can't connect to MySQL server on "];
+
+/// Linux: no permission, too many open files (system, process), no address to spare, no way to the network,
+/// no buffers, no way to the host.
+const LOCAL_ERROR_NUMBERS: [i32; 7] = [1, 23, 24, 99, 101, 105, 113];
+
+/// What libpq's messages contain when this machine has refused a login.
+const LOCAL_CAUSES: [&str; 5] = [
+    "could not translate host name ",
+    "could not create socket: ",
+    "failed: Cannot assign requested address",
+    "failed: Network is unreachable",
+    "failed: No route to host",
+];
 
 /// The reason why a login for the pool or a health check failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -584,6 +625,30 @@ mod tests {
         let error = ConnectionError::BadConnection("Access denied for user".to_owned());
         assert_eq!(Fault::of_login_to(MySql, &error), Fault::Misconfigured);
         assert_eq!(Fault::of_login_to(Postgres, &error), Fault::PeerDown);
+    }
+
+    #[test]
+    fn refusal_by_this_machine_is_no_answer_of_a_peer() {
+        for (reason, is_local) in [
+            ("Unknown server host 'db1.invalid' (-2)", true),
+            ("Unknown MySQL server host 'db1.invalid' (-2)", true),
+            ("Can't create TCP/IP socket (24)", true),
+            ("Can't connect to server on '10.0.0.1' (101)", true),
+            ("Can't connect to MySQL server on '10.0.0.1:3306' (99)", true),
+            ("Can't connect to server on '10.0.0.1' (115)", false),
+            ("Can't connect to MySQL server on '10.0.0.1:3306' (111)", false),
+            ("Access denied for user 'app'@'10.0.0.1' (using password: YES)", false),
+            ("could not translate host name \"db1.invalid\" to address: Name or service", true),
+            (
+                "connection to server at \"10.0.0.1\", port 5432 failed: Network is unreachable, Is the \
+                 server running on that host and accepting TCP/IP connections?",
+                true,
+            ),
+            ("connection to server at \"10.0.0.1\", port 5432 failed: Connection refused", false),
+            ("connection to server at \"10.0.0.1\", port 5432 failed: FATAL:  role", false),
+        ] {
+            assert_eq!(FailureCause::new(Fault::PeerDown, reason).is_local(), is_local, "{reason}");
+        }
     }
 
     #[test]

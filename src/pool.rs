@@ -4,6 +4,7 @@ pub(crate) mod connection;
 pub(crate) mod exchange;
 pub(crate) mod link;
 pub(crate) mod passthrough;
+pub(crate) mod question;
 pub(crate) mod replacement;
 mod strategy;
 mod validation;

@@ -10,7 +10,6 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::ops::DerefMut;
 #[cfg(feature = "mysql")]
 use std::sync::Arc;
-#[cfg(feature = "mysql")]
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -106,6 +105,189 @@ mod postgres {
             Strategy::LeastConnections,
             "SELECT pg_sleep(0.001)",
         );
+    }
+}
+
+/// Queries whose events do not say how long they run.
+#[cfg(feature = "postgres")]
+#[expect(clippy::disallowed_methods, reason = "the time until a query is aborted is the guarantee")]
+mod events_are_not_brackets {
+    use std::io::{BufRead, Write};
+    use std::time::Instant;
+
+    use diesel::pg::{CopyFormat, Pg};
+    use diesel::prelude::*;
+    use diesel::serialize::{IsNull, Output, ToSql};
+    use diesel::sql_types::{Integer, SqlType};
+    use diesel::{ExecuteCopyFromDsl, PgConnection};
+
+    use super::*;
+    use support::postgres::Postgres;
+
+    diesel::table! {
+        numbers (number) { number -> Integer, }
+    }
+
+    #[derive(SqlType, diesel::query_builder::QueryId)]
+    #[diesel(postgres_type(name = "mood"))]
+    struct MoodType;
+
+    #[derive(Debug, diesel::expression::AsExpression, Clone, Copy)]
+    #[diesel(sql_type = MoodType)]
+    enum Mood {
+        Fine,
+        /// Has no form in SQL.
+        Unspeakable,
+    }
+
+    impl ToSql<MoodType, Pg> for Mood {
+        fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> diesel::serialize::Result {
+            match self {
+                Self::Fine => out.write_all(b"fine")?,
+                Self::Unspeakable => return Err("no form in SQL".into()),
+            }
+            Ok(IsNull::No)
+        }
+    }
+
+    #[derive(QueryableByName)]
+    struct One {
+        #[diesel(sql_type = Integer)]
+        #[expect(dead_code, reason = "no row is expected")]
+        one: i32,
+    }
+
+    fn two_servers() -> Vec<Postgres> {
+        let servers = <Postgres as Backend>::start(2);
+        for server in &servers {
+            let mut conn = PgConnection::establish(&server.url()).expect("the server is up");
+            conn.batch_execute(
+                "CREATE TYPE mood AS ENUM ('fine'); CREATE TABLE numbers (number INTEGER); \
+                 INSERT INTO numbers SELECT generate_series(1, 300000)",
+            )
+            .expect("the application owns its database");
+        }
+        servers
+    }
+
+    /// Runs a query on a server that is frozen as soon as the query runs there, or as soon as the query says
+    /// so. The query has to be aborted long before the server is thawed.
+    fn is_aborted(query: impl FnOnce(&mut PgConnection, &(dyn Fn() + Sync)) -> bool) {
+        let mut servers = two_servers();
+        let builder = quick_to_abort(manager_over(&servers)).check_interval(PATIENCE);
+        let (pool, peers) = pool_of(builder, 2);
+        fill(&pool, &peers, &[1, 1]);
+        let mut conns = all_to_peer0(&pool);
+        let ended = AtomicBool::new(false);
+        let (freeze, asked) = crossbeam_channel::bounded(1);
+        let server = &mut servers[0];
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                asked.recv().expect("the query says when");
+                server.freeze();
+                let start = Instant::now();
+                while !ended.load(Ordering::SeqCst) && start.elapsed() < Duration::from_secs(20) {
+                    thread::sleep(Duration::from_millis(50));
+                }
+                let took = start.elapsed();
+                server.thaw();
+                assert!(took < Duration::from_secs(15), "the query ended after {took:?}");
+            });
+            let has_failed = query(&mut conns[0], &|| freeze.send(()).expect("a thread waits"));
+            ended.store(true, Ordering::SeqCst);
+            assert!(has_failed, "the query fails while its server is frozen");
+        });
+        assert_eq!(state(&peers, "peer0"), PeerState::Down, "the frozen peer is marked down");
+    }
+
+    #[test]
+    fn query_that_looks_up_a_custom_type_is_aborted() {
+        is_aborted(|conn, freeze| {
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    thread::sleep(Duration::from_millis(500));
+                    freeze();
+                });
+                diesel::sql_query("SELECT pg_sleep(2) IS NULL WHERE $1 IS NOT NULL")
+                    .bind::<MoodType, _>(Mood::Fine)
+                    .load::<One>(conn)
+                    .is_err_and(|error| matches!(error, diesel::result::Error::DatabaseError(..)))
+            })
+        });
+    }
+
+    #[test]
+    fn copy_to_is_aborted() {
+        is_aborted(|conn, freeze| {
+            let mut rows = diesel::copy_to(numbers::table)
+                .with_format(CopyFormat::Csv)
+                .load_raw(conn)
+                .expect("the copy begins");
+            freeze();
+            thread::sleep(Duration::from_secs(1));
+            let mut line = String::new();
+            loop {
+                line.clear();
+                match rows.read_line(&mut line) {
+                    Ok(0) => return false,
+                    Ok(_) => {}
+                    Err(_) => return true,
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn copy_from_is_aborted() {
+        is_aborted(|conn, freeze| {
+            let copied = diesel::copy_from(numbers::table)
+                .from_raw_data(numbers::table, |copy| {
+                    freeze();
+                    for number in 1_000_000..3_000_000 {
+                        writeln!(copy, "{number}").map_err(|error| {
+                            diesel::result::Error::SerializationError(error.into())
+                        })?;
+                    }
+                    diesel::QueryResult::Ok(())
+                })
+                .execute(conn);
+            copied.is_err()
+        });
+    }
+
+    /// Neither a query that never began nor a copy that the application takes its time with runs.
+    #[test]
+    fn connection_whose_thread_does_not_wait_makes_no_peer_suspect() {
+        let servers = two_servers();
+        let builder = quick_to_abort(manager_over(&servers)).check_interval(PATIENCE);
+        let (pool, peers) = pool_of(builder, 4);
+        fill(&pool, &peers, &[2, 2]);
+        let mut conns = all_to_peer0(&pool);
+        let [one, other] = &mut conns[..] else { panic!("two connections lead to each peer") };
+        let unspeakable = || {
+            diesel::sql_query("SELECT 1 AS one WHERE $1 IS NOT NULL")
+                .bind::<MoodType, _>(Mood::Unspeakable)
+        };
+        for _ in 0..2 {
+            one.batch_execute("SELECT 1").expect("the peer is up");
+            unspeakable().load::<One>(&mut **one).map(drop).expect_err("the value has no form");
+        }
+        let mut rows = diesel::copy_to(numbers::table)
+            .with_format(CopyFormat::Csv)
+            .load_raw(&mut ***other)
+            .expect("the copy begins");
+        rows.read_line(&mut String::new()).expect("the peer sends a row");
+        let checks =
+            || servers[0].sql("SELECT sessions FROM pg_stat_database WHERE datname = 'app'");
+        let before = checks();
+        for _ in 0..40 {
+            thread::sleep(Duration::from_millis(50));
+            let status = status(&peers, "peer0");
+            assert!(!status.is_unresponsive, "no query waits for the peer");
+        }
+        assert_eq!(checks(), before, "the peer is not checked");
+        let rows = rows.lines().map_while(Result::ok).count();
+        assert_eq!(rows, 299_999, "the copy is complete");
     }
 }
 
@@ -244,6 +426,58 @@ fn peer_that_refuses_logins_is_not_checked_more_often() {
     conns[0].batch_execute("SELECT SLEEP(7)").expect("the session goes on");
     let failures = status(&peers, "peer0").connect_failures;
     assert!((1..10).contains(&failures), "the peer is checked about every two seconds: {failures}");
+}
+
+/// A proxy that queues new logins, and goes on with its sessions. The long query is cut only if nothing shows
+/// that the peer works: no resting session that could be asked, and no data.
+#[cfg(feature = "mysql")]
+mod behind_a_full_proxy {
+    use super::*;
+    use support::backend::manager_of;
+    use support::haproxy::HaProxy;
+
+    /// Runs a query of three seconds while its peer's proxy queues logins.
+    fn long_query(
+        connections: u32,
+        other: impl FnOnce(&MariaDb) -> String,
+        rests: bool,
+    ) -> diesel::QueryResult<()> {
+        let server = MariaDb::start();
+        let proxy = HaProxy::in_front_of(server.port());
+        let urls = [proxy.mysql_url(), other(&server)];
+        let builder = quick_to_abort(manager_of::<diesel::MysqlConnection>(urls))
+            .connect_timeout(Duration::from_secs(60))
+            .check_interval(PATIENCE);
+        let (pool, peers) = pool_of(builder, connections);
+        wait_until("the pool has its connections", PATIENCE, || {
+            drop(pool.try_get());
+            links(&peers).iter().sum::<usize>() == connections as usize && links(&peers)[0] > 0
+        });
+        let mut conns = all_to_peer0(&pool);
+        let mut long = conns.pop().expect("a connection leads to the proxy");
+        if rests {
+            conns.clear();
+        }
+        proxy.queue();
+        long.batch_execute("DO SLEEP(4)")
+    }
+
+    #[test]
+    fn query_goes_on_while_a_resting_session_answers() {
+        long_query(4, MariaDb::url, true).expect("a resting session was asked");
+    }
+
+    #[test]
+    fn refusal_by_this_machine_shows_nothing_about_the_others() {
+        let nowhere = |_: &MariaDb| "mysql://app:secret@db1.invalid/app".to_owned();
+        long_query(1, nowhere, true).expect("no other peer has answered");
+    }
+
+    /// The limit: see docs/limitations.md.
+    #[test]
+    fn query_is_aborted_if_nothing_shows_that_its_peer_works() {
+        long_query(4, MariaDb::url, false).expect_err("no session of the peer is at rest");
+    }
 }
 
 /// A pooler in front of a server answers the first message of a login itself, also when the server hangs.

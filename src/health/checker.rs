@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::mem;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -17,6 +18,7 @@ use crate::login::dial::{self, HealthCheck};
 use crate::login::session::Hooks;
 use crate::peers::set::{PeerSet, Transaction};
 use crate::pool::connection::PoolState;
+use crate::pool::question::{self, Question};
 use crate::pool::replacement;
 
 /// The name of the checker's thread. Linux shows the first 15 characters of a thread's name.
@@ -47,12 +49,16 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
     thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(move || {
         let mut checker = Checker::new(set.clone());
         let tick = |now| {
-            let (checks, next) = checker.tick(now);
+            let Due { checks, questions, next } = checker.tick(now);
             for check in checks {
                 dial::check(&hooks, check);
             }
+            let Some(pool) = pool.upgrade() else { return next };
+            for question in questions {
+                question::ask(&pool, question);
+            }
             // Links are evicted and replaced now, and not only at the next use of the pool.
-            let next_login = pool.upgrade().and_then(|pool| replacement::run(&pool, &hooks, now));
+            let next_login = replacement::run(&pool, &hooks, now);
             [next, next_login].into_iter().flatten().min()
         };
         // The calls had no chance to end while the process was suspended.
@@ -69,6 +75,14 @@ pub(crate) fn start<C: R2D2Connection + Send + 'static>(
     Ok(())
 }
 
+/// What the checker has to do now, and when to look again.
+#[derive(Debug)]
+pub(crate) struct Due {
+    pub(crate) checks: Vec<HealthCheck>,
+    pub(crate) questions: Vec<Question>,
+    pub(crate) next: Option<Instant>,
+}
+
 /// The state of the checker between two runs of its work.
 pub(crate) struct Checker {
     set: Arc<PeerSet>,
@@ -80,21 +94,28 @@ impl Checker {
         Self { set, next_query_scan: None }
     }
 
-    /// Does the work that is due at `now`. Returns the health checks to make, and when to call this
-    /// function again.
-    pub(crate) fn tick(&mut self, now: Instant) -> (Vec<HealthCheck>, Option<Instant>) {
+    /// Does the work that is due at `now`, except that which needs a server, and returns that.
+    pub(crate) fn tick(&mut self, now: Instant) -> Due {
         let set = self.set.clone();
         let next_deadline = set.deadlines.cancel_overdue(now);
-        let (checks, stalls, next) = set.transaction(now, |transaction| {
+        if self.next_query_scan.is_some_and(|at| at <= now) {
+            let activities: Vec<_> =
+                set.read(|peers| peers.iter().map(|peer| peer.activity.clone()).collect());
+            for activity in activities {
+                activity.inspect(now);
+            }
+        }
+        let (checks, questions, stalls, next) = set.transaction(now, |transaction| {
             let mut checks = run_schedule(transaction);
             let mut stalls = self.scan_queries(transaction);
             checks.append(&mut stalls.checks);
+            let questions = mem::take(&mut stalls.questions);
             let next = [transaction.next_due(), self.next_query_scan, next_deadline];
-            (checks, stalls, next.into_iter().flatten().min())
+            (checks, questions, stalls, next.into_iter().flatten().min())
         });
         stalls.abort_queries();
         set.event_log.write_log();
-        (checks, next)
+        Due { checks, questions, next }
     }
 
     /// Scans the running queries for stalled peers, if the time of the next scan has come.
@@ -155,7 +176,8 @@ pub(crate) mod tests {
 
     /// Does the scheduled work that is due at `now`.
     pub(crate) fn tick(set: &Arc<PeerSet>, now: Instant) -> (Vec<HealthCheck>, Option<Instant>) {
-        Checker::new(set.clone()).tick(now)
+        let Due { checks, next, .. } = Checker::new(set.clone()).tick(now);
+        (checks, next)
     }
 
     /// A clock that only the test moves.

@@ -1,16 +1,18 @@
 //! Stall detection: decides when running queries may be aborted because their peer has stalled.
 //!
 //! A slow query proves nothing, and a check without a timely answer proves little: a busy server
-//! keeps a login waiting for a long time. A link is therefore given up only when four conditions
+//! keeps a login waiting for a long time. A link is therefore given up only when five conditions
 //! hold together:
 //!
-//! - its query has been running for `stall_after`;
+//! - its query has been waiting for `stall_after`;
 //! - two successive checks of its peer were not answered;
-//! - the peer has answered nothing else since the first of these checks began;
+//! - a resting session of the peer, if there is one, was asked beside the second check, and did not answer
+//!   either: new logins may be queued or dropped on their way while sessions go on;
+//! - nothing else has come from the peer, over any link, since the first of these checks began;
 //! - another peer has answered something since then. Otherwise this process or its network may have
 //!   stalled.
 //!
-//! The checker adds a fifth condition: when the checker itself is late, it postpones all deadlines
+//! The checker adds a sixth condition: when the checker itself is late, it postpones all deadlines
 //! by that delay, because the answers may be late as well.
 
 use std::sync::Arc;
@@ -20,12 +22,16 @@ use super::schedule::{begin_check, short_timeout};
 use crate::events::EventKind;
 use crate::login::dial::HealthCheck;
 use crate::peers::activity::LinkState;
-use crate::peers::peer::{CheckKind, Peer, StallSeries};
+use crate::peers::peer::{CheckKind, Peer, Question, StallSeries};
 use crate::peers::set::Transaction;
 use crate::peers::set::peer_ref::PeerRef;
+use crate::pool::question;
 
 /// The number of successive unanswered checks after which a peer counts as stalled.
 const UNANSWERED_CHECKS: u32 = 2;
+
+/// The time from the deadline of a question until its end is known.
+const ANSWER_DELAY: Duration = Duration::from_millis(200);
 
 /// When queries began on a peer, and when the peer and the others last answered.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +52,10 @@ enum Verdict {
     Works,
     /// The peer needs a check, unless one is running.
     Suspect,
+    /// The peer needs a check, and a resting session has to be asked.
+    Ask,
+    /// The answer of a resting session may still come.
+    Wait,
     /// The peer has stalled: its hung queries are aborted.
     Stalled,
     /// No other peer has answered either, so nothing is proved: the series of checks starts over.
@@ -69,7 +79,11 @@ fn detect_stall(
         None if observations.answered.is_some_and(|at| !is_long(at)) => Verdict::Works,
         None => Verdict::Suspect,
         Some(series) if is_since(observations.answered, series.began) => Verdict::Works,
+        Some(StallSeries { unanswered: 1.., question: Question::NotAsked, .. }) => Verdict::Ask,
         Some(series) if series.unanswered < UNANSWERED_CHECKS => Verdict::Suspect,
+        Some(StallSeries { question: Question::Asked { until, .. }, .. }) if now < until => {
+            Verdict::Wait
+        }
         Some(series) if is_since(observations.others_answered, series.began) => Verdict::Stalled,
         Some(_) => Verdict::Inconclusive,
     }
@@ -82,6 +96,8 @@ pub(super) struct Stalls {
     pub(super) is_any_running: bool,
     /// The checks that have begun, because queries hang.
     pub(super) checks: Vec<HealthCheck>,
+    /// The questions to resting sessions.
+    pub(super) questions: Vec<question::Question>,
     peers: Vec<StalledPeer>,
 }
 
@@ -130,9 +146,16 @@ pub(super) fn scan(transaction: &mut Transaction<'_>) -> Stalls {
                     transaction.update(index, |peer, _| peer.stall_series = None);
                 }
             }
-            Verdict::Suspect => {
-                let series = series.unwrap_or(StallSeries { began: now, unanswered: 0 });
+            Verdict::Wait => {}
+            verdict @ (Verdict::Suspect | Verdict::Ask) => {
+                let mut series = series.unwrap_or(StallSeries::new(now));
                 let timeout = short_timeout(peer, settings);
+                if verdict == Verdict::Ask {
+                    let until = now + timeout + ANSWER_DELAY;
+                    series.question = Question::Asked { at: now, until };
+                    let peer = transaction.peer_ref(index);
+                    stalls.questions.push(question::Question { peer, asked_at: now, timeout });
+                }
                 transaction.update(index, |peer, _| peer.stall_series = Some(series));
                 stalls.checks.extend(begin_check(transaction, index, CheckKind::Stall, timeout));
                 // Usually the peer itself answers the first check. Then no other peer has to be
@@ -144,7 +167,7 @@ pub(super) fn scan(transaction: &mut Transaction<'_>) -> Stalls {
             Verdict::Stalled => {
                 transaction.update(index, |peer, times| peer.mark_stalled(now, times));
                 let long_ago = now.checked_sub(stall_after).unwrap_or(now);
-                let links = transaction.peers()[index].activity.running_since(long_ago);
+                let links = transaction.peers()[index].activity.waiting_since(long_ago);
                 stalls.peers.push(StalledPeer { peer: transaction.peer_ref(index), links, was_up });
             }
         }
@@ -210,12 +233,15 @@ mod tests {
     /// Times are in seconds; `stall_after` is two seconds.
     #[test]
     fn peer_is_stalled_only_when_all_conditions_hold() {
-        use Verdict::{Inconclusive, Stalled, Suspect, Works};
+        use Question::{Asked, NotAsked, Over};
+        use Verdict::{Ask, Inconclusive, Stalled, Suspect, Wait, Works};
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let pending = Asked { at: at(9), until: at(11) };
+        let overdue = Asked { at: at(9), until: at(10) };
         let cases = [
-            // (case, oldest query, answered, others answered, series (began, unanswered), verdict at
-            // 10)
+            // (case, oldest query, answered, others answered, series (began, unanswered, question), verdict
+            // at 10)
             ("no query is running", None, None, None, None, Works),
             ("the query is short", Some(9), None, None, None, Works),
             ("the query is long", Some(8), None, None, None, Suspect),
@@ -228,15 +254,28 @@ mod tests {
                 None,
                 Suspect,
             ),
-            ("the first check is running", Some(1), None, Some(9), Some((8, 0)), Suspect),
-            ("one check is unanswered", Some(1), None, Some(9), Some((8, 1)), Suspect),
-            ("two checks are unanswered", Some(1), None, Some(9), Some((8, 2)), Stalled),
+            ("the first check is running", Some(1), None, Some(9), Some((8, 0, NotAsked)), Suspect),
+            ("one check is unanswered", Some(1), None, Some(9), Some((8, 1, NotAsked)), Ask),
+            ("a resting session is asked", Some(1), None, Some(9), Some((8, 1, pending)), Suspect),
+            ("no session is at rest", Some(1), None, Some(9), Some((8, 1, Over)), Suspect),
+            ("a resting session may answer", Some(1), None, Some(9), Some((8, 2, pending)), Wait),
+            ("the answer is overdue", Some(1), None, Some(9), Some((8, 2, overdue)), Stalled),
+            (
+                "a resting session has answered",
+                Some(1),
+                Some(9),
+                Some(9),
+                Some((8, 2, Over)),
+                Works,
+            ),
+            ("data has come to a link", Some(1), Some(8), Some(9), Some((8, 2, pending)), Works),
+            ("two checks are unanswered", Some(1), None, Some(9), Some((8, 2, Over)), Stalled),
             (
                 "two checks are unanswered, no other peer answers",
                 Some(1),
                 None,
                 None,
-                Some((8, 2)),
+                Some((8, 2, Over)),
                 Inconclusive,
             ),
             (
@@ -244,7 +283,7 @@ mod tests {
                 Some(1),
                 None,
                 Some(7),
-                Some((8, 2)),
+                Some((8, 2, Over)),
                 Inconclusive,
             ),
             (
@@ -252,7 +291,7 @@ mod tests {
                 Some(1),
                 Some(8),
                 Some(9),
-                Some((8, 2)),
+                Some((8, 2, Over)),
                 Works,
             ),
             (
@@ -260,7 +299,7 @@ mod tests {
                 Some(1),
                 Some(7),
                 Some(9),
-                Some((8, 2)),
+                Some((8, 2, Over)),
                 Stalled,
             ),
             (
@@ -268,7 +307,7 @@ mod tests {
                 None,
                 None,
                 Some(9),
-                Some((8, 2)),
+                Some((8, 2, Over)),
                 Works,
             ),
         ];
@@ -278,8 +317,11 @@ mod tests {
                 answered: answered.map(at),
                 others_answered: others.map(at),
             };
-            let series =
-                series.map(|(began, unanswered)| StallSeries { began: at(began), unanswered });
+            let series = series.map(|(began, unanswered, question)| StallSeries {
+                began: at(began),
+                unanswered,
+                question,
+            });
             let verdict = detect_stall(series, observations, Duration::from_secs(2), at(10));
             assert_eq!(verdict, expected, "{case}");
         }
@@ -321,7 +363,7 @@ mod tests {
         }
 
         fn query_begins(&self, peer: usize) {
-            self.queries[peer].query_begins(self.now);
+            self.queries[peer].query_begins(self.now, false);
         }
 
         fn query_ends(&self, peer: usize) {
@@ -335,6 +377,9 @@ mod tests {
             let events = || self.set.event_log.history().len();
             let before = events();
             let stalls = self.set.transaction(self.now, scan);
+            for question::Question { peer, asked_at, .. } in &stalls.questions {
+                self.set.update(peer.index, self.now, |peer, _| peer.question_ended(*asked_at));
+            }
             let mut checked: Vec<usize> =
                 stalls.checks.iter().map(|check| check.peer.index).collect();
             checked.sort_unstable();
@@ -426,7 +471,7 @@ mod tests {
                 scenario.query_ends(1);
             }
             if now == 3_000 {
-                late.query_begins(scenario.now);
+                late.query_begins(scenario.now, false);
             }
             assert_eq!(scenario.scan().2, expected, "the number of queries aborted after {now} ms");
         }
@@ -530,7 +575,7 @@ mod tests {
         );
         let other = Arc::<LinkState>::default();
         scenario.activity(0).add_link(other.clone());
-        other.query_begins(scenario.now);
+        other.query_begins(scenario.now, false);
         assert!(
             is_unresponsive(&mut scenario, 2_400),
             "a query that began after the answer and hangs makes the peer unresponsive"
@@ -584,7 +629,7 @@ mod tests {
         let mut scenario = Scenario::new(2);
         let long = Arc::<LinkState>::default();
         scenario.activity(0).add_link(long.clone());
-        long.query_begins(scenario.now);
+        long.query_begins(scenario.now, false);
         for second in 1..60 {
             scenario.advance_to(second * 1_000);
             scenario.query_ends(0);

@@ -78,7 +78,7 @@ impl LoginProgress {
     /// the thread waits for something else: a processor, a resolver.
     fn bytes_received(&self) -> Option<u64> {
         match &*self.lock() {
-            Stage::LoggingIn { thread, before } => socket::awaited_by(thread, before)?.received(),
+            Stage::LoggingIn { thread, before } => socket::awaited_by(*thread, before)?.received(),
             Stage::OtherCode | Stage::LoggedIn(_) => None,
         }
     }
@@ -89,7 +89,7 @@ impl LoginProgress {
         match &*self.lock() {
             Stage::OtherCode => {}
             Stage::LoggingIn { thread, before } => {
-                if let Some(socket) = socket::awaited_by(thread, before) {
+                if let Some(socket) = socket::awaited_by(*thread, before) {
                     socket.shut_down();
                 }
             }

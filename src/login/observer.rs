@@ -25,15 +25,15 @@ pub(crate) struct LinkMonitor {
     /// Whether this crate's own queries are running, which are neither recorded nor forwarded to the
     /// application's instrumentation.
     muted: Arc<AtomicBool>,
-    /// Whether a query can leave the connection in a COPY, which diesel's ping does not survive.
-    has_copy_mode: bool,
+    /// The database of the connection, if the connection is diesel's own. Then the thread that begins a
+    /// query waits for the server itself.
+    dialect: Dialect,
 }
 
 impl LinkMonitor {
     pub(crate) fn new(peer: PeerRef) -> Self {
         let dialect = peer.settings().classifier.dialect;
-        let has_copy_mode = matches!(dialect, Dialect::Postgres | Dialect::Other);
-        Self { peer, link_state: Arc::default(), muted: Arc::default(), has_copy_mode }
+        Self { peer, link_state: Arc::default(), muted: Arc::default(), dialect }
     }
 
     pub(crate) fn link_state(&self) -> &Arc<LinkState> {
@@ -62,9 +62,9 @@ impl LinkMonitor {
     #[expect(clippy::disallowed_methods, reason = "the time at which a query begins is taken here")]
     fn query_begins(&self, query: &dyn DebugQuery) {
         let now = Instant::now();
-        self.link_state.query_begins(now);
-        if self.has_copy_mode && begins_copy(query) {
-            self.link_state.doubt_session();
+        self.link_state.query_begins(now, self.dialect != Dialect::Other);
+        if matches!(self.dialect, Dialect::Postgres | Dialect::Other) {
+            self.link_state.set_copy(has_copy(query));
         }
         self.peer.set.request_query_scan();
     }
@@ -73,6 +73,14 @@ impl LinkMonitor {
     fn query_ended(&self, error: Option<&Error>) {
         let now = Instant::now();
         let took = self.link_state.query_ends(now);
+        if self.link_state.is_copy() {
+            // A COPY ends with a later call or never, and diesel's ping does not survive an open one.
+            self.link_state.doubt_session();
+            if error.is_none() {
+                self.link_state.data_follows(now);
+                self.peer.set.request_query_scan();
+            }
+        }
         // Pings are not the application's queries, although its instrumentation sees them.
         let counters = (!self.link_state.is_pinging()).then_some(&self.peer.activity.counters);
         if let Some(counters) = counters {
@@ -125,23 +133,33 @@ impl LinkMonitor {
     }
 }
 
-/// Whether a query may begin PostgreSQL's COPY, which ends with a later call or never.
-fn begins_copy(query: &dyn DebugQuery) -> bool {
-    struct Search {
-        found: bool,
-    }
+/// Whether a statement in the text of a query is PostgreSQL's `COPY`. A text within quotes may look like one.
+fn has_copy(query: &dyn DebugQuery) -> bool {
+    struct Search(bool);
     impl Write for Search {
-        fn write_str(&mut self, text: &str) -> fmt::Result {
-            let mut words = text.as_bytes().windows(COPY.len());
-            self.found |= words.any(|word| word.eq_ignore_ascii_case(COPY));
-            Ok(())
+        /// diesel writes the statement in one piece, and its values afterwards.
+        fn write_str(&mut self, sql: &str) -> fmt::Result {
+            self.0 = sql.split(';').any(is_copy);
+            Err(fmt::Error)
         }
     }
-    const COPY: &[u8] = b"copy";
-    let mut search = Search { found: false };
-    // A query whose text cannot be written fails before it is sent.
+    let mut search = Search(false);
     let _ = write!(search, "{query}");
-    search.found
+    search.0
+}
+
+/// Whether this is a `COPY` statement, after spaces and comments.
+fn is_copy(statement: &str) -> bool {
+    let statement = statement.trim_start();
+    let after_comment = if statement.starts_with("--") {
+        statement.split_once('\n')
+    } else if statement.starts_with("/*") {
+        statement.split_once("*/")
+    } else {
+        let word = statement.split(|c: char| !c.is_ascii_alphabetic()).next();
+        return word.is_some_and(|word| word.eq_ignore_ascii_case("copy"));
+    };
+    after_comment.is_some_and(|(_, rest)| is_copy(rest))
 }
 
 /// The instrumentation that is installed on every link.
@@ -182,5 +200,26 @@ impl Instrumentation for Observer {
             _ => {}
         }
         self.user.on_connection_event(event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copy_is_recognized_at_the_beginning_of_a_statement() {
+        for (text, expected) in [
+            ("COPY items FROM STDIN", true),
+            ("copy(SELECT 1) TO STDOUT", true),
+            (" /* a */ -- b\n Copy items TO STDOUT", true),
+            ("BEGIN; COPY items FROM STDIN", true),
+            ("SELECT copy FROM items", false),
+            ("COPYRIGHT", false),
+            ("/* COPY", false),
+            ("", false),
+        ] {
+            assert_eq!(text.split(';').any(is_copy), expected, "{text}");
+        }
     }
 }

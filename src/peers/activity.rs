@@ -1,13 +1,20 @@
-//! Passive health signals of a peer, gathered without a request to its server: queries that run and
-//! queries that have ended.
+//! Passive health signals of a peer, gathered without a request to its server: queries that run, queries
+//! that have ended, and data that has come.
+//!
+//! diesel's events say when a query begins and ends, and are not brackets. A query with a custom type of
+//! PostgreSQL begins another one, which looks the type up. A query whose values cannot be converted begins
+//! and never ends. `COPY TO` ends before its data has come. So an event only says that something *may* be
+//! running. What matters is whether the thread waits for the server: the kernel shows for what a thread
+//! waits, and the checker asks it about each query that is not short ([`Activity::inspect`]).
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::panics::lock;
 use crate::peers::counters::PeerCounters;
-use crate::socket::Socket;
+use crate::socket::{Socket, Thread};
 
 /// The time after which a peer counts as unresponsive: a query has been running for this long and
 /// the peer has answered nothing since it began. This is many times what most queries take, and a
@@ -25,6 +32,8 @@ pub(crate) struct Activity {
     last_query_end: AtomicInstant,
     /// When the last query found its connection lost.
     last_loss: AtomicInstant,
+    /// When data last came from the server on any link. Only known while a query waits for long.
+    last_received: AtomicInstant,
     unresponsive: AtomicBool,
     /// Whether the peer is marked down, for those who do not hold the lock of the set.
     down: AtomicBool,
@@ -38,8 +47,17 @@ pub(crate) struct Activity {
 /// The state of one link, known without a request to its server.
 #[derive(Debug, Default)]
 pub(crate) struct LinkState {
-    /// When the query began that is running now.
+    /// When the query began that is running now, as far as diesel's events tell.
     running_since: AtomicInstant,
+    /// The number of queries that have begun and not ended: one inside the other.
+    depth: AtomicU32,
+    /// The thread of the last query. Zero if it is not known, or if the query may be run by another one.
+    thread: AtomicU32,
+    /// The value of `running_since` for which the last inspection has found that the thread does not wait for
+    /// the server.
+    not_waiting: AtomicInstant,
+    /// Whether the last query is PostgreSQL's `COPY`.
+    copying: AtomicBool,
     /// Whether the running query is a ping of this crate.
     pinging: AtomicBool,
     /// Whether an error has shown that the connection is lost.
@@ -128,19 +146,23 @@ impl Activity {
         self.last_loss.get()
     }
 
-    /// Returns when the oldest running query began. With `abortable_only`, only links count whose
-    /// socket is known, because only these can be aborted.
+    /// Returns when the server last ended a query or, while queries wait for long, sent anything.
+    pub(crate) fn last_answer(&self) -> Option<Instant> {
+        self.last_query_end.get().max(self.last_received.get())
+    }
+
+    /// Returns when the oldest query began that waits for the server. With `abortable_only`, only links
+    /// count whose socket is known, because only these can be aborted.
     pub(crate) fn oldest_query(&self, abortable_only: bool) -> Option<Instant> {
         let links = lock(&self.links);
         let links = links.iter().filter(|link| !abortable_only || link.socket().is_some());
-        links.filter_map(|link| link.running_since.get()).min()
+        links.filter_map(|link| link.waiting_since()).min()
     }
 
-    /// Returns the links whose current query began at `at` or earlier.
-    pub(crate) fn running_since(&self, at: Instant) -> Vec<Arc<LinkState>> {
+    /// Returns the links whose current query began at `at` or earlier, and waits for the server.
+    pub(crate) fn waiting_since(&self, at: Instant) -> Vec<Arc<LinkState>> {
         let links = lock(&self.links);
-        let is_old =
-            |link: &&Arc<LinkState>| link.running_since.get().is_some_and(|since| since <= at);
+        let is_old = |link: &&Arc<LinkState>| link.waiting_since().is_some_and(|since| since <= at);
         links.iter().filter(is_old).cloned().collect()
     }
 
@@ -150,18 +172,40 @@ impl Activity {
         lock(&self.links).iter().for_each(|link| link.doubt_server());
     }
 
-    /// Updates whether the peer is unresponsive: a query has been running for longer than
+    /// Asks the kernel which of the queries that are not short wait for the server, and when anything last
+    /// came from it. Takes some microseconds for each query, so the caller holds no lock.
+    pub(crate) fn inspect(&self, now: Instant) {
+        let links = lock(&self.links);
+        let is_long = |link: &LinkState| {
+            let since = link.running_since.get();
+            since.is_some_and(|at| now.saturating_duration_since(at) > UNRESPONSIVE_AFTER)
+        };
+        if !links.iter().any(|link| is_long(link)) {
+            return;
+        }
+        let links = links.clone();
+        let mut is_any_waiting = false;
+        for link in links.iter().filter(|link| is_long(link)) {
+            is_any_waiting |= link.inspect();
+        }
+        let ages = links.iter().filter_map(|link| link.socket()?.since_received());
+        if let (true, Some(age)) = (is_any_waiting, ages.min()) {
+            self.last_received.set(now.checked_sub(age).unwrap_or(now));
+        }
+    }
+
+    /// Updates whether the peer is unresponsive: a query has been waiting for longer than
     /// [`UNRESPONSIVE_AFTER`], and began after the peer last `answered`. Returns whether any query
-    /// is running.
+    /// may be running.
     pub(crate) fn update_unresponsive(&self, answered: Option<Instant>, now: Instant) -> bool {
         let links = lock(&self.links);
-        let running = || links.iter().filter_map(|link| link.running_since.get());
         let hangs = |since: Instant| {
             now.saturating_duration_since(since) > UNRESPONSIVE_AFTER
                 && answered.is_none_or(|answered| answered < since)
         };
-        self.unresponsive.store(running().any(hangs), Ordering::Relaxed);
-        running().next().is_some()
+        let mut waiting = links.iter().filter_map(|link| link.waiting_since());
+        self.unresponsive.store(waiting.any(hangs), Ordering::Relaxed);
+        links.iter().any(|link| link.running_since.get().is_some())
     }
 
     /// Whether a query has been running for a while and the peer has answered nothing since it
@@ -172,21 +216,71 @@ impl Activity {
 }
 
 impl LinkState {
-    /// Records that a query begins.
-    pub(crate) fn query_begins(&self, now: Instant) {
+    /// Records that a query begins. With `in_this_thread`, it is this thread that waits for the server.
+    pub(crate) fn query_begins(&self, now: Instant, in_this_thread: bool) {
         self.running_since.set(now);
+        // Only the thread of the query writes these.
+        self.depth.store(self.depth.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        self.thread.store(if in_this_thread { current_thread() } else { 0 }, Ordering::Relaxed);
     }
 
     /// Records that no query is running.
     pub(crate) fn clear_running(&self) {
         self.running_since.clear();
+        self.depth.store(0, Ordering::Relaxed);
     }
 
-    /// Records that the running query has ended, and returns how long it took.
+    /// Records that the last query that began has ended, and returns how long it took. If another one
+    /// began before it, that one may be running now. Where that cannot be inspected, it is not.
     pub(crate) fn query_ends(&self, now: Instant) -> Duration {
         let began = self.running_since.get();
-        self.clear_running();
+        let depth = self.depth.load(Ordering::Relaxed).saturating_sub(1);
+        let can_be_inspected = self.thread.load(Ordering::Relaxed) != 0 && self.socket().is_some();
+        if depth > 0 && can_be_inspected {
+            self.depth.store(depth, Ordering::Relaxed);
+            self.running_since.set(now);
+        } else {
+            self.clear_running();
+        }
         began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began))
+    }
+
+    /// Records that the query that has ended goes on sending its data (`COPY TO`). No event will say that
+    /// this has ended, so it only counts if it can be inspected.
+    pub(crate) fn data_follows(&self, now: Instant) {
+        if self.thread.load(Ordering::Relaxed) != 0 && self.socket().is_some() {
+            self.running_since.set(now);
+        }
+    }
+
+    /// Returns when the query began that waits for the server now, as far as is known.
+    fn waiting_since(&self) -> Option<Instant> {
+        let since = self.running_since.get();
+        since.filter(|_| since != self.not_waiting.get())
+    }
+
+    /// Asks the kernel whether the query waits for the server, if the kernel can tell. Returns the answer.
+    fn inspect(&self) -> bool {
+        let Some(since) = self.running_since.get() else { return false };
+        let thread = Thread::from_number(self.thread.load(Ordering::Relaxed));
+        let is_waiting = thread.zip(self.socket());
+        let is_waiting = is_waiting.and_then(|(thread, socket)| socket.is_awaited_by(thread));
+        if is_waiting == Some(false) {
+            self.not_waiting.set(since);
+        } else {
+            self.not_waiting.clear();
+        }
+        is_waiting != Some(false)
+    }
+
+    /// Sets whether the query that begins is PostgreSQL's `COPY`, whose data follow after the end of the query.
+    pub(crate) fn set_copy(&self, copying: bool) {
+        // Only the thread that runs the query reads this.
+        self.copying.store(copying, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_copy(&self) -> bool {
+        self.copying.load(Ordering::Relaxed)
     }
 
     /// Sets whether the next queries are pings of this crate or queries of the application.
@@ -254,6 +348,18 @@ impl LinkState {
         socket.shut_down();
         true
     }
+}
+
+/// Returns the number of the calling thread, or zero if it is not known.
+fn current_thread() -> u32 {
+    thread_local! {
+        static NUMBER: Cell<Option<u32>> = const { Cell::new(None) };
+    }
+    NUMBER.get().unwrap_or_else(|| {
+        let number = Thread::current().map_or(0, Thread::number);
+        NUMBER.set(Some(number));
+        number
+    })
 }
 
 /// An optional instant that is read and written without a lock.

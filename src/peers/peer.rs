@@ -72,12 +72,31 @@ pub(crate) struct StallSeries {
     pub(crate) began: Instant,
     /// The number of checks so far that got no answer.
     pub(crate) unanswered: u32,
+    pub(crate) question: Question,
+}
+
+/// The question to a resting session of a peer that does not answer checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Question {
+    NotAsked,
+    Asked {
+        at: Instant,
+        until: Instant,
+    },
+    /// No answer came, or no session is at rest. (An answer counts as an answer of the peer.)
+    Over,
+}
+
+impl StallSeries {
+    pub(crate) fn new(began: Instant) -> Self {
+        Self { began, unanswered: 0, question: Question::NotAsked }
+    }
 }
 
 /// The logins and checks of a peer that were answered.
 #[derive(Debug, Default, Clone, Copy)]
 struct LoginStats {
-    /// When the newest one began that was answered, with a refusal at least.
+    /// When the newest one began that was answered, with a refusal of the peer at least.
     last_answered: Option<Instant>,
     /// The moving average of the login time.
     usual_time: Option<Duration>,
@@ -266,7 +285,9 @@ impl Peer {
     /// Records that a login or check was refused. A full peer stays up if it was up.
     fn record_refused(&mut self, attempt: Attempt, cause: FailureCause, check_times: CheckTimes) {
         self.activity.counters.connect_failures.add_one();
-        self.logins.record_answer(attempt);
+        if !cause.is_local() {
+            self.logins.record_answer(attempt);
+        }
         let now = attempt.ended;
         let fault = cause.fault;
         if fault == Fault::PeerFull && self.is_up() {
@@ -309,12 +330,13 @@ impl Peer {
         self.logins.usual_time.map(|usual| usual * EXPECTED_LOGIN_FACTOR)
     }
 
-    /// Returns when the peer last answered a query, a login or a check.
+    /// Returns when the peer last answered a query, a login or a check, or sent anything to a query that
+    /// takes long.
     pub(crate) fn last_answer(&self) -> Option<Instant> {
-        self.logins.last_answered.max(self.activity.last_query_end())
+        self.logins.last_answered.max(self.activity.last_answer())
     }
 
-    /// Returns when the oldest running query began. If the peer is down, only queries count that
+    /// Returns when the oldest query began that waits for the peer. If the peer is down, only queries count that
     /// can be aborted; if the peer is up, any query may show that it has stalled.
     pub(crate) fn oldest_query(&self) -> Option<Instant> {
         self.activity.oldest_query(!self.is_up())
@@ -403,6 +425,15 @@ impl Peer {
             // suspicion must not cause another check at once.
             Err(LoginFailure::NotAttempted(_)) if is_regular => self.checks.suspected_at = None,
             Err(failure) => self.connect_failed(attempt, failure, check_times),
+        }
+    }
+
+    /// Records that the question that was asked at `asked_at` has been answered, or will not be.
+    pub(crate) fn question_ended(&mut self, asked_at: Instant) {
+        if let Some(StallSeries { question, .. }) = &mut self.stall_series {
+            if matches!(question, Question::Asked { at, .. } if *at == asked_at) {
+                *question = Question::Over;
+            }
         }
     }
 

@@ -20,6 +20,11 @@
 //! | `check_in`  | (+ 1) (- 1)    | (+ 1) (- 1)    | the slot parks its link; it may get one to close |
 //! | `drop_slot` | - 1            | - 1            | an empty slot is dropped, and a link with it     |
 //! | `offer`     | - 1 + 1        |                | a new link takes the place of one that leaves    |
+//! | `borrow`    |                |                | a parked link is used to ask its server          |
+//! | `give_back` |                |                | that link is parked again, or evicted            |
+//!
+//! A borrowed link still counts as a link here. A slot that finds no other link waits until it is given back,
+//! which is soon: a question has a deadline.
 //!
 //! Links leave the exchange in no other way. A link *leaves* if it is evicted, too old or one too many for its
 //! peer, or if its peer is down or out of service: it is closed when a new link is there
@@ -29,7 +34,7 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
@@ -82,6 +87,8 @@ pub(crate) enum ToClose<L> {
 #[derive(Debug)]
 pub(crate) struct Exchange<L> {
     inner: Mutex<Inner<L>>,
+    /// Notified when a borrowed link is given back.
+    given_back: Condvar,
     /// The epoch of the stored views of the peers.
     epoch: AtomicU64,
 }
@@ -97,6 +104,8 @@ struct Inner<L> {
     /// Links that must not be used again. Each stays here until a new link takes its place, or until it is
     /// closed together with a slot.
     evicted: Vec<Evicted<L>>,
+    /// The number of parked links that are borrowed at the moment.
+    borrowed: usize,
     /// New links that wait for a slot whose link leaves.
     spares: Vec<L>,
     /// How many links that leave are to be closed with their slots, because a peer accepts logins.
@@ -158,6 +167,7 @@ impl<L: Parkable> Exchange<L> {
                 candidates: Vec::new(),
                 reserved: Vec::new(),
                 evicted: Vec::new(),
+                borrowed: 0,
                 spares: Vec::new(),
                 pending_closings: 0,
                 customizer_is_active,
@@ -167,7 +177,23 @@ impl<L: Parkable> Exchange<L> {
                 chooser: Chooser::new(strategy),
                 rng,
             }),
+            given_back: Condvar::new(),
             epoch: AtomicU64::new(0),
+        }
+    }
+
+    /// Tries again whenever a borrowed link is given back, while there are any.
+    fn retry_while_borrowed<T>(
+        &self,
+        mut inner: MutexGuard<'_, Inner<L>>,
+        mut attempt: impl FnMut(&mut Inner<L>) -> Option<T>,
+    ) -> Option<T> {
+        loop {
+            let outcome = attempt(&mut inner);
+            if outcome.is_some() || inner.borrowed == 0 {
+                return outcome;
+            }
+            inner = self.given_back.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -196,7 +222,8 @@ impl<L: Parkable> Exchange<L> {
     /// for the slot, if there is one, or a link of the peer that the strategy chooses, or an evicted
     /// link if no other is left.
     pub(crate) fn take(&self, reservation: Option<Reservation>, caller: ThreadId) -> L {
-        self.lock().take(reservation, caller)
+        let link = self.retry_while_borrowed(self.lock(), |inner| inner.take(reservation, caller));
+        link.expect("the exchange has a link for each empty slot")
     }
 
     /// Checks out a slot: parks the link that the slot may hold, ends its reservation, and takes a
@@ -210,7 +237,7 @@ impl<L: Parkable> Exchange<L> {
         let mut inner = self.lock();
         inner.park_and_release(held, reservation);
         inner.expire_reservations(now);
-        inner.take_live(None)
+        self.retry_while_borrowed(inner, |inner| inner.take_live(None))
     }
 
     /// Evicts a dead link and returns a live one for it, of another peer if possible. Returns the dead
@@ -219,7 +246,9 @@ impl<L: Parkable> Exchange<L> {
         let mut inner = self.lock();
         match inner.take_live(Some(dead.peer())) {
             Some(live) => {
+                inner.empty_slots += 1;
                 inner.evict(dead);
+                inner.check_invariant();
                 Ok(live)
             }
             None => Err(dead),
@@ -276,7 +305,33 @@ impl<L: Parkable> Exchange<L> {
     /// Removes an empty slot, and returns the link to close with it: the link reserved for the slot if the
     /// slot never took it, or else an evicted link, or else one that leaves, or else the oldest link.
     pub(crate) fn drop_slot(&self, reservation: Option<Reservation>) -> Option<L> {
-        self.lock().drop_slot(reservation)
+        self.retry_while_borrowed(self.lock(), |inner| inner.drop_slot(reservation))
+    }
+
+    /// Borrows a parked link of this peer that is `suitable`, to ask its server a question. Until the link
+    /// is given back, it is not lent.
+    pub(crate) fn borrow(&self, peer: usize, suitable: impl Fn(&L) -> bool) -> Option<L> {
+        let inner = &mut *self.lock();
+        let links = &mut inner.queues.get_mut(peer)?.links;
+        let at = links.iter().position(suitable)?;
+        let link = links.remove(at);
+        inner.update_candidate(peer);
+        inner.borrowed += 1;
+        inner.check_invariant();
+        link
+    }
+
+    /// Gives a borrowed link back. If it `is_dead`, it is evicted.
+    pub(crate) fn give_back(&self, link: L, is_dead: bool) {
+        let inner = &mut *self.lock();
+        inner.borrowed -= 1;
+        if is_dead {
+            inner.evict(link);
+        } else {
+            inner.enqueue(link);
+        }
+        inner.check_invariant();
+        self.given_back.notify_all();
     }
 
     /// Returns the number of links in the exchange.
@@ -303,21 +358,21 @@ impl<L: Parkable> Inner<L> {
         reservation
     }
 
-    fn take(&mut self, reservation: Option<Reservation>, caller: ThreadId) -> L {
+    fn take(&mut self, reservation: Option<Reservation>, caller: ThreadId) -> Option<L> {
         let reserved = reservation.and_then(|reservation| self.take_reserved(reservation));
         // In the thread that created the link only the customizer uses it: the slot is not checked out
         // yet.
         let is_customizer = reserved.as_ref().is_some_and(|reserved| reserved.creator == caller);
         let link = reserved.map(|reserved| reserved.link).or_else(|| self.take_chosen(None));
-        // By the invariant there is a link for each empty slot. As `release` and `take_reserved` end
-        // reservations, there is an unreserved link for each empty slot without a reservation.
-        let link = link.or_else(|| self.take_evicted());
-        let mut link = link.expect("the exchange has a link for each empty slot");
+        // By the invariant there is a link for each empty slot, unless it is borrowed. As `release` and
+        // `take_reserved` end reservations, there is an unreserved link for each empty slot without a
+        // reservation.
+        let mut link = link.or_else(|| self.take_evicted())?;
         link.set_in_use(!is_customizer);
         self.customizer_is_active |= is_customizer;
         self.empty_slots -= 1;
         self.check_invariant();
-        link
+        Some(link)
     }
 
     fn check_in(
@@ -446,10 +501,8 @@ impl<L: Parkable> Inner<L> {
     fn evict(&mut self, mut dead: L) {
         dead.set_in_use(false);
         dead.set_leaving(Some(CloseReason::Broken));
-        self.empty_slots += 1;
         dead.shut_down();
         self.evicted.push(Evicted { link: dead, is_dead: true });
-        self.check_invariant();
     }
 
     fn drop_slot(&mut self, reservation: Option<Reservation>) -> Option<L> {
@@ -616,7 +669,7 @@ impl<L: Parkable> Inner<L> {
 
     fn link_count(&self) -> usize {
         let parked: usize = self.queues.iter().map(|queue| queue.links.len()).sum();
-        parked + self.reserved.len() + self.evicted.len()
+        parked + self.reserved.len() + self.evicted.len() + self.borrowed
     }
 
     fn check_invariant(&self) {

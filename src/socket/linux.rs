@@ -24,6 +24,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{Shutdown, TcpStream};
+use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -89,6 +90,22 @@ impl Socket {
     /// socket.
     pub(crate) fn received(&self) -> Option<u64> {
         system::traffic(self.stream.as_raw_fd()).map(|traffic| traffic.received)
+    }
+
+    /// Returns how long ago data last came from the other end, or a little more. `None` if this is not a TCP
+    /// socket.
+    pub(crate) fn since_received(&self) -> Option<Duration> {
+        system::since_received(self.stream.as_raw_fd())
+    }
+
+    /// Whether `thread` waits for this socket in the kernel. `None` if the kernel does not show that of any
+    /// thread.
+    pub(crate) fn is_awaited_by(&self, thread: Thread) -> Option<bool> {
+        let own = inode(self.stream.as_raw_fd())?;
+        match thread.awaited_descriptor() {
+            Some(fd) => Some(inode(fd) == Some(own)),
+            None => Thread::current()?.call().map(|_| false),
+        }
     }
 }
 
@@ -220,23 +237,34 @@ impl Proof {
     }
 }
 
-/// A thread of this process, as the kernel shows it.
-#[derive(Debug)]
-pub(crate) struct Thread {
-    directory: PathBuf,
-}
+/// A thread of this process: the number by which the kernel shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Thread(NonZeroU32);
 
 impl Thread {
     /// Returns the calling thread.
     pub(crate) fn current() -> Option<Self> {
         let directory = fs::read_link("/proc/thread-self").ok()?;
-        Some(Self { directory: PathBuf::from("/proc").join(directory) })
+        Some(Self(directory.file_name()?.to_str()?.parse().ok()?))
     }
 
-    /// Returns the descriptor on which the thread waits in the kernel. (The kernel always lets a process
-    /// inspect its own threads, whatever else it forbids.)
-    fn awaited_descriptor(&self) -> Option<RawFd> {
-        let call = fs::read_to_string(self.directory.join("syscall")).ok()?;
+    pub(crate) fn from_number(number: u32) -> Option<Self> {
+        NonZeroU32::new(number).map(Self)
+    }
+
+    pub(crate) fn number(self) -> u32 {
+        self.0.get()
+    }
+
+    /// Returns the call in which the thread waits in the kernel, as the kernel shows it. (The kernel always
+    /// lets a process inspect its own threads, whatever else it forbids.)
+    fn call(self) -> Option<String> {
+        fs::read_to_string(format!("/proc/self/task/{}/syscall", self.0)).ok()
+    }
+
+    /// Returns the descriptor on which the thread waits in the kernel.
+    fn awaited_descriptor(self) -> Option<RawFd> {
+        let call = self.call()?;
         let mut words = call.split_whitespace();
         let number: libc::c_long = words.next()?.parse().ok()?;
         let mut argument = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
@@ -255,7 +283,7 @@ impl Thread {
 }
 
 /// Returns the socket on which `thread` waits, if the socket was opened since `before`.
-pub(crate) fn awaited_by(thread: &Thread, before: &Sockets) -> Option<Socket> {
+pub(crate) fn awaited_by(thread: Thread, before: &Sockets) -> Option<Socket> {
     let fd = thread.awaited_descriptor()?;
     let inode = inode(fd)?;
     if before.inodes.binary_search(&inode).is_ok() {
@@ -311,6 +339,7 @@ mod system {
 
     use std::io;
     use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+    use std::time::Duration;
 
     use super::Traffic;
 
@@ -374,8 +403,14 @@ mod system {
     const BYTES_SENT: usize = 200 / 8;
     const BYTES_RETRANSMITTED: usize = 208 / 8;
 
-    pub(super) fn traffic(fd: RawFd) -> Option<Traffic> {
-        let mut info = [0_u64; BYTES_RETRANSMITTED + 1];
+    /// The word of eight bytes whose second half is the time since data last came, in milliseconds.
+    const SINCE_RECEIVED: usize = 48 / 8;
+
+    /// The kernel's clock of that time ticks this often at least.
+    const TICK: Duration = Duration::from_millis(10);
+
+    fn info<const WORDS: usize>(fd: RawFd) -> Option<[u64; WORDS]> {
+        let mut info = [0_u64; WORDS];
         let mut size: libc::socklen_t = size_of_val(&info).try_into().expect("the size is small");
         let into = (&raw mut info).cast();
         // SAFETY: the buffer has the size that is passed, and any bytes are a valid value of it.
@@ -383,10 +418,21 @@ mod system {
             unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, into, &raw mut size) };
         // An older kernel returns fewer fields.
         let is_whole = usize::try_from(size) == Ok(size_of_val(&info));
-        (outcome == 0 && is_whole).then(|| Traffic {
+        (outcome == 0 && is_whole).then_some(info)
+    }
+
+    pub(super) fn traffic(fd: RawFd) -> Option<Traffic> {
+        let info = info::<{ BYTES_RETRANSMITTED + 1 }>(fd)?;
+        Some(Traffic {
             sent: info[BYTES_SENT].saturating_sub(info[BYTES_RETRANSMITTED]),
             received: info[BYTES_RECEIVED],
         })
+    }
+
+    pub(super) fn since_received(fd: RawFd) -> Option<Duration> {
+        let info = info::<{ SINCE_RECEIVED + 1 }>(fd)?;
+        let [_, _, _, _, millis @ ..] = info[SINCE_RECEIVED].to_ne_bytes();
+        Some(Duration::from_millis(u32::from_ne_bytes(millis).into()) + TICK)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The socket on systems where it cannot be found: no socket is ever found.
 
+use std::time::Duration;
+
 use super::Tuning;
 
 #[derive(Debug)]
@@ -19,6 +21,14 @@ impl Socket {
     }
 
     pub(crate) fn received(&self) -> Option<u64> {
+        match *self {}
+    }
+
+    pub(crate) fn since_received(&self) -> Option<Duration> {
+        match *self {}
+    }
+
+    pub(crate) fn is_awaited_by(&self, _: Thread) -> Option<bool> {
         match *self {}
     }
 
@@ -57,15 +67,23 @@ impl Proof {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Thread {}
 
 impl Thread {
     pub(crate) fn current() -> Option<Self> {
         None
     }
+
+    pub(crate) fn from_number(_: u32) -> Option<Self> {
+        None
+    }
+
+    pub(crate) fn number(self) -> u32 {
+        match self {}
+    }
 }
 
-pub(crate) fn awaited_by(thread: &Thread, _: &Sockets) -> Option<Socket> {
-    match *thread {}
+pub(crate) fn awaited_by(thread: Thread, _: &Sockets) -> Option<Socket> {
+    match thread {}
 }

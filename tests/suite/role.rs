@@ -153,7 +153,10 @@ fn sessions_with_the_old_server_behind_an_address_are_replaced<B: Demote>(
     });
     let status = status(&peers, "peer0");
     assert!(failed <= CONNECTIONS, "{failed} statements were refused");
-    assert_eq!((status.state, status.connects), (PeerState::Up, 2 * u64::from(CONNECTIONS)));
+    assert_eq!(status.state, PeerState::Up);
+    // A few more if a slot is closed while a new connection for it is being opened.
+    let new = status.connects - u64::from(CONNECTIONS);
+    assert!((4..=7).contains(&new), "{new} connections were opened");
 }
 
 macro_rules! on_servers {

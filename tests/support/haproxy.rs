@@ -88,6 +88,11 @@ impl HaProxy {
         self.order("enable frontend front");
     }
 
+    /// Makes the proxy queue new connections, as it does when it has reached its `maxconn`. Open sessions go on.
+    pub fn queue(&self) {
+        self.order("set maxconn frontend front 1");
+    }
+
     /// Returns the current number of sessions with clients.
     pub fn sessions(&self) -> usize {
         // The statistics of frontends (type 1) are a line of names and a line of values. The columns begin

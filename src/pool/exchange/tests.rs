@@ -535,3 +535,38 @@ fn spares_are_offered_again_when_the_states_of_peers_change() {
     assert!(replaced.is_empty() || replaced == [4], "{replaced:?}");
     assert_eq!(exchange.offer(link(6)).map(|link| link.number), Some(6), "its peer is down");
 }
+
+#[test]
+fn borrowed_link_is_not_lent_and_comes_back_alive_or_evicted() {
+    let exchange = exchange();
+    for number in 0..4 {
+        let reservation = add_slot(&exchange, number);
+        let link = take(&exchange, Some(reservation));
+        assert_eq!(exchange.check_in(Some(link), None, |_| None), ToClose::Nothing);
+    }
+    assert!(exchange.borrow(0, |_| false).is_none(), "only a suitable link is borrowed");
+    let borrowed = exchange.borrow(0, |link| link.number == 2).expect("the link is parked");
+    assert_eq!(exchange.count(), 4, "a borrowed link still counts");
+    let mut lent =
+        [(); 3].map(|()| exchange.check_out(None, None, later()).expect("three are left"));
+    lent.sort_by_key(|link| link.number);
+    assert_eq!(lent.map(|link| link.number), [0, 1, 3]);
+
+    // The last empty slot waits for the borrowed link.
+    thread::scope(|scope| {
+        let slot = scope.spawn(|| take(&exchange, None));
+        let returned = borrowed;
+        exchange.give_back(returned, true);
+        let link = slot.join().expect("no panic");
+        assert_eq!(link.number, 2, "an evicted link is better than none");
+        assert_eq!(exchange.check_in(Some(link), None, |_| None), ToClose::Nothing);
+    });
+    let dead = exchange.borrow(0, |_| true).expect("the link is parked again");
+    thread::scope(|scope| {
+        let slot = scope.spawn(|| exchange.check_out(None, None, later()));
+        exchange.give_back(dead, true);
+        assert!(slot.join().expect("no panic").is_none(), "a dead link is not checked out");
+    });
+    assert_eq!(exchange.drop_slot(None).map(|link| link.number), Some(2));
+    assert_eq!(exchange.count(), 0);
+}

@@ -536,7 +536,7 @@ fn duplicate_is_closed_on_exec_and_leaves_the_flags_unchanged() {
 }
 
 /// Runs `block`, which blocks, on a thread of its own, and passes that thread to `inspect` meanwhile.
-fn blocked<T: Send>(block: impl FnOnce() -> T + Send, inspect: impl FnOnce(&Thread)) -> T {
+fn blocked<T: Send>(block: impl FnOnce() -> T + Send, inspect: impl FnOnce(Thread)) -> T {
     thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
         let blocked = scope.spawn(move || {
@@ -544,14 +544,14 @@ fn blocked<T: Send>(block: impl FnOnce() -> T + Send, inspect: impl FnOnce(&Thre
             block()
         });
         let thread = receiver.recv().expect("the thread reports itself");
-        inspect(&thread);
+        inspect(thread);
         blocked.join().expect("the thread does not panic")
     })
 }
 
 /// Waits until the socket on which the thread waits is found.
 #[track_caller]
-fn wait_for(thread: &Thread, before: &Sockets) -> Socket {
+fn wait_for(thread: Thread, before: &Sockets) -> Socket {
     let mut found = None;
     wait_until("the socket is found", || {
         found = awaited_by(thread, before);
@@ -739,12 +739,41 @@ fn no_socket_is_found_for_a_thread_that_waits_for_something_else() {
             .expect("/proc is mounted")
     });
     wait_until("the kernel has removed the thread", || !thread.exists());
-    assert!(awaited_by(&thread, &before).is_none(), "a thread that has ended waits on no socket");
+    assert!(awaited_by(thread, &before).is_none(), "a thread that has ended waits on no socket");
+}
+
+#[test]
+fn thread_waits_for_its_socket_only() {
+    let (ours, mut peers) = silent_pair();
+    let (other, _peer) = silent_pair();
+    let [own, other] = [ours.as_raw_fd(), other.as_raw_fd()].map(|fd| {
+        duplicate(fd, inode(fd).expect("it is a socket")).expect("the descriptor is open")
+    });
+    let ended = blocked(
+        || {
+            (&ours).read_exact(&mut [0]).expect("the peer answers");
+            Thread::current().expect("/proc is mounted")
+        },
+        |thread| {
+            wait_until("the thread waits", || own.is_awaited_by(thread) == Some(true));
+            assert_eq!(other.is_awaited_by(thread), Some(false), "it waits for another socket");
+            let silent = own.since_received().expect("it is a TCP socket");
+            wait_until("time passes", || {
+                own.since_received() > Some(silent + Duration::from_millis(50))
+            });
+            peers.write_all(b"!").expect("the socket is open");
+            wait_until("the answer is seen", || {
+                own.since_received() < Some(silent + Duration::from_millis(50))
+            });
+        },
+    );
+    wait_until("the kernel has removed the thread", || !ended.exists());
+    assert_eq!(own.is_awaited_by(ended), Some(false), "a thread that has ended waits for nothing");
 }
 
 impl Thread {
-    fn exists(&self) -> bool {
-        self.directory.exists()
+    fn exists(self) -> bool {
+        Path::new("/proc/self/task").join(self.number().to_string()).exists()
     }
 }
 
