@@ -86,12 +86,22 @@ impl Fault {
             }
             // The login succeeded, and the first queries failed.
             ConnectionError::CouldntSetupConfiguration(error) => {
-                match Self::of_query(dialect, error) {
-                    Self::Query => Self::PeerDown,
-                    fault => fault,
-                }
+                Self::of_preparation(dialect, error)
             }
             _ => Self::PeerDown,
+        }
+    }
+
+    /// Classifies the error of the first queries on a new connection. A proxy that accepts the login itself
+    /// reports there what the server behind it says of a login.
+    fn of_preparation(dialect: Dialect, error: &Error) -> Self {
+        let of_login = || match error {
+            Error::DatabaseError(_, information) => look_up(logins(dialect), information.message()),
+            _ => None,
+        };
+        match Self::of_query(dialect, error) {
+            Self::Query | Self::ConnectionLost => of_login().unwrap_or(Self::PeerDown),
+            fault => fault,
         }
     }
 
@@ -290,6 +300,12 @@ impl Classifier {
         decided.unwrap_or_else(|| Fault::of_login_to(self.dialect, error))
     }
 
+    /// Classifies the error of a query of a login.
+    pub(crate) fn classify_preparation(&self, error: &Error) -> Fault {
+        let decided = self.call_closure(Failure::Query(error));
+        decided.unwrap_or_else(|| Fault::of_preparation(self.dialect, error))
+    }
+
     /// Classifies the error of a query, and returns whether it says that its connection is lost.
     pub(crate) fn classify_query(&self, error: &Error) -> (Fault, Loss) {
         match self.call_closure(Failure::Query(error)) {
@@ -329,12 +345,15 @@ enum Pattern {
     Quotes(&'static str, &'static str),
     /// The name of a setting, or a constant of the client library.
     Contains(&'static str),
-    /// The beginning of PostgreSQL's message, which follows libpq's introduction and a severity in the
-    /// server's language. Another line may follow with a detail or with the message of another address.
+    /// The beginning and the end of PostgreSQL's message, which follows libpq's introduction and a severity in
+    /// the server's language. (In the error of a query it stands alone.) Another line may follow with a
+    /// detail or with the message of another address.
+    PostgresQuotes(&'static str, &'static str),
+    /// The beginning of such a message.
     Postgres(&'static str),
 }
 
-use Pattern::{Begins, Contains, Is, Postgres, Quotes};
+use Pattern::{Begins, Contains, Is, Postgres, PostgresQuotes, Quotes};
 
 /// The messages of one database, and what they mean. The first pattern that matches decides.
 type Table = &'static [(Pattern, Fault)];
@@ -389,6 +408,7 @@ const MYSQL_QUERIES: Table = &[
     (Begins("Server shutdown in progress"), Fault::PeerNotReady),
     // From ProxySQL, when no server behind it answers.
     (Begins("Max connect timeout reached while reaching hostgroup"), Fault::PeerNotReady),
+    (Begins("Max connect failure while reaching hostgroup"), Fault::PeerNotReady),
     // 1290, which other options cause as well.
     (Contains("--read-only"), Fault::WrongRole),
     (Contains("--super-read-only"), Fault::WrongRole),
@@ -470,6 +490,26 @@ const MYSQL_LOGINS: Table = &[
 
 /// The messages of failed logins to PostgreSQL.
 const POSTGRES_LOGINS: Table = &[
+    // From PgBouncer, when an operator has drained it by DISABLE. This comes first, because it begins as 3D000.
+    (PostgresQuotes("database \"", "\" is disabled"), Fault::PeerNotReady),
+    // From PgBouncer: the server behind it is gone.
+    (Postgres("server login has been failing"), Fault::PeerNotReady),
+    (Postgres("pgbouncer cannot connect to server"), Fault::PeerNotReady),
+    // From pgpool-II: the same.
+    (Postgres("all backend nodes are down"), Fault::PeerNotReady),
+    // From PgBouncer and pgpool-II, whose limits of clients are reached, or whose connections to the server
+    // are all in use.
+    (Postgres("client connections exceeded"), Fault::PeerFull),
+    (Postgres("Sorry, too many clients already"), Fault::PeerFull),
+    (Postgres("query_wait_timeout"), Fault::PeerFull),
+    // From PgBouncer and pgpool-II, of a login that they do not accept.
+    (Postgres("SASL authentication failed"), Fault::Misconfigured),
+    (Postgres("\"trust\" authentication failed"), Fault::Misconfigured),
+    (Postgres("no such database: "), Fault::Misconfigured),
+    (Postgres("no such user: "), Fault::Misconfigured),
+    (Postgres("login rejected"), Fault::Misconfigured),
+    (Postgres("unsupported startup parameter"), Fault::Misconfigured),
+    (Postgres("bouncer config error"), Fault::Misconfigured),
     // 53300, and PgBouncer's own message.
     (Postgres("sorry, too many clients already"), Fault::PeerFull),
     (Postgres("remaining connection slots are reserved"), Fault::PeerFull),
@@ -478,7 +518,8 @@ const POSTGRES_LOGINS: Table = &[
     // 57P03.
     (Postgres("the database system is "), Fault::PeerNotReady),
     // 28P01, 28000, 42501 and 3D000.
-    (Postgres("password authentication failed for "), Fault::Misconfigured),
+    (Postgres("password authentication failed"), Fault::Misconfigured),
+    (Postgres("authentication failed"), Fault::Misconfigured),
     (Postgres("Peer authentication failed for "), Fault::Misconfigured),
     (Postgres("Ident authentication failed for "), Fault::Misconfigured),
     (Postgres("LDAP authentication failed for "), Fault::Misconfigured),
@@ -501,16 +542,18 @@ const POSTGRES_LOGINS: Table = &[
 
 fn look_up(tables: &[Table], message: &str) -> Option<Fault> {
     let message = message.trim_end();
-    let is_from_postgres = |text: &str| {
-        let mut parts = message.lines().filter_map(|line| line.split_once(":  "));
-        parts.any(|(_, part)| part.starts_with(text))
+    let is_from_postgres = |before: &str, after: &str| {
+        let parts =
+            message.lines().map(|line| line.split_once(":  ").map_or(line, |(_, part)| part));
+        parts.into_iter().any(|part| part.starts_with(before) && part.ends_with(after))
     };
     let matches = |pattern: &Pattern| match pattern {
         Is(text) => message == *text,
         Begins(text) => message.starts_with(text),
         Quotes(before, after) => message.starts_with(before) && message.ends_with(after),
         Contains(text) => message.contains(text),
-        Postgres(text) => is_from_postgres(text),
+        PostgresQuotes(before, after) => is_from_postgres(before, after),
+        Postgres(text) => is_from_postgres(text, ""),
     };
     let mut rows = tables.iter().copied().flatten();
     rows.find(|(pattern, _)| matches(pattern)).map(|(_, fault)| *fault)
@@ -751,6 +794,61 @@ mod tests {
         );
         let error = ConnectionError::CouldntSetupConfiguration(not_ready);
         assert_eq!(Fault::of_login(&error), PeerNotReady);
+    }
+
+    #[test]
+    fn refusals_of_proxies_are_classified_by_text() {
+        use Fault::{Misconfigured, PeerDown, PeerFull, PeerNotReady};
+        for (message, expected) in [
+            ("database \"shop\" is disabled\n", PeerNotReady),
+            ("all backend nodes are down, pgpool requires at least one", PeerNotReady),
+            ("client connections exceeded (max_user_client_connections)", PeerFull),
+            ("Sorry, too many clients already", PeerFull),
+            ("SASL authentication failed", Misconfigured),
+            ("password authentication failed", Misconfigured),
+            ("\"trust\" authentication failed", Misconfigured),
+            ("no such database: shop", Misconfigured),
+            ("login rejected", Misconfigured),
+            ("unsupported startup parameter in options: statement_timeout", Misconfigured),
+        ] {
+            let text =
+                format!("connection to server at \"db0\", port 6432 failed: FATAL:  {message}");
+            assert_eq!(
+                Fault::of_login(&ConnectionError::BadConnection(text)),
+                expected,
+                "{message}"
+            );
+        }
+        // A proxy accepts a login itself, and reports the refusal of the server behind it later.
+        for (kind, message, expected) in [
+            (
+                DatabaseErrorKind::Unknown,
+                "Access denied for user 'a'@'b' to database 'c'",
+                Misconfigured,
+            ),
+            (DatabaseErrorKind::Unknown, "Too many connections", PeerFull),
+            (
+                DatabaseErrorKind::Unknown,
+                "User 'a' has exceeded the 'max_user_connections' resource",
+                PeerFull,
+            ),
+            (
+                DatabaseErrorKind::Unknown,
+                "Max connect failure while reaching hostgroup 1",
+                PeerNotReady,
+            ),
+            (DatabaseErrorKind::ClosedConnection, "query_wait_timeout", PeerFull),
+            (
+                DatabaseErrorKind::ClosedConnection,
+                "server login has been failing, cached error: connect failed (server_login_retry)",
+                PeerNotReady,
+            ),
+            (DatabaseErrorKind::ClosedConnection, "server closed the connection", PeerDown),
+            (DatabaseErrorKind::Unknown, "Lost connection to server during query", PeerDown),
+        ] {
+            let error = ConnectionError::CouldntSetupConfiguration(database_error(kind, message));
+            assert_eq!(Fault::of_login(&error), expected, "{message}");
+        }
     }
 
     #[test]

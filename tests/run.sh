@@ -8,6 +8,7 @@ packages=(
     gcc libc6-dev pkg-config util-linux             # to build, and to start servers as their users
     mariadb-server galera-4 libmariadb-dev          # MariaDB, and diesel's client library for it
     postgresql libpq-dev                            # PostgreSQL, and diesel's client library for it
+    pgbouncer pgpool2                               # poolers as peers
     haproxy nftables iproute2                       # to pause proxies, drop packets and list connections
     openssl                                         # certificates for servers
     curl jq                                         # for the scripts in the guide for operators

@@ -6,7 +6,7 @@ use std::fmt;
 
 use diesel::connection::TransactionManager;
 use diesel::r2d2::R2D2Connection;
-use diesel::result::{Error, QueryResult};
+use diesel::result::Error;
 
 use crate::fault::Fault;
 use crate::settings::policy::Requirements;
@@ -50,8 +50,22 @@ pub(crate) fn test<C: R2D2Connection + 'static>(
         mysql::check_encryption(conn)?;
     }
     let _ = connection;
-    begin_and_roll_back(conn)?;
-    let conn: &mut dyn Any = conn;
+    // Every database supports a transaction. A Galera node without a quorum refuses it, and so does a node
+    // that rejects queries. A proxy runs all queries of a transaction on one server: otherwise the parts of
+    // the state could be those of several servers.
+    C::TransactionManager::begin_transaction(conn)?;
+    let tested = test_state(conn, requirements);
+    let rolled_back = C::TransactionManager::rollback_transaction(conn);
+    tested?;
+    Ok(rolled_back?)
+}
+
+/// Tests what the server says of its state.
+#[cfg_attr(
+    not(any(feature = "mysql", feature = "postgres")),
+    expect(clippy::unnecessary_wraps, reason = "other databases are not queried for their state")
+)]
+fn test_state(conn: &mut dyn Any, requirements: Requirements) -> Result<(), NotReady> {
     #[cfg(feature = "mysql")]
     if let Some(conn) = conn.downcast_mut() {
         return mysql::check(conn, requirements);
@@ -62,13 +76,6 @@ pub(crate) fn test<C: R2D2Connection + 'static>(
     }
     let _ = (conn, requirements);
     Ok(())
-}
-
-/// Begins and rolls back a transaction, which every database supports. A Galera node without a quorum
-/// refuses this, and so does a node that rejects queries.
-fn begin_and_roll_back<C: R2D2Connection>(conn: &mut C) -> QueryResult<()> {
-    C::TransactionManager::begin_transaction(conn)?;
-    C::TransactionManager::rollback_transaction(conn)
 }
 
 /// Checks whether the server has the required role. `evidence` is how the server shows its role.
@@ -91,7 +98,7 @@ fn check_role(
 /// Ignores the error of a query that the server does not support. An unsupported query is no reason
 /// against a server that answers.
 #[cfg(any(feature = "mysql", feature = "postgres"))]
-fn ignore_unsupported<T>(answer: QueryResult<T>) -> Result<Option<T>, NotReady> {
+fn ignore_unsupported<T>(answer: diesel::QueryResult<T>) -> Result<Option<T>, NotReady> {
     match answer {
         Ok(answer) => Ok(Some(answer)),
         Err(error) if Fault::of(&error) == Fault::Query => Ok(None),

@@ -153,10 +153,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
         let monitor = LinkMonitor::new(self.peer.clone());
         let fault_of_preparation = |not_ready: &NotReady| match not_ready {
             NotReady::State(fault, _) => *fault,
-            NotReady::Query(error) => match classifier.classify_query(error).0 {
-                Fault::Query | Fault::ConnectionLost => Fault::PeerDown,
-                fault => fault,
-            },
+            NotReady::Query(error) => classifier.classify_preparation(error),
         };
         let prepared = run_redacted(url, fault_of_preparation, || {
             progress.run_other_code(|| monitor.install(&mut conn));

@@ -18,6 +18,7 @@ mod own_servers;
 mod panics;
 mod passthrough;
 mod pause;
+mod poolers;
 mod reaping;
 mod refused_logins;
 mod replacement;

@@ -159,6 +159,27 @@ fn sessions_with_the_old_server_behind_an_address_are_replaced<B: Demote>(
     assert!((4..=7).contains(&new), "{new} connections were opened");
 }
 
+/// A proxy runs the queries of a transaction on one server. Outside of it, the parts of the state could be those of
+/// several servers.
+#[test]
+fn state_of_a_server_is_read_in_one_transaction() {
+    let server = MariaDb::start();
+    server.sql("SET GLOBAL log_output = 'TABLE'; SET GLOBAL general_log = ON");
+    let servers = [server];
+    let pool = pool_of(manager_over(&servers), 1);
+    drop(pool);
+    servers[0].sql("SET GLOBAL general_log = OFF");
+    let log = servers[0].sql(
+        "SELECT argument FROM mysql.general_log WHERE user_host LIKE 'app%' \
+         AND argument REGEXP '^(BEGIN|SHOW|ROLLBACK)' ORDER BY event_time",
+    );
+    let at = |text: &str| {
+        let found = log.lines().position(|line| line.starts_with(text));
+        found.unwrap_or_else(|| panic!("{text} is not in {log}"))
+    };
+    assert!(at("BEGIN") < at("SHOW") && at("SHOW") < at("ROLLBACK"), "{log}");
+}
+
 macro_rules! on_servers {
     ($($suite:ident),+ $(,)?) => {
         mod mariadb { $(#[test] fn $suite() { super::$suite::<super::MariaDb>(); })+ }

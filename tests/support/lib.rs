@@ -32,6 +32,10 @@ pub mod mariadb;
 #[cfg(target_os = "linux")]
 pub mod network;
 #[cfg(target_os = "linux")]
+pub mod pgbouncer;
+#[cfg(target_os = "linux")]
+pub mod pgpool;
+#[cfg(target_os = "linux")]
 pub mod port;
 #[cfg(target_os = "linux")]
 pub mod postgres;

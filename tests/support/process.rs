@@ -291,7 +291,8 @@ pub fn find_program(name: &str) -> PathBuf {
 pub fn is_missing(name: &str) -> ! {
     panic!(
         "`{name}` is not installed; run: apt-get install -y mariadb-server galera-4 \
-         libmariadb-dev postgresql libpq-dev haproxy openssl chromium chromium-driver"
+         libmariadb-dev postgresql libpq-dev haproxy pgbouncer pgpool2 openssl chromium \
+         chromium-driver"
     )
 }
 
