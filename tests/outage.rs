@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::Pool;
-use support::backend::build;
+use diesel_peers::PeerState;
+use support::backend::{PATIENCE, build};
 use support::scripted::Servers;
+use support::{how_long, wait_until};
 
 /// The sizes of the pools.
 const SIZES: [u32; 6] = [2, 3, 4, 6, 10, 16];
@@ -102,6 +104,32 @@ fn outages() -> Vec<Outage> {
                 .collect()
         }
     }
+}
+
+/// The other peers return a moment after the first one, and are noticed at the same pace.
+#[test]
+fn peers_that_return_after_the_first_one_are_up_soon() {
+    let servers = Servers::start(3);
+    let manager = build(servers.builder());
+    let peers = manager.peers();
+    let pool = Pool::builder().max_size(3).build(manager).expect("the peers are up");
+    servers.iter().for_each(|server| server.crash());
+    let up = || peers.snapshot().peers.iter().filter(|peer| peer.state == PeerState::Up).count();
+    wait_until("all peers are down", PATIENCE, || {
+        if let Ok(mut conn) = pool.get_timeout(Duration::from_millis(100)) {
+            let _ = conn.batch_execute("SELECT 1");
+        }
+        up() == 0
+    });
+    servers[0].accept(true);
+    wait_until("the first peer is up", PATIENCE, || up() == 1);
+    servers[1].accept(true);
+    let delay = how_long("the second peer is up", PATIENCE, || up() == 2);
+    thread::sleep(Duration::from_secs(1));
+    servers[2].accept(true);
+    let later = how_long("the third peer is up", PATIENCE, || up() == 3);
+    // Otherwise they would be checked once in the interval, which is 30 seconds.
+    assert!(delay.max(later) < Duration::from_secs(10), "after {delay:?} and {later:?}");
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub(super) fn run_schedule(transaction: &mut Transaction<'_>) -> Vec<HealthCheck
         }
         let peer = &transaction.peers()[index];
         if is_due(peer.earliest_check(none_available)) {
-            let timeout = if none_available {
+            let timeout = if peer.is_checked_often(none_available) {
                 short_timeout(peer, settings)
             } else {
                 settings.connect_timeout

@@ -7,6 +7,7 @@
 //! as *stuck*. While a peer has a stuck login, only the checker dials that peer.
 
 use std::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,6 +33,7 @@ const PROGRESS_POLL_INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub(crate) struct LoginProgress {
     stage: Mutex<Stage>,
+    is_aborted: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -83,8 +85,14 @@ impl LoginProgress {
         }
     }
 
+    /// Whether the login was given up, so that nobody waits for another attempt.
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.is_aborted.load(Ordering::Relaxed)
+    }
+
     /// Shuts down the login's socket, if it can be found.
     fn shut_down_socket(&self) {
+        self.is_aborted.store(true, Ordering::Relaxed);
         // The lock is held meanwhile, so that the stage does not change.
         match &*self.lock() {
             Stage::OtherCode => {}

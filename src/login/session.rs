@@ -1,15 +1,17 @@
 //! Logs in to one peer, and prepares and tests the new connection. Runs on the login's own thread.
 
+use std::cell::Cell;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use diesel::ConnectionError;
 use diesel::r2d2::R2D2Connection;
 use diesel::result::{Error, QueryResult};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt};
 
-use crate::fault::{FailureCause, Fault, LoginFailure};
+use crate::fault::{FailureCause, Fault, LoginFailure, Loss};
 use crate::login::bounded::LoginProgress;
 use crate::login::observer::{LinkMonitor, Observer};
 use crate::login::readiness::{self, NotReady};
@@ -44,6 +46,8 @@ pub(crate) struct Login<C> {
 struct FailedLogin<C> {
     conn: Option<C>,
     failure: LoginFailure,
+    /// Whether the server has let us in and the session was lost afterwards.
+    is_lost: bool,
 }
 
 impl<C> FailedLogin<C> {
@@ -83,7 +87,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
     /// # Errors
     ///
     /// Returns the reason why the peer cannot be used, without its URL or password.
-    pub(crate) fn open(self, progress: &LoginProgress) -> Result<Session<C>, LoginFailure> {
+    pub(crate) fn open(mut self, progress: &LoginProgress) -> Result<Session<C>, LoginFailure> {
         let url = self.url()?;
         self.prepare(&url, progress, false).map_err(FailedLogin::close)
     }
@@ -91,19 +95,22 @@ impl<C: R2D2Connection + 'static> Login<C> {
     /// Does the same as [`check`](Self::check), but keeps the connection, even if the pool would not use
     /// the peer.
     #[cfg(feature = "doctor")]
-    pub(crate) fn inspect(self, progress: &LoginProgress) -> Result<Inspection<C>, LoginFailure> {
+    pub(crate) fn inspect(
+        mut self,
+        progress: &LoginProgress,
+    ) -> Result<Inspection<C>, LoginFailure> {
         let url = self.url()?;
         match self.prepare(&url, progress, true) {
             Ok(Session { conn, .. }) => Ok(Inspection { url, conn, failure: None }),
-            Err(FailedLogin { conn: Some(conn), failure }) => {
+            Err(FailedLogin { conn: Some(conn), failure, .. }) => {
                 Ok(Inspection { url, conn, failure: Some(failure) })
             }
-            Err(FailedLogin { conn: None, failure }) => Err(failure),
+            Err(FailedLogin { conn: None, failure, .. }) => Err(failure),
         }
     }
 
     /// Does the same as [`open`](Self::open), for a health check, and closes the connection.
-    pub(crate) fn check(self, progress: &LoginProgress) -> Result<(), LoginFailure> {
+    pub(crate) fn check(mut self, progress: &LoginProgress) -> Result<(), LoginFailure> {
         let url = self.url()?;
         let session = self.prepare(&url, progress, true).map_err(FailedLogin::close)?;
         run_redacted(
@@ -132,10 +139,28 @@ impl<C: R2D2Connection + 'static> Login<C> {
             .map_err(|flaw| LoginFailure::NotAttempted(format!("the URL {flaw}").into()))
     }
 
+    /// Prepares a connection. If the server lets us in and the session is lost then, that is repeated at once,
+    /// once: behind a proxy, the session may have got a connection to the server that was dead already,
+    /// which says nothing about the next one.
+    fn prepare(
+        &mut self,
+        url: &PeerUrl,
+        progress: &LoginProgress,
+        is_check: bool,
+    ) -> Result<Session<C>, FailedLogin<C>> {
+        match self.prepare_once(url, progress, is_check) {
+            Err(failed) if failed.is_lost && !progress.is_aborted() => {
+                progress.run_other_code(|| failed.close());
+                self.prepare_once(url, progress, is_check)
+            }
+            outcome => outcome,
+        }
+    }
+
     /// Establishes a connection, finds its socket, and runs the tests and closures of a login. With
     /// `is_check`, the application's instrumentation sees none of its queries.
-    fn prepare(
-        mut self,
+    fn prepare_once(
+        &mut self,
         url: &PeerUrl,
         progress: &LoginProgress,
         is_check: bool,
@@ -144,17 +169,33 @@ impl<C: R2D2Connection + 'static> Login<C> {
         let before = progress.begin_login();
         let settings = self.peer.settings();
         let classifier = &settings.classifier;
-        let mut conn = run_redacted(
-            url,
-            |error| classifier.classify_login(error),
-            || C::establish(&url.for_login(dialect)),
-        )
-        .map_err(|failure| FailedLogin { conn: None, failure })?;
-        let monitor = LinkMonitor::new(self.peer.clone());
+        let is_lost = Cell::new(false);
+        let note_loss = |fault: Fault, error: &Error| {
+            let loss = classifier.classify_query(error).1;
+            is_lost.set(fault == Fault::PeerDown && loss != Loss::No);
+            fault
+        };
+        let fault_of_login = |error: &ConnectionError| {
+            let fault = classifier.classify_login(error);
+            match error {
+                // The first queries on a new connection are diesel's own.
+                ConnectionError::CouldntSetupConfiguration(error) => note_loss(fault, error),
+                _ => fault,
+            }
+        };
         let fault_of_preparation = |not_ready: &NotReady| match not_ready {
             NotReady::State(fault, _) => *fault,
-            NotReady::Query(error) => classifier.classify_preparation(error),
+            NotReady::Query(error) => note_loss(classifier.classify_preparation(error), error),
         };
+        let established =
+            run_redacted(url, fault_of_login, || C::establish(&url.for_login(dialect)));
+        let mut conn = match established {
+            Ok(conn) => conn,
+            Err(failure) => {
+                return Err(FailedLogin { conn: None, failure, is_lost: is_lost.get() });
+            }
+        };
+        let monitor = LinkMonitor::new(self.peer.clone());
         let prepared = run_redacted(url, fault_of_preparation, || {
             progress.run_other_code(|| monitor.install(&mut conn));
             // The following queries are not the application's, so its instrumentation must not see them.
@@ -177,7 +218,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
         });
         match prepared {
             Ok(()) => Ok(Session { conn, monitor }),
-            Err(failure) => Err(FailedLogin { conn: Some(conn), failure }),
+            Err(failure) => Err(FailedLogin { conn: Some(conn), failure, is_lost: is_lost.get() }),
         }
     }
 }

@@ -280,6 +280,9 @@ impl Peer {
         self.logins.record_success(attempt);
         self.health.full = None;
         self.health.mark_up(attempt.began, attempt.ended);
+        if self.is_up() {
+            self.checks.often_until = None;
+        }
     }
 
     /// Records that a login or check was refused. A full peer stays up if it was up.
@@ -381,16 +384,22 @@ impl Peer {
     /// Returns when the peer is checked next if nothing happens before.
     pub(crate) fn scheduled_check(&self, none_available: bool) -> Instant {
         let Checks { next, next_all_down, requested, .. } = self.checks;
-        // A peer with a stuck login is left alone for the whole interval, and no caller waits for a
-        // peer that is not in service.
-        let next = if none_available && self.counts.stuck_logins == 0 && self.is_in_service() {
-            next.min(next_all_down)
-        } else {
-            next
-        };
+        let next =
+            if self.is_checked_often(none_available) { next.min(next_all_down) } else { next };
         let is_unproved = self.health.is_down_for_refused_query;
         let suspicion = self.checks.suspicion().filter(|_| is_unproved);
         [suspicion, requested].into_iter().flatten().fold(next, Instant::min)
+    }
+
+    /// Whether the peer is checked as while all peers are down: they are, or were a while ago and this one
+    /// still is. A peer with a stuck login is left alone for the whole interval, and no caller waits for a
+    /// peer that is not in service.
+    pub(crate) fn is_checked_often(&self, none_available: bool) -> bool {
+        let was_outage = || {
+            !self.is_up()
+                && self.checks.often_until.is_some_and(|at| self.checks.next_all_down < at)
+        };
+        self.counts.stuck_logins == 0 && self.is_in_service() && (none_available || was_outage())
     }
 
     /// Records that a check has ended. Only a failed check renews a mark; a failed login for the pool
@@ -467,6 +476,7 @@ impl Peer {
         if !self.is_up() {
             self.checks.next = check_times.regular;
             self.checks.suspected_at = None;
+            self.checks.often_until = None;
             self.health.mark_up(now, now);
         }
     }

@@ -282,3 +282,33 @@ fn error_has_the_reason_of_each_peer_when_all_are_full() {
     let error = ManageConnection::connect(&manager).expect_err("the peer is full").to_string();
     assert!(error.contains("peer0: refused by") && error.contains(", next check in "), "{error}");
 }
+
+/// A proxy lets a check or a login in and has a dead connection to its server for it. The next session gets
+/// another one.
+#[test]
+fn session_that_is_lost_right_after_its_login_is_repeated_once() {
+    let servers = Servers::start(2);
+    let (pool, peers) = pool_of(servers.builder().check_interval(PATIENCE), 2);
+    fill(&pool, &peers, &[1, 1]);
+    let check = |stale| {
+        let logins = servers[0].logins();
+        servers[0].cut_off_next(stale);
+        peers.check_now("peer0").expect("the peer exists");
+        wait_until("the peer is checked", PATIENCE, || servers[0].logins() == logins + 2);
+    };
+    check(1);
+    assert!(
+        !within(SOON, || state(&peers, "peer0") == PeerState::Down),
+        "one lost session does not take the peer away"
+    );
+    check(2);
+    wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+
+    servers[0].cut_off_next(1);
+    let manager = build(servers.builder().check_interval(PATIENCE));
+    drop(manager.connect().expect("both peers are up"));
+    drop(manager.connect().expect("both peers are up"));
+    let failures: u64 =
+        manager.peers().snapshot().peers.iter().map(|peer| peer.connect_failures).sum();
+    assert_eq!(failures, 0, "a login for the pool is repeated as well");
+}

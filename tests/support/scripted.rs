@@ -75,6 +75,8 @@ pub struct Server {
     accepts: AtomicBool,
     works: AtomicBool,
     panics: AtomicBool,
+    /// The number of next sessions that are cut off as soon as they have begun.
+    stale: AtomicUsize,
     logins_gate: Gate,
     /// The number of times that all sessions were cut off. Sessions of an earlier generation are dead.
     generation: AtomicUsize,
@@ -100,6 +102,7 @@ impl Server {
             accepts: AtomicBool::new(true),
             works: AtomicBool::new(true),
             panics: AtomicBool::new(false),
+            stale: AtomicUsize::new(0),
             logins_gate: Gate::default(),
             generation: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
@@ -131,6 +134,12 @@ impl Server {
     /// Sets whether a login panics instead of returning.
     pub fn panic_at_login(&self, panics: bool) {
         self.panics.store(panics, Ordering::SeqCst);
+    }
+
+    /// Cuts off this number of next sessions as soon as they have begun, as a proxy does that has dead
+    /// connections to its server in its own pool.
+    pub fn cut_off_next(&self, sessions: usize) {
+        self.stale.store(sessions, Ordering::SeqCst);
     }
 
     /// Sets whether logins are held back.
@@ -265,8 +274,11 @@ impl Connection for ScriptedConnection {
         }
         let open = server.open.fetch_add(1, Ordering::SeqCst) + 1;
         server.most_open.fetch_max(open, Ordering::SeqCst);
+        let take_one = |stale: usize| stale.checked_sub(1);
+        let is_stale = server.stale.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take_one);
+        let generation = server.generation.load(Ordering::SeqCst);
         Ok(Self {
-            generation: server.generation.load(Ordering::SeqCst),
+            generation: if is_stale.is_ok() { usize::MAX } else { generation },
             server,
             instrumentation: DynInstrumentation::default_instrumentation(),
             transactions: AnsiTransactionManager::default(),

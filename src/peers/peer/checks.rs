@@ -25,6 +25,9 @@ pub(crate) struct Checks {
     pub(crate) next: Instant,
     /// When the peer is checked next if all peers are down.
     pub(super) next_all_down: Instant,
+    /// Until when the peer is checked as often as if all peers were down, because all were. The fault that
+    /// took all of them away has probably ended for this peer too, or is about to.
+    pub(super) often_until: Option<Instant>,
     /// When something last spoke against the peer: a lost link, an unanswered ping, a refused query.
     /// Cleared by the outcome of a check that began later.
     pub(super) suspected_at: Option<Instant>,
@@ -47,6 +50,7 @@ impl Checks {
         Self {
             next: now,
             next_all_down: now,
+            often_until: None,
             suspected_at: None,
             requested: None,
             regular: Check::default(),
@@ -85,6 +89,11 @@ impl Checks {
     /// Returns when the last stall check began.
     pub(crate) fn stall_began(&self) -> Option<Instant> {
         self.stall.began
+    }
+
+    /// Records that another peer is up again after all peers were down.
+    pub(crate) fn outage_ended(&mut self, often_until: Instant) {
+        self.often_until = Some(often_until);
     }
 
     pub(super) fn schedule(&mut self, CheckTimes { regular, all_down }: CheckTimes) {

@@ -617,3 +617,31 @@ fn peer_whose_refusal_a_check_confirmed_is_marked_again_for_the_next_refusal() {
     assert!(scenario.check_ends(2_000, 2_010, Ok(())), "the peer recovers");
     assert!(scenario.query_is_refused(2_020, check_times), "the next refusal counts at once");
 }
+
+#[test]
+fn peer_that_is_down_after_an_outage_is_checked_often_for_a_while() {
+    let mut scenario = Scenario::new();
+    let next = |scenario: &Scenario| {
+        scenario.peer.scheduled_check(false).saturating_duration_since(scenario.start)
+    };
+    let millis = Duration::from_millis;
+    scenario.connect_fails(0, 0, "refused");
+    scenario.check_begins(1_000);
+    scenario.check_ends(1_000, 1_000, Err("refused"));
+    assert_eq!(next(&scenario), millis(31_000), "another peer is up");
+    scenario.peer.checks.outage_ended(scenario.at(11_000));
+    assert_eq!(next(&scenario), millis(1_250), "another peer has just come back");
+    scenario.check_begins(10_700);
+    scenario.check_ends(10_700, 10_700, Err("refused"));
+    assert_eq!(next(&scenario), millis(10_950));
+    scenario.check_begins(10_950);
+    scenario.check_ends(10_950, 10_950, Err("refused"));
+    assert_eq!(next(&scenario), millis(40_950), "it has failed for long enough");
+
+    scenario.peer.checks.outage_ended(scenario.at(99_000));
+    scenario.check_begins(11_200);
+    scenario.check_ends(11_200, 11_200, Ok(()));
+    assert_eq!(next(&scenario), millis(41_200), "a peer that is up is checked as always");
+    scenario.connect_fails(12_000, 12_000, "refused");
+    assert_eq!(next(&scenario), millis(42_000), "the outage is over for this peer");
+}

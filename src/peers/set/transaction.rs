@@ -66,11 +66,14 @@ pub(crate) struct Transaction<'a> {
     events: Vec<NewEvent>,
     /// Whether anything has changed that the shares of the peers depend on.
     shares_changed: bool,
+    /// Whether no peer was available before the change.
+    was_outage: bool,
 }
 
 impl<'a> Transaction<'a> {
     fn new(set: &'a Arc<PeerSet>, inner: &'a mut Inner, now: Instant) -> Self {
-        Self { now, set, inner, events: Vec::new(), shares_changed: false }
+        let was_outage = inner.available == 0;
+        Self { now, set, inner, events: Vec::new(), shares_changed: false, was_outage }
     }
 
     pub(crate) fn settings(&self) -> &'a Settings {
@@ -162,6 +165,12 @@ impl<'a> Transaction<'a> {
 
     /// Publishes the recorded events, and updates what depends on the peers' states.
     fn commit(self) {
+        if self.was_outage && self.inner.available > 0 {
+            let often_until = self.now + self.set.settings.check_interval;
+            for peer in &mut self.inner.peers {
+                peer.checks.outage_ended(often_until);
+            }
+        }
         if self.shares_changed {
             self.set.state_changed(self.inner, self.now);
         }
