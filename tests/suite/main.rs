@@ -21,6 +21,7 @@ mod pause;
 mod reaping;
 mod refused_logins;
 mod resolve;
+mod resources;
 mod role;
 mod runtime_changes;
 mod status;
