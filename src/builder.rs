@@ -27,7 +27,7 @@ use crate::peers::set::PeerSet;
 use crate::pool::connection::PoolState;
 use crate::pool::exchange::Exchange;
 use crate::pool::replacement::Replacement;
-use crate::redact::shown_name;
+use crate::redact::{is_printable, shown_name};
 use crate::resolver::{self, Resolve};
 use crate::settings::Given;
 use crate::settings::policy::{AllDown, Balance, Donors, Recovery, Role, Strategy};
@@ -735,7 +735,7 @@ fn validate_pool_name(name: &str) -> Result<(), BuildErrorKind> {
     let flaw = match name {
         _ if name.trim().is_empty() => "is empty",
         _ if name.contains("://") => "is a URL",
-        _ if name.chars().any(char::is_control) => "contains a control character",
+        _ if !name.chars().all(is_printable) => "contains a character that is not printable",
         _ => return Ok(()),
     };
     let flaw = Flaw::new(flaw, "give a name to show on pages and in metrics");

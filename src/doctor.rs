@@ -40,6 +40,27 @@ mod text;
 
 use std::fmt;
 
+/// What may be shown, for the command `peers`, which follows the rules of this crate.
+#[doc(hidden)]
+pub mod shown {
+    use crate::redact;
+
+    #[must_use]
+    pub fn is_printable(c: char) -> bool {
+        redact::is_printable(c)
+    }
+
+    #[must_use]
+    pub fn may_be_shown(text: &str) -> bool {
+        redact::may_be_shown(text)
+    }
+
+    #[must_use]
+    pub fn shown_or_redacted(text: &str) -> &str {
+        redact::shown_or_redacted(text)
+    }
+}
+
 pub use compare::{Difference, Group, Severity};
 pub use examination::{examine, examine_with_progress};
 pub use fact::{Aspect, FactValue};

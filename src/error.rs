@@ -219,7 +219,8 @@ impl fmt::Display for PeersError {
             ),
             Self::UnprintableName { name } => write!(
                 f,
-                "the peer name {name:?} contains a control character: names appear in logs",
+                "the peer name {name:?} contains a character that is not printable: names appear in \
+                 logs",
             ),
             Self::DuplicateName { name } => {
                 write!(f, "two peers have the name {name:?}: every peer needs a name of its own")

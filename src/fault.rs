@@ -29,6 +29,9 @@ pub enum Fault {
     PeerNotReady,
     /// The peer has reached its maximum number of connections.
     PeerFull,
+    /// The peer lacks something that the query needs: memory, space on a disk, threads, or another prepared
+    /// statement. Other queries may succeed.
+    OutOfResources,
     /// The peer is read-only and was asked to write.
     WrongRole,
     /// The peer rejects the login: user, password, database or TLS are wrong on one of the two sides.
@@ -113,6 +116,7 @@ impl Fault {
             Self::PeerDown => "peer_down",
             Self::PeerNotReady => "peer_not_ready",
             Self::PeerFull => "peer_full",
+            Self::OutOfResources => "out_of_resources",
             Self::WrongRole => "wrong_role",
             Self::Misconfigured => "misconfigured",
             Self::Retryable => "retryable",
@@ -341,6 +345,7 @@ fn claims_loss(dialect: Dialect, error: &Error) -> bool {
 enum Pattern {
     Is(&'static str),
     Begins(&'static str),
+    Ends(&'static str),
     /// A message that quotes a name between these two texts.
     Quotes(&'static str, &'static str),
     /// The name of a setting, or a constant of the client library.
@@ -353,7 +358,7 @@ enum Pattern {
     Postgres(&'static str),
 }
 
-use Pattern::{Begins, Contains, Is, Postgres, PostgresQuotes, Quotes};
+use Pattern::{Begins, Contains, Ends, Is, Postgres, PostgresQuotes, Quotes};
 
 /// The messages of one database, and what they mean. The first pattern that matches decides.
 type Table = &'static [(Pattern, Fault)];
@@ -419,6 +424,12 @@ const MYSQL_QUERIES: Table = &[
     // 1036 and 1874, with `innodb_read_only`. (1036 also has causes in the table itself.)
     (Quotes("Table '", "' is read only"), Fault::WrongRole),
     (Begins("InnoDB is in read only mode"), Fault::WrongRole),
+    // 1461, 1041 and 1037, 1038, 1021, 1135.
+    (Contains("max_prepared_stmt_count"), Fault::OutOfResources),
+    (Begins("Out of memory"), Fault::OutOfResources),
+    (Begins("Out of sort memory"), Fault::OutOfResources),
+    (Begins("Disk full ("), Fault::OutOfResources),
+    (Begins("Can't create a new thread"), Fault::OutOfResources),
     // 1820: a login with an expired password succeeds, and every query after it fails.
     (Begins("You must SET PASSWORD before executing "), Fault::Misconfigured),
     (Begins("You must reset your password using ALTER USER "), Fault::Misconfigured),
@@ -440,6 +451,12 @@ const POSTGRES_QUERIES: Table = &[
     (Begins("SSL error: "), Fault::ConnectionLost),
     // From PgBouncer, when the server behind it has ended the session.
     (Is("server conn crashed?"), Fault::ConnectionLost),
+    // 53100, 53200 and 53300. (PgBouncer forwards the latter when it opens a session for a query.)
+    (Ends(": No space left on device"), Fault::OutOfResources),
+    (Is("out of memory"), Fault::OutOfResources),
+    (Is("out of shared memory"), Fault::OutOfResources),
+    (Begins("sorry, too many clients already"), Fault::OutOfResources),
+    (Begins("remaining connection slots are reserved"), Fault::OutOfResources),
     // 40P01, which has no kind.
     (Is("deadlock detected"), Fault::Retryable),
 ];
@@ -448,6 +465,7 @@ const POSTGRES_QUERIES: Table = &[
 const SQLITE_QUERIES: Table = &[
     (Is("database is locked"), Fault::Retryable),
     (Begins("database table is locked"), Fault::Retryable),
+    (Is("database or disk is full"), Fault::OutOfResources),
 ];
 
 /// The messages of failed logins to MySQL and MariaDB.
@@ -482,6 +500,8 @@ const MYSQL_LOGINS: Table = &[
     (Is("Too many connections"), Fault::PeerFull),
     (Contains("'max_user_connections'"), Fault::PeerFull),
     (Contains("'max_connections_per_hour'"), Fault::PeerFull),
+    (Begins("Out of memory"), Fault::OutOfResources),
+    (Begins("Can't create a new thread"), Fault::OutOfResources),
     (Begins("WSREP has not yet prepared node"), Fault::PeerNotReady),
     (Begins("Server shutdown in progress"), Fault::PeerNotReady),
     // 3032 of MySQL.
@@ -550,6 +570,7 @@ fn look_up(tables: &[Table], message: &str) -> Option<Fault> {
     let matches = |pattern: &Pattern| match pattern {
         Is(text) => message == *text,
         Begins(text) => message.starts_with(text),
+        Ends(text) => message.ends_with(text),
         Quotes(before, after) => message.starts_with(before) && message.ends_with(after),
         Contains(text) => message.contains(text),
         PostgresQuotes(before, after) => is_from_postgres(before, after),
@@ -627,6 +648,7 @@ mod tests {
             (Unknown, "Lock wait timeout exceeded; try restarting transaction", Retryable),
             (Unknown, "deadlock detected", Retryable),
             (Unknown, "database is locked", Retryable),
+            (Unknown, "out of memory of a user", Query),
             (Unknown, "You have an error in your SQL syntax", Query),
             (Unknown, "WSREP has not yet prepared node, says a ticket", Query),
             (Unknown, "Table 't' is read only, they say", Query),
@@ -645,6 +667,24 @@ mod tests {
             Query,
             "an empty result is an error of the query itself"
         );
+    }
+
+    #[test]
+    fn shortages_of_a_server_are_classified_by_text() {
+        for message in [
+            "Can't create more than max_prepared_stmt_count statements (current value: 0)",
+            "Out of memory; restart server and try again (needed 8 bytes)",
+            "Out of memory.",
+            "Out of sort memory, consider increasing server sort buffer size",
+            "Disk full (/tmp/#sql); waiting for someone to free some space",
+            "Can't create a new thread (errno 11 \"Resource temporarily unavailable\")",
+            "could not extend file \"base/5/1259\": No space left on device",
+            "out of shared memory",
+            "database or disk is full",
+        ] {
+            let error = database_error(DatabaseErrorKind::Unknown, message);
+            assert_eq!(Fault::of(&error), Fault::OutOfResources, "{message}");
+        }
     }
 
     #[test]

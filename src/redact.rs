@@ -1,5 +1,5 @@
-//! Which texts of an application may be shown: a user who mixes up two settings may give a secret in place
-//! of a name.
+//! Which texts may be shown, and in which form: a user who mixes up two settings may give a secret in place
+//! of a name, and a server may send characters that control a terminal or reorder a line.
 
 use std::borrow::Cow;
 
@@ -22,6 +22,28 @@ pub(crate) fn is_mistaken_url(name: &str) -> bool {
     let has_userinfo = name.split_once('@').is_some_and(|(userinfo, _)| userinfo.contains(':'));
     let is_conninfo = name.contains('=') && name.to_ascii_lowercase().contains("password");
     name.contains("://") || has_userinfo || is_conninfo
+}
+
+/// Whether a character is visible or a space, and leaves the characters beside it in their order. Control
+/// characters are not, nor are those that are invisible (Unicode's default ignorable characters) or end a line.
+pub(crate) fn is_printable(c: char) -> bool {
+    let is_hidden = matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+        | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+        | '\u{e0000}'..='\u{e0fff}');
+    !c.is_control() && !is_hidden
+}
+
+/// Replaces what is not printable in a text of one line.
+pub(crate) fn printable(text: &str) -> String {
+    let replaced = |c| match c {
+        '\t' => ' ',
+        c if is_printable(c) => c,
+        _ => char::REPLACEMENT_CHARACTER,
+    };
+    text.chars().map(replaced).collect()
 }
 
 /// The text, or [`REDACTED`] if it may contain a secret.
@@ -63,6 +85,27 @@ mod tests {
             "my Password s3cret",
         ] {
             assert!(!may_be_shown(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn characters_that_control_or_mislead_are_replaced() {
+        for plain in
+            ["", "Benutzer »app« fehlgeschlagen", "ユーザー 'app'", "e\u{301}", "नमस्ते", "🙂 (111)"]
+        {
+            assert_eq!(printable(plain), plain);
+        }
+        for (text, expected) in [
+            ("a\rb", "a\u{fffd}b"),
+            ("\u{1b}[2J", "\u{fffd}[2J"),
+            ("\u{7}\u{9b}", "\u{fffd}\u{fffd}"),
+            ("a\nb", "a\u{fffd}b"),
+            ("a\tb", "a b"),
+            ("\u{202e}nimda", "\u{fffd}nimda"),
+            ("ad\u{200b}min\u{feff}", "ad\u{fffd}min\u{fffd}"),
+            ("a\u{2028}b\u{e0041}", "a\u{fffd}b\u{fffd}"),
+        ] {
+            assert_eq!(printable(text), expected);
         }
     }
 

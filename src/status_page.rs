@@ -76,7 +76,7 @@
 //! | `….is_available` | Whether the peer gets new work: it is up, in service, and its weight is above 0. |
 //! | `….since`, `….for_seconds` | When the state began, and for how long it has lasted. |
 //! | `….reason` | Why the peer is down, or why the last check failed: the client library's message. |
-//! | `….fault` | The kind of that error: `peer_down`, `peer_not_ready`, `peer_full`, `wrong_role`, `misconfigured`, `connection_lost`, `retryable` or `query`. |
+//! | `….fault` | The kind of that error: `peer_down`, `peer_not_ready`, `peer_full`, `out_of_resources`, `wrong_role`, `misconfigured`, `connection_lost`, `retryable` or `query`. |
 //! | `….is_full` | Whether the peer refused the last login because it has no free connection. |
 //! | `….is_unresponsive` | Whether a query has been running for 100 ms without any answer from the peer since it began. |
 //! | `….is_being_removed` | Whether the peer is being removed: it cannot be resumed, and a new peer may have its name. |

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::error::Flaw;
-use crate::redact::REDACTED;
+use crate::redact::{REDACTED, printable};
 use crate::socket::Tuning;
 pub(crate) use conninfo::is_conninfo;
 use conninfo::parse_conninfo;
@@ -238,9 +238,11 @@ impl PeerUrl {
     }
 
     /// Replaces this URL and its passwords in `text`, because client libraries quote them in their
-    /// messages.
+    /// messages, and what is not printable. Every text of a server passes here before it is shown.
     pub(crate) fn redact(&self, text: &str) -> String {
-        self.secrets.redact(text)
+        let text = self.secrets.redact(text);
+        let lines: Vec<String> = text.lines().map(printable).collect();
+        lines.join("\n")
     }
 }
 

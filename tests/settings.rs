@@ -36,7 +36,10 @@ fn wrong_setting_is_an_error_that_says_what_to_change() {
         (builder(), "no peer is configured"),
         (builder().peer("", "url"), "the name of peer number 1 is empty"),
         (builder().peer("a", "url").peer(" ", "url"), "the name of peer number 2 is empty"),
-        (builder().peer("a\nb", "url"), r#"the peer name "a\nb" contains a control character"#),
+        (
+            builder().peer("a\nb", "url"),
+            r#"the peer name "a\nb" contains a character that is not printable"#,
+        ),
         (builder().peer("a", "x").peer("b", "y").peer("a", "z"), r#"two peers have the name "a""#),
         (builder().peer("a", ""), r#"the URL of peer "a" is empty"#),
         (builder().peer("a", "x\0y"), r#"the URL of peer "a" contains a NUL byte"#),

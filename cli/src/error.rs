@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::redaction::may_be_shown;
+use diesel_peers::doctor::shown::may_be_shown;
 
 /// The error of [`Request::examine`](crate::request::Request::examine). Neither `Debug` nor `Display` shows any part of a URL.
 pub(crate) struct RequestError(RequestErrorKind);

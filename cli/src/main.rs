@@ -2,7 +2,6 @@
 //! exit codes; `diesel_peers::doctor` does the examination.
 
 mod error;
-mod redaction;
 mod request;
 mod table;
 
@@ -17,6 +16,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use crossbeam_channel::after;
 use diesel_peers::doctor::Report;
+use diesel_peers::doctor::shown::is_printable;
 
 use request::Request;
 
@@ -144,7 +144,7 @@ fn report_usage(error: &clap::Error) -> ExitCode {
 
 /// Prints an error on the standard error output. A name in it cannot control the terminal.
 fn report_error(error: &dyn Error) {
-    let printable = |letter: char| letter == '\n' || !letter.is_control();
+    let printable = |letter: char| letter == '\n' || is_printable(letter);
     let text: String = error.to_string().chars().filter(|letter| printable(*letter)).collect();
     drop(writeln!(io::stderr(), "peers: {text}"));
 }

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use diesel::r2d2::R2D2Connection;
+use diesel_peers::doctor::shown::shown_or_redacted;
 use diesel_peers::doctor::{Report, examine_with_progress};
 use diesel_peers::{BuildError, Config, PeerManager, PeerManagerBuilder};
 use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::error::{RequestError, RequestErrorKind};
-use crate::redaction::shown_or_redacted;
 use crate::table::{
     PEER_KEYS, URL, find_table, first_peer, has_peers, parse_file, parse_table_path,
     tables_with_peers,

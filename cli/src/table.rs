@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::Path;
 
+use diesel_peers::doctor::shown::{is_printable, may_be_shown};
 use toml::{Table, Value};
 
 use crate::error::{RequestError, RequestErrorKind};
-use crate::redaction::may_be_shown;
 
 /// The key of a URL with several hosts.
 pub(crate) const URL: &str = "url";
@@ -63,7 +63,7 @@ pub(crate) fn find_table<'a>(file: &'a Table, path: &str) -> Result<&'a Table, R
 
 /// Returns a key in the form that a path requires, or `None` if the key may be a secret.
 fn quoted_key(key: &str) -> Option<String> {
-    if !may_be_shown(key) || key.chars().any(char::is_control) {
+    if !may_be_shown(key) || !key.chars().all(is_printable) {
         return None;
     }
     let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');

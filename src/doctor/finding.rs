@@ -75,7 +75,7 @@ impl Condition {
     /// Converts the fault of a failure. After the login a peer counts as reachable.
     pub(super) fn from_fault(fault: Fault, is_logged_in: bool) -> Self {
         match fault {
-            Fault::PeerNotReady => Self::NotReady,
+            Fault::PeerNotReady | Fault::OutOfResources => Self::NotReady,
             Fault::WrongRole => Self::WrongRole,
             Fault::PeerFull => Self::Full,
             Fault::Misconfigured => Self::Misconfigured,

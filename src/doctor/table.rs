@@ -8,7 +8,8 @@ use super::Report;
 use super::compare::{Severity, groups};
 use super::fact::{Aspect, FactValue};
 use super::finding::{Condition, Finding};
-use super::text::{milliseconds, printable};
+use super::text::milliseconds;
+use crate::redact::printable;
 
 /// Shown in place of a time that is not known.
 const UNKNOWN_TIME: &str = "-";

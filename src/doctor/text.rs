@@ -16,11 +16,6 @@ pub(super) fn verb_for<'a>(names: &[String], singular: &'a str, plural: &'a str)
     if names.len() == 1 { singular } else { plural }
 }
 
-/// Replaces control characters, so that a server's text cannot move the cursor of a terminal.
-pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
-}
-
 /// Converts a duration to milliseconds.
 pub(super) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3

@@ -88,6 +88,7 @@ impl LinkMonitor {
         }
         let Some(error) = error else {
             self.peer.activity.query_ended(now);
+            self.peer.activity.query_succeeded();
             return;
         };
         let settings = self.peer.settings();
@@ -113,6 +114,8 @@ impl LinkMonitor {
                 self.peer.update(now, |peer, check_times| peer.query_refused(now, check_times));
             }
             Fault::PeerDown | Fault::Misconfigured => self.peer.suspect(now),
+            // One check, however many queries fail.
+            Fault::OutOfResources if self.peer.activity.shortage_begins() => self.peer.suspect(now),
             // The application may have begun a transaction that is read-only, so only the server can tell.
             Fault::WrongRole if settings.requirements.role == Role::ReadWrite => {
                 self.link_state.doubt_server();

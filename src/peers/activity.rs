@@ -21,6 +21,9 @@ use crate::socket::{Socket, Thread};
 /// short wait for the thread that runs the query.
 const UNRESPONSIVE_AFTER: Duration = Duration::from_millis(100);
 
+/// The number of successful queries in a row after which a peer no longer counts as short of resources.
+const SUCCESSES_AFTER_SHORTAGE: usize = 16;
+
 /// The activity of one peer. Threads that run queries write the values without a lock; the checker
 /// and the choice of a peer read them. Nothing else depends on when a new value becomes visible, so
 /// relaxed ordering is enough.
@@ -35,6 +38,8 @@ pub(crate) struct Activity {
     /// When data last came from the server on any link. Only known while a query waits for long.
     last_received: AtomicInstant,
     unresponsive: AtomicBool,
+    /// How many queries have to succeed until the peer no longer counts as short of resources.
+    shortage: AtomicUsize,
     /// Whether the peer is marked down, for those who do not hold the lock of the set.
     down: AtomicBool,
     /// Whether the peer is out of service, for the same.
@@ -129,6 +134,26 @@ impl Activity {
         if self.is_unresponsive() {
             self.unresponsive.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// Records that a query failed because the server is short of something. Returns whether that is news.
+    pub(crate) fn shortage_begins(&self) -> bool {
+        self.shortage.swap(SUCCESSES_AFTER_SHORTAGE, Ordering::Relaxed) == 0
+    }
+
+    /// Records that a query has succeeded.
+    pub(crate) fn query_succeeded(&self) {
+        let left = self.shortage.load(Ordering::Relaxed);
+        if left > 0 {
+            // A concurrent update may be lost, which changes the number a little.
+            self.shortage.store(left - 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether queries fail because the server is short of something. Such a failure is fast, so the peer
+    /// seems to be idle.
+    pub(crate) fn is_short_of_resources(&self) -> bool {
+        self.shortage.load(Ordering::Relaxed) > 0
     }
 
     /// Returns when the last query ended.

@@ -6,7 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::error::{Flaw, PeersError};
-use crate::redact::is_mistaken_url;
+use crate::redact::{is_mistaken_url, is_printable};
 use crate::url::dialect::Dialect;
 use crate::url::{Credentials, PeerUrl};
 
@@ -156,7 +156,7 @@ pub(crate) fn validate_names(peers: &[PeerConfig]) -> Result<(), PeersError> {
         if is_mistaken_url(name) {
             return Err(PeersError::UrlAsName { position: index + 1 });
         }
-        if name.chars().any(char::is_control) {
+        if !name.chars().all(is_printable) {
             return Err(PeersError::UnprintableName { name: name.clone() });
         }
         if peers[..index].iter().any(|earlier| earlier.name == *name) {

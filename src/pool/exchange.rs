@@ -540,9 +540,11 @@ impl<L: Parkable> Inner<L> {
             let PeerView { activity, share, .. } = &queues[*peer].view;
             Candidate { index: *peer, load: activity.in_use(), weight: *share }
         };
+        let load_misleads =
+            others.clone().any(|peer| queues[*peer].view.activity.is_short_of_resources());
         match chooser
-            .choose(responsive.map(candidate), rng)
-            .or_else(|| chooser.choose(others.map(candidate), rng))
+            .choose(responsive.map(candidate), load_misleads, rng)
+            .or_else(|| chooser.choose(others.map(candidate), load_misleads, rng))
             .or_else(|| avoid.filter(|peer| candidates.contains(peer)))
         {
             Some(peer) => self.take_from(peer),

@@ -49,13 +49,19 @@ impl Chooser {
         candidates.reserve(peers);
     }
 
-    /// Chooses a candidate, and returns its index.
+    /// Chooses a candidate, and returns its index. `load_misleads` is whether some candidate has few
+    /// connections in use because its queries fail fast. Then the turns are counted instead, so that it
+    /// gets no more than its share.
     pub(crate) fn choose(
         &mut self,
         candidates: impl Iterator<Item = Candidate> + Clone,
+        load_misleads: bool,
         rng: &mut impl Rng,
     ) -> Option<usize> {
         match self.strategy {
+            Strategy::LeastConnections | Strategy::Ordered if load_misleads => {
+                self.fair_share.choose(without_overloaded(candidates), FairShare::next_in_turn)
+            }
             // A tier that does not serve has no share of the work, so its peers are not candidates.
             Strategy::LeastConnections | Strategy::Ordered => {
                 self.fair_share.choose(candidates, |fair| fair.least_connections(rng))
@@ -178,7 +184,7 @@ mod tests {
                 load: *load,
                 weight: *weight,
             });
-            let index = chooser.choose(candidates, &mut rng).expect("there are candidates");
+            let index = chooser.choose(candidates, false, &mut rng).expect("there are candidates");
             counts[index] += 1;
         }
         counts
@@ -206,6 +212,29 @@ mod tests {
     }
 
     #[test]
+    fn peer_whose_queries_fail_fast_gets_its_share_by_turns() {
+        for strategy in [Strategy::LeastConnections, Strategy::Ordered] {
+            let mut chooser = Chooser::new(strategy);
+            chooser.set_peer_count(3);
+            let mut rng = SmallRng::seed_from_u64(11);
+            let mut counts = [0; 3];
+            for _ in 0..400 {
+                // Peer 0 has never a connection in use.
+                let candidates = [(0, 0, 1), (1, 2, 1), (2, 2, 2)];
+                let candidates =
+                    candidates.map(|(index, load, weight)| Candidate { index, load, weight });
+                let chosen = chooser.choose(candidates.into_iter(), true, &mut rng);
+                counts[chosen.expect("there are candidates")] += 1;
+            }
+            assert_eq!(
+                counts,
+                [100, 100, 200],
+                "{strategy:?}: the shares of the weights 1, 1 and 2"
+            );
+        }
+    }
+
+    #[test]
     fn random_chooses_in_proportion_to_the_weights() {
         let counts = chosen(Strategy::Random, &[(2, 1), (0, 2), (5, 3)], 6000);
         for (count, fair) in counts.iter().zip([1000, 2000, 3000]) {
@@ -228,7 +257,8 @@ mod tests {
                 let candidates = [(0, stuck), (1, 1), (2, 1)];
                 let candidates =
                     candidates.map(|(index, load)| Candidate { index, load, weight: 1 });
-                stuck += usize::from(chooser.choose(candidates.into_iter(), &mut rng) == Some(0));
+                stuck +=
+                    usize::from(chooser.choose(candidates.into_iter(), false, &mut rng) == Some(0));
             }
             assert!(stuck <= 6, "{strategy:?}: {stuck} threads are stuck on the peer");
         }
@@ -244,7 +274,7 @@ mod tests {
             let candidates = candidates.iter();
             let candidates =
                 candidates.map(|&(index, weight)| Candidate { index, load: 0, weight });
-            chooser.choose(candidates, &mut rng).expect("there are candidates")
+            chooser.choose(candidates, false, &mut rng).expect("there are candidates")
         };
         choices.into_iter().map(choose).collect()
     }

@@ -23,6 +23,7 @@ mod reaping;
 mod refused_logins;
 mod replacement;
 mod resolve;
+mod resources;
 mod role;
 mod runtime_changes;
 mod status;

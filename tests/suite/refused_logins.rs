@@ -10,7 +10,7 @@ use diesel::MysqlConnection;
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::{ConnectionManager, ManageConnection, NopErrorHandler, Pool};
 use diesel_peers::{Balance, PeerManager, PeerState, Peers};
-use support::backend::{PATIENCE, SOON, build, links, manager_over};
+use support::backend::{PATIENCE, SOON, build, links, manager_of, manager_over};
 use support::mariadb::MariaDb;
 use support::network::{DroppedPackets, Drops};
 use support::wait_until;
@@ -120,4 +120,23 @@ fn frozen_servers_give_no_connection() {
         server.thaw();
     }
     wait_until("the pool serves again", PATIENCE, || usable(&pool) == 9);
+}
+
+/// A server quotes the name of the user, and a terminal obeys what is in it. (`MariaDB` escapes most control characters.)
+#[test]
+fn text_of_a_server_is_printable_wherever_it_is_shown() {
+    let server = MariaDb::start();
+    let hidden = "no%0Dbo%E2%80%AEdy%E2%80%8B";
+    let url = server.url().replacen("app", hidden, 1);
+    let manager = build(manager_of::<MysqlConnection>([url]));
+    let peers = manager.peers();
+    let error = manager.connect().map(drop).expect_err("no such user").to_string();
+    let snapshot = peers.snapshot();
+    let reason = snapshot.peers[0].reason.clone().expect("the peer is down");
+    assert!(reason.contains("'no\u{fffd}bo\u{fffd}dy\u{fffd}'"), "{reason:?}");
+    let events = snapshot.events.iter().map(ToString::to_string);
+    for shown in events.chain([error, reason, snapshot.to_string()]) {
+        let is_hidden = |c: char| c.is_control() && c != '\n' || "\u{202e}\u{200b}".contains(c);
+        assert!(!shown.contains(is_hidden), "{shown:?}");
+    }
 }
