@@ -5,12 +5,16 @@
 //! `lc_messages`; the tables here contain the English ones, and a few in other languages that contain the
 //! name of a setting. An unknown text is an error of the query itself, or, for a login, a peer that is down.
 
+pub(crate) mod host;
+
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::result::{ConnectionError, DatabaseErrorInformation, DatabaseErrorKind, Error};
 
+use crate::fault::host::{HostFailure, Lack};
 use crate::panics::catch_panic;
 
 /// The classification of an error: what it says about its connection, its peer or its transaction. The guide
@@ -134,17 +138,28 @@ pub(crate) enum LoginFailure {
     Unanswered(Arc<str>),
     /// This process is the cause: it did not send the login or did not get to read the answer.
     NotAttempted(Arc<str>),
+    /// This host is the cause, or may be: [`Lack::concerns_all_peers`]. Whether it is the cause is decided
+    /// with the outcomes of other peers.
+    OfHost(HostFailure),
 }
 
 impl LoginFailure {
     /// Classifies a failure that the client library reports. libpq has a timeout of its own
-    /// (`connect_timeout`).
-    pub(crate) fn from_cause(cause: FailureCause) -> Self {
+    /// (`connect_timeout`). `lack` is what this host lacks, according to the text.
+    pub(crate) fn from_cause(cause: FailureCause, lack: Option<Lack>) -> Self {
         if cause.reason.trim_end().ends_with("timeout expired") {
-            Self::Unanswered(cause.reason)
-        } else {
-            Self::Refused(cause)
+            return Self::Unanswered(cause.reason);
         }
+        // Any other fault was recognized in the text, or by the application.
+        match lack.filter(|_| cause.fault == Fault::PeerDown) {
+            Some(lack) => Self::OfHost(HostFailure { lack, reason: cause.reason }),
+            None => Self::Refused(cause),
+        }
+    }
+
+    /// The thread of a login cannot be started.
+    pub(crate) fn no_thread(error: &io::Error) -> Self {
+        Self::OfHost(HostFailure { lack: Lack::Threads, reason: error.to_string().into() })
     }
 
     pub(crate) fn refused(fault: Fault, reason: impl Into<Arc<str>>) -> Self {
@@ -160,6 +175,9 @@ impl LoginFailure {
         match self {
             Self::Refused(cause) => Some(cause.fault),
             Self::Unanswered(_) => Some(Fault::PeerDown),
+            Self::OfHost(failure) => {
+                (!failure.lack.concerns_all_peers()).then_some(Fault::PeerDown)
+            }
             Self::NotAttempted(_) => None,
         }
     }
@@ -171,6 +189,9 @@ impl fmt::Display for LoginFailure {
             Self::Refused(FailureCause { reason, .. })
             | Self::Unanswered(reason)
             | Self::NotAttempted(reason) => f.write_str(reason),
+            Self::OfHost(failure) if failure.lack.concerns_all_peers() => failure.fmt(f),
+            // Whether it concerns more than one peer is not known here.
+            Self::OfHost(failure) => f.write_str(&failure.reason),
         }
     }
 }
@@ -551,7 +572,7 @@ mod tests {
             "connection to server at \"db\" (10.0.0.1), port 5432 failed: timeout expired";
         let is_timeout = |reason: &str| {
             let cause = FailureCause::new(Fault::PeerDown, reason);
-            matches!(LoginFailure::from_cause(cause), LoginFailure::Unanswered(_))
+            matches!(LoginFailure::from_cause(cause, None), LoginFailure::Unanswered(_))
         };
         assert!(is_timeout(of_libpq) && is_timeout(&format!("{of_libpq}\n")));
         assert!(!is_timeout("connection to server at \"db\" failed: Connection refused"));

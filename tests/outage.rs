@@ -8,11 +8,13 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::Pool;
+use scheduled_thread_pool::ScheduledThreadPool;
 use support::backend::build;
 use support::scripted::Servers;
 
@@ -102,6 +104,28 @@ fn outages() -> Vec<Outage> {
                 .collect()
         }
     }
+}
+
+/// The pools of three databases that are down and of one that works share three workers.
+#[test]
+fn pool_whose_peers_are_down_holds_no_worker_that_another_pool_needs() {
+    let workers = Arc::new(ScheduledThreadPool::new(3));
+    let down: Vec<_> = (0..3).map(|_| Servers::start(1)).collect();
+    let pools: Vec<_> = down
+        .iter()
+        .map(|servers| {
+            servers[0].accept(false);
+            let manager = build(servers.builder());
+            Pool::builder().max_size(2).thread_pool(workers.clone()).build_unchecked(manager)
+        })
+        .collect();
+    // Until then each pool has tried several times. r2d2's first delay is 400 ms.
+    thread::sleep(Duration::from_secs(2));
+    let works = Servers::start(1);
+    let pool =
+        Pool::builder().max_size(1).thread_pool(workers).build_unchecked(build(works.builder()));
+    pool.get_timeout(LATE).expect("a worker is free");
+    drop(pools);
 }
 
 #[test]

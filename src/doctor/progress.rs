@@ -79,6 +79,10 @@ impl PeerProgress {
                 (Condition::from_fault(*fault, is_logged_in), Some(*fault))
             }
             Some(LoginFailure::Unanswered(_)) => (Condition::TimedOut, None),
+            Some(failure @ LoginFailure::OfHost(_)) => match failure.fault() {
+                Some(fault) => (Condition::from_fault(fault, is_logged_in), Some(fault)),
+                None => (Condition::NotExamined, None),
+            },
             Some(LoginFailure::NotAttempted(_)) => (Condition::NotExamined, None),
         };
         let reason = failure.map(|failure| failure.to_string());

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::fault::{FailureCause, Fault, LoginFailure};
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
+use crate::peers::evidence::Evidence;
 use crate::settings::CheckTimes;
 use crate::settings::policy::Recovery;
 use crate::url::PeerUrl;
@@ -53,6 +54,7 @@ pub(crate) struct Peer {
     /// The series of checks that finds out whether the peer has stalled.
     pub(crate) stall_series: Option<StallSeries>,
     logins: LoginStats,
+    pub(crate) evidence: Evidence,
     pub(crate) counts: Counts,
     /// Updated by the links themselves, without the lock of the set.
     pub(crate) activity: Arc<Activity>,
@@ -140,6 +142,7 @@ impl Peer {
             checks: Checks::new(now),
             stall_series: None,
             logins: LoginStats::default(),
+            evidence: Evidence::default(),
             counts: Counts::default(),
             activity: Arc::default(),
         }
@@ -234,7 +237,8 @@ impl Peer {
             LoginFailure::Unanswered(reason) => {
                 self.record_unanswered(attempt, reason, check_times);
             }
-            LoginFailure::NotAttempted(_) => {}
+            // A failure of this host is attributed to a peer before it is recorded.
+            LoginFailure::NotAttempted(_) | LoginFailure::OfHost(_) => {}
         }
     }
 

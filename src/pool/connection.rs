@@ -155,8 +155,8 @@ impl<C: R2D2Connection> PeerConnection<C> {
                 link.guard.set_in_use(false);
                 return false;
             }
-            // While no peer is available, no connection could be opened in its place.
-            if link.is_too_old(now) && !self.pool.set.no_peer_available() {
+            // Otherwise no connection could be opened in its place.
+            if link.is_too_old(now) && !self.pool.set.cannot_connect() {
                 link.guard.set_close_reason(CloseReason::TooOld);
                 return true;
             }
