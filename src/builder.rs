@@ -519,7 +519,8 @@ impl<C> PeerManagerBuilder<C> {
     /// meanwhile lives until the outage is over, but for about five minutes at most.
     ///
     /// Defaults to 20 seconds. The time should be more than half of the pool's `connection_timeout`.
-    /// Zero does not wait, and neither does [`AllDown::Fail`].
+    /// Zero does not wait, and neither does [`AllDown::Fail`] or a worker of a `thread_pool` that was given to
+    /// r2d2: other pools may need it.
     #[must_use]
     pub fn all_down_wait(mut self, all_down_wait: Duration) -> Self {
         self.given.all_down_wait = Some(all_down_wait);

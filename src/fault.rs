@@ -5,12 +5,16 @@
 //! `lc_messages`; the tables here contain the English ones, and a few in other languages that contain the
 //! name of a setting. An unknown text is an error of the query itself, or, for a login, a peer that is down.
 
+pub(crate) mod host;
+
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::result::{ConnectionError, DatabaseErrorInformation, DatabaseErrorKind, Error};
 
+use crate::fault::host::{HostFailure, Lack};
 use crate::panics::catch_panic;
 use crate::url::dialect::Dialect;
 
@@ -163,48 +167,7 @@ impl FailureCause {
     pub(crate) fn new(fault: Fault, reason: impl Into<Arc<str>>) -> Self {
         Self { fault, reason: reason.into() }
     }
-
-    /// Whether this machine has refused the login itself: it knows no address for the name or no way to the
-    /// address, or has no socket to spare. Then the peer has not answered.
-    pub(crate) fn is_local(&self) -> bool {
-        let numbered = |begin: &str| {
-            let number = self.reason.strip_prefix(begin)?.rsplit_once('(')?.1;
-            number.trim_end_matches(['.', ')']).parse::<i32>().ok()
-        };
-        let is_local_number = LOCAL_CONNECT_ERRORS
-            .iter()
-            .filter_map(|begin| numbered(begin))
-            .any(|number| LOCAL_ERROR_NUMBERS.contains(&number));
-        is_local_number
-            || LOCAL_BEGINNINGS.iter().any(|begin| self.reason.starts_with(begin))
-            || LOCAL_CAUSES.iter().any(|cause| self.reason.contains(cause))
-    }
 }
-
-/// How the messages of MySQL's client libraries begin when this machine has refused a login.
-const LOCAL_BEGINNINGS: [&str; 4] = [
-    "Unknown server host",
-    "Unknown MySQL server host",
-    "Can't create TCP/IP socket",
-    "Can't create UNIX socket",
-];
-
-/// The messages of MySQL's client libraries that end with the system's error number, in parentheses.
-const LOCAL_CONNECT_ERRORS: [&str; 2] =
-    ["Can't connect to server on ", "Can't connect to MySQL server on "];
-
-/// Linux: no permission, too many open files (system, process), no address to spare, no way to the network,
-/// no buffers, no way to the host.
-const LOCAL_ERROR_NUMBERS: [i32; 7] = [1, 23, 24, 99, 101, 105, 113];
-
-/// What libpq's messages contain when this machine has refused a login.
-const LOCAL_CAUSES: [&str; 5] = [
-    "could not translate host name ",
-    "could not create socket: ",
-    "failed: Cannot assign requested address",
-    "failed: Network is unreachable",
-    "failed: No route to host",
-];
 
 /// The reason why a login for the pool or a health check failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,19 +176,32 @@ pub(crate) enum LoginFailure {
     Refused(FailureCause),
     /// The peer did not answer before our timeout or the client library's own.
     Unanswered(Arc<str>),
+    /// The login did not reach the peer: its name is not resolved, or no way leads to its address.
+    Unreached(Arc<str>),
     /// This process is the cause: it did not send the login or did not get to read the answer.
     NotAttempted(Arc<str>),
+    /// This host is the cause, or may be: [`Lack::concerns_all_peers`]. Whether it is the cause is decided
+    /// with the outcomes of other peers.
+    OfHost(HostFailure),
 }
 
 impl LoginFailure {
     /// Classifies a failure that the client library reports. libpq has a timeout of its own
-    /// (`connect_timeout`).
-    pub(crate) fn from_cause(cause: FailureCause) -> Self {
+    /// (`connect_timeout`). `lack` is what this host lacks, according to the text.
+    pub(crate) fn from_cause(cause: FailureCause, lack: Option<Lack>) -> Self {
         if cause.reason.trim_end().ends_with("timeout expired") {
-            Self::Unanswered(cause.reason)
-        } else {
-            Self::Refused(cause)
+            return Self::Unanswered(cause.reason);
         }
+        // Any other fault was recognized in the text, or by the application.
+        match lack.filter(|_| cause.fault == Fault::PeerDown) {
+            Some(lack) => Self::OfHost(HostFailure { lack, reason: cause.reason }),
+            None => Self::Refused(cause),
+        }
+    }
+
+    /// The thread of a login cannot be started.
+    pub(crate) fn no_thread(error: &io::Error) -> Self {
+        Self::OfHost(HostFailure { lack: Lack::Threads, reason: error.to_string().into() })
     }
 
     pub(crate) fn refused(fault: Fault, reason: impl Into<Arc<str>>) -> Self {
@@ -240,7 +216,10 @@ impl LoginFailure {
     pub(crate) fn fault(&self) -> Option<Fault> {
         match self {
             Self::Refused(cause) => Some(cause.fault),
-            Self::Unanswered(_) => Some(Fault::PeerDown),
+            Self::Unanswered(_) | Self::Unreached(_) => Some(Fault::PeerDown),
+            Self::OfHost(failure) => {
+                (!failure.lack.concerns_all_peers()).then_some(Fault::PeerDown)
+            }
             Self::NotAttempted(_) => None,
         }
     }
@@ -251,7 +230,11 @@ impl fmt::Display for LoginFailure {
         match self {
             Self::Refused(FailureCause { reason, .. })
             | Self::Unanswered(reason)
+            | Self::Unreached(reason)
             | Self::NotAttempted(reason) => f.write_str(reason),
+            Self::OfHost(failure) if failure.lack.concerns_all_peers() => failure.fmt(f),
+            // Whether it concerns more than one peer is not known here.
+            Self::OfHost(failure) => f.write_str(&failure.reason),
         }
     }
 }
@@ -711,30 +694,6 @@ mod tests {
     }
 
     #[test]
-    fn refusal_by_this_machine_is_no_answer_of_a_peer() {
-        for (reason, is_local) in [
-            ("Unknown server host 'db1.invalid' (-2)", true),
-            ("Unknown MySQL server host 'db1.invalid' (-2)", true),
-            ("Can't create TCP/IP socket (24)", true),
-            ("Can't connect to server on '10.0.0.1' (101)", true),
-            ("Can't connect to MySQL server on '10.0.0.1:3306' (99)", true),
-            ("Can't connect to server on '10.0.0.1' (115)", false),
-            ("Can't connect to MySQL server on '10.0.0.1:3306' (111)", false),
-            ("Access denied for user 'app'@'10.0.0.1' (using password: YES)", false),
-            ("could not translate host name \"db1.invalid\" to address: Name or service", true),
-            (
-                "connection to server at \"10.0.0.1\", port 5432 failed: Network is unreachable, Is the \
-                 server running on that host and accepting TCP/IP connections?",
-                true,
-            ),
-            ("connection to server at \"10.0.0.1\", port 5432 failed: Connection refused", false),
-            ("connection to server at \"10.0.0.1\", port 5432 failed: FATAL:  role", false),
-        ] {
-            assert_eq!(FailureCause::new(Fault::PeerDown, reason).is_local(), is_local, "{reason}");
-        }
-    }
-
-    #[test]
     fn errors_of_logins_are_classified_by_text() {
         use Fault::{Misconfigured, PeerDown, PeerFull, PeerNotReady};
         let of_libpq = "connection to server at \"db0\" (10.0.0.1), port 5432 failed: FATAL:  ";
@@ -897,7 +856,7 @@ mod tests {
             "connection to server at \"db\" (10.0.0.1), port 5432 failed: timeout expired";
         let is_timeout = |reason: &str| {
             let cause = FailureCause::new(Fault::PeerDown, reason);
-            matches!(LoginFailure::from_cause(cause), LoginFailure::Unanswered(_))
+            matches!(LoginFailure::from_cause(cause, None), LoginFailure::Unanswered(_))
         };
         assert!(is_timeout(of_libpq) && is_timeout(&format!("{of_libpq}\n")));
         assert!(!is_timeout("connection to server at \"db\" failed: Connection refused"));

@@ -3,6 +3,7 @@
 pub(crate) mod activity;
 pub(crate) mod admin_state;
 pub(crate) mod counters;
+mod evidence;
 pub(crate) mod handle;
 pub(crate) mod link_guard;
 pub(crate) mod outage;

@@ -8,12 +8,14 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::Pool;
 use diesel_peers::PeerState;
+use scheduled_thread_pool::ScheduledThreadPool;
 use support::backend::{PATIENCE, build};
 use support::scripted::Servers;
 use support::{how_long, wait_until};
@@ -130,6 +132,28 @@ fn peers_that_return_after_the_first_one_are_up_soon() {
     let later = how_long("the third peer is up", PATIENCE, || up() == 3);
     // Otherwise they would be checked once in the interval, which is 30 seconds.
     assert!(delay.max(later) < Duration::from_secs(10), "after {delay:?} and {later:?}");
+}
+
+/// The pools of three databases that are down and of one that works share three workers.
+#[test]
+fn pool_whose_peers_are_down_holds_no_worker_that_another_pool_needs() {
+    let workers = Arc::new(ScheduledThreadPool::new(3));
+    let down: Vec<_> = (0..3).map(|_| Servers::start(1)).collect();
+    let pools: Vec<_> = down
+        .iter()
+        .map(|servers| {
+            servers[0].accept(false);
+            let manager = build(servers.builder());
+            Pool::builder().max_size(2).thread_pool(workers.clone()).build_unchecked(manager)
+        })
+        .collect();
+    // Until then each pool has tried several times. r2d2's first delay is 400 ms.
+    thread::sleep(Duration::from_secs(2));
+    let works = Servers::start(1);
+    let pool =
+        Pool::builder().max_size(1).thread_pool(workers).build_unchecked(build(works.builder()));
+    pool.get_timeout(LATE).expect("a worker is free");
+    drop(pools);
 }
 
 #[test]

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use super::fact::{Aspect, FactValue};
 use super::finding::{Condition, Finding};
-use crate::fault::FailureCause;
-use crate::fault::LoginFailure;
+use crate::fault::{FailureCause, Fault, LoginFailure};
 use crate::panics::lock;
 
 /// The progress of one peer's examination.
@@ -79,6 +78,13 @@ impl PeerProgress {
                 (Condition::from_fault(*fault, is_logged_in), Some(*fault))
             }
             Some(LoginFailure::Unanswered(_)) => (Condition::TimedOut, None),
+            Some(LoginFailure::Unreached(_)) => {
+                (Condition::from_fault(Fault::PeerDown, is_logged_in), Some(Fault::PeerDown))
+            }
+            Some(failure @ LoginFailure::OfHost(_)) => match failure.fault() {
+                Some(fault) => (Condition::from_fault(fault, is_logged_in), Some(fault)),
+                None => (Condition::NotExamined, None),
+            },
             Some(LoginFailure::NotAttempted(_)) => (Condition::NotExamined, None),
         };
         let reason = failure.map(|failure| failure.to_string());

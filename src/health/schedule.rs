@@ -17,7 +17,7 @@ pub(super) fn run_schedule(transaction: &mut Transaction<'_>) -> Vec<HealthCheck
         return Vec::new();
     }
     transaction.clear_next_due();
-    let none_available = transaction.no_peer_available();
+    let none_available = transaction.cannot_connect();
     let mut checks = Vec::new();
     for index in 0..transaction.peers().len() {
         if is_due(transaction.peers()[index].mark_expiry(settings.recovery)) {
@@ -52,8 +52,10 @@ pub(super) fn begin_check(
 ) -> Option<HealthCheck> {
     let now = transaction.now;
     // A stuck login has got no answer and could not be aborted; another login would get stuck as well.
-    let is_stuck = kind == CheckKind::Stall && transaction.peers()[index].counts.stuck_logins > 0;
-    let begins = !is_stuck && transaction.update(index, |peer, _| peer.checks.begin(kind, now));
+    // While this host cannot make connections, nothing can be learned of a peer.
+    let is_useless = kind == CheckKind::Stall
+        && (transaction.peers()[index].counts.stuck_logins > 0 || transaction.host_has_failed());
+    let begins = !is_useless && transaction.update(index, |peer, _| peer.checks.begin(kind, now));
     begins.then(|| HealthCheck { peer: transaction.peer_ref(index), kind, began: now, timeout })
 }
 

@@ -174,8 +174,7 @@ pub(crate) fn start<T: Send + 'static>(
     });
     if let Err(error) = thread {
         login.peer.set.deadlines.unregister(ticket);
-        let reason = format!("cannot start a thread for the login: {error}");
-        login.end(Err(LoginFailure::NotAttempted(reason.into())));
+        login.end(Err(LoginFailure::no_thread(&error)));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, unbounded};
@@ -30,8 +31,8 @@ pub(crate) struct Opened<C> {
     pub(crate) ended_at: Instant,
 }
 
-/// Logs in to one of the peers. While all peers are down, the first caller gets the error at once, and
-/// after that one caller at a time waits until a peer is up.
+/// Logs in to one of the peers. While no connection can be opened, the first caller gets the error at once,
+/// and after that one of r2d2's workers at a time waits until one can be opened.
 ///
 /// # Errors
 ///
@@ -47,16 +48,23 @@ pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
             Ok(opened) => return Ok(opened),
             Err(summary) => summary,
         };
-        if set.settings().all_down == AllDown::Fail || !set.no_peer_available() {
+        if set.settings().all_down == AllDown::Fail || !set.cannot_connect() || !may_wait() {
             return Err(summary);
         }
         let now = Instant::now();
         let end = *end.get_or_insert(now + set.settings().all_down_wait);
         let left = end.saturating_duration_since(now);
-        if set.outage.wait(now, left, || !set.no_peer_available()) == NextStep::Fail {
+        if set.outage.wait(now, left, || !set.cannot_connect()) == NextStep::Fail {
             return Err(summary);
         }
     }
+}
+
+/// Whether this thread serves no other pool, so that it may wait. r2d2 gives workers of these names to a pool
+/// that was not given a `thread_pool` of its own. Several pools can share a given one, and a worker that waits
+/// for the peers of one pool would be missing for another, whose peers work.
+fn may_wait() -> bool {
+    thread::current().name().is_some_and(|name| name.starts_with("r2d2-worker-"))
 }
 
 /// The outcome of the login to the peer with this id.
@@ -110,7 +118,10 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
             break;
         }
     }
-    Err(set.read(|peers| summary(peers, &attempts, now)))
+    Err(match set.host_failure() {
+        Some(failure) => format!("no connection can be opened, whichever the peer: {failure}"),
+        None => set.read(|peers| summary(peers, &attempts, now)),
+    })
 }
 
 /// Logs in to one peer that [`PeerSet::pick`] has picked. The outcome decides about the peer, even if the
@@ -135,17 +146,15 @@ pub(crate) fn open<C: R2D2Connection + Send + 'static>(
             let attempt = Attempt { began, ended: now };
             let result = match outcome {
                 Ok(session) => {
-                    peer.update(now, |peer, _| peer.connected(attempt));
+                    peer.login_succeeded(attempt);
                     Ok(Opened { session, guard, ended_at: now })
                 }
                 Err(failure) => {
+                    let failure = peer.login_failed(attempt, failure);
                     let failed = failure.fault().map(|fault| EventKind::ConnectFailed {
                         reason: failure.to_string(),
                         fault,
                         took: attempt.took(),
-                    });
-                    peer.update(now, |peer, check_times| {
-                        peer.connect_failed(attempt, failure.clone(), check_times);
                     });
                     if let Some(failed) = failed {
                         peer.record(failed);
@@ -203,9 +212,7 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
             }
             let now = now();
             let attempt = Attempt { began, ended: now };
-            peer.update(now, |peer, check_times| {
-                peer.check_ended(kind, attempt, outcome, check_times);
-            });
+            peer.check_ended(kind, attempt, outcome);
         },
     );
 }

@@ -11,6 +11,7 @@ use diesel::result::{Error, QueryResult};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt};
 
+use crate::fault::host::Lack;
 use crate::fault::{FailureCause, Fault, LoginFailure, Loss};
 use crate::login::bounded::LoginProgress;
 use crate::login::observer::{LinkMonitor, Observer};
@@ -264,8 +265,12 @@ fn run_redacted<T, E: fmt::Display>(
         Ok(Err(error)) => (fault(&error), error.to_string()),
         Err(panicked) => (Fault::PeerDown, panicked.to_string()),
     };
-    let text = url.redact(&text);
-    // On one line, because libpq's messages have several lines.
+    let cause = FailureCause::new(fault, on_one_line(&url.redact(&text)));
+    Err(LoginFailure::from_cause(cause, Lack::from_text(&on_one_line(&text))))
+}
+
+/// Returns the text on one line, because libpq's messages have several lines.
+fn on_one_line(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    Err(LoginFailure::from_cause(FailureCause::new(fault, lines.join(", "))))
+    lines.join(", ")
 }

@@ -2,7 +2,8 @@
 //!
 //! After a failed connect, r2d2 puts the slot to sleep for up to half of the pool's
 //! `connection_timeout` (15 seconds by default), so it would notice a recovery that late. Therefore
-//! one connecting thread waits here and is woken when a peer returns.
+//! one of r2d2's workers waits here and is woken when a connection can be opened again. Workers that several
+//! pools may share do not wait (`login/dial.rs`).
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::fault::{FailureCause, Fault, LoginFailure};
 use crate::peers::activity::Activity;
 use crate::peers::admin_state::AdminState;
+use crate::peers::evidence::Evidence;
 use crate::settings::CheckTimes;
 use crate::settings::policy::Recovery;
 use crate::url::PeerUrl;
@@ -53,6 +54,7 @@ pub(crate) struct Peer {
     /// The series of checks that finds out whether the peer has stalled.
     pub(crate) stall_series: Option<StallSeries>,
     logins: LoginStats,
+    pub(crate) evidence: Evidence,
     pub(crate) counts: Counts,
     /// Updated by the links themselves, without the lock of the set.
     pub(crate) activity: Arc<Activity>,
@@ -167,6 +169,7 @@ impl Peer {
             checks: Checks::new(now),
             stall_series: None,
             logins: LoginStats::default(),
+            evidence: Evidence::default(),
             counts: Counts::default(),
             activity: Arc::default(),
         }
@@ -268,10 +271,11 @@ impl Peer {
     ) {
         match failure {
             LoginFailure::Refused(cause) => self.record_refused(attempt, cause, check_times),
-            LoginFailure::Unanswered(reason) => {
+            LoginFailure::Unanswered(reason) | LoginFailure::Unreached(reason) => {
                 self.record_unanswered(attempt, reason, check_times);
             }
-            LoginFailure::NotAttempted(_) => {}
+            // A failure of this host is attributed to a peer before it is recorded.
+            LoginFailure::NotAttempted(_) | LoginFailure::OfHost(_) => {}
         }
     }
 
@@ -288,9 +292,7 @@ impl Peer {
     /// Records that a login or check was refused. A full peer stays up if it was up.
     fn record_refused(&mut self, attempt: Attempt, cause: FailureCause, check_times: CheckTimes) {
         self.activity.counters.connect_failures.add_one();
-        if !cause.is_local() {
-            self.logins.record_answer(attempt);
-        }
+        self.logins.record_answer(attempt);
         let now = attempt.ended;
         let fault = cause.fault;
         if fault == Fault::PeerFull && self.is_up() {
@@ -308,7 +310,7 @@ impl Peer {
         }
     }
 
-    /// Records that a login or check was not answered.
+    /// Records that a login or check was not answered, or did not reach the peer.
     fn record_unanswered(&mut self, attempt: Attempt, reason: Arc<str>, check_times: CheckTimes) {
         self.activity.counters.connect_failures.add_one();
         self.mark_down(attempt, FailureCause::new(Fault::PeerDown, reason), check_times);

@@ -2,6 +2,7 @@
 //! destructor or a log call.
 
 mod changes;
+mod logins;
 pub(crate) mod peer_ref;
 mod resolved;
 mod transaction;
@@ -16,6 +17,7 @@ use rand::rngs::SmallRng;
 
 use crate::deadlines::{CancelReason, Deadlines, Ticket};
 use crate::events::log::EventLog;
+use crate::fault::host::HostFailure;
 use crate::panics::lock;
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
@@ -32,6 +34,7 @@ pub(crate) const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 const NO_PEER: usize = usize::MAX;
 
 pub use changes::Drain;
+use logins::CurrentHostFailure;
 pub(crate) use transaction::Transaction;
 
 /// The peers of one manager.
@@ -63,6 +66,8 @@ struct Inner {
     /// The number of peers that are available for new work. Kept up to date, because each change of a
     /// peer and each login asks whether there is one.
     available: usize,
+    /// The reason why this host cannot make connections, whichever peer they lead to.
+    host_failure: Option<CurrentHostFailure>,
     /// The checker has nothing to do for any peer before this time. So it examines all peers at due times
     /// only, and not whenever it is woken.
     next_due: Option<Instant>,
@@ -108,6 +113,7 @@ impl PeerSet {
             closed: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 available: count_available(&peers),
+                host_failure: None,
                 next_due: Some(now),
                 peers,
                 hosts,
@@ -145,7 +151,7 @@ impl PeerSet {
         (0..inner.peers.len())
             .for_each(|index| inner.update_next_due(index, self.settings.recovery));
         inner.due_at(now);
-        if inner.available > 0 {
+        if !inner.cannot_connect() {
             self.outage.end();
         }
     }
@@ -179,8 +185,14 @@ impl PeerSet {
         self.lock().rng.fork()
     }
 
-    pub(crate) fn no_peer_available(&self) -> bool {
-        self.lock().available == 0
+    /// Whether no new connection can be opened: no peer is available, or this host cannot make connections.
+    pub(crate) fn cannot_connect(&self) -> bool {
+        self.lock().cannot_connect()
+    }
+
+    /// Returns the reason why this host cannot make connections, if there is one.
+    pub(crate) fn host_failure(&self) -> Option<HostFailure> {
+        self.lock().host_failure.as_ref().map(|current| current.failure.clone())
     }
 
     /// Registers a call with a deadline: the checker runs `cancel` unless the call has ended by
@@ -226,15 +238,15 @@ impl PeerSet {
         peers.iter().map(view).collect()
     }
 
-    /// Returns how many links are to be replaced by links to a peer that is available.
+    /// Returns how many links are to be replaced, if a new connection can be opened.
     pub(crate) fn links_to_replace(&self) -> usize {
-        let Inner { peers, available, .. } = &*self.lock();
+        let inner = &*self.lock();
         let leaving = |peer: &Peer| {
             let Counts { links, leaving, .. } = peer.counts;
             let all_leave = !peer.is_up_and_in_service() && !peer.health.sessions_fail;
             if all_leave { links } else { leaving }
         };
-        if *available > 0 { peers.iter().map(leaving).sum() } else { 0 }
+        if inner.cannot_connect() { 0 } else { inner.peers.iter().map(leaving).sum() }
     }
 
     /// Returns the peer that has one link too many, at most once per `rebalance_interval`. The caller
@@ -249,10 +261,13 @@ impl PeerSet {
         if surplus == NO_PEER || !can_retire(surplus) {
             return None;
         }
-        let last_rebalance = &mut self.lock().last_rebalance;
-        let is_too_soon = last_rebalance.is_some_and(|last| {
-            now.saturating_duration_since(last) < self.settings.rebalance_interval
-        });
+        let inner = &mut *self.lock();
+        let last_rebalance = &mut inner.last_rebalance;
+        // The link that is retired could not be opened again.
+        let is_too_soon = inner.host_failure.is_some()
+            || last_rebalance.is_some_and(|last| {
+                now.saturating_duration_since(last) < self.settings.rebalance_interval
+            });
         if is_too_soon {
             return None;
         }
@@ -281,9 +296,14 @@ impl Inner {
         is_wanted && (!peer.health.sessions_fail || self.available == 0)
     }
 
+    /// Whether no new connection can be opened.
+    fn cannot_connect(&self) -> bool {
+        self.available == 0 || self.host_failure.is_some()
+    }
+
     /// Takes into account that the peer at this index may be due earlier than before.
     fn update_next_due(&mut self, index: usize, recovery: Recovery) {
-        if let Some(due) = self.peers[index].next_due(self.available == 0, recovery) {
+        if let Some(due) = self.peers[index].next_due(self.cannot_connect(), recovery) {
             self.due_at(due);
         }
     }
@@ -298,7 +318,7 @@ impl Inner {
         debug_assert_eq!(self.available, count_available(&self.peers));
         debug_assert!(
             self.peers.iter().all(|peer| {
-                let due = peer.next_due(self.available == 0, recovery);
+                let due = peer.next_due(self.cannot_connect(), recovery);
                 due.is_none_or(|due| self.next_due.is_some_and(|next| next <= due))
             }),
             "no peer is due before the time for which the checker waits"

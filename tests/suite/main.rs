@@ -9,6 +9,7 @@ mod encryption;
 mod events;
 mod full_peer;
 mod fuzz_corpus;
+mod host_failures;
 mod isolation;
 mod killed_peer;
 mod login_timeout;

@@ -73,6 +73,8 @@ impl Deref for Servers {
 pub struct Server {
     url: String,
     accepts: AtomicBool,
+    /// The error of a refused login, instead of the usual one.
+    refusal: Mutex<Option<&'static str>>,
     works: AtomicBool,
     panics: AtomicBool,
     /// The number of next sessions that are cut off as soon as they have begun.
@@ -100,6 +102,7 @@ impl Server {
         let server = Arc::new(Self {
             url,
             accepts: AtomicBool::new(true),
+            refusal: Mutex::default(),
             works: AtomicBool::new(true),
             panics: AtomicBool::new(false),
             stale: AtomicUsize::new(0),
@@ -122,7 +125,14 @@ impl Server {
 
     /// Sets whether new connections are accepted. Open sessions go on either way, as with a paused proxy.
     pub fn accept(&self, accepts: bool) {
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.accepts.store(accepts, Ordering::SeqCst);
+    }
+
+    /// Has logins fail with this error.
+    pub fn fail_logins_with(&self, error: &'static str) {
+        self.accept(false);
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 
     /// Sets whether transactions can begin. A Galera node that is not ready refuses them, but accepts
@@ -270,7 +280,9 @@ impl Connection for ScriptedConnection {
         server.logins_gate.pass();
         assert!(!server.panics.load(Ordering::SeqCst), "this server's logins panic");
         if !server.accepts.load(Ordering::SeqCst) {
-            return Err(ConnectionError::BadConnection(format!("refused by {url}")));
+            let refusal = *server.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+            let error = refusal.map_or_else(|| format!("refused by {url}"), str::to_owned);
+            return Err(ConnectionError::BadConnection(error));
         }
         let open = server.open.fetch_add(1, Ordering::SeqCst) + 1;
         server.most_open.fetch_max(open, Ordering::SeqCst);

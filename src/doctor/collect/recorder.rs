@@ -74,7 +74,7 @@ impl FactRecorder<'_> {
         let text = self.url.redact(&error.to_string());
         match Fault::of(error) {
             Fault::ConnectionLost => {
-                Err(LoginFailure::from_cause(FailureCause::new(Fault::ConnectionLost, text)))
+                Err(LoginFailure::from_cause(FailureCause::new(Fault::ConnectionLost, text), None))
             }
             _ => Ok(text),
         }

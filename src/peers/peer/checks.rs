@@ -100,6 +100,11 @@ impl Checks {
         (self.next, self.next_all_down) = (regular, all_down);
     }
 
+    /// Delays the next check that is made because no connection can be opened.
+    pub(crate) fn delay_while_all_down(&mut self, until: Instant) {
+        self.next_all_down = self.next_all_down.max(until);
+    }
+
     /// Clears a suspicion that is not newer than `began`, when a check began that has now been
     /// answered or has timed out.
     pub(super) fn clear_suspicion(&mut self, began: Instant) {

@@ -32,9 +32,13 @@ pub(crate) struct PeerRef {
 }
 
 impl PeerSet {
-    /// Picks a peer for a new connection and counts a login in progress on it.
+    /// Picks a peer for a new connection and counts a login in progress on it. While this host cannot make
+    /// connections, only checks are made.
     pub(crate) fn pick(self: &Arc<Self>, tried: impl Fn(&Peer) -> bool) -> Option<PeerRef> {
-        let Inner { peers, rng, .. } = &mut *self.lock();
+        let Inner { peers, rng, host_failure, .. } = &mut *self.lock();
+        if host_failure.is_some() {
+            return None;
+        }
         let index = pick(peers, tried, self.settings.strategy, self.settings.all_down, rng)?;
         let peer = &mut peers[index];
         peer.counts.connecting += 1;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::logins::HostChange;
 use super::peer_ref::PeerRef;
 use super::{Inner, PeerSet};
 use crate::events::EventKind;
@@ -68,12 +69,15 @@ pub(crate) struct Transaction<'a> {
     shares_changed: bool,
     /// Whether no peer was available before the change.
     was_outage: bool,
+    /// A change of whether this host can make connections, to be logged.
+    pub(super) host_change: Option<HostChange>,
 }
 
 impl<'a> Transaction<'a> {
     fn new(set: &'a Arc<PeerSet>, inner: &'a mut Inner, now: Instant) -> Self {
         let was_outage = inner.available == 0;
-        Self { now, set, inner, events: Vec::new(), shares_changed: false, was_outage }
+        let events = Vec::new();
+        Self { now, set, inner, events, shares_changed: false, was_outage, host_change: None }
     }
 
     pub(crate) fn settings(&self) -> &'a Settings {
@@ -84,9 +88,20 @@ impl<'a> Transaction<'a> {
         &self.inner.peers
     }
 
-    /// Whether no peer is available for new work.
-    pub(crate) fn no_peer_available(&self) -> bool {
-        self.inner.available == 0
+    /// Whether no new connection can be opened: no peer is available, or this host cannot make connections.
+    pub(crate) fn cannot_connect(&self) -> bool {
+        self.inner.cannot_connect()
+    }
+
+    /// Whether this host cannot make connections.
+    pub(crate) fn host_has_failed(&self) -> bool {
+        self.inner.host_failure.is_some()
+    }
+
+    /// Records that this host can or cannot make connections any more.
+    pub(super) fn host_changed(&mut self, change: HostChange) {
+        self.shares_changed = true;
+        self.host_change = Some(change);
     }
 
     /// Returns a time before which the checker has nothing to do for any peer.
@@ -120,7 +135,7 @@ impl<'a> Transaction<'a> {
         index: usize,
         change: impl FnOnce(&mut Peer, CheckTimes) -> T,
     ) -> T {
-        let Inner { peers, rng, available, .. } = self.inner;
+        let Inner { peers, rng, available, host_failure, .. } = self.inner;
         let peer = &mut peers[index];
         let before = peer.clone();
         let outcome = change(peer, self.set.settings.check_times(self.now, rng));
@@ -130,7 +145,8 @@ impl<'a> Transaction<'a> {
         // Neither is an event, but the exchange has to know.
         self.shares_changed |=
             peer.tier != before.tier || peer.health.sessions_fail != before.health.sessions_fail;
-        for kind in events_between(&before, peer, *available == 0, self.now) {
+        let cannot_connect = *available == 0 || host_failure.is_some();
+        for kind in events_between(&before, peer, cannot_connect, self.now) {
             self.record(index, kind);
         }
         self.update_next_due(index);
