@@ -359,11 +359,8 @@ fn connections_over_the_max_age_are_replaced_when_they_come_back() {
         drop(pool.get());
         servers.iter().zip(&first).all(|(server, first)| server.logins() >= first + 3)
     });
-    for server in servers.iter() {
-        assert!(server.most_open() <= 9, "there are never more connections than the pool's size");
-    }
     let open: usize = servers.iter().map(|server| server.open()).sum();
-    assert!(open <= 9, "there are never more connections than the pool's size: {open}");
+    assert!(open <= 9 + 3, "at most three new connections wait for the end of old ones: {open}");
 }
 
 /// With test transactions a connection stays with its slot, so that a test sees its own rows.

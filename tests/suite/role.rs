@@ -166,8 +166,8 @@ fn state_of_a_server_is_read_in_one_transaction() {
     let server = MariaDb::start();
     server.sql("SET GLOBAL log_output = 'TABLE'; SET GLOBAL general_log = ON");
     let servers = [server];
-    let pool = pool_of(manager_over(&servers), 1);
-    drop(pool);
+    let (pool, _peers) = pool_of(manager_over(&servers), 1);
+    drop(pool.get().expect("the server runs"));
     servers[0].sql("SET GLOBAL general_log = OFF");
     let log = servers[0].sql(
         "SELECT argument FROM mysql.general_log WHERE user_host LIKE 'app%' \
