@@ -30,7 +30,9 @@ use crate::pool::replacement::Replacement;
 use crate::redact::{is_printable, shown_name};
 use crate::resolver::{self, Resolve};
 use crate::settings::Given;
-use crate::settings::policy::{AllDown, Balance, Donors, Recovery, Role, Strategy};
+use crate::settings::policy::{
+    AllDown, Balance, Donors, GaleraCheck, Recovery, Role, StatementCache, Strategy,
+};
 use crate::url::dialect::Dialect;
 use crate::url::{Credentials, CredentialsProvider};
 
@@ -453,6 +455,27 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn galera_donors(mut self, donors: Donors) -> Self {
         self.given.requirements.get_or_insert_default().donors = donors;
+        self
+    }
+
+    /// Chooses whether a Galera node is asked for its state at each login and health check.
+    ///
+    /// Defaults to [`GaleraCheck::Enabled`].
+    #[must_use]
+    pub fn galera_check(mut self, galera_check: GaleraCheck) -> Self {
+        self.given.requirements.get_or_insert_default().galera_check = galera_check;
+        self
+    }
+
+    /// Chooses whether diesel keeps the prepared statements of each connection, as
+    /// [`set_prepared_statement_cache_size`] does.
+    ///
+    /// Defaults to [`StatementCache::Unbounded`].
+    ///
+    /// [`set_prepared_statement_cache_size`]: diesel::Connection::set_prepared_statement_cache_size
+    #[must_use]
+    pub fn statement_cache(mut self, statement_cache: StatementCache) -> Self {
+        self.given.statement_cache = Some(statement_cache);
         self
     }
 

@@ -40,6 +40,8 @@ chapters! {
     peers_command = "../docs/peers-command.md";
     /// What a checkout and a fault cost.
     performance = "../docs/performance.md";
+    /// ProxySQL, MaxScale, PgBouncer, pgpool-II and HAProxy as peers.
+    proxies = "../docs/proxies.md";
     /// The crate as a database of a Rocket application.
     rocket = "../docs/rocket.md";
 }

@@ -62,6 +62,7 @@ pub use crate::pool::connection::PeerConnection;
 pub use crate::pool::passthrough::PeerTransactionManager;
 pub use crate::prime::prime;
 pub use crate::settings::policy::{
-    AllDown, Balance, Donors, ParseChoiceError, Recovery, Role, Strategy,
+    AllDown, Balance, Donors, GaleraCheck, ParseChoiceError, Recovery, Role, StatementCache,
+    Strategy,
 };
 pub use crate::url::Credentials;

@@ -5,3 +5,4 @@ pub(crate) mod dial;
 pub(crate) mod observer;
 pub(crate) mod readiness;
 pub(crate) mod session;
+mod statements;

@@ -9,7 +9,7 @@ use rand::rngs::SmallRng;
 
 use crate::error::BuildErrorKind;
 use crate::fault::Classifier;
-use crate::settings::policy::{AllDown, Balance, Recovery, Requirements, Strategy};
+use crate::settings::policy::{AllDown, Balance, Recovery, Requirements, StatementCache, Strategy};
 use crate::socket::Tuning;
 
 /// The random part of intervals. A check comes later than its interval by up to this fraction, so that a
@@ -120,6 +120,7 @@ settings! {
         balance: Balance = Balance::default();
         recovery: Recovery = Recovery::default();
         requirements: Requirements = Requirements::default();
+        statement_cache: StatementCache = StatementCache::default();
         all_down: AllDown = AllDown::default();
         classifier: Classifier = Classifier::default();
     }

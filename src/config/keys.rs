@@ -47,6 +47,8 @@ settings!(|builder, value| {
     "tcp_user_timeout" => builder.tcp_user_timeout(value.duration_with_unit_or_none()?),
     "require" => builder.require(value.choice()?),
     "galera_donors" => builder.galera_donors(value.choice()?),
+    "galera_check" => builder.galera_check(value.choice()?),
+    "statement_cache" => builder.statement_cache(value.choice()?),
     "recovery" => builder.recovery(value.choice()?),
     "all_down" => builder.all_down(value.choice()?),
     "all_down_interval" => builder.all_down_interval(value.duration()?),

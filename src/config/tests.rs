@@ -332,6 +332,8 @@ fn every_key_sets_its_setting() {
         ("tcp_user_timeout=7ms", |b| b.tcp_user_timeout(ms(7))),
         ("require=read_only", |b| b.require(crate::Role::ReadOnly)),
         ("galera_donors=wait", |b| b.galera_donors(crate::Donors::Wait)),
+        ("galera_check=disabled", |b| b.galera_check(crate::GaleraCheck::Disabled)),
+        ("statement_cache=disabled", |b| b.statement_cache(crate::StatementCache::Disabled)),
         ("recovery=after_interval", |b| b.recovery(Recovery::AfterInterval)),
         ("all_down=fail", |b| b.all_down(AllDown::Fail)),
         ("all_down_interval=7", |b| b.all_down_interval(s(7))),

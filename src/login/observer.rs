@@ -12,6 +12,7 @@ use diesel::connection::{DebugQuery, DynInstrumentation, Instrumentation, Instru
 use diesel::result::Error;
 
 use crate::fault::{Fault, Loss};
+use crate::login::statements;
 use crate::peers::activity::LinkState;
 use crate::peers::set::peer_ref::PeerRef;
 use crate::settings::policy::Role;
@@ -91,6 +92,9 @@ impl LinkMonitor {
             self.peer.activity.query_succeeded();
             return;
         };
+        if self.dialect == Dialect::Postgres {
+            statements::report_loss(&self.peer, error);
+        }
         let settings = self.peer.settings();
         let (fault, loss) = settings.classifier.classify_query(error);
         if self.is_lost(loss) {

@@ -118,7 +118,7 @@ pub(crate) mod mysql {
 
     use super::{NotReady, check_role, ignore_unsupported};
     use crate::fault::Fault;
-    use crate::settings::policy::{Donors, Requirements};
+    use crate::settings::policy::{Donors, GaleraCheck, Requirements, Role};
 
     /// The state of a Galera node that has the same data as the cluster.
     const SYNCED: &str = "4";
@@ -171,9 +171,16 @@ pub(crate) mod mysql {
         conn: &mut MysqlConnection,
         requirements: Requirements,
     ) -> Result<(), NotReady> {
+        let is_galera_checked = requirements.galera_check == GaleraCheck::Enabled;
+        if requirements.role == Role::Any && !is_galera_checked {
+            return Ok(());
+        }
         let Some(mut variables) = ignore_unsupported(load(conn, VARIABLES))? else {
             return Ok(());
         };
+        if !is_galera_checked {
+            variables.retain(|name, _| !name.starts_with("wsrep_"));
+        }
         if variables.get("wsrep_on").is_some_and(|on| on == "ON") {
             variables.extend(ignore_unsupported(load(conn, STATUS))?.unwrap_or_default());
         }

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use diesel::ConnectionError;
+use diesel::connection::CacheSize;
 use diesel::r2d2::R2D2Connection;
 use diesel::result::{Error, QueryResult};
 use rand::rngs::SmallRng;
@@ -18,7 +19,7 @@ use crate::login::observer::{LinkMonitor, Observer};
 use crate::login::readiness::{self, NotReady};
 use crate::panics::catch_panic;
 use crate::peers::set::peer_ref::PeerRef;
-use crate::settings::policy::Requirements;
+use crate::settings::policy::{Requirements, StatementCache};
 use crate::socket::{Proof, Socket, Sockets};
 use crate::url::dialect::Dialect;
 use crate::url::{CredentialsProvider, PeerUrl};
@@ -196,6 +197,9 @@ impl<C: R2D2Connection + 'static> Login<C> {
                 return Err(FailedLogin { conn: None, failure, is_lost: is_lost.get() });
             }
         };
+        if settings.statement_cache == StatementCache::Disabled {
+            conn.set_prepared_statement_cache_size(CacheSize::Disabled);
+        }
         let monitor = LinkMonitor::new(self.peer.clone());
         let prepared = run_redacted(url, fault_of_preparation, || {
             progress.run_other_code(|| monitor.install(&mut conn));

@@ -55,6 +55,8 @@ pub(crate) struct PeerSet {
     /// The peer that has one link too many, or [`NO_PEER`]. Every checkin reads it, without the lock.
     surplus: AtomicUsize,
     closed: AtomicBool,
+    /// Whether a prepared statement was found lost, which is logged once.
+    pub(crate) statement_loss_reported: AtomicBool,
     inner: Mutex<Inner>,
     /// Notified whenever the state of a peer changes.
     changes: Condvar,
@@ -111,6 +113,7 @@ impl PeerSet {
             epoch: AtomicU64::new(1),
             surplus: AtomicUsize::new(NO_PEER),
             closed: AtomicBool::new(false),
+            statement_loss_reported: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 available: count_available(&peers),
                 host_failure: None,

@@ -65,12 +65,37 @@ pub enum Donors {
     Wait,
 }
 
+/// Whether the readiness test asks a MySQL server for its Galera state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum GaleraCheck {
+    /// A Galera node that takes no work is marked down.
+    #[default]
+    Enabled,
+    /// Nothing is asked. For a proxy over several nodes, such as ProxySQL or MaxScale, whose own monitor
+    /// decides which node gets the work: the state of one node says little about the proxy.
+    Disabled,
+}
+
+/// Whether diesel keeps the prepared statements of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum StatementCache {
+    /// diesel's default: all statements are kept on the server until the connection ends.
+    #[default]
+    Unbounded,
+    /// No statement is kept. For PostgreSQL behind a pooler with transaction pooling that does not know
+    /// prepared statements, because the next query may be run by another session of the server.
+    Disabled,
+}
+
 /// The conditions that a peer must meet at each login and health check.
 #[derive(Debug, Clone, Copy, Default)]
 #[cfg_attr(not(feature = "mysql"), allow(dead_code, reason = "each database reads its own"))]
 pub(crate) struct Requirements {
     pub(crate) role: Role,
     pub(crate) donors: Donors,
+    pub(crate) galera_check: GaleraCheck,
     /// Whether the connection must be encrypted. MariaDB's client library does not enforce this.
     pub(crate) encrypted: bool,
 }
@@ -162,6 +187,8 @@ choices!(Donors {
     Serve = "serve",
     Wait = "wait",
 });
+choices!(GaleraCheck { Enabled = "enabled", Disabled = "disabled" });
+choices!(StatementCache { Unbounded = "unbounded", Disabled = "disabled" });
 choices!(Recovery { AfterCheck = "after_check", AfterInterval = "after_interval" });
 choices!(AllDown { Try = "try", Fail = "fail" });
 

@@ -3,7 +3,7 @@
 #![cfg(all(target_os = "linux", feature = "postgres"))]
 
 use diesel::PgConnection;
-use diesel_peers::{Fault, PeerState};
+use diesel_peers::{Fault, PeerState, StatementCache};
 use support::backend::{PATIENCE, SOON, fill, links, manager_of, pool_of, state, status};
 use support::load::Load;
 use support::pgbouncer::PgBouncer;
@@ -63,4 +63,39 @@ fn refusals_of_poolers_are_understood() {
     wait_until("the pool has its connections", PATIENCE, || pool.state().connections == 8);
     assert!(status(&peers, "peer0").is_full, "{:?}", status(&peers, "peer0"));
     assert_eq!(state(&peers, "peer0"), PeerState::Up, "a peer that is full is not down");
+}
+
+/// Without `max_prepared_statements`, which came with PgBouncer 1.21, a pooler with transaction pooling does not
+/// know which session of the server has prepared a statement.
+#[test]
+fn statements_that_are_not_kept_work_through_transaction_pooling() {
+    use diesel::prelude::*;
+
+    let server = Postgres::start();
+    let settings: Vec<_> =
+        ["default_pool_size = 2"].into_iter().chain(PgBouncer::without_statements()).collect();
+    let pooler = PgBouncer::in_front_of(server.port(), &settings);
+    let failures = |cache| {
+        let builder = manager_of::<PgConnection>([pooler.url()]).statement_cache(cache);
+        let (pool, peers) = pool_of(builder, 4);
+        fill(&pool, &peers, &[4]);
+        let failures = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let mut conn = pool.get().expect("the pooler runs");
+                        let answer = diesel::select(1.into_sql::<diesel::sql_types::Integer>())
+                            .get_result::<i32>(&mut conn);
+                        if answer.is_err() {
+                            failures.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        failures.into_inner()
+    };
+    assert!(failures(StatementCache::Unbounded) > 0, "statements are found lost");
+    assert_eq!(failures(StatementCache::Disabled), 0);
 }

@@ -204,6 +204,7 @@ mod documents {
         operating = "../../docs/operating.md";
         peers_command = "../../docs/peers-command.md";
         performance = "../../docs/performance.md";
+        proxies = "../../docs/proxies.md";
         rocket = "../../docs/rocket.md";
     }
 }

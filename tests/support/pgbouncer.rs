@@ -60,6 +60,14 @@ impl PgBouncer {
         Self { server: Server::start(folder, port, command, signals, ready) }
     }
 
+    /// Returns the setting with which the pooler does not track prepared statements, if it would.
+    pub fn without_statements() -> Option<&'static str> {
+        let version = run(Command::new(find_program("pgbouncer")).arg("--version"));
+        let minor = version.split('.').nth(1).and_then(|minor| minor.parse().ok());
+        // "PgBouncer 1.21.0" on the first line.
+        minor.is_none_or(|minor: u32| minor >= 21).then_some("max_prepared_statements = 0")
+    }
+
     /// Returns the URL of the application's database through the pooler.
     pub fn url(&self) -> String {
         postgres::url(self.port())
