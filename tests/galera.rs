@@ -19,10 +19,11 @@ use diesel::sql_types::BigInt;
 use diesel_peers::{PeerManager, PeerManagerBuilder, PeerState, Peers};
 use support::backend::{PATIENCE, SOON, fill, links, manager_of, pool_of, state, status};
 use support::galera::{Cluster, Node};
+use support::haproxy::HaProxy;
 use support::load::{Load, Seen};
 use support::network::connect;
 use support::one_of_three::{PEERS, SHARES, THREADS, comes_back, full_pool, leaves, wait_for_more};
-use support::{EndsThreads, how_long, wait_until};
+use support::{EndsThreads, how_long, wait_until, within};
 
 /// An interval longer than a test, so that no check is scheduled in the test.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -87,6 +88,7 @@ fn galera_nodes_that_fail_leave_service_and_come_back() {
     given_all_data(&mut cluster, &pool, &peers);
     drop(pool);
     refused_query_takes_the_node_out_of_service(&cluster);
+    sessions_with_the_old_node_behind_an_address_are_replaced(&cluster);
 }
 
 /// A killed node comes back with the writes that it has missed, and gets only these from another node.
@@ -445,4 +447,40 @@ fn read_on_another_node_may_miss_a_write(cluster: &Cluster) {
     });
     assert_eq!(value(&mut reader), before + 1, "the second node has applied the write");
     assert_eq!(status(&peers, "peer1").since, since, "a node that lags behind is up");
+}
+
+/// The addresses of the peers lead to another node by now, for which each check succeeds. The old node keeps its
+/// sessions, and refuses their queries.
+fn sessions_with_the_old_node_behind_an_address_are_replaced(cluster: &Cluster) {
+    const CONNECTIONS: u32 = 4;
+    let [old, new] = [cluster.nodes[0].port(), cluster.nodes[1].port()];
+    let proxies = [HaProxy::balancing(&[old, new]), HaProxy::balancing(&[old, new])];
+    for proxy in &proxies {
+        proxy.ask(&format!("set server back/s{new} state maint"));
+    }
+    let urls = proxies.iter().map(HaProxy::mysql_url);
+    let builder = manager_of::<MysqlConnection>(urls).check_interval(NEVER);
+    let (pool, peers) = pool_of(builder, CONNECTIONS);
+    fill(&pool, &peers, &[2, 2]);
+    let before = status(&peers, "peer0").connects + status(&peers, "peer1").connects;
+    let seen = Load::run(&pool, 4, OF_A_TABLE, |load| {
+        wait_for_more(load, &PEERS[..2]);
+        for proxy in &proxies {
+            proxy.ask(&format!("set server back/s{new} state ready"));
+            proxy.ask(&format!("set server back/s{old} state drain"));
+        }
+        cluster.nodes[0].reject_queries(true);
+        wait_until("all connections are replaced", PATIENCE, || {
+            let connects = status(&peers, "peer0").connects + status(&peers, "peer1").connects;
+            connects >= before + u64::from(CONNECTIONS) && links(&peers) == [2, 2]
+        });
+        let failed = load.failed();
+        wait_for_more(load, &PEERS[..2]);
+        let fails = || load.failed() > failed;
+        assert!(!within(Duration::from_secs(1), fails), "no query fails any more");
+    });
+    println!("behind an address: {} queries failed", seen.failed.len());
+    // A connection fails once, and then again if its server was found to work in between.
+    assert!(seen.failed.len() <= 2 * CONNECTIONS as usize, "{} queries", seen.failed.len());
+    cluster.nodes[0].reject_queries(false);
 }

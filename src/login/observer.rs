@@ -156,17 +156,20 @@ fn has_copy(query: &dyn DebugQuery) -> bool {
 }
 
 /// Whether this is a `COPY` statement, after spaces and comments.
-fn is_copy(statement: &str) -> bool {
-    let statement = statement.trim_start();
-    let after_comment = if statement.starts_with("--") {
-        statement.split_once('\n')
-    } else if statement.starts_with("/*") {
-        statement.split_once("*/")
-    } else {
-        let word = statement.split(|c: char| !c.is_ascii_alphabetic()).next();
-        return word.is_some_and(|word| word.eq_ignore_ascii_case("copy"));
-    };
-    after_comment.is_some_and(|(_, rest)| is_copy(rest))
+fn is_copy(mut statement: &str) -> bool {
+    loop {
+        statement = statement.trim_start();
+        let after_comment = if statement.starts_with("--") {
+            statement.split_once('\n')
+        } else if statement.starts_with("/*") {
+            statement.split_once("*/")
+        } else {
+            let word = statement.split(|c: char| !c.is_ascii_alphabetic()).next();
+            return word.is_some_and(|word| word.eq_ignore_ascii_case("copy"));
+        };
+        let Some((_, rest)) = after_comment else { return false };
+        statement = rest;
+    }
 }
 
 /// The instrumentation that is installed on every link.

@@ -156,7 +156,8 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
                 link.guard.set_in_use(false);
                 return false;
             }
-            if link.is_in_doubt(now) && !link.dispel_doubts(now) {
+            // A link that cannot be aborted is pinged at its checkout in any case.
+            if link.can_be_aborted() && link.is_in_doubt(now) && !link.dispel_doubts(now) {
                 link.guard.set_close_reason(CloseReason::Broken);
                 return true;
             }

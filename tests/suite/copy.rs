@@ -18,6 +18,7 @@ use diesel::{ExecuteCopyFromDsl, PgConnection};
 use diesel_peers::PeerManager;
 use support::backend::{PATIENCE, manager_of, pool_of, status};
 use support::postgres::Postgres;
+use support::wait_until;
 
 diesel::table! {
     notes (id) {
@@ -83,4 +84,46 @@ fn connection_left_in_a_copy_is_usable_at_the_next_checkout() {
     assert_eq!(status(&peers, "peer0").connects, 1, "the session was kept");
     // Keeps the pool until the threads have returned their connections.
     let _ = pool.get_timeout(Duration::from_secs(5));
+}
+
+/// diesel reports a loss in the middle of a COPY like any error of a query, or reports nothing.
+#[test]
+fn connection_that_is_lost_in_a_copy_is_replaced() {
+    let server = Postgres::start();
+    let (pool, peers) = pool_of(manager_of::<PgConnection>([server.url()]), 1);
+    let terminate = || {
+        server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'");
+        wait_until("the session ends", PATIENCE, || server.sessions() == 0);
+    };
+    let mut conn = pool.get().expect("the peer is up");
+    conn.batch_execute(
+        "CREATE TABLE notes (id INT, name TEXT);
+         INSERT INTO notes SELECT i, repeat('x', 100) FROM generate_series(1, 100000) i",
+    )
+    .expect("the server is up");
+    let row = |error: std::io::Error| diesel::result::Error::SerializationError(error.into());
+    let copy = diesel::copy_from(notes::table).from_raw_data(notes::table, |sink| {
+        terminate();
+        // More than the buffers hold.
+        (0..100_000).try_for_each(|_| sink.write_all(b"1\tone\n").map_err(row))
+    });
+    copy.execute(&mut *conn).expect_err("the session was terminated");
+    drop(conn);
+    assert_eq!(status(&peers, "peer0").queries_lost, 1, "the error of the COPY shows the loss");
+
+    let mut conn = pool.get().expect("the peer is up");
+    let mut rows = Vec::new();
+    let inner: &mut PgConnection = &mut conn;
+    let mut copy = diesel::copy_to(notes::table)
+        .with_format(CopyFormat::Text)
+        .load_raw(inner)
+        .expect("the server copies");
+    copy.read_exact(&mut [0; 10]).expect("there are rows");
+    terminate();
+    copy.read_to_end(&mut rows).expect_err("the session was terminated");
+    drop(copy);
+    drop(conn);
+    wait_until("the connection is closed at its return", PATIENCE, || {
+        status(&peers, "peer0").connects == 3
+    });
 }
