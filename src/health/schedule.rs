@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::login::dial::HealthCheck;
-use crate::peers::peer::{CheckKind, Peer};
+use crate::peers::peer::{CheckKind, Counts, Peer};
 use crate::peers::set::{DRAIN_POLL_INTERVAL, Transaction};
 use crate::settings::Settings;
 
@@ -52,7 +52,8 @@ pub(super) fn begin_check(
 ) -> Option<HealthCheck> {
     let now = transaction.now;
     // A stuck login has got no answer and could not be aborted; another login would get stuck as well.
-    let is_stuck = kind == CheckKind::Stall && transaction.peers()[index].counts.stuck_logins > 0;
+    let Counts { stuck_logins, waiting_logins, .. } = transaction.peers()[index].counts;
+    let is_stuck = kind == CheckKind::Stall && stuck_logins > waiting_logins;
     let begins = !is_stuck && transaction.update(index, |peer, _| peer.checks.begin(kind, now));
     begins.then(|| HealthCheck { peer: transaction.peer_ref(index), kind, began: now, timeout })
 }

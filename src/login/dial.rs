@@ -11,7 +11,7 @@ use log::warn;
 use crate::events::log::LOG_TARGET;
 use crate::events::{EventKind, next_check_phrase};
 use crate::fault::LoginFailure;
-use crate::login::bounded::{self, LoginTimeout};
+use crate::login::bounded::{self, LoginTimeout, OnOutcome};
 use crate::login::session::{Hooks, Login, Session};
 use crate::panics::catch_panic;
 use crate::peers::link_guard::LinkGuard;
@@ -157,6 +157,7 @@ pub(crate) fn open<C: R2D2Connection + Send + 'static>(
             };
             on_result(result);
         },
+        None,
     );
 }
 
@@ -184,6 +185,13 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
             LoginTimeout { silent: timeout, total: peer.settings().connect_timeout }
         }
     };
+    let late_peer = peer.clone();
+    let on_late = move |outcome| {
+        let now = now();
+        late_peer.update(now, |peer, check_times| peer.late_check_ended(now, outcome, check_times));
+    };
+    // A stall check has to end, because its outcome decides about queries.
+    let on_late = (kind == CheckKind::Regular).then(|| Box::new(on_late) as OnOutcome<()>);
     bounded::start(
         peer.clone(),
         began,
@@ -207,6 +215,7 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
                 peer.check_ended(kind, attempt, outcome, check_times);
             });
         },
+        on_late,
     );
 }
 

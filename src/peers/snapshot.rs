@@ -174,7 +174,7 @@ impl PeerStatus {
             AdminState::Drained { since } => (PeerState::Drained, since),
             AdminState::Removed => (PeerState::Drained, health_since),
         };
-        let Counts { connecting, stuck_logins, links } = peer.counts;
+        let Counts { connecting, stuck_logins, links, .. } = peer.counts;
         let PeerCounters { checkouts, queries, queries_lost, connects, connect_failures, .. } =
             &peer.activity.counters;
         Self {
