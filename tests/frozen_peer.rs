@@ -356,6 +356,47 @@ fn query_that_begins_after_the_freeze_is_aborted() {
     servers[0].thaw();
 }
 
+/// Each client library waits in its own way for an answer over TLS, and the kernel has to show that.
+#[cfg(all(feature = "mysql", feature = "postgres"))]
+mod over_tls {
+    use super::*;
+    use support::backend::{RealServer, manager_of};
+    use support::postgres::Postgres;
+    use support::within;
+
+    fn query_is_aborted<S: RealServer + Send>(mut frozen: S, tls: &str) {
+        let other = S::start(1);
+        let urls = [frozen.url() + tls, other[0].url()];
+        let builder = quick_to_abort(manager_of::<S::Connection>(urls)).check_interval(PATIENCE);
+        let (pool, peers) = pool_of(builder, 2);
+        fill(&pool, &peers, &[1, 1]);
+        let mut conns = all_to_peer0(&pool);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                within(STALL_AFTER / 2, || false);
+                frozen.freeze();
+                wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+                frozen.thaw();
+            });
+            let query = S::rest(3.0);
+            conns[0].batch_execute(&query).expect_err("the query is aborted");
+        });
+    }
+
+    #[test]
+    fn query_on_mariadb_is_aborted() {
+        let server = MariaDb::start_with_tls();
+        let ca = server.folder().join("certificate.pem");
+        let tls = format!("?ssl_mode=verify_identity&ssl_ca={}", ca.display());
+        query_is_aborted(server, &tls);
+    }
+
+    #[test]
+    fn query_on_postgres_is_aborted() {
+        query_is_aborted(Postgres::start_with_tls(), "?sslmode=require");
+    }
+}
+
 /// Idle connections are pinged. The first ping goes to the frozen peer and uses up the time for pings; the
 /// connections to the other peers are not closed because of that.
 #[cfg(feature = "mysql")]

@@ -126,6 +126,7 @@ fn start<C: R2D2Connection + Send + 'static>(
         LoginTimeout::uniform(timeout),
         move |progress| examine_peer(login, progress, began, &thread_progress),
         move |outcome| on_finding(peer_progress.take_finding(name, outcome)),
+        None,
     );
 }
 

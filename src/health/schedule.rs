@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::login::dial::HealthCheck;
-use crate::peers::peer::{CheckKind, Peer};
+use crate::peers::peer::{CheckKind, Counts, Peer};
 use crate::peers::set::{DRAIN_POLL_INTERVAL, Transaction};
 use crate::settings::Settings;
 
@@ -53,8 +53,9 @@ pub(super) fn begin_check(
     let now = transaction.now;
     // A stuck login has got no answer and could not be aborted; another login would get stuck as well.
     // While this host cannot make connections, nothing can be learned of a peer.
+    let Counts { stuck_logins, waiting_logins, .. } = transaction.peers()[index].counts;
     let is_useless = kind == CheckKind::Stall
-        && (transaction.peers()[index].counts.stuck_logins > 0 || transaction.host_has_failed());
+        && (stuck_logins > waiting_logins || transaction.host_has_failed());
     let begins = !is_useless && transaction.update(index, |peer, _| peer.checks.begin(kind, now));
     begins.then(|| HealthCheck { peer: transaction.peer_ref(index), kind, began: now, timeout })
 }

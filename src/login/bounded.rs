@@ -2,7 +2,10 @@
 //! server that accepts a connection without ever answering would block its caller forever.
 //!
 //! At the deadline the checker's thread reports the timeout to the caller, and shuts down the login's
-//! socket, so that the login's thread ends. If the socket cannot be found, the thread stays until the
+//! socket, so that the login's thread ends. A health check may be left to wait instead: a server that has
+//! accepted the connection and is silent is probably frozen. It would find each login that was aborted in
+//! its queue later and count it as an error of this host, and the login that waits is the first to know when
+//! the server goes on. It is aborted when the next check of its peer is due. If the socket cannot be found, the thread stays until the
 //! server or the kernel ends its connection. From the deadline until the thread ends, the login counts
 //! as *stuck*. While a peer has a stuck login, only the checker dials that peer.
 
@@ -16,7 +19,7 @@ use crate::deadlines::CancelReason;
 use crate::fault::{Fault, LoginFailure};
 use crate::panics::{Panicked, catch_panic, lock};
 use crate::peers::set::peer_ref::PeerRef;
-use crate::socket::{self, Socket, Sockets, Thread};
+use crate::socket::{self, Socket, Sockets, Thread, Tuning};
 
 /// The name of a thread that makes one login. Linux shows the first 15 characters.
 const THREAD_NAME: &str = "peers-dial";
@@ -76,13 +79,18 @@ impl LoginProgress {
         *self.lock() = socket.map_or(Stage::OtherCode, Stage::LoggedIn);
     }
 
-    /// Returns how many bytes have come from the server for which the thread waits. Returns `None` if
-    /// the thread waits for something else: a processor, a resolver.
-    fn bytes_received(&self) -> Option<u64> {
+    /// Returns the socket of the server for which the thread waits. Returns `None` if the thread waits for
+    /// something else: a processor, a resolver.
+    fn awaited_socket(&self) -> Option<Socket> {
         match &*self.lock() {
-            Stage::LoggingIn { thread, before } => socket::awaited_by(*thread, before)?.received(),
+            Stage::LoggingIn { thread, before } => socket::awaited_by(*thread, before),
             Stage::OtherCode | Stage::LoggedIn(_) => None,
         }
+    }
+
+    /// Returns how many bytes have come from the server for which the thread waits.
+    fn bytes_received(&self) -> Option<u64> {
+        self.awaited_socket()?.received()
     }
 
     /// Whether the login was given up, so that nobody waits for another attempt.
@@ -107,7 +115,7 @@ impl LoginProgress {
 }
 
 /// The callback that receives the outcome of the login.
-type OnOutcome<T> = Box<dyn FnOnce(Result<T, LoginFailure>) + Send>;
+pub(crate) type OnOutcome<T> = Box<dyn FnOnce(Result<T, LoginFailure>) + Send>;
 
 struct BoundedLogin<T> {
     peer: PeerRef,
@@ -115,11 +123,15 @@ struct BoundedLogin<T> {
     timeout: LoginTimeout,
     progress: LoginProgress,
     state: Mutex<State<T>>,
+    /// Receives the outcome of a login that was left to wait.
+    on_late: Mutex<Option<OnOutcome<T>>>,
 }
 
 /// The state of a login. The thread that knows the outcome first takes the callback out of it.
 enum State<T> {
     InProgress(OnOutcome<T>),
+    /// The timeout was reported, and the login still waits for the server.
+    Waiting(OnOutcome<T>),
     /// The login was aborted, and its thread has not ended yet.
     Stuck,
     Ended,
@@ -143,13 +155,15 @@ impl LoginTimeout {
 
 /// Runs `work`, which logs in to a server, on a thread of its own. Calls `on_outcome` at most
 /// once: with the outcome of `work`, or with a failure when `timeout` is over. After the pool is gone,
-/// an aborted login is not reported.
+/// an aborted login is not reported. With `on_late`, the login may be left to wait after the timeout, and
+/// `on_late` is called if it has an outcome before it is aborted.
 pub(crate) fn start<T: Send + 'static>(
     peer: PeerRef,
     began: Instant,
     timeout: LoginTimeout,
     work: impl FnOnce(&LoginProgress) -> Result<T, LoginFailure> + Send + 'static,
     on_outcome: impl FnOnce(Result<T, LoginFailure>) + Send + 'static,
+    on_late: Option<OnOutcome<T>>,
 ) {
     let login = Arc::new(BoundedLogin {
         peer,
@@ -157,6 +171,7 @@ pub(crate) fn start<T: Send + 'static>(
         timeout,
         progress: LoginProgress::default(),
         state: Mutex::new(State::InProgress(Box::new(on_outcome))),
+        on_late: Mutex::new(on_late),
     });
     let login_at_deadline = login.clone();
     let ticket = login.peer.set.add_deadline(began + timeout.silent, move |reason| {
@@ -185,10 +200,15 @@ impl<T: Send + 'static> BoundedLogin<T> {
 
     /// Ends the login: reports the outcome, or closes a connection that comes too late.
     fn end(&self, outcome: Result<T, LoginFailure>) {
+        let mut has_waited = false;
         let on_outcome = {
             let state = &mut *self.lock();
             match mem::replace(state, State::Ended) {
                 State::InProgress(on_outcome) => Some(on_outcome),
+                State::Waiting(on_late) => {
+                    has_waited = true;
+                    Some(on_late)
+                }
                 State::Stuck | State::Ended => {
                     // Closing the connection may hang as well, and then its socket is shut down again.
                     *state = State::Stuck;
@@ -197,6 +217,12 @@ impl<T: Send + 'static> BoundedLogin<T> {
             }
         };
         let is_late = on_outcome.is_none();
+        if has_waited {
+            self.peer.update_counts(|counts| {
+                counts.stuck_logins -= 1;
+                counts.waiting_logins -= 1;
+            });
+        }
         // The callback may panic, and so may the destructor of an outcome that no caller waits for.
         let _ = catch_panic(|| match on_outcome {
             Some(on_outcome) => on_outcome(outcome),
@@ -233,7 +259,8 @@ impl<T: Send + 'static> BoundedLogin<T> {
     fn handle_deadline(self: &Arc<Self>, reason: CancelReason, delay: Duration) {
         let (on_outcome, failure) = {
             // While this lock is held, the login neither ends nor changes its state.
-            let state = &mut *self.lock();
+            let mut guard = self.lock();
+            let state = &mut *guard;
             let failure = match (&*state, reason) {
                 (State::Ended, _) => return,
                 (State::InProgress(_), CancelReason::Deadline(now)) => {
@@ -246,12 +273,27 @@ impl<T: Send + 'static> BoundedLogin<T> {
                     };
                     Some(failure)
                 }
-                (State::InProgress(_) | State::Stuck, _) => None,
+                (State::InProgress(_) | State::Waiting(_) | State::Stuck, _) => None,
             };
             let on_outcome = match mem::replace(state, State::Stuck) {
                 State::InProgress(on_outcome) => {
+                    if let (CancelReason::Deadline(now), Some(on_late)) = (reason, self.may_wait())
+                    {
+                        *state = State::Waiting(on_late);
+                        self.peer.update_counts(|counts| {
+                            counts.stuck_logins += 1;
+                            counts.waiting_logins += 1;
+                        });
+                        drop(guard);
+                        self.wait_on(now, on_outcome, failure);
+                        return;
+                    }
                     self.peer.update_counts(|counts| counts.stuck_logins += 1);
                     Some(on_outcome)
+                }
+                State::Waiting(_) => {
+                    self.peer.update_counts(|counts| counts.waiting_logins -= 1);
+                    None
                 }
                 State::Stuck | State::Ended => None,
             };
@@ -272,5 +314,39 @@ impl<T: Send + 'static> BoundedLogin<T> {
         if let (Some(on_outcome), Some(failure)) = (on_outcome, failure) {
             let _ = catch_panic(|| on_outcome(Err(failure)));
         }
+    }
+
+    /// Returns the callback of a login that may be left to wait: its server has accepted the connection and
+    /// is silent. One login for each peer is enough.
+    fn may_wait(&self) -> Option<OnOutcome<T>> {
+        let on_late = &mut *lock(&self.on_late);
+        let is_silent = |socket: Socket| socket.received() == Some(0) && socket.is_connected();
+        let may_wait = on_late.is_some()
+            && self.progress.awaited_socket().is_some_and(is_silent)
+            && self.peer.read(|peer| peer.counts.waiting_logins == 0 && peer.is_in_service());
+        if may_wait { on_late.take() } else { None }
+    }
+
+    /// Reports the timeout of a login that is left to wait, and aborts it when the next check is due.
+    fn wait_on(
+        self: &Arc<Self>,
+        now: Instant,
+        on_outcome: OnOutcome<T>,
+        failure: Option<LoginFailure>,
+    ) {
+        // Otherwise nobody notices that the machine or the network has vanished meanwhile.
+        if let Some(socket) = self.progress.awaited_socket() {
+            socket
+                .tune(self.peer.settings().tuning(Tuning { keepalive: None, user_timeout: None }));
+        }
+        if let Some(failure) = failure {
+            let _ = catch_panic(|| on_outcome(Err(failure)));
+        }
+        let cannot_connect = self.peer.set.cannot_connect();
+        let next_check = self.peer.read(|peer| peer.scheduled_check(cannot_connect));
+        let login = self.clone();
+        self.peer.set.add_deadline(next_check.max(now), move |reason| {
+            login.handle_deadline(reason, SHUTDOWN_RETRY_DELAY);
+        });
     }
 }

@@ -12,7 +12,7 @@ use log::warn;
 use crate::events::log::LOG_TARGET;
 use crate::events::{EventKind, next_check_phrase};
 use crate::fault::LoginFailure;
-use crate::login::bounded::{self, LoginTimeout};
+use crate::login::bounded::{self, LoginTimeout, OnOutcome};
 use crate::login::session::{Hooks, Login, Session};
 use crate::panics::catch_panic;
 use crate::peers::link_guard::LinkGuard;
@@ -166,6 +166,7 @@ pub(crate) fn open<C: R2D2Connection + Send + 'static>(
             };
             on_result(result);
         },
+        None,
     );
 }
 
@@ -193,6 +194,13 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
             LoginTimeout { silent: timeout, total: peer.settings().connect_timeout }
         }
     };
+    let late_peer = peer.clone();
+    let on_late = move |outcome| {
+        let now = now();
+        late_peer.update(now, |peer, check_times| peer.late_check_ended(now, outcome, check_times));
+    };
+    // A stall check has to end, because its outcome decides about queries.
+    let on_late = (kind == CheckKind::Regular).then(|| Box::new(on_late) as OnOutcome<()>);
     bounded::start(
         peer.clone(),
         began,
@@ -214,6 +222,7 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
             let attempt = Attempt { began, ended: now };
             peer.check_ended(kind, attempt, outcome);
         },
+        on_late,
     );
 }
 

@@ -109,8 +109,10 @@ struct LoginStats {
 pub(crate) struct Counts {
     /// Logins in progress.
     pub(crate) connecting: usize,
-    /// Logins that were aborted at their deadline and have not ended yet.
+    /// Logins that have passed their deadline and have not ended yet.
     pub(crate) stuck_logins: usize,
+    /// Those of the stuck logins that were left to wait. The others were aborted.
+    pub(crate) waiting_logins: usize,
     /// Established links, in use or idle.
     pub(crate) links: usize,
     /// Those of the links that are to be replaced, because of their age or of rebalancing, or because they are
@@ -282,6 +284,10 @@ impl Peer {
     /// Records that a login or check succeeded.
     fn record_success(&mut self, attempt: Attempt) {
         self.logins.record_success(attempt);
+        self.is_found_up(attempt);
+    }
+
+    fn is_found_up(&mut self, attempt: Attempt) {
         self.health.full = None;
         self.health.mark_up(attempt.began, attempt.ended);
         if self.is_up() {
@@ -394,14 +400,15 @@ impl Peer {
     }
 
     /// Whether the peer is checked as while all peers are down: they are, or were a while ago and this one
-    /// still is. A peer with a stuck login is left alone for the whole interval, and no caller waits for a
-    /// peer that is not in service.
+    /// still is. A peer with a login that could not be aborted is left alone for the whole interval, and no
+    /// caller waits for a peer that is not in service.
     pub(crate) fn is_checked_often(&self, none_available: bool) -> bool {
         let was_outage = || {
             !self.is_up()
                 && self.checks.often_until.is_some_and(|at| self.checks.next_all_down < at)
         };
-        self.counts.stuck_logins == 0 && self.is_in_service() && (none_available || was_outage())
+        let is_any_stuck = self.counts.stuck_logins > self.counts.waiting_logins;
+        !is_any_stuck && self.is_in_service() && (none_available || was_outage())
     }
 
     /// Records that a check has ended. Only a failed check renews a mark; a failed login for the pool
@@ -419,7 +426,14 @@ impl Peer {
         // A check that began before the mark was set does not move the scheduled check.
         if is_regular && (!was_attempted || self.is_up() || !self.health.is_outdated(attempt.began))
         {
-            self.checks.schedule(check_times);
+            // The server has accepted the login and is silent: it is frozen, and the login waits.
+            let is_frozen = self.counts.waiting_logins > 0;
+            match outcome {
+                Err(LoginFailure::Unanswered(_)) if is_frozen => {
+                    self.checks.schedule_after_silence(attempt.ended, check_times);
+                }
+                _ => self.checks.schedule(check_times),
+            }
         }
         if was_attempted && (is_regular || !matches!(outcome, Err(LoginFailure::Unanswered(_)))) {
             self.checks.clear_suspicion(attempt.began);
@@ -436,6 +450,30 @@ impl Peer {
             // suspicion must not cause another check at once.
             Err(LoginFailure::NotAttempted(_)) if is_regular => self.checks.suspected_at = None,
             Err(failure) => self.connect_failed(attempt, failure, check_times),
+        }
+    }
+
+    /// Records the outcome of a check that was left to wait after its timeout. The server had not answered
+    /// until then, so the whole login is as new as its end.
+    pub(crate) fn late_check_ended(
+        &mut self,
+        now: Instant,
+        outcome: Result<(), LoginFailure>,
+        check_times: CheckTimes,
+    ) {
+        let attempt = Attempt { began: now, ended: now };
+        match outcome {
+            Ok(()) => {
+                self.checks.schedule(check_times);
+                self.logins.record_answer(attempt);
+                self.is_found_up(attempt);
+            }
+            Err(LoginFailure::Refused(cause)) => {
+                self.checks.schedule(check_times);
+                self.record_refused(attempt, cause, check_times);
+            }
+            // The client library has given up, as libpq does after its own timeout. The next login waits.
+            Err(_) => self.checks.schedule_earlier(check_times),
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use diesel::connection::{DynInstrumentation, TransactionManager};
 use diesel::r2d2::R2D2Connection;
 
+use crate::deadlines::Ticket;
 use crate::events::CloseReason;
 use crate::login::dial::Opened;
 use crate::login::observer::{LinkMonitor, Observer};
@@ -126,18 +127,32 @@ impl<C: R2D2Connection + 'static> Link<C> {
     ///
     /// Returns the server's error, or that the server did not answer, or that the ping panicked.
     pub(crate) fn ping(&mut self, now: Instant, end: Instant) -> Result<(), PingError> {
-        let set = self.guard.peer.set.clone();
-        let ticket = self.can_be_aborted().then(|| {
+        let deadline = self.set_deadline(end);
+        self.ping_until(now, deadline)
+    }
+
+    /// Has the checker shut the link's socket down at `end`, if the socket is known.
+    pub(crate) fn set_deadline(&self, end: Instant) -> Option<Ticket> {
+        self.can_be_aborted().then(|| {
             let link_state = self.monitor.link_state().clone();
-            set.add_deadline(end, move |_| {
+            self.guard.peer.set.add_deadline(end, move |_| {
                 link_state.shut_down();
             })
-        });
+        })
+    }
+
+    /// Pings the server, as [`ping`](Self::ping) does, until a deadline that is set already.
+    pub(crate) fn ping_until(
+        &mut self,
+        now: Instant,
+        deadline: Option<Ticket>,
+    ) -> Result<(), PingError> {
         let examines = self.must_examine_server(now);
         let answer = catch_panic(|| self.ping_or_examine(examines));
         self.monitor.set_muted(false);
         self.monitor.link_state().set_pinging(false);
-        if ticket.is_some_and(|ticket| !set.deadlines.unregister(ticket)) {
+        let deadlines = &self.guard.peer.set.deadlines;
+        if deadline.is_some_and(|ticket| !deadlines.unregister(ticket)) {
             return Err(PingError::TimedOut);
         }
         match answer {

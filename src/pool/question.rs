@@ -56,15 +56,18 @@ pub(crate) fn ask<C: R2D2Connection + Send + 'static>(
     let link = pool
         .updated_exchange()
         .borrow(question.peer.index, |link| link.guard.peer.id == peer_id && link.is_quiet());
+    // The deadline is set before the thread starts, so that the end of the pool cannot miss it.
+    let end = question.asked_at + question.timeout;
+    let deadline = link.as_ref().and_then(|link| link.set_deadline(end));
     let is_none = link.is_none();
     let mut borrowed = Borrowed { pool: pool.clone(), link, question, has_answered: false };
     if is_none {
         return;
     }
     let wait = move || {
-        let Borrowed { link, question, has_answered, .. } = &mut borrowed;
+        let Borrowed { link, has_answered, .. } = &mut borrowed;
         if let Some(link) = link {
-            *has_answered = link.ping(now(), question.asked_at + question.timeout).is_ok();
+            *has_answered = link.ping_until(now(), deadline).is_ok();
             if *has_answered {
                 link.set_idle(now());
             }

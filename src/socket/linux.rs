@@ -92,6 +92,11 @@ impl Socket {
         system::traffic(self.stream.as_raw_fd()).map(|traffic| traffic.received)
     }
 
+    /// Whether the other end has accepted the connection.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.stream.peer_addr().is_ok()
+    }
+
     /// Returns how long ago data last came from the other end, or a little more. `None` if this is not a TCP
     /// socket.
     pub(crate) fn since_received(&self) -> Option<Duration> {

@@ -24,6 +24,10 @@ impl Socket {
         match *self {}
     }
 
+    pub(crate) fn is_connected(&self) -> bool {
+        match *self {}
+    }
+
     pub(crate) fn since_received(&self) -> Option<Duration> {
         match *self {}
     }

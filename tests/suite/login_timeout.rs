@@ -167,8 +167,9 @@ fn hung_peer_stays_down_with_recovery_after_interval() {
 
 #[cfg(feature = "mysql")]
 mod real_servers {
-    use super::{TIMEOUT, pool_of};
-    use support::backend::{fill, manager_of};
+    use super::*;
+    use support::backend::{RealServer, fill, manager_of};
+    use support::how_long;
     use support::mariadb::{self, MariaDb};
     use support::network::{FullBacklog, Silent};
 
@@ -179,6 +180,43 @@ mod real_servers {
         let (pool, peers) = pool_of(builder, 6);
         fill(&pool, &peers, &[3, 0, 3]);
         pool.get().expect("two peers are up");
+    }
+
+    /// A frozen server would count each login that was aborted meanwhile, and block this host after some.
+    fn frozen_server_gets_few_logins_and_is_up_as_soon_as_it_goes_on<B: RealServer>() {
+        let mut servers = B::start(1);
+        let server = &mut servers[0];
+        let builder = manager_of::<B::Connection>([server.url()])
+            .check_interval(PATIENCE)
+            .check_timeout(SOON)
+            .connect_timeout(10 * TIMEOUT);
+        let (pool, peers) = pool_of(builder, 1);
+        fill(&pool, &peers, &[1]);
+        server.freeze();
+        peers.check_now("peer0").expect("the peer exists");
+        wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        within(Duration::from_secs(9), || false);
+        let failures = status(&peers, "peer0").connect_failures;
+        assert!((2..9).contains(&failures), "the frozen server gets few logins: {failures}");
+        server.thaw();
+        let up = || state(&peers, "peer0") == PeerState::Up;
+        let took = how_long("peer0 is up again", PATIENCE, up);
+        assert!(took < Duration::from_secs(3), "the login that waits notices it: {took:?}");
+        wait_until("no login waits", PATIENCE, || status(&peers, "peer0").stuck_logins == 0);
+        pool.get().expect("the peer is up");
+    }
+
+    #[test]
+    fn frozen_mariadb_gets_few_logins_and_is_up_as_soon_as_it_goes_on() {
+        frozen_server_gets_few_logins_and_is_up_as_soon_as_it_goes_on::<MariaDb>();
+    }
+
+    /// libpq ends the login that waits after a timeout of its own.
+    #[cfg(feature = "postgres")]
+    #[test]
+    fn frozen_postgres_gets_few_logins_and_is_up_as_soon_as_it_goes_on() {
+        use support::postgres::Postgres;
+        frozen_server_gets_few_logins_and_is_up_as_soon_as_it_goes_on::<Postgres>();
     }
 
     #[test]

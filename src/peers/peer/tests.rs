@@ -645,3 +645,50 @@ fn peer_that_is_down_after_an_outage_is_checked_often_for_a_while() {
     scenario.connect_fails(12_000, 12_000, "refused");
     assert_eq!(next(&scenario), millis(42_000), "the outage is over for this peer");
 }
+
+#[test]
+fn pauses_double_while_a_frozen_server_lets_a_login_wait() {
+    let mut scenario = Scenario::new();
+    let mut pauses = Vec::new();
+    let mut now = 0;
+    let mut check = |scenario: &mut Scenario, waiting_logins, outcome| {
+        now += 1_000_000;
+        scenario.check_begins(now);
+        let attempt = scenario.attempt(now, now);
+        scenario.peer.counts.waiting_logins = waiting_logins;
+        scenario.peer.counts.stuck_logins = waiting_logins;
+        let times = check_times_after(attempt.ended);
+        scenario.peer.check_ended(CheckKind::Regular, attempt, outcome, times);
+        let next =
+            [true, false].map(|none_available| scenario.peer.scheduled_check(none_available));
+        next.map(|at| at.saturating_duration_since(attempt.ended).as_millis())
+    };
+    let silence = || Err(LoginFailure::timed_out(SOON));
+    for _ in 0..12 {
+        pauses.push(check(&mut scenario, 1, silence())[0]);
+    }
+    let expected =
+        [250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000, 256_000, 300_000];
+    assert_eq!(pauses, expected, "the pause is bounded");
+    assert_eq!(check(&mut scenario, 1, silence()), [300_000, 300_000]);
+    assert_eq!(
+        check(&mut scenario, 0, silence()),
+        [250, 30_000],
+        "a server that cannot be reached gets no login into its queue, and is checked as often as ever"
+    );
+    assert_eq!(check(&mut scenario, 1, silence()), [250, 30_000], "the count starts over");
+    assert_eq!(check(&mut scenario, 1, silence()), [500, 30_000]);
+    assert_eq!(check(&mut scenario, 1, Err(refused("refused"))), [250, 30_000]);
+    assert_eq!(check(&mut scenario, 1, silence()), [250, 30_000]);
+    for _ in 0..9 {
+        check(&mut scenario, 1, silence());
+    }
+    now += 10;
+    let now = scenario.at(now);
+    let gave_up = Err(LoginFailure::timed_out(SOON));
+    scenario.peer.late_check_ended(now, gave_up, check_times_after(now));
+    let next = [true, false].map(|none_available| scenario.peer.scheduled_check(none_available));
+    assert_eq!(next, [now + SOON, now + INTERVAL], "no login waits any more, so another one does");
+    scenario.peer.late_check_ended(now, Ok(()), check_times_after(now));
+    assert!(scenario.peer.is_up(), "the login that waited has succeeded");
+}
