@@ -113,6 +113,19 @@ impl Activity {
         links.iter().filter(is_old).cloned().collect()
     }
 
+    /// Keeps the kernel from ending links whose query began at `at` or earlier and whose server does not read
+    /// because it is busy. It reads later.
+    pub(crate) fn spare_closed_windows(&self, at: Instant) {
+        for link in lock(&self.links).iter() {
+            let is_long = link.running_since.get().is_some_and(|since| since <= at);
+            if let Some(socket) =
+                link.socket().filter(|socket| is_long || socket.spares_closed_window())
+            {
+                socket.spare_closed_window();
+            }
+        }
+    }
+
     /// Updates whether the peer is unresponsive: a query has been running for longer than
     /// [`UNRESPONSIVE_AFTER`], and began after the peer last `answered`. Returns whether any query
     /// is running.

@@ -27,6 +27,7 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 use super::Tuning;
@@ -37,6 +38,14 @@ pub(crate) struct Socket {
     /// In a test or during a login, the socket may be of another family than TCP. All calls of this module
     /// work for other families too.
     stream: TcpStream,
+    user_timeout: UserTimeout,
+}
+
+/// The `TCP_USER_TIMEOUT` that this crate has set, in milliseconds, or 0; and whether it is suspended.
+#[derive(Debug, Default)]
+struct UserTimeout {
+    millis: AtomicI32,
+    is_suspended: AtomicBool,
 }
 
 /// The number of unanswered keepalive probes after which the kernel gives up a connection.
@@ -69,7 +78,35 @@ impl Socket {
         if let Some(timeout) = tuning.user_timeout {
             let millis = timeout.as_millis().try_into().unwrap_or(libc::c_int::MAX);
             set(libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, millis);
+            self.user_timeout.millis.store(millis, Ordering::Relaxed);
         }
+    }
+
+    /// Suspends `TCP_USER_TIMEOUT` while the other end does not read, and restores it afterwards. The kernel
+    /// lets it expire as well when the window is closed, although the other end answers each of its probes.
+    ///
+    /// Must be called more often than the timeout expires. Only the checker calls this.
+    pub(crate) fn spare_closed_window(&self) {
+        let UserTimeout { millis, is_suspended } = &self.user_timeout;
+        let millis = millis.load(Ordering::Relaxed);
+        if millis == 0 {
+            return;
+        }
+        let fd = self.stream.as_raw_fd();
+        let is_closed = system::is_window_closed(fd);
+        if is_suspended.swap(is_closed, Ordering::Relaxed) != is_closed {
+            let millis = if is_closed { 0 } else { millis };
+            system::set_option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, millis);
+        }
+    }
+
+    /// Whether the timeout is suspended.
+    pub(crate) fn spares_closed_window(&self) -> bool {
+        self.user_timeout.is_suspended.load(Ordering::Relaxed)
+    }
+
+    fn new(stream: TcpStream) -> Self {
+        Self { stream, user_timeout: UserTimeout::default() }
     }
 
     /// Returns the number of bytes that have come from the other end, or `None` if this is not a TCP
@@ -84,7 +121,7 @@ impl Socket {
     /// Creates a socket for tests that need any socket.
     pub(crate) fn from_listener() -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
-        Self { stream: TcpStream::from(std::os::fd::OwnedFd::from(listener)) }
+        Self::new(TcpStream::from(std::os::fd::OwnedFd::from(listener)))
     }
 }
 
@@ -101,26 +138,35 @@ struct Traffic {
 /// The sockets that the process had at a point in time.
 #[derive(Debug)]
 pub(crate) struct Sockets {
-    /// In ascending order.
-    inodes: Vec<u64>,
+    /// In ascending order. `None` if they could not be listed, because the process has no descriptor left:
+    /// then no socket is known to be newer.
+    inodes: Option<Vec<u64>>,
 }
 
 impl Sockets {
     /// Lists all open sockets of the process, whichever code has opened them.
     pub(crate) fn list() -> Self {
-        let mut inodes: Vec<u64> = socket_descriptors().map(|(_, inode)| inode).collect();
-        inodes.sort_unstable();
+        let inodes = socket_descriptors().map(|descriptors| {
+            let mut inodes: Vec<u64> = descriptors.map(|(_, inode)| inode).collect();
+            inodes.sort_unstable();
+            inodes
+        });
         Self { inodes }
+    }
+
+    /// Whether this socket was opened after the list was made.
+    fn is_newer(&self, inode: u64) -> bool {
+        self.inodes.as_ref().is_some_and(|inodes| inodes.binary_search(&inode).is_err())
     }
 
     /// Returns the TCP sockets that were opened after this list was made, and the bytes that they have
     /// carried so far.
     fn opened_since(&self) -> Vec<(SeenSocket, Traffic)> {
         let mut new = BTreeMap::new();
-        for (fd, inode) in socket_descriptors() {
+        for (fd, inode) in socket_descriptors().into_iter().flatten() {
             // A socket may have several descriptors (such as the duplicates that this module creates), and
             // some of them may be closed meanwhile.
-            if self.inodes.binary_search(&inode).is_err() && !new.contains_key(&inode) {
+            if self.is_newer(inode) && !new.contains_key(&inode) {
                 let seen = SeenSocket { fd, inode };
                 new.extend(seen.traffic().map(|traffic| (inode, (seen, traffic))));
             }
@@ -244,7 +290,7 @@ impl Thread {
 pub(crate) fn awaited_by(thread: &Thread, before: &Sockets) -> Option<Socket> {
     let fd = thread.awaited_descriptor()?;
     let inode = inode(fd)?;
-    if before.inodes.binary_search(&inode).is_ok() {
+    if !before.is_newer(inode) {
         return None;
     }
     let socket = duplicate(fd, inode)?;
@@ -253,13 +299,13 @@ pub(crate) fn awaited_by(thread: &Thread, before: &Sockets) -> Option<Socket> {
     (thread.awaited_descriptor() == Some(fd) && self::inode(fd) == Some(inode)).then_some(socket)
 }
 
-/// Returns the descriptors and inodes of all sockets of this process.
-fn socket_descriptors() -> impl Iterator<Item = (RawFd, u64)> {
-    let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-    entries.filter_map(|entry| {
+/// Returns the descriptors and inodes of all sockets of this process, if they can be listed.
+fn socket_descriptors() -> Option<impl Iterator<Item = (RawFd, u64)>> {
+    let entries = fs::read_dir("/proc/self/fd").ok()?.flatten();
+    Some(entries.filter_map(|entry| {
         let fd: RawFd = entry.file_name().to_str()?.parse().ok()?;
         Some((fd, inode(fd)?))
-    })
+    }))
 }
 
 /// Returns the inode of a descriptor, if it is a socket.
@@ -281,7 +327,7 @@ fn duplicate(fd: RawFd, inode: u64) -> Option<Socket> {
     let duplicate = system::duplicate(fd)?;
     let target = target(duplicate.as_raw_fd())?;
     if inode_of(&target) == Some(inode) {
-        return Some(Socket { stream: TcpStream::from(duplicate) });
+        return Some(Socket::new(TcpStream::from(duplicate)));
     }
     if target.is_absolute() {
         // Meanwhile the number was reused for a file. The duplicate must not be closed: closing any
@@ -345,7 +391,14 @@ mod system {
     const BYTES_SENT: usize = 200 / 8;
     const BYTES_RETRANSMITTED: usize = 208 / 8;
 
-    pub(super) fn traffic(fd: RawFd) -> Option<Traffic> {
+    /// The positions, in bytes, of two older fields: the number of times that a timer was doubled, and the
+    /// number of packets that were sent and not acknowledged.
+    const BACKOFF: usize = 4;
+    const UNACKNOWLEDGED: usize = 24;
+
+    type TcpInfo = [u64; BYTES_RETRANSMITTED + 1];
+
+    fn tcp_info(fd: RawFd) -> Option<TcpInfo> {
         let mut info = [0_u64; BYTES_RETRANSMITTED + 1];
         let mut size: libc::socklen_t = size_of_val(&info).try_into().expect("the size is small");
         let into = (&raw mut info).cast();
@@ -354,9 +407,24 @@ mod system {
             unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, into, &raw mut size) };
         // An older kernel returns fewer fields.
         let is_whole = usize::try_from(size) == Ok(size_of_val(&info));
-        (outcome == 0 && is_whole).then(|| Traffic {
+        (outcome == 0 && is_whole).then_some(info)
+    }
+
+    pub(super) fn traffic(fd: RawFd) -> Option<Traffic> {
+        let info = tcp_info(fd)?;
+        Some(Traffic {
             sent: info[BYTES_SENT].saturating_sub(info[BYTES_RETRANSMITTED]),
             received: info[BYTES_RECEIVED],
+        })
+    }
+
+    /// Whether the kernel only waits for the other end to open its window: a timer is doubled although
+    /// everything that was sent has been acknowledged.
+    pub(super) fn is_window_closed(fd: RawFd) -> bool {
+        tcp_info(fd).is_some_and(|info| {
+            let byte = |at: usize| info[at / 8].to_ne_bytes()[at % 8];
+            let unacknowledged = [0, 1, 2, 3].map(|offset| byte(UNACKNOWLEDGED + offset));
+            byte(BACKOFF) > 0 && u32::from_ne_bytes(unacknowledged) == 0
         })
     }
 }

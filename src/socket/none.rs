@@ -18,6 +18,14 @@ impl Socket {
         match *self {}
     }
 
+    pub(crate) fn spare_closed_window(&self) {
+        match *self {}
+    }
+
+    pub(crate) fn spares_closed_window(&self) -> bool {
+        match *self {}
+    }
+
     pub(crate) fn tune(&self, _: Tuning) {
         match *self {}
     }

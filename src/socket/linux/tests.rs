@@ -815,3 +815,43 @@ fn socket_is_found_among_ten_thousand_descriptors() {
     assert_is(found.as_ref(), &stream);
     drop((copies, old, new));
 }
+
+/// The kernel ends a connection whose other end does not read for the length of `TCP_USER_TIMEOUT`, although
+/// that end acknowledges.
+#[test]
+fn connection_whose_other_end_does_not_read_outlives_the_timeout() {
+    let survives = |is_spared: bool| {
+        let listener = TcpListener::bind(V4).expect("a port is free");
+        let address = listener.local_addr().expect("the listener is bound");
+        let mut stream = TcpStream::connect(address).expect("the listener accepts");
+        let (mut other, _) = listener.accept().expect("a connection waits");
+        let socket = Socket::new(stream.try_clone().expect("a descriptor is free"));
+        let user_timeout = Some(Duration::from_millis(500));
+        socket.tune(Tuning { keepalive: None, user_timeout });
+        stream.set_nonblocking(true).expect("the socket is open");
+        while stream.write(&[0; 4096]).is_ok() {}
+        let end = now() + Duration::from_secs(3);
+        while now() < end {
+            if is_spared {
+                socket.spare_closed_window();
+            }
+            pause();
+        }
+        let is_open = socket.stream.take_error().expect("the socket is valid").is_none();
+        if is_open {
+            assert!(socket.spares_closed_window(), "the window is closed");
+            other.set_nonblocking(true).expect("the socket is open");
+            wait_until("the timeout is restored when the other end reads", || {
+                while other.read(&mut [0; 4096]).is_ok() {}
+                socket.spare_closed_window();
+                !socket.spares_closed_window()
+            });
+        }
+        is_open
+    };
+    thread::scope(|scope| {
+        let is_ended = scope.spawn(|| !survives(false));
+        assert!(survives(true), "the timeout is suspended while the window is closed");
+        assert!(is_ended.join().expect("no panic"), "the kernel ends the connection otherwise");
+    });
+}
