@@ -163,7 +163,10 @@ impl<C: R2D2Connection + 'static> Login<C> {
             progress.run_other_code(|| monitor.install(&mut conn));
             // The following queries are not the application's, so its instrumentation must not see them.
             monitor.set_muted(true);
-            let socket = find_socket(&before, &mut conn, &mut self.rng);
+            // A socket with the same traffic belongs to a relay inside this process.
+            let may_have_socket = !url.is_unix_socket(dialect);
+            let socket =
+                may_have_socket.then(|| find_socket(&before, &mut conn, &mut self.rng)).flatten();
             let encrypted = url.requires_encryption();
             readiness::test(&mut conn, Requirements { encrypted, ..settings.requirements })?;
             progress.end_login(socket.clone());
