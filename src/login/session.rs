@@ -11,6 +11,7 @@ use rand::{Rng, RngExt};
 
 use crate::fault::host::Lack;
 use crate::fault::{FailureCause, Fault, LoginFailure};
+use crate::login::address;
 use crate::login::bounded::LoginProgress;
 use crate::login::observer::{LinkMonitor, Observer};
 use crate::login::readiness::{self, NotReady};
@@ -137,11 +138,13 @@ impl<C: R2D2Connection + 'static> Login<C> {
     /// `is_check`, the application's instrumentation sees none of its queries.
     fn prepare(
         mut self,
-        url: &PeerUrl,
+        url: &Arc<PeerUrl>,
         progress: &LoginProgress,
         is_check: bool,
     ) -> Result<Session<C>, FailedLogin<C>> {
         let dialect = Dialect::for_connection::<C>();
+        let turn = self.peer.activity.address_turn();
+        let url = &*address::url_for_turn(url, dialect, turn);
         let before = progress.begin_login();
         let settings = self.peer.settings();
         let classifier = &settings.classifier;

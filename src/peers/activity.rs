@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::fault::{Fault, LoginFailure};
 use crate::panics::lock;
 use crate::peers::counters::PeerCounters;
 use crate::socket::Socket;
@@ -26,6 +27,8 @@ pub(crate) struct Activity {
     unresponsive: AtomicBool,
     /// Whether the peer is marked down, for those who do not hold the lock of the set.
     down: AtomicBool,
+    /// How many logins have failed that were to go on with the next address of the name.
+    address_turn: AtomicUsize,
     pub(crate) counters: PeerCounters,
     /// Every link of the peer, in use or idle.
     links: Mutex<Vec<Arc<LinkState>>>,
@@ -66,6 +69,23 @@ impl Activity {
     /// Whether the peer is marked down.
     pub(crate) fn is_down(&self) -> bool {
         self.down.load(Ordering::Relaxed)
+    }
+
+    /// Returns the turn of the next login among the addresses of the peer's name.
+    pub(crate) fn address_turn(&self) -> usize {
+        self.address_turn.load(Ordering::Relaxed)
+    }
+
+    /// Records a failed login. The next address has its turn if this one did not answer. Once the turns have
+    /// begun, it also does if the peer is down: the client library tries no other address then.
+    pub(crate) fn login_failed(&self, failure: &LoginFailure) {
+        let is_over = match failure {
+            LoginFailure::Unanswered(_) => true,
+            failure => self.address_turn() > 0 && failure.fault() == Some(Fault::PeerDown),
+        };
+        if is_over {
+            self.address_turn.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Registers a link to this peer.

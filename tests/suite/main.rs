@@ -26,3 +26,4 @@ mod role;
 mod runtime_changes;
 mod status;
 mod support_selftest;
+mod two_addresses;

@@ -106,6 +106,7 @@ impl Transaction<'_> {
     /// Decides whether the failure of a login is its peer's or this host's. Returns the failure as it concerns
     /// the peer: a failure of this host is not the peer's.
     fn attribute(&mut self, index: usize, attempt: Attempt, failure: LoginFailure) -> LoginFailure {
+        self.inner.peers[index].activity.login_failed(&failure);
         let failure = match failure {
             LoginFailure::OfHost(failure) => failure,
             LoginFailure::NotAttempted(_) => return failure,
