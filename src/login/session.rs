@@ -145,7 +145,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
         let dialect = Dialect::for_connection::<C>();
         let turn = self.peer.activity.address_turn();
         let url = &*address::url_for_turn(url, dialect, turn);
-        let before = progress.begin_login();
+        let before = progress.begin_login(url.port(dialect));
         let settings = self.peer.settings();
         let classifier = &settings.classifier;
         let mut conn = run_redacted(

@@ -286,14 +286,21 @@ impl Thread {
     }
 }
 
-/// Returns the socket on which `thread` waits, if the socket was opened since `before`.
-pub(crate) fn awaited_by(thread: &Thread, before: &Sockets) -> Option<Socket> {
+/// Returns the socket on which `thread` waits, if the socket was opened since `before` and is not a TCP
+/// connection to another port than this one. (An instrumentation that is called in the middle of a login may
+/// wait for a connection of its own.)
+pub(crate) fn awaited_by(thread: &Thread, before: &Sockets, port: Option<u16>) -> Option<Socket> {
     let fd = thread.awaited_descriptor()?;
     let inode = inode(fd)?;
     if !before.is_newer(inode) {
         return None;
     }
     let socket = duplicate(fd, inode)?;
+    // A socket that is not connected yet has no other end.
+    let other_end = socket.stream.peer_addr().ok().filter(|_| socket.received().is_some());
+    if other_end.zip(port).is_some_and(|(other_end, port)| other_end.port() != port) {
+        return None;
+    }
     // While the thread waits on this descriptor, the descriptor belongs to the thread's socket. While the
     // duplicate is open, no other socket has this inode.
     (thread.awaited_descriptor() == Some(fd) && self::inode(fd) == Some(inode)).then_some(socket)

@@ -66,6 +66,6 @@ impl Thread {
     }
 }
 
-pub(crate) fn awaited_by(thread: &Thread, _: &Sockets) -> Option<Socket> {
+pub(crate) fn awaited_by(thread: &Thread, _: &Sockets, _: Option<u16>) -> Option<Socket> {
     match *thread {}
 }

@@ -78,6 +78,26 @@ pub(super) fn is_unix_socket(url: &str, dialect: Dialect) -> bool {
         }
 }
 
+/// Returns the TCP port to which the client library connects, as far as the URL decides that.
+pub(super) fn port(url: &str, dialect: Dialect) -> Option<u16> {
+    if uses_conninfo(url, dialect) {
+        let settings = parse_conninfo(url)?;
+        let last = |wanted: &str| settings.iter().rfind(|(key, _)| key == wanted);
+        return last("service").map_or_else(|| last("port")?.1.trim().parse().ok(), |_| None);
+    }
+    let uri = Uri::parse(url).ok()?;
+    let [host] = &uri.hosts[..] else { return None };
+    let given = host[without_port(host).len()..].strip_prefix(':');
+    match dialect.or_from_scheme(&uri.scheme) {
+        Dialect::MySql => given.map_or(Some(DEFAULT_PORT), |port| port.parse().ok()),
+        // Other parameters and the environment may name another port.
+        Dialect::Postgres if uri.parameters.iter().all(|given| given.key != "port") => {
+            given?.parse().ok()
+        }
+        Dialect::Postgres | Dialect::Sqlite | Dialect::Other => None,
+    }
+}
+
 /// Whether the client library ignores the port of a MySQL URL, because it connects to the Unix socket.
 pub(super) fn ignores_port(uri: &Uri) -> bool {
     cfg!(unix)
@@ -239,6 +259,29 @@ mod tests {
         ];
         for (dialect, url, expected) in cases {
             assert_eq!(is_unix_socket(url, dialect), expected, "{dialect:?} {url}");
+        }
+    }
+
+    #[test]
+    fn port_is_known_where_the_url_decides() {
+        let cases = [
+            (Dialect::MySql, "mysql://db:3307/shop", Some(3307)),
+            (Dialect::MySql, "mysql://[::1]:3307/shop", Some(3307)),
+            (Dialect::MySql, "mysql://db/shop", Some(3306)),
+            (Dialect::Other, "mysql://db/shop", Some(3306)),
+            (Dialect::Postgres, "postgres://db:5433/shop", Some(5433)),
+            (Dialect::Postgres, "host=db port=5433", Some(5433)),
+            // The environment or another parameter decides.
+            (Dialect::Postgres, "postgres://db/shop", None),
+            (Dialect::Postgres, "postgres://db:5433/shop?port=5434", None),
+            (Dialect::Postgres, "host=db", None),
+            (Dialect::Postgres, "host=db port=5433 service=shop", None),
+            (Dialect::Postgres, "host=db port=5433,5434", None),
+            (Dialect::Sqlite, "file://db:1/shop.db", None),
+            (Dialect::Other, "anything at all", None),
+        ];
+        for (dialect, url, expected) in cases {
+            assert_eq!(port(url, dialect), expected, "{dialect:?} {url}");
         }
     }
 

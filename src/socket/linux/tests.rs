@@ -540,7 +540,7 @@ fn blocked<T: Send>(block: impl FnOnce() -> T + Send, inspect: impl FnOnce(&Thre
 fn wait_for(thread: &Thread, before: &Sockets) -> Socket {
     let mut found = None;
     wait_until("the socket is found", || {
-        found = awaited_by(thread, before);
+        found = awaited_by(thread, before, None);
         found.is_some()
     });
     found.expect("the socket was found")
@@ -656,7 +656,7 @@ fn awaited_socket_that_is_older_than_the_login_is_not_found() {
         |thread| {
             wait_until("the thread waits", || thread.awaited_descriptor().is_some());
             assert!(
-                awaited_by(thread, &before).is_none(),
+                awaited_by(thread, &before, None).is_none(),
                 "a socket that is older than the login is not found"
             );
             theirs.write_all(b"!").expect("the socket is open");
@@ -677,7 +677,7 @@ fn no_socket_is_found_for_a_thread_that_waits_for_something_else() {
         |thread| {
             for _ in 0..20 {
                 assert!(
-                    awaited_by(thread, &before).is_none(),
+                    awaited_by(thread, &before, None).is_none(),
                     "a thread that waits for another thread waits on no socket"
                 );
                 pause();
@@ -693,7 +693,7 @@ fn no_socket_is_found_for_a_thread_that_waits_for_something_else() {
         move || reader.read(&mut [0]),
         |thread| {
             wait_until("the thread waits", || thread.awaited_descriptor().is_some());
-            assert!(awaited_by(thread, &before).is_none(), "a pipe is not a socket");
+            assert!(awaited_by(thread, &before, None).is_none(), "a pipe is not a socket");
             drop(writer);
         },
     );
@@ -710,7 +710,10 @@ fn no_socket_is_found_for_a_thread_that_waits_for_something_else() {
         |thread| {
             let _stop = Stop(&stopped);
             for _ in 0..20 {
-                assert!(awaited_by(thread, &before).is_none(), "a busy thread waits on no socket");
+                assert!(
+                    awaited_by(thread, &before, None).is_none(),
+                    "a busy thread waits on no socket"
+                );
                 pause();
             }
         },
@@ -725,7 +728,10 @@ fn no_socket_is_found_for_a_thread_that_waits_for_something_else() {
             .expect("/proc is mounted")
     });
     wait_until("the kernel has removed the thread", || !thread.exists());
-    assert!(awaited_by(&thread, &before).is_none(), "a thread that has ended waits on no socket");
+    assert!(
+        awaited_by(&thread, &before, None).is_none(),
+        "a thread that has ended waits on no socket"
+    );
 }
 
 impl Thread {
@@ -752,7 +758,7 @@ fn no_socket_is_found_for_a_thread_that_waits_on_several() {
         |thread| {
             for _ in 0..20 {
                 assert!(
-                    awaited_by(thread, &before).is_none(),
+                    awaited_by(thread, &before, None).is_none(),
                     "no socket is found if there is a choice of two"
                 );
                 pause();
