@@ -418,7 +418,8 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// Sets the time for which sent data may stay unacknowledged before the kernel ends the connection
-    /// (`TCP_USER_TIMEOUT`, in milliseconds). The setting replaces the URL's.
+    /// (`TCP_USER_TIMEOUT`, in milliseconds). The setting replaces the URL's. A server that acknowledges and reads
+    /// nothing for a while, because a bulk load waits for a lock, is given the time that it needs.
     ///
     /// Defaults to 20 seconds; the default leaves a longer `tcp_user_timeout` of a PostgreSQL URL unchanged.
     /// (The URL that is passed to [`peer`](Self::peer), where it counts milliseconds. In the URL that is passed

@@ -1,5 +1,6 @@
 //! Logs in to a peer, under a deadline, and prepares and tests the new connection.
 
+mod address;
 pub(crate) mod bounded;
 pub(crate) mod dial;
 pub(crate) mod observer;

@@ -167,6 +167,16 @@ impl PeerUrl {
         host::host_name(&self.url, dialect)
     }
 
+    /// Returns the TCP port of the server, as far as the URL decides that.
+    pub(crate) fn port(&self, dialect: Dialect) -> Option<u16> {
+        host::port(&self.url, dialect)
+    }
+
+    /// Whether a connection has no TCP socket, as far as the URL decides that.
+    pub(crate) fn is_unix_socket(&self, dialect: Dialect) -> bool {
+        host::is_unix_socket(&self.url, dialect)
+    }
+
     /// Returns the URL with the host replaced by this address of the host.
     pub(crate) fn at_address(&self, dialect: Dialect, address: IpAddr) -> Self {
         self.with_text(host::at_address(&self.url, dialect, address))

@@ -9,10 +9,11 @@
 
 use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use diesel::r2d2::{Pool, R2D2Connection};
-use diesel_peers::{PeerManagerBuilder, PeerState, Peers};
+use diesel::r2d2::{HandleError, Pool, R2D2Connection};
+use diesel_peers::{Balance, PeerManagerBuilder, PeerState, Peers};
 use support::account::is_root;
 use support::backend::{
     Backend, PATIENCE, RealServer, SOON, build, fill, links, manager_of, manager_over, pool_of,
@@ -323,35 +324,53 @@ fn checkouts_wait_until_one_of_all_killed_servers_is_back<B: RealServer>() {
     assert_nothing_is_left(before);
 }
 
+/// An error handler that takes its time.
+#[derive(Debug)]
+struct SlowHandler;
+
+impl<E> HandleError<E> for SlowHandler {
+    fn handle_error(&self, _: E) {
+        thread::sleep(Duration::from_millis(30));
+    }
+}
+
 /// Every connection needs a ping, and no peer answers.
 fn pings_to_frozen_servers_share_one_timeout<B: RealServer>() {
     const PING: Duration = Duration::from_secs(2);
     const GET: Duration = Duration::from_millis(500);
     let (_alone, before) = (alone(), Ours::now());
     let mut servers = B::start(3);
-    // Neither a check nor the stall detection marks a peer.
-    let builder = manager_over(&servers).check_interval(PATIENCE).stall_after(None);
-    let builder = builder.ping_idle(Duration::ZERO).ping_timeout(PING);
-    let (pool, peers) = pool_of(builder, CONNECTIONS);
-    wait_until("the pool is full", PATIENCE, || is_full(&peers));
-    for server in &mut servers {
-        server.freeze();
+    for balance in [Balance::PerCheckout, Balance::PerConnection] {
+        // Neither a check nor the stall detection marks a peer.
+        let builder = manager_over(&servers).check_interval(PATIENCE).stall_after(None);
+        let builder = builder.ping_idle(Duration::ZERO).ping_timeout(PING).balance(balance);
+        let manager = build(builder);
+        let peers = manager.peers();
+        let pool = Pool::builder()
+            .max_size(CONNECTIONS)
+            .connection_timeout(Duration::from_secs(5))
+            .error_handler(Box::new(SlowHandler))
+            .build_unchecked(manager);
+        wait_until("the pool is full", PATIENCE, || is_full(&peers));
+        for server in &mut servers {
+            server.freeze();
+        }
+        let start = Instant::now();
+        // When one ping has timed out, no other connection is pinged.
+        drop(pool.get_timeout(GET));
+        let took = start.elapsed();
+        println!(
+            "{}, all frozen, {balance:?}: a checkout took {took:.1?}, with {GET:?} for it and {PING:?} for a \
+             ping",
+            name_of::<B>()
+        );
+        // Three timeouts would take that long, and there are nine connections.
+        assert!(took < 3 * PING, "a checkout waits for one timeout, and took {took:?}");
+        for server in &mut servers {
+            server.thaw();
+        }
+        wait_until("the peers serve again", PATIENCE, || pool.get().is_ok());
     }
-    let start = Instant::now();
-    // When one ping has timed out, no other connection is pinged.
-    drop(pool.get_timeout(GET));
-    let took = start.elapsed();
-    println!(
-        "{}, all frozen: a checkout took {took:.1?}, with {GET:?} for it and {PING:?} for a ping",
-        name_of::<B>()
-    );
-    // Three timeouts would take that long, and there are nine connections.
-    assert!(took < 3 * PING, "a checkout waits for one timeout, and took {took:?}");
-    for server in &mut servers {
-        server.thaw();
-    }
-    wait_until("the peers serve again", PATIENCE, || pool.get().is_ok());
-    drop(pool);
     assert_nothing_is_left(before);
 }
 

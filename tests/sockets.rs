@@ -307,7 +307,11 @@ mod mariadb {
 
 #[cfg(feature = "postgres")]
 mod postgres {
+    use std::io;
+    use std::net::{Shutdown, TcpStream};
+    use std::os::unix::net::UnixListener;
     use std::process::Command;
+    use std::thread;
     use std::time::Duration;
 
     use diesel::PgConnection;
@@ -427,6 +431,37 @@ mod postgres {
             &with_tls(proxy.postgres_url()),
             &servers[1].url(),
         );
+    }
+
+    /// The traffic of the relay's own TCP connection is that of the connection over the Unix socket.
+    #[test]
+    fn relay_from_a_unix_socket_to_tcp_in_this_process_keeps_its_sockets() {
+        let server = Postgres::start();
+        let port = server.port();
+        let folder = tempfile::tempdir().expect("a folder can be created");
+        let listener = UnixListener::bind(folder.path().join(format!(".s.PGSQL.{port}")))
+            .expect("the folder is new");
+        let relay = move || {
+            let (local, _) = listener.accept().expect("the client connects");
+            let remote = TcpStream::connect(("127.0.0.1", port)).expect("the server listens");
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    let _ = io::copy(&mut &local, &mut &remote);
+                    remote.shutdown(Shutdown::Both)
+                });
+                let _ = io::copy(&mut &remote, &mut &local);
+                let _ = local.shutdown(Shutdown::Both);
+            });
+        };
+        let folder = folder.path().display();
+        let url = format!("postgres:///app?user=app&password=s3cret-app&host={folder}&port={port}");
+        let builder = PeerManager::<PgConnection>::builder().peer("db0", url);
+        thread::scope(|scope| {
+            scope.spawn(relay);
+            let _conn = build(builder).connect().expect("the server is up");
+            let seconds = seconds_to_the_first_probe(&server);
+            assert_eq!(seconds, None, "the socket is not ours to tune");
+        });
     }
 
     #[test]

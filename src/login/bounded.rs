@@ -45,7 +45,7 @@ enum Stage {
     #[default]
     OtherCode,
     /// The client library is logging in: the thread waits for nothing but its server.
-    LoggingIn { thread: Thread, before: Arc<Sockets> },
+    LoggingIn { thread: Thread, before: Arc<Sockets>, port: Option<u16> },
     /// The login has succeeded, over this socket.
     LoggedIn(Arc<Socket>),
 }
@@ -56,11 +56,11 @@ impl LoginProgress {
     }
 
     /// Records that from now on this thread only communicates with the server. Returns the sockets that
-    /// the process had before.
-    pub(crate) fn begin_login(&self) -> Arc<Sockets> {
+    /// the process had before. `port` is the server's TCP port, if it is known.
+    pub(crate) fn begin_login(&self, port: Option<u16>) -> Arc<Sockets> {
         let before = Arc::new(Sockets::list());
         if let Some(thread) = Thread::current() {
-            *self.lock() = Stage::LoggingIn { thread, before: before.clone() };
+            *self.lock() = Stage::LoggingIn { thread, before: before.clone(), port };
         }
         before
     }
@@ -83,7 +83,7 @@ impl LoginProgress {
     /// something else: a processor, a resolver.
     fn awaited_socket(&self) -> Option<Socket> {
         match &*self.lock() {
-            Stage::LoggingIn { thread, before } => socket::awaited_by(*thread, before),
+            Stage::LoggingIn { thread, before, port } => socket::awaited_by(*thread, before, *port),
             Stage::OtherCode | Stage::LoggedIn(_) => None,
         }
     }
@@ -104,8 +104,8 @@ impl LoginProgress {
         // The lock is held meanwhile, so that the stage does not change.
         match &*self.lock() {
             Stage::OtherCode => {}
-            Stage::LoggingIn { thread, before } => {
-                if let Some(socket) = socket::awaited_by(*thread, before) {
+            Stage::LoggingIn { thread, before, port } => {
+                if let Some(socket) = socket::awaited_by(*thread, before, *port) {
                     socket.shut_down();
                 }
             }

@@ -14,6 +14,7 @@ use rand::{Rng, RngExt};
 
 use crate::fault::host::Lack;
 use crate::fault::{FailureCause, Fault, LoginFailure, Loss};
+use crate::login::address;
 use crate::login::bounded::LoginProgress;
 use crate::login::observer::{LinkMonitor, Observer};
 use crate::login::readiness::{self, NotReady};
@@ -146,7 +147,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
     /// which says nothing about the next one.
     fn prepare(
         &mut self,
-        url: &PeerUrl,
+        url: &Arc<PeerUrl>,
         progress: &LoginProgress,
         is_check: bool,
     ) -> Result<Session<C>, FailedLogin<C>> {
@@ -163,12 +164,14 @@ impl<C: R2D2Connection + 'static> Login<C> {
     /// `is_check`, the application's instrumentation sees none of its queries.
     fn prepare_once(
         &mut self,
-        url: &PeerUrl,
+        url: &Arc<PeerUrl>,
         progress: &LoginProgress,
         is_check: bool,
     ) -> Result<Session<C>, FailedLogin<C>> {
         let dialect = Dialect::for_connection::<C>();
-        let before = progress.begin_login();
+        let turn = self.peer.activity.address_turn();
+        let url = &*address::url_for_turn(url, dialect, turn);
+        let before = progress.begin_login(url.port(dialect));
         let settings = self.peer.settings();
         let classifier = &settings.classifier;
         let is_lost = Cell::new(false);
@@ -205,7 +208,10 @@ impl<C: R2D2Connection + 'static> Login<C> {
             progress.run_other_code(|| monitor.install(&mut conn));
             // The following queries are not the application's, so its instrumentation must not see them.
             monitor.set_muted(true);
-            let socket = find_socket(&before, &mut conn, &mut self.rng);
+            // A socket with the same traffic belongs to a relay inside this process.
+            let may_have_socket = !url.is_unix_socket(dialect);
+            let socket =
+                may_have_socket.then(|| find_socket(&before, &mut conn, &mut self.rng)).flatten();
             let encrypted = url.requires_encryption();
             readiness::test(&mut conn, Requirements { encrypted, ..settings.requirements })?;
             progress.end_login(socket.clone());

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::fault::{Fault, LoginFailure};
 use crate::panics::lock;
 use crate::peers::counters::PeerCounters;
 use crate::socket::{Socket, Thread};
@@ -44,6 +45,8 @@ pub(crate) struct Activity {
     down: AtomicBool,
     /// Whether the peer is out of service, for the same.
     out_of_service: AtomicBool,
+    /// How many logins have failed that were to go on with the next address of the name.
+    address_turn: AtomicUsize,
     pub(crate) counters: PeerCounters,
     /// Every link of the peer, in use or idle.
     links: Mutex<Vec<Arc<LinkState>>>,
@@ -110,6 +113,23 @@ impl Activity {
     /// Whether the links of the peer are to be replaced by links to other peers.
     pub(crate) fn loses_links(&self) -> bool {
         self.is_down() || self.is_out_of_service()
+    }
+
+    /// Returns the turn of the next login among the addresses of the peer's name.
+    pub(crate) fn address_turn(&self) -> usize {
+        self.address_turn.load(Ordering::Relaxed)
+    }
+
+    /// Records a failed login. The next address has its turn if this one did not answer. Once the turns have
+    /// begun, it also does if the peer is down: the client library tries no other address then.
+    pub(crate) fn login_failed(&self, failure: &LoginFailure) {
+        let is_over = match failure {
+            LoginFailure::Unanswered(_) => true,
+            failure => self.address_turn() > 0 && failure.fault() == Some(Fault::PeerDown),
+        };
+        if is_over {
+            self.address_turn.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Registers a link to this peer.
@@ -216,6 +236,19 @@ impl Activity {
         let ages = links.iter().filter_map(|link| link.socket()?.since_received());
         if let (true, Some(age)) = (is_any_waiting, ages.min()) {
             self.last_received.set(now.checked_sub(age).unwrap_or(now));
+        }
+    }
+
+    /// Keeps the kernel from ending links whose query began at `at` or earlier and whose server does not read
+    /// because it is busy. It reads later.
+    pub(crate) fn spare_closed_windows(&self, at: Instant) {
+        for link in lock(&self.links).iter() {
+            let is_long = link.running_since.get().is_some_and(|since| since <= at);
+            if let Some(socket) =
+                link.socket().filter(|socket| is_long || socket.spares_closed_window())
+            {
+                socket.spare_closed_window();
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use crate::peers::set::PeerSet;
 use crate::pool::exchange::{Exchange, Reservation, ToClose};
 use crate::pool::link::Link;
 use crate::pool::replacement::Replacement;
-use crate::pool::validation::{Validation, discarded_error};
+use crate::pool::validation::{self, Validation, discarded_error};
 use crate::settings::policy::Balance;
 
 /// A pooled connection, to one peer during each checkout.
@@ -37,6 +37,8 @@ pub struct PeerConnection<C> {
     held: OnceCell<Box<Link<C>>>,
     /// The reservation of a new link, until the slot is dereferenced or checked out for the first time.
     reservation: Cell<Option<Reservation>>,
+    /// Whether the checkout has failed, so that r2d2 drops the slot next.
+    has_failed: bool,
 }
 
 /// The state that the slots of one pool share.
@@ -67,11 +69,19 @@ impl<C> PeerConnection<C> {
         match pool.balance() {
             Balance::PerCheckout => {
                 let reservation = pool.updated_exchange().add_slot(link, thread::current().id());
-                Self { pool, held: OnceCell::new(), reservation: Cell::new(Some(reservation)) }
+                Self {
+                    pool,
+                    held: OnceCell::new(),
+                    reservation: Cell::new(Some(reservation)),
+                    has_failed: false,
+                }
             }
-            Balance::PerConnection => {
-                Self { pool, held: OnceCell::from(link), reservation: Cell::new(None) }
-            }
+            Balance::PerConnection => Self {
+                pool,
+                held: OnceCell::from(link),
+                reservation: Cell::new(None),
+                has_failed: false,
+            },
         }
     }
 
@@ -110,9 +120,11 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
         } else {
             self.check_out_balanced(&mut validation)
         };
-        match &outcome {
-            Ok(()) => self.link().guard.count_checkout(),
-            Err(_) => validation.record_failure(&self.pool.set),
+        if outcome.is_ok() {
+            self.link().guard.count_checkout();
+        } else {
+            validation.record_failure(&self.pool.set);
+            self.has_failed = true;
         }
         outcome
     }
@@ -226,11 +238,16 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
 /// An empty slot takes a link out of the exchange when it is dropped. Otherwise the exchange would hold
 /// one link too many.
 impl<C> Drop for PeerConnection<C> {
+    #[expect(clippy::disallowed_methods, reason = "the time of a failed checkout is taken here")]
     fn drop(&mut self) {
         if self.held.get().is_none() && self.pool.balance() == Balance::PerCheckout {
             let link = self.pool.exchange.drop_slot(self.reservation.take());
             // The link is closed here, outside the exchange's lock.
             drop(link);
+        }
+        if self.has_failed {
+            drop(self.held.take());
+            validation::failed_slot_dropped(Instant::now());
         }
     }
 }

@@ -11,8 +11,9 @@ use diesel::r2d2::{Error, R2D2Connection};
 use crate::peers::set::PeerSet;
 use crate::pool::link::{Link, PingError};
 
-/// The longest gap between a failed checkout and the checkout that r2d2 tries next. After a failure r2d2
-/// tries the next slot at once, in the same thread. The caller waits for all these checkouts as one, so
+/// The longest gap between the drop of a slot whose checkout has failed and the checkout that r2d2 tries
+/// next. After a failure r2d2 calls the application's error handler, which may take its time, drops the slot,
+/// and tries the next one at once, all in the same thread. The caller waits for all these checkouts as one, so
 /// they share one deadline.
 const RETRY_GAP: Duration = Duration::from_millis(10);
 
@@ -29,9 +30,17 @@ thread_local! {
 struct FailedCheckout {
     /// Identifies the pool. Only compared.
     set: *const PeerSet,
+    /// When the checkout failed, and then when its slot was dropped.
     at: Instant,
     end: Instant,
     timed_out_peer: usize,
+}
+
+/// Records that a slot whose checkout has failed on this thread is dropped at `now`.
+pub(crate) fn failed_slot_dropped(now: Instant) {
+    if let Some(failed) = LAST_FAILED.get() {
+        LAST_FAILED.set(Some(FailedCheckout { at: now, ..failed }));
+    }
 }
 
 /// The validation of one checkout, which may try several links.

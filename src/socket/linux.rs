@@ -28,6 +28,7 @@ use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 use super::Tuning;
@@ -40,6 +41,14 @@ pub(crate) struct Socket {
     stream: TcpStream,
     /// The descriptor of the client library.
     original: SeenSocket,
+    user_timeout: UserTimeout,
+}
+
+/// The `TCP_USER_TIMEOUT` that this crate has set, in milliseconds, or 0; and whether it is suspended.
+#[derive(Debug, Default)]
+struct UserTimeout {
+    millis: AtomicI32,
+    is_suspended: AtomicBool,
 }
 
 /// The number of unanswered keepalive probes after which the kernel gives up a connection.
@@ -83,7 +92,35 @@ impl Socket {
         if let Some(timeout) = tuning.user_timeout {
             let millis = timeout.as_millis().try_into().unwrap_or(libc::c_int::MAX);
             set(libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, millis);
+            self.user_timeout.millis.store(millis, Ordering::Relaxed);
         }
+    }
+
+    /// Suspends `TCP_USER_TIMEOUT` while the other end does not read, and restores it afterwards. The kernel
+    /// lets it expire as well when the window is closed, although the other end answers each of its probes.
+    ///
+    /// Must be called more often than the timeout expires. Only the checker calls this.
+    pub(crate) fn spare_closed_window(&self) {
+        let UserTimeout { millis, is_suspended } = &self.user_timeout;
+        let millis = millis.load(Ordering::Relaxed);
+        if millis == 0 {
+            return;
+        }
+        let fd = self.stream.as_raw_fd();
+        let is_closed = system::is_window_closed(fd);
+        if is_suspended.swap(is_closed, Ordering::Relaxed) != is_closed {
+            let millis = if is_closed { 0 } else { millis };
+            system::set_option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, millis);
+        }
+    }
+
+    /// Whether the timeout is suspended.
+    pub(crate) fn spares_closed_window(&self) -> bool {
+        self.user_timeout.is_suspended.load(Ordering::Relaxed)
+    }
+
+    fn new(stream: TcpStream, original: SeenSocket) -> Self {
+        Self { stream, original, user_timeout: UserTimeout::default() }
     }
 
     /// Returns the number of bytes that have come from the other end, or `None` if this is not a TCP
@@ -120,7 +157,7 @@ impl Socket {
     pub(crate) fn from_listener() -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let original = SeenSocket { fd: listener.as_raw_fd(), inode: 0 };
-        Self { stream: TcpStream::from(std::os::fd::OwnedFd::from(listener)), original }
+        Self::new(TcpStream::from(std::os::fd::OwnedFd::from(listener)), original)
     }
 }
 
@@ -137,26 +174,35 @@ struct Traffic {
 /// The sockets that the process had at a point in time.
 #[derive(Debug)]
 pub(crate) struct Sockets {
-    /// In ascending order.
-    inodes: Vec<u64>,
+    /// In ascending order. `None` if they could not be listed, because the process has no descriptor left:
+    /// then no socket is known to be newer.
+    inodes: Option<Vec<u64>>,
 }
 
 impl Sockets {
     /// Lists all open sockets of the process, whichever code has opened them.
     pub(crate) fn list() -> Self {
-        let mut inodes: Vec<u64> = socket_descriptors().map(|(_, inode)| inode).collect();
-        inodes.sort_unstable();
+        let inodes = socket_descriptors().map(|descriptors| {
+            let mut inodes: Vec<u64> = descriptors.map(|(_, inode)| inode).collect();
+            inodes.sort_unstable();
+            inodes
+        });
         Self { inodes }
+    }
+
+    /// Whether this socket was opened after the list was made.
+    fn is_newer(&self, inode: u64) -> bool {
+        self.inodes.as_ref().is_some_and(|inodes| inodes.binary_search(&inode).is_err())
     }
 
     /// Returns the TCP sockets that were opened after this list was made, and the bytes that they have
     /// carried so far.
     fn opened_since(&self) -> Vec<(SeenSocket, Traffic)> {
         let mut new = BTreeMap::new();
-        for (fd, inode) in socket_descriptors() {
+        for (fd, inode) in socket_descriptors().into_iter().flatten() {
             // A socket may have several descriptors (such as the duplicates that this module creates), and
             // some of them may be closed meanwhile.
-            if self.inodes.binary_search(&inode).is_err() && !new.contains_key(&inode) {
+            if self.is_newer(inode) && !new.contains_key(&inode) {
                 let seen = SeenSocket { fd, inode };
                 new.extend(seen.traffic().map(|traffic| (inode, (seen, traffic))));
             }
@@ -287,26 +333,33 @@ impl Thread {
     }
 }
 
-/// Returns the socket on which `thread` waits, if the socket was opened since `before`.
-pub(crate) fn awaited_by(thread: Thread, before: &Sockets) -> Option<Socket> {
+/// Returns the socket on which `thread` waits, if the socket was opened since `before` and is not a TCP
+/// connection to another port than this one. (An instrumentation that is called in the middle of a login may
+/// wait for a connection of its own.)
+pub(crate) fn awaited_by(thread: Thread, before: &Sockets, port: Option<u16>) -> Option<Socket> {
     let fd = thread.awaited_descriptor()?;
     let inode = inode(fd)?;
-    if before.inodes.binary_search(&inode).is_ok() {
+    if !before.is_newer(inode) {
         return None;
     }
     let socket = duplicate(fd, inode)?;
+    // A socket that is not connected yet has no other end.
+    let other_end = socket.stream.peer_addr().ok().filter(|_| socket.received().is_some());
+    if other_end.zip(port).is_some_and(|(other_end, port)| other_end.port() != port) {
+        return None;
+    }
     // While the thread waits on this descriptor, the descriptor belongs to the thread's socket. While the
     // duplicate is open, no other socket has this inode.
     (thread.awaited_descriptor() == Some(fd) && self::inode(fd) == Some(inode)).then_some(socket)
 }
 
-/// Returns the descriptors and inodes of all sockets of this process.
-fn socket_descriptors() -> impl Iterator<Item = (RawFd, u64)> {
-    let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-    entries.filter_map(|entry| {
+/// Returns the descriptors and inodes of all sockets of this process, if they can be listed.
+fn socket_descriptors() -> Option<impl Iterator<Item = (RawFd, u64)>> {
+    let entries = fs::read_dir("/proc/self/fd").ok()?.flatten();
+    Some(entries.filter_map(|entry| {
         let fd: RawFd = entry.file_name().to_str()?.parse().ok()?;
         Some((fd, inode(fd)?))
-    })
+    }))
 }
 
 /// Returns the inode of a descriptor, if it is a socket.
@@ -329,7 +382,7 @@ fn duplicate(fd: RawFd, inode: u64) -> Option<Socket> {
     let target = target(duplicate.as_raw_fd())?;
     if inode_of(&target) == Some(inode) {
         let original = SeenSocket { fd, inode };
-        return Some(Socket { stream: TcpStream::from(duplicate), original });
+        return Some(Socket::new(TcpStream::from(duplicate), original));
     }
     if target.is_absolute() {
         // Meanwhile the number was reused for a file. The duplicate must not be closed: closing any
@@ -414,6 +467,11 @@ mod system {
     /// The kernel's clock of that time ticks this often at least.
     const TICK: Duration = Duration::from_millis(10);
 
+    /// The positions, in bytes, of two older fields: the number of times that a timer was doubled, and the
+    /// number of packets that were sent and not acknowledged.
+    const BACKOFF: usize = 4;
+    const UNACKNOWLEDGED: usize = 24;
+
     fn info<const WORDS: usize>(fd: RawFd) -> Option<[u64; WORDS]> {
         let mut info = [0_u64; WORDS];
         let mut size: libc::socklen_t = size_of_val(&info).try_into().expect("the size is small");
@@ -438,6 +496,16 @@ mod system {
         let info = info::<{ SINCE_RECEIVED + 1 }>(fd)?;
         let [_, _, _, _, millis @ ..] = info[SINCE_RECEIVED].to_ne_bytes();
         Some(Duration::from_millis(u32::from_ne_bytes(millis).into()) + TICK)
+    }
+
+    /// Whether the kernel only waits for the other end to open its window: a timer is doubled although
+    /// everything that was sent has been acknowledged.
+    pub(super) fn is_window_closed(fd: RawFd) -> bool {
+        info::<{ UNACKNOWLEDGED / 8 + 1 }>(fd).is_some_and(|info| {
+            let byte = |at: usize| info[at / 8].to_ne_bytes()[at % 8];
+            let unacknowledged = [0, 1, 2, 3].map(|offset| byte(UNACKNOWLEDGED + offset));
+            byte(BACKOFF) > 0 && u32::from_ne_bytes(unacknowledged) == 0
+        })
     }
 }
 

@@ -40,6 +40,14 @@ impl Socket {
         match *self {}
     }
 
+    pub(crate) fn spare_closed_window(&self) {
+        match *self {}
+    }
+
+    pub(crate) fn spares_closed_window(&self) -> bool {
+        match *self {}
+    }
+
     pub(crate) fn tune(&self, _: Tuning) {
         match *self {}
     }
@@ -88,6 +96,6 @@ impl Thread {
     }
 }
 
-pub(crate) fn awaited_by(thread: Thread, _: &Sockets) -> Option<Socket> {
+pub(crate) fn awaited_by(thread: Thread, _: &Sockets, _: Option<u16>) -> Option<Socket> {
     match thread {}
 }

@@ -53,6 +53,51 @@ pub(super) fn host_name(url: &str, dialect: Dialect) -> Option<String> {
     (is_name && host.parse::<IpAddr>().is_err()).then_some(host)
 }
 
+/// Whether the client library connects to a Unix socket, as far as the URL decides that.
+pub(super) fn is_unix_socket(url: &str, dialect: Dialect) -> bool {
+    let is_path = |host: &str| host.split(',').all(|host| host.starts_with(['/', '@']));
+    if uses_conninfo(url, dialect) {
+        let settings = parse_conninfo(url).unwrap_or_default();
+        let last = |wanted: &str| settings.iter().rfind(|(key, _)| key == wanted);
+        let is_overridden = OVERRIDES.into_iter().any(|key| last(key).is_some());
+        return cfg!(unix) && !is_overridden && last("host").is_some_and(|(_, host)| is_path(host));
+    }
+    let Ok(uri) = Uri::parse(url) else { return false };
+    let [host] = &uri.hosts[..] else { return false };
+    let host = percent_decoded(without_port(host));
+    let last = |wanted: &str| uri.parameters.iter().rfind(|parameter| parameter.key == wanted);
+    cfg!(unix)
+        && match dialect.or_from_scheme(&uri.scheme) {
+            Dialect::MySql => host.is_empty() || host == SOCKET_HOST,
+            Dialect::Postgres if OVERRIDES.into_iter().any(|key| last(key).is_some()) => false,
+            Dialect::Postgres => {
+                let given = last("host").and_then(|parameter| parameter.value.as_deref());
+                is_path(&given.map_or(host, percent_decoded))
+            }
+            Dialect::Sqlite | Dialect::Other => false,
+        }
+}
+
+/// Returns the TCP port to which the client library connects, as far as the URL decides that.
+pub(super) fn port(url: &str, dialect: Dialect) -> Option<u16> {
+    if uses_conninfo(url, dialect) {
+        let settings = parse_conninfo(url)?;
+        let last = |wanted: &str| settings.iter().rfind(|(key, _)| key == wanted);
+        return last("service").map_or_else(|| last("port")?.1.trim().parse().ok(), |_| None);
+    }
+    let uri = Uri::parse(url).ok()?;
+    let [host] = &uri.hosts[..] else { return None };
+    let given = host[without_port(host).len()..].strip_prefix(':');
+    match dialect.or_from_scheme(&uri.scheme) {
+        Dialect::MySql => given.map_or(Some(DEFAULT_PORT), |port| port.parse().ok()),
+        // Other parameters and the environment may name another port.
+        Dialect::Postgres if uri.parameters.iter().all(|given| given.key != "port") => {
+            given?.parse().ok()
+        }
+        Dialect::Postgres | Dialect::Sqlite | Dialect::Other => None,
+    }
+}
+
 /// Whether the client library ignores the port of a MySQL URL, because it connects to the Unix socket.
 pub(super) fn ignores_port(uri: &Uri) -> bool {
     cfg!(unix)
@@ -187,6 +232,56 @@ mod tests {
                 let at = at_address(url, dialect, address);
                 assert_eq!(at, expected, "{dialect:?} {url}");
             }
+        }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn unix_sockets_are_recognized_where_the_url_decides() {
+        let cases = [
+            (Dialect::MySql, "mysql://localhost/shop", true),
+            (Dialect::MySql, "mysql://app:x@localhost/shop?unix_socket=/run/mysqld.sock", true),
+            (Dialect::Other, "mysql://localhost/shop", true),
+            // The libraries use the socket for `localhost` only.
+            (Dialect::MySql, "mysql://db/shop?unix_socket=/run/mysqld.sock", false),
+            (Dialect::MySql, "mysql://127.0.0.1/shop", false),
+            (Dialect::Postgres, "postgres://%2Frun%2Fpostgresql/shop", true),
+            (Dialect::Postgres, "postgres:///shop?host=/run/postgresql", true),
+            (Dialect::Postgres, "host=/run/postgresql dbname=shop", true),
+            (Dialect::Postgres, "host=@abstract", true),
+            (Dialect::Postgres, "postgres:///shop?host=/run/postgresql,db", false),
+            (Dialect::Postgres, "host=/run/postgresql hostaddr=10.0.0.1", false),
+            (Dialect::Postgres, "postgres://localhost/shop", false),
+            // The environment decides.
+            (Dialect::Postgres, "postgres:///shop", false),
+            (Dialect::Postgres, "dbname=shop", false),
+            (Dialect::Other, "anything at all", false),
+        ];
+        for (dialect, url, expected) in cases {
+            assert_eq!(is_unix_socket(url, dialect), expected, "{dialect:?} {url}");
+        }
+    }
+
+    #[test]
+    fn port_is_known_where_the_url_decides() {
+        let cases = [
+            (Dialect::MySql, "mysql://db:3307/shop", Some(3307)),
+            (Dialect::MySql, "mysql://[::1]:3307/shop", Some(3307)),
+            (Dialect::MySql, "mysql://db/shop", Some(3306)),
+            (Dialect::Other, "mysql://db/shop", Some(3306)),
+            (Dialect::Postgres, "postgres://db:5433/shop", Some(5433)),
+            (Dialect::Postgres, "host=db port=5433", Some(5433)),
+            // The environment or another parameter decides.
+            (Dialect::Postgres, "postgres://db/shop", None),
+            (Dialect::Postgres, "postgres://db:5433/shop?port=5434", None),
+            (Dialect::Postgres, "host=db", None),
+            (Dialect::Postgres, "host=db port=5433 service=shop", None),
+            (Dialect::Postgres, "host=db port=5433,5434", None),
+            (Dialect::Sqlite, "file://db:1/shop.db", None),
+            (Dialect::Other, "anything at all", None),
+        ];
+        for (dialect, url, expected) in cases {
+            assert_eq!(port(url, dialect), expected, "{dialect:?} {url}");
         }
     }
 

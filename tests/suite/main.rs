@@ -1,6 +1,7 @@
 //! The tests that share a process: none of them sets or counts what belongs to the whole process.
 
 mod balance;
+mod bulk_load;
 mod client_library;
 mod configuration;
 mod copy;
@@ -29,3 +30,4 @@ mod role;
 mod runtime_changes;
 mod status;
 mod support_selftest;
+mod two_addresses;

@@ -106,6 +106,7 @@ impl Transaction<'_> {
     /// Decides whether the failure of a login is its peer's or this host's. Returns the failure as it concerns
     /// the peer: a failure of this host is not the peer's.
     fn attribute(&mut self, index: usize, attempt: Attempt, failure: LoginFailure) -> LoginFailure {
+        self.inner.peers[index].activity.login_failed(&failure);
         let failure = match failure {
             LoginFailure::OfHost(failure) => failure,
             LoginFailure::NotAttempted(_) => return failure,
@@ -188,4 +189,64 @@ impl Transaction<'_> {
 
 fn unreached(failure: HostFailure) -> LoginFailure {
     LoginFailure::Unreached(failure.reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::fault::Fault;
+    use crate::fault::host::Lack;
+    use crate::peers::set::PeerSet;
+    use crate::peers::set::tests::{is_up, set_of};
+    use crate::settings::policy::Recovery;
+
+    fn peer(set: &Arc<PeerSet>, index: usize, now: Instant) -> PeerRef {
+        set.transaction(now, |transaction| transaction.peer_ref(index))
+    }
+
+    fn fails(set: &Arc<PeerSet>, index: usize, now: Instant, lack: Lack) {
+        let failure = HostFailure { lack, reason: "failed".into() };
+        let failure = LoginFailure::OfHost(failure);
+        peer(set, index, now).login_failed(Attempt::at(now), failure);
+    }
+
+    fn succeeds(set: &Arc<PeerSet>, index: usize, now: Instant) {
+        peer(set, index, now).login_succeeded(Attempt::at(now));
+    }
+
+    #[test]
+    fn names_that_cannot_be_resolved_for_a_while_mark_only_the_one_that_stays_so() {
+        let (set, _woken, start) = set_of(2, Recovery::AfterCheck);
+        let at = |millis| start + Duration::from_millis(millis);
+        set.update_counts(0, |counts| counts.links = 1);
+        fails(&set, 0, at(0), Lack::Name);
+        assert!(set.host_failure().is_none() && is_up(&set, 0), "the other peer is tried first");
+        fails(&set, 1, at(1), Lack::Name);
+        assert!(set.host_failure().is_some() && set.cannot_connect(), "both fail alike");
+        assert!(set.pick(|_| false).is_none(), "only checks are made");
+        succeeds(&set, 0, at(2));
+        assert!(set.host_failure().is_none() && !set.cannot_connect(), "one name is resolved");
+        assert!(is_up(&set, 1), "the last failure of the other peer was this host's");
+        fails(&set, 1, at(3), Lack::Name);
+        assert!(is_up(&set, 1), "the first peer is tried again");
+        succeeds(&set, 0, at(4));
+        assert!(!is_up(&set, 1), "only the name of the second peer cannot be resolved");
+        assert!(is_up(&set, 0) && !set.cannot_connect());
+    }
+
+    #[test]
+    fn lack_of_descriptors_lasts_until_a_later_login_is_answered() {
+        let (set, _woken, start) = set_of(2, Recovery::AfterCheck);
+        let at = |millis| start + Duration::from_millis(millis);
+        fails(&set, 0, at(5), Lack::Descriptors);
+        assert!(set.cannot_connect() && is_up(&set, 0), "one failure is enough");
+        succeeds(&set, 1, at(4));
+        assert!(set.cannot_connect(), "a login that began before proves nothing");
+        let refused = LoginFailure::refused(Fault::PeerDown, "refused");
+        peer(&set, 1, at(6)).login_failed(Attempt::at(at(6)), refused);
+        assert!(!set.cannot_connect() && !is_up(&set, 1), "a refusal is an answer");
+    }
 }

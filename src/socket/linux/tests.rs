@@ -554,7 +554,7 @@ fn blocked<T: Send>(block: impl FnOnce() -> T + Send, inspect: impl FnOnce(Threa
 fn wait_for(thread: Thread, before: &Sockets) -> Socket {
     let mut found = None;
     wait_until("the socket is found", || {
-        found = awaited_by(thread, before);
+        found = awaited_by(thread, before, None);
         found.is_some()
     });
     found.expect("the socket was found")
@@ -670,7 +670,7 @@ fn awaited_socket_that_is_older_than_the_login_is_not_found() {
         |thread| {
             wait_until("the thread waits", || thread.awaited_descriptor().is_some());
             assert!(
-                awaited_by(thread, &before).is_none(),
+                awaited_by(thread, &before, None).is_none(),
                 "a socket that is older than the login is not found"
             );
             theirs.write_all(b"!").expect("the socket is open");
@@ -691,7 +691,7 @@ fn no_socket_is_found_for_a_thread_that_waits_for_something_else() {
         |thread| {
             for _ in 0..20 {
                 assert!(
-                    awaited_by(thread, &before).is_none(),
+                    awaited_by(thread, &before, None).is_none(),
                     "a thread that waits for another thread waits on no socket"
                 );
                 pause();
@@ -707,7 +707,7 @@ fn no_socket_is_found_for_a_thread_that_waits_for_something_else() {
         move || reader.read(&mut [0]),
         |thread| {
             wait_until("the thread waits", || thread.awaited_descriptor().is_some());
-            assert!(awaited_by(thread, &before).is_none(), "a pipe is not a socket");
+            assert!(awaited_by(thread, &before, None).is_none(), "a pipe is not a socket");
             drop(writer);
         },
     );
@@ -724,7 +724,10 @@ fn no_socket_is_found_for_a_thread_that_waits_for_something_else() {
         |thread| {
             let _stop = Stop(&stopped);
             for _ in 0..20 {
-                assert!(awaited_by(thread, &before).is_none(), "a busy thread waits on no socket");
+                assert!(
+                    awaited_by(thread, &before, None).is_none(),
+                    "a busy thread waits on no socket"
+                );
                 pause();
             }
         },
@@ -739,7 +742,10 @@ fn no_socket_is_found_for_a_thread_that_waits_for_something_else() {
             .expect("/proc is mounted")
     });
     wait_until("the kernel has removed the thread", || !thread.exists());
-    assert!(awaited_by(thread, &before).is_none(), "a thread that has ended waits on no socket");
+    assert!(
+        awaited_by(thread, &before, None).is_none(),
+        "a thread that has ended waits on no socket"
+    );
 }
 
 #[test]
@@ -795,7 +801,7 @@ fn no_socket_is_found_for_a_thread_that_waits_on_several() {
         |thread| {
             for _ in 0..20 {
                 assert!(
-                    awaited_by(thread, &before).is_none(),
+                    awaited_by(thread, &before, None).is_none(),
                     "no socket is found if there is a choice of two"
                 );
                 pause();
@@ -857,4 +863,45 @@ fn socket_is_found_among_ten_thousand_descriptors() {
     );
     assert_is(found.as_ref(), &stream);
     drop((copies, old, new));
+}
+
+/// The kernel ends a connection whose other end does not read for the length of `TCP_USER_TIMEOUT`, although
+/// that end acknowledges.
+#[test]
+fn connection_whose_other_end_does_not_read_outlives_the_timeout() {
+    let survives = |is_spared: bool| {
+        let listener = TcpListener::bind(V4).expect("a port is free");
+        let address = listener.local_addr().expect("the listener is bound");
+        let mut stream = TcpStream::connect(address).expect("the listener accepts");
+        let (mut other, _) = listener.accept().expect("a connection waits");
+        let original = SeenSocket { fd: stream.as_raw_fd(), inode: 0 };
+        let socket = Socket::new(stream.try_clone().expect("a descriptor is free"), original);
+        let user_timeout = Some(Duration::from_millis(500));
+        socket.tune(Tuning { keepalive: None, user_timeout });
+        stream.set_nonblocking(true).expect("the socket is open");
+        while stream.write(&[0; 4096]).is_ok() {}
+        let end = now() + Duration::from_secs(3);
+        while now() < end {
+            if is_spared {
+                socket.spare_closed_window();
+            }
+            pause();
+        }
+        let is_open = socket.stream.take_error().expect("the socket is valid").is_none();
+        if is_open {
+            assert!(socket.spares_closed_window(), "the window is closed");
+            other.set_nonblocking(true).expect("the socket is open");
+            wait_until("the timeout is restored when the other end reads", || {
+                while other.read(&mut [0; 4096]).is_ok() {}
+                socket.spare_closed_window();
+                !socket.spares_closed_window()
+            });
+        }
+        is_open
+    };
+    thread::scope(|scope| {
+        let is_ended = scope.spawn(|| !survives(false));
+        assert!(survives(true), "the timeout is suspended while the window is closed");
+        assert!(is_ended.join().expect("no panic"), "the kernel ends the connection otherwise");
+    });
 }
