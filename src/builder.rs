@@ -47,8 +47,8 @@ pub struct PeerManagerBuilder<C> {
     weights: Vec<(String, u32)>,
     tiers: Vec<(String, u32)>,
     given: Given,
-    health_check: Box<ConnectionHook<C>>,
-    on_connect: Box<ConnectionHook<C>>,
+    health_check: Option<Box<ConnectionHook<C>>>,
+    on_connect: Option<Box<ConnectionHook<C>>>,
     /// The credentials for every peer, in place of those in its URL.
     credentials: Credentials,
     credentials_provider: Option<Box<CredentialsProvider>>,
@@ -89,8 +89,8 @@ impl<C> PeerManagerBuilder<C> {
             weights: Vec::new(),
             tiers: Vec::new(),
             given: Given::default(),
-            health_check: Box::new(|_| Ok(())),
-            on_connect: Box::new(|_| Ok(())),
+            health_check: None,
+            on_connect: None,
             credentials: Credentials::default(),
             credentials_provider: None,
             event_handler: None,
@@ -249,7 +249,7 @@ impl<C> PeerManagerBuilder<C> {
         mut self,
         on_connect: impl Fn(&mut C) -> QueryResult<()> + Send + Sync + 'static,
     ) -> Self {
-        self.on_connect = Box::new(on_connect);
+        self.on_connect = Some(Box::new(on_connect));
         self
     }
 
@@ -355,8 +355,8 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// Sets the timeout of pings at a checkout, over all pings of that checkout. A connection is pinged
-    /// only if it was idle for [`ping_idle`](Self::ping_idle), or if its socket has data to read or
-    /// cannot be inspected.
+    /// if it was idle for [`ping_idle`](Self::ping_idle), if its socket has data to read or cannot be
+    /// inspected, if its last queries leave a doubt, or if its peer is marked down.
     ///
     /// The ping of a connection whose socket is not known (a Unix socket, for example) is not bounded.
     ///
@@ -379,8 +379,9 @@ impl<C> PeerManagerBuilder<C> {
 
     /// Sets the time after which a query that is still running causes a health check of its peer. The
     /// peer is stalled when two checks in a row are not answered within
-    /// [`check_timeout`](Self::check_timeout), the peer has not answered anything else meanwhile, and
-    /// another peer does answer. A stalled peer is marked down, and queries that have been running
+    /// [`check_timeout`](Self::check_timeout) (of a peer that answers the login itself, such as a proxy,
+    /// [`connect_timeout`](Self::connect_timeout)), an idle connection does not answer a ping, nothing else
+    /// arrives from the peer, and another peer does answer. A stalled peer is marked down, and queries that have been running
     /// there for longer than this time are aborted: they fail as if their connection was lost. A query
     /// on a peer that answers is never aborted, however long it runs.
     ///
@@ -490,7 +491,7 @@ impl<C> PeerManagerBuilder<C> {
         mut self,
         health_check: impl Fn(&mut C) -> QueryResult<()> + Send + Sync + 'static,
     ) -> Self {
-        self.health_check = Box::new(health_check);
+        self.health_check = Some(Box::new(health_check));
         self
     }
 
@@ -502,8 +503,8 @@ impl<C> PeerManagerBuilder<C> {
     ///
     /// The fault of a query decides whether its connection is discarded ([`Fault::ConnectionLost`]), and
     /// whether its peer is marked down until an immediate check succeeds ([`Fault::PeerNotReady`]) or is
-    /// only checked immediately ([`Fault::PeerDown`], [`Fault::Misconfigured`], and [`Fault::WrongRole`]
-    /// under [`Role::ReadWrite`]). The fault of a login decides whether the peer is marked down. The
+    /// only checked immediately ([`Fault::PeerDown`], [`Fault::Misconfigured`], [`Fault::OutOfResources`]).
+    /// [`Fault::WrongRole`] under [`Role::ReadWrite`] has the connection's server asked for its role. The fault of a login decides whether the peer is marked down. The
     /// application receives the error unchanged.
     ///
     /// Unset by default. The last call counts.
@@ -526,7 +527,7 @@ impl<C> PeerManagerBuilder<C> {
     }
 
     /// Sets the health check interval while every peer is down. Up to 10 % is added at random. A peer
-    /// that rejects the login is checked every five seconds at most.
+    /// that rejects the login is checked at most once every five seconds.
     ///
     /// Defaults to 250 milliseconds, so that a pool usually serves within half a second of a peer's
     /// return. The minimum is 10 milliseconds.
@@ -543,7 +544,7 @@ impl<C> PeerManagerBuilder<C> {
     /// meanwhile lives until the outage is over, but for about five minutes at most.
     ///
     /// Defaults to 20 seconds. The time should be more than half of the pool's `connection_timeout`.
-    /// Zero does not wait, and neither does [`AllDown::Fail`] or a worker of a `thread_pool` that was given to
+    /// There is no wait with zero, with [`AllDown::Fail`], or on a worker of a `thread_pool` that was given to
     /// r2d2: other pools may need it.
     #[must_use]
     pub fn all_down_wait(mut self, all_down_wait: Duration) -> Self {

@@ -28,13 +28,13 @@ pub enum Fault {
     ConnectionLost,
     /// The peer cannot be reached, or refuses the login for no known reason.
     PeerDown,
-    /// The peer is running but accepts no work at the moment: it starts up or shuts down, or is a Galera
-    /// node without a quorum.
+    /// The peer is running but accepts no work at the moment: it starts up or shuts down, is a Galera node
+    /// without a quorum, or is a proxy that is disabled or has lost its server.
     PeerNotReady,
     /// The peer has reached its maximum number of connections.
     PeerFull,
-    /// The peer lacks something that the query needs: memory, space on a disk, threads, or another prepared
-    /// statement. Other queries may succeed.
+    /// The peer lacks something that the query needs: memory, space on a disk or threads, or the limit
+    /// of its prepared statements is reached. Other queries may succeed.
     OutOfResources,
     /// The peer is read-only and was asked to write.
     WrongRole,
@@ -161,11 +161,14 @@ impl fmt::Display for Fault {
 pub(crate) struct FailureCause {
     pub(crate) fault: Fault,
     pub(crate) reason: Arc<str>,
+    /// Whether a session has shown it, so that it concerns the other sessions of the peer as well. A refused
+    /// login says nothing about them: a pooler that an operator has disabled goes on with its sessions.
+    pub(crate) of_session: bool,
 }
 
 impl FailureCause {
     pub(crate) fn new(fault: Fault, reason: impl Into<Arc<str>>) -> Self {
-        Self { fault, reason: reason.into() }
+        Self { fault, reason: reason.into(), of_session: false }
     }
 }
 
@@ -197,6 +200,14 @@ impl LoginFailure {
             Some(lack) => Self::OfHost(HostFailure { lack, reason: cause.reason }),
             None => Self::Refused(cause),
         }
+    }
+
+    /// Takes note that the peer has accepted the login and that its session has shown the failure.
+    pub(crate) fn of_session(mut self) -> Self {
+        if let Self::Refused(cause) = &mut self {
+            cause.of_session = true;
+        }
+        self
     }
 
     /// The thread of a login cannot be started.

@@ -27,14 +27,15 @@ macro_rules! serialize_as_str {
 
 serialize_as_str!(PeerState, Fault, CloseReason);
 
-/// Keys: `closed`, `pool_name`, `peers`, `events`, `events_dropped`. (The status page's JSON has `name` in
+/// Keys: `closed`, `pool_name`, `host_failure`, `peers`, `events`, `events_dropped`. (The status page's JSON has `name` in
 /// place of `pool_name`.) Keys may be added; within one major version none is renamed or removed.
 impl Serialize for Snapshot {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { closed, pool_name, peers, events, events_dropped } = self;
-        let mut snapshot = serializer.serialize_struct("Snapshot", 5)?;
+        let Self { closed, pool_name, host_failure, peers, events, events_dropped } = self;
+        let mut snapshot = serializer.serialize_struct("Snapshot", 6)?;
         snapshot.serialize_field("closed", closed)?;
         snapshot.serialize_field("pool_name", pool_name)?;
+        snapshot.serialize_field("host_failure", host_failure)?;
         snapshot.serialize_field("peers", peers)?;
         snapshot.serialize_field("events", events)?;
         snapshot.serialize_field("events_dropped", events_dropped)?;

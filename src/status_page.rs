@@ -69,6 +69,7 @@
 //! | `actions` | Whether the page has buttons. |
 //! | `pools[].name` | The name of the pool. Further pools of the same name get a number: `… (2)`. |
 //! | `pools[].closed` | Whether the pool is closed; the other values are the last known ones. |
+//! | `pools[].host_failure` | Why this host cannot open connections, whichever the peer, or `null`. |
 //! | `pools[].events_dropped` | The number of events that the event handler missed, because its queue was full. |
 //! | `pools[].peers[].id` | A number that distinguishes the peer from others of the same name in this process. |
 //! | `….name` | The name of the peer. |

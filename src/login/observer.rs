@@ -106,11 +106,11 @@ impl LinkMonitor {
                 self.link_state.mark_lost();
                 self.peer.suspect(now);
             }
+        } else if loss == Loss::Claimed {
+            // It is not known who speaks: the peer, or a proxy that has lost its server.
+            self.link_state.doubt_session();
         } else {
             self.peer.activity.query_ended(now);
-            if loss == Loss::Claimed {
-                self.link_state.doubt_session();
-            }
         }
         match fault {
             Fault::PeerNotReady => {

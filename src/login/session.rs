@@ -13,7 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngExt};
 
 use crate::fault::host::Lack;
-use crate::fault::{FailureCause, Fault, LoginFailure, Loss};
+use crate::fault::{Classifier, FailureCause, Fault, LoginFailure, Loss};
 use crate::login::address;
 use crate::login::bounded::LoginProgress;
 use crate::login::observer::{LinkMonitor, Observer};
@@ -31,8 +31,8 @@ pub(crate) type ConnectionHook<C> = dyn Fn(&mut C) -> QueryResult<()> + Send + S
 /// The closures of the application that take part in a login.
 pub(crate) struct Hooks<C> {
     /// The health check that a peer has to pass.
-    pub(crate) health_check: Box<ConnectionHook<C>>,
-    pub(crate) on_connect: Box<ConnectionHook<C>>,
+    pub(crate) health_check: Option<Box<ConnectionHook<C>>>,
+    pub(crate) on_connect: Option<Box<ConnectionHook<C>>>,
     /// Provides the credentials that replace those in the URL.
     pub(crate) credentials_provider: Option<Box<CredentialsProvider>>,
 }
@@ -174,8 +174,9 @@ impl<C: R2D2Connection + 'static> Login<C> {
         let before = progress.begin_login(url.port(dialect));
         let settings = self.peer.settings();
         let classifier = &settings.classifier;
-        let is_lost = Cell::new(false);
+        let (is_let_in, is_lost) = (Cell::new(false), Cell::new(false));
         let note_loss = |fault: Fault, error: &Error| {
+            is_let_in.set(true);
             let loss = classifier.classify_query(error).1;
             is_lost.set(fault == Fault::PeerDown && loss != Loss::No);
             fault
@@ -197,6 +198,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
         let mut conn = match established {
             Ok(conn) => conn,
             Err(failure) => {
+                let failure = if is_let_in.get() { failure.of_session() } else { failure };
                 return Err(FailedLogin { conn: None, failure, is_lost: is_lost.get() });
             }
         };
@@ -208,10 +210,16 @@ impl<C: R2D2Connection + 'static> Login<C> {
             progress.run_other_code(|| monitor.install(&mut conn));
             // The following queries are not the application's, so its instrumentation must not see them.
             monitor.set_muted(true);
-            // A socket with the same traffic belongs to a relay inside this process.
-            let may_have_socket = !url.is_unix_socket(dialect);
-            let socket =
-                may_have_socket.then(|| find_socket(&before, &mut conn, &mut self.rng)).flatten();
+            // Over a Unix socket, a TCP socket with the same traffic belongs to a relay inside this process. A
+            // check without closures ends inside the client library, where its socket is known without a
+            // proof.
+            let Hooks { health_check, on_connect, .. } = &*self.hooks;
+            let is_short = is_check && health_check.is_none() && on_connect.is_none();
+            let socket = if is_short || url.is_unix_socket(dialect) {
+                None
+            } else {
+                find_socket(&before, &mut conn, &mut self.rng, classifier)?
+            };
             let encrypted = url.requires_encryption();
             readiness::test(&mut conn, Requirements { encrypted, ..settings.requirements })?;
             progress.end_login(socket.clone());
@@ -219,9 +227,9 @@ impl<C: R2D2Connection + 'static> Login<C> {
                 socket.tune(settings.tuning(url.libpq_tuning(dialect)));
                 monitor.link_state().set_socket(socket);
             }
-            (self.hooks.health_check)(&mut conn)?;
+            health_check.as_ref().map_or(Ok(()), |test| test(&mut conn))?;
             monitor.set_muted(is_check);
-            (self.hooks.on_connect)(&mut conn)?;
+            on_connect.as_ref().map_or(Ok(()), |prepare| prepare(&mut conn))?;
             if !Observer::is_installed(&mut conn) {
                 monitor.install(&mut conn);
             }
@@ -229,7 +237,11 @@ impl<C: R2D2Connection + 'static> Login<C> {
         });
         match prepared {
             Ok(()) => Ok(Session { conn, monitor }),
-            Err(failure) => Err(FailedLogin { conn: Some(conn), failure, is_lost: is_lost.get() }),
+            Err(failure) => Err(FailedLogin {
+                conn: Some(conn),
+                failure: failure.of_session(),
+                is_lost: is_lost.get(),
+            }),
         }
     }
 }
@@ -245,12 +257,18 @@ const PROOF_STEP: u64 = 16;
 const PROOF_STEPS: RangeInclusive<u64> = 1..=128;
 
 /// Returns the connection's TCP socket, if the connection has one and there is no doubt which it is.
+///
+/// # Errors
+///
+/// Returns the error of a query that concerns the connection or the peer. A database that does not know the
+/// query is no reason against a peer.
 fn find_socket<C: R2D2Connection>(
     before: &Sockets,
     conn: &mut C,
     rng: &mut impl Rng,
-) -> Option<Arc<Socket>> {
-    let mut proof = Proof::begin(before)?;
+    classifier: &Classifier,
+) -> QueryResult<Option<Arc<Socket>>> {
+    let Some(mut proof) = Proof::begin(before) else { return Ok(None) };
     let mut length = 0;
     let lengths = [(); PROOF_QUERIES].map(|()| {
         length += PROOF_STEP * rng.random_range(PROOF_STEPS);
@@ -258,10 +276,15 @@ fn find_socket<C: R2D2Connection>(
     });
     for length in lengths {
         let padding = "x".repeat(usize::try_from(length).expect("the query is short"));
-        catch_panic(|| conn.batch_execute(&format!("SELECT 1 /*{padding}*/"))).ok()?.ok()?;
-        proof.query_answered();
+        match catch_panic(|| conn.batch_execute(&format!("SELECT 1 /*{padding}*/"))) {
+            Ok(Ok(())) => proof.query_answered(),
+            Ok(Err(error)) if classifier.classify_query(&error).0 != Fault::Query => {
+                return Err(error);
+            }
+            Ok(Err(_)) | Err(_) => return Ok(None),
+        }
     }
-    proof.end(&lengths).map(Arc::new)
+    Ok(proof.end(&lengths).map(Arc::new))
 }
 
 /// Runs `work`, and converts its error or its panic into a failure whose text contains no secrets.

@@ -35,18 +35,22 @@ pub(super) static PEERS: Metric =
     gauge("diesel_peers_peers", "Number of peers of the pool; 0 after the pool was dropped.");
 pub(super) static PEERS_AVAILABLE: Metric = gauge(
     "diesel_peers_peers_available",
-    "Number of peers that get new work: up, in service, and with a weight above 0.",
+    "Number of peers that can get new work: up, in service, and with a weight above 0 (of any tier).",
 );
 pub(super) static EVENTS_DROPPED: Metric = counter(
     "diesel_peers_events_dropped_total",
     "Events that were dropped because the event handler did not keep up.",
 );
+pub(super) static HOST_FAILED: Metric = gauge(
+    "diesel_peers_host_failed",
+    "1 if this host cannot open connections, whichever the peer; else 0.",
+);
 pub(super) static UP: Metric =
     gauge("diesel_peers_up", "1 if the peer is up or not checked yet; 0 if it is down.");
 pub(super) static DEGRADED: Metric = gauge(
     "diesel_peers_degraded",
-    "1 if the peer is down because of its logins and its sessions work: queries end on connections that exist; \
-     else 0.",
+    "1 if the peer is down because of its logins and its sessions work: a query has ended since then on one of \
+     its connections; else 0.",
 );
 pub(super) static IN_SERVICE: Metric = gauge(
     "diesel_peers_in_service",
@@ -102,10 +106,11 @@ pub(super) static CONNECTIONS_CLOSED: Metric = counter(
     "Connections of the pool that were closed, by reason.",
 );
 
-static ALL: [&Metric; 23] = [
+static ALL: [&Metric; 24] = [
     &PEERS,
     &PEERS_AVAILABLE,
     &EVENTS_DROPPED,
+    &HOST_FAILED,
     &UP,
     &DEGRADED,
     &IN_SERVICE,

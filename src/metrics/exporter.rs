@@ -110,6 +110,7 @@ impl Exporter {
         let pool = LabeledRecorder::new(recorder).with("pool", set.settings().pool_name.clone());
         pool.gauge(&catalog::PEERS, peers);
         pool.gauge(&catalog::PEERS_AVAILABLE, available);
+        pool.gauge(&catalog::HOST_FAILED, usize::from(set.host_failure().is_some()));
         pool.counter(&catalog::EVENTS_DROPPED, set.event_log.dropped(), events_dropped);
         for (name, gauges) in gauges {
             gauges.report(&pool.with("peer", name.clone()));

@@ -21,6 +21,9 @@ pub struct Snapshot {
     pub closed: bool,
     /// The name of the pool ([`pool_name`](crate::PeerManagerBuilder::pool_name)).
     pub pool_name: String,
+    /// Why this host cannot open connections, whichever the peer: it lacks file descriptors or a network, for
+    /// example. The states of the peers stay unchanged meanwhile.
+    pub host_failure: Option<String>,
     /// All peers, in the order in which they were added.
     pub peers: Vec<PeerStatus>,
     /// The last 100 changes of state, the newest last.
@@ -41,6 +44,7 @@ impl Snapshot {
         Self {
             closed: set.is_closed(),
             pool_name: set.settings().pool_name.clone(),
+            host_failure: set.host_failure().map(|failure| failure.to_string()),
             peers,
             events: set.event_log.history(),
             events_dropped: set.event_log.dropped(),
@@ -58,14 +62,15 @@ impl Snapshot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PeerState {
-    /// The peer is up and gets new work. A peer that has not been checked yet counts as up.
+    /// The peer is up and in service. It gets new work unless its weight is 0 or another tier serves. A peer
+    /// that has not been checked yet counts as up.
     Up,
     /// The peer failed and is marked down. It gets no new work until its mark is cleared (by default, by a
     /// successful check).
     Down,
-    /// The peer is marked down because logins fail, and its sessions work: a query has ended since then on a
-    /// connection that exists. Such connections are used as the last choice, until connections to other
-    /// peers replace them. (Envoy has the same word for a host of last choice.)
+    /// The peer is marked down because logins fail, and its open connections work: since then, at least one
+    /// query has ended on one of them. They are used as the last choice until connections to other peers
+    /// replace them.
     Degraded,
     /// The peer is being drained; the pool still has sessions with it.
     Draining,

@@ -72,7 +72,7 @@ pub enum GaleraCheck {
     /// A Galera node that takes no work is marked down.
     #[default]
     Enabled,
-    /// Nothing is asked. For a proxy over several nodes, such as ProxySQL or MaxScale, whose own monitor
+    /// The Galera state is not read. (A role that `require` demands is.) For a proxy over several nodes, such as ProxySQL or MaxScale, whose own monitor
     /// decides which node gets the work: the state of one node says little about the proxy.
     Disabled,
 }
@@ -84,8 +84,8 @@ pub enum StatementCache {
     /// diesel's default: all statements are kept on the server until the connection ends.
     #[default]
     Unbounded,
-    /// No statement is kept. For PostgreSQL behind a pooler with transaction pooling that does not know
-    /// prepared statements, because the next query may be run by another session of the server.
+    /// No statement is kept. For PostgreSQL behind a pooler with transaction pooling that does not
+    /// track prepared statements: the next query may run in another session of the server.
     Disabled,
 }
 
@@ -117,7 +117,7 @@ pub enum Recovery {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum AllDown {
-    /// Tries the peers, in the order of their next checks.
+    /// Tries the peers that are down, the one with the earliest next check first.
     #[default]
     Try,
     /// Fails at once while no peer is up.

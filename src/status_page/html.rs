@@ -41,6 +41,7 @@ struct Page<'a> {
 struct PoolSection<'a> {
     name: &'a str,
     is_closed: bool,
+    host_failure: Option<&'a str>,
     available: usize,
     rows: Vec<PeerRow<'a>>,
     events: Vec<EventItem>,
@@ -135,6 +136,7 @@ impl<'a> PoolSection<'a> {
         Self {
             name: &pool.pool_name,
             is_closed: pool.closed,
+            host_failure: pool.host_failure.as_deref(),
             available: available(pool),
             rows: pool.peers.iter().map(|peer| PeerRow::new(report, pool, peer)).collect(),
             events: pool.events.iter().rev().take(EVENTS).map(EventItem::new).collect(),

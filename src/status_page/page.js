@@ -203,6 +203,9 @@
     const showPool = (section, pool, now) => {
         setText(part(section, "summary"), `${available(pool)} of ${pool.peers.length} peers available`);
         part(section, "closed").hidden = !pool.closed;
+        const failure = part(section, "host-failure");
+        setText(failure, pool.host_failure ?? "");
+        failure.parentElement.hidden = !pool.host_failure;
 
         const series = pool.peers.map((peer) => reports.slice(1).map((after, at) => ({
             from: reports[at].process.uptime_seconds,

@@ -64,6 +64,7 @@ impl StatusReport<'_> {
             "name": pool.pool_name,
             "closed": pool.closed,
             "events_dropped": pool.events_dropped,
+            "host_failure": pool.host_failure,
             "peers": pool.peers.iter().map(|peer| self.peer(peer, available)).collect::<Vec<_>>(),
             "events": pool.events.iter().map(event).collect::<Vec<_>>(),
         })

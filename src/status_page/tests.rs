@@ -72,7 +72,10 @@ fn serialized_snapshot_has_the_keys_of_the_report() {
     let test = TestPage::new(2);
     test.take_down(1, "refused");
     let snapshot = serde_json::to_value(test.peers.snapshot()).expect("a snapshot is an object");
-    assert_eq!(keys(&snapshot), ["closed", "events", "events_dropped", "peers", "pool_name"]);
+    assert_eq!(
+        keys(&snapshot),
+        ["closed", "events", "events_dropped", "host_failure", "peers", "pool_name"]
+    );
     let report = test.json();
     let peer = &report["pools"][0]["peers"][1];
     let only_in_the_report = |key: &&str| !["remarks", "since"].contains(key);
@@ -107,7 +110,7 @@ fn json_report_has_exactly_the_documented_keys() {
     assert_eq!(keys(&report), ["actions", "at", "pools", "process"]);
     assert_eq!(keys(&report["process"]), ["host", "id", "pid", "uptime_seconds"]);
     let pool = &report["pools"][0];
-    assert_eq!(keys(pool), ["closed", "events", "events_dropped", "name", "peers"]);
+    assert_eq!(keys(pool), ["closed", "events", "events_dropped", "host_failure", "name", "peers"]);
     let expected = [
         "checkouts",
         "connect_failures",

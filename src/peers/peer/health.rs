@@ -79,7 +79,8 @@ impl Health {
         }
         self.decided_by = Some(began);
         self.is_down_for_refused_query = false;
-        self.sessions_fail |= matches!(cause.fault, Fault::PeerNotReady | Fault::WrongRole);
+        self.sessions_fail |=
+            cause.of_session && matches!(cause.fault, Fault::PeerNotReady | Fault::WrongRole);
         self.full = None;
         match &mut self.state {
             HealthState::Down { cause: last, .. } => {
@@ -99,7 +100,10 @@ impl Health {
         if self.refused_query_contradicted.is_some_and(|at| now < at + REFUSED_QUERY_COOLDOWN) {
             return false;
         }
-        let cause = FailureCause::new(Fault::PeerNotReady, REFUSED_QUERY_REASON);
+        let cause = FailureCause {
+            of_session: true,
+            ..FailureCause::new(Fault::PeerNotReady, REFUSED_QUERY_REASON)
+        };
         let was_up = self.mark_down(now, now, cause);
         self.is_down_for_refused_query = was_up;
         was_up

@@ -577,17 +577,19 @@ fn peer_is_degraded_if_logins_fail_and_queries_end_on_its_links() {
 
 #[test]
 fn failed_login_says_nothing_about_sessions_unless_the_server_says_so() {
-    for (fault, sessions_fail) in [
-        (Fault::PeerDown, false),
-        (Fault::Misconfigured, false),
-        (Fault::PeerFull, false),
-        (Fault::PeerNotReady, true),
-        (Fault::WrongRole, true),
+    for (fault, of_session, sessions_fail) in [
+        (Fault::PeerDown, true, false),
+        (Fault::Misconfigured, true, false),
+        (Fault::PeerFull, true, false),
+        (Fault::PeerNotReady, false, false),
+        (Fault::PeerNotReady, true, true),
+        (Fault::WrongRole, true, true),
     ] {
         let mut scenario = Scenario::new();
         scenario.connect_fails(1, 2, "refused");
         assert!(!scenario.peer.health.sessions_fail, "a refused connection");
         let failure = LoginFailure::refused(fault, "an error");
+        let failure = if of_session { failure.of_session() } else { failure };
         let check_times = check_times_after(scenario.at(4));
         scenario.peer.connect_failed(scenario.attempt(3, 4), failure, check_times);
         assert_eq!(scenario.peer.health.sessions_fail, sessions_fail, "{fault:?}");

@@ -37,6 +37,9 @@ pub(super) fn write(snapshot: &Snapshot, now: Instant, f: &mut fmt::Formatter<'_
         let cells: Vec<&str> = row.iter().map(String::as_str).collect();
         line(f, &cells, &remark(peer))?;
     }
+    if let Some(reason) = &snapshot.host_failure {
+        writeln!(f, "No connection can be opened: {reason}")?;
+    }
     if snapshot.closed {
         writeln!(f, "The pool is closed; this is its last known state.")?;
     }
@@ -150,7 +153,9 @@ mod tests {
         ];
         let events = Vec::new();
         let pool_name = "shop".to_owned();
-        let snapshot = Snapshot { closed: false, pool_name, peers, events, events_dropped: 0 };
+        let host_failure = None;
+        let snapshot =
+            Snapshot { closed: false, pool_name, host_failure, peers, events, events_dropped: 0 };
         let shown = At(&snapshot, now).to_string();
         assert!(
             include_str!("../../../docs/observing.md").contains(&shown),
