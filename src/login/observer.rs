@@ -89,7 +89,9 @@ impl LinkMonitor {
         }
         let Some(error) = error else {
             self.peer.activity.query_ended(now);
-            self.peer.activity.query_succeeded();
+            if self.peer.activity.query_succeeded() {
+                self.peer.set.views_changed();
+            }
             return;
         };
         if self.dialect == Dialect::Postgres {
@@ -119,7 +121,10 @@ impl LinkMonitor {
             }
             Fault::PeerDown | Fault::Misconfigured => self.peer.suspect(now),
             // One check, however many queries fail.
-            Fault::OutOfResources if self.peer.activity.shortage_begins() => self.peer.suspect(now),
+            Fault::OutOfResources if self.peer.activity.shortage_begins() => {
+                self.peer.set.views_changed();
+                self.peer.suspect(now);
+            }
             // The application may have begun a transaction that is read-only, so only the server can tell.
             Fault::WrongRole if settings.requirements.role == Role::ReadWrite => {
                 self.link_state.doubt_server();

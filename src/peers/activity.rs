@@ -161,13 +161,14 @@ impl Activity {
         self.shortage.swap(SUCCESSES_AFTER_SHORTAGE, Ordering::Relaxed) == 0
     }
 
-    /// Records that a query has succeeded.
-    pub(crate) fn query_succeeded(&self) {
+    /// Records that a query has succeeded. Returns whether that ends a shortage.
+    pub(crate) fn query_succeeded(&self) -> bool {
         let left = self.shortage.load(Ordering::Relaxed);
         if left > 0 {
             // A concurrent update may be lost, which changes the number a little.
             self.shortage.store(left - 1, Ordering::Relaxed);
         }
+        left == 1
     }
 
     /// Whether queries fail because the server is short of something. Such a failure is fast, so the peer

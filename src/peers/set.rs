@@ -226,6 +226,11 @@ impl PeerSet {
         self.epoch.load(Ordering::Acquire)
     }
 
+    /// Has the exchange look at the peers again, because one begins or ends to be short of resources.
+    pub(crate) fn views_changed(&self) {
+        self.epoch.fetch_add(1, Ordering::Release);
+    }
+
     /// Returns the view of each peer for the exchange.
     pub(crate) fn peer_views(&self) -> Vec<PeerView> {
         let inner = &*self.lock();

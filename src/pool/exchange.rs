@@ -98,6 +98,8 @@ struct Inner<L> {
     queues: Vec<Queue<L>>,
     /// The candidates of a choice: the peers with a share of the work and at least one parked link.
     candidates: Vec<usize>,
+    /// Whether some peer has few connections in use because its queries fail fast.
+    load_misleads: bool,
     /// The newest link of each thread that creates links. It stays reserved for its slot until the
     /// pool's customizer, which runs in the same thread, has had the chance to use it.
     reserved: Vec<ReservedLink<L>>,
@@ -165,6 +167,7 @@ impl<L: Parkable> Exchange<L> {
             inner: Mutex::new(Inner {
                 queues: Vec::new(),
                 candidates: Vec::new(),
+                load_misleads: false,
                 reserved: Vec::new(),
                 evicted: Vec::new(),
                 borrowed: 0,
@@ -532,7 +535,7 @@ impl<L: Parkable> Inner<L> {
     /// come first, then unresponsive ones, then the peer to `avoid`, and last the peers without a share
     /// of the work.
     fn take_chosen(&mut self, avoid: Option<usize>) -> Option<L> {
-        let Self { queues, candidates, chooser, rng, .. } = self;
+        let Self { queues, candidates, load_misleads, chooser, rng, .. } = self;
         let others = candidates.iter().filter(|peer| Some(**peer) != avoid);
         let responsive =
             others.clone().filter(|peer| !queues[**peer].view.activity.is_unresponsive());
@@ -540,11 +543,9 @@ impl<L: Parkable> Inner<L> {
             let PeerView { activity, share, .. } = &queues[*peer].view;
             Candidate { index: *peer, load: activity.in_use(), weight: *share }
         };
-        let load_misleads =
-            others.clone().any(|peer| queues[*peer].view.activity.is_short_of_resources());
         match chooser
-            .choose(responsive.map(candidate), load_misleads, rng)
-            .or_else(|| chooser.choose(others.map(candidate), load_misleads, rng))
+            .choose(responsive.map(candidate), *load_misleads, rng)
+            .or_else(|| chooser.choose(others.map(candidate), *load_misleads, rng))
             .or_else(|| avoid.filter(|peer| candidates.contains(peer)))
         {
             Some(peer) => self.take_from(peer),
@@ -618,6 +619,8 @@ impl<L: Parkable> Inner<L> {
             }
             self.update_candidate(peer);
         }
+        let mut activities = self.queues.iter().map(|queue| &queue.view.activity);
+        self.load_misleads = activities.any(|activity| activity.is_short_of_resources());
         // New links stay reserved for their slots, which may find them dead, but their sessions end as
         // well.
         for reserved in &mut self.reserved {
