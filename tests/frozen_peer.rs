@@ -482,13 +482,14 @@ mod behind_a_full_proxy {
         connections: u32,
         other: impl FnOnce(&MariaDb) -> String,
         rests: bool,
+        check_interval: Duration,
     ) -> diesel::QueryResult<()> {
         let server = MariaDb::start();
         let proxy = HaProxy::in_front_of(server.port());
         let urls = [proxy.mysql_url(), other(&server)];
         let builder = quick_to_abort(manager_of::<diesel::MysqlConnection>(urls))
-            .connect_timeout(Duration::from_secs(60))
-            .check_interval(PATIENCE);
+            .connect_timeout(Duration::from_secs(60).min(check_interval))
+            .check_interval(check_interval);
         let (pool, peers) = pool_of(builder, connections);
         wait_until("the pool has its connections", PATIENCE, || {
             drop(pool.try_get());
@@ -505,19 +506,26 @@ mod behind_a_full_proxy {
 
     #[test]
     fn query_goes_on_while_a_resting_session_answers() {
-        long_query(4, MariaDb::url, true).expect("a resting session was asked");
+        long_query(4, MariaDb::url, true, PATIENCE).expect("a resting session was asked");
+    }
+
+    /// A regular check has marked the peer down before, so that its connections are being replaced.
+    #[test]
+    fn last_resting_session_stays_to_be_asked_while_a_query_runs() {
+        long_query(6, MariaDb::url, true, SOON).expect("a resting session was asked");
     }
 
     #[test]
     fn refusal_by_this_machine_shows_nothing_about_the_others() {
         let nowhere = |_: &MariaDb| "mysql://app:secret@db1.invalid/app".to_owned();
-        long_query(1, nowhere, true).expect("no other peer has answered");
+        long_query(1, nowhere, true, PATIENCE).expect("no other peer has answered");
     }
 
     /// The limit: see docs/limitations.md.
     #[test]
     fn query_is_aborted_if_nothing_shows_that_its_peer_works() {
-        long_query(4, MariaDb::url, false).expect_err("no session of the peer is at rest");
+        long_query(4, MariaDb::url, false, PATIENCE)
+            .expect_err("no session of the peer is at rest");
     }
 }
 

@@ -187,6 +187,8 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
                     ToClose::Replaced(link) => {
                         // The link is closed here, outside the exchange's lock. Its destructor is user code.
                         let _ = catch_panic(|| drop(link));
+                        // Another link may be replaced now that this one has come back.
+                        self.pool.set.wake();
                         false
                     }
                     ToClose::WithSlot(link) => {

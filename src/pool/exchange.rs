@@ -461,9 +461,17 @@ impl<L: Parkable> Inner<L> {
         link
     }
 
-    /// Takes a parked link that leaves.
+    /// Takes a parked link that leaves. As long as others of its peer are in use, the last one stays: it is
+    /// asked whether the peer answers before a query of the others is aborted.
     fn take_leaving(&mut self) -> Option<L> {
-        let at = |queue: &Queue<L>| queue.links.iter().position(|link| self.leaves(link));
+        let at = |queue: &Queue<L>| {
+            let Queue { links, view: PeerView { activity, .. }, .. } = queue;
+            let stays = links.len() == 1
+                && activity.in_use() > 0
+                && activity.is_down()
+                && !activity.is_out_of_service();
+            links.iter().position(|link| self.leaves(link) && (link.is_leaving() || !stays))
+        };
         let mut queues = self.queues.iter().enumerate();
         let (peer, at) = queues.find_map(|(peer, queue)| Some((peer, at(queue)?)))?;
         let link = self.queues[peer].links.remove(at);
