@@ -17,15 +17,15 @@ pub(super) fn run_schedule(transaction: &mut Transaction<'_>) -> Vec<HealthCheck
         return Vec::new();
     }
     transaction.clear_next_due();
-    let none_available = transaction.cannot_connect();
+    let cannot_connect = transaction.cannot_connect();
     let mut checks = Vec::new();
     for index in 0..transaction.peers().len() {
         if is_due(transaction.peers()[index].mark_expiry(settings.recovery)) {
             transaction.update(index, |peer, check_times| peer.clear_mark(now, check_times));
         }
         let peer = &transaction.peers()[index];
-        if is_due(peer.earliest_check(none_available)) {
-            let timeout = if peer.is_checked_often(none_available) {
+        if is_due(peer.earliest_check(cannot_connect)) {
+            let timeout = if peer.is_checked_often(cannot_connect) {
                 short_timeout(peer, settings)
             } else {
                 settings.connect_timeout

@@ -2,7 +2,7 @@
 //!
 //! A client library tries the addresses of a name one after the other, and a first address that does not
 //! answer uses up `connect_timeout` alone. So after a login that was not answered, the next one goes to another
-//! address. While logins are answered, the name is not resolved here.
+//! address, and the logins stay there until one of them fails. Until then the name is not resolved here.
 
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;

@@ -5,9 +5,10 @@
 //! socket, so that the login's thread ends. A health check may be left to wait instead: a server that has
 //! accepted the connection and is silent is probably frozen. It would find each login that was aborted in
 //! its queue later and count it as an error of this host, and the login that waits is the first to know when
-//! the server goes on. It is aborted when the next check of its peer is due. If the socket cannot be found, the thread stays until the
-//! server or the kernel ends its connection. From the deadline until the thread ends, the login counts
-//! as *stuck*. While a peer has a stuck login, only the checker dials that peer.
+//! the server goes on. It is aborted when the next check of its peer is due. If the socket cannot be found,
+//! the thread stays until the server or the kernel ends its connection. From the deadline until the thread
+//! ends, the login counts as *stuck*. While all peers are down, only the checker dials a peer with a stuck
+//! login.
 
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};

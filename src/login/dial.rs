@@ -18,7 +18,6 @@ use crate::panics::catch_panic;
 use crate::peers::link_guard::LinkGuard;
 use crate::peers::outage::NextStep;
 use crate::peers::peer::{Attempt, CheckKind, HealthState, Peer};
-use crate::peers::placement::no_peer_available;
 use crate::peers::set::PeerSet;
 use crate::peers::set::peer_ref::PeerRef;
 use crate::settings::policy::AllDown;
@@ -118,10 +117,11 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
             break;
         }
     }
-    Err(match set.host_failure() {
-        Some(failure) => format!("no connection can be opened, whichever the peer: {failure}"),
-        None => set.read(|peers| summary(peers, &attempts, now)),
-    })
+    if let Some(failure) = set.host_failure() {
+        return Err(format!("no connection can be opened, whichever the peer: {failure}"));
+    }
+    let cannot_connect = set.cannot_connect();
+    Err(set.read(|peers| summary(peers, cannot_connect, &attempts, now)))
 }
 
 /// Logs in to one peer that [`PeerSet::pick`] has picked. The outcome decides about the peer, even if the
@@ -238,11 +238,10 @@ type DialedPeers = BTreeMap<u64, Option<LoginFailure>>;
 
 /// Describes for each peer what happened in this call, or why the peer was skipped, and when the peer is
 /// checked next.
-fn summary(peers: &[Peer], attempts: &DialedPeers, now: Instant) -> String {
-    let none_available = no_peer_available(peers);
+fn summary(peers: &[Peer], cannot_connect: bool, attempts: &DialedPeers, now: Instant) -> String {
     let describe = |peer: &Peer| {
         let next =
-            next_check_phrase(peer.scheduled_check(none_available).saturating_duration_since(now));
+            next_check_phrase(peer.scheduled_check(cannot_connect).saturating_duration_since(now));
         let name = &peer.name;
         match (attempts.get(&peer.id), &peer.health.state) {
             (Some(None), _) => format!("{name}: no answer yet"),

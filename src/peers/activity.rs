@@ -221,15 +221,17 @@ impl Activity {
     /// Asks the kernel which of the queries that are not short wait for the server, and when anything last
     /// came from it. Takes some microseconds for each query, so the caller holds no lock.
     pub(crate) fn inspect(&self, now: Instant) {
-        let links = lock(&self.links);
         let is_long = |link: &LinkState| {
             let since = link.running_since.get();
             since.is_some_and(|at| now.saturating_duration_since(at) > UNRESPONSIVE_AFTER)
         };
-        if !links.iter().any(|link| is_long(link)) {
-            return;
-        }
-        let links = links.clone();
+        let links = {
+            let links = lock(&self.links);
+            if !links.iter().any(|link| is_long(link)) {
+                return;
+            }
+            links.clone()
+        };
         let mut is_any_waiting = false;
         for link in links.iter().filter(|link| is_long(link)) {
             is_any_waiting |= link.inspect();

@@ -8,8 +8,8 @@ use std::time::Instant;
 pub(crate) enum AdminState {
     /// The peer is in service.
     InService,
-    /// The peer gets no new work, and each of its links is closed at its checkin. When the last
-    /// session has ended, the peer is removed if `remove_when_drained` is set.
+    /// The peer gets no new work, and its links are replaced by links to other peers. When the last session has
+    /// ended, the peer is removed if `remove_when_drained` is set.
     Draining { since: Instant, remove_when_drained: bool },
     /// The peer gets no new work, and the pool has no session with it.
     Drained { since: Instant },

@@ -59,9 +59,10 @@ impl Evidence {
         }
     }
 
-    /// Whether the newest login failed for this lack.
-    pub(crate) fn is_alike(&self, lack: Lack) -> bool {
-        self.newest.is_some_and(|newest| newest.lack == Some(lack))
+    /// Whether the newest login failed for a lack that may be this host's. A host without a network cannot
+    /// resolve the name of one peer, and has no route to the address of another.
+    pub(crate) fn may_be_of_host(&self) -> bool {
+        self.newest.and_then(|newest| newest.lack).is_some_and(|lack| lack != Lack::Way)
     }
 }
 
@@ -78,7 +79,7 @@ pub(crate) fn judge<'a>(
         return Verdict::Peer;
     }
     let mut verdict = Verdict::Host;
-    for other in others.filter(|other| !other.is_alike(lack)) {
+    for other in others.filter(|other| !other.may_be_of_host()) {
         if other.newest.is_some_and(|newest| newest.began >= began) {
             return Verdict::Peer;
         }
@@ -96,7 +97,7 @@ mod tests {
     #[test]
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
     fn failure_is_this_hosts_when_all_peers_fail_alike() {
-        use Lack::{Name, Network};
+        use Lack::{Name, Network, Way};
         use Verdict::{Host, Peer, Undecided};
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
@@ -114,8 +115,9 @@ mod tests {
             ("another was never tried", vec![never], true, Undecided),
             ("another was reached before", vec![reached(9)], true, Undecided),
             ("another was reached since", vec![reached(10)], true, Peer),
-            ("another fails in another way", vec![failed(11, Network)], true, Peer),
-            ("another failed in another way before", vec![failed(9, Network)], true, Undecided),
+            ("another fails for another lack", vec![failed(11, Network)], true, Host),
+            ("no way leads to another since", vec![failed(11, Way)], true, Peer),
+            ("no way led to another before", vec![failed(9, Way)], true, Undecided),
             ("one of two fails alike", vec![failed(11, Name), never], true, Undecided),
             ("one of two was reached", vec![failed(11, Name), reached(12)], true, Peer),
             ("one of two was reached, first", vec![reached(12), failed(11, Name)], true, Peer),

@@ -360,8 +360,8 @@ impl Peer {
     }
 
     /// Returns when the checker has something to do for this peer: to check it, or to clear its mark.
-    pub(crate) fn next_due(&self, none_available: bool, recovery: Recovery) -> Option<Instant> {
-        [self.mark_expiry(recovery), self.earliest_check(none_available)]
+    pub(crate) fn next_due(&self, cannot_connect: bool, recovery: Recovery) -> Option<Instant> {
+        [self.mark_expiry(recovery), self.earliest_check(cannot_connect)]
             .into_iter()
             .flatten()
             .min()
@@ -380,20 +380,20 @@ impl Peer {
 
     /// Returns when this peer is checked next, suspicion included. `None` while a regular check is
     /// running, and for a removed peer.
-    pub(crate) fn earliest_check(&self, none_available: bool) -> Option<Instant> {
+    pub(crate) fn earliest_check(&self, cannot_connect: bool) -> Option<Instant> {
         if self.checks.regular.is_running || self.is_removed() {
             return None;
         }
-        let next = self.scheduled_check(none_available);
+        let next = self.scheduled_check(cannot_connect);
         let suspicion = self.checks.suspicion().filter(|_| self.is_up());
         Some(suspicion.map_or(next, |at| at.min(next)))
     }
 
     /// Returns when the peer is checked next if nothing happens before.
-    pub(crate) fn scheduled_check(&self, none_available: bool) -> Instant {
+    pub(crate) fn scheduled_check(&self, cannot_connect: bool) -> Instant {
         let Checks { next, next_all_down, requested, .. } = self.checks;
         let next =
-            if self.is_checked_often(none_available) { next.min(next_all_down) } else { next };
+            if self.is_checked_often(cannot_connect) { next.min(next_all_down) } else { next };
         let is_unproved = self.health.is_down_for_refused_query;
         let suspicion = self.checks.suspicion().filter(|_| is_unproved);
         [suspicion, requested].into_iter().flatten().fold(next, Instant::min)
@@ -402,13 +402,13 @@ impl Peer {
     /// Whether the peer is checked as while all peers are down: they are, or were a while ago and this one
     /// still is. A peer with a login that could not be aborted is left alone for the whole interval, and no
     /// caller waits for a peer that is not in service.
-    pub(crate) fn is_checked_often(&self, none_available: bool) -> bool {
+    pub(crate) fn is_checked_often(&self, cannot_connect: bool) -> bool {
         let was_outage = || {
             !self.is_up()
                 && self.checks.often_until.is_some_and(|at| self.checks.next_all_down < at)
         };
         let is_any_stuck = self.counts.stuck_logins > self.counts.waiting_logins;
-        !is_any_stuck && self.is_in_service() && (none_available || was_outage())
+        !is_any_stuck && self.is_in_service() && (cannot_connect || was_outage())
     }
 
     /// Records that a check has ended. Only a failed check renews a mark; a failed login for the pool
@@ -505,7 +505,7 @@ impl Peer {
             if self.health.mark_for_refused_query(now) {
                 self.went_down(check_times);
             }
-        } else {
+        } else if !self.health.is_refused_query_contradicted(now) {
             self.health.sessions_fail = true;
         }
     }

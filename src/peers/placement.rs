@@ -44,11 +44,6 @@ fn is_available(peer: &Peer, serving_tier: Option<u32>) -> bool {
     peer.is_available() && serving_tier.is_none_or(|tier| peer.tier == tier)
 }
 
-/// Whether no peer is available for new work.
-pub(crate) fn no_peer_available(peers: &[Peer]) -> bool {
-    !peers.iter().any(Peer::is_available)
-}
-
 /// Returns how many peers are available for new work.
 pub(crate) fn count_available(peers: &[Peer]) -> usize {
     peers.iter().filter(|peer| peer.is_available()).count()
@@ -283,7 +278,7 @@ mod tests {
                 "{all_down:?}: a drained peer must not be picked, up or down"
             );
         }
-        assert!(no_peer_available(&peers));
+        assert_eq!(count_available(&peers), 0);
         assert_eq!(
             surplus(&peers, Strategy::Random),
             None,

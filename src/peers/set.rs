@@ -246,15 +246,15 @@ impl PeerSet {
         peers.iter().map(view).collect()
     }
 
-    /// Returns how many links are to be replaced, if a new connection can be opened.
-    pub(crate) fn links_to_replace(&self) -> usize {
+    /// Returns how many links are to be replaced; `None` while no connection can be opened.
+    pub(crate) fn links_to_replace(&self) -> Option<usize> {
         let inner = &*self.lock();
         let leaving = |peer: &Peer| {
             let Counts { links, leaving, .. } = peer.counts;
             let all_leave = !peer.is_up_and_in_service() && !peer.health.sessions_fail;
             if all_leave { links } else { leaving }
         };
-        if inner.cannot_connect() { 0 } else { inner.peers.iter().map(leaving).sum() }
+        (!inner.cannot_connect()).then(|| inner.peers.iter().map(leaving).sum())
     }
 
     /// Returns the peer that has one link too many, at most once per `rebalance_interval`. The caller
@@ -388,27 +388,27 @@ pub(crate) mod tests {
             set.update_counts(peer, |counts| counts.links = links);
         }
         let peer = |index| set.transaction(now, |transaction| transaction.peer_ref(index));
-        assert_eq!(set.links_to_replace(), 0, "links of peers that are up stay");
+        assert_eq!(set.links_to_replace(), Some(0), "links of peers that are up stay");
         take_down(&set, 0, now);
         assert!(!peer(0).must_close_links(), "a failed login says nothing about sessions");
-        assert_eq!(set.links_to_replace(), 3);
+        assert_eq!(set.links_to_replace(), Some(3));
         take_down(&set, 1, now);
-        assert_eq!(set.links_to_replace(), 5);
+        assert_eq!(set.links_to_replace(), Some(5));
         let _ = set.drain("peer1", now).expect("the peer exists");
-        assert_eq!(set.links_to_replace(), 5, "links of a drained peer are replaced as well");
+        assert_eq!(set.links_to_replace(), Some(5), "links of a drained peer are replaced as well");
         assert!(!peer(1).must_close_links(), "and stay until then");
         set.update_counts(2, |counts| counts.leaving = 1);
-        assert_eq!(set.links_to_replace(), 6, "a link that is too old, for example");
+        assert_eq!(set.links_to_replace(), Some(6), "a link that is too old, for example");
         let epoch = set.epoch();
         set.update(0, now, |peer, check_times| peer.query_refused(now, check_times));
         assert_eq!(
             set.links_to_replace(),
-            3,
+            Some(3),
             "sessions of a peer that refuses queries fail as well"
         );
         assert!(set.epoch() > epoch && !set.peer_views()[0].is_usable, "the exchange learns of it");
         take_down(&set, 2, now);
-        assert_eq!(set.links_to_replace(), 0, "nobody else lets us in");
+        assert_eq!(set.links_to_replace(), None, "no other peer accepts logins");
         for name in ["peer0", "peer2"] {
             assert!(!peer(1).must_close_links(), "other peers are in service");
             let _ = set.drain(name, now).expect("the peer exists");

@@ -10,7 +10,6 @@ use crate::fault::Fault;
 use crate::peers::admin_state::AdminState;
 use crate::peers::counters::PeerCounters;
 use crate::peers::peer::{Counts, HealthState, Peer};
-use crate::peers::placement::no_peer_available;
 use crate::peers::set::PeerSet;
 
 /// A copy of the state of all peers at one moment. `Display` prints a table for a terminal.
@@ -35,10 +34,10 @@ pub struct Snapshot {
 
 impl Snapshot {
     pub(crate) fn new(set: &PeerSet) -> Self {
+        let cannot_connect = set.cannot_connect();
         let mut peers: Vec<PeerStatus> = set.read(|peers| {
-            let none_available = no_peer_available(peers);
             let listed = peers.iter().filter(|peer| !peer.is_removed());
-            listed.map(|peer| PeerStatus::new(peer, none_available)).collect()
+            listed.map(|peer| PeerStatus::new(peer, cannot_connect)).collect()
         });
         peers.sort_unstable_by_key(|peer| peer.id);
         Self {
@@ -136,8 +135,8 @@ pub struct PeerStatus {
     pub is_being_removed: bool,
     /// The moment of the next health check.
     pub next_check: Instant,
-    /// Open connections of the pool, in use or idle. (Idle connections of a peer that is down or drained
-    /// count until the pool has closed them, although their sessions have ended.)
+    /// Open connections of the pool, in use or idle. (A connection counts until the pool has closed it; its
+    /// session may have ended already.)
     pub connections: usize,
     /// Connections of the pool that are in use, which means checked out. In a pool with
     /// `test_on_check_out(false)` a connection counts from its first use after the checkout; with
@@ -179,7 +178,7 @@ impl PeerStatus {
         self.state == PeerState::Up && self.weight > 0
     }
 
-    fn new(peer: &Peer, none_available: bool) -> Self {
+    fn new(peer: &Peer, cannot_connect: bool) -> Self {
         let (health, health_since, cause) = match &peer.health.state {
             HealthState::Up { since } => (PeerState::Up, *since, None),
             HealthState::Down { since, cause } if peer.is_degraded() => {
@@ -208,7 +207,7 @@ impl PeerStatus {
             is_full: peer.is_full(),
             is_unresponsive: peer.activity.is_unresponsive(),
             is_being_removed: !peer.is_member(),
-            next_check: peer.scheduled_check(none_available),
+            next_check: peer.scheduled_check(cannot_connect),
             connections: links,
             in_use: peer.activity.in_use(),
             connecting,

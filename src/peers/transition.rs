@@ -7,12 +7,12 @@ use crate::fault::Fault;
 use crate::peers::admin_state::AdminState;
 use crate::peers::peer::{HealthState, Peer};
 
-/// Returns the events between two states of a peer. `none_available` is whether no peer is available after the
-/// change. Changes of a removed peer are no events.
+/// Returns the events between two states of a peer. `cannot_connect` is whether no connection can be opened after
+/// the change. Changes of a removed peer are no events.
 pub(crate) fn events_between(
     before: &Peer,
     after: &Peer,
-    none_available: bool,
+    cannot_connect: bool,
     now: Instant,
 ) -> Vec<EventKind> {
     let mut events = Vec::new();
@@ -23,7 +23,7 @@ pub(crate) fn events_between(
         (HealthState::Up { .. }, HealthState::Down { cause, .. }) => events.push(EventKind::Down {
             reason: cause.reason.to_string(),
             fault: cause.fault,
-            next_check: after.scheduled_check(none_available).saturating_duration_since(now),
+            next_check: after.scheduled_check(cannot_connect).saturating_duration_since(now),
         }),
         (HealthState::Down { since, .. }, HealthState::Up { .. }) => {
             events.push(EventKind::Up { was_down: now.saturating_duration_since(*since) });

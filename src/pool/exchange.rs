@@ -421,7 +421,7 @@ impl<L: Parkable> Inner<L> {
         let to_close = if self.customizer_is_active {
             self.pending_closings += 1;
             if let Some(link) = self.take_pending() {
-                self.evicted.push(Evicted::from_unusable_peer(link));
+                self.evict(link);
             }
             Some(new)
         } else {

@@ -141,12 +141,15 @@ impl<C: R2D2Connection + 'static> Link<C> {
         })
     }
 
+    /// Pings the server in another thread than the application's, until a deadline that is set already. The
+    /// application's instrumentation does not see it: it may block.
+    pub(crate) fn ping_unseen(&mut self, now: Instant, deadline: Option<Ticket>) -> bool {
+        self.monitor.set_muted(true);
+        self.ping_until(now, deadline).is_ok()
+    }
+
     /// Pings the server, as [`ping`](Self::ping) does, until a deadline that is set already.
-    pub(crate) fn ping_until(
-        &mut self,
-        now: Instant,
-        deadline: Option<Ticket>,
-    ) -> Result<(), PingError> {
+    fn ping_until(&mut self, now: Instant, deadline: Option<Ticket>) -> Result<(), PingError> {
         let examines = self.must_examine_server(now);
         let answer = catch_panic(|| self.ping_or_examine(examines));
         self.monitor.set_muted(false);

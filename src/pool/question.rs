@@ -45,8 +45,8 @@ impl<C> Drop for Borrowed<C> {
     }
 }
 
-/// Pings the peer over a parked link, on a thread of its own. The answer, if there is one, is seen like that
-/// of any query. A link that does not answer is evicted.
+/// Pings the peer over a parked link, on a thread of its own. The answer, if there is one, counts like that of
+/// any query. A link that does not answer is evicted.
 pub(crate) fn ask<C: R2D2Connection + Send + 'static>(
     pool: &Arc<PoolState<C>>,
     question: Question,
@@ -67,8 +67,9 @@ pub(crate) fn ask<C: R2D2Connection + Send + 'static>(
     let wait = move || {
         let Borrowed { link, has_answered, .. } = &mut borrowed;
         if let Some(link) = link {
-            *has_answered = link.ping_until(now(), deadline).is_ok();
+            *has_answered = link.ping_unseen(now(), deadline);
             if *has_answered {
+                link.guard.peer.activity.query_ended(now());
                 link.set_idle(now());
             }
         }

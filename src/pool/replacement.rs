@@ -4,6 +4,7 @@
 
 use std::mem;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::r2d2::R2D2Connection;
@@ -15,6 +16,9 @@ use crate::peers::link_guard::LinkGuard;
 use crate::peers::peer::Peer;
 use crate::pool::connection::PoolState;
 use crate::pool::link::Link;
+
+/// The name of the thread that closes links. Linux shows the first 15 characters of a thread's name.
+const THREAD_NAME: &str = "peers-close";
 
 /// The number of logins that are in progress at the same time, as many as r2d2 makes.
 const MAX_LOGINS: usize = 3;
@@ -72,12 +76,11 @@ pub(crate) fn run<C: R2D2Connection + Send + 'static>(
     now: Instant,
 ) -> Option<Instant> {
     let exchange = pool.updated_exchange();
-    let unneeded = exchange.offer_spares();
-    let _ = catch_panic(|| drop(unneeded));
-    let links = pool.set.links_to_replace();
+    close(exchange.offer_spares());
+    // What is there already is kept until a connection can be opened again.
+    let links = pool.set.links_to_replace()?;
     if links == 0 {
-        let spares = exchange.end_replacements();
-        let _ = catch_panic(|| drop(spares));
+        close(exchange.end_replacements());
         let state = &mut *lock(&pool.replacement.state);
         *state = State { logins: mem::take(&mut state.logins), ..State::default() };
         return None;
@@ -124,4 +127,16 @@ pub(crate) fn run<C: R2D2Connection + Send + 'static>(
         });
     }
     lock(&pool.replacement.state).next_slow(now)
+}
+
+/// Closes links on a thread of its own, because closing a connection may hang, and the destructor of a
+/// user-defined type is user code.
+fn close<C: Send + 'static>(links: Vec<Box<Link<C>>>) {
+    if links.is_empty() {
+        return;
+    }
+    // If there is no thread, the closure is dropped here, and the links with it.
+    let close = move || drop(catch_panic(|| drop(links)));
+    let started = catch_panic(|| thread::Builder::new().name(THREAD_NAME.to_owned()).spawn(close));
+    drop(started);
 }

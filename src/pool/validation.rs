@@ -10,6 +10,7 @@ use diesel::r2d2::{Error, R2D2Connection};
 
 use crate::peers::set::PeerSet;
 use crate::pool::link::{Link, PingError};
+use crate::redact::printable;
 
 /// The longest gap between the drop of a slot whose checkout has failed and the checkout that r2d2 tries
 /// next. After a failure r2d2 calls the application's error handler, which may take its time, drops the slot,
@@ -26,19 +27,18 @@ thread_local! {
     static LAST_FAILED: Cell<Option<FailedCheckout>> = const { Cell::new(None) };
 }
 
-#[derive(Clone, Copy)]
 struct FailedCheckout {
     /// Identifies the pool. Only compared.
     set: *const PeerSet,
     /// When the checkout failed, and then when its slot was dropped.
     at: Instant,
     end: Instant,
-    timed_out_peer: usize,
+    timed_out_peers: Vec<usize>,
 }
 
 /// Records that a slot whose checkout has failed on this thread is dropped at `now`.
 pub(crate) fn failed_slot_dropped(now: Instant) {
-    if let Some(failed) = LAST_FAILED.get() {
+    if let Some(failed) = LAST_FAILED.take() {
         LAST_FAILED.set(Some(FailedCheckout { at: now, ..failed }));
     }
 }
@@ -47,10 +47,12 @@ pub(crate) fn failed_slot_dropped(now: Instant) {
 pub(crate) struct Validation<Clock> {
     clock: Clock,
     pub(crate) began: Instant,
-    /// The deadline for all pings of this checkout, from the first ping on.
+    /// The deadline for the pings of this checkout, from the first ping on. When a peer has used up the time,
+    /// links of other peers are lent without a ping. Only a link that has to be pinged gets a deadline of its
+    /// own, one for each peer.
     end: Option<Instant>,
-    /// The peer that did not answer a ping, and so used up the time.
-    timed_out_peer: Option<usize>,
+    /// The peers that did not answer a ping.
+    timed_out_peers: Vec<usize>,
 }
 
 impl<Clock: Fn() -> Instant> Validation<Clock> {
@@ -62,21 +64,17 @@ impl<Clock: Fn() -> Instant> Validation<Clock> {
             failed.set == Arc::as_ptr(set) && began.saturating_duration_since(failed.at) < RETRY_GAP
         };
         let failed = LAST_FAILED.take().filter(is_continued);
-        let (end, timed_out_peer) =
-            failed.map(|failed| (failed.end, failed.timed_out_peer)).unzip();
-        Self { clock, began, end, timed_out_peer }
+        let (end, timed_out_peers) =
+            failed.map(|failed| (failed.end, failed.timed_out_peers)).unzip();
+        Self { clock, began, end, timed_out_peers: timed_out_peers.unwrap_or_default() }
     }
 
     /// Records that the checkout has failed, for the checkout that r2d2 tries next.
-    pub(crate) fn record_failure(&self, set: &Arc<PeerSet>) {
-        if let (Some(end), Some(timed_out_peer)) = (self.end, self.timed_out_peer) {
-            let at = (self.clock)();
-            LAST_FAILED.set(Some(FailedCheckout {
-                set: Arc::as_ptr(set),
-                at,
-                end,
-                timed_out_peer,
-            }));
+    pub(crate) fn record_failure(self, set: &Arc<PeerSet>) {
+        let Self { clock, end, timed_out_peers, .. } = self;
+        if let (Some(end), false) = (end, timed_out_peers.is_empty()) {
+            let (set, at) = (Arc::as_ptr(set), clock());
+            LAST_FAILED.set(Some(FailedCheckout { set, at, end, timed_out_peers }));
         }
     }
 
@@ -95,15 +93,16 @@ impl<Clock: Fn() -> Instant> Validation<Clock> {
             return Ok(());
         }
         let peer = link.guard.peer.index;
-        if !is_suspect
-            && !link.is_in_doubt(self.began)
-            && self.timed_out_peer.is_some_and(|timed_out| timed_out != peer)
-            && link.is_quiet()
-        {
+        let is_of_another =
+            !self.timed_out_peers.is_empty() && !self.timed_out_peers.contains(&peer);
+        if !is_suspect && !link.is_in_doubt(self.began) && is_of_another && link.is_quiet() {
             // No time is left for a ping, and one peer without an answer says nothing about another.
             return Ok(());
         }
         let now = (self.clock)();
+        if is_of_another {
+            self.end = self.end.filter(|end| *end > now);
+        }
         let end = *self.end.get_or_insert(now + timeout);
         if end <= now && link.can_be_aborted() {
             return Err(discarded_error(&format!(
@@ -116,11 +115,11 @@ impl<Clock: Fn() -> Instant> Validation<Clock> {
             Err(PingError::Query(error)) => Err(error.into()),
             Err(PingError::NotReady(reason)) => {
                 link.guard.peer.suspect((self.clock)());
-                Err(discarded_error(&reason))
+                Err(discarded_error(&printable(&reason)))
             }
             Err(PingError::Panicked(panicked)) => Err(discarded_error(&panicked.to_string())),
             Err(PingError::TimedOut) => {
-                self.timed_out_peer = Some(peer);
+                self.timed_out_peers.push(peer);
                 link.guard.peer.suspect((self.clock)());
                 let name = &link.guard.peer.name;
                 Err(discarded_error(&format!(

@@ -3,6 +3,7 @@
 //! connections than diesel's own manager would have.
 
 #![cfg(all(target_os = "linux", feature = "mysql"))]
+#![allow(clippy::disallowed_methods, reason = "the tests wait for a time")]
 
 use std::time::Duration;
 
@@ -96,6 +97,30 @@ fn connections_to_a_peer_that_refuses_are_replaced_one_by_one() {
     });
     assert_eq!(servers[0].sessions(), 0);
     assert_eq!(usable(&pool), 9);
+}
+
+/// The ping of a peer that hangs uses up the time of a checkout. The links of the others are not lost for that.
+#[test]
+fn frozen_peer_costs_no_connection_to_peers_that_refuse_logins() {
+    for balance in [Balance::PerCheckout, Balance::PerConnection] {
+        let mut servers = [(); 3].map(|()| MariaDb::start());
+        let (pool, peers) = pool_over(&servers, balance);
+        for server in &servers[1..] {
+            server.sql("ALTER USER app@'%' IDENTIFIED BY 'another'");
+        }
+        servers[0].freeze();
+        wait_until("all peers are down", PATIENCE, || all_are_down(&peers));
+        // No query has shown for a while that the sessions work.
+        wait_until("the proof of the last query is too old", PATIENCE, || {
+            peers.snapshot().peers.iter().all(|peer| peer.since.elapsed() > 2 * SOON)
+        });
+        for _ in 0..4 {
+            let mut conn = pool.get().expect("sessions of two peers work");
+            conn.batch_execute("SELECT 1").expect("the connection was pinged");
+        }
+        assert_eq!(&links(&peers)[1..], [3, 3], "{balance:?}");
+        servers[0].thaw();
+    }
 }
 
 /// A health check that consists of `pool.get()` must not stay green.

@@ -94,10 +94,15 @@ impl Health {
         }
     }
 
+    /// Whether a check has found the peer fine a short time ago although it had refused a query.
+    pub(super) fn is_refused_query_contradicted(&self, now: Instant) -> bool {
+        self.refused_query_contradicted.is_some_and(|at| now < at + REFUSED_QUERY_COOLDOWN)
+    }
+
     /// Marks the peer down because it has refused a query at `now`. Returns `false` without an effect
     /// if a check has contradicted that a short time ago.
     pub(super) fn mark_for_refused_query(&mut self, now: Instant) -> bool {
-        if self.refused_query_contradicted.is_some_and(|at| now < at + REFUSED_QUERY_COOLDOWN) {
+        if self.is_refused_query_contradicted(now) {
             return false;
         }
         let cause = FailureCause {

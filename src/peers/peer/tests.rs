@@ -662,7 +662,7 @@ fn pauses_double_while_a_frozen_server_lets_a_login_wait() {
         let times = check_times_after(attempt.ended);
         scenario.peer.check_ended(CheckKind::Regular, attempt, outcome, times);
         let next =
-            [true, false].map(|none_available| scenario.peer.scheduled_check(none_available));
+            [true, false].map(|cannot_connect| scenario.peer.scheduled_check(cannot_connect));
         next.map(|at| at.saturating_duration_since(attempt.ended).as_millis())
     };
     let silence = || Err(LoginFailure::timed_out(SOON));
@@ -689,7 +689,7 @@ fn pauses_double_while_a_frozen_server_lets_a_login_wait() {
     let now = scenario.at(now);
     let gave_up = Err(LoginFailure::timed_out(SOON));
     scenario.peer.late_check_ended(now, gave_up, check_times_after(now));
-    let next = [true, false].map(|none_available| scenario.peer.scheduled_check(none_available));
+    let next = [true, false].map(|cannot_connect| scenario.peer.scheduled_check(cannot_connect));
     assert_eq!(next, [now + SOON, now + INTERVAL], "no login waits any more, so another one does");
     scenario.peer.late_check_ended(now, Ok(()), check_times_after(now));
     assert!(scenario.peer.is_up(), "the login that waited has succeeded");

@@ -135,7 +135,7 @@ impl Transaction<'_> {
                 let now = self.now;
                 for other in 0..self.inner.peers.len() {
                     let peer = &self.inner.peers[other];
-                    if other != index && peer.is_member() && !peer.evidence.is_alike(failure.lack) {
+                    if other != index && peer.is_member() && !peer.evidence.may_be_of_host() {
                         self.update(other, |peer, _| peer.check_now(now));
                     }
                 }

@@ -510,6 +510,8 @@ fn links_to_a_peer_that_is_down_are_closed_with_slots_if_the_customizer_uses_new
     mark_down(&exchange, 2);
     let closed = |number| exchange.offer(link(number)).map(|link| link.number);
     assert_eq!(closed(11), Some(11), "the customizer has not seen the new link");
+    mark_down(&exchange, 3);
+    assert_eq!(exchange.pending_replacements(), 1, "the link stays evicted when a peer changes");
     let ToClose::WithSlot(old) = exchange.check_in(None, None, |_| None) else {
         panic!("a parked link is closed with a slot")
     };
