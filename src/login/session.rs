@@ -21,7 +21,7 @@ use crate::login::readiness::{self, NotReady};
 use crate::panics::catch_panic;
 use crate::peers::set::peer_ref::PeerRef;
 use crate::settings::policy::{Requirements, StatementCache};
-use crate::socket::{Proof, Socket, Sockets};
+use crate::socket::{Proof, Socket};
 use crate::url::dialect::Dialect;
 use crate::url::{CredentialsProvider, PeerUrl};
 
@@ -215,11 +215,9 @@ impl<C: R2D2Connection + 'static> Login<C> {
             // proof.
             let Hooks { health_check, on_connect, .. } = &*self.hooks;
             let is_short = is_check && health_check.is_none() && on_connect.is_none();
-            let socket = if is_short || url.is_unix_socket(dialect) {
-                None
-            } else {
-                find_socket(&before, &mut conn, &mut self.rng, classifier)?
-            };
+            let needs_no_proof = is_short || url.is_unix_socket(dialect);
+            let proof = if needs_no_proof { None } else { Proof::begin(&before) };
+            let socket = select(&mut conn, proof, &mut self.rng, classifier)?;
             let encrypted = url.requires_encryption();
             readiness::test(&mut conn, Requirements { encrypted, ..settings.requirements })?;
             progress.end_login(socket.clone());
@@ -256,19 +254,24 @@ const PROOF_QUERIES: usize = 3;
 const PROOF_STEP: u64 = 16;
 const PROOF_STEPS: RangeInclusive<u64> = 1..=128;
 
-/// Returns the connection's TCP socket, if the connection has one and there is no doubt which it is.
+/// Runs `SELECT 1`, which a proxy may send to another server than a transaction. With a proof, this is repeated,
+/// and the connection's TCP socket is returned, if the connection has one and there is no doubt which it is.
 ///
 /// # Errors
 ///
 /// Returns the error of a query that concerns the connection or the peer. A database that does not know the
 /// query is no reason against a peer.
-fn find_socket<C: R2D2Connection>(
-    before: &Sockets,
+fn select<C: R2D2Connection>(
     conn: &mut C,
+    proof: Option<Proof>,
     rng: &mut impl Rng,
     classifier: &Classifier,
 ) -> QueryResult<Option<Arc<Socket>>> {
-    let Some(mut proof) = Proof::begin(before) else { return Ok(None) };
+    let mut run = |query: &str| match catch_panic(|| conn.batch_execute(query)) {
+        Ok(Err(error)) if classifier.classify_query(&error).0 != Fault::Query => Err(error),
+        answer => Ok(matches!(answer, Ok(Ok(())))),
+    };
+    let Some(mut proof) = proof else { return run("SELECT 1").map(|_| None) };
     let mut length = 0;
     let lengths = [(); PROOF_QUERIES].map(|()| {
         length += PROOF_STEP * rng.random_range(PROOF_STEPS);
@@ -276,13 +279,10 @@ fn find_socket<C: R2D2Connection>(
     });
     for length in lengths {
         let padding = "x".repeat(usize::try_from(length).expect("the query is short"));
-        match catch_panic(|| conn.batch_execute(&format!("SELECT 1 /*{padding}*/"))) {
-            Ok(Ok(())) => proof.query_answered(),
-            Ok(Err(error)) if classifier.classify_query(&error).0 != Fault::Query => {
-                return Err(error);
-            }
-            Ok(Err(_)) | Err(_) => return Ok(None),
+        if !run(&format!("SELECT 1 /*{padding}*/"))? {
+            return Ok(None);
         }
+        proof.query_answered();
     }
     Ok(proof.end(&lengths).map(Arc::new))
 }

@@ -21,6 +21,7 @@ mod panics;
 mod passthrough;
 mod pause;
 mod poolers;
+mod proxy_words;
 mod reaping;
 mod refused_logins;
 mod replacement;

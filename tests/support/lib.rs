@@ -30,6 +30,8 @@ pub mod impostor;
 #[cfg(target_os = "linux")]
 pub mod mariadb;
 #[cfg(target_os = "linux")]
+pub mod mysql_words;
+#[cfg(target_os = "linux")]
 pub mod network;
 #[cfg(target_os = "linux")]
 pub mod pgbouncer;
