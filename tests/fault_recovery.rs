@@ -169,7 +169,7 @@ fn peer_breaks_and_recovers<B: RealServer, F>(
         });
         let broken = break_it(&mut servers[0]);
         wait_for_all_threads(load);
-        wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0").is_marked_down());
         wait_until("the connections to peer0 are replaced", PATIENCE, || {
             links(&peers)[0] == 0 && is_full(&peers)
         });
@@ -248,7 +248,7 @@ fn server_replaces_a_listener<B: RealServer, L>(
     let mut back = None;
     let mut server = None;
     let seen = Load::run(&pool, THREADS, &B::rest(QUERY), |load| {
-        wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0").is_marked_down());
         wait_for_all_threads(load);
         let failures = || status(&peers, "peer0").connect_failures;
         let before = failures();
@@ -282,7 +282,7 @@ fn unresolvable_host_fails_no_query<B: RealServer>() {
         pool_of(with_short_timeouts(manager_of::<B::Connection>(urls)), CONNECTIONS);
     wait_until("the pool is full", PATIENCE, || is_full(&peers));
     let seen = Load::run(&pool, THREADS, &B::rest(QUERY), |load| {
-        wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0").is_marked_down());
         wait_for_all_threads(load);
     });
     drop(pool);
@@ -297,7 +297,7 @@ fn checkouts_wait_until_one_of_all_killed_servers_is_back<B: RealServer>() {
     let peers = manager.peers();
     // The pool has r2d2's default settings.
     let pool = Pool::builder().max_size(CONNECTIONS).build(manager).expect("the servers are up");
-    let is_down = |name| state(&peers, name) == PeerState::Down;
+    let is_down = |name| state(&peers, name).is_marked_down();
     let mut back = None;
     let seen = Load::run(&pool, THREADS, &B::rest(QUERY), |load| {
         wait_until("the peers serve", PATIENCE, || load.served() > 60);

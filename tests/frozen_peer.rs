@@ -57,7 +57,7 @@ where
             let before = load.served();
             wait_until("the other peers go on serving", PATIENCE, || load.served() > before + 20);
         }
-        wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0").is_marked_down());
         wait_until("no connection to peer0 is in use", PATIENCE, || in_use() == 0);
         let served = load.served();
         wait_until("1000 more queries succeed", PATIENCE, || load.served() > served + 1000);
@@ -375,7 +375,7 @@ mod over_tls {
             scope.spawn(|| {
                 within(STALL_AFTER / 2, || false);
                 frozen.freeze();
-                wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+                wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0").is_marked_down());
                 frozen.thaw();
             });
             let query = S::rest(3.0);

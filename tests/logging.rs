@@ -103,7 +103,7 @@ fn each_change_of_state_is_logged_once() {
         PANICS.store(panics, Ordering::SeqCst);
         LINES.lock().unwrap().retain(|line| line.peer.as_deref() != Some("peer0"));
         server.crash();
-        wait_until("the peer is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        wait_until("the peer is down", PATIENCE, || state(&peers, "peer0").is_marked_down());
         let failures = || status(&peers, "peer0").connect_failures;
         let so_far = failures();
         wait_until("further checks fail", PATIENCE, || failures() >= so_far + 3);

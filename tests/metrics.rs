@@ -383,7 +383,7 @@ fn panicking_recorder_harms_no_pool_and_gets_the_metrics_later() {
     });
     assert_eq!(Scrape::of(PANICS_AT).values.get("peers"), None, "the recorder has panicked");
     server.crash();
-    wait_until("the peer is checked", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("the peer is checked", PATIENCE, || state(&peers, "peer0").is_marked_down());
     server.accept(true);
     wait_until("the peer is up", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
     run_queries(&pool, 10);

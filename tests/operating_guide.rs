@@ -69,7 +69,7 @@ fn peer_leaves_and_returns_without_an_error(
     let seen = Load::run(&pool, THREADS, "SELECT SLEEP(0.005)", |load| {
         take_out();
         wait_until("the peer is marked down", PATIENCE, || {
-            state(&peers, PEERS[1]) == PeerState::Down
+            state(&peers, PEERS[1]).is_marked_down()
         });
         wait_until("the server has no session left", PATIENCE, || !has_sessions());
         let before = load.served();

@@ -70,7 +70,7 @@ where
     let (pool, peers) = pool_of(manager_of::<C>([url, other]).check_interval(SOON), 6);
     wait_until("the pool is full", PATIENCE, || is_full(&peers, 6));
     proxy.refuse();
-    wait_until("the peer is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("the peer is marked down", PATIENCE, || state(&peers, "peer0").is_marked_down());
     wait_until("the idle sessions have ended", PATIENCE, || proxy.sessions() == 0);
     for _ in 0..12 {
         let mut conn = pool.get().expect("the other peer serves");
@@ -158,7 +158,7 @@ where
                 });
                 proxy.refuse();
                 wait_until("the peer is marked down", PATIENCE, || {
-                    state(&peers, "peer0") == PeerState::Down
+                    state(&peers, "peer0").is_marked_down()
                 });
                 wait_until("the sessions of this crate's pool end", PATIENCE, || {
                     proxy.sessions() <= 8
@@ -287,7 +287,7 @@ mod mariadb {
                     }
                     fs::rename(&socket, &away).expect("the socket exists");
                     wait_until("the peer is marked down", PATIENCE, || {
-                        state(&peers, "peer0") == PeerState::Down
+                        state(&peers, "peer0").is_marked_down()
                     });
                     users.wait_for_more(100);
                     for _ in 0..24 {

@@ -215,7 +215,7 @@ where
 
     server.set_password("another-s3cret");
     wait_until("a check fails with the old password", PATIENCE, || {
-        state(&peers, "db0") == PeerState::Down
+        state(&peers, "db0").is_marked_down()
     });
     let reason = status(&peers, "db0").reason.expect("a peer that is down has a reason");
     assert!(!reason.contains(APP_PASSWORD), "{reason}");

@@ -225,7 +225,7 @@ fn failed_logins_and_closed_connections_reach_the_handler_but_not_the_event_log(
 
     // The peer is paused: its sessions still work, and are closed all the same.
     servers[0].accept(false);
-    wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0").is_marked_down());
     wait_until("peer1 has both connections", PATIENCE, || {
         drop(pool.try_get());
         status(&peers, "peer1").connections == 2
@@ -246,7 +246,7 @@ fn failed_logins_and_closed_connections_reach_the_handler_but_not_the_event_log(
     servers[0].crash();
     wait_until("peer0 is down", PATIENCE, || {
         drop(pool.try_get());
-        state(&peers, "peer0") == PeerState::Down
+        state(&peers, "peer0").is_marked_down()
     });
     // A login that had begun before the crash may fail with a lost connection first.
     let failed = calls.next("a login is refused", |event| {
@@ -352,9 +352,7 @@ fn handler_that_never_returns_blocks_neither_checks_nor_the_pool() {
         "events beyond the queue's capacity are dropped: {dropped}"
     );
     servers[0].crash();
-    wait_until("a check marks the peer down", PATIENCE, || {
-        state(&peers, "peer0") == PeerState::Down
-    });
+    wait_until("a check marks the peer down", PATIENCE, || state(&peers, "peer0").is_marked_down());
     servers[0].accept(true);
     wait_until("a check finds the peer up", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
     let mut conn = pool.get().expect("the pool serves");

@@ -82,10 +82,10 @@ fn one_name_that_cannot_be_resolved_is_the_peers_failure() {
     let (pool, peers) = pool_of(servers.builder().check_interval(SOON), 6);
     fill(&pool, &peers, &[2, 2, 2]);
     servers[0].fail_logins_with("Unknown server host 'db0.invalid' (-2)");
-    wait_until("the peer is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("the peer is down", PATIENCE, || state(&peers, "peer0").is_marked_down());
     wait_until("others replace its connections", PATIENCE, || links(&peers)[0] == 0);
     servers[1].fail_logins_with("Unknown server host 'db1.invalid' (-2)");
-    wait_until("the second peer is down", PATIENCE, || state(&peers, "peer1") == PeerState::Down);
+    wait_until("the second peer is down", PATIENCE, || state(&peers, "peer1").is_marked_down());
     servers.iter().for_each(|server| server.accept(true));
     wait_until("all are up", PATIENCE, || {
         (0..3).all(|index| state(&peers, &format!("peer{index}")) == PeerState::Up)

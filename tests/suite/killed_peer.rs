@@ -19,7 +19,7 @@ fn peer_is_killed_under_load<B: Backend>() {
             ["peer0", "peer1", "peer2"].iter().all(|peer| load.served_by(peer) > 50)
         });
         servers[0].kill();
-        wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0").is_marked_down());
         wait_until("the connections to peer0 are closed", PATIENCE, || links(&peers)[0] == 0);
         let before = load.served();
         wait_until("the other peers serve", PATIENCE, || load.served() > before + 200);

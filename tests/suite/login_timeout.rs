@@ -17,7 +17,7 @@ fn pool_is_filled_from_the_peers_that_answer() {
     let builder = servers.builder().check_interval(SOON).connect_timeout(TIMEOUT);
     let (pool, peers) = pool_of(builder, 6);
     wait_until("the pool is full", PATIENCE, || links(&peers) == [0, 6]);
-    wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0").is_marked_down());
     let reason = status(&peers, "peer0").reason.expect("a peer that is down has a reason");
     assert!(
         reason.contains("no answer to a login within 300ms"),
@@ -42,9 +42,9 @@ fn hung_peer_is_checked_again_and_does_not_delay_other_checks() {
     wait_until("a check of peer0 hangs", PATIENCE, || servers[0].logins() > logins);
     servers[1].accept(false);
     wait_until("a check marks peer1 down meanwhile", PATIENCE, || {
-        state(&peers, "peer1") == PeerState::Down
+        state(&peers, "peer1").is_marked_down()
     });
-    wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0").is_marked_down());
     // Each check hangs, and the next one still follows.
     let logins = servers[0].logins();
     wait_until("peer0 is checked three more times", PATIENCE, || servers[0].logins() >= logins + 3);
@@ -152,7 +152,7 @@ fn hung_peer_stays_down_with_recovery_after_interval() {
         .connect_timeout(TIMEOUT);
     let manager = build(builder);
     let peers = manager.peers();
-    wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("peer0 is marked down", PATIENCE, || state(&peers, "peer0").is_marked_down());
     within(5 * SOON, || {
         assert_eq!(
             state(&peers, "peer0"),
@@ -194,7 +194,7 @@ mod real_servers {
         fill(&pool, &peers, &[1]);
         server.freeze();
         peers.check_now("peer0").expect("the peer exists");
-        wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0").is_marked_down());
         within(Duration::from_secs(9), || false);
         let failures = status(&peers, "peer0").connect_failures;
         assert!((2..9).contains(&failures), "the frozen server gets few logins: {failures}");

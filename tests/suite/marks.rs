@@ -53,7 +53,7 @@ fn error_has_the_reason_of_each_peer_when_all_are_down<B: Backend>() {
     for server in &servers {
         assert!(!error.contains(&server.url()), "the error does not show a URL: {error}");
     }
-    assert!(peers.snapshot().peers.iter().all(|peer| peer.state == PeerState::Down), "{peers:?}");
+    assert!(peers.snapshot().peers.iter().all(|peer| peer.state.is_marked_down()), "{peers:?}");
     servers[0].restart();
     wait_until("the pool's last try ends", PATIENCE, || peers.snapshot().closed);
 }
@@ -63,7 +63,7 @@ fn recovered_peer_gets_its_share_after_a_check<B: Backend>() {
     let (pool, peers) = pool_of(manager_over(&servers).check_interval(SOON), 6);
     fill(&pool, &peers, &[2, 2, 2]);
     servers[0].kill();
-    wait_until("a check marks peer0 down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("a check marks peer0 down", PATIENCE, || state(&peers, "peer0").is_marked_down());
     // A connection is inspected at its checkout and at its checkin.
     let check_out_all = || (0..6).map_while(|_| pool.try_get()).collect::<Vec<_>>();
     wait_until("the connections move to the other peers", PATIENCE, || {
@@ -89,7 +89,7 @@ fn pool_is_filled_from_the_only_recovered_peer<B: Backend>() {
     let (pool, peers) = pool_of(manager_over(&servers).check_interval(SOON), 4);
     for name in ["peer0", "peer1", "peer2"] {
         wait_until(&format!("{name} is marked down"), PATIENCE, || {
-            state(&peers, name) == PeerState::Down
+            state(&peers, name).is_marked_down()
         });
     }
     servers[2].restart();
@@ -106,7 +106,7 @@ fn mark_is_cleared_without_a_check_with_recovery_after_interval() {
     let builder = servers.builder();
     let (pool, peers) = pool_of(builder.recovery(Recovery::AfterInterval).check_interval(SOON), 4);
     fill(&pool, &peers, &[0, 4]);
-    wait_until("the mark is set", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("the mark is set", PATIENCE, || state(&peers, "peer0").is_marked_down());
     let logins = servers[0].logins();
     wait_until("the mark is cleared", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
     assert_eq!(servers[0].logins(), logins, "no login precedes the end of the mark");
@@ -119,7 +119,7 @@ fn login_alone_does_not_bring_a_peer_back() {
     let server = &servers[0];
     server.crash();
     let (pool, peers) = pool_of(servers.builder().check_interval(SOON), 1);
-    wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0").is_marked_down());
     server.work(false);
     server.accept(true);
     let begins = server.begins();
@@ -175,7 +175,7 @@ fn node_that_starts_to_refuse_transactions_is_checked_at_once() {
         let mut conn = pool.get().expect("the node answers pings");
         let outcome = conn.transaction(|_| Ok::<_, diesel::result::Error>(()));
         assert!(outcome.is_ok() || conn.peer() == "peer0", "transactions on peer1 succeed");
-        state(&peers, "peer0") == PeerState::Down
+        state(&peers, "peer0").is_marked_down()
     });
 }
 
@@ -298,11 +298,11 @@ fn session_that_is_lost_right_after_its_login_is_repeated_once() {
     };
     check(1);
     assert!(
-        !within(SOON, || state(&peers, "peer0") == PeerState::Down),
+        !within(SOON, || state(&peers, "peer0").is_marked_down()),
         "one lost session does not take the peer away"
     );
     check(2);
-    wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0").is_marked_down());
 
     servers[0].cut_off_next(1);
     let manager = build(servers.builder().check_interval(PATIENCE));

@@ -33,7 +33,7 @@ fn pool_serves_from_running_servers_and_marks_an_unreachable_one<B: Backend>(
     });
     let unreachable = format!("peer{running}");
     wait_until("the unreachable peer is marked down", PATIENCE, || {
-        state(&peers, &unreachable) == PeerState::Down
+        state(&peers, &unreachable).is_marked_down()
     });
 
     let get = |_| pool.get().expect("the pool has a connection");

@@ -215,7 +215,6 @@ fn postgres_connection_s_own_methods_are_reached() {
 #[cfg(feature = "mysql")]
 mod multi_connection {
     use diesel::prelude::*;
-    use diesel_peers::PeerState;
     use support::backend::{
         Backend, PATIENCE, SOON, SqlitePath, links, manager_of, pool_of, state,
     };
@@ -247,9 +246,7 @@ mod multi_connection {
             .expect("there is one connection to each peer");
         diesel::sql_query("SELECT 1").execute(on_mysql).expect_err("the server was killed");
         drop(both);
-        wait_until("the peer is marked down", PATIENCE, || {
-            state(&peers, "peer0") == PeerState::Down
-        });
+        wait_until("the peer is marked down", PATIENCE, || state(&peers, "peer0").is_marked_down());
         wait_until("the pool is full again", PATIENCE, || links(&peers) == [0, 2]);
     }
 }

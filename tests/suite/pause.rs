@@ -35,7 +35,7 @@ fn proxies_are_paused_in_turn<C>(
             let name = format!("peer{index}");
             proxy.refuse();
             wait_until("the peer is marked down", PATIENCE, || {
-                state(&peers, &name) == PeerState::Down
+                state(&peers, &name).is_marked_down()
             });
             wait_until("the proxy has no session left", PATIENCE, || proxy.sessions() == 0);
             wait_until("the connections to the peer are replaced", PATIENCE, || {
@@ -104,7 +104,7 @@ fn paused_proxy_is_noticed_by_an_idle_pool() {
     fill(&pool, &peers, &[2, 2]);
     proxies[0].refuse();
     // The pool is not used meanwhile.
-    wait_until("the peer is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("the peer is marked down", PATIENCE, || state(&peers, "peer0").is_marked_down());
     wait_until("the proxy's idle sessions have ended", PATIENCE, || proxies[0].sessions() == 0);
     for _ in 0..10 {
         let mut conn = pool.get().expect("the other peer serves");
@@ -127,7 +127,7 @@ fn last_proxy_to_be_paused_keeps_its_sessions() {
     fill(&pool, &peers, &[4, 4]);
     for (name, proxy) in ["peer0", "peer1"].into_iter().zip(&proxies) {
         proxy.refuse();
-        wait_until("the peer is marked down", PATIENCE, || state(&peers, name) == PeerState::Down);
+        wait_until("the peer is marked down", PATIENCE, || state(&peers, name).is_marked_down());
         wait_until("the first proxy's sessions are replaced", PATIENCE, || links(&peers) == [0, 8]);
     }
     assert_eq!(proxies[0].sessions(), 0, "the first proxy was paused while the second served");
@@ -151,7 +151,7 @@ fn only_proxy_keeps_its_sessions_while_paused() {
     let (pool, peers) = pool_of(builder, 2);
     fill(&pool, &peers, &[2]);
     proxy.refuse();
-    wait_until("the peer is marked down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("the peer is marked down", PATIENCE, || state(&peers, "peer0").is_marked_down());
     for _ in 0..10 {
         let mut conn = pool.get().expect("the sessions continue");
         conn.batch_execute("SELECT 1").expect("the sessions continue");

@@ -58,7 +58,7 @@ fn refusals_of_poolers_are_understood() {
     ] {
         let builder = manager_of::<PgConnection>([&url, &pooler.url()]).check_interval(SOON);
         let (_pool, peers) = pool_of(builder, 1);
-        wait_until("the peer is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        wait_until("the peer is down", PATIENCE, || state(&peers, "peer0").is_marked_down());
         let status = status(&peers, "peer0");
         assert_eq!(status.fault, Some(fault), "{url}: {:?}", status.reason);
     }

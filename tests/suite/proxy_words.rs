@@ -45,7 +45,7 @@ fn refusals_of_the_server_behind_a_proxy_are_understood() {
         servers[0].say("BEGIN", number, text);
         let builder = manager_of::<MysqlConnection>(servers.iter().map(MySqlWords::url));
         let (_pool, peers) = pool_of(builder.check_interval(SOON), 2);
-        wait_until("the peer is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+        wait_until("the peer is down", PATIENCE, || state(&peers, "peer0").is_marked_down());
         assert_eq!(status(&peers, "peer0").fault, Some(fault), "{text}");
     }
     let servers = [(); 2].map(|()| MySqlWords::start());
@@ -63,7 +63,7 @@ fn session_that_is_lost_during_a_check_marks_no_peer_down() {
     let builder = manager_of::<MysqlConnection>([server.url()]).check_interval(PATIENCE);
     let (pool, peers) = pool_of(builder, 1);
     drop(pool.get().expect("the server answers"));
-    let is_down = || state(&peers, "peer0") == PeerState::Down;
+    let is_down = || state(&peers, "peer0").is_marked_down();
     let check_and_lose = |sessions: usize| {
         let before = server.logins();
         server.end_sessions(sessions);

@@ -25,7 +25,7 @@ fn peer_that_prepares_no_statement_is_marked_down_at_once() {
     wait_until("a failed query causes a check", PATIENCE, || {
         let mut conn = pool.get().expect("a peer is up");
         let _ = diesel::sql_query("SELECT 1").execute(&mut conn);
-        status(&peers, "peer0").state == PeerState::Down
+        status(&peers, "peer0").state.is_marked_down()
     });
     assert_eq!(status(&peers, "peer0").fault, Some(Fault::OutOfResources));
 }

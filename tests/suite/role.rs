@@ -56,7 +56,7 @@ fn read_only_peer_is_unused_where_writable_peers_are_required<B: Demote>() {
     });
     servers[1].set_read_only(true);
     wait_until("a check finds that the other peer is read-only", PATIENCE, || {
-        state(&peers, "peer1") == PeerState::Down
+        state(&peers, "peer1").is_marked_down()
     });
     has_the_wrong_role(&peers, "peer1");
 }
@@ -76,7 +76,7 @@ fn peer_that_refuses_a_write_is_checked_at_once<B: Demote>() {
     wait_until("a refused write causes a check", PATIENCE, || {
         let mut conn = pool.get().expect("both peers are up");
         let _ = conn.batch_execute("CREATE TABLE IF NOT EXISTS u (a INT)");
-        state(&peers, &demoted) == PeerState::Down
+        state(&peers, &demoted).is_marked_down()
     });
     has_the_wrong_role(&peers, &demoted);
 }

@@ -434,7 +434,7 @@ fn check_now_finds_a_server_that_refuses_logins() {
     server.accept(false);
     peers.check_now("peer0").expect("the peer exists");
     wait_until("the peer is marked down long before its scheduled check", PATIENCE, || {
-        state(&peers, "peer0") == PeerState::Down
+        state(&peers, "peer0").is_marked_down()
     });
 }
 
@@ -485,7 +485,7 @@ fn snapshot_is_displayed_as_a_table() {
     wait_until("the pool is full", PATIENCE, || pool.state().connections == 2);
     servers[0].crash();
     peers.check_now("peer0").expect("the peer exists");
-    wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0") == PeerState::Down);
+    wait_until("peer0 is down", PATIENCE, || state(&peers, "peer0").is_marked_down());
     assert_eq!(peers.snapshot().pool_name, "shop");
     let shown = peers.snapshot().to_string();
     let lines: Vec<&str> = shown.lines().collect();

@@ -33,7 +33,7 @@ where
 /// Waits until the peer has left service, and returns how long that took.
 #[track_caller]
 pub fn leaves(peers: &Peers, name: &str) -> Duration {
-    let noticed = || state(peers, name) == PeerState::Down;
+    let noticed = || state(peers, name).is_marked_down();
     let idle = || peers.snapshot().peer(name).is_some_and(|peer| peer.in_use == 0);
     how_long("the peer is marked down", PATIENCE, noticed)
         + how_long("no connection to the peer is in use", PATIENCE, idle)
