@@ -384,6 +384,7 @@ impl<L: Parkable> Inner<L> {
         reservation: Option<Reservation>,
         surplus: impl FnOnce(&dyn Fn(usize) -> bool) -> Option<usize>,
     ) -> ToClose<L> {
+        let returned = held.as_ref().map(L::peer);
         self.park_and_release(held, reservation);
         let is_parked = |peer: usize| {
             // The peer may have been added a moment ago and have no queue yet.
@@ -395,7 +396,7 @@ impl<L: Parkable> Inner<L> {
             link.set_leaving(Some(CloseReason::Rebalanced));
         }
         let to_close = if let Some(spare) = self.spares.pop() {
-            match self.replace(spare) {
+            match self.replace(spare, returned) {
                 Ok(old) => ToClose::Replaced(old),
                 Err(spare) => {
                     self.spares.push(spare);
@@ -403,10 +404,9 @@ impl<L: Parkable> Inner<L> {
                 }
             }
         } else if self.customizer_is_active {
-            self.take_evicted().or_else(|| self.take_pending()).map_or(ToClose::Nothing, |link| {
-                self.empty_slots -= 1;
-                ToClose::WithSlot(link)
-            })
+            let link = self.take_evicted().or_else(|| self.take_pending(returned));
+            self.empty_slots -= usize::from(link.is_some());
+            link.map_or(ToClose::Nothing, ToClose::WithSlot)
         } else {
             ToClose::Nothing
         };
@@ -420,12 +420,12 @@ impl<L: Parkable> Inner<L> {
         }
         let to_close = if self.customizer_is_active {
             self.pending_closings += 1;
-            if let Some(link) = self.take_pending() {
+            if let Some(link) = self.take_pending(None) {
                 self.evict(link);
             }
             Some(new)
         } else {
-            match self.replace(new) {
+            match self.replace(new, None) {
                 Ok(old) => Some(old),
                 Err(new) => {
                     self.spares.push(new);
@@ -438,14 +438,14 @@ impl<L: Parkable> Inner<L> {
     }
 
     /// Puts a new link in the place of one that leaves, which is returned. Returns the new one as the error if
-    /// none that leaves is here.
-    fn replace(&mut self, new: L) -> Result<L, L> {
+    /// none that leaves is here. A slot has just brought back a link of the peer `returned`.
+    fn replace(&mut self, new: L, returned: Option<usize>) -> Result<L, L> {
         // A customizer that has used a reserved link would have taken it.
         let reserved = self.reserved.iter().position(|reserved| self.leaves(&reserved.link));
         if let Some(at) = reserved {
             return Ok(mem::replace(&mut self.reserved[at].link, new));
         }
-        match self.take_evicted().or_else(|| self.take_leaving()) {
+        match self.take_evicted().or_else(|| self.take_leaving(returned)) {
             Some(old) => {
                 self.enqueue(new);
                 Ok(old)
@@ -455,25 +455,27 @@ impl<L: Parkable> Inner<L> {
     }
 
     /// Takes a parked link that leaves, if one is to be closed with its slot.
-    fn take_pending(&mut self) -> Option<L> {
-        let link = if self.pending_closings > 0 { self.take_leaving() } else { None };
+    fn take_pending(&mut self, returned: Option<usize>) -> Option<L> {
+        let link = if self.pending_closings > 0 { self.take_leaving(returned) } else { None };
         self.pending_closings -= usize::from(link.is_some());
         link
     }
 
-    /// Takes a parked link that leaves. As long as others of its peer are in use, the last one stays: it is
-    /// asked whether the peer answers before a query of the others is aborted.
-    fn take_leaving(&mut self) -> Option<L> {
-        let at = |queue: &Queue<L>| {
+    /// Takes a parked link that leaves. As long as others of its peer are in use, the last one that rests stays:
+    /// it is asked whether the peer answers before a query of the others is aborted. A link that a slot has
+    /// just brought back does not rest: where all slots are busy, it would be lent again.
+    fn take_leaving(&mut self, returned: Option<usize>) -> Option<L> {
+        let at = |(peer, queue): (usize, &Queue<L>)| {
             let Queue { links, view: PeerView { activity, .. }, .. } = queue;
             let stays = links.len() == 1
                 && activity.in_use() > 0
                 && activity.is_down()
-                && !activity.is_out_of_service();
-            links.iter().position(|link| self.leaves(link) && (link.is_leaving() || !stays))
+                && !activity.is_out_of_service()
+                && returned != Some(peer);
+            let leaves = |link: &L| self.leaves(link) && (link.is_leaving() || !stays);
+            Some((peer, links.iter().position(leaves)?))
         };
-        let mut queues = self.queues.iter().enumerate();
-        let (peer, at) = queues.find_map(|(peer, queue)| Some((peer, at(queue)?)))?;
+        let (peer, at) = self.queues.iter().enumerate().find_map(at)?;
         let link = self.queues[peer].links.remove(at);
         self.update_candidate(peer);
         link
@@ -519,7 +521,7 @@ impl<L: Parkable> Inner<L> {
     fn drop_slot(&mut self, reservation: Option<Reservation>) -> Option<L> {
         let reserved = reservation.and_then(|reservation| self.take_reserved(reservation));
         let link = reserved.map(|reserved| reserved.link);
-        let link = link.or_else(|| self.take_evicted()).or_else(|| self.take_leaving());
+        let link = link.or_else(|| self.take_evicted()).or_else(|| self.take_leaving(None));
         let link = link.or_else(|| self.take_oldest());
         self.empty_slots -= usize::from(link.is_some());
         self.check_invariant();
