@@ -49,8 +49,9 @@ pub(crate) struct Login<C> {
 struct FailedLogin<C> {
     conn: Option<C>,
     failure: LoginFailure,
-    /// Whether the server has let us in and the session was lost afterwards.
-    is_lost: bool,
+    /// Whether the server has let us in, and another login may succeed: the session was lost, or it gave up
+    /// because of other transactions.
+    is_transient: bool,
 }
 
 impl<C> FailedLogin<C> {
@@ -144,7 +145,8 @@ impl<C: R2D2Connection + 'static> Login<C> {
 
     /// Prepares a connection. If the server lets us in and the session is lost then, that is repeated at once,
     /// once: behind a proxy, the session may have got a connection to the server that was dead already,
-    /// which says nothing about the next one.
+    /// which says nothing about the next one. The same applies to a session that gives up because of other
+    /// transactions: several connections that set up the same SQLite file lock it for each other.
     fn prepare(
         &mut self,
         url: &Arc<PeerUrl>,
@@ -152,7 +154,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
         is_check: bool,
     ) -> Result<Session<C>, FailedLogin<C>> {
         match self.prepare_once(url, progress, is_check) {
-            Err(failed) if failed.is_lost && !progress.is_aborted() => {
+            Err(failed) if failed.is_transient && !progress.is_aborted() => {
                 progress.run_other_code(|| failed.close());
                 self.prepare_once(url, progress, is_check)
             }
@@ -174,24 +176,25 @@ impl<C: R2D2Connection + 'static> Login<C> {
         let before = progress.begin_login(url.port(dialect));
         let settings = self.peer.settings();
         let classifier = &settings.classifier;
-        let (is_let_in, is_lost) = (Cell::new(false), Cell::new(false));
-        let note_loss = |fault: Fault, error: &Error| {
+        let (is_let_in, is_transient) = (Cell::new(false), Cell::new(false));
+        let note = |fault: Fault, error: &Error| {
             is_let_in.set(true);
             let loss = classifier.classify_query(error).1;
-            is_lost.set(fault == Fault::PeerDown && loss != Loss::No);
+            let is_loss = fault == Fault::PeerDown && loss != Loss::No;
+            is_transient.set(is_loss || fault == Fault::Retryable);
             fault
         };
         let fault_of_login = |error: &ConnectionError| {
             let fault = classifier.classify_login(error);
             match error {
                 // The first queries on a new connection are diesel's own.
-                ConnectionError::CouldntSetupConfiguration(error) => note_loss(fault, error),
+                ConnectionError::CouldntSetupConfiguration(error) => note(fault, error),
                 _ => fault,
             }
         };
         let fault_of_preparation = |not_ready: &NotReady| match not_ready {
             NotReady::State(fault, _) => *fault,
-            NotReady::Query(error) => note_loss(classifier.classify_preparation(error), error),
+            NotReady::Query(error) => note(classifier.classify_preparation(error), error),
         };
         let established =
             run_redacted(url, fault_of_login, || C::establish(&url.for_login(dialect)));
@@ -199,7 +202,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
             Ok(conn) => conn,
             Err(failure) => {
                 let failure = if is_let_in.get() { failure.of_session() } else { failure };
-                return Err(FailedLogin { conn: None, failure, is_lost: is_lost.get() });
+                return Err(FailedLogin { conn: None, failure, is_transient: is_transient.get() });
             }
         };
         if settings.statement_cache == StatementCache::Disabled {
@@ -238,7 +241,7 @@ impl<C: R2D2Connection + 'static> Login<C> {
             Err(failure) => Err(FailedLogin {
                 conn: Some(conn),
                 failure: failure.of_session(),
-                is_lost: is_lost.get(),
+                is_transient: is_transient.get(),
             }),
         }
     }
