@@ -220,7 +220,13 @@ impl<C: R2D2Connection + 'static> Login<C> {
             let is_short = is_check && health_check.is_none() && on_connect.is_none();
             let needs_no_proof = is_short || url.is_unix_socket(dialect);
             let proof = if needs_no_proof { None } else { Proof::begin(&before) };
-            let socket = select(&mut conn, proof, &mut self.rng, classifier)?;
+            // SQLite reads its schema for any SELECT, and another connection may have locked that.
+            let may_be_proxied = matches!(dialect, Dialect::MySql | Dialect::Postgres);
+            let socket = if proof.is_some() || may_be_proxied {
+                select(&mut conn, proof, &mut self.rng, classifier)?
+            } else {
+                None
+            };
             let encrypted = url.requires_encryption();
             readiness::test(&mut conn, Requirements { encrypted, ..settings.requirements })?;
             progress.end_login(socket.clone());
