@@ -6,6 +6,7 @@ pub(crate) mod counters;
 mod evidence;
 pub(crate) mod handle;
 pub(crate) mod link_guard;
+pub(crate) mod link_state;
 pub(crate) mod outage;
 pub(crate) mod peer;
 pub(crate) mod peer_config;

@@ -21,11 +21,11 @@ use std::time::{Duration, Instant};
 use super::schedule::{begin_check, short_timeout};
 use crate::events::EventKind;
 use crate::login::dial::HealthCheck;
-use crate::peers::activity::LinkState;
-use crate::peers::peer::{CheckKind, Peer, Question, StallSeries};
+use crate::peers::link_state::LinkState;
+use crate::peers::peer::{CheckKind, Peer, QuestionState, StallSeries};
 use crate::peers::set::Transaction;
 use crate::peers::set::peer_ref::PeerRef;
-use crate::pool::question;
+use crate::pool::question::Question;
 
 /// The number of successive unanswered checks after which a peer counts as stalled.
 const UNANSWERED_CHECKS: u32 = 2;
@@ -79,9 +79,11 @@ fn detect_stall(
         None if observations.answered.is_some_and(|at| !is_long(at)) => Verdict::Works,
         None => Verdict::Suspect,
         Some(series) if is_since(observations.answered, series.began) => Verdict::Works,
-        Some(StallSeries { unanswered: 1.., question: Question::NotAsked, .. }) => Verdict::Ask,
+        Some(StallSeries { unanswered: 1.., question: QuestionState::NotAsked, .. }) => {
+            Verdict::Ask
+        }
         Some(series) if series.unanswered < UNANSWERED_CHECKS => Verdict::Suspect,
-        Some(StallSeries { question: Question::Asked { until, .. }, .. }) if now < until => {
+        Some(StallSeries { question: QuestionState::Asked { until, .. }, .. }) if now < until => {
             Verdict::Wait
         }
         Some(series) if is_since(observations.others_answered, series.began) => Verdict::Stalled,
@@ -97,7 +99,7 @@ pub(super) struct Stalls {
     /// The checks that have begun, because queries hang.
     pub(super) checks: Vec<HealthCheck>,
     /// The questions to resting sessions.
-    pub(super) questions: Vec<question::Question>,
+    pub(super) questions: Vec<Question>,
     peers: Vec<StalledPeer>,
 }
 
@@ -158,9 +160,9 @@ pub(super) fn scan(transaction: &mut Transaction<'_>) -> Stalls {
                 let timeout = short_timeout(peer, settings);
                 if verdict == Verdict::Ask {
                     let until = now + timeout + ANSWER_DELAY;
-                    series.question = Question::Asked { at: now, until };
+                    series.question = QuestionState::Asked { at: now, until };
                     let peer = transaction.peer_ref(index);
-                    stalls.questions.push(question::Question { peer, asked_at: now, timeout });
+                    stalls.questions.push(Question { peer, asked_at: now, timeout });
                 }
                 transaction.update(index, |peer, _| peer.stall_series = Some(series));
                 stalls.checks.extend(begin_check(transaction, index, CheckKind::Stall, timeout));
@@ -239,7 +241,7 @@ mod tests {
     /// Times are in seconds; `stall_after` is two seconds.
     #[test]
     fn peer_is_stalled_only_when_all_conditions_hold() {
-        use Question::{Asked, NotAsked, Over};
+        use QuestionState::{Asked, NotAsked, Over};
         use Verdict::{Ask, Inconclusive, Stalled, Suspect, Wait, Works};
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
@@ -383,7 +385,7 @@ mod tests {
             let events = || self.set.event_log.history().len();
             let before = events();
             let stalls = self.set.transaction(self.now, scan);
-            for question::Question { peer, asked_at, .. } in &stalls.questions {
+            for Question { peer, asked_at, .. } in &stalls.questions {
                 self.set.update(peer.index, self.now, |peer, _| peer.question_ended(*asked_at));
             }
             let mut checked: Vec<usize> =

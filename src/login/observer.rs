@@ -13,7 +13,7 @@ use diesel::result::Error;
 
 use crate::fault::{Fault, Loss};
 use crate::login::statements;
-use crate::peers::activity::LinkState;
+use crate::peers::link_state::LinkState;
 use crate::peers::set::peer_ref::PeerRef;
 use crate::settings::policy::Role;
 use crate::url::dialect::Dialect;

@@ -33,7 +33,7 @@ pub(crate) struct Undecided {
 
 /// Whose failure it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum Origin {
     Peer,
     Host,
     /// The other peers have to be tried.
@@ -74,18 +74,18 @@ pub(crate) fn judge<'a>(
     began: Instant,
     others: impl Iterator<Item = &'a Evidence>,
     has_links: bool,
-) -> Verdict {
+) -> Origin {
     if lack == Lack::Way || !has_links {
-        return Verdict::Peer;
+        return Origin::Peer;
     }
-    let mut verdict = Verdict::Host;
+    let mut origin = Origin::Host;
     for other in others.filter(|other| !other.may_be_of_host()) {
         if other.newest.is_some_and(|newest| newest.began >= began) {
-            return Verdict::Peer;
+            return Origin::Peer;
         }
-        verdict = Verdict::Undecided;
+        origin = Origin::Undecided;
     }
-    verdict
+    origin
 }
 
 #[cfg(test)]
@@ -98,7 +98,7 @@ mod tests {
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
     fn failure_is_this_hosts_when_all_peers_fail_alike() {
         use Lack::{Name, Network, Way};
-        use Verdict::{Host, Peer, Undecided};
+        use Origin::{Host, Peer, Undecided};
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         // The newest login of another peer: when it began, and what it lacked.

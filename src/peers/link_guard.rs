@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::events::{CloseReason, EventKind};
-use crate::peers::activity::LinkState;
+use crate::peers::link_state::LinkState;
 use crate::peers::set::peer_ref::PeerRef;
 
 /// Counts one login in progress on a peer, then the link that results from it. Dropping the guard

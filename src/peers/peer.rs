@@ -74,12 +74,12 @@ pub(crate) struct StallSeries {
     pub(crate) began: Instant,
     /// The number of checks so far that got no answer.
     pub(crate) unanswered: u32,
-    pub(crate) question: Question,
+    pub(crate) question: QuestionState,
 }
 
-/// The question to a resting session of a peer that does not answer checks.
+/// How far the question to a resting session has come, of a peer that does not answer checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Question {
+pub(crate) enum QuestionState {
     NotAsked,
     Asked {
         at: Instant,
@@ -91,7 +91,7 @@ pub(crate) enum Question {
 
 impl StallSeries {
     pub(crate) fn new(began: Instant) -> Self {
-        Self { began, unanswered: 0, question: Question::NotAsked }
+        Self { began, unanswered: 0, question: QuestionState::NotAsked }
     }
 }
 
@@ -480,8 +480,8 @@ impl Peer {
     /// Records that the question that was asked at `asked_at` has been answered, or will not be.
     pub(crate) fn question_ended(&mut self, asked_at: Instant) {
         if let Some(StallSeries { question, .. }) = &mut self.stall_series {
-            if matches!(question, Question::Asked { at, .. } if *at == asked_at) {
-                *question = Question::Over;
+            if matches!(question, QuestionState::Asked { at, .. } if *at == asked_at) {
+                *question = QuestionState::Over;
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::events::log::LOG_TARGET;
 use crate::fault::LoginFailure;
 use crate::fault::host::HostFailure;
 use crate::panics::catch_panic;
-use crate::peers::evidence::{Undecided, Verdict, judge};
+use crate::peers::evidence::{Origin, Undecided, judge};
 use crate::peers::peer::{Attempt, CheckKind, Peer};
 
 /// The time from which on this host cannot make connections, and the reason.
@@ -121,17 +121,17 @@ impl Transaction<'_> {
         }
         self.inner.peers[index].evidence.failed(attempt, failure.clone());
         match self.judge(index, attempt.began, &failure) {
-            Verdict::Peer => {
+            Origin::Peer => {
                 self.inner.peers[index].evidence.undecided = None;
                 self.decide_all();
                 unreached(failure)
             }
-            Verdict::Host => {
+            Origin::Host => {
                 self.inner.peers.iter_mut().for_each(|peer| peer.evidence.undecided = None);
                 self.host_failed(failure.clone());
                 LoginFailure::NotAttempted(failure.to_string().into())
             }
-            Verdict::Undecided => {
+            Origin::Undecided => {
                 let now = self.now;
                 for other in 0..self.inner.peers.len() {
                     let peer = &self.inner.peers[other];
@@ -144,7 +144,7 @@ impl Transaction<'_> {
         }
     }
 
-    fn judge(&self, index: usize, began: Instant, failure: &HostFailure) -> Verdict {
+    fn judge(&self, index: usize, began: Instant, failure: &HostFailure) -> Origin {
         let members = || self.inner.peers.iter().enumerate().filter(|(_, peer)| peer.is_member());
         let others = members().filter(|(other, _)| *other != index);
         let others = others.map(|(_, peer)| &peer.evidence);
@@ -157,7 +157,7 @@ impl Transaction<'_> {
         for index in 0..self.inner.peers.len() {
             let Some(undecided) = &self.inner.peers[index].evidence.undecided else { continue };
             let Undecided { attempt, failure } = undecided.clone();
-            if self.judge(index, attempt.began, &failure) == Verdict::Peer {
+            if self.judge(index, attempt.began, &failure) == Origin::Peer {
                 self.inner.peers[index].evidence.undecided = None;
                 self.update(index, |peer, check_times| {
                     peer.connect_failed(attempt, unreached(failure), check_times);
