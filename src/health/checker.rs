@@ -99,11 +99,7 @@ impl Checker {
         let set = self.set.clone();
         let next_deadline = set.deadlines.cancel_overdue(now);
         if self.next_query_scan.is_some_and(|at| at <= now) {
-            let activities: Vec<_> =
-                set.read(|peers| peers.iter().map(|peer| peer.activity.clone()).collect());
-            for activity in activities {
-                activity.inspect(now);
-            }
+            self.inspect_sockets(now);
         }
         let (checks, questions, stalls, next) = set.transaction(now, |transaction| {
             let mut checks = run_schedule(transaction);
@@ -116,6 +112,22 @@ impl Checker {
         stalls.abort_queries();
         set.event_log.write_log();
         Due { checks, questions, next }
+    }
+
+    /// Asks the kernel what it knows of the queries that are not short, outside of the set's lock, and spares
+    /// those whose server does not read at the moment.
+    fn inspect_sockets(&self, now: Instant) {
+        // Long before the kernel's timeout expires.
+        let user_timeout = self.set.settings().tcp_user_timeout;
+        let window_closed_at = user_timeout.and_then(|timeout| now.checked_sub(timeout / 4));
+        let activities: Vec<_> =
+            self.set.read(|peers| peers.iter().map(|peer| peer.activity.clone()).collect());
+        for activity in activities {
+            activity.inspect(now);
+            if let Some(at) = window_closed_at {
+                activity.spare_closed_windows(at);
+            }
+        }
     }
 
     /// Scans the running queries for stalled peers, if the time of the next scan has come.

@@ -130,18 +130,12 @@ impl Stalls {
     }
 }
 
-/// Updates which peers are unresponsive, spares queries whose server does not read at the moment, begins stall
-/// checks, and marks stalled peers down.
+/// Updates which peers are unresponsive, begins stall checks, and marks stalled peers down.
 pub(super) fn scan(transaction: &mut Transaction<'_>) -> Stalls {
     let (now, settings) = (transaction.now, transaction.settings());
     let mut stalls = Stalls::default();
-    // Long before the kernel's timeout expires.
-    let window_closed_at = settings.tcp_user_timeout.map(|timeout| now.checked_sub(timeout / 4));
     for peer in transaction.peers() {
         stalls.is_any_running |= peer.activity.update_unresponsive(peer.last_answer(), now);
-        if let Some(Some(at)) = window_closed_at {
-            peer.activity.spare_closed_windows(at);
-        }
     }
     let Some(stall_after) = settings.stall_after else { return stalls };
     let mut others_are_needed = false;
