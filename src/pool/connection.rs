@@ -142,7 +142,7 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
         while let Err(error) = validation.validate(self.link_mut()) {
             let Some(mut dead) = self.held.take() else { return Err(error) };
             dead.guard.set_close_reason(CloseReason::Broken);
-            match self.pool.updated_exchange().swap_dead(dead) {
+            match self.pool.updated_exchange().swap_dead(dead, validation.began) {
                 Ok(live) => self.held = OnceCell::from(live),
                 Err(dead) => {
                     self.held = OnceCell::from(dead);

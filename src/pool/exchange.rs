@@ -58,6 +58,9 @@ pub(crate) trait Parkable {
     fn peer(&self) -> usize;
     /// The time at which the link was created.
     fn created_at(&self) -> Instant;
+    /// Whether the link is used before others of its peer that became idle later, so that it does not rest until
+    /// it has to be pinged.
+    fn is_due(&self, now: Instant) -> bool;
     /// Counts the link as in use, or as idle.
     fn set_in_use(&mut self, in_use: bool);
     /// Whether the link is to be replaced, whatever the state of its peer.
@@ -150,7 +153,7 @@ impl<L: Parkable> Evicted<L> {
     }
 }
 
-/// The parked links of one peer, the longest idle link first.
+/// The parked links of one peer, the longest idle link first. The last one is used first.
 #[derive(Debug)]
 struct Queue<L> {
     links: VecDeque<L>,
@@ -240,14 +243,14 @@ impl<L: Parkable> Exchange<L> {
         let mut inner = self.lock();
         inner.park_and_release(held, reservation);
         inner.expire_reservations(now);
-        self.retry_while_borrowed(inner, |inner| inner.take_live(None))
+        self.retry_while_borrowed(inner, |inner| inner.take_live(None, now))
     }
 
     /// Evicts a dead link and returns a live one for it, of another peer if possible. Returns the dead
     /// link as the error if no live link is here.
-    pub(crate) fn swap_dead(&self, dead: L) -> Result<L, L> {
+    pub(crate) fn swap_dead(&self, dead: L, now: Instant) -> Result<L, L> {
         let mut inner = self.lock();
-        match inner.take_live(Some(dead.peer())) {
+        match inner.take_live(Some(dead.peer()), now) {
             Some(live) => {
                 inner.empty_slots += 1;
                 inner.evict(dead);
@@ -366,7 +369,7 @@ impl<L: Parkable> Inner<L> {
         // In the thread that created the link only the customizer uses it: the slot is not checked out
         // yet.
         let is_customizer = reserved.as_ref().is_some_and(|reserved| reserved.creator == caller);
-        let link = reserved.map(|reserved| reserved.link).or_else(|| self.take_chosen(None));
+        let link = reserved.map(|reserved| reserved.link).or_else(|| self.take_chosen(None, None));
         // By the invariant there is a link for each empty slot, unless it is borrowed. As `release` and
         // `take_reserved` end reservations, there is an unreserved link for each empty slot without a
         // reservation.
@@ -503,8 +506,8 @@ impl<L: Parkable> Inner<L> {
         self.check_invariant();
     }
 
-    fn take_live(&mut self, avoid: Option<usize>) -> Option<L> {
-        let mut link = self.take_chosen(avoid)?;
+    fn take_live(&mut self, avoid: Option<usize>, now: Instant) -> Option<L> {
+        let mut link = self.take_chosen(avoid, Some(now))?;
         link.set_in_use(true);
         self.empty_slots -= 1;
         self.check_invariant();
@@ -543,8 +546,8 @@ impl<L: Parkable> Inner<L> {
 
     /// Takes a link of the peer that the strategy chooses, always of a usable peer. Responsive peers
     /// come first, then unresponsive ones, then the peer to `avoid`, and last the peers without a share
-    /// of the work.
-    fn take_chosen(&mut self, avoid: Option<usize>) -> Option<L> {
+    /// of the work. `now` is the time of a checkout that validates the link.
+    fn take_chosen(&mut self, avoid: Option<usize>, now: Option<Instant>) -> Option<L> {
         let Self { queues, candidates, load_misleads, chooser, rng, .. } = self;
         let others = candidates.iter().filter(|peer| Some(**peer) != avoid);
         let responsive =
@@ -558,24 +561,30 @@ impl<L: Parkable> Inner<L> {
             .or_else(|| chooser.choose(others.map(candidate), *load_misleads, rng))
             .or_else(|| avoid.filter(|peer| candidates.contains(peer)))
         {
-            Some(peer) => self.take_from(peer),
-            None => self.take_usable(),
+            Some(peer) => self.take_from(peer, now),
+            None => self.take_usable(now),
         }
     }
 
     /// Takes a link of any usable peer. Peers in service come first, then those that are up, then the lowest
     /// tier.
-    fn take_usable(&mut self) -> Option<L> {
+    fn take_usable(&mut self, now: Option<Instant>) -> Option<L> {
         let queues = self.queues.iter().enumerate();
         let usable = queues.filter(|(_, queue)| queue.view.is_usable && !queue.links.is_empty());
         let (peer, _) = usable.min_by_key(|(_, Queue { view, .. })| {
             (view.activity.is_out_of_service(), view.activity.is_down(), view.tier)
         })?;
-        self.take_from(peer)
+        self.take_from(peer, now)
     }
 
-    fn take_from(&mut self, peer: usize) -> Option<L> {
-        let link = self.queues[peer].links.pop_front();
+    /// Takes the link of the peer that became idle last, whose server thread is still warm, unless another one
+    /// is due. A link that nothing validates is the one that has been idle for the longest, so that none rests
+    /// until its server ends it.
+    fn take_from(&mut self, peer: usize, now: Option<Instant>) -> Option<L> {
+        let links = &mut self.queues[peer].links;
+        let is_warm_best =
+            now.is_some_and(|now| !links.front().is_some_and(|link| link.is_due(now)));
+        let link = if is_warm_best { links.pop_back() } else { links.pop_front() };
         self.update_candidate(peer);
         link
     }

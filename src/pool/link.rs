@@ -41,6 +41,13 @@ pub(crate) struct Link<C> {
     examined_at: Option<Instant>,
 }
 
+impl<C> Link<C> {
+    /// Whether the link has reached its maximum age.
+    pub(crate) fn is_too_old(&self, now: Instant) -> bool {
+        self.expires_at <= now
+    }
+}
+
 impl<C: R2D2Connection> Link<C> {
     pub(crate) fn set_user_instrumentation(&mut self, user: DynInstrumentation) {
         self.monitor.install_before(user, &mut self.conn);
@@ -99,11 +106,6 @@ impl<C: R2D2Connection + 'static> Link<C> {
     fn must_examine_server(&self, now: Instant) -> bool {
         let is_recent = |at| now.saturating_duration_since(at) < EXAMINATION_INTERVAL;
         self.monitor.link_state().is_server_in_doubt() && !self.examined_at.is_some_and(is_recent)
-    }
-
-    /// Whether the link has reached its maximum age.
-    pub(crate) fn is_too_old(&self, now: Instant) -> bool {
-        self.expires_at <= now
     }
 
     /// Whether the link is alive without a query to its server: its socket is open and quiet,
@@ -227,6 +229,11 @@ impl<C> Parkable for Box<Link<C>> {
 
     fn created_at(&self) -> Instant {
         self.created_at
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        let idle_time = now.saturating_duration_since(self.idle_since);
+        idle_time > self.guard.peer.settings().ping_idle / 2 || self.is_too_old(now)
     }
 
     fn set_in_use(&mut self, in_use: bool) {

@@ -16,6 +16,7 @@ struct TestLink {
     /// Whether its session can be ended without closing it.
     has_socket: bool,
     is_leaving: bool,
+    due_at: Option<Instant>,
 }
 
 impl Parkable for TestLink {
@@ -25,6 +26,10 @@ impl Parkable for TestLink {
 
     fn created_at(&self) -> Instant {
         self.created_at
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.due_at.is_some_and(|due_at| due_at <= now)
     }
 
     fn set_in_use(&mut self, _: bool) {}
@@ -51,7 +56,8 @@ fn start() -> Instant {
 /// Creates the link with this number. Even links lead to peer 0, and lower numbers are older.
 fn link(number: usize) -> TestLink {
     let created_at = start() + Duration::from_secs(number as u64);
-    TestLink { number, peer: number % PEERS, created_at, has_socket: false, is_leaving: false }
+    let peer = number % PEERS;
+    TestLink { number, peer, created_at, has_socket: false, is_leaving: false, due_at: None }
 }
 
 fn exchange() -> Exchange<TestLink> {
@@ -160,7 +166,7 @@ fn links_of_a_peer_that_recovers_are_handed_out_again_except_dead_ones() {
     let exchange = with_parked_links(4);
     set_usable(&exchange, 2, [false, true]);
     let dead = exchange.check_out(None, None, later()).expect("two live links are here");
-    exchange.swap_dead(dead).expect("another live link is here");
+    exchange.swap_dead(dead, later()).expect("another live link is here");
     set_usable(&exchange, 3, [true, true]);
     let taken = || exchange.check_out(None, None, later()).map(|link| link.peer);
     assert_eq!(
@@ -170,22 +176,47 @@ fn links_of_a_peer_that_recovers_are_handed_out_again_except_dead_ones() {
     );
 }
 
-#[test]
-fn longest_idle_link_of_a_peer_is_handed_out_first() {
-    let exchange = with_parked_links(6);
+/// Returns the numbers of the links to peer 0 that so many checkouts, one after the other, get.
+fn turns_of_peer_0(exchange: &Exchange<TestLink>, checkouts: usize, now: Instant) -> Vec<usize> {
     let mut turns = Vec::new();
-    for _ in 0..60 {
-        let link = exchange.check_out(None, None, later()).expect("six links are here");
+    for _ in 0..checkouts {
+        let mut link = exchange.check_out(None, None, now).expect("six links are here");
+        link.due_at = link.due_at.map(|_| now + Duration::from_secs(15));
         turns.push(link.number);
         exchange.check_in(Some(link), None, |_| None);
     }
-    let of_peer_0: Vec<_> = turns.into_iter().filter(|number| number % PEERS == 0).collect();
-    let rounds = of_peer_0.chunks_exact(3).all(|round| {
-        let mut round = round.to_vec();
-        round.sort_unstable();
-        round == [0, 2, 4]
-    });
-    assert!(rounds, "the longest idle link comes next: {of_peer_0:?}");
+    turns.retain(|number| number % PEERS == 0);
+    turns
+}
+
+#[test]
+fn link_of_a_peer_that_was_used_last_is_handed_out_first() {
+    let turns = turns_of_peer_0(&with_parked_links(6), 60, later());
+    assert!(turns.len() > 10, "the peer gets its share: {turns:?}");
+    assert!(turns.iter().all(|number| *number == 4), "one busy thread uses one link: {turns:?}");
+}
+
+#[test]
+fn links_that_are_due_have_their_turn_first() {
+    let exchange = exchange();
+    let now = later();
+    for number in 0..6 {
+        let due_at = Some(now + Duration::from_secs(number as u64));
+        let reservation =
+            exchange.add_slot(TestLink { due_at, ..link(number) }, thread::current().id());
+        exchange.check_in(None, Some(reservation), |_| None);
+    }
+    assert_eq!(turns_of_peer_0(&exchange, 20, now)[..2], [0, 0], "one link is due");
+    let turns = turns_of_peer_0(&exchange, 20, now + Duration::from_secs(8));
+    assert_eq!(turns[..4], [2, 4, 4, 4], "two links are due, and then the last one is warm");
+}
+
+#[test]
+fn link_that_nothing_validates_is_the_one_that_was_idle_for_the_longest() {
+    let exchange = with_parked_links(6);
+    let numbers: Vec<_> = (0..6).map(|_| take(&exchange, None).number).collect();
+    let of_peer_0: Vec<_> = numbers.into_iter().filter(|number| number % PEERS == 0).collect();
+    assert_eq!(of_peer_0, [0, 2, 4], "none rests until its server ends it");
 }
 
 #[test]
@@ -249,12 +280,12 @@ fn dead_link_is_exchanged_for_a_link_of_another_peer_if_there_is_one() {
     let exchange = with_parked_links(5);
     let mut dead = exchange.check_out(None, None, later()).expect("five links are here");
     let first = dead.peer;
-    dead = exchange.swap_dead(dead).expect("other links are here");
+    dead = exchange.swap_dead(dead, later()).expect("other links are here");
     assert_ne!(dead.peer, first, "a link of the other peer comes first");
     for _ in 0..3 {
-        dead = exchange.swap_dead(dead).expect("other links are here");
+        dead = exchange.swap_dead(dead, later()).expect("other links are here");
     }
-    exchange.swap_dead(dead).expect_err("all other links are dead");
+    exchange.swap_dead(dead, later()).expect_err("all other links are dead");
 }
 
 /// One step in the life of a slot, or a change of a peer.
@@ -287,10 +318,12 @@ impl Slot {
                 (taken, is_valid)
             }
             Step::Deref => (Some(held.unwrap_or_else(|| take(exchange, reservation))), true),
-            Step::FindDead => match exchange.swap_dead(held.expect("the slot is checked out")) {
-                Ok(live) => (Some(live), true),
-                Err(dead) => (Some(dead), false),
-            },
+            Step::FindDead => {
+                match exchange.swap_dead(held.expect("the slot is checked out"), later()) {
+                    Ok(live) => (Some(live), true),
+                    Err(dead) => (Some(dead), false),
+                }
+            }
             Step::CheckIn => match exchange.check_in(held, reservation, |_| None) {
                 ToClose::Nothing => (None, true),
                 ToClose::WithSlot(link) => (Some(link), false),
@@ -435,6 +468,10 @@ fn new_link_of_an_unusable_peer_is_shut_down() {
 
         fn created_at(&self) -> Instant {
             self.0.created_at()
+        }
+
+        fn is_due(&self, _: Instant) -> bool {
+            false
         }
 
         fn set_in_use(&mut self, _: bool) {}
