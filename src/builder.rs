@@ -27,12 +27,14 @@ use crate::peers::set::PeerSet;
 use crate::pool::connection::PoolState;
 use crate::pool::exchange::Exchange;
 use crate::pool::replacement::Replacement;
+use crate::pool::retry_budget::RetryBudget;
 use crate::redact::{is_printable, shown_name};
 use crate::resolver::{self, Resolve};
 use crate::settings::Given;
 use crate::settings::policy::{
     AllDown, Balance, Donors, GaleraCheck, Recovery, Role, StatementCache, Strategy,
 };
+use crate::settings::retry::RetryPolicy;
 use crate::url::dialect::Dialect;
 use crate::url::{Credentials, CredentialsProvider};
 
@@ -364,6 +366,16 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn ping_timeout(mut self, ping_timeout: Duration) -> Self {
         self.given.ping_timeout = Some(ping_timeout);
+        self
+    }
+
+    /// Sets how [`PeerConnection::transaction_with_retry`](crate::PeerConnection::transaction_with_retry) and
+    /// [`read_with_retry`](crate::PeerConnection::read_with_retry) run their work again.
+    ///
+    /// Defaults to [`RetryPolicy::new`].
+    #[must_use]
+    pub fn retry_policy(mut self, retry_policy: RetryPolicy) -> Self {
+        self.given.retry_policy = Some(retry_policy);
         self
     }
 
@@ -745,15 +757,26 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         let set = Arc::new(PeerSet::new(peers, settings, validator, event_log, rng, wake, now));
         #[cfg(feature = "metrics")]
         crate::metrics::start(set.clone(), stopped.clone()).map_err(BuildErrorKind::System)?;
-        let pool =
-            Arc::new(PoolState { set: set.clone(), exchange, replacement: Replacement::default() });
+        let pool = Arc::new(PoolState {
+            set: set.clone(),
+            exchange,
+            replacement: Replacement::default(),
+            retry_budget: RetryBudget::default(),
+            hooks,
+        });
         let checker_stopped = stopped.clone();
-        checker::start(set.clone(), Arc::downgrade(&pool), hooks.clone(), woken, checker_stopped)
-            .map_err(BuildErrorKind::System)?;
+        checker::start(
+            set.clone(),
+            Arc::downgrade(&pool),
+            pool.hooks.clone(),
+            woken,
+            checker_stopped,
+        )
+        .map_err(BuildErrorKind::System)?;
         if set.settings().resolve_interval.is_some() {
             resolver::start(self.resolver, set, stopped).map_err(BuildErrorKind::System)?;
         }
-        Ok(PeerManager::new(pool, hooks, stop))
+        Ok(PeerManager::new(pool, stop))
     }
 }
 

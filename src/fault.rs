@@ -5,6 +5,7 @@
 //! `lc_messages`; the tables here contain the English ones, and a few in other languages that contain the
 //! name of a setting. An unknown text is an error of the query itself, or, for a login, a peer that is down.
 
+pub(crate) mod commit;
 pub(crate) mod host;
 
 use std::fmt;

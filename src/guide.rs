@@ -44,4 +44,6 @@ chapters! {
     proxies = "../docs/proxies.md";
     /// The crate as a database of a Rocket application.
     rocket = "../docs/rocket.md";
+    /// Transactions that are run again, and the outcome of a COMMIT.
+    transactions = "../docs/transactions.md";
 }

@@ -44,6 +44,7 @@ mod settings;
 mod socket;
 #[cfg(feature = "status-page")]
 pub mod status_page;
+mod transaction;
 mod url;
 
 pub use crate::builder::PeerManagerBuilder;
@@ -65,4 +66,6 @@ pub use crate::settings::policy::{
     AllDown, Balance, Donors, GaleraCheck, ParseChoiceError, Recovery, Role, StatementCache,
     Strategy,
 };
+pub use crate::settings::retry::{Isolation, RetryPolicy};
+pub use crate::transaction::{Doubt, DoubtReason, Outcome, TransactionError, outcome_of};
 pub use crate::url::Credentials;

@@ -12,6 +12,7 @@ use diesel::r2d2::{Error, ManageConnection, R2D2Connection};
 
 use crate::builder::PeerManagerBuilder;
 use crate::login::dial;
+#[cfg(feature = "doctor")]
 use crate::login::session::Hooks;
 use crate::panics::catch_panic;
 use crate::peers::handle::Peers;
@@ -26,7 +27,6 @@ use crate::pool::link::Link;
 /// manager serves one pool. Its background threads end when it is dropped.
 pub struct PeerManager<C> {
     pool: Arc<PoolState<C>>,
-    hooks: Arc<Hooks<C>>,
     /// Dropping this sender stops all background threads of the manager. No thread is joined, because
     /// the last owner of a pool may be one of r2d2's own workers.
     _stop: Sender<Infallible>,
@@ -39,18 +39,14 @@ impl<C> PeerManager<C> {
         PeerManagerBuilder::new()
     }
 
-    pub(crate) fn new(
-        pool: Arc<PoolState<C>>,
-        hooks: Arc<Hooks<C>>,
-        stop: Sender<Infallible>,
-    ) -> Self {
-        Self { pool, hooks, _stop: stop }
+    pub(crate) fn new(pool: Arc<PoolState<C>>, stop: Sender<Infallible>) -> Self {
+        Self { pool, _stop: stop }
     }
 
     /// Returns the set of peers and the closures, which a login needs.
     #[cfg(feature = "doctor")]
     pub(crate) fn parts(&self) -> (&Arc<PeerSet>, &Arc<Hooks<C>>) {
-        (&self.pool.set, &self.hooks)
+        (&self.pool.set, &self.pool.hooks)
     }
 
     /// Returns a handle to the state of the peers. Get the handle before you pass the manager to a pool.
@@ -67,7 +63,7 @@ impl<C: R2D2Connection + Send + 'static> ManageConnection for PeerManager<C> {
     /// Logs in to the peer with the fewest connections for its weight, by chance among equals. Tries
     /// the next peer if the login fails or is not answered.
     fn connect(&self) -> Result<PeerConnection<C>, Error> {
-        let opened = dial::connect(&self.pool.set, &self.hooks)
+        let opened = dial::connect(&self.pool.set, &self.pool.hooks)
             .map_err(|error| Error::ConnectionError(ConnectionError::BadConnection(error)))?;
         Ok(PeerConnection::new(self.pool.clone(), Box::new(Link::new(opened))))
     }

@@ -14,4 +14,5 @@ pub(crate) mod placement;
 pub(crate) mod resolved_host;
 pub(crate) mod set;
 pub(crate) mod snapshot;
+pub(crate) mod transaction_record;
 mod transition;

@@ -6,5 +6,6 @@ pub(crate) mod link;
 pub(crate) mod passthrough;
 pub(crate) mod question;
 pub(crate) mod replacement;
+pub(crate) mod retry_budget;
 mod strategy;
 mod validation;

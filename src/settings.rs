@@ -1,6 +1,7 @@
 //! The settings of a manager: one table of names, defaults and minimums, and the times that follow from them.
 
 pub(crate) mod policy;
+pub(crate) mod retry;
 
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use rand::rngs::SmallRng;
 use crate::error::BuildErrorKind;
 use crate::fault::Classifier;
 use crate::settings::policy::{AllDown, Balance, Recovery, Requirements, StatementCache, Strategy};
+use crate::settings::retry::RetryPolicy;
 use crate::socket::Tuning;
 
 /// The random part of intervals. A check comes later than its interval by up to this fraction, so that a
@@ -122,6 +124,7 @@ settings! {
         requirements: Requirements = Requirements::default();
         statement_cache: StatementCache = StatementCache::default();
         all_down: AllDown = AllDown::default();
+        retry_policy: RetryPolicy = RetryPolicy::default();
         classifier: Classifier = Classifier::default();
     }
 }

@@ -11,10 +11,12 @@ use diesel::Connection;
 use diesel::connection::{DebugQuery, DynInstrumentation, Instrumentation, InstrumentationEvent};
 use diesel::result::Error;
 
-use crate::fault::{Fault, Loss};
+use crate::fault::{Fault, Loss, commit};
 use crate::login::statements;
 use crate::peers::link_state::LinkState;
 use crate::peers::set::peer_ref::PeerRef;
+use crate::peers::transaction_record::Interruption;
+use crate::redact::printable;
 use crate::settings::policy::Role;
 use crate::url::dialect::Dialect;
 
@@ -87,7 +89,9 @@ impl LinkMonitor {
         if let Some(counters) = counters {
             counters.queries.add(took);
         }
+        let record = &self.link_state.record;
         let Some(error) = error else {
+            record.query_succeeded();
             self.peer.activity.query_ended(now);
             if self.peer.activity.query_succeeded() {
                 self.peer.set.views_changed();
@@ -99,6 +103,11 @@ impl LinkMonitor {
         }
         let settings = self.peer.settings();
         let (fault, loss) = settings.classifier.classify_query(error);
+        record.query_failed(Interruption::of(fault, settings.requirements.role == Role::ReadWrite));
+        if record.is_committing() {
+            let is_in_doubt = !commit::shows_abort(self.dialect, error);
+            record.commit_failed(is_in_doubt.then(|| printable(&error.to_string()).into()));
+        }
         if self.is_lost(loss) {
             if let Some(counters) = counters {
                 counters.queries_lost.add_one();
@@ -212,6 +221,10 @@ impl Instrumentation for Observer {
         match &event {
             InstrumentationEvent::StartQuery { query, .. } => self.monitor.query_begins(*query),
             InstrumentationEvent::FinishQuery { error, .. } => self.monitor.query_ended(*error),
+            // At a greater depth it releases a savepoint.
+            InstrumentationEvent::CommitTransaction { depth, .. } if depth.get() == 1 => {
+                self.monitor.link_state.record.commit_begins();
+            }
             _ => {}
         }
         self.user.on_connection_event(event);

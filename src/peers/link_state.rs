@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::peers::transaction_record::TransactionRecord;
 use crate::socket::{Socket, Thread};
 
 /// The state of one link, known without a request to its server.
@@ -39,6 +40,7 @@ pub(crate) struct LinkState {
     /// Whether the server has to show before another checkout that it still takes the work that it is to
     /// get: it has refused a query of this link, or of another link of its peer.
     server_in_doubt: AtomicBool,
+    pub(crate) record: TransactionRecord,
     socket: OnceLock<Arc<Socket>>,
 }
 

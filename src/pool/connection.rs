@@ -10,11 +10,14 @@ use std::time::Instant;
 use diesel::r2d2::{Error, R2D2Connection};
 
 use crate::events::CloseReason;
+use crate::login::dial;
+use crate::login::session::Hooks;
 use crate::panics::catch_panic;
 use crate::peers::set::PeerSet;
 use crate::pool::exchange::{Exchange, Reservation, ToClose};
 use crate::pool::link::Link;
 use crate::pool::replacement::Replacement;
+use crate::pool::retry_budget::RetryBudget;
 use crate::pool::validation::{self, Validation, discarded_error};
 use crate::settings::policy::Balance;
 
@@ -32,7 +35,7 @@ use crate::settings::policy::Balance;
 /// During a checkout, a `PeerConnection` is one connection to one peer. Between two checkouts the
 /// pool's slots exchange their connections, so the next checkout may get another connection.
 pub struct PeerConnection<C> {
-    pool: Arc<PoolState<C>>,
+    pub(crate) pool: Arc<PoolState<C>>,
     /// The link that this slot holds. If the slot is empty, the exchange has a link for it.
     held: OnceCell<Box<Link<C>>>,
     /// The reservation of a new link, until the slot is dereferenced or checked out for the first time.
@@ -42,11 +45,12 @@ pub struct PeerConnection<C> {
 }
 
 /// The state that the slots of one pool share.
-#[derive(Debug)]
 pub(crate) struct PoolState<C> {
     pub(crate) set: Arc<PeerSet>,
     pub(crate) exchange: Exchange<Box<Link<C>>>,
     pub(crate) replacement: Replacement,
+    pub(crate) retry_budget: RetryBudget,
+    pub(crate) hooks: Arc<Hooks<C>>,
 }
 
 impl<C> PoolState<C> {
@@ -91,7 +95,7 @@ impl<C> PeerConnection<C> {
         &self.link().guard.peer.name
     }
 
-    fn link(&self) -> &Link<C> {
+    pub(crate) fn link(&self) -> &Link<C> {
         self.held.get_or_init(|| {
             let link =
                 self.pool.updated_exchange().take(self.reservation.take(), thread::current().id());
@@ -139,18 +143,30 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
             return Err(discarded_error("no live connection is idle"));
         };
         self.held = OnceCell::from(link);
+        self.validate_or_swap(validation)
+    }
+
+    /// Validates the link that the slot holds. A dead link is exchanged for another one.
+    fn validate_or_swap(
+        &mut self,
+        validation: &mut Validation<impl Fn() -> Instant>,
+    ) -> Result<(), Error> {
         while let Err(error) = validation.validate(self.link_mut()) {
-            let Some(mut dead) = self.held.take() else { return Err(error) };
-            dead.guard.set_close_reason(CloseReason::Broken);
-            match self.pool.updated_exchange().swap_dead(dead, validation.began) {
-                Ok(live) => self.held = OnceCell::from(live),
-                Err(dead) => {
-                    self.held = OnceCell::from(dead);
-                    return Err(error);
-                }
-            }
+            self.swap_dead(validation.began).map_err(|()| error)?;
         }
         Ok(())
+    }
+
+    /// Exchanges the dead link that the slot holds for a live one, if one is parked.
+    fn swap_dead(&mut self, now: Instant) -> Result<(), ()> {
+        let mut dead = self.held.take().ok_or(())?;
+        dead.guard.set_close_reason(CloseReason::Broken);
+        let (link, outcome) = match self.pool.updated_exchange().swap_dead(dead, now) {
+            Ok(live) => (live, Ok(())),
+            Err(dead) => (dead, Err(())),
+        };
+        self.held = OnceCell::from(link);
+        outcome
     }
 
     /// Checks in the slot. Returns whether r2d2 has to close the slot together with the link that it then
@@ -208,6 +224,40 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
                 guard.peer.must_close_links() || leaves && self.pool.exchange.take_pending_closing()
             }
         }
+    }
+
+    /// Changes to a link of another peer in the middle of a checkout, because this one is lost or its peer takes
+    /// no work. If no live link is parked, this thread logs in to a peer: no other slot is taken, for which this
+    /// thread might wait forever.
+    pub(crate) fn change_link(&mut self, clock: impl Fn() -> Instant) -> Result<(), String>
+    where
+        C: Send,
+    {
+        let mut validation = Validation::begin(&self.pool.set, clock);
+        if self.pool.balance() == Balance::PerCheckout {
+            let is_parked = if self.link_mut().is_broken() {
+                self.swap_dead(validation.began)
+                    .is_ok_and(|()| self.validate_or_swap(&mut validation).is_ok())
+            } else {
+                self.check_out_balanced(&mut validation).is_ok()
+            };
+            if is_parked {
+                return Ok(());
+            }
+        }
+        let mut new = Box::new(Link::new(dial::connect(&self.pool.set, &self.pool.hooks)?));
+        new.guard.set_in_use(true);
+        let old = match self.held.take() {
+            Some(mut old) => {
+                old.guard.set_close_reason(CloseReason::Broken);
+                Some(old)
+            }
+            // The slot is empty, so the exchange has a link for it.
+            None => self.pool.exchange.drop_slot(self.reservation.take()),
+        };
+        self.held = OnceCell::from(new);
+        let _ = catch_panic(|| drop(old));
+        Ok(())
     }
 
     /// Whether this slot always keeps its own link. That is so if the manager balances connections

@@ -1,5 +1,6 @@
 //! One physical connection of the pool.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel::connection::{DynInstrumentation, TransactionManager};
@@ -13,6 +14,7 @@ use crate::login::readiness::{self, NotReady};
 use crate::login::session::Session;
 use crate::panics::catch_panic;
 use crate::peers::link_guard::LinkGuard;
+use crate::peers::link_state::LinkState;
 use crate::pool::exchange::Parkable;
 use crate::url::dialect::Dialect;
 
@@ -42,6 +44,10 @@ pub(crate) struct Link<C> {
 }
 
 impl<C> Link<C> {
+    pub(crate) fn state(&self) -> &Arc<LinkState> {
+        self.monitor.link_state()
+    }
+
     /// Whether the link has reached its maximum age.
     pub(crate) fn is_too_old(&self, now: Instant) -> bool {
         self.expires_at <= now

@@ -31,4 +31,5 @@ mod role;
 mod runtime_changes;
 mod status;
 mod support_selftest;
+mod transactions;
 mod two_addresses;

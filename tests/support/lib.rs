@@ -51,6 +51,7 @@ pub mod template;
 pub mod tls;
 
 pub mod backend;
+pub mod cutting_proxy;
 pub mod figure;
 pub mod http;
 pub mod load;
@@ -208,5 +209,6 @@ mod documents {
         performance = "../../docs/performance.md";
         proxies = "../../docs/proxies.md";
         rocket = "../../docs/rocket.md";
+        transactions = "../../docs/transactions.md";
     }
 }

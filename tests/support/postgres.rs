@@ -102,10 +102,16 @@ impl Postgres {
     /// Runs statements as the administrator, and returns the answer.
     #[track_caller]
     pub fn sql(&self, statements: &str) -> String {
+        self.sql_in("postgres", statements)
+    }
+
+    /// Runs statements in this database, as [`sql`](Self::sql) does.
+    #[track_caller]
+    pub fn sql_in(&self, database: &str, statements: &str) -> String {
         let mut client = Command::new(find_program("psql"));
         client.env("PGPASSWORD", ADMIN_PASSWORD).env("PGCONNECT_TIMEOUT", "10");
         client.arg("-h").arg(self.folder()).arg("-p").arg(self.port().to_string());
-        client.args(["-U", "postgres", "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-AtX", "-c"]);
+        client.args(["-U", "postgres", "-d", database, "-v", "ON_ERROR_STOP=1", "-AtX", "-c"]);
         run(client.arg(statements))
     }
 }

@@ -1,0 +1,359 @@
+//! Runs transactions that survive the loss of a peer: a transaction that was interrupted is run again, on a
+//! connection to another peer if need be, and the outcome of each COMMIT is told apart.
+
+mod outcome;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use diesel::connection::{Connection, SimpleConnection, TransactionManager};
+use diesel::r2d2::R2D2Connection;
+use diesel::result::Error;
+use log::debug;
+
+use crate::events::log::LOG_TARGET;
+use crate::fault::commit;
+use crate::login::observer::Observer;
+use crate::peers::link_state::LinkState;
+use crate::peers::set::PeerSet;
+use crate::peers::transaction_record::{CommitSeen, Interruption};
+use crate::pool::connection::PeerConnection;
+use crate::redact::printable;
+use crate::settings::retry::RetryPolicy;
+use crate::url::dialect::Dialect;
+
+pub use outcome::{Doubt, DoubtReason, Outcome, TransactionError};
+
+/// Marks the beginning of a transaction. If it is gone before the COMMIT, the transaction did not last until
+/// then.
+const SET_SAVEPOINT: &str = "SAVEPOINT diesel_peers_transaction";
+const RELEASE_SAVEPOINT: &str = "RELEASE SAVEPOINT diesel_peers_transaction";
+
+/// The beginning of PostgreSQL's error of a statement in a transaction that has failed before (25P02).
+const FAILED_TRANSACTION: &str = "current transaction is aborted";
+
+impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
+    /// Runs a transaction, and runs it again if it was interrupted, with the pool's [`RetryPolicy`].
+    ///
+    /// It is run again, from its beginning, after a deadlock, a serialization or certification failure, and
+    /// when the peer takes no work or the connection is lost before the `COMMIT` was sent. Then this checkout
+    /// changes to a connection to another peer. So `work` may be called several times, and must have no effects
+    /// outside of the database. Other errors roll the transaction back and are returned.
+    ///
+    /// What the observed queries have ended with decides, not the closure's error. A closure that does not
+    /// return after such an error, but goes on, gets [`Outcome::Unknown`] if a part may have been saved. If
+    /// `work` panics, the transaction is rolled back.
+    ///
+    /// # Errors
+    ///
+    /// Within an open transaction the outcome is [`Outcome::Aborted`] with [`Error::AlreadyInTransaction`]. In a
+    /// test transaction `work` is run once.
+    pub fn transaction_with_retry<T, E>(
+        &mut self,
+        work: impl FnMut(&mut Self) -> Result<T, E>,
+    ) -> Outcome<T, E>
+    where
+        E: From<Error>,
+    {
+        self.retry_policy().transaction(self, work)
+    }
+
+    /// Runs queries that only read, and runs them again if they were interrupted, with the pool's
+    /// [`RetryPolicy`].
+    ///
+    /// `work` may be called several times, also after a `COMMIT` within it whose outcome is not known. Otherwise
+    /// it is as [`transaction_with_retry`](Self::transaction_with_retry), without a transaction around it.
+    ///
+    /// # Errors
+    ///
+    /// Returns the closure's error of the last run.
+    pub fn read_with_retry<T, E>(
+        &mut self,
+        work: impl FnMut(&mut Self) -> Result<T, E>,
+    ) -> Result<T, E>
+    where
+        E: From<Error>,
+    {
+        self.retry_policy().read(self, work)
+    }
+
+    /// Returns the retry policy of the pool, for a transaction that needs a different one.
+    #[must_use]
+    pub fn retry_policy(&self) -> RetryPolicy {
+        self.pool.set.settings().retry_policy.clone()
+    }
+
+    fn link_state(&self) -> Arc<LinkState> {
+        self.link().state().clone()
+    }
+
+    /// Returns the depth of the open transaction. It is unknown after an error of the transaction manager.
+    fn transaction_depth(&mut self) -> Result<u32, Error> {
+        let status = C::TransactionManager::transaction_manager_status_mut(&mut **self);
+        Ok(status.transaction_depth()?.map_or(0, std::num::NonZeroU32::get))
+    }
+
+    /// Rolls back whatever transaction is open. After an error the connection is broken, and will be closed.
+    fn roll_back(&mut self) {
+        while self.transaction_depth().is_ok_and(|depth| depth > 0) {
+            if C::TransactionManager::rollback_transaction(&mut **self).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Runs `work`, which is one transaction of plain diesel code, and returns its outcome.
+///
+/// Nothing is run again. If the `COMMIT` of the last transaction in `work` has failed with an error that does
+/// not say whether the server has executed it, the outcome is [`Outcome::Unknown`], whatever `work` returns. A
+/// `COMMIT` is recognized if diesel's transaction manager has made it.
+pub fn outcome_of<C, T, E>(
+    conn: &mut PeerConnection<C>,
+    work: impl FnOnce(&mut PeerConnection<C>) -> Result<T, E>,
+) -> Outcome<T, E>
+where
+    C: R2D2Connection + Send + 'static,
+{
+    let link_state = conn.link_state();
+    link_state.record.reset();
+    let result = work(conn);
+    match (link_state.record.commit(), result) {
+        (CommitSeen::Doubtful(error), _) => {
+            Outcome::Unknown(conn.doubt(DoubtReason::CommitUnanswered, error))
+        }
+        (_, Ok(value)) => Outcome::Committed(value),
+        (CommitSeen::Committed, Err(_)) => {
+            let error = "an error followed the COMMIT".into();
+            Outcome::Unknown(conn.doubt(DoubtReason::EndedEarly, error))
+        }
+        (CommitSeen::No | CommitSeen::Aborted, Err(error)) => Outcome::Aborted(error),
+    }
+}
+
+/// The result of one run.
+enum Attempt<T, E> {
+    Committed(T),
+    /// Nothing was saved, and another run would not help.
+    Aborted(E),
+    /// Nothing was saved, because of this.
+    Interrupted(E, Interruption),
+    Unknown(Doubt),
+}
+
+impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
+    fn doubt(&self, reason: DoubtReason, error: Arc<str>) -> Doubt {
+        Doubt { reason, peer: self.peer().into(), error }
+    }
+
+    /// Runs a transaction once.
+    fn attempt<T, E: From<Error>>(
+        &mut self,
+        policy: &RetryPolicy,
+        work: &mut impl FnMut(&mut Self) -> Result<T, E>,
+    ) -> Attempt<T, E> {
+        let link_state = self.link_state();
+        link_state.record.reset();
+        let failed = |error: E| match link_state.record.interruption() {
+            Some(interruption) => Attempt::Interrupted(error, interruption),
+            None => Attempt::Aborted(error),
+        };
+        if let Err(error) = self.begin(policy) {
+            self.roll_back();
+            return failed(error.into());
+        }
+        let value = match catch_unwind(AssertUnwindSafe(|| work(self))) {
+            Ok(Ok(value)) => value,
+            Ok(Err(error)) => {
+                self.roll_back();
+                return failed(error);
+            }
+            Err(panic) => {
+                self.roll_back();
+                resume_unwind(panic);
+            }
+        };
+        if let Err(error) = self.batch_execute(RELEASE_SAVEPOINT) {
+            self.roll_back();
+            let text = error.to_string();
+            // Nothing was saved if PostgreSQL has refused everything since an error, or if nothing was executed
+            // since the server has rolled the transaction back or the connection was lost.
+            let record = &link_state.record;
+            let has_ended_last = record.interruption().is_some() && !record.has_continued();
+            if has_ended_last || text.starts_with(FAILED_TRANSACTION) {
+                return failed(error.into());
+            }
+            return Attempt::Unknown(self.doubt(DoubtReason::EndedEarly, printable(&text).into()));
+        }
+        match C::TransactionManager::commit_transaction(&mut **self) {
+            Ok(()) => Attempt::Committed(value),
+            Err(error) if commit::shows_abort(Dialect::for_connection::<C>(), &error) => {
+                self.roll_back();
+                failed(error.into())
+            }
+            Err(error) => {
+                let text = printable(&error.to_string()).into();
+                Attempt::Unknown(self.doubt(DoubtReason::CommitUnanswered, text))
+            }
+        }
+    }
+
+    fn begin(&mut self, policy: &RetryPolicy) -> Result<(), Error> {
+        let dialect = Dialect::for_connection::<C>();
+        if let Some(before) = policy.before_begin(dialect) {
+            self.batch_execute(&before)?;
+        }
+        C::TransactionManager::begin_transaction(&mut **self)?;
+        if let Some(after) = policy.after_begin(dialect) {
+            self.batch_execute(&after)?;
+        }
+        self.batch_execute(SET_SAVEPOINT)
+    }
+}
+
+impl RetryPolicy {
+    /// Runs a transaction on a connection, as [`PeerConnection::transaction_with_retry`] does, with this policy.
+    pub fn transaction<C, T, E>(
+        &self,
+        conn: &mut PeerConnection<C>,
+        mut work: impl FnMut(&mut PeerConnection<C>) -> Result<T, E>,
+    ) -> Outcome<T, E>
+    where
+        C: R2D2Connection + Send + 'static,
+        E: From<Error>,
+    {
+        if conn.link_mut().holds_test_transaction() {
+            return match conn.transaction(work) {
+                Ok(value) => Outcome::Committed(value),
+                Err(error) => Outcome::Aborted(error),
+            };
+        }
+        match conn.transaction_depth() {
+            Ok(0) => {}
+            Ok(_) => return Outcome::Aborted(Error::AlreadyInTransaction.into()),
+            Err(error) => return Outcome::Aborted(error.into()),
+        }
+        let mut retries = Retries::begin(self, conn);
+        loop {
+            let (failed, interruption) = match conn.attempt(self, &mut work) {
+                Attempt::Committed(value) => return Outcome::Committed(value),
+                Attempt::Aborted(error) => return Outcome::Aborted(error),
+                Attempt::Interrupted(error, interruption) => {
+                    (Outcome::Aborted(error), interruption)
+                }
+                Attempt::Unknown(doubt) => {
+                    if !self.is_idempotent {
+                        return Outcome::Unknown(doubt);
+                    }
+                    (Outcome::Unknown(doubt), Interruption::ConnectionLost)
+                }
+            };
+            if !retries.prepare(conn, interruption) {
+                return failed;
+            }
+        }
+    }
+
+    /// Runs queries that only read, as [`PeerConnection::read_with_retry`] does, with this policy. Its isolation
+    /// level does not matter, as there is no transaction.
+    ///
+    /// # Errors
+    ///
+    /// Returns the closure's error of the last run.
+    pub fn read<C, T, E>(
+        &self,
+        conn: &mut PeerConnection<C>,
+        mut work: impl FnMut(&mut PeerConnection<C>) -> Result<T, E>,
+    ) -> Result<T, E>
+    where
+        C: R2D2Connection + Send + 'static,
+        E: From<Error>,
+    {
+        // Within a transaction of the caller a loss ends all of it.
+        if !matches!(conn.transaction_depth(), Ok(0)) {
+            return work(conn);
+        }
+        let mut retries = Retries::begin(self, conn);
+        loop {
+            let link_state = conn.link_state();
+            link_state.record.reset();
+            let error = match work(conn) {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            let Some(interruption) = link_state.record.interruption() else { return Err(error) };
+            conn.roll_back();
+            if !retries.prepare(conn, interruption) {
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// The retries of one transaction.
+struct Retries<'a> {
+    policy: &'a RetryPolicy,
+    end: Instant,
+    attempts: u32,
+}
+
+impl<'a> Retries<'a> {
+    #[expect(clippy::disallowed_methods, reason = "the deadline of a transaction starts here")]
+    fn begin<C>(policy: &'a RetryPolicy, conn: &PeerConnection<C>) -> Self {
+        conn.pool.retry_budget.deposit();
+        Self { policy, end: Instant::now() + policy.deadline, attempts: 1 }
+    }
+
+    /// Prepares the connection for another run, after a pause. Returns `false` if there is to be none.
+    fn prepare<C: R2D2Connection + Send + 'static>(
+        &mut self,
+        conn: &mut PeerConnection<C>,
+        interruption: Interruption,
+    ) -> bool {
+        let is_observed = Observer::is_installed(&mut **conn);
+        let needs_another = interruption.needs_another_link() || conn.link_mut().is_broken();
+        if !is_observed && !conn.link_mut().is_broken()
+            || needs_another && self.policy.stays_on_peer
+            || self.attempts >= self.policy.max_attempts
+        {
+            return false;
+        }
+        let from = conn.link().guard.peer.name.clone();
+        loop {
+            let Some(now) = self.pause(&conn.pool.set) else { return false };
+            if !conn.pool.retry_budget.withdraw(now) {
+                debug!(target: LOG_TARGET, "a transaction is not run again: the retry budget is used up");
+                return false;
+            }
+            if !needs_another {
+                break;
+            }
+            #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
+            match conn.change_link(Instant::now) {
+                Ok(()) => break,
+                // As long as the deadline allows it, a peer may come back.
+                Err(error) => debug!(target: LOG_TARGET, "a transaction waits for a peer: {error}"),
+            }
+            self.attempts = self.attempts.max(2);
+        }
+        self.attempts += 1;
+        debug!(
+            target: LOG_TARGET,
+            "a transaction that was interrupted on peer {from} is run again on peer {}", conn.peer()
+        );
+        true
+    }
+
+    /// Waits before the next run. Returns the time afterwards, or `None` if the deadline would be over.
+    #[expect(clippy::disallowed_methods, reason = "the pause is bounded by the deadline")]
+    fn pause(&self, set: &PeerSet) -> Option<Instant> {
+        let pause = RetryPolicy::pause(self.attempts, &mut set.rng());
+        if Instant::now() + pause >= self.end {
+            return None;
+        }
+        thread::sleep(pause);
+        Some(Instant::now())
+    }
+}

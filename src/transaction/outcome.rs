@@ -1,0 +1,124 @@
+//! The outcome of a transaction: committed, aborted, or not known.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+
+/// The outcome of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "a transaction may not have been committed"]
+pub enum Outcome<T, E> {
+    /// The transaction is committed. Contains what the closure has returned.
+    Committed(T),
+    /// Nothing of the transaction is saved. Contains the closure's error, or diesel's error of `BEGIN` or
+    /// `COMMIT`.
+    Aborted(E),
+    /// The transaction may be saved or not.
+    Unknown(Doubt),
+}
+
+impl<T, E> Outcome<T, E> {
+    /// Returns what the closure has returned if the transaction is committed, and an error otherwise.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of a transaction that is not known to be committed.
+    pub fn into_result(self) -> Result<T, TransactionError<E>> {
+        match self {
+            Self::Committed(value) => Ok(value),
+            Self::Aborted(error) => Err(TransactionError::Aborted(error)),
+            Self::Unknown(doubt) => Err(TransactionError::Unknown(doubt)),
+        }
+    }
+
+    /// Whether the transaction is known to be committed.
+    #[must_use]
+    pub fn is_committed(&self) -> bool {
+        matches!(self, Self::Committed(_))
+    }
+}
+
+/// The error of a transaction that is not known to be committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TransactionError<E> {
+    /// Nothing of the transaction is saved.
+    Aborted(E),
+    /// The transaction may be saved or not.
+    Unknown(Doubt),
+}
+
+impl<E: fmt::Display> fmt::Display for TransactionError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Aborted(error) => error.fmt(f),
+            Self::Unknown(doubt) => doubt.fmt(f),
+        }
+    }
+}
+
+impl<E: Error + 'static> Error for TransactionError<E> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Aborted(error) => Some(error),
+            Self::Unknown(doubt) => Some(doubt),
+        }
+    }
+}
+
+/// The reason why the outcome of a transaction is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DoubtReason {
+    /// The `COMMIT` was sent, and its error does not say whether the server has executed it.
+    CommitUnanswered,
+    /// The transaction ended before its `COMMIT`, so a part of it may be saved: a statement has committed it
+    /// (MySQL's `CREATE TABLE`, a `COMMIT` in a text), or the server has rolled it back and the closure has gone
+    /// on after the error.
+    EndedEarly,
+}
+
+/// A transaction whose outcome is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Doubt {
+    pub(super) reason: DoubtReason,
+    pub(super) peer: Arc<str>,
+    pub(super) error: Arc<str>,
+}
+
+impl Doubt {
+    /// Returns the reason why the outcome is not known.
+    #[must_use]
+    pub fn reason(&self) -> DoubtReason {
+        self.reason
+    }
+
+    /// Returns the name of the peer on which the transaction was run.
+    #[must_use]
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// Returns the text of the error that has left the outcome open.
+    #[must_use]
+    pub fn error(&self) -> &str {
+        &self.error
+    }
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { reason, peer, error } = self;
+        match reason {
+            DoubtReason::CommitUnanswered => {
+                write!(f, "the transaction on peer {peer} may be committed or not: {error}")
+            }
+            DoubtReason::EndedEarly => write!(
+                f,
+                "the transaction on peer {peer} ended before its COMMIT, and a part of it may be saved: \
+                 {error}"
+            ),
+        }
+    }
+}
+
+impl Error for Doubt {}

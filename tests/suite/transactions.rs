@@ -1,0 +1,440 @@
+//! Transactions that were interrupted are run again, on another peer if need be, and the outcome of each COMMIT is
+//! told apart.
+
+#![cfg(all(target_os = "linux", any(feature = "mysql", feature = "postgres")))]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use diesel::connection::{Connection, SimpleConnection};
+use diesel::r2d2::Pool;
+use diesel::result::{DatabaseErrorKind, Error, QueryResult};
+use diesel_peers::{
+    Balance, DoubtReason, Isolation, Outcome, PeerConnection, PeerManager, RetryPolicy, Strategy,
+    outcome_of,
+};
+use support::backend::{RealServer, manager_of, pool_of};
+use support::cutting_proxy::{Cut, CuttingProxy};
+
+/// A kind of server, with what the tests need besides.
+trait Kind: RealServer {
+    /// Ends the sessions of the application.
+    fn end_sessions(&self);
+    /// Returns the number of rows in the table `marks`.
+    fn marks(&self) -> usize;
+}
+
+#[cfg(feature = "mysql")]
+impl Kind for support::mariadb::MariaDb {
+    fn end_sessions(&self) {
+        self.sql("KILL USER app");
+    }
+
+    fn marks(&self) -> usize {
+        self.sql("SELECT COUNT(*) FROM app.marks").trim().parse().expect("a number")
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl Kind for support::postgres::Postgres {
+    fn end_sessions(&self) {
+        self.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'");
+    }
+
+    fn marks(&self) -> usize {
+        self.sql_in("app", "SELECT count(*) FROM marks").trim().parse().expect("a number")
+    }
+}
+
+/// One server as three peers, with an empty table `marks`, and a pool of `size` connections to it.
+struct Scene<K: Kind> {
+    server: K,
+    pool: Pool<PeerManager<K::Client>>,
+}
+
+type Conn<K> = PeerConnection<<K as RealServer>::Client>;
+
+impl<K: Kind> Scene<K> {
+    fn new(size: u32, balance: Balance) -> Self {
+        let server = K::start(1).pop().expect("one server was started");
+        let manager = manager_of::<K::Client>([(); 3].map(|()| server.url())).balance(balance);
+        let (pool, _) = pool_of(manager, size);
+        let mut conn = pool.get().expect("the peer is up");
+        conn.batch_execute("CREATE TABLE marks (id INT PRIMARY KEY)")
+            .expect("the database is empty");
+        drop(conn);
+        Self { server, pool }
+    }
+}
+
+fn mark(conn: &mut impl SimpleConnection, id: u32) -> QueryResult<()> {
+    conn.batch_execute(&format!("INSERT INTO marks VALUES ({id})"))
+}
+
+/// Makes one test of each function for each kind of server.
+macro_rules! on_servers {
+    ($($test:ident),+ $(,)?) => {
+        #[cfg(feature = "mysql")]
+        mod mariadb {
+            $(#[test] fn $test() { super::$test::<support::mariadb::MariaDb>(); })+
+        }
+        #[cfg(feature = "postgres")]
+        mod postgres {
+            $(#[test] fn $test() { super::$test::<support::postgres::Postgres>(); })+
+        }
+    };
+}
+
+on_servers!(
+    lost_transaction_is_run_again_in_the_same_checkout,
+    panic_rolls_back_and_goes_on,
+    errors_of_the_closure_are_returned_and_nothing_is_saved,
+    transaction_within_a_transaction_is_refused_and_a_test_transaction_runs_once,
+    commit_whose_answer_is_lost_is_in_doubt,
+    transaction_that_a_statement_has_ended_is_not_called_committed,
+    isolation_level_is_that_of_the_policy,
+);
+
+fn lost_transaction_is_run_again_in_the_same_checkout<K: Kind>() {
+    // With one slot no other connection is idle; a second `get` would wait forever.
+    for (size, balance, id) in
+        [(1, Balance::PerCheckout, 1), (3, Balance::PerCheckout, 2), (1, Balance::PerConnection, 3)]
+    {
+        let scene = Scene::<K>::new(size, balance);
+        let mut conn = scene.pool.get().expect("the peer is up");
+        let mut runs = 0;
+        let outcome = conn.transaction_with_retry(|conn| {
+            runs += 1;
+            mark(conn, id)?;
+            if runs == 1 {
+                scene.server.end_sessions();
+            }
+            // The application's own error hides the cause.
+            conn.batch_execute("SELECT 1").map_err(|_| Error::NotFound)?;
+            Ok::<_, Error>(runs)
+        });
+        assert_eq!(outcome, Outcome::Committed(2), "{size} connections, {balance}");
+        assert_eq!(scene.server.marks(), 1, "the first run was rolled back");
+        let read = conn.read_with_retry(|conn| {
+            runs += 1;
+            if runs == 3 {
+                scene.server.end_sessions();
+            }
+            conn.batch_execute("SELECT 1").map(|()| runs)
+        });
+        assert_eq!(read, Ok(4), "a read is run again as well");
+        drop(conn);
+        let mut conn = scene.pool.get().expect("the slot has a live connection");
+        mark(&mut *conn, id + 100).expect("the connection works");
+    }
+}
+
+fn panic_rolls_back_and_goes_on<K: Kind>() {
+    let scene = Scene::<K>::new(1, Balance::PerCheckout);
+    let mut conn = scene.pool.get().expect("the peer is up");
+    let panic = catch_unwind(AssertUnwindSafe(|| {
+        let _ = conn.transaction_with_retry(|conn| -> Result<(), Error> {
+            mark(conn, 1)?;
+            panic!("a bug of the application");
+        });
+    }));
+    let message = panic.expect_err("the panic goes on");
+    assert_eq!(message.downcast_ref(), Some(&"a bug of the application"));
+    assert_eq!(scene.server.marks(), 0, "the transaction was rolled back");
+    let outcome = conn.transaction_with_retry(|conn| mark(conn, 1));
+    assert_eq!(outcome, Outcome::Committed(()), "the connection is still usable");
+}
+
+fn errors_of_the_closure_are_returned_and_nothing_is_saved<K: Kind>() {
+    let scene = Scene::<K>::new(1, Balance::PerCheckout);
+    let mut conn = scene.pool.get().expect("the peer is up");
+    let mut runs = 0;
+    let outcome = conn.transaction_with_retry(|conn| {
+        runs += 1;
+        mark(conn, 1)?;
+        Err::<(), _>(Error::RollbackTransaction)
+    });
+    assert_eq!((outcome, runs), (Outcome::Aborted(Error::RollbackTransaction), 1));
+    let outcome = conn.transaction_with_retry(|conn| {
+        mark(conn, 1)?;
+        mark(conn, 1)
+    });
+    assert!(matches!(outcome, Outcome::Aborted(Error::DatabaseError(..))), "{outcome:?}");
+    assert_eq!(scene.server.marks(), 0);
+    let error = outcome.into_result().expect_err("the transaction was aborted").to_string();
+    assert!(error.to_lowercase().contains("duplicate"), "{error}");
+}
+
+fn transaction_within_a_transaction_is_refused_and_a_test_transaction_runs_once<K: Kind>() {
+    let scene = Scene::<K>::new(1, Balance::PerCheckout);
+    let mut conn = scene.pool.get().expect("the peer is up");
+    let inner = conn.transaction(|conn| {
+        let outcome = conn.transaction_with_retry(|conn| mark(conn, 1));
+        Ok::<_, Error>(outcome)
+    });
+    assert_eq!(inner, Ok(Outcome::Aborted(Error::AlreadyInTransaction)));
+    let outcome = conn.transaction_with_retry(|conn| conn.transaction(|conn| mark(conn, 2)));
+    assert_eq!(outcome, Outcome::Committed(()), "a nested transaction is a savepoint");
+    conn.begin_test_transaction().expect("no transaction is open");
+    let outcome = conn.transaction_with_retry(|conn| mark(conn, 3));
+    assert_eq!(outcome, Outcome::Committed(()));
+    assert_eq!(scene.server.marks(), 1, "a test transaction saves nothing");
+}
+
+/// The first peer is the server behind a proxy that cuts connections, and has all the work.
+fn commit_whose_answer_is_lost_is_in_doubt<K: Kind>() {
+    let server = K::start(1).pop().expect("one server was started");
+    let proxy = CuttingProxy::start(server.port());
+    let manager = manager_of::<K::Client>([K::url_at("127.0.0.1", proxy.port()), server.url()]);
+    let (pool, _) = pool_of(manager.strategy(Strategy::Ordered).tier("peer1", 1), 1);
+    let mut conn = pool.get().expect("both peers are up");
+    conn.batch_execute("CREATE TABLE marks (id INT PRIMARY KEY)").expect("the database is empty");
+    drop(conn);
+    // The cut, and how many marks are saved then.
+    for (id, cut, saved) in
+        [(1, Cut::BeforeServer, 0), (2, Cut::BeforeAnswer, 1), (3, Cut::InsideAnswer, 2)]
+    {
+        let through_proxy = || {
+            let conn = pool.get().expect("both peers are up");
+            assert_eq!(conn.peer(), "peer0", "the first tier serves");
+            conn
+        };
+        let mut conn = through_proxy();
+        proxy.cut_at("COMMIT", cut);
+        let mut runs = 0;
+        let outcome = conn.transaction_with_retry(|conn| {
+            runs += 1;
+            mark(conn, id)
+        });
+        let Outcome::Unknown(doubt) = outcome else { panic!("{cut:?}: {outcome:?}") };
+        assert_eq!((doubt.reason(), doubt.peer()), (DoubtReason::CommitUnanswered, "peer0"));
+        assert_eq!((runs, proxy.is_pending()), (1, false), "nothing is run twice unasked");
+        assert_eq!(server.marks(), saved, "{cut:?}");
+        drop(conn);
+
+        let mut conn = through_proxy();
+        proxy.cut_at("COMMIT", cut);
+        let outcome = outcome_of(&mut conn, |conn| conn.transaction(|conn| mark(conn, id + 10)));
+        assert!(matches!(outcome, Outcome::Unknown(_)), "{cut:?}: {outcome:?}");
+        let outcome = conn.batch_execute("DELETE FROM marks WHERE id > 10");
+        assert!(outcome.is_err(), "the connection is lost");
+        drop(conn);
+
+        let mut conn = through_proxy();
+        conn.batch_execute("DELETE FROM marks WHERE id > 10").expect("another connection works");
+        proxy.cut_at("COMMIT", cut);
+        let mut runs = 0;
+        let idempotent = RetryPolicy::new().idempotent(true);
+        let outcome = idempotent.transaction(&mut conn, |conn| {
+            runs += 1;
+            conn.batch_execute("DELETE FROM marks WHERE id > 10")
+        });
+        assert_eq!((outcome, runs), (Outcome::Committed(()), 2), "{cut:?}");
+    }
+    // A connection that is cut before its COMMIT.
+    let mut conn = pool.get().expect("both peers are up");
+    proxy.cut_at("SELECT 11", Cut::BeforeAnswer);
+    let outcome = outcome_of(&mut conn, |conn| {
+        conn.transaction(|conn| {
+            mark(conn, 20)?;
+            conn.batch_execute("SELECT 11")
+        })
+    });
+    assert!(matches!(outcome, Outcome::Aborted(_)), "no COMMIT was sent: {outcome:?}");
+}
+
+fn transaction_that_a_statement_has_ended_is_not_called_committed<K: Kind>() {
+    let scene = Scene::<K>::new(1, Balance::PerCheckout);
+    let mut conn = scene.pool.get().expect("the peer is up");
+    let mut runs = 0;
+    let outcome = conn.transaction_with_retry(|conn| {
+        runs += 1;
+        mark(conn, 1)?;
+        conn.batch_execute("COMMIT; BEGIN")?;
+        mark(conn, 2)
+    });
+    let Outcome::Unknown(doubt) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((doubt.reason(), runs), (DoubtReason::EndedEarly, 1));
+    assert_eq!(scene.server.marks(), 1, "a part of it is saved");
+}
+
+fn isolation_level_is_that_of_the_policy<K: Kind>() {
+    let scene = Scene::<K>::new(1, Balance::PerCheckout);
+    let mut conn = scene.pool.get().expect("the peer is up");
+    let policy = RetryPolicy::new().isolation(Isolation::Serializable).read_only(true);
+    let outcome = policy.transaction(&mut conn, |conn| mark(conn, 1));
+    let Outcome::Aborted(Error::DatabaseError(_, information)) = outcome else {
+        panic!("a READ ONLY transaction saves nothing: {outcome:?}");
+    };
+    let message = information.message().to_lowercase();
+    assert!(message.contains("read only") || message.contains("read-only"), "{message}");
+    let outcome = conn.transaction_with_retry(|conn| mark(conn, 1));
+    assert_eq!(outcome, Outcome::Committed(()), "the policy was that of one transaction");
+}
+
+#[cfg(feature = "mysql")]
+mod on_mariadb {
+    use std::sync::Barrier;
+    use std::thread;
+
+    use diesel::prelude::*;
+    use support::mariadb::MariaDb;
+
+    use super::*;
+
+    #[test]
+    fn statement_that_commits_by_itself_is_noticed() {
+        let scene = Scene::<MariaDb>::new(1, Balance::PerCheckout);
+        let mut conn = scene.pool.get().expect("the peer is up");
+        let outcome = conn.transaction_with_retry(|conn| {
+            mark(conn, 1)?;
+            conn.batch_execute("CREATE TABLE others (id INT)")
+        });
+        let Outcome::Unknown(doubt) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(doubt.reason(), DoubtReason::EndedEarly);
+        assert_eq!(scene.server.marks(), 1, "CREATE TABLE has committed the transaction");
+    }
+
+    /// Updates two rows, in opposite orders in two threads, so that one of them is the victim of a deadlock in its
+    /// first run. `on_error` makes the result of a failed update.
+    fn in_opposite_orders(
+        scene: &Scene<MariaDb>,
+        on_error: fn(Error) -> QueryResult<()>,
+    ) -> [Outcome<(), Error>; 2] {
+        let mut conn = scene.pool.get().expect("the peer is up");
+        conn.batch_execute("INSERT INTO marks VALUES (1), (2)").expect("the table is empty");
+        drop(conn);
+        let barrier = Barrier::new(2);
+        let update = |ids: [u32; 2]| {
+            let mut conn = scene.pool.get().expect("the pool has two connections");
+            let mut runs = 0;
+            let update = |conn: &mut Conn<MariaDb>, id: u32| {
+                diesel::sql_query(format!("UPDATE marks SET id = id WHERE id = {id}"))
+                    .execute(conn)
+                    .map(drop)
+            };
+            conn.transaction_with_retry(|conn| {
+                runs += 1;
+                // `SELECT .. FOR UPDATE` locks the row even if nothing changes.
+                conn.batch_execute(&format!(
+                    "SELECT * FROM marks WHERE id = {} FOR UPDATE",
+                    ids[0]
+                ))?;
+                if runs == 1 {
+                    barrier.wait();
+                }
+                update(conn, ids[1]).or_else(on_error)?;
+                mark(conn, 10 * ids[0])
+            })
+        };
+        thread::scope(|scope| {
+            let threads = [[1, 2], [2, 1]].map(|ids| scope.spawn(move || update(ids)));
+            threads.map(|thread| thread.join().expect("the thread ends"))
+        })
+    }
+
+    #[test]
+    fn victim_of_a_deadlock_is_run_again() {
+        let scene = Scene::<MariaDb>::new(2, Balance::PerCheckout);
+        let outcomes = in_opposite_orders(&scene, Err);
+        assert_eq!(outcomes, [Outcome::Committed(()), Outcome::Committed(())]);
+        assert_eq!(scene.server.marks(), 4);
+    }
+
+    /// The server has rolled back the victim's transaction, and what follows is saved by itself.
+    #[test]
+    fn deadlock_that_the_closure_hides_is_not_called_committed() {
+        let scene = Scene::<MariaDb>::new(2, Balance::PerCheckout);
+        let mut outcomes = in_opposite_orders(&scene, |_| Ok(()));
+        outcomes.sort_by_key(Outcome::is_committed);
+        let [Outcome::Unknown(doubt), Outcome::Committed(())] = outcomes else {
+            panic!("one is the victim: {outcomes:?}");
+        };
+        assert_eq!(doubt.reason(), DoubtReason::EndedEarly);
+    }
+}
+
+#[cfg(feature = "postgres")]
+mod on_postgres {
+    use support::postgres::Postgres;
+
+    use super::*;
+
+    /// PostgreSQL answers the COMMIT of a failed transaction with success, and saves nothing.
+    #[test]
+    fn error_that_the_closure_hides_is_not_called_committed() {
+        let scene = Scene::<Postgres>::new(1, Balance::PerCheckout);
+        let mut conn = scene.pool.get().expect("the peer is up");
+        let mut runs = 0;
+        let outcome = conn.transaction_with_retry(|conn| {
+            runs += 1;
+            mark(conn, 1)?;
+            conn.batch_execute("SELECT 1/0").expect_err("a division by zero");
+            Ok::<_, Error>(())
+        });
+        assert!(matches!(outcome, Outcome::Aborted(Error::DatabaseError(..))), "{outcome:?}");
+        assert_eq!((runs, scene.server.marks()), (1, 0));
+    }
+
+    #[test]
+    fn constraint_that_the_commit_examines_leaves_no_doubt() {
+        let scene = Scene::<Postgres>::new(1, Balance::PerCheckout);
+        let mut conn = scene.pool.get().expect("the peer is up");
+        conn.batch_execute(
+            "CREATE TABLE later (id INT REFERENCES marks DEFERRABLE INITIALLY DEFERRED)",
+        )
+        .expect("the table is new");
+        let outcome =
+            conn.transaction_with_retry(|conn| conn.batch_execute("INSERT INTO later VALUES (5)"));
+        let Outcome::Aborted(Error::DatabaseError(kind, _)) = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert!(matches!(kind, DatabaseErrorKind::ForeignKeyViolation), "{kind:?}");
+    }
+}
+
+/// A peer whose machine dies in the middle of transactions of many threads: no thread sees an error.
+#[cfg(feature = "mysql")]
+#[test]
+fn no_thread_sees_an_error_when_a_peer_is_killed() {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::thread;
+
+    use support::backend::PATIENCE;
+    use support::mariadb::MariaDb;
+    use support::wait_until;
+
+    let mut servers = <MariaDb as support::backend::Backend>::start(3);
+    for server in &servers {
+        server.sql("CREATE TABLE app.marks (id INT PRIMARY KEY AUTO_INCREMENT)");
+    }
+    let manager = manager_of::<diesel::MysqlConnection>(servers.iter().map(MariaDb::url))
+        .check_interval(Duration::from_secs(1));
+    let (pool, _) = pool_of(manager, 9);
+    let (is_over, committed) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let ends = support::EndsThreads(&is_over);
+    let work = || {
+        while !is_over.load(Ordering::Relaxed) {
+            let mut conn = pool.get().expect("a peer is up");
+            let outcome = RetryPolicy::new().idempotent(true).transaction(&mut conn, |conn| {
+                conn.batch_execute("INSERT INTO marks VALUES (); DO SLEEP(0.002)")
+            });
+            assert_eq!(outcome, Outcome::Committed(()));
+            committed.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let goes_on = || {
+        let goal = committed.load(Ordering::Relaxed) + 500;
+        wait_until("the work goes on", PATIENCE, || committed.load(Ordering::Relaxed) > goal);
+    };
+    thread::scope(|scope| {
+        (0..8).for_each(|_| drop(scope.spawn(work)));
+        for server in &mut servers[..2] {
+            goes_on();
+            server.kill();
+            goes_on();
+            server.restart();
+        }
+        drop(ends);
+    });
+}
