@@ -34,7 +34,7 @@ use crate::settings::Given;
 use crate::settings::policy::{
     AllDown, Balance, Donors, GaleraCheck, Recovery, Role, StatementCache, Strategy,
 };
-use crate::settings::retry::RetryPolicy;
+use crate::settings::retry::{Ledger, RetryPolicy};
 use crate::url::dialect::Dialect;
 use crate::url::{Credentials, CredentialsProvider};
 
@@ -702,6 +702,10 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         if let Some(name) = &given.pool_name {
             validate_pool_name(name)?;
         }
+        if let Some(ledger) = given.retry_policy.as_ref().and_then(|policy| policy.ledger.as_ref())
+        {
+            validate_ledger(ledger, Dialect::for_connection::<C>())?;
+        }
         validate_names(&peers)?;
         let weight_of = by_name("weight", &peers, &weights)?;
         let tier_of = by_name("tier", &peers, &tiers)?;
@@ -778,6 +782,21 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         }
         Ok(PeerManager::new(pool, stop))
     }
+}
+
+fn validate_ledger(ledger: &Ledger, dialect: Dialect) -> Result<(), BuildErrorKind> {
+    let flaw = match ledger.validate() {
+        Ok(()) if dialect == Dialect::Other => {
+            Flaw::new("needs one of diesel's own connection types", "leave the ledger out")
+        }
+        Ok(()) => return Ok(()),
+        Err(flaw) => flaw,
+    };
+    Err(BuildErrorKind::Setting {
+        setting: Some("retry_policy"),
+        key: "the ledger".to_owned(),
+        flaw,
+    })
 }
 
 fn validate_pool_name(name: &str) -> Result<(), BuildErrorKind> {

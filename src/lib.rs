@@ -66,6 +66,6 @@ pub use crate::settings::policy::{
     AllDown, Balance, Donors, GaleraCheck, ParseChoiceError, Recovery, Role, StatementCache,
     Strategy,
 };
-pub use crate::settings::retry::{Isolation, RetryPolicy};
+pub use crate::settings::retry::{Isolation, Ledger, RetryPolicy};
 pub use crate::transaction::{Doubt, DoubtReason, Outcome, TransactionError, outcome_of};
 pub use crate::url::Credentials;

@@ -1,7 +1,9 @@
 //! Runs transactions that survive the loss of a peer: a transaction that was interrupted is run again, on a
 //! connection to another peer if need be, and the outcome of each COMMIT is told apart.
 
+mod ledger;
 mod outcome;
+mod rows;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use crate::peers::transaction_record::{CommitSeen, Interruption};
 use crate::pool::connection::PeerConnection;
 use crate::redact::printable;
 use crate::settings::retry::RetryPolicy;
+use crate::transaction::ledger::{Token, Verdict};
 use crate::url::dialect::Dialect;
 
 pub use outcome::{Doubt, DoubtReason, Outcome, TransactionError};
@@ -140,7 +143,19 @@ enum Attempt<T, E> {
     Aborted(E),
     /// Nothing was saved, because of this.
     Interrupted(E, Interruption),
-    Unknown(Doubt),
+    /// It may be saved or not.
+    Unknown(Doubt, Option<Pending<T, E>>),
+}
+
+/// A COMMIT that the ledger can resolve.
+struct Pending<T, E> {
+    /// What the closure has returned.
+    value: T,
+    /// The error of the COMMIT.
+    error: E,
+    token: Token,
+    /// The history that the transaction belongs to.
+    history: Arc<str>,
 }
 
 impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
@@ -160,10 +175,16 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
             Some(interruption) => Attempt::Interrupted(error, interruption),
             None => Attempt::Aborted(error),
         };
-        if let Err(error) = self.begin(policy) {
-            self.roll_back();
-            return failed(error.into());
-        }
+        // A transaction that is READ ONLY has nothing to save.
+        let ledger = policy.ledger.as_ref().filter(|_| !policy.read_only);
+        let history = ledger.map(|ledger| ledger.history(self)).transpose();
+        let history = match history.and_then(|history| self.begin(policy).map(|()| history)) {
+            Ok(history) => history,
+            Err(error) => {
+                self.roll_back();
+                return failed(error.into());
+            }
+        };
         let value = match catch_unwind(AssertUnwindSafe(|| work(self))) {
             Ok(Ok(value)) => value,
             Ok(Err(error)) => {
@@ -185,7 +206,16 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
             if has_ended_last || text.starts_with(FAILED_TRANSACTION) {
                 return failed(error.into());
             }
-            return Attempt::Unknown(self.doubt(DoubtReason::EndedEarly, printable(&text).into()));
+            let doubt = self.doubt(DoubtReason::EndedEarly, printable(&text).into());
+            return Attempt::Unknown(doubt, None);
+        }
+        let mut token = None;
+        if let Some(ledger) = ledger {
+            let written = Token::new().and_then(|new| ledger.write(self, token.insert(new)));
+            if let Err(error) = written {
+                self.roll_back();
+                return failed(error.into());
+            }
         }
         match C::TransactionManager::commit_transaction(&mut **self) {
             Ok(()) => Attempt::Committed(value),
@@ -195,7 +225,14 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
             }
             Err(error) => {
                 let text = printable(&error.to_string()).into();
-                Attempt::Unknown(self.doubt(DoubtReason::CommitUnanswered, text))
+                let doubt = self.doubt(DoubtReason::CommitUnanswered, text);
+                let pending = token.zip(history).map(|(token, history)| Pending {
+                    value,
+                    error: error.into(),
+                    token,
+                    history,
+                });
+                Attempt::Unknown(doubt, pending)
             }
         }
     }
@@ -243,11 +280,22 @@ impl RetryPolicy {
                 Attempt::Interrupted(error, interruption) => {
                     (Outcome::Aborted(error), interruption)
                 }
-                Attempt::Unknown(doubt) => {
-                    if !self.is_idempotent {
-                        return Outcome::Unknown(doubt);
+                Attempt::Unknown(doubt, pending) => {
+                    let verdict =
+                        pending.as_ref().and_then(|pending| retries.resolve(conn, pending));
+                    match (verdict, pending) {
+                        (Some(Verdict::Committed), Some(Pending { value, .. })) => {
+                            return Outcome::Committed(value);
+                        }
+                        // It never will be committed, so it may be run again, on the connection that has decided it.
+                        (Some(Verdict::Aborted), Some(Pending { error, .. })) => {
+                            (Outcome::Aborted(error), Interruption::Conflict)
+                        }
+                        _ if self.is_idempotent => {
+                            (Outcome::Unknown(doubt), Interruption::ConnectionLost)
+                        }
+                        _ => return Outcome::Unknown(doubt),
                     }
-                    (Outcome::Unknown(doubt), Interruption::ConnectionLost)
                 }
             };
             if !retries.prepare(conn, interruption) {
@@ -344,6 +392,32 @@ impl<'a> Retries<'a> {
             "a transaction that was interrupted on peer {from} is run again on peer {}", conn.peer()
         );
         true
+    }
+
+    /// Decides about a COMMIT without an answer, on a connection to another peer. Returns `None` if the deadline is
+    /// over before.
+    #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
+    fn resolve<C: R2D2Connection + Send + 'static, T, E>(
+        &mut self,
+        conn: &mut PeerConnection<C>,
+        pending: &Pending<T, E>,
+    ) -> Option<Verdict> {
+        let ledger = self.policy.ledger.as_ref()?;
+        // The answer is worth a wait, even if the runs have used up the time.
+        self.end = self.end.max(Instant::now() + self.policy.deadline / 2);
+        loop {
+            let changed = conn.change_link(Instant::now);
+            let decided = changed.and_then(|()| {
+                let decided = ledger.decide(conn, &pending.token, &pending.history);
+                decided.map_err(|error| printable(&error.to_string()))
+            });
+            match decided {
+                Ok(Some(verdict)) => return Some(verdict),
+                Ok(None) => {}
+                Err(error) => debug!(target: LOG_TARGET, "a COMMIT is not resolved yet: {error}"),
+            }
+            self.pause(&conn.pool.set)?;
+        }
     }
 
     /// Waits before the next run. Returns the time afterwards, or `None` if the deadline would be over.

@@ -41,6 +41,8 @@ pub(crate) struct LinkState {
     /// get: it has refused a query of this link, or of another link of its peer.
     server_in_doubt: AtomicBool,
     pub(crate) record: TransactionRecord,
+    /// The table of the ledger that this link has used first, and the name of its history.
+    pub(crate) ledger: OnceLock<(String, Arc<str>)>,
     socket: OnceLock<Arc<Socket>>,
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
+use crate::error::Flaw;
 use crate::url::dialect::Dialect;
 
 /// The longest pause before the second run; it doubles with each further one.
@@ -30,8 +31,53 @@ pub struct RetryPolicy {
     pub(crate) deadline: Duration,
     pub(crate) stays_on_peer: bool,
     pub(crate) is_idempotent: bool,
+    pub(crate) ledger: Option<Ledger>,
     isolation: Option<Isolation>,
-    read_only: bool,
+    pub(crate) read_only: bool,
+}
+
+/// A table in the database in which the outcome of each transaction is written, together with the transaction.
+///
+/// With a ledger, a `COMMIT` whose answer was lost is resolved. The guide has the details
+/// ([transactions](crate::guide::transactions)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ledger {
+    pub(crate) table: String,
+}
+
+impl Ledger {
+    /// Creates a ledger in the table of this name, which may be qualified by the name of a schema.
+    ///
+    /// The application's user needs the rights to `SELECT` and to `INSERT`. [`create_table`](Self::create_table)
+    /// returns the statement that creates the table.
+    #[must_use]
+    pub fn table(name: impl Into<String>) -> Self {
+        Self { table: name.into() }
+    }
+
+    /// Returns the statement that creates the table, for a migration. It is the same for every database.
+    #[must_use]
+    pub fn create_table(&self) -> String {
+        format!(
+            "CREATE TABLE {} (token CHAR(32) NOT NULL PRIMARY KEY, outcome VARCHAR(32) NOT NULL, \
+             created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP)",
+            self.table
+        )
+    }
+
+    /// Checks that the name can be written into a statement.
+    pub(crate) fn validate(&self) -> Result<(), Flaw> {
+        let is_name = |part: &str| {
+            !part.is_empty()
+                && !part.starts_with(|c: char| c.is_ascii_digit())
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        };
+        if self.table.split('.').count() <= 2 && self.table.split('.').all(is_name) {
+            return Ok(());
+        }
+        let advice = "give letters, digits and underscores, and the schema before a dot";
+        Err(Flaw::new("is not the name of a table", advice))
+    }
 }
 
 /// The isolation level of a transaction. The names are those of SQL.
@@ -73,6 +119,7 @@ impl RetryPolicy {
             deadline: Duration::from_secs(30),
             stays_on_peer: false,
             is_idempotent: false,
+            ledger: None,
             isolation: None,
             read_only: false,
         }
@@ -114,6 +161,17 @@ impl RetryPolicy {
     #[must_use]
     pub fn idempotent(mut self, is_idempotent: bool) -> Self {
         self.is_idempotent = is_idempotent;
+        self
+    }
+
+    /// Sets the ledger, in which the outcome of each transaction is written. A `COMMIT` whose answer was lost is then
+    /// resolved before the outcome is returned: a transaction that was committed is, and one that was not is run
+    /// again.
+    ///
+    /// Defaults to none: the outcome of such a transaction is unknown.
+    #[must_use]
+    pub fn ledger(mut self, ledger: Ledger) -> Self {
+        self.ledger = Some(ledger);
         self
     }
 

@@ -4,24 +4,28 @@
 #![cfg(all(target_os = "linux", any(feature = "mysql", feature = "postgres")))]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
 use std::time::Duration;
 
 use diesel::connection::{Connection, SimpleConnection};
 use diesel::r2d2::Pool;
 use diesel::result::{DatabaseErrorKind, Error, QueryResult};
 use diesel_peers::{
-    Balance, DoubtReason, Isolation, Outcome, PeerConnection, PeerManager, RetryPolicy, Strategy,
-    outcome_of,
+    Balance, DoubtReason, Isolation, Ledger, Outcome, PeerConnection, PeerManager, RetryPolicy,
+    Strategy, outcome_of,
 };
-use support::backend::{RealServer, manager_of, pool_of};
+use support::backend::{PATIENCE, RealServer, manager_of, pool_of};
 use support::cutting_proxy::{Cut, CuttingProxy};
+use support::wait_until;
 
 /// A kind of server, with what the tests need besides.
-trait Kind: RealServer {
+trait Kind: RealServer + Sync {
     /// Ends the sessions of the application.
     fn end_sessions(&self);
     /// Returns the number of rows in the table `marks`.
     fn marks(&self) -> usize;
+    /// Whether a session of the application waits for a lock.
+    fn waits_for_a_lock(&self) -> bool;
 }
 
 #[cfg(feature = "mysql")]
@@ -33,6 +37,12 @@ impl Kind for support::mariadb::MariaDb {
     fn marks(&self) -> usize {
         self.sql("SELECT COUNT(*) FROM app.marks").trim().parse().expect("a number")
     }
+
+    fn waits_for_a_lock(&self) -> bool {
+        let waiting =
+            "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'";
+        self.sql(waiting).trim() != "0"
+    }
 }
 
 #[cfg(feature = "postgres")]
@@ -43,6 +53,10 @@ impl Kind for support::postgres::Postgres {
 
     fn marks(&self) -> usize {
         self.sql_in("app", "SELECT count(*) FROM marks").trim().parse().expect("a number")
+    }
+
+    fn waits_for_a_lock(&self) -> bool {
+        self.sql("SELECT count(*) FROM pg_locks WHERE NOT granted").trim() != "0"
     }
 }
 
@@ -93,6 +107,9 @@ on_servers!(
     commit_whose_answer_is_lost_is_in_doubt,
     transaction_that_a_statement_has_ended_is_not_called_committed,
     isolation_level_is_that_of_the_policy,
+    ledger_resolves_a_commit_whose_answer_is_lost,
+    ledger_waits_for_a_commit_that_is_still_on_its_way,
+    server_with_another_history_decides_nothing,
 );
 
 fn lost_transaction_is_run_again_in_the_same_checkout<K: Kind>() {
@@ -243,6 +260,96 @@ fn commit_whose_answer_is_lost_is_in_doubt<K: Kind>() {
     assert!(matches!(outcome, Outcome::Aborted(_)), "no COMMIT was sent: {outcome:?}");
 }
 
+/// A pool whose first peer is the server behind a proxy, and whose other peers, all in the next tier, are these. The
+/// table `marks` and the ledger are on each of them.
+fn behind_proxy<K: Kind>(proxy: &CuttingProxy, others: &[&K]) -> Pool<PeerManager<K::Client>> {
+    let ledger = Ledger::table("ledger");
+    for server in others {
+        let (pool, _) = pool_of(manager_of::<K::Client>([server.url()]), 1);
+        let mut conn = pool.get().expect("the peer is up");
+        conn.batch_execute("CREATE TABLE marks (id INT PRIMARY KEY)").expect("a new database");
+        conn.batch_execute(&ledger.create_table()).expect("a new database");
+    }
+    let urls = others.iter().map(|server| server.url());
+    let urls = [K::url_at("127.0.0.1", proxy.port())].into_iter().chain(urls);
+    let mut manager = manager_of::<K::Client>(urls)
+        .strategy(Strategy::Ordered)
+        .retry_policy(RetryPolicy::new().ledger(ledger).deadline(Duration::from_secs(10)));
+    for at in 1..=others.len() {
+        manager = manager.tier(format!("peer{at}"), 1);
+    }
+    pool_of(manager, 2).0
+}
+
+fn ledger_resolves_a_commit_whose_answer_is_lost<K: Kind>() {
+    let server = K::start(1).pop().expect("one server was started");
+    let proxy = CuttingProxy::start(server.port());
+    let pool = behind_proxy(&proxy, &[&server]);
+    // The cut, and how often the closure is run.
+    for (id, cut, expected) in
+        [(1, Cut::BeforeServer, 2), (2, Cut::BeforeAnswer, 1), (3, Cut::InsideAnswer, 1)]
+    {
+        let mut conn = pool.get().expect("both peers are up");
+        assert_eq!(conn.peer(), "peer0", "the first tier serves");
+        proxy.cut_at("COMMIT", cut);
+        let mut runs = 0;
+        let outcome = conn.transaction_with_retry(|conn| {
+            runs += 1;
+            mark(conn, id)?;
+            Ok::<_, Error>("value")
+        });
+        assert_eq!((outcome, runs), (Outcome::Committed("value"), expected), "{cut:?}");
+        assert!(!proxy.is_pending(), "{cut:?}");
+        assert_eq!(server.marks(), id as usize, "{cut:?}");
+    }
+}
+
+/// The server still has the session, which holds the lock of the token.
+fn ledger_waits_for_a_commit_that_is_still_on_its_way<K: Kind>() {
+    let server = K::start(1).pop().expect("one server was started");
+    let proxy = CuttingProxy::start(server.port());
+    let pool = behind_proxy(&proxy, &[&server]);
+    let mut conn = pool.get().expect("both peers are up");
+    proxy.cut_at("COMMIT", Cut::Delayed);
+    let mut runs = 0;
+    let outcome = thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_until("the COMMIT is sent", PATIENCE, || !proxy.is_pending());
+            wait_until("the resolver waits", PATIENCE, || server.waits_for_a_lock());
+            proxy.release();
+        });
+        conn.transaction_with_retry(|conn| {
+            runs += 1;
+            mark(conn, 1)
+        })
+    });
+    assert_eq!((outcome, runs), (Outcome::Committed(()), 1));
+    assert_eq!(server.marks(), 1);
+}
+
+/// Two servers that are not equivalent. One cannot tell what the other has committed.
+fn server_with_another_history_decides_nothing<K: Kind>() {
+    let mut servers = K::start(2);
+    let (other, server) =
+        (servers.pop().expect("two servers"), servers.pop().expect("two servers"));
+    let proxy = CuttingProxy::start(server.port());
+    let pool = behind_proxy(&proxy, &[&other]);
+    let (own, _) = pool_of(manager_of::<K::Client>([server.url()]), 1);
+    let mut conn = own.get().expect("the peer is up");
+    conn.batch_execute("CREATE TABLE marks (id INT PRIMARY KEY)").expect("a new database");
+    conn.batch_execute(&Ledger::table("ledger").create_table()).expect("a new database");
+    let mut conn = pool.get().expect("both peers are up");
+    let policy = conn.retry_policy().deadline(Duration::from_millis(500));
+    proxy.cut_at("COMMIT", Cut::BeforeAnswer);
+    let outcome = policy.transaction(&mut conn, |conn| mark(conn, 1));
+    // The peer is up again after a check, so the resolver may find the server itself.
+    match outcome {
+        Outcome::Unknown(doubt) => assert_eq!(doubt.reason(), DoubtReason::CommitUnanswered),
+        outcome => assert_eq!(outcome, Outcome::Committed(())),
+    }
+    assert_eq!((server.marks(), other.marks()), (1, 0), "the closure was not run again");
+}
+
 fn transaction_that_a_statement_has_ended_is_not_called_committed<K: Kind>() {
     let scene = Scene::<K>::new(1, Balance::PerCheckout);
     let mut conn = scene.pool.get().expect("the peer is up");
@@ -275,12 +382,26 @@ fn isolation_level_is_that_of_the_policy<K: Kind>() {
 #[cfg(feature = "mysql")]
 mod on_mariadb {
     use std::sync::Barrier;
-    use std::thread;
 
     use diesel::prelude::*;
     use support::mariadb::MariaDb;
 
     use super::*;
+
+    /// Its rows would stay although the transaction was rolled back.
+    #[test]
+    fn table_without_transactions_is_no_ledger() {
+        let scene = Scene::<MariaDb>::new(1, Balance::PerCheckout);
+        let mut conn = scene.pool.get().expect("the peer is up");
+        let ledger = Ledger::table("ledger");
+        conn.batch_execute(&format!("{} ENGINE=MyISAM", ledger.create_table()))
+            .expect("a new table");
+        let outcome =
+            RetryPolicy::new().ledger(ledger).transaction(&mut conn, |conn| mark(conn, 1));
+        let Outcome::Aborted(error) = outcome else { panic!("{outcome:?}") };
+        assert!(error.to_string().contains("its engine has no transactions"), "{error}");
+        assert_eq!(scene.server.marks(), 0);
+    }
 
     #[test]
     fn statement_that_commits_by_itself_is_noticed() {
@@ -360,6 +481,21 @@ mod on_postgres {
 
     use super::*;
 
+    /// It is empty after a crash of the server.
+    #[test]
+    fn table_that_is_not_logged_is_no_ledger() {
+        let scene = Scene::<Postgres>::new(1, Balance::PerCheckout);
+        let mut conn = scene.pool.get().expect("the peer is up");
+        let ledger = Ledger::table("ledger");
+        let create = ledger.create_table().replace("CREATE TABLE", "CREATE UNLOGGED TABLE");
+        conn.batch_execute(&create).expect("a new table");
+        let outcome =
+            RetryPolicy::new().ledger(ledger).transaction(&mut conn, |conn| mark(conn, 1));
+        let Outcome::Aborted(error) = outcome else { panic!("{outcome:?}") };
+        assert!(error.to_string().contains("it is not logged"), "{error}");
+        assert_eq!(scene.server.marks(), 0);
+    }
+
     /// PostgreSQL answers the COMMIT of a failed transaction with success, and saves nothing.
     #[test]
     fn error_that_the_closure_hides_is_not_called_committed() {
@@ -398,11 +534,8 @@ mod on_postgres {
 #[test]
 fn no_thread_sees_an_error_when_a_peer_is_killed() {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-    use std::thread;
 
-    use support::backend::PATIENCE;
     use support::mariadb::MariaDb;
-    use support::wait_until;
 
     let mut servers = <MariaDb as support::backend::Backend>::start(3);
     for server in &servers {

@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
 /// When the connection is cut.
@@ -14,6 +14,9 @@ pub enum Cut {
     BeforeServer,
     /// After the server has executed the statement, before anything of its answer reaches the client.
     BeforeAnswer,
+    /// The client's side is cut at once, and the statement reaches the server when the proxy is told so: it was in a
+    /// buffer of the network.
+    Delayed,
     /// After the first byte of the answer has reached the client.
     InsideAnswer,
 }
@@ -23,6 +26,8 @@ pub enum Cut {
 pub struct CuttingProxy {
     port: u16,
     plan: Arc<Mutex<Option<Plan>>>,
+    /// The end of a delay.
+    release: Arc<(Mutex<bool>, Condvar)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -37,16 +42,17 @@ impl CuttingProxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
         let port = listener.local_addr().expect("the listener has an address").port();
         let plan: Arc<Mutex<Option<Plan>>> = Arc::default();
-        let plan_of_connections = plan.clone();
+        let release: Arc<(Mutex<bool>, Condvar)> = Arc::default();
+        let of_connections = (plan.clone(), release.clone());
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)) else {
                     continue;
                 };
-                forward(client, server, &plan_of_connections);
+                forward(client, server, &of_connections);
             }
         });
-        Self { port, plan }
+        Self { port, plan, release }
     }
 
     pub fn port(&self) -> u16 {
@@ -58,13 +64,21 @@ impl CuttingProxy {
         *self.plan.lock().expect("no thread panics with the lock") = Some(Plan { text, cut });
     }
 
+    /// Ends the delay of a statement.
+    pub fn release(&self) {
+        *self.release.0.lock().expect("no thread panics with the lock") = true;
+        self.release.1.notify_all();
+    }
+
     /// Whether a cut is still to come.
     pub fn is_pending(&self) -> bool {
         self.plan.lock().expect("no thread panics with the lock").is_some()
     }
 }
 
-fn forward(client: TcpStream, server: TcpStream, plan: &Arc<Mutex<Option<Plan>>>) {
+type Shared = (Arc<Mutex<Option<Plan>>>, Arc<(Mutex<bool>, Condvar)>);
+
+fn forward(client: TcpStream, server: TcpStream, shared: &Shared) {
     let [client, server] = [client, server].map(Arc::new);
     for stream in [&client, &server] {
         stream.set_nodelay(true).expect("the stream is open");
@@ -72,21 +86,28 @@ fn forward(client: TcpStream, server: TcpStream, plan: &Arc<Mutex<Option<Plan>>>
     // What to do with the next answer of the server.
     let (cuts_answer, shows_first_byte) =
         (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let plan = plan.clone();
+    let (plan, release) = shared.clone();
     let (from_client, to_server) = (client.clone(), server.clone());
     let flags = (cuts_answer.clone(), shows_first_byte.clone());
     thread::spawn(move || {
         copy(&from_client, &to_server, |data| {
-            let plan = &mut *plan.lock().expect("no thread panics with the lock");
             let is_meant = |plan: &Plan| {
                 data.windows(plan.text.len()).any(|window| window == plan.text.as_bytes())
             };
-            let Some(Plan { cut, .. }) = plan.take_if(|plan| is_meant(plan)) else {
-                return data.len();
-            };
+            let planned =
+                plan.lock().expect("no thread panics with the lock").take_if(|plan| is_meant(plan));
+            let Some(Plan { cut, .. }) = planned else { return data.len() };
             match cut {
                 Cut::BeforeServer => return 0,
                 Cut::BeforeAnswer => {}
+                Cut::Delayed => {
+                    let _ = from_client.shutdown(Shutdown::Both);
+                    let mut released = release.0.lock().expect("no thread panics with the lock");
+                    while !*released {
+                        released =
+                            release.1.wait(released).expect("no thread panics with the lock");
+                    }
+                }
                 Cut::InsideAnswer => flags.1.store(true, Ordering::SeqCst),
             }
             flags.0.store(true, Ordering::SeqCst);
