@@ -197,12 +197,12 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
             }
         };
         if let Err(error) = self.batch_execute(RELEASE_SAVEPOINT) {
-            self.roll_back();
             let text = error.to_string();
             // Nothing was saved if PostgreSQL has refused everything since an error, or if nothing was executed
             // since the server has rolled the transaction back or the connection was lost.
             let record = &link_state.record;
             let has_ended_last = record.interruption().is_some() && !record.has_continued();
+            self.roll_back();
             if has_ended_last || text.starts_with(FAILED_TRANSACTION) {
                 return failed(error.into());
             }
