@@ -278,10 +278,14 @@ fn next_tier_does_not_get_what_the_limits_of_a_tier_keep_out() {
 #[test]
 fn pool_that_lacks_room_ends_when_it_is_dropped() {
     let servers = Servers::start(1);
-    let builder = servers.builder().max_connections(1).pool_timeout(Duration::from_secs(1));
-    let (pool, peers) = pool_of(builder, 8);
+    let builder = servers.builder().max_connections(1).connect_timeout(Duration::from_secs(1));
+    let manager = build(builder.connect_deadline(Duration::from_secs(1)));
+    let peers = manager.peers();
+    // There is always a slot that r2d2 has a worker try next.
+    let builder = Pool::builder().max_size(32).connection_timeout(SOON);
+    let pool = builder.build_unchecked(manager);
     wait_until("the pool lacks connections", PATIENCE, || status(&peers, "peer0").is_at_limit);
-    thread::sleep(Duration::from_secs(1));
+    thread::sleep(Duration::from_secs(2));
     drop(pool);
     wait_until("the pool has ended", Duration::from_secs(10), || peers.snapshot().closed);
 }
