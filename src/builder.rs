@@ -45,9 +45,10 @@ use crate::url::{Credentials, CredentialsProvider};
 /// ([configuration](crate::guide::configuration)).
 pub struct PeerManagerBuilder<C> {
     peers: Vec<PeerConfig>,
-    /// Weights and tiers of peers by name. They may be set before the peers themselves.
+    /// Weights, tiers and limits of peers by name. They may be set before the peers themselves.
     weights: Vec<(String, u32)>,
     tiers: Vec<(String, u32)>,
+    limits: Vec<(String, u32)>,
     given: Given,
     health_check: Option<Box<ConnectionHook<C>>>,
     on_connect: Option<Box<ConnectionHook<C>>>,
@@ -69,14 +70,16 @@ pub struct PeerManagerBuilder<C> {
 // Not derived, because the URLs are secrets and `C` need not be `Debug`.
 impl<C> fmt::Debug for PeerManagerBuilder<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { peers, weights, tiers, given, credentials, rng_seed, .. } = self;
+        let Self { peers, weights, tiers, limits, given, credentials, rng_seed, .. } = self;
         // Names are left out: before `build()` has checked them, a name may be a URL.
         let numbers = |given: &[(String, u32)]| given.iter().map(|(_, number)| *number).collect();
-        let (weights, tiers): (Vec<u32>, Vec<u32>) = (numbers(weights), numbers(tiers));
+        let [weights, tiers, limits]: [Vec<u32>; 3] =
+            [weights, tiers, limits].map(|given| numbers(given));
         f.debug_struct("PeerManagerBuilder")
             .field("peers", &peers.len())
             .field("weights", &weights)
             .field("tiers", &tiers)
+            .field("peer_max_connections", &limits)
             .field("settings", given)
             .field("credentials", credentials)
             .field("rng_seed", rng_seed)
@@ -90,6 +93,7 @@ impl<C> PeerManagerBuilder<C> {
             peers: Vec::new(),
             weights: Vec::new(),
             tiers: Vec::new(),
+            limits: Vec::new(),
             given: Given::default(),
             health_check: None,
             on_connect: None,
@@ -115,10 +119,10 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Replaces the peers. A weight or tier set for a peer that is no longer in the list is discarded; one
+    /// Replaces the peers. A weight, tier or limit set for a peer that is no longer in the list is discarded; one
     /// in a [`PeerConfig`] replaces the earlier value.
     ///
-    /// A [`PeerConfig`] carries a weight and a tier of its own, and is also what
+    /// A [`PeerConfig`] carries a weight, a tier and a limit of its own, and is also what
     /// [`Peers::add`](crate::Peers::add) and [`Peers::replace`](crate::Peers::replace) accept, so one list of
     /// peers serves both the start and later changes.
     ///
@@ -141,6 +145,9 @@ impl<C> PeerManagerBuilder<C> {
         });
         self.tiers.retain(|(name, _)| {
             !is_gone(name) && find(name).is_none_or(|peer| peer.tier.is_none())
+        });
+        self.limits.retain(|(name, _)| {
+            !is_gone(name) && find(name).is_none_or(|peer| peer.max_connections.is_none())
         });
         self
     }
@@ -190,6 +197,34 @@ impl<C> PeerManagerBuilder<C> {
     #[must_use]
     pub fn tier(mut self, name: impl Into<String>, tier: u32) -> Self {
         self.tiers.push((name.into(), tier));
+        self
+    }
+
+    /// Sets the most connections that the pool may have with each peer, logins in progress included. So when
+    /// peers fail, those that are left do not get all of the pool's connections, which together with those of
+    /// other processes could be more than a server accepts. Health checks are not counted: a peer has at
+    /// most one at a time, or two while its queries hang.
+    ///
+    /// While each peer that could take a connection has reached its limit, the pool has fewer connections
+    /// than its `max_size`, and `pool.get()` waits for one of them; it fails after the pool's
+    /// `connection_timeout`, and the error names the limit. The pool opens the missing connections as soon as
+    /// a peer has room. The sum of the limits should be `max_size` or more, since `build` does not know
+    /// `max_size`. Under [`Strategy::Ordered`], connections above the limits of a tier do not go to the next
+    /// one.
+    ///
+    /// Defaults to no limit. The minimum is 1. [`peer_max_connections`](Self::peer_max_connections) sets the
+    /// limit of one peer.
+    #[must_use]
+    pub fn max_connections(mut self, max_connections: u32) -> Self {
+        self.given.max_connections = Some(Some(max_connections));
+        self
+    }
+
+    /// Sets the most connections that the pool may have with one peer, by its name, in place of
+    /// [`max_connections`](Self::max_connections).
+    #[must_use]
+    pub fn peer_max_connections(mut self, name: impl Into<String>, max_connections: u32) -> Self {
+        self.limits.push((name.into(), max_connections));
         self
     }
 
@@ -663,12 +698,12 @@ impl<C> PeerManagerBuilder<C> {
 
     /// Every setting that can be given as text, secrets included.
     pub(crate) fn given(&self) -> String {
-        let Self { weights, tiers, given, rng_seed, first_error, .. } = self;
+        let Self { weights, tiers, limits, given, rng_seed, first_error, .. } = self;
         let Credentials { user, password } = &self.credentials;
-        let weights_and_tiers: Vec<_> =
-            self.peers.iter().map(|peer| (peer.weight, peer.tier)).collect();
+        let of_peer = |peer: &PeerConfig| (peer.weight, peer.tier, peer.max_connections);
+        let of_peers: Vec<_> = self.peers.iter().map(of_peer).collect();
         format!(
-            "{:?} {weights_and_tiers:?} {weights:?} {tiers:?} {given:?} {user:?} {password:?} {rng_seed:?} \
+            "{:?} {of_peers:?} {weights:?} {tiers:?} {limits:?} {given:?} {user:?} {password:?} {rng_seed:?} \
              {first_error:?}",
             self.given_peers(),
         )
@@ -688,11 +723,11 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
     ///
     /// An error is returned when there is no peer; when a name is empty, used twice or not printable;
     /// when a URL is malformed; when a setting given as text cannot be parsed; when a duration is below
-    /// its minimum or conflicts with another one; when a weight or a tier is set for an unknown peer;
-    /// when every weight is 0; or when the operating system provides no thread or no randomness. Whether
+    /// its minimum or conflicts with another one; when a weight, a tier or a limit is set for an unknown
+    /// peer; when every weight or any limit is 0; or when the operating system provides no thread or no randomness. Whether
     /// a well-formed URL leads to a server is found out by the first login.
     pub fn build(self) -> Result<PeerManager<C>, BuildError> {
-        let Self { peers, weights, tiers, given, health_check, on_connect, credentials, .. } = self;
+        let Self { peers, weights, tiers, limits, given, health_check, on_connect, .. } = self;
         if let Some(error) = self.first_error {
             return Err(error.into());
         }
@@ -709,13 +744,19 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         validate_names(&peers)?;
         let weight_of = by_name("weight", &peers, &weights)?;
         let tier_of = by_name("tier", &peers, &tiers)?;
+        let limit_of = by_name("peer_max_connections", &peers, &limits)?;
+        if let Some(PeerConfig { name, .. }) =
+            peers.iter().find(|peer| limit_of(&peer.name) == Some(0))
+        {
+            return Err(PeersError::NoConnections { name: name.clone() }.into());
+        }
         let mut settings = given.resolve()?;
         settings.classifier.dialect = Dialect::for_connection::<C>();
         #[cfg(feature = "doctor")]
         let settings = if self.without_checks { settings.without_checks() } else { settings };
         let validator = PeerValidator {
             dialect: Dialect::for_connection::<C>(),
-            credentials,
+            credentials: self.credentials,
             credentials_at_login: self.credentials_provider.is_some(),
             connect_timeout: settings.connect_timeout,
             resolve_hosts: settings.resolve_interval.is_some(),
@@ -724,10 +765,13 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         validator.validate_hosts(&peers, &urls)?;
         #[expect(clippy::disallowed_methods, reason = "the manager's clock starts here")]
         let now = Instant::now();
-        let peer = |(PeerConfig { name, weight, tier, .. }, url)| {
+        let peer = |(PeerConfig { name, weight, tier, max_connections, .. }, url)| {
             let weight = weight_of(&name).or(weight).unwrap_or(1);
             let tier = tier_of(&name).or(tier).unwrap_or(0);
-            Peer::new(Arc::from(name), url, weight, tier, now)
+            let max_connections = limit_of(&name).or(max_connections).or(settings.max_connections);
+            let mut peer = Peer::new(Arc::from(name), url, weight, tier, now);
+            peer.max_connections = max_connections;
+            peer
         };
         let peers: Vec<Peer> = peers.into_iter().zip(urls).map(peer).collect();
         if peers.iter().all(|peer| peer.weight == 0) {

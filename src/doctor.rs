@@ -138,6 +138,7 @@ impl Report {
     ///   - `reason`: the reason why the peer is not ready, or `null` if it is.
     ///   - `login_ms`: the duration of the login in milliseconds, or `null` if it failed.
     ///   - `round_trip_ms`: the duration of a `SELECT 1` in milliseconds, or `null` if it was not answered.
+    ///   - `max_connections`: the limit of the pool's connections to the peer, or `null` without a limit.
     ///   - `facts`: an object whose keys are the names of [`Aspect`]s ([`Aspect::as_str`]). A value is a
     ///     text, a list of texts (`sql_mode`, `migrations`), `null` ([`FactValue::None`]), or
     ///     `{"unknown": reason}`. Aspects that the peer does not have are left out.

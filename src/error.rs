@@ -72,6 +72,7 @@ impl BuildError {
             BuildErrorKind::Setting { setting, .. }
             | BuildErrorKind::Peers(PeersError::UnknownPeer { setting, .. }) => *setting,
             BuildErrorKind::Peers(PeersError::NoWeight) => Some("weight"),
+            BuildErrorKind::Peers(PeersError::NoConnections { .. }) => Some("peer_max_connections"),
             BuildErrorKind::Peers(_) | BuildErrorKind::System(_) => None,
             BuildErrorKind::TooShort { setting, .. }
             | BuildErrorKind::Conflict { shorter: (setting, _), .. } => Some(setting),
@@ -121,6 +122,10 @@ pub(crate) enum PeersError {
         name: String,
     },
     DuplicateName {
+        name: String,
+    },
+    /// The limit of connections is 0.
+    NoConnections {
         name: String,
     },
     NameTaken {
@@ -225,6 +230,11 @@ impl fmt::Display for PeersError {
             Self::DuplicateName { name } => {
                 write!(f, "two peers have the name {name:?}: every peer needs a name of its own")
             }
+            Self::NoConnections { name } => write!(
+                f,
+                "the `max_connections` of peer {name:?} is 0: the minimum is 1; a peer of weight 0 gets no \
+                 new connection, and a drained peer loses those that it has",
+            ),
             Self::NameTaken { name } => write!(
                 f,
                 "a peer with the name {name:?} exists already: choose another name, or change that peer \
@@ -278,7 +288,8 @@ pub enum ChangeErrorKind {
     UnknownPeer,
     /// Another peer has this name already.
     NameTaken,
-    /// The name or the URL of a new peer is not valid, or two new peers have the same name.
+    /// The name or the URL of a new peer is not valid, two new peers have the same name, or a limit of
+    /// connections is 0.
     InvalidPeer,
     /// The change would leave no peer with a weight above 0.
     NoPeerLeft,
@@ -307,6 +318,7 @@ impl ChangeError {
             | PeersError::UrlAsName { .. }
             | PeersError::UnprintableName { .. }
             | PeersError::DuplicateName { .. }
+            | PeersError::NoConnections { .. }
             | PeersError::Url { .. }
             | PeersError::Overruled { .. } => ChangeErrorKind::InvalidPeer,
             PeersError::NoPeers { .. } | PeersError::NoWeight | PeersError::LastPeer { .. } => {

@@ -83,6 +83,24 @@ pub enum EventKind {
         /// The new weight.
         to: u32,
     },
+    /// The pool lacks connections, because each peer that could take one has reached its limit
+    /// ([`max_connections`](crate::PeerManagerBuilder::max_connections)), this one among them.
+    #[non_exhaustive]
+    AtLimit {
+        /// The limit.
+        max_connections: u32,
+    },
+    /// The pool lacked connections because of the limit of this peer, and the peer is below its limit again, or
+    /// nothing has wanted a connection for a minute.
+    BelowLimit,
+    /// An operator changed the limit of the peer.
+    #[non_exhaustive]
+    LimitChanged {
+        /// The old limit; `None` if there was none.
+        from: Option<u32>,
+        /// The new limit; `None` if there is none.
+        to: Option<u32>,
+    },
     /// The peer was added.
     Added,
     /// The peer was removed, after it had been drained.
@@ -130,6 +148,9 @@ pub enum CloseReason {
     TooOld,
     /// The connection made room for one to a peer that has fewer.
     Rebalanced,
+    /// The peer had more connections than a lower limit allows
+    /// ([`set_max_connections`](crate::Peers::set_max_connections)).
+    OverLimit,
     /// The pool closed the connection: by one of its own time limits, its customizer, or its end.
     ByPool,
 }
@@ -144,6 +165,7 @@ impl CloseReason {
             Self::Drained => "drained",
             Self::TooOld => "too_old",
             Self::Rebalanced => "rebalanced",
+            Self::OverLimit => "over_limit",
             Self::ByPool => "by_pool",
         }
     }
@@ -174,6 +196,9 @@ impl EventKind {
             Self::Drained { .. } => "drained",
             Self::Resumed => "resumed",
             Self::WeightChanged { .. } => "weight_changed",
+            Self::AtLimit { .. } => "at_limit",
+            Self::BelowLimit => "below_limit",
+            Self::LimitChanged { .. } => "limit_changed",
             Self::Added => "added",
             Self::Removed => "removed",
             Self::ConnectFailed { .. } => "connect_failed",
@@ -209,6 +234,18 @@ impl fmt::Display for Event {
             EventKind::WeightChanged { from, to } => {
                 write!(f, "weight of peer {peer} changed from {from} to {to}")
             }
+            EventKind::AtLimit { max_connections } => write!(
+                f,
+                "peer {peer} has reached max_connections ({max_connections}), and no other peer has room: the \
+                 pool lacks connections",
+            ),
+            EventKind::BelowLimit => write!(f, "peer {peer} is no longer held at max_connections"),
+            EventKind::LimitChanged { from, to } => {
+                let limit =
+                    |limit: &Option<u32>| limit.map_or("none".to_owned(), |max| max.to_string());
+                let (from, to) = (limit(from), limit(to));
+                write!(f, "max_connections of peer {peer} changed from {from} to {to}")
+            }
             EventKind::Added => write!(f, "peer {peer} was added"),
             EventKind::Removed => write!(f, "peer {peer} was removed"),
             EventKind::ConnectFailed { reason, took, .. } => {
@@ -221,6 +258,7 @@ impl fmt::Display for Event {
                     CloseReason::Drained => "the peer is drained",
                     CloseReason::TooOld => "the maximum age was reached",
                     CloseReason::Rebalanced => "another peer has fewer connections",
+                    CloseReason::OverLimit => "the peer has more than max_connections",
                     CloseReason::ByPool => "the pool closed it",
                 };
                 write!(f, "a connection to peer {peer} was closed after {age:.1?}: {reason}")

@@ -2,6 +2,7 @@
 
 pub(crate) mod connection;
 pub(crate) mod exchange;
+mod limit;
 pub(crate) mod link;
 pub(crate) mod passthrough;
 pub(crate) mod question;

@@ -56,11 +56,13 @@ impl Serialize for PeerStatus {
             name,
             weight,
             tier,
+            max_connections,
             state,
             since,
             reason,
             fault,
             is_full,
+            is_at_limit,
             is_unresponsive,
             is_being_removed,
             next_check,
@@ -75,17 +77,19 @@ impl Serialize for PeerStatus {
             query_time,
             queries_lost,
         } = self;
-        let mut status = serializer.serialize_struct("PeerStatus", 23)?;
+        let mut status = serializer.serialize_struct("PeerStatus", 25)?;
         status.serialize_field("id", id)?;
         status.serialize_field("name", name)?;
         status.serialize_field("weight", weight)?;
         status.serialize_field("tier", tier)?;
+        status.serialize_field("max_connections", max_connections)?;
         status.serialize_field("state", state)?;
         status.serialize_field("is_available", &self.is_available())?;
         status.serialize_field("for_seconds", &seconds(now.saturating_duration_since(*since)))?;
         status.serialize_field("reason", reason)?;
         status.serialize_field("fault", fault)?;
         status.serialize_field("is_full", is_full)?;
+        status.serialize_field("is_at_limit", is_at_limit)?;
         status.serialize_field("is_unresponsive", is_unresponsive)?;
         status.serialize_field("is_being_removed", is_being_removed)?;
         let next_check = seconds(next_check.saturating_duration_since(now));
@@ -136,6 +140,13 @@ impl Serialize for Event {
                 event.serialize_entry("from", from)?;
                 event.serialize_entry("to", to)?;
             }
+            EventKind::AtLimit { max_connections } => {
+                event.serialize_entry("max_connections", max_connections)?;
+            }
+            EventKind::LimitChanged { from, to } => {
+                event.serialize_entry("from", from)?;
+                event.serialize_entry("to", to)?;
+            }
             EventKind::ConnectFailed { reason, fault, took } => {
                 event.serialize_entry("reason", reason)?;
                 event.serialize_entry("fault", fault)?;
@@ -150,6 +161,7 @@ impl Serialize for Event {
                 event.serialize_entry("aborted", aborted)?;
             }
             EventKind::HasRoom
+            | EventKind::BelowLimit
             | EventKind::Draining
             | EventKind::Resumed
             | EventKind::Added

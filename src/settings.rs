@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use crate::error::BuildErrorKind;
+use crate::error::{BuildErrorKind, Flaw};
 use crate::fault::Classifier;
 use crate::settings::policy::{AllDown, Balance, Recovery, Requirements, StatementCache, Strategy};
 use crate::settings::retry::RetryPolicy;
@@ -125,6 +125,8 @@ settings! {
         statement_cache: StatementCache = StatementCache::default();
         all_down: AllDown = AllDown::default();
         retry_policy: RetryPolicy = RetryPolicy::default();
+        // The default of each peer.
+        max_connections: Option<u32> = None;
         classifier: Classifier = Classifier::default();
     }
 }
@@ -158,6 +160,11 @@ impl Given {
         settings.tcp_keepalive_is_default = self.tcp_keepalive.is_none();
         settings.tcp_user_timeout_is_default = self.tcp_user_timeout.is_none();
         self.check_conflicts(settings.pool_timeout_name)?;
+        if settings.max_connections == Some(0) {
+            let flaw = Flaw::new("is 0", "the minimum is 1; leave it out for no limit");
+            let (setting, key) = (Some("max_connections"), "`max_connections`".to_owned());
+            return Err(BuildErrorKind::Setting { setting, key, flaw });
+        }
         let Settings { pool_timeout, connect_timeout, connect_deadline, all_down_wait, .. } =
             &mut settings;
         if let Some(pool_timeout) = pool_timeout {

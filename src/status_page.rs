@@ -79,11 +79,12 @@
 //! | `….reason` | Why the peer is down, or why the last check failed: the client library's message. |
 //! | `….fault` | The kind of that error: `peer_down`, `peer_not_ready`, `peer_full`, `out_of_resources`, `wrong_role`, `misconfigured`, `connection_lost`, `retryable` or `query`. |
 //! | `….is_full` | Whether the peer refused the last login because it has no free connection. |
+//! | `….is_at_limit` | Whether the pool lacks connections because the peer has reached `max_connections`, and no other has room. |
 //! | `….is_unresponsive` | Whether a query has been running for 100 ms without any answer from the peer since it began. |
 //! | `….is_being_removed` | Whether the peer is being removed: it cannot be resumed, and a new peer may have its name. |
 //! | `….remarks[]` | `reason` and the flags above, as sentences; the wording may change. |
 //! | `….next_check_seconds` | The time until the next check; 0 means now. |
-//! | `….weight`, `….tier` | As configured. |
+//! | `….weight`, `….tier`, `….max_connections` | As configured; the last is `null` without a limit. |
 //! | `….connections`, `….in_use` | Open connections of the pool, and how many of them are in use. |
 //! | `….connecting`, `….stuck_logins` | Logins in progress, and logins that passed their deadline and have not ended yet. |
 //! | `….connects`, `….connect_failures` | Counters: connections opened, and failed logins, including those of checks. |

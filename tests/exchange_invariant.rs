@@ -96,7 +96,7 @@ impl Model {
         let at = rng.random_range(0..SERVERS);
         let name = format!("peer{at}");
         let config = |at: usize| PeerConfig::new(format!("peer{at}"), self.servers[at].url());
-        let _ = match rng.random_range(0..8) {
+        let _ = match rng.random_range(0..9) {
             0 => peers.drain(&name).map(drop),
             1 | 2 => peers.resume(&name),
             3 => {
@@ -105,6 +105,10 @@ impl Model {
             }
             4 | 5 => peers.add(config(at)),
             6 => peers.set_weight(&name, rng.random_range(0..3)),
+            7 => {
+                let limit = rng.random_range(0..8);
+                peers.set_max_connections(&name, (limit < 6).then_some(limit))
+            }
             _ => {
                 self.has_removed = true;
                 // The same name with another URL is another peer.

@@ -81,6 +81,11 @@ fn wrong_setting_is_an_error_that_says_what_to_change() {
         (builder().peer("a", "url").weight("b", 2), r#"a weight is set for unknown peer "b": "#),
         (builder().peer("a", "url").tier("b", 2), r#"a tier is set for unknown peer "b": "#),
         (builder().peer("a", "url").weight("a", 0), "every peer has weight 0"),
+        (builder().peer("a", "url").max_connections(0), "`max_connections` is 0: the minimum is 1"),
+        (
+            builder().peer("a", "url").peer_max_connections("a", 0),
+            r#"the `max_connections` of peer "a" is 0: the minimum is 1"#,
+        ),
     ];
     for (builder, expected) in cases {
         let shown = format!("{builder:?}");
@@ -143,6 +148,9 @@ fn build_error_names_the_setting_to_change() {
         (a().pool_name(""), Some("pool_name")),
         (a().weight("b", 2), Some("weight")),
         (a().weight("a", 0), Some("weight")),
+        (a().max_connections(0), Some("max_connections")),
+        (a().peer_max_connections("a", 0), Some("peer_max_connections")),
+        (a().peer_max_connections("b", 1), Some("peer_max_connections")),
         (a().url("mysql://db0/shop?strategy=fastest"), Some("strategy")),
         (a().url(""), Some("url")),
         // A key that is not a setting may be a part of a password.

@@ -20,7 +20,7 @@ use crate::table::{
 };
 
 /// The settings that are given for each peer by its name.
-const PER_PEER_KEYS: [&str; 2] = ["weight", "tier"];
+const PER_PEER_KEYS: [&str; 3] = ["weight", "tier", "peer_max_connections"];
 
 /// The table that contains a Rocket application's databases.
 const ROCKET_DATABASES: &str = "databases";
@@ -147,7 +147,8 @@ impl Request {
         on_progress: impl FnMut(&[String]),
     ) -> Result<Report, RequestError> {
         let mut builder = PeerManager::<C>::builder();
-        // Peers that are overridden may belong to another database. Their weights and tiers go with them.
+        // Peers that are overridden may belong to another database. Their weights, tiers and
+        // limits go with them.
         let names_peers = |key: &str| PEER_KEYS.contains(&key) || PER_PEER_KEYS.contains(&key);
         if let Some(mut settings) = settings {
             if self.url_outside_file().is_some() {

@@ -29,6 +29,8 @@ settings!(|builder, value| {
     "pool_name" => builder.pool_name(value.text()?),
     "weight" => value.numbers_by_peer()?.into_iter().fold(builder, |b, (name, n)| b.weight(name, n)),
     "tier" => value.numbers_by_peer()?.into_iter().fold(builder, |b, (name, n)| b.tier(name, n)),
+    "max_connections" => builder.max_connections(value.whole(u32::MAX)?),
+    "peer_max_connections" => value.numbers_by_peer()?.into_iter().fold(builder, |b, (name, n)| b.peer_max_connections(name, n)),
     "strategy" => builder.strategy(value.choice()?),
     "balance" => builder.balance(value.choice()?),
     "rebalance_interval" => builder.rebalance_interval(value.duration()?),

@@ -10,7 +10,7 @@ use crate::url::dialect::Dialect;
 use crate::url::{Parameter, Query, Uri, is_conninfo, parameters, percent_decoded};
 
 /// The prefixes of parameters that set a value for a single peer: `weight.db0=2`.
-const PER_PEER: [&str; 2] = ["weight.", "tier."];
+const PER_PEER: [&str; 3] = ["weight.", "tier.", "peer_max_connections."];
 
 /// The parameters that determine the server regardless of the host.
 const TARGETS: [&str; 4] = ["host", "hostaddr", "unix_socket", "service"];

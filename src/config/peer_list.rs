@@ -63,6 +63,9 @@ fn peer(name: Option<&String>, value: &SettingValue, index: usize) -> Result<Pee
                     }
                     ("weight", value) => peer.weight = Some(whole("weight", value)?),
                     ("tier", value) => peer.tier = Some(whole("tier", value)?),
+                    ("max_connections", value) => {
+                        peer.max_connections = Some(whole("max_connections", value)?);
+                    }
                     (key, _) => {
                         let key = shown_or_redacted(key);
                         return Err(invalid(&format!("an unknown or invalid `{key}`")));

@@ -306,10 +306,12 @@ fn every_key_sets_its_setting() {
     const fn ms(millis: u64) -> Duration {
         Duration::from_millis(millis)
     }
-    let cases: [(&str, Set); 34] = [
+    let cases: [(&str, Set); 36] = [
         ("weight.a=2", |b| b.weight("a", 2)),
         ("tier.a=2", |b| b.tier("a", 2)),
         ("weight.%61=2", |b| b.weight("a", 2)),
+        ("max_connections=4", |b| b.max_connections(4)),
+        ("peer_max_connections.a=2", |b| b.peer_max_connections("a", 2)),
         ("strategy=least_connections", |b| b.strategy(crate::Strategy::LeastConnections)),
         ("pool_name=shop", |b| b.pool_name("shop")),
         ("strategy=random", |b| b.strategy(crate::Strategy::Random)),
@@ -392,18 +394,19 @@ fn files_have_the_same_settings_and_errors() {
 
     let named =
         read("peers = ['mysql://app:s3cret@db0/shop', 'a/shop.db', 'host=db', 'x//a:s3cret@b']");
-    let own = read("peers = { a = { url = 'x', weight = 2, tier = 3 } }").given();
+    let own =
+        read("peers = { a = { url = 'x', weight = 2, tier = 3, max_connections = 4 } }").given();
     let none = read("peers = { a = 'x' }").given();
     assert_eq!(
         own,
-        none.replace("[(None, None)]", "[(Some(2), Some(3))]"),
+        none.replace("[(None, None, None)]", "[(Some(2), Some(3), Some(4))]"),
         "a weight in the table belongs to its peer"
     );
     let later: Config =
         toml::from_str("peers = { a = { url = 'x', weight = 2 } }").expect("the text is TOML");
     let later = builder().weight("a", 1).config(later);
     assert!(
-        later.given().contains("[(Some(2), None)] []"),
+        later.given().contains("[(Some(2), None, None)] []"),
         "the later weight applies: {}",
         later.given()
     );
@@ -480,7 +483,7 @@ fn time(rng: &mut SmallRng) -> String {
 /// Returns a setting and a valid text for it.
 fn setting(rng: &mut SmallRng) -> (&'static str, String) {
     let name = |rng: &mut SmallRng, names: &[&str]| one_of(rng, names).to_owned();
-    match rng.random_range(0..16) {
+    match rng.random_range(0..18) {
         0 => {
             let keys =
                 ["rebalance_interval", "connection_max_age", "pool_timeout", "check_interval"];
@@ -518,6 +521,8 @@ fn setting(rng: &mut SmallRng) -> (&'static str, String) {
         12 => ("recovery", name(rng, &["after_check", "after_interval"])),
         13 => ("all_down", name(rng, &["try", "fail"])),
         14 => ("weight", "db0=3,db1=4".to_owned()),
+        15 => ("max_connections", "4".to_owned()),
+        16 => ("peer_max_connections", "db0=3".to_owned()),
         _ => ("tier", "db1=1".to_owned()),
     }
 }

@@ -242,6 +242,7 @@ mod tests {
                 reason: None,
                 login: None,
                 round_trip: None,
+                max_connections: None,
                 facts: of_peer.collect::<BTreeMap<_, _>>(),
             }
         };

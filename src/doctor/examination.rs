@@ -66,6 +66,8 @@ where
         members.map(|(index, peer)| PeerRef::new(set.clone(), index, peer)).collect()
     });
     let names: Vec<String> = peers.iter().map(|peer| peer.name.to_string()).collect();
+    let limit = |peer: &PeerRef| peer.read(|peer| peer.max_connections);
+    let limits: Vec<Option<u32>> = peers.iter().map(limit).collect();
     let (completed, findings) = unbounded();
     for (position, peer) in peers.into_iter().enumerate() {
         let completed = completed.clone();
@@ -98,7 +100,9 @@ where
     let findings = found
         .into_iter()
         .zip(names)
-        .map(|(found, name)| found.unwrap_or_else(|| without_result(name)));
+        .map(|(found, name)| found.unwrap_or_else(|| without_result(name)))
+        .zip(limits)
+        .map(|(finding, max_connections)| Finding { max_connections, ..finding });
     Ok(Report::new(findings.collect()))
 }
 

@@ -26,6 +26,9 @@ pub struct Finding {
     /// The shortest of three measured round trips of `SELECT 1`. `None` if the peer answered none of
     /// them.
     pub round_trip: Option<Duration>,
+    /// The most connections that the pool would have with the peer
+    /// ([`max_connections`](crate::PeerManagerBuilder::max_connections)). `None` without a limit.
+    pub max_connections: Option<u32>,
     /// The values that the peer reported. Aspects that the peer does not have are left out.
     pub facts: BTreeMap<Aspect, FactValue>,
 }

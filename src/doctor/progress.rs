@@ -88,6 +88,8 @@ impl PeerProgress {
             Some(LoginFailure::NotAttempted(_)) => (Condition::NotExamined, None),
         };
         let reason = failure.map(|failure| failure.to_string());
-        Finding { name, condition, fault, reason, login, round_trip, facts }
+        // The caller sets the limit, which does not depend on the login.
+        let max_connections = None;
+        Finding { name, condition, fault, reason, login, round_trip, max_connections, facts }
     }
 }

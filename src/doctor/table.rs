@@ -11,8 +11,8 @@ use super::finding::{Condition, Finding};
 use super::text::milliseconds;
 use crate::redact::printable;
 
-/// Shown in place of a time that is not known.
-const UNKNOWN_TIME: &str = "-";
+/// Shown in place of a time that is not known, and of a limit that there is not.
+const NONE: &str = "-";
 
 /// Shown in place of names where all peers that reported facts have the same value.
 const ALL: &str = "all";
@@ -80,7 +80,21 @@ use Align::{Left, Right};
 
 /// Writes the peers, then the facts, then the problems and notes.
 pub(super) fn write(report: &Report, f: &mut fmt::Formatter<'_>, colored: bool) -> fmt::Result {
-    write_rows(f, colored, &peers(report), [Left, Left, Right, Right])?;
+    let peers = peers(report);
+    if report.peers.iter().any(|peer| peer.max_connections.is_some()) {
+        let limits = report
+            .peers
+            .iter()
+            .map(|peer| peer.max_connections.map_or(NONE.to_owned(), |max| max.to_string()));
+        let limits = ["max_connections".to_owned()].into_iter().chain(limits);
+        let with_limit = |((style, [name, state, login, round_trip]), limit): (Row<4>, String)| {
+            (style, [name, state, login, round_trip, limit])
+        };
+        let peers: Vec<Row<5>> = peers.into_iter().zip(limits).map(with_limit).collect();
+        write_rows(f, colored, &peers, [Left, Left, Right, Right, Right])?;
+    } else {
+        write_rows(f, colored, &peers, [Left, Left, Right, Right])?;
+    }
     let facts = facts(report);
     if !facts.is_empty() {
         writeln!(f)?;
@@ -120,7 +134,7 @@ fn peers(report: &Report) -> Vec<Row<4>> {
         let style = if *condition == Condition::Ready { Style::Plain } else { Style::Problem };
         let time = |time: Option<Duration>| match time {
             Some(time) => format!("{:.2} ms", milliseconds(time)),
-            None => UNKNOWN_TIME.to_owned(),
+            None => NONE.to_owned(),
         };
         (style, [name.clone(), condition.to_string(), time(*login), time(*round_trip)])
     };
@@ -193,6 +207,7 @@ mod tests {
             reason: None,
             login: Some(Duration::from_micros(3210)),
             round_trip: Some(Duration::from_micros(80)),
+            max_connections: None,
             facts: BTreeMap::from([
                 (Aspect::Version, FactValue::text("10.11.6-MariaDB")),
                 (Aspect::Isolation, FactValue::text(isolation)),
@@ -209,6 +224,7 @@ mod tests {
             reason: Some("Can't connect".to_owned()),
             login: None,
             round_trip: None,
+            max_connections: None,
             facts: BTreeMap::new(),
         };
         Report::new(vec![
@@ -217,6 +233,16 @@ mod tests {
             unknown,
             down,
         ])
+    }
+
+    #[test]
+    fn limits_have_a_column_if_there_is_one() {
+        let mut report = report();
+        report.peers[1].max_connections = Some(4);
+        let table = report.to_string();
+        let lines = table.lines().take(3);
+        let column: Vec<_> = lines.filter_map(|line| line.split_whitespace().last()).collect();
+        assert_eq!(column, ["max_connections", "-", "4"]);
     }
 
     #[test]

@@ -142,6 +142,7 @@ fn level(event: &Event) -> Level {
         EventKind::Down { .. } | EventKind::Full { .. } | EventKind::QueriesAborted { .. } => {
             Level::Warn
         }
+        EventKind::AtLimit { .. } => Level::Warn,
         _ => Level::Info,
     }
 }

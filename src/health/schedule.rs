@@ -1,4 +1,4 @@
-//! The scheduled work of the checker: expired marks, health checks and draining peers.
+//! The scheduled work of the checker: expired marks, health checks, draining peers and peers at their limits.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,8 @@ use crate::peers::set::{DRAIN_POLL_INTERVAL, Transaction};
 use crate::settings::Settings;
 
 /// Does the scheduled work, if any is due: clears expired marks under
-/// [`Recovery::AfterInterval`](crate::Recovery::AfterInterval), begins checks and ends the draining of peers.
+/// [`Recovery::AfterInterval`](crate::Recovery::AfterInterval), begins checks, ends the draining of peers and
+/// sees which of those at their limits have room.
 /// Returns the checks.
 pub(super) fn run_schedule(transaction: &mut Transaction<'_>) -> Vec<HealthCheck> {
     let (now, settings) = (transaction.now, transaction.settings());
@@ -34,6 +35,9 @@ pub(super) fn run_schedule(transaction: &mut Transaction<'_>) -> Vec<HealthCheck
         }
         if transaction.peers()[index].is_draining() {
             transaction.update(index, |peer, _| peer.end_draining(now));
+        }
+        if is_due(transaction.peers()[index].next_limit_look()) {
+            transaction.update(index, |peer, _| peer.look_for_room(now));
         }
         transaction.update_next_due(index);
         if transaction.peers()[index].is_draining() {

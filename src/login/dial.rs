@@ -1,6 +1,7 @@
 //! Dials peers: for a new connection of the pool, and for a health check.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,7 +32,8 @@ pub(crate) struct Opened<C> {
 }
 
 /// Logs in to one of the peers. While no connection can be opened, the first caller gets the error at once,
-/// and after that one of r2d2's workers at a time waits until one can be opened.
+/// and after that one of r2d2's workers at a time waits until one can be opened. While limits alone are the reason,
+/// all of them wait, since connections that are missing are then opened as soon as there is room.
 ///
 /// # Errors
 ///
@@ -41,16 +43,28 @@ pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
     hooks: &Arc<Hooks<C>>,
 ) -> Result<Opened<C>, String> {
-    let mut end = None;
+    let (mut end, mut room_end, mut may_be_closing) = (None, None, true);
     loop {
         let summary = match dial_peers(set, hooks) {
             Ok(opened) => return Ok(opened),
             Err(summary) => summary,
         };
+        let now = Instant::now();
+        if set.lacks_room() {
+            if mem::replace(&mut may_be_closing, false) && set.await_closing(now) {
+                continue;
+            }
+            let end = *room_end.get_or_insert(now + set.settings().connect_deadline);
+            let has_room =
+                || !set.refuse_for_limit(now) || may_wait() && set.wait_for_room(now, end);
+            if now < end && has_room() {
+                continue;
+            }
+            return Err(summary);
+        }
         if set.settings().all_down == AllDown::Fail || !set.cannot_connect() || !may_wait() {
             return Err(summary);
         }
-        let now = Instant::now();
         let end = *end.get_or_insert(now + set.settings().all_down_wait);
         let left = end.saturating_duration_since(now);
         if set.outage.wait(now, left, || !set.cannot_connect()) == NextStep::Fail {
@@ -120,8 +134,8 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
     if let Some(failure) = set.host_failure() {
         return Err(format!("no connection can be opened, whichever the peer: {failure}"));
     }
-    let cannot_connect = set.cannot_connect();
-    Err(set.read(|peers| summary(peers, cannot_connect, &attempts, now)))
+    let (cannot_connect, lacks_room) = (set.cannot_connect(), set.lacks_room());
+    Err(set.read(|peers| summary(peers, cannot_connect, lacks_room, &attempts, now)))
 }
 
 /// Logs in to one peer that [`PeerSet::pick`] has picked. The outcome decides about the peer, even if the
@@ -238,7 +252,13 @@ type DialedPeers = BTreeMap<u64, Option<LoginFailure>>;
 
 /// Describes for each peer what happened in this call, or why the peer was skipped, and when the peer is
 /// checked next.
-fn summary(peers: &[Peer], cannot_connect: bool, attempts: &DialedPeers, now: Instant) -> String {
+fn summary(
+    peers: &[Peer],
+    cannot_connect: bool,
+    lacks_room: bool,
+    attempts: &DialedPeers,
+    now: Instant,
+) -> String {
     let describe = |peer: &Peer| {
         let next =
             next_check_phrase(peer.scheduled_check(cannot_connect).saturating_duration_since(now));
@@ -255,6 +275,10 @@ fn summary(peers: &[Peer], cannot_connect: bool, attempts: &DialedPeers, now: In
             (None, _) if !peer.is_in_service() => {
                 format!("{name}: skipped, not in service (draining or drained)")
             }
+            (None, _) if peer.is_available() && !peer.has_room() => {
+                let max = peer.max_connections.unwrap_or_default();
+                format!("{name}: skipped, it has reached max_connections ({max})")
+            }
             (None, HealthState::Down { cause, .. }) => {
                 format!("{name}: skipped, marked down ({}), {next}", cause.reason)
             }
@@ -266,5 +290,10 @@ fn summary(peers: &[Peer], cannot_connect: bool, attempts: &DialedPeers, now: In
     };
     let members = peers.iter().filter(|peer| peer.is_member());
     let summaries: Vec<String> = members.map(describe).collect();
-    format!("no peer accepted a connection: {}", summaries.join("; "))
+    let what = if lacks_room {
+        "every peer that is up has reached max_connections"
+    } else {
+        "no peer accepted a connection"
+    };
+    format!("{what}: {}", summaries.join("; "))
 }

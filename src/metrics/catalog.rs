@@ -58,6 +58,10 @@ pub(super) static IN_SERVICE: Metric = gauge(
 );
 pub(super) static FULL: Metric =
     gauge("diesel_peers_full", "1 if the peer had no free connection at the last login; else 0.");
+pub(super) static AT_LIMIT: Metric = gauge(
+    "diesel_peers_at_limit",
+    "1 if the pool lacks connections because the peer has reached max_connections, and no other has room; else 0.",
+);
 pub(super) static UNRESPONSIVE: Metric = gauge(
     "diesel_peers_unresponsive",
     "1 if a query has been running for more than 100 ms without any answer from the peer since it \
@@ -65,6 +69,10 @@ pub(super) static UNRESPONSIVE: Metric = gauge(
 );
 pub(super) static WEIGHT: Metric =
     gauge("diesel_peers_weight", "Weight of the peer: its proportion of the work.");
+pub(super) static MAX_CONNECTIONS: Metric = gauge(
+    "diesel_peers_max_connections",
+    "The most connections that the pool may have with the peer; 0 without a limit.",
+);
 pub(super) static CONNECTIONS: Metric =
     gauge("diesel_peers_connections", "Open connections of the pool, in use or idle.");
 pub(super) static IN_USE: Metric =
@@ -106,7 +114,7 @@ pub(super) static CONNECTIONS_CLOSED: Metric = counter(
     "Connections of the pool that were closed, by reason.",
 );
 
-static ALL: [&Metric; 24] = [
+static ALL: [&Metric; 26] = [
     &PEERS,
     &PEERS_AVAILABLE,
     &EVENTS_DROPPED,
@@ -115,8 +123,10 @@ static ALL: [&Metric; 24] = [
     &DEGRADED,
     &IN_SERVICE,
     &FULL,
+    &AT_LIMIT,
     &UNRESPONSIVE,
     &WEIGHT,
+    &MAX_CONNECTIONS,
     &CONNECTIONS,
     &IN_USE,
     &CONNECTING,

@@ -11,8 +11,10 @@ pub(super) struct Gauges {
     degraded: usize,
     in_service: usize,
     full: usize,
+    at_limit: usize,
     unresponsive: usize,
     weight: usize,
+    max_connections: usize,
     links: usize,
     in_use: usize,
     connecting: usize,
@@ -29,8 +31,10 @@ impl Gauges {
             degraded: peer.is_degraded().into(),
             in_service: peer.is_in_service().into(),
             full: peer.is_full().into(),
+            at_limit: peer.is_at_limit().into(),
             unresponsive: peer.activity.is_unresponsive().into(),
             weight: peer.weight as usize,
+            max_connections: peer.max_connections.unwrap_or_default() as usize,
             links: self.links + links,
             in_use: self.in_use + peer.activity.in_use(),
             connecting: self.connecting + connecting,
@@ -50,8 +54,10 @@ impl Gauges {
             degraded,
             in_service,
             full,
+            at_limit,
             unresponsive,
             weight,
+            max_connections,
             links,
             in_use,
             connecting,
@@ -61,8 +67,10 @@ impl Gauges {
         labeled.gauge(&catalog::DEGRADED, degraded);
         labeled.gauge(&catalog::IN_SERVICE, in_service);
         labeled.gauge(&catalog::FULL, full);
+        labeled.gauge(&catalog::AT_LIMIT, at_limit);
         labeled.gauge(&catalog::UNRESPONSIVE, unresponsive);
         labeled.gauge(&catalog::WEIGHT, weight);
+        labeled.gauge(&catalog::MAX_CONNECTIONS, max_connections);
         labeled.gauge(&catalog::CONNECTIONS, links);
         labeled.gauge(&catalog::IN_USE, in_use);
         labeled.gauge(&catalog::CONNECTING, connecting);

@@ -51,12 +51,13 @@ pub(crate) struct PeerCounters {
 }
 
 /// All close reasons, in the order of their counters.
-pub(crate) const CLOSE_REASONS: [CloseReason; 6] = [
+pub(crate) const CLOSE_REASONS: [CloseReason; 7] = [
     CloseReason::Broken,
     CloseReason::PeerDown,
     CloseReason::Drained,
     CloseReason::TooOld,
     CloseReason::Rebalanced,
+    CloseReason::OverLimit,
     CloseReason::ByPool,
 ];
 

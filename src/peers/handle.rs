@@ -141,6 +141,25 @@ impl Peers {
         Ok(self.set.set_weight(name, weight, now())?)
     }
 
+    /// Changes the most connections that the pool may have with a peer, which is initially set by
+    /// [`max_connections`](crate::PeerManagerBuilder::max_connections) or
+    /// [`peer_max_connections`](crate::PeerManagerBuilder::peer_max_connections). `None` removes the limit.
+    ///
+    /// Connections above a lower limit move to peers that have room. If none has, those that are idle are
+    /// closed at once, and those in use when they come back; with
+    /// [`Balance::PerConnection`](crate::Balance::PerConnection) all are closed when they come back.
+    ///
+    /// # Errors
+    ///
+    /// Fails if no peer has this name, or if the limit is 0.
+    pub fn set_max_connections(
+        &self,
+        name: &str,
+        max_connections: Option<u32>,
+    ) -> Result<(), ChangeError> {
+        Ok(self.set.set_max_connections(name, max_connections, now())?)
+    }
+
     /// Checks a peer now instead of at its next check, whether it is in service or not. Later snapshots
     /// show the result.
     ///

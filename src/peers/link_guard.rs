@@ -1,6 +1,7 @@
 //! RAII guard that counts one connection on its peer, from the choice of the peer until the connection is
 //! closed.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,6 +19,8 @@ pub(crate) struct LinkGuard {
     in_use: bool,
     /// Why the link is to be replaced, if it is.
     leaving: Option<CloseReason>,
+    /// Whether the session of the link has been ended, so that only its slot needs it.
+    session_ended: bool,
     /// Why the link is closed, if that is known.
     close_reason: Option<CloseReason>,
 }
@@ -26,7 +29,14 @@ impl LinkGuard {
     /// Creates the guard of a login that [`PeerSet::pick`](super::set::PeerSet::pick) has already
     /// counted.
     pub(crate) fn for_login(peer: PeerRef) -> Self {
-        Self { peer, link: None, in_use: false, leaving: None, close_reason: None }
+        Self {
+            peer,
+            link: None,
+            in_use: false,
+            leaving: None,
+            session_ended: false,
+            close_reason: None,
+        }
     }
 
     /// Counts a link instead of a login: the login has succeeded and a caller uses its connection.
@@ -75,6 +85,24 @@ impl LinkGuard {
         self.peer.set.wake();
     }
 
+    /// Records that the session of the link has been ended.
+    pub(crate) fn end_session(&mut self) {
+        if !mem::replace(&mut self.session_ended, true) {
+            self.peer.update_counts(|counts| counts.ended += 1);
+        }
+    }
+
+    /// Whether the link has to be closed, because its peer has more than its limit allows. See
+    /// [`PeerSet::claim_excess`](super::set::PeerSet::claim_excess).
+    pub(crate) fn is_excess(&mut self, closes_first: bool) -> bool {
+        if !self.session_ended && self.peer.set.claim_excess(self.peer.index, closes_first) {
+            self.session_ended = true;
+            self.set_close_reason(CloseReason::OverLimit);
+            return true;
+        }
+        false
+    }
+
     /// Returns why the link is closed. The state of its peer takes precedence over the recorded
     /// reason.
     fn final_close_reason(&self) -> CloseReason {
@@ -111,6 +139,7 @@ impl Drop for LinkGuard {
         self.peer.update_counts(|counts| {
             counts.links -= 1;
             counts.leaving -= usize::from(self.leaving.is_some());
+            counts.ended -= usize::from(self.session_ended);
         });
         // The session is removed last, so that a peer without open sessions has no counted link
         // either.

@@ -23,6 +23,13 @@ pub(crate) use health::{Health, HealthState};
 /// The delay until the next check of a peer that is full. Short, because connections come and go.
 const FULL_RECHECK_DELAY: Duration = Duration::from_secs(1);
 
+/// The interval at which a peer at its limit of connections is examined for room.
+const LIMIT_RECHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The time without another refused connection after which nothing waits for room any more. r2d2 tries again at
+/// least every half of its `connection_timeout`, which is 30 seconds by default.
+const LIMIT_HOLD: Duration = Duration::from_secs(60);
+
 /// The minimum delay between checks of a peer that rejects our login, while all peers are down. No
 /// operator corrects that within moments, and servers count failed logins.
 const MISCONFIGURED_RECHECK_DELAY: Duration = Duration::from_secs(5);
@@ -48,6 +55,10 @@ pub(crate) struct Peer {
     pub(crate) weight: u32,
     /// The tier. Under `Strategy::Ordered` only the lowest tier with an available peer serves.
     pub(crate) tier: u32,
+    /// The most connections that the pool may have with the peer, logins in progress included.
+    pub(crate) max_connections: Option<u32>,
+    /// Set while the pool lacks a connection because of `max_connections`.
+    limit_episode: Option<LimitEpisode>,
     pub(crate) health: Health,
     pub(crate) admin_state: AdminState,
     pub(crate) checks: Checks,
@@ -58,6 +69,14 @@ pub(crate) struct Peer {
     pub(crate) counts: Counts,
     /// Updated by the links themselves, without the lock of the set.
     pub(crate) activity: Arc<Activity>,
+}
+
+/// A time in which the pool lacks a connection because of a peer's limit.
+#[derive(Debug, Clone, Copy)]
+struct LimitEpisode {
+    /// When a connection was last wanted and not opened.
+    refused_at: Instant,
+    next_look: Instant,
 }
 
 /// When a login or check began, and when it ended.
@@ -118,6 +137,8 @@ pub(crate) struct Counts {
     /// Those of the links that are to be replaced, because of their age or of rebalancing, or because they are
     /// evicted.
     pub(crate) leaving: usize,
+    /// Those of the leaving links whose sessions have been ended. They only keep their slots.
+    pub(crate) ended: usize,
 }
 
 impl Attempt {
@@ -150,6 +171,17 @@ impl Counts {
         self.links - self.leaving
     }
 
+    /// The links with a session.
+    pub(crate) fn open(&self) -> usize {
+        self.links - self.ended
+    }
+
+    /// The sessions that count for the limit of the peer: open links, logins in progress, and logins that were
+    /// aborted and have not ended, because the server may have a session for each of them.
+    pub(crate) fn sessions(&self) -> usize {
+        self.open() + self.connecting + self.stuck_logins.saturating_sub(self.waiting_logins)
+    }
+
     /// The load that the choice of a peer compares: links that are to stay, and logins in progress.
     pub(crate) fn load(&self) -> usize {
         self.staying() + self.connecting
@@ -166,6 +198,8 @@ impl Peer {
             url: Arc::new(url),
             weight,
             tier,
+            max_connections: None,
+            limit_episode: None,
             health: Health::new(now),
             admin_state: AdminState::InService,
             checks: Checks::new(now),
@@ -184,6 +218,44 @@ impl Peer {
     /// Whether the peer had no free connection at the last login or check.
     pub(crate) fn is_full(&self) -> bool {
         self.health.full.is_some()
+    }
+
+    /// Whether the peer may get another connection, as far as its limit is concerned.
+    pub(crate) fn has_room(&self) -> bool {
+        self.max_connections.is_none_or(|max| self.counts.sessions() < max as usize)
+    }
+
+    /// Returns how many open links the peer has above its limit.
+    pub(crate) fn links_over_limit(&self) -> usize {
+        self.max_connections.map_or(0, |max| self.counts.open().saturating_sub(max as usize))
+    }
+
+    /// Whether the pool lacks a connection because of the limit of this peer.
+    pub(crate) fn is_at_limit(&self) -> bool {
+        self.limit_episode.is_some()
+    }
+
+    /// Records that the pool wanted a connection and did not open it because of the limit of this peer.
+    pub(crate) fn refused_for_limit(&mut self, now: Instant) {
+        let next_look = now + LIMIT_RECHECK_INTERVAL;
+        self.limit_episode.get_or_insert(LimitEpisode { refused_at: now, next_look }).refused_at =
+            now;
+    }
+
+    /// Returns when a peer at its limit is examined for room.
+    pub(crate) fn next_limit_look(&self) -> Option<Instant> {
+        self.limit_episode.map(|episode| episode.next_look)
+    }
+
+    /// Ends the time at the limit if the peer has room, or if nothing has wanted a connection for long.
+    pub(crate) fn look_for_room(&mut self, now: Instant) {
+        let has_ended = self.has_room() || !self.is_available();
+        self.limit_episode = self.limit_episode.take().filter(|episode| {
+            !has_ended && now.saturating_duration_since(episode.refused_at) < LIMIT_HOLD
+        });
+        if let Some(episode) = &mut self.limit_episode {
+            episode.next_look = now + LIMIT_RECHECK_INTERVAL;
+        }
     }
 
     /// Whether the peer is marked down because of its logins, and its sessions work: a query has ended since
@@ -359,9 +431,10 @@ impl Peer {
         self.checks.suspected_at = Some(now);
     }
 
-    /// Returns when the checker has something to do for this peer: to check it, or to clear its mark.
+    /// Returns when the checker has something to do for this peer: to check it, to clear its mark, or to see
+    /// whether it has room.
     pub(crate) fn next_due(&self, cannot_connect: bool, recovery: Recovery) -> Option<Instant> {
-        [self.mark_expiry(recovery), self.earliest_check(cannot_connect)]
+        [self.mark_expiry(recovery), self.earliest_check(cannot_connect), self.next_limit_look()]
             .into_iter()
             .flatten()
             .min()

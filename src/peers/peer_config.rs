@@ -18,7 +18,8 @@ const LIBPQ_TIMEOUT_MARGIN: Duration = Duration::from_secs(2);
 /// one.
 const LIBPQ_TIMEOUT_VARIABLE: &str = "PGCONNECT_TIMEOUT";
 
-/// The configuration of a peer: its name, its URL and, optionally, its weight and its tier.
+/// The configuration of a peer: its name, its URL and, optionally, its weight, its tier and its limit of
+/// connections.
 ///
 /// ```
 /// use diesel_peers::PeerConfig;
@@ -31,6 +32,7 @@ pub struct PeerConfig {
     pub(crate) url: String,
     pub(crate) weight: Option<u32>,
     pub(crate) tier: Option<u32>,
+    pub(crate) max_connections: Option<u32>,
 }
 
 impl PeerConfig {
@@ -38,7 +40,8 @@ impl PeerConfig {
     /// [`PeerManagerBuilder::peer`](crate::PeerManagerBuilder::peer) does.
     #[must_use]
     pub fn new(name: impl Into<String>, url: impl Into<String>) -> Self {
-        Self { name: name.into(), url: url.into(), weight: None, tier: None }
+        let (name, url) = (name.into(), url.into());
+        Self { name, url, weight: None, tier: None, max_connections: None }
     }
 
     /// Sets the weight, as [`PeerManagerBuilder::weight`](crate::PeerManagerBuilder::weight) does.
@@ -58,15 +61,27 @@ impl PeerConfig {
         self.tier = Some(tier);
         self
     }
+
+    /// Sets the limit of connections, as
+    /// [`PeerManagerBuilder::peer_max_connections`](crate::PeerManagerBuilder::peer_max_connections) does.
+    ///
+    /// Defaults to [`max_connections`](crate::PeerManagerBuilder::max_connections) for a new peer. A peer that
+    /// exists already keeps its limit.
+    #[must_use]
+    pub fn max_connections(mut self, max_connections: u32) -> Self {
+        self.max_connections = Some(max_connections);
+        self
+    }
 }
 
 /// Omits the URL, which is a secret, and the name, which may contain one.
 impl fmt::Debug for PeerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name: _, url: _, weight, tier } = self;
+        let Self { name: _, url: _, weight, tier, max_connections } = self;
         f.debug_struct("PeerConfig")
             .field("weight", weight)
             .field("tier", tier)
+            .field("max_connections", max_connections)
             .finish_non_exhaustive()
     }
 }
@@ -147,9 +162,9 @@ impl PeerValidator {
     }
 }
 
-/// Validates that the names of peers are valid and unique.
+/// Validates that the names of peers are valid and unique, and that each peer may get a connection.
 pub(crate) fn validate_names(peers: &[PeerConfig]) -> Result<(), PeersError> {
-    for (index, PeerConfig { name, .. }) in peers.iter().enumerate() {
+    for (index, PeerConfig { name, max_connections, .. }) in peers.iter().enumerate() {
         if name.trim().is_empty() {
             return Err(PeersError::EmptyName { position: index + 1 });
         }
@@ -161,6 +176,9 @@ pub(crate) fn validate_names(peers: &[PeerConfig]) -> Result<(), PeersError> {
         }
         if peers[..index].iter().any(|earlier| earlier.name == *name) {
             return Err(PeersError::DuplicateName { name: name.clone() });
+        }
+        if *max_connections == Some(0) {
+            return Err(PeersError::NoConnections { name: name.clone() });
         }
     }
     Ok(())

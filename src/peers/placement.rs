@@ -54,7 +54,8 @@ pub(crate) fn count_available(peers: &[Peer]) -> usize {
 /// Among the available peers that were not tried yet, this is a random one of those with the lowest
 /// load for their weight; logins in progress count. A full peer is picked only when no other is
 /// left. When no peer is left at all, [`AllDown::Try`] picks the peer that is down and has the
-/// earliest scheduled check.
+/// earliest scheduled check. No peer is picked that has reached its limit of connections. A tier whose peers
+/// have reached theirs still serves, so no other tier gets the connection.
 pub(crate) fn pick(
     peers: &[Peer],
     tried: impl Fn(&Peer) -> bool,
@@ -69,6 +70,7 @@ pub(crate) fn pick(
     let candidates = |is_full| {
         available()
             .filter(move |(_, peer)| is_available(peer, serving_tier) && peer.is_full() == is_full)
+            .filter(|(_, peer)| peer.has_room())
             // The load that the peer would have with one more link. `surplus` compares the same
             // measure; otherwise links would move in circles.
             .map(|(index, peer)| Candidate {
@@ -82,6 +84,10 @@ pub(crate) fn pick(
     {
         return Some(index);
     }
+    // A peer at its limit is up, so peers that are down are left alone.
+    if available().next().is_some() {
+        return None;
+    }
     match all_down {
         AllDown::Try => peers
             .iter()
@@ -89,11 +95,30 @@ pub(crate) fn pick(
             // Only the checker logs in to a peer with a stuck login.
             .filter(|(_, peer)| peer.is_in_service() && !peer.is_up())
             .filter(|(_, peer)| peer.weight > 0 && peer.counts.stuck_logins == 0)
-            .filter(|(_, peer)| !tried(peer))
+            .filter(|(_, peer)| peer.has_room() && !tried(peer))
             .min_by_key(|(_, peer)| peer.checks.next)
             .map(|(index, _)| index),
         AllDown::Fail => None,
     }
+}
+
+/// Whether limits alone keep the pool from opening a connection: of the peers that serve, each has reached its
+/// limit or is full, and at least one has reached its limit.
+pub(crate) fn lacks_room(peers: &[Peer], strategy: Strategy) -> bool {
+    at_limit(peers, strategy).next().is_some() && {
+        let serving_tier = serving_tier(peers.iter(), strategy);
+        let mut serving = peers.iter().filter(|peer| is_available(peer, serving_tier));
+        serving.all(|peer| !peer.has_room() || peer.is_full())
+    }
+}
+
+/// Returns the indexes of the peers that serve and have reached their limits.
+pub(crate) fn at_limit(peers: &[Peer], strategy: Strategy) -> impl Iterator<Item = usize> {
+    let serving_tier = serving_tier(peers.iter(), strategy);
+    let indexed = peers.iter().enumerate();
+    let at_limit =
+        indexed.filter(move |(_, peer)| is_available(peer, serving_tier) && !peer.has_room());
+    at_limit.map(|(index, _)| index)
 }
 
 /// Returns the peer that has one link too many: moving one link from it to the peer that lacks one
@@ -103,7 +128,7 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
     let share = shares(peers, strategy);
     let lacking = peers
         .iter()
-        .filter(|peer| share(peer) > 0 && !peer.is_full())
+        .filter(|peer| share(peer) > 0 && !peer.is_full() && peer.has_room())
         .min_by(|one, other| {
             let with_one_more = |peer: &Peer| (peer.counts.load() + 1, share(peer));
             ratio_cmp(with_one_more(one), with_one_more(other))
@@ -286,6 +311,64 @@ mod tests {
         );
     }
 
+    /// A peer with this limit.
+    fn limited(mut peer: Peer, max_connections: u32) -> Peer {
+        peer.max_connections = Some(max_connections);
+        peer
+    }
+
+    #[test]
+    fn peer_at_its_limit_is_not_picked_and_lacks_nothing() {
+        let crowded = || Up { links: 6, connecting: 0 };
+        // The states of the peers, each with its limit; the peer that is picked; and whether only the limits keep a
+        // connection from being opened.
+        for (case, states, expected, lacks) in [
+            ("a link", vec![(Up { links: 1, connecting: 0 }, 1), (crowded(), 7)], vec![1], false),
+            ("a login", vec![(Up { links: 0, connecting: 1 }, 1), (crowded(), 7)], vec![1], false),
+            ("all", vec![(Up { links: 0, connecting: 1 }, 1), (crowded(), 6)], vec![], true),
+            ("above", vec![(crowded(), 2)], vec![], true),
+            ("the other is down", vec![(Down { check_in: 1 }, 9), (crowded(), 6)], vec![], true),
+            ("a full one", vec![(Full { links: 1 }, 9), (crowded(), 6)], vec![0], true),
+            ("only a full one", vec![(Full { links: 1 }, 9)], vec![0], false),
+            ("down", vec![(Down { check_in: 1 }, 1), (Down { check_in: 2 }, 1)], vec![0], false),
+        ] {
+            let (states, limits): (Vec<State>, Vec<u32>) = states.into_iter().unzip();
+            let peers: Vec<Peer> = peers(&states)
+                .into_iter()
+                .zip(limits)
+                .map(|(peer, max)| limited(peer, max))
+                .collect();
+            let (mut rng, random) = (SmallRng::seed_from_u64(5), Strategy::Random);
+            let picked = pick(&peers, |_| false, random, AllDown::Try, &mut rng);
+            assert_eq!(Vec::from_iter(picked), expected, "{case}");
+            assert_eq!(lacks_room(&peers, random), lacks, "{case}");
+        }
+        let mut down: Vec<Peer> = peers(&[Down { check_in: 1 }, Down { check_in: 2 }]);
+        for peer in &mut down {
+            (peer.counts.connecting, peer.max_connections) = (2, Some(2));
+        }
+        let mut rng = SmallRng::seed_from_u64(5);
+        let picked = |peers: &[Peer], rng: &mut SmallRng| {
+            pick(peers, |_| false, Strategy::Random, AllDown::Try, rng)
+        };
+        assert_eq!(picked(&down, &mut rng), None, "logins to peers that are down count");
+        (down[1].counts.links, down[1].counts.ended, down[1].counts.leaving) = (2, 2, 2);
+        down[1].counts.connecting = 1;
+        assert_eq!(picked(&down, &mut rng), Some(1), "links without a session do not count");
+        (down[1].counts.stuck_logins, down[1].counts.waiting_logins) = (1, 1);
+        assert!(down[1].has_room(), "a check that was left to wait does not count");
+        down[1].counts.waiting_logins = 0;
+        assert!(!down[1].has_room(), "an aborted login counts until it has ended");
+
+        let idle = Up { links: 0, connecting: 0 };
+        let mut peers = peers(&[crowded(), idle, Up { links: 1, connecting: 0 }]);
+        peers[1].max_connections = Some(1);
+        assert_eq!(surplus(&peers, Strategy::Random), Some(0));
+        peers[1].counts.links = 1;
+        peers[2].max_connections = Some(1);
+        assert_eq!(surplus(&peers, Strategy::Random), None, "no peer lacks a link");
+    }
+
     /// Peers that are up, each given by its number of links, weight and tier.
     fn up(given: &[(usize, u32, u32)]) -> Vec<Peer> {
         let states: Vec<_> =
@@ -308,6 +391,17 @@ mod tests {
         }
         let links: Vec<_> = peers.iter().map(|peer| peer.counts.links).collect();
         assert_eq!(links, [2, 4, 6, 0], "twelve links over the weights 1, 2, 3 and 0");
+    }
+
+    #[test]
+    fn tier_at_its_limits_serves() {
+        let mut peers = up(&[(2, 1, 0), (0, 1, 1)]);
+        let mut rng = SmallRng::seed_from_u64(5);
+        peers[0].max_connections = Some(2);
+        let picked = pick(&peers, |_| false, Strategy::Ordered, AllDown::Try, &mut rng);
+        assert_eq!(picked, None, "the next tier does not get the connection");
+        assert!(lacks_room(&peers, Strategy::Ordered));
+        assert!(!lacks_room(&peers, Strategy::Random), "without tiers the other peer has room");
     }
 
     #[test]

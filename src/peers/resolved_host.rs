@@ -33,6 +33,8 @@ pub(crate) struct ResolvedHost {
     pub(crate) weight: u32,
     /// The tier of the peer of each address.
     pub(crate) tier: u32,
+    /// The limit of connections of the peer of each address.
+    pub(crate) max_connections: Option<u32>,
     /// Whether the peers of the addresses have replaced the configured peer.
     pub(crate) is_resolved: bool,
     /// Whether the last answer was an error or had no address.
@@ -101,6 +103,7 @@ impl ResolvedHost {
             url: peer.url.clone(),
             weight: peer.weight,
             tier: peer.tier,
+            max_connections: peer.max_connections,
             is_resolved: false,
             last_answer_failed: false,
             ignores_addresses: false,
@@ -112,7 +115,8 @@ impl ResolvedHost {
     /// sets.
     pub(crate) fn peer_at(&self, address: IpAddr) -> PeerConfig {
         let name = format!("{}/{address}", self.peer_name);
-        PeerConfig::new(name, "").weight(self.weight).tier(self.tier)
+        let config = PeerConfig::new(name, "").weight(self.weight).tier(self.tier);
+        PeerConfig { max_connections: self.max_connections, ..config }
     }
 
     /// Records whether an answer has an address. Returns a value if that has changed since the last

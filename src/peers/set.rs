@@ -2,6 +2,7 @@
 //! destructor or a log call.
 
 mod changes;
+mod limit;
 mod logins;
 pub(crate) mod peer_ref;
 mod resolved;
@@ -34,6 +35,8 @@ pub(crate) const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 const NO_PEER: usize = usize::MAX;
 
 pub use changes::Drain;
+pub(crate) use limit::Excess;
+use limit::RoomWait;
 use logins::CurrentHostFailure;
 pub(crate) use transaction::Transaction;
 
@@ -54,11 +57,13 @@ pub(crate) struct PeerSet {
     epoch: AtomicU64,
     /// The peer that has one link too many, or [`NO_PEER`]. Every checkin reads it, without the lock.
     surplus: AtomicUsize,
+    /// Whether some peer has more links than its limit allows. Every checkin reads it, without the lock.
+    is_over_limit: AtomicBool,
     closed: AtomicBool,
     /// Whether a prepared statement was found lost, which is logged once.
     pub(crate) statement_loss_reported: AtomicBool,
     inner: Mutex<Inner>,
-    /// Notified whenever the state of a peer changes.
+    /// Notified whenever the state of a peer changes, and when connections end while a thread waits for room.
     changes: Condvar,
 }
 
@@ -79,6 +84,7 @@ struct Inner {
     last_id: u64,
     rng: SmallRng,
     last_rebalance: Option<Instant>,
+    room_wait: RoomWait,
 }
 
 impl PeerSet {
@@ -112,6 +118,7 @@ impl PeerSet {
             query_scan_requested: AtomicBool::new(false),
             epoch: AtomicU64::new(1),
             surplus: AtomicUsize::new(NO_PEER),
+            is_over_limit: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             statement_loss_reported: AtomicBool::new(false),
             inner: Mutex::new(Inner {
@@ -123,6 +130,7 @@ impl PeerSet {
                 last_id,
                 rng,
                 last_rebalance: None,
+                room_wait: RoomWait::default(),
             }),
             changes: Condvar::new(),
         }
@@ -159,10 +167,12 @@ impl PeerSet {
         }
     }
 
-    /// Recalculates which peer has one link too many.
+    /// Recalculates which peer has one link too many, and whether any has more than its limit allows.
     fn update_surplus(&self, peers: &[Peer]) {
         let surplus = surplus(peers, self.settings.strategy).unwrap_or(NO_PEER);
         self.surplus.store(surplus, Ordering::Relaxed);
+        let is_over_limit = peers.iter().any(|peer| peer.links_over_limit() > 0);
+        self.is_over_limit.store(is_over_limit, Ordering::Relaxed);
     }
 
     /// Updates the counts of one peer.
@@ -172,6 +182,9 @@ impl PeerSet {
         inner.update_next_due(peer, self.settings.recovery);
         inner.check_invariant(self.settings.recovery);
         self.update_surplus(&inner.peers);
+        if inner.room_wait.waiting > 0 {
+            self.changes.notify_all();
+        }
     }
 
     /// Returns when a link that is created at `now` reaches its maximum age.

@@ -106,6 +106,7 @@ impl fmt::Display for PeerState {
 /// The state of one peer at one moment. Counters start at 0 when the peer is added.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct PeerStatus {
     /// A number that identifies the peer in this process. While a peer is being removed, another peer may
     /// have the same name.
@@ -116,6 +117,9 @@ pub struct PeerStatus {
     pub weight: u32,
     /// The tier of the peer, for [`Strategy::Ordered`](crate::Strategy::Ordered).
     pub tier: u32,
+    /// The most connections that the pool may have with the peer
+    /// ([`max_connections`](crate::PeerManagerBuilder::max_connections)). `None` without a limit.
+    pub max_connections: Option<u32>,
     /// The state of the peer.
     pub state: PeerState,
     /// The moment at which the peer entered this state.
@@ -128,6 +132,9 @@ pub struct PeerStatus {
     /// Whether the peer refused the last new connection because it has too many. The peer stays up: its
     /// existing connections are used, and new connections go to other peers.
     pub is_full: bool,
+    /// Whether the pool lacks connections because this peer, and every other that could take one, has reached
+    /// its `max_connections`.
+    pub is_at_limit: bool,
     /// Whether a query has been running for 100 milliseconds on the peer without any answer from it since.
     /// Other peers are preferred meanwhile.
     pub is_unresponsive: bool,
@@ -200,11 +207,13 @@ impl PeerStatus {
             name: peer.name.to_string(),
             weight: peer.weight,
             tier: peer.tier,
+            max_connections: peer.max_connections,
             state,
             since,
             reason: cause.map(|cause| cause.reason.to_string()),
             fault: cause.map(|cause| cause.fault),
             is_full: peer.is_full(),
+            is_at_limit: peer.is_at_limit(),
             is_unresponsive: peer.activity.is_unresponsive(),
             is_being_removed: !peer.is_member(),
             next_check: peer.scheduled_check(cannot_connect),

@@ -41,6 +41,14 @@ pub(crate) fn events_between(
             }
         }
     }
+    match (before.is_at_limit(), after.is_at_limit()) {
+        (false, true) => {
+            let max_connections = after.max_connections.unwrap_or_default();
+            events.push(EventKind::AtLimit { max_connections });
+        }
+        (true, false) if after.is_up() => events.push(EventKind::BelowLimit),
+        _ => {}
+    }
     let (from, to) = (before.admin_state, after.admin_state);
     match (from == AdminState::InService, to == AdminState::InService) {
         (true, false) => events.push(EventKind::Draining),
@@ -60,6 +68,10 @@ pub(crate) fn events_between(
     }
     if before.weight != after.weight {
         events.push(EventKind::WeightChanged { from: before.weight, to: after.weight });
+    }
+    if before.max_connections != after.max_connections {
+        let (from, to) = (before.max_connections, after.max_connections);
+        events.push(EventKind::LimitChanged { from, to });
     }
     events
 }

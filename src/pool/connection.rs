@@ -140,7 +140,11 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
         let exchange = self.pool.updated_exchange();
         let now = validation.began;
         let Some(link) = exchange.check_out(self.held.take(), self.reservation.take(), now) else {
-            return Err(discarded_error("no live connection is idle"));
+            return Err(discarded_error(if self.pool.set.lacks_room() {
+                "no live connection is idle, and every peer that is up has reached max_connections"
+            } else {
+                "no live connection is idle"
+            }));
         };
         self.held = OnceCell::from(link);
         self.validate_or_swap(validation)
@@ -187,6 +191,9 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
             // A link that cannot be aborted is pinged at its checkout in any case.
             if link.can_be_aborted() && link.is_in_doubt(now) && !link.dispel_doubts(now) {
                 link.guard.set_close_reason(CloseReason::Broken);
+                return true;
+            }
+            if link.guard.is_excess(self.pool.balance() == Balance::PerConnection) {
                 return true;
             }
             if link.is_too_old(now) {

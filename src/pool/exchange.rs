@@ -20,6 +20,7 @@
 //! | `check_in`  | (+ 1) (- 1)    | (+ 1) (- 1)    | the slot parks its link; it may get one to close |
 //! | `drop_slot` | - 1            | - 1            | an empty slot is dropped, and a link with it     |
 //! | `offer`     | - 1 + 1        |                | a new link takes the place of one that leaves    |
+//! | `end_leaving` |              |                | the sessions of parked links that leave are ended |
 //! | `borrow`    |                |                | a parked link is used to ask its server          |
 //! | `give_back` |                |                | that link is parked again, or evicted            |
 //!
@@ -277,6 +278,43 @@ impl<L: Parkable> Exchange<L> {
     /// the pool's customizer would have to see it, or none if the new one becomes a spare.
     pub(crate) fn offer(&self, new: L) -> Option<L> {
         self.lock().offer(new)
+    }
+
+    /// Has up to `count` more parked links of this peer leave, the longest idle first.
+    pub(crate) fn retire(&self, peer: usize, count: usize, reason: CloseReason) {
+        let inner = &mut *self.lock();
+        let links = inner.queues.get_mut(peer).map(|queue| queue.links.iter_mut());
+        let staying = links.into_iter().flatten().filter(|link| !link.is_leaving());
+        staying.take(count).for_each(|link| link.set_leaving(Some(reason)));
+    }
+
+    /// Ends the sessions of up to `count` parked links of this peer that leave by themselves, and evicts the links.
+    /// Returns the number.
+    pub(crate) fn end_leaving(&self, peer: usize, count: usize) -> usize {
+        let inner = &mut *self.lock();
+        let Some(queue) = inner.queues.get_mut(peer) else { return 0 };
+        let mut ended = 0;
+        for mut link in mem::take(&mut queue.links) {
+            if ended < count && link.is_leaving() && link.shut_down() {
+                inner.evicted.push(Evicted { link, is_dead: true });
+                ended += 1;
+            } else {
+                queue.links.push_back(link);
+            }
+        }
+        inner.update_candidate(peer);
+        inner.check_invariant();
+        ended
+    }
+
+    /// Has the next link that leaves be closed with its slot, in a pool whose links cannot be replaced. Returns
+    /// whether it is such a pool.
+    pub(crate) fn close_one_with_slot(&self) -> bool {
+        let inner = &mut *self.lock();
+        if inner.customizer_is_active {
+            inner.pending_closings = inner.pending_closings.max(1);
+        }
+        inner.customizer_is_active
     }
 
     /// Takes note that a slot is closed with its link, if one more such link is to be closed. This is for a

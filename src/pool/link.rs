@@ -255,6 +255,10 @@ impl<C> Parkable for Box<Link<C>> {
     }
 
     fn shut_down(&mut self) -> bool {
-        self.monitor.link_state().shut_down()
+        let has_ended = self.monitor.link_state().shut_down();
+        if has_ended || self.monitor.link_state().is_lost() {
+            self.guard.end_session();
+        }
+        has_ended
     }
 }

@@ -15,6 +15,7 @@ use crate::panics::{catch_panic, lock};
 use crate::peers::link_guard::LinkGuard;
 use crate::peers::peer::Peer;
 use crate::pool::connection::PoolState;
+use crate::pool::limit;
 use crate::pool::link::Link;
 
 /// The name of the thread that closes links. Linux shows the first 15 characters of a thread's name.
@@ -40,6 +41,8 @@ struct State {
     has_failed: bool,
     /// When the next login may begin after a failed one.
     not_before: Option<Instant>,
+    /// Since when the pool lacks connections because no peer has room.
+    short_since: Option<Instant>,
 }
 
 impl State {
@@ -64,13 +67,31 @@ impl State {
         Ok(missing.min(MAX_LOGINS.saturating_sub(self.logins.len())))
     }
 
+    /// Records whether the pool lacks connections, and returns whether it has for this time. A link that has just
+    /// been replaced is counted until it is closed.
+    fn is_short_for(&mut self, is_short: bool, time: Duration, now: Instant) -> bool {
+        self.short_since = is_short.then(|| self.short_since.unwrap_or(now));
+        self.short_since.is_some_and(|since| now.saturating_duration_since(since) >= time)
+    }
+
     fn next_slow(&self, now: Instant) -> Option<Instant> {
         self.logins.iter().copied().filter(|slow_at| *slow_at > now).min()
     }
 }
 
-/// Begins the logins that are necessary now. Returns when to call this function again.
+/// Begins the logins that are necessary now, after links above the limits of their peers have been told to
+/// leave. Returns when to call this function again.
 pub(crate) fn run<C: R2D2Connection + Send + 'static>(
+    pool: &Arc<PoolState<C>>,
+    hooks: &Arc<Hooks<C>>,
+    now: Instant,
+) -> Option<Instant> {
+    let next_look = limit::retire_excess(pool, now);
+    [next_look, replace(pool, hooks, now)].into_iter().flatten().min()
+}
+
+/// Begins the logins that are necessary now. Returns when to call this function again.
+fn replace<C: R2D2Connection + Send + 'static>(
     pool: &Arc<PoolState<C>>,
     hooks: &Arc<Hooks<C>>,
     now: Instant,
@@ -93,15 +114,27 @@ pub(crate) fn run<C: R2D2Connection + Send + 'static>(
     };
     for _ in 0..missing {
         let Some(peer) = pool.set.pick(|peer| !peer.is_up_and_in_service()) else {
+            let has_made_room = pool.set.lacks_room() && limit::make_room(pool);
+            let is_short = !has_made_room && pool.set.lacks_connections();
+            if lock(&pool.replacement.state).is_short_for(is_short, pause, now) {
+                pool.set.refuse_for_limit(now);
+            }
             return Some(now + pause);
         };
         if peer.read(Peer::is_full) {
             // All peers that serve are full. No link moves to a tier that does not serve.
             drop(LinkGuard::for_login(peer));
+            if pool.set.lacks_room() {
+                limit::make_room(pool);
+            }
             return Some(now + pause);
         }
         let slow_at = now + peer.hedge_delay();
-        lock(&pool.replacement.state).logins.push(slow_at);
+        {
+            let state = &mut *lock(&pool.replacement.state);
+            state.logins.push(slow_at);
+            state.short_since = None;
+        }
         let weak = Arc::downgrade(pool);
         dial::open(peer, now, hooks.clone(), move |result| {
             // Without the pool, the connection is closed here.

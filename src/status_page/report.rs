@@ -82,12 +82,14 @@ impl StatusReport<'_> {
             "reason": peer.reason,
             "fault": peer.fault.map(Fault::as_str),
             "is_full": peer.is_full,
+            "is_at_limit": peer.is_at_limit,
             "is_unresponsive": peer.is_unresponsive,
             "is_being_removed": peer.is_being_removed,
             "remarks": remarks(peer, available),
             "next_check_seconds": self.until(peer.next_check).as_secs_f64(),
             "weight": peer.weight,
             "tier": peer.tier,
+            "max_connections": peer.max_connections,
             "connections": peer.connections,
             "in_use": peer.in_use,
             "connecting": peer.connecting,
@@ -146,6 +148,10 @@ pub(super) fn remarks(peer: &PeerStatus, available: usize) -> Vec<String> {
         "Stuck logins: {}, given up at their deadline and impossible to abort.",
         peer.stuck_logins,
     );
+    let at_limit = format!(
+        "At its max_connections ({}), and no other peer has room: the pool lacks connections.",
+        peer.max_connections.unwrap_or_default(),
+    );
     let others = [
         (peer.is_being_removed, "The peer is being removed."),
         (
@@ -160,6 +166,7 @@ pub(super) fn remarks(peer: &PeerStatus, available: usize) -> Vec<String> {
             peer.is_full,
             "Full: the peer has no free connection; other peers get the new connections.",
         ),
+        (peer.is_at_limit, &at_limit),
         (
             peer.is_unresponsive && is_up,
             "Unresponsive: a query is waiting and the peer sends no data; other peers are preferred.",

@@ -16,6 +16,7 @@ mod killed_peer;
 mod login_timeout;
 mod lost_connection;
 mod marks;
+mod max_connections;
 mod own_servers;
 mod panics;
 mod passthrough;

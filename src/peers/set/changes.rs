@@ -1,5 +1,5 @@
 //! Changes by an operator at run time: which peers there are, which of them are in service, and
-//! their weights.
+//! their weights and limits.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError};
@@ -73,6 +73,7 @@ impl PeerSet {
                         peer.url = Arc::new(url);
                         peer.tier = config.tier.unwrap_or(peer.tier);
                         peer.weight = config.weight.unwrap_or(peer.weight);
+                        peer.max_connections = config.max_connections.or(peer.max_connections);
                     }),
                     None => transaction.insert_and_check(&config, url),
                 }
@@ -125,6 +126,23 @@ impl PeerSet {
                 return Err(PeersError::NoWeight);
             }
             transaction.update(index, |peer, _| peer.weight = weight);
+            Ok(())
+        })
+    }
+
+    /// Sets the limit of a peer's connections.
+    pub(crate) fn set_max_connections(
+        self: &Arc<Self>,
+        name: &str,
+        max_connections: Option<u32>,
+        now: Instant,
+    ) -> Result<(), PeersError> {
+        self.change(now, |transaction| {
+            let index = find_member(transaction.peers(), name)?;
+            if max_connections == Some(0) {
+                return Err(PeersError::NoConnections { name: name.to_owned() });
+            }
+            transaction.update(index, |peer, _| peer.max_connections = max_connections);
             Ok(())
         })
     }

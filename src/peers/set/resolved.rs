@@ -108,6 +108,7 @@ impl Transaction<'_> {
                 host.url = Arc::new(url);
                 host.weight = config.weight.unwrap_or(host.weight);
                 host.tier = config.tier.unwrap_or(host.tier);
+                host.max_connections = config.max_connections.or(host.max_connections);
                 let is_given =
                     |index: usize| configs.iter().any(|config| config.name == *peers[index].name);
                 let stays = |id| member_by_id(peers, id).is_some_and(|index| !is_given(index));
@@ -136,6 +137,7 @@ impl Transaction<'_> {
             let Some(index) = member_by_id(self.peers(), host.peer_id) else { return false };
             let peer = &self.peers()[index];
             (host.weight, host.tier) = (peer.weight, peer.tier);
+            host.max_connections = peer.max_connections;
             is_in_service = peer.is_in_service();
         }
         let Changes { add, remove, ignored } =

@@ -164,10 +164,11 @@ impl<'a> Transaction<'a> {
     pub(super) fn insert(&mut self, config: &PeerConfig, url: PeerUrl) -> usize {
         let Inner { peers, available, rng, last_id, .. } = self.inner;
         *last_id += 1;
-        let PeerConfig { name, url: _, weight, tier } = config;
+        let PeerConfig { name, url: _, weight, tier, max_connections } = config;
         let (weight, tier) = (weight.unwrap_or(1), tier.unwrap_or(0));
         let mut peer = Peer::new(name.as_str().into(), url, weight, tier, self.now);
         peer.id = *last_id;
+        peer.max_connections = max_connections.or(self.set.settings.max_connections);
         peer.checks.next = self.set.settings.check_times(self.now, rng).regular;
         *available += usize::from(peer.is_available());
         let index = peers.iter().position(Peer::is_vacant).unwrap_or(peers.len());

@@ -66,6 +66,9 @@ fn remark(peer: &PeerStatus) -> String {
         (Some(reason), _) => format!("the last check failed: {reason}"),
         (None, _) if peer.is_being_removed => "to be removed".to_owned(),
         (None, _) if peer.is_full => "full".to_owned(),
+        (None, _) if peer.is_at_limit => {
+            format!("at max_connections ({})", peer.max_connections.unwrap_or_default())
+        }
         (None, _) if peer.is_unresponsive => "unresponsive".to_owned(),
         (None, _) => String::new(),
     }
@@ -99,11 +102,13 @@ mod tests {
             name: name.to_owned(),
             weight: 1,
             tier: 0,
+            max_connections: None,
             state,
             since,
             reason: None,
             fault: None,
             is_full: false,
+            is_at_limit: false,
             is_unresponsive: false,
             is_being_removed: false,
             next_check,

@@ -609,3 +609,33 @@ fn borrowed_link_is_not_lent_and_comes_back_alive_or_evicted() {
     assert_eq!(exchange.drop_slot(None).map(|link| link.number), Some(2));
     assert_eq!(exchange.count(), 0);
 }
+
+/// Links above the limit of their peer are told to leave, and their sessions end in place.
+#[test]
+fn excess_links_leave_and_their_sessions_end_in_place() {
+    let exchange = exchange();
+    // The customizer does not use its connection, so the reservation of the last one ends.
+    let reservations = [0, 1, 2, 4, 6].map(|number| add_slot(&exchange, number));
+    let first = exchange.check_out(None, Some(reservations[4]), later());
+    exchange.check_in(first, None, |_| None);
+    let lend = || std::iter::from_fn(|| exchange.check_out(None, None, later()));
+    let mut lent: Vec<_> = lend().collect();
+    lent.sort_unstable_by_key(|link| link.number);
+    for link in lent {
+        let link = TestLink { has_socket: link.number != 0, ..link };
+        exchange.check_in(Some(link), None, |_| None);
+    }
+    assert_eq!(exchange.end_leaving(0, 2), 0, "no link leaves");
+    exchange.retire(0, 3, CloseReason::OverLimit);
+    exchange.retire(7, 1, CloseReason::OverLimit);
+    assert_eq!(exchange.end_leaving(0, 5), 2, "those that leave, and whose sockets are known");
+    assert_eq!(exchange.end_leaving(7, 1), 0, "a peer without a queue has no link");
+    assert_eq!(exchange.count(), 5, "a slot whose session has ended keeps its link");
+    let mut lent: Vec<_> = lend().map(|link| link.number).collect();
+    lent.sort_unstable();
+    assert_eq!(lent, [0, 1, 6], "an ended session is not lent");
+    assert!(
+        exchange.offer(link(8)).is_some_and(|old| [2, 4].contains(&old.number)),
+        "and is replaced"
+    );
+}
