@@ -179,6 +179,10 @@ pub(crate) enum LoginFailure {
     Refused(FailureCause),
     /// The peer did not answer before our timeout or the client library's own.
     Unanswered(Arc<str>),
+    /// The peer has begun to answer, and the login did not end before our timeout. A pooler that accepts
+    /// logins itself holds their queries while it is paused, while its connections to the server are all in
+    /// use, and while the server is gone.
+    Held(Arc<str>),
     /// The login did not reach the peer: its name is not resolved, or no way leads to its address.
     Unreached(Arc<str>),
     /// This process is the cause: it did not send the login or did not get to read the answer.
@@ -223,11 +227,21 @@ impl LoginFailure {
         Self::Unanswered(format!("no answer to a login within {timeout:?}").into())
     }
 
+    pub(crate) fn held(timeout: Duration) -> Self {
+        let reason = format!("a login was begun and not completed within {timeout:?}");
+        Self::Held(reason.into())
+    }
+
+    /// Whether the login had no outcome before a timeout.
+    pub(crate) fn is_timeout(&self) -> bool {
+        matches!(self, Self::Unanswered(_) | Self::Held(_))
+    }
+
     /// Returns the fault of the peer that the failure shows, if any.
     pub(crate) fn fault(&self) -> Option<Fault> {
         match self {
             Self::Refused(cause) => Some(cause.fault),
-            Self::Unanswered(_) | Self::Unreached(_) => Some(Fault::PeerDown),
+            Self::Unanswered(_) | Self::Held(_) | Self::Unreached(_) => Some(Fault::PeerDown),
             Self::OfHost(failure) => {
                 (!failure.lack.concerns_all_peers()).then_some(Fault::PeerDown)
             }
@@ -241,6 +255,7 @@ impl fmt::Display for LoginFailure {
         match self {
             Self::Refused(FailureCause { reason, .. })
             | Self::Unanswered(reason)
+            | Self::Held(reason)
             | Self::Unreached(reason)
             | Self::NotAttempted(reason) => f.write_str(reason),
             Self::OfHost(failure) if failure.lack.concerns_all_peers() => failure.fmt(f),
