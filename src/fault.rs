@@ -33,8 +33,8 @@ pub enum Fault {
     PeerNotReady,
     /// The peer has reached its maximum number of connections.
     PeerFull,
-    /// The peer lacks something that the query needs: memory, space on a disk or threads, or the limit
-    /// of its prepared statements is reached. Other queries may succeed.
+    /// The peer lacks something that the query needs: memory, space on a disk or threads, a store behind it,
+    /// or the limit of its prepared statements is reached. Other queries may succeed.
     OutOfResources,
     /// The peer is read-only and was asked to write.
     WrongRole,
@@ -442,6 +442,16 @@ const MYSQL_QUERIES: Table = &[
     // 1820: a login with an expired password succeeds, and every query after it fails.
     (Begins("You must SET PASSWORD before executing "), Fault::Misconfigured),
     (Begins("You must reset your password using ALTER USER "), Fault::Misconfigured),
+    // 9001 to 9005, 9012 and 9013 of TiDB: its servers are all the same, and the stores behind them are at fault.
+    (Begins("PD server timeout"), Fault::OutOfResources),
+    (Begins("TiKV server timeout"), Fault::OutOfResources),
+    (Begins("TiKV server is busy"), Fault::OutOfResources),
+    (Begins("Region is unavailable"), Fault::OutOfResources),
+    (Begins("TiFlash server timeout"), Fault::OutOfResources),
+    (Begins("TiFlash server is busy"), Fault::OutOfResources),
+    // 8002, 8022, 8028, 9007 and others of TiDB, which marks the errors that a transaction survives if it is run
+    // again.
+    (Ends("[try again later]"), Fault::Retryable),
     // 1213 and 1205. Only in a prepared statement has 1213 a kind of its own.
     (Begins("Deadlock found when trying to get lock"), Fault::Retryable),
     (Begins("Lock wait timeout exceeded"), Fault::Retryable),
@@ -466,6 +476,11 @@ const POSTGRES_QUERIES: Table = &[
     (Is("out of shared memory"), Fault::OutOfResources),
     (Begins("sorry, too many clients already"), Fault::OutOfResources),
     (Begins("remaining connection slots are reserved"), Fault::OutOfResources),
+    // 58C00 and 58C01 of CockroachDB: its servers are all the same, and a range or another node is at fault.
+    (Begins("replica unavailable: "), Fault::OutOfResources),
+    (Begins("inbox communication error: "), Fault::OutOfResources),
+    // 57P01 of CockroachDB, to a session that it ends. (PostgreSQL's own 57P01 has a kind, as its end has come.)
+    (Is("server is shutting down"), Fault::PeerNotReady),
     // 40P01, which has no kind.
     (Is("deadlock detected"), Fault::Retryable),
 ];
@@ -544,8 +559,9 @@ const POSTGRES_LOGINS: Table = &[
     (Postgres("remaining connection slots are reserved"), Fault::PeerFull),
     (Postgres("too many connections for "), Fault::PeerFull),
     (Postgres("no more connections allowed"), Fault::PeerFull),
-    // 57P03.
+    // 57P03, and 57P01 of CockroachDB.
     (Postgres("the database system is "), Fault::PeerNotReady),
+    (Postgres("server is not accepting clients"), Fault::PeerNotReady),
     // 28P01, 28000, 42501 and 3D000.
     (Postgres("password authentication failed"), Fault::Misconfigured),
     (Postgres("authentication failed"), Fault::Misconfigured),
@@ -789,6 +805,7 @@ mod tests {
             (of_libpq, "too many connections for role \"app\"", PeerFull),
             (of_libpq, "the database system is starting up", PeerNotReady),
             (of_libpq, "the database system is shutting down", PeerNotReady),
+            (of_libpq, "server is not accepting clients, try another node\n", PeerNotReady),
             (of_libpq, "password authentication failed for user \"app\"", Misconfigured),
             (of_libpq, "database \"shop\" does not exist", Misconfigured),
             (of_libpq, "role \"too many connections for\" does not exist", Misconfigured),
