@@ -426,16 +426,30 @@ impl<C> PeerManagerBuilder<C> {
 
     /// Sets the time after which a query that is still running causes a health check of its peer. The
     /// peer is stalled when two checks in a row are not answered within
-    /// [`check_timeout`](Self::check_timeout) (of a peer that answers the login itself, such as a proxy,
-    /// [`connect_timeout`](Self::connect_timeout)), an idle connection does not answer a ping, nothing else
-    /// arrives from the peer, and another peer does answer. A stalled peer is marked down, and queries that have been running
-    /// there for longer than this time are aborted: they fail as if their connection was lost. A query
-    /// on a peer that answers is never aborted, however long it runs.
+    /// [`check_timeout`](Self::check_timeout), an idle connection does not answer a ping, nothing else
+    /// arrives from the peer, and another peer does answer. A stalled peer is marked down, and queries that
+    /// have been running there for longer than this time are aborted: they fail as if their connection was
+    /// lost. A query on a peer that answers is never aborted, however long it runs. A pooler that begins to
+    /// answer logins and holds their queries is marked down only
+    /// ([`pooler_wait`](Self::pooler_wait)).
     ///
     /// Defaults to 2 seconds. `None` never aborts queries.
     #[must_use]
     pub fn stall_after(mut self, stall_after: impl Into<Option<Duration>>) -> Self {
         self.given.stall_after = Some(stall_after.into());
+        self
+    }
+
+    /// Sets how long a query may wait on a pooler that holds queries: it begins to answer logins and does not
+    /// complete them, because it is paused or its server is gone. Its queries are aborted after this time
+    /// if an idle connection does not answer a ping either, nothing else arrives from the peer, and another
+    /// peer does answer. In any case such a peer is marked down and gets no new work.
+    ///
+    /// Must not be shorter than [`stall_after`](Self::stall_after). Defaults to `None`: the queries wait until
+    /// the pooler goes on or reports its own timeout.
+    #[must_use]
+    pub fn pooler_wait(mut self, pooler_wait: impl Into<Option<Duration>>) -> Self {
+        self.given.pooler_wait = Some(pooler_wait.into());
         self
     }
 

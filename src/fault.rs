@@ -34,8 +34,8 @@ pub enum Fault {
     PeerNotReady,
     /// The peer has reached its maximum number of connections.
     PeerFull,
-    /// The peer lacks something that the query needs: memory, space on a disk or threads, or the limit
-    /// of its prepared statements is reached. Other queries may succeed.
+    /// The peer lacks something that the query needs: memory, space on a disk or threads, a store behind it,
+    /// or the limit of its prepared statements is reached. Other queries may succeed.
     OutOfResources,
     /// The peer is read-only and was asked to write.
     WrongRole,
@@ -180,6 +180,10 @@ pub(crate) enum LoginFailure {
     Refused(FailureCause),
     /// The peer did not answer before our timeout or the client library's own.
     Unanswered(Arc<str>),
+    /// The peer has begun to answer, and the login did not end before our timeout. A pooler that accepts
+    /// logins itself holds their queries while it is paused, while its connections to the server are all in
+    /// use, and while the server is gone.
+    Held(Arc<str>),
     /// The login did not reach the peer: its name is not resolved, or no way leads to its address.
     Unreached(Arc<str>),
     /// This process is the cause: it did not send the login or did not get to read the answer.
@@ -224,11 +228,21 @@ impl LoginFailure {
         Self::Unanswered(format!("no answer to a login within {timeout:?}").into())
     }
 
+    pub(crate) fn held(timeout: Duration) -> Self {
+        let reason = format!("a login was begun and not completed within {timeout:?}");
+        Self::Held(reason.into())
+    }
+
+    /// Whether the login had no outcome before a timeout.
+    pub(crate) fn is_timeout(&self) -> bool {
+        matches!(self, Self::Unanswered(_) | Self::Held(_))
+    }
+
     /// Returns the fault of the peer that the failure shows, if any.
     pub(crate) fn fault(&self) -> Option<Fault> {
         match self {
             Self::Refused(cause) => Some(cause.fault),
-            Self::Unanswered(_) | Self::Unreached(_) => Some(Fault::PeerDown),
+            Self::Unanswered(_) | Self::Held(_) | Self::Unreached(_) => Some(Fault::PeerDown),
             Self::OfHost(failure) => {
                 (!failure.lack.concerns_all_peers()).then_some(Fault::PeerDown)
             }
@@ -242,6 +256,7 @@ impl fmt::Display for LoginFailure {
         match self {
             Self::Refused(FailureCause { reason, .. })
             | Self::Unanswered(reason)
+            | Self::Held(reason)
             | Self::Unreached(reason)
             | Self::NotAttempted(reason) => f.write_str(reason),
             Self::OfHost(failure) if failure.lack.concerns_all_peers() => failure.fmt(f),
@@ -428,6 +443,16 @@ const MYSQL_QUERIES: Table = &[
     // 1820: a login with an expired password succeeds, and every query after it fails.
     (Begins("You must SET PASSWORD before executing "), Fault::Misconfigured),
     (Begins("You must reset your password using ALTER USER "), Fault::Misconfigured),
+    // 9001 to 9005, 9012 and 9013 of TiDB: its servers are all the same, and the stores behind them are at fault.
+    (Begins("PD server timeout"), Fault::OutOfResources),
+    (Begins("TiKV server timeout"), Fault::OutOfResources),
+    (Begins("TiKV server is busy"), Fault::OutOfResources),
+    (Begins("Region is unavailable"), Fault::OutOfResources),
+    (Begins("TiFlash server timeout"), Fault::OutOfResources),
+    (Begins("TiFlash server is busy"), Fault::OutOfResources),
+    // 8002, 8022, 8028, 9007 and others of TiDB, which marks the errors that a transaction survives if it is run
+    // again.
+    (Ends("[try again later]"), Fault::Retryable),
     // 1213 and 1205. Only in a prepared statement has 1213 a kind of its own.
     (Begins("Deadlock found when trying to get lock"), Fault::Retryable),
     (Begins("Lock wait timeout exceeded"), Fault::Retryable),
@@ -452,6 +477,11 @@ const POSTGRES_QUERIES: Table = &[
     (Is("out of shared memory"), Fault::OutOfResources),
     (Begins("sorry, too many clients already"), Fault::OutOfResources),
     (Begins("remaining connection slots are reserved"), Fault::OutOfResources),
+    // 58C00 and 58C01 of CockroachDB: its servers are all the same, and a range or another node is at fault.
+    (Begins("replica unavailable: "), Fault::OutOfResources),
+    (Begins("inbox communication error: "), Fault::OutOfResources),
+    // 57P01 of CockroachDB, to a session that it ends. (PostgreSQL's own 57P01 has a kind, as its end has come.)
+    (Is("server is shutting down"), Fault::PeerNotReady),
     // 40P01, which has no kind.
     (Is("deadlock detected"), Fault::Retryable),
 ];
@@ -530,8 +560,9 @@ const POSTGRES_LOGINS: Table = &[
     (Postgres("remaining connection slots are reserved"), Fault::PeerFull),
     (Postgres("too many connections for "), Fault::PeerFull),
     (Postgres("no more connections allowed"), Fault::PeerFull),
-    // 57P03.
+    // 57P03, and 57P01 of CockroachDB.
     (Postgres("the database system is "), Fault::PeerNotReady),
+    (Postgres("server is not accepting clients"), Fault::PeerNotReady),
     // 28P01, 28000, 42501 and 3D000.
     (Postgres("password authentication failed"), Fault::Misconfigured),
     (Postgres("authentication failed"), Fault::Misconfigured),
@@ -775,6 +806,7 @@ mod tests {
             (of_libpq, "too many connections for role \"app\"", PeerFull),
             (of_libpq, "the database system is starting up", PeerNotReady),
             (of_libpq, "the database system is shutting down", PeerNotReady),
+            (of_libpq, "server is not accepting clients, try another node\n", PeerNotReady),
             (of_libpq, "password authentication failed for user \"app\"", Misconfigured),
             (of_libpq, "database \"shop\" does not exist", Misconfigured),
             (of_libpq, "role \"too many connections for\" does not exist", Misconfigured),

@@ -96,6 +96,8 @@ settings! {
         ping_idle: Duration = 30 * SECOND, at least Duration::ZERO;
         // The minimum is twice the time that the checker takes to notice a query.
         stall_after: Option<Duration> = Some(2 * SECOND), at least 100 * MILLISECOND;
+        // A pooler that is paused for maintenance goes on with the queries that it holds.
+        pooler_wait: Option<Duration> = None, at least 100 * MILLISECOND;
         // Longer than r2d2 lets a slot sleep after a failed connect, which is up to half of its
         // `connection_timeout`.
         all_down_wait: Duration = 20 * SECOND, at least Duration::ZERO;
@@ -192,6 +194,8 @@ impl Given {
         let connect_deadline = ("connect_deadline", self.connect_deadline);
         let check_timeout = ("check_timeout", self.check_timeout);
         let ping_timeout = ("ping_timeout", self.ping_timeout);
+        let stall_after = ("stall_after", self.stall_after.flatten());
+        let pooler_wait = ("pooler_wait", self.pooler_wait.flatten());
         let pool_timeout = (pool_timeout, self.pool_timeout.flatten());
         for (shorter, longer) in [
             (check_timeout, check_interval),
@@ -200,6 +204,7 @@ impl Given {
             (connect_timeout, pool_timeout),
             (connect_deadline, pool_timeout),
             (ping_timeout, pool_timeout),
+            (stall_after, pooler_wait),
         ] {
             let ((name, Some(time)), (limit_name, Some(limit))) = (shorter, longer) else {
                 continue;

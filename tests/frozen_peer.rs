@@ -602,12 +602,13 @@ mod behind_a_pooler {
     }
 
     #[test]
-    fn query_to_a_frozen_server_behind_a_pooler_is_aborted() {
+    fn query_to_a_frozen_server_behind_a_pooler_is_aborted_after_pooler_wait() {
         let mut servers = <Postgres as Backend>::start(2);
         let poolers = [0, 1].map(|at| Pooler::in_front_of(servers[at].port()));
         let urls = poolers.iter().map(|pooler| postgres::url(pooler.1));
         let builder = quick_to_abort(manager_of::<diesel::PgConnection>(urls))
-            .connect_timeout(Duration::from_secs(2));
+            .connect_timeout(Duration::from_secs(2))
+            .pooler_wait(Duration::from_secs(4));
         let (pool, peers) = pool_of(builder, 4);
         fill(&pool, &peers, &[2, 2]);
         let mut conns = all_to_peer0(&pool);
@@ -616,8 +617,8 @@ mod behind_a_pooler {
         conns[0]
             .batch_execute("SELECT 1")
             .expect_err("the query is aborted while its server is frozen");
-        // These settings limit the time to 4.5 seconds. It would be much longer if the pooler's answer to a
-        // check counted as the server's.
+        // These settings limit the time to 4.5 seconds. It would be much longer if the pooler's first bytes of an
+        // answer to a check counted as an answer.
         let took = start.elapsed();
         assert!(took < Duration::from_secs(20), "the query is aborted in time: {took:?}");
         assert_eq!(state(&peers, "peer0"), PeerState::Down, "the frozen peer is marked down");

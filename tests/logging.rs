@@ -267,3 +267,39 @@ fn hung_queries_are_aborted_before_anything_is_logged() {
     });
     servers[0].thaw();
 }
+
+/// A pooler with transaction pooling that does not track prepared statements fails queries at random, and each is
+/// an error of the query alone. So one line says what they have in common, and what to do.
+#[cfg(all(target_os = "linux", feature = "postgres"))]
+#[test]
+fn statements_that_a_pooler_loses_are_logged_once_with_the_remedy() {
+    use diesel::prelude::*;
+    use diesel::sql_types::Integer;
+    use support::pgbouncer::PgBouncer;
+    use support::postgres::Postgres;
+
+    set_logger();
+    let server = Postgres::start();
+    let settings: Vec<_> =
+        ["default_pool_size = 2"].into_iter().chain(PgBouncer::without_statements()).collect();
+    let pooler = PgBouncer::in_front_of(server.port(), &settings);
+    let builder = PeerManager::<PgConnection>::builder().peer("pooler", pooler.url());
+    let (pool, _peers) = pool_of(builder, 2);
+    let fails = |conn: &mut _| diesel::select(1.into_sql::<Integer>()).execute(conn).is_err();
+    let mut conns = [pool.get(), pool.get()].map(|conn| conn.expect("the pooler runs"));
+    // Each session of a client gets a session of the server that has no open transaction.
+    wait_until("queries fail", PATIENCE, || {
+        let failures = conns.iter_mut().filter_map(|conn| fails(conn).then_some(()));
+        failures.count() == 2
+    });
+    let logged = lines("pooler");
+    let of_statements = |line: &&Line| line.event.as_deref() == Some("prepared_statement_lost");
+    let logged: Vec<_> = logged.iter().filter(of_statements).collect();
+    let [line] = &logged[..] else { panic!("there is one line: {logged:?}") };
+    assert_eq!((line.level, &*line.target), (Level::Error, "diesel_peers"));
+    let reason = line.reason.as_deref().expect("there is a reason");
+    assert!(reason.starts_with("prepared statement \"__diesel_stmt_"), "{reason}");
+    for remedy in ["set `statement_cache` to \"disabled\"", "max_prepared_statements"] {
+        assert!(line.text.contains(remedy), "{}", line.text);
+    }
+}

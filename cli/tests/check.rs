@@ -18,6 +18,8 @@ use support::backend::{Backend, PATIENCE, SqlitePath};
 use support::galera::Cluster;
 use support::mariadb::MariaDb;
 use support::network::Silent;
+use support::pgbouncer::PgBouncer;
+use support::pgpool::Pgpool;
 use support::postgres::Postgres;
 use support::{APP, APP_PASSWORD, how_long, wait_until};
 use tempfile::TempDir;
@@ -436,6 +438,41 @@ fn postgres_differences_are_reported() {
     servers[0].freeze();
     let outcome = check(&[&format!("{url}?sslmode=disable&connect_timeout=2")]);
     outcome.is(PROBLEMS, &[&format!("! {a} timed out: ")]);
+}
+
+/// A pooler answers the login itself, and the facts are those of the server behind it.
+#[test]
+fn poolers_are_examined_as_peers() {
+    let server = Postgres::start();
+    let bouncer = PgBouncer::in_front_of(server.port(), &[]);
+    let pgpool = Pgpool::in_front_of(server.port(), &[]);
+    let [a, b] = [bouncer.port(), pgpool.port()].map(|port| format!("127.0.0.1:{port}"));
+    let url = url_of("postgres", &[bouncer.port(), pgpool.port()]) + "?connect_timeout=2s";
+    let (code, report) = json(&[&url]);
+    assert_eq!((code, &report["problems"]), (NO_PROBLEMS, &Json::Array(Vec::new())), "{report}");
+    for peer in report["peers"].as_array().expect("the value is a list") {
+        assert_eq!(peer["condition"], "ready", "{peer}");
+        let facts = &peer["facts"];
+        assert_eq!((&facts["database"], &facts["role"]), (&APP.into(), &"read-write".into()));
+        assert_eq!(facts["isolation"], "read committed", "{facts}");
+        assert!(facts["system_identifier"].is_string(), "{facts}");
+    }
+    check(&[&url]).is(NO_PROBLEMS, &[&format!("~ {a} and {b} are the same server")]);
+
+    let nowhere = url.replace(&format!("/{APP}?"), "/nowhere?");
+    check(&[&nowhere]).is(
+        PROBLEMS,
+        &[&format!("! {a} is misconfigured: "), &format!("! {b} is misconfigured: ")],
+    );
+    bouncer.order(&format!("DISABLE {APP}"));
+    let disabled = format!("! {a} is not ready: ");
+    check(&[&url]).is(PROBLEMS, &[&disabled, " is disabled"]);
+    bouncer.order(&format!("ENABLE {APP}"));
+    bouncer.order("PAUSE");
+    let held = format!("! {a} timed out: a login was begun and not completed within 2s");
+    check(&[&url]).is(PROBLEMS, &[&held, "1 problem found."]);
+    bouncer.order("RESUME");
+    check(&[&url]).is(NO_PROBLEMS, &["No problems found."]);
 }
 
 #[test]

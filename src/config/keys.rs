@@ -44,6 +44,7 @@ settings!(|builder, value| {
     "ping_timeout" => builder.ping_timeout(value.duration()?),
     "ping_idle" => builder.ping_idle(value.duration()?),
     "stall_after" => builder.stall_after(value.duration_or_none()?),
+    "pooler_wait" => builder.pooler_wait(value.duration_or_none()?),
     "check_timeout" => builder.check_timeout(value.duration()?),
     "tcp_keepalive" => builder.tcp_keepalive(value.duration_or_none()?),
     "tcp_user_timeout" => builder.tcp_user_timeout(value.duration_with_unit_or_none()?),

@@ -306,7 +306,7 @@ fn every_key_sets_its_setting() {
     const fn ms(millis: u64) -> Duration {
         Duration::from_millis(millis)
     }
-    let cases: [(&str, Set); 36] = [
+    let cases: [(&str, Set); 37] = [
         ("weight.a=2", |b| b.weight("a", 2)),
         ("tier.a=2", |b| b.tier("a", 2)),
         ("weight.%61=2", |b| b.weight("a", 2)),
@@ -329,6 +329,7 @@ fn every_key_sets_its_setting() {
         ("ping_timeout=7ms", |b| b.ping_timeout(ms(7))),
         ("ping_idle=0.5", |b| b.ping_idle(ms(500))),
         ("stall_after=1.5m", |b| b.stall_after(s(90))),
+        ("pooler_wait=7", |b| b.pooler_wait(s(7))),
         ("check_timeout=7", |b| b.check_timeout(s(7))),
         ("tcp_keepalive=7", |b| b.tcp_keepalive(s(7))),
         ("tcp_user_timeout=7ms", |b| b.tcp_user_timeout(ms(7))),
@@ -495,7 +496,8 @@ fn setting(rng: &mut SmallRng) -> (&'static str, String) {
         }
         2 => (one_of(rng, &["check_timeout", "all_down_interval", "all_down_wait"]), time(rng)),
         3 => {
-            let key = one_of(rng, &["stall_after", "tcp_keepalive", "resolve_interval"]);
+            let keys = ["stall_after", "pooler_wait", "tcp_keepalive", "resolve_interval"];
+            let key = one_of(rng, &keys);
             (key, maybe(rng, time).unwrap_or_else(|| "none".to_owned()))
         }
         4 => {

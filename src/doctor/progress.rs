@@ -62,8 +62,8 @@ impl PeerProgress {
             // That failure came first, so a later timeout does not matter.
             (Some(not_ready), _) => Some(not_ready),
             // All steps are complete: closing the connection has timed out.
-            (None, Err(LoginFailure::Unanswered(_))) if is_logged_in && step.is_none() => None,
-            (None, Err(LoginFailure::Unanswered(_))) if is_logged_in => {
+            (None, Err(failure)) if failure.is_timeout() && is_logged_in && step.is_none() => None,
+            (None, Err(failure)) if failure.is_timeout() && is_logged_in => {
                 let step = step.unwrap_or_default();
                 let reason = format!(
                     "the login succeeded, but the peer did not {step} within `connect_timeout`"
@@ -77,7 +77,9 @@ impl PeerProgress {
             Some(LoginFailure::Refused(FailureCause { fault, .. })) => {
                 (Condition::from_fault(*fault, is_logged_in), Some(*fault))
             }
-            Some(LoginFailure::Unanswered(_)) => (Condition::TimedOut, None),
+            Some(LoginFailure::Unanswered(_) | LoginFailure::Held(_)) => {
+                (Condition::TimedOut, None)
+            }
             Some(LoginFailure::Unreached(_)) => {
                 (Condition::from_fault(Fault::PeerDown, is_logged_in), Some(Fault::PeerDown))
             }

@@ -5,7 +5,7 @@
 //! hold together:
 //!
 //! - its query has been waiting for `stall_after`;
-//! - two successive checks of its peer were not answered;
+//! - two successive checks of its peer were not answered, or a login that the peer holds waits for its answer;
 //! - a resting session of the peer, if there is one, was asked beside the second check, and did not answer
 //!   either: new logins may be queued or dropped on their way while sessions go on;
 //! - nothing else has come from the peer, over any link, since the first of these checks began;
@@ -14,6 +14,11 @@
 //!
 //! The checker adds a sixth condition: when the checker itself is late, it postpones all deadlines
 //! by that delay, because the answers may be late as well.
+//!
+//! A peer that begins to answer a login and does not complete it is alive, and holds the login's queries: it is a
+//! pooler that is paused, whose connections to the server are all in use, or whose server is gone. In all three
+//! cases its words follow, or its answers do. Such a peer gets no new work. Its queries are given up only after
+//! `pooler_wait`, if that is set: whoever pauses a pooler wants them to wait.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,6 +50,15 @@ struct Observations {
     others_answered: Option<Instant>,
 }
 
+/// How long queries may wait.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// On a peer that does not answer.
+    stall_after: Duration,
+    /// On a peer that holds them, which is a pooler. `None` for as long as it takes.
+    pooler_wait: Option<Duration>,
+}
+
 /// The result of [`detect_stall`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
@@ -54,8 +68,10 @@ enum Verdict {
     Suspect,
     /// The peer needs a check, and a resting session has to be asked.
     Ask,
-    /// The answer of a resting session may still come.
+    /// The answer of a resting session may still come, or the words of a pooler that holds queries.
     Wait,
+    /// The peer holds queries: it gets no new work, and they go on waiting.
+    Holds,
     /// The peer has stalled: its hung queries are aborted.
     Stalled,
     /// No other peer has answered either, so nothing is proved: the series of checks starts over.
@@ -66,14 +82,15 @@ enum Verdict {
 fn detect_stall(
     series: Option<StallSeries>,
     observations: Observations,
-    stall_after: Duration,
+    Patience { stall_after, pooler_wait }: Patience,
     now: Instant,
 ) -> Verdict {
     let is_since = |at: Option<Instant>, begin: Instant| at.is_some_and(|at| at >= begin);
     let is_long = |since: Instant| now.saturating_duration_since(since) >= stall_after;
-    if !observations.oldest_query.is_some_and(is_long) {
+    let Some(oldest_query) = observations.oldest_query.filter(|at| is_long(*at)) else {
         return Verdict::Works;
-    }
+    };
+    let waited = now.saturating_duration_since(oldest_query);
     match series {
         // Other queries end on this peer, so this one is only slow.
         None if observations.answered.is_some_and(|at| !is_long(at)) => Verdict::Works,
@@ -86,8 +103,17 @@ fn detect_stall(
         Some(StallSeries { question: QuestionState::Asked { until, .. }, .. }) if now < until => {
             Verdict::Wait
         }
-        Some(series) if is_since(observations.others_answered, series.began) => Verdict::Stalled,
-        Some(_) => Verdict::Inconclusive,
+        Some(StallSeries { began, is_held, .. }) => {
+            let others_answer = is_since(observations.others_answered, began);
+            let is_patient = is_held && pooler_wait.is_none_or(|longest| waited < longest);
+            match (others_answer, is_held) {
+                (true, _) if is_patient => Verdict::Holds,
+                (true, _) => Verdict::Stalled,
+                // More checks would use up the clients of the pooler.
+                (false, true) => Verdict::Wait,
+                (false, false) => Verdict::Inconclusive,
+            }
+        }
     }
 }
 
@@ -138,20 +164,30 @@ pub(super) fn scan(transaction: &mut Transaction<'_>) -> Stalls {
         stalls.is_any_running |= peer.activity.update_unresponsive(peer.last_answer(), now);
     }
     let Some(stall_after) = settings.stall_after else { return stalls };
+    let patience = Patience { stall_after, pooler_wait: settings.pooler_wait };
     let mut others_are_needed = false;
     for (index, observations) in observe(transaction.peers()).into_iter().enumerate() {
         let peer = &transaction.peers()[index];
         let (series, was_up) = (peer.stall_series, peer.is_up());
-        match detect_stall(series, observations, stall_after, now) {
+        match detect_stall(series, observations, patience, now) {
             Verdict::Works | Verdict::Inconclusive => {
                 if series.is_some() {
                     transaction.update(index, |peer, _| peer.stall_series = None);
                 }
             }
             Verdict::Wait => {}
+            Verdict::Holds => {
+                if was_up {
+                    transaction.update(index, |peer, times| peer.mark_held(now, times));
+                }
+            }
             verdict @ (Verdict::Suspect | Verdict::Ask) => {
                 let mut series = series.unwrap_or(StallSeries::new(now));
                 let timeout = short_timeout(peer, settings);
+                let holds_login = peer.counts.held_logins > 0;
+                if holds_login && series.unanswered < UNANSWERED_CHECKS {
+                    series.add_unanswered(UNANSWERED_CHECKS, true);
+                }
                 if verdict == Verdict::Ask {
                     let until = now + timeout + ANSWER_DELAY;
                     series.question = QuestionState::Asked { at: now, until };
@@ -159,7 +195,10 @@ pub(super) fn scan(transaction: &mut Transaction<'_>) -> Stalls {
                     stalls.questions.push(Question { peer, asked_at: now, timeout });
                 }
                 transaction.update(index, |peer, _| peer.stall_series = Some(series));
-                stalls.checks.extend(begin_check(transaction, index, CheckKind::Stall, timeout));
+                if !holds_login {
+                    let check = begin_check(transaction, index, CheckKind::Stall, timeout);
+                    stalls.checks.extend(check);
+                }
                 // Usually the peer itself answers the first check. Then no other peer has to be
                 // checked.
                 let no_other_answered =
@@ -167,8 +206,10 @@ pub(super) fn scan(transaction: &mut Transaction<'_>) -> Stalls {
                 others_are_needed |= no_other_answered && series.unanswered > 0;
             }
             Verdict::Stalled => {
+                let is_held = series.is_some_and(|series| series.is_held);
+                let patience = patience.pooler_wait.filter(|_| is_held).unwrap_or(stall_after);
                 transaction.update(index, |peer, times| peer.mark_stalled(now, times));
-                let long_ago = now.checked_sub(stall_after).unwrap_or(now);
+                let long_ago = now.checked_sub(patience).unwrap_or(now);
                 let links = transaction.peers()[index].activity.waiting_since(long_ago);
                 stalls.peers.push(StalledPeer { peer: transaction.peer_ref(index), links, was_up });
             }
@@ -208,7 +249,10 @@ fn observe(peers: &[Peer]) -> Vec<Observations> {
 /// Returns the peers whose answers show whether this process or a peer has stalled: the peer that
 /// answered last and, as that peer may have stalled as well, the others in turn.
 fn peers_to_compare(peers: &[Peer]) -> impl Iterator<Item = usize> + use<> {
-    let is_usable = |peer: &Peer| peer.stall_series.is_none() && !peer.is_removed();
+    // A peer that holds a login would not answer another one either.
+    let is_usable = |peer: &Peer| {
+        peer.stall_series.is_none() && peer.counts.held_logins == 0 && !peer.is_removed()
+    };
     let others = || peers.iter().enumerate().filter(|(_, peer)| is_usable(peer));
     let most_recent = others().max_by_key(|(_, peer)| peer.last_answer()).map(|(index, _)| index);
     let next = others()
@@ -322,9 +366,47 @@ mod tests {
             let series = series.map(|(began, unanswered, question)| StallSeries {
                 began: at(began),
                 unanswered,
+                is_held: false,
                 question,
             });
-            let verdict = detect_stall(series, observations, Duration::from_secs(2), at(10));
+            let patience = Patience { stall_after: Duration::from_secs(2), pooler_wait: None };
+            let verdict = detect_stall(series, observations, patience, at(10));
+            assert_eq!(verdict, expected, "{case}");
+        }
+    }
+
+    /// Times are in seconds; `stall_after` is two seconds.
+    #[test]
+    fn queries_that_a_pooler_holds_wait_for_as_long_as_it_takes_or_for_pooler_wait() {
+        use QuestionState::{Asked, NotAsked, Over};
+        use Verdict::{Ask, Holds, Stalled, Suspect, Wait, Works};
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let pending = Asked { at: at(9), until: at(11) };
+        let cases = [
+            // (case, `pooler_wait`, answered, others answered, (unanswered, question), verdict at 10)
+            ("one login is held", None, None, Some(9), (1, NotAsked), Ask),
+            ("a resting session is asked", None, None, Some(9), (1, pending), Suspect),
+            ("a resting session may answer", None, None, Some(9), (2, pending), Wait),
+            ("two logins are held", None, None, Some(9), (2, Over), Holds),
+            ("a query has ended", None, Some(9), Some(9), (2, Over), Works),
+            ("no other peer answers", None, None, Some(3), (2, Over), Wait),
+            ("the query has not waited long enough", Some(8), None, Some(9), (2, Over), Holds),
+            ("the query has waited long enough", Some(7), None, Some(9), (2, Over), Stalled),
+            ("it has, and no other peer answers", Some(7), None, None, (2, Over), Wait),
+            ("it has, and a query has ended", Some(7), Some(9), Some(9), (2, Over), Works),
+            ("it has, and a session may answer", Some(7), None, Some(9), (2, pending), Wait),
+        ];
+        for (case, pooler_wait, answered, others, (unanswered, question), expected) in cases {
+            let observations = Observations {
+                oldest_query: Some(at(3)),
+                answered: answered.map(at),
+                others_answered: others.map(at),
+            };
+            let series = StallSeries { began: at(5), unanswered, is_held: true, question };
+            let pooler_wait = pooler_wait.map(Duration::from_secs);
+            let patience = Patience { stall_after: Duration::from_secs(2), pooler_wait };
+            let verdict = detect_stall(Some(series), observations, patience, at(10));
             assert_eq!(verdict, expected, "{case}");
         }
     }
@@ -403,6 +485,71 @@ mod tests {
 
     fn unanswered() -> Result<(), LoginFailure> {
         Err(LoginFailure::Unanswered("no answer".into()))
+    }
+
+    fn held() -> Result<(), LoginFailure> {
+        Err(LoginFailure::held(Duration::from_secs(1)))
+    }
+
+    #[test]
+    fn pooler_that_holds_queries_gets_no_new_work_and_few_checks() {
+        let mut scenario = Scenario::new(2);
+        scenario.query_begins(0);
+        for now in [2_000, 3_000, 4_000] {
+            scenario.advance_to(now);
+            if now > 2_000 {
+                scenario.check_ends(0, held());
+                scenario.query_ends(1);
+            }
+            scenario.scan();
+        }
+        assert!(!scenario.is_up(0), "it is marked down");
+        assert!(scenario.set.read(|peers| !peers[0].health.sessions_fail), "its sessions wait");
+        for now in [5_000, 60_000] {
+            scenario.advance_to(now);
+            scenario.query_ends(1);
+            assert_eq!(scenario.scan(), (vec![], 0, 0), "no query is aborted, no check is made");
+        }
+        scenario.query_ends(0);
+        scenario.scan();
+        // A query that cannot be aborted does not count while the peer is down.
+        scenario.set.update(0, scenario.now, |peer, times| peer.clear_mark(times.all_down, times));
+        scenario.query_begins(0);
+        scenario.advance_to(62_000);
+        scenario.set.update_counts(0, |counts| counts.held_logins = 1);
+        scenario.scan();
+        scenario.scan();
+        scenario.query_ends(1);
+        assert_eq!(scenario.scan(), (vec![], 1, 0), "a login that waits is as good as two checks");
+        assert!(!scenario.is_up(0), "it is marked down again");
+    }
+
+    #[test]
+    fn pooler_that_freezes_while_it_holds_queries_stalls() {
+        let mut scenario = Scenario::new(2);
+        scenario.query_begins(0);
+        let aborted = |scenario: &mut Scenario, now, outcome| {
+            scenario.advance_to(now);
+            scenario.query_ends(1);
+            scenario.check_ends(0, outcome);
+            scenario.scan().2
+        };
+        scenario.advance_to(2_000);
+        scenario.scan();
+        for now in [3_000, 4_000] {
+            assert_eq!(aborted(&mut scenario, now, held()), 0);
+        }
+        scenario.advance_to(9_000);
+        let attempt = Attempt::at(scenario.now);
+        scenario.set.update(0, scenario.now, |peer, check_times| {
+            peer.check_ended(CheckKind::Regular, attempt, unanswered(), check_times);
+        });
+        assert!(scenario.set.read(|peers| peers[0].stall_series.is_none()));
+        // A query that cannot be aborted does not count once the peer is down.
+        scenario.set.update(0, scenario.now, |peer, times| peer.clear_mark(times.all_down, times));
+        assert_eq!(scenario.scan().0[0], 0, "it is checked again");
+        assert_eq!(aborted(&mut scenario, 10_000, unanswered()), 0);
+        assert_eq!(aborted(&mut scenario, 11_000, unanswered()), 1);
     }
 
     #[test]

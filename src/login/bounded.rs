@@ -2,13 +2,14 @@
 //! server that accepts a connection without ever answering would block its caller forever.
 //!
 //! At the deadline the checker's thread reports the timeout to the caller, and shuts down the login's
-//! socket, so that the login's thread ends. A health check may be left to wait instead: a server that has
-//! accepted the connection and is silent is probably frozen. It would find each login that was aborted in
-//! its queue later and count it as an error of this host, and the login that waits is the first to know when
-//! the server goes on. It is aborted when the next check of its peer is due. If the socket cannot be found,
-//! the thread stays until the server or the kernel ends its connection. From the deadline until the thread
-//! ends, the login counts as *stuck*. While all peers are down, only the checker dials a peer with a stuck
-//! login.
+//! socket, so that the login's thread ends. A health check may be left to wait instead, if its peer has accepted
+//! the connection. A server that has sent nothing since is probably frozen: it would find each login that was
+//! aborted in its queue later, and count it as an error of this host. A pooler that has begun to answer holds
+//! the login's queries, and does not notice before it goes on that a client has gone: each aborted login would
+//! use up one of its clients. The login that waits is the first to know when the peer goes on. It is aborted when
+//! the next check of its peer is due. If the socket cannot be found, the thread stays until the server or the
+//! kernel ends its connection. From the deadline until the thread ends, the login counts as *stuck*. While all
+//! peers are down, only the checker dials a peer with a stuck login.
 
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -131,8 +132,11 @@ struct BoundedLogin<T> {
 /// The state of a login. The thread that knows the outcome first takes the callback out of it.
 enum State<T> {
     InProgress(OnOutcome<T>),
-    /// The timeout was reported, and the login still waits for the server.
-    Waiting(OnOutcome<T>),
+    /// The timeout was reported, and the login still waits for the server, which may have begun to answer.
+    Waiting {
+        on_late: OnOutcome<T>,
+        is_held: bool,
+    },
     /// The login was aborted, and its thread has not ended yet.
     Stuck,
     Ended,
@@ -201,13 +205,13 @@ impl<T: Send + 'static> BoundedLogin<T> {
 
     /// Ends the login: reports the outcome, or closes a connection that comes too late.
     fn end(&self, outcome: Result<T, LoginFailure>) {
-        let mut has_waited = false;
+        let mut has_waited = None;
         let on_outcome = {
             let state = &mut *self.lock();
             match mem::replace(state, State::Ended) {
                 State::InProgress(on_outcome) => Some(on_outcome),
-                State::Waiting(on_late) => {
-                    has_waited = true;
+                State::Waiting { on_late, is_held } => {
+                    has_waited = Some(is_held);
                     Some(on_late)
                 }
                 State::Stuck | State::Ended => {
@@ -218,10 +222,10 @@ impl<T: Send + 'static> BoundedLogin<T> {
             }
         };
         let is_late = on_outcome.is_none();
-        if has_waited {
+        if let Some(is_held) = has_waited {
             self.peer.update_counts(|counts| {
                 counts.stuck_logins -= 1;
-                counts.waiting_logins -= 1;
+                counts.end_waiting(is_held);
             });
         }
         // The callback may panic, and so may the destructor of an outcome that no caller waits for.
@@ -241,13 +245,12 @@ impl<T: Send + 'static> BoundedLogin<T> {
     /// shorter timeout is only for a server that has not sent a single byte.
     fn failure_if_late(&self, now: Instant) -> Option<LoginFailure> {
         let LoginTimeout { silent, total } = self.timeout;
-        if silent >= total {
-            return Some(LoginFailure::timed_out(total));
-        }
+        let is_uniform = silent >= total;
         match self.progress.bytes_received() {
             Some(0) => Some(LoginFailure::timed_out(silent)),
-            _ if now < self.began + total => None,
-            Some(_) => Some(LoginFailure::timed_out(total)),
+            _ if !is_uniform && now < self.began + total => None,
+            Some(_) => Some(LoginFailure::held(total)),
+            None if is_uniform => Some(LoginFailure::timed_out(total)),
             // The thread waits for something else than the server, so the server is not to blame.
             None => Some(LoginFailure::NotAttempted(
                 "this process did not get to send the login or to read the answer".into(),
@@ -274,16 +277,18 @@ impl<T: Send + 'static> BoundedLogin<T> {
                     };
                     Some(failure)
                 }
-                (State::InProgress(_) | State::Waiting(_) | State::Stuck, _) => None,
+                (State::InProgress(_) | State::Waiting { .. } | State::Stuck, _) => None,
             };
             let on_outcome = match mem::replace(state, State::Stuck) {
                 State::InProgress(on_outcome) => {
                     if let (CancelReason::Deadline(now), Some(on_late)) = (reason, self.may_wait())
                     {
-                        *state = State::Waiting(on_late);
+                        let is_held = matches!(failure, Some(LoginFailure::Held(_)));
+                        *state = State::Waiting { on_late, is_held };
                         self.peer.update_counts(|counts| {
                             counts.stuck_logins += 1;
                             counts.waiting_logins += 1;
+                            counts.held_logins += usize::from(is_held);
                         });
                         drop(guard);
                         self.wait_on(now, on_outcome, failure);
@@ -292,8 +297,8 @@ impl<T: Send + 'static> BoundedLogin<T> {
                     self.peer.update_counts(|counts| counts.stuck_logins += 1);
                     Some(on_outcome)
                 }
-                State::Waiting(_) => {
-                    self.peer.update_counts(|counts| counts.waiting_logins -= 1);
+                State::Waiting { is_held, .. } => {
+                    self.peer.update_counts(|counts| counts.end_waiting(is_held));
                     None
                 }
                 State::Stuck | State::Ended => None,
@@ -317,13 +322,12 @@ impl<T: Send + 'static> BoundedLogin<T> {
         }
     }
 
-    /// Returns the callback of a login that may be left to wait: its server has accepted the connection and
-    /// is silent. One login for each peer is enough.
+    /// Returns the callback of a login that may be left to wait: its server has accepted the connection. One
+    /// login for each peer is enough.
     fn may_wait(&self) -> Option<OnOutcome<T>> {
         let on_late = &mut *lock(&self.on_late);
-        let is_silent = |socket: Socket| socket.received() == Some(0) && socket.is_connected();
         let may_wait = on_late.is_some()
-            && self.progress.awaited_socket().is_some_and(is_silent)
+            && self.progress.awaited_socket().is_some_and(|socket| socket.is_connected())
             && self.peer.read(|peer| peer.counts.waiting_logins == 0 && peer.is_in_service());
         if may_wait { on_late.take() } else { None }
     }

@@ -90,7 +90,7 @@ impl Activity {
     /// begun, it also does if the peer is down: the client library tries no other address then.
     pub(crate) fn login_failed(&self, failure: &LoginFailure) {
         let is_over = match failure {
-            LoginFailure::Unanswered(_) => true,
+            LoginFailure::Unanswered(_) | LoginFailure::Held(_) => true,
             failure => self.address_turn() > 0 && failure.fault() == Some(Fault::PeerDown),
         };
         if is_over {

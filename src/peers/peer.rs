@@ -37,6 +37,9 @@ const MISCONFIGURED_RECHECK_DELAY: Duration = Duration::from_secs(5);
 /// The reason of a peer that is marked down because it has stalled.
 const STALLED_REASON: &str = "queries hang, and health checks get no answer";
 
+/// The reason of a peer that is marked down because it holds queries.
+const HELD_REASON: &str = "queries and logins are held: a pooler may be paused, or its server gone";
+
 /// A login is slow when it takes more than this many times the usual login time.
 const EXPECTED_LOGIN_FACTOR: u32 = 2;
 
@@ -93,6 +96,8 @@ pub(crate) struct StallSeries {
     pub(crate) began: Instant,
     /// The number of checks so far that got no answer.
     pub(crate) unanswered: u32,
+    /// Whether the peer had begun to answer the last of these: it holds logins, as a pooler does.
+    pub(crate) is_held: bool,
     pub(crate) question: QuestionState,
 }
 
@@ -110,7 +115,13 @@ pub(crate) enum QuestionState {
 
 impl StallSeries {
     pub(crate) fn new(began: Instant) -> Self {
-        Self { began, unanswered: 0, question: QuestionState::NotAsked }
+        Self { began, unanswered: 0, is_held: false, question: QuestionState::NotAsked }
+    }
+
+    /// Records that this number of checks got no answer.
+    pub(crate) fn add_unanswered(&mut self, checks: u32, is_held: bool) {
+        self.unanswered += checks;
+        self.is_held = is_held;
     }
 }
 
@@ -132,6 +143,8 @@ pub(crate) struct Counts {
     pub(crate) stuck_logins: usize,
     /// Those of the stuck logins that were left to wait. The others were aborted.
     pub(crate) waiting_logins: usize,
+    /// Those of the waiting logins that the peer has begun to answer.
+    pub(crate) held_logins: usize,
     /// Established links, in use or idle.
     pub(crate) links: usize,
     /// Those of the links that are to be replaced, because of their age or of rebalancing, or because they are
@@ -180,6 +193,12 @@ impl Counts {
     /// aborted and have not ended, because the server may have a session for each of them.
     pub(crate) fn sessions(&self) -> usize {
         self.open() + self.connecting + self.stuck_logins.saturating_sub(self.waiting_logins)
+    }
+
+    /// Counts the end of the wait of a login: it has ended or was aborted.
+    pub(crate) fn end_waiting(&mut self, is_held: bool) {
+        self.waiting_logins -= 1;
+        self.held_logins -= usize::from(is_held);
     }
 
     /// The load that the choice of a peer compares: links that are to stay, and logins in progress.
@@ -345,7 +364,9 @@ impl Peer {
     ) {
         match failure {
             LoginFailure::Refused(cause) => self.record_refused(attempt, cause, check_times),
-            LoginFailure::Unanswered(reason) | LoginFailure::Unreached(reason) => {
+            LoginFailure::Unanswered(reason)
+            | LoginFailure::Held(reason)
+            | LoginFailure::Unreached(reason) => {
                 self.record_unanswered(attempt, reason, check_times);
             }
             // A failure of this host is attributed to a peer before it is recorded.
@@ -379,6 +400,8 @@ impl Peer {
             self.mark_down(attempt, cause, check_times);
         }
         match fault {
+            // A login that waits for a free connection is the first to get one.
+            Fault::PeerFull if self.counts.waiting_logins > 0 => {}
             Fault::PeerFull => self.checks.next = self.checks.next.min(now + FULL_RECHECK_DELAY),
             Fault::Misconfigured => {
                 let earliest = now + MISCONFIGURED_RECHECK_DELAY;
@@ -405,6 +428,18 @@ impl Peer {
     fn went_down(&mut self, check_times: CheckTimes) {
         self.activity.counters.downs.add_one();
         self.checks.next = check_times.regular;
+    }
+
+    /// Decides what a login says that the peer has begun to answer and did not complete. While queries of the
+    /// pool end there, the peer is a pooler whose connections to its server are all in use: it is full.
+    pub(crate) fn judge_held(&self, attempt: Attempt, reason: Arc<str>) -> LoginFailure {
+        let is_served = self.activity.last_query_end().is_some_and(|at| at >= attempt.began);
+        if is_served {
+            let reason = format!("{reason}, while queries were served");
+            LoginFailure::refused(Fault::PeerFull, reason)
+        } else {
+            LoginFailure::Held(reason)
+        }
     }
 
     /// Returns how long a login may take before it counts as slow. `None` before the first
@@ -499,24 +534,31 @@ impl Peer {
         // A check that began before the mark was set does not move the scheduled check.
         if is_regular && (!was_attempted || self.is_up() || !self.health.is_outdated(attempt.began))
         {
-            // The server has accepted the login and is silent: it is frozen, and the login waits.
-            let is_frozen = self.counts.waiting_logins > 0;
-            match outcome {
-                Err(LoginFailure::Unanswered(_)) if is_frozen => {
-                    self.checks.schedule_after_silence(attempt.ended, check_times);
-                }
-                _ => self.checks.schedule(check_times),
+            // The peer is frozen, or holds logins, and this one waits.
+            let waits = |failure: &LoginFailure| {
+                let is_full = failure.fault() == Some(Fault::PeerFull);
+                self.counts.waiting_logins > 0 && (failure.is_timeout() || is_full)
+            };
+            if outcome.as_ref().is_err_and(waits) {
+                self.checks.schedule_after_silence(attempt.ended, check_times);
+            } else {
+                self.checks.schedule(check_times);
             }
         }
-        if was_attempted && (is_regular || !matches!(outcome, Err(LoginFailure::Unanswered(_)))) {
+        let is_timeout = outcome.as_ref().is_err_and(LoginFailure::is_timeout);
+        if was_attempted && (is_regular || !is_timeout) {
             self.checks.clear_suspicion(attempt.began);
+        }
+        // A peer that held logins may have frozen since then, which another series of checks will show.
+        if matches!(outcome, Err(LoginFailure::Unanswered(_))) && is_regular {
+            self.stall_series.take_if(|series| series.is_held);
         }
         match outcome {
             Ok(()) => self.record_success(attempt),
-            Err(LoginFailure::Unanswered(_)) if !is_regular => {
+            Err(failure) if failure.is_timeout() && !is_regular => {
                 let series = self.stall_series.as_mut();
                 if let Some(series) = series.filter(|series| series.began <= attempt.began) {
-                    series.unanswered += 1;
+                    series.add_unanswered(1, matches!(failure, LoginFailure::Held(_)));
                 }
             }
             // Whatever prevents this process from checking is not over within moments, so the
@@ -526,8 +568,8 @@ impl Peer {
         }
     }
 
-    /// Records the outcome of a check that was left to wait after its timeout. The server had not answered
-    /// until then, so the whole login is as new as its end.
+    /// Records the outcome of a check that was left to wait after its timeout. The peer had not completed the
+    /// login until then, so the whole login is as new as its end.
     pub(crate) fn late_check_ended(
         &mut self,
         now: Instant,
@@ -565,6 +607,13 @@ impl Peer {
         let cause = FailureCause::new(Fault::PeerDown, STALLED_REASON);
         self.mark_down(Attempt { began, ended: now }, cause, check_times);
         self.health.sessions_fail = !self.is_up();
+    }
+
+    /// Marks the peer down because it holds queries and logins. Its sessions are left to wait.
+    pub(crate) fn mark_held(&mut self, now: Instant, check_times: CheckTimes) {
+        let began = self.stall_series.map_or(now, |series| series.began);
+        let cause = FailureCause::new(Fault::PeerDown, HELD_REASON);
+        self.mark_down(Attempt { began, ended: now }, cause, check_times);
     }
 
     /// Marks the peer down because it refused a query: it accepts no work at the moment.

@@ -5,6 +5,7 @@ mod bulk_load;
 mod client_library;
 mod configuration;
 mod copy;
+mod distributed_sql;
 mod doctor;
 mod encryption;
 mod events;

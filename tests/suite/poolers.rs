@@ -2,14 +2,22 @@
 
 #![cfg(all(target_os = "linux", feature = "postgres"))]
 
+use std::time::Duration;
+
 use diesel::PgConnection;
-use diesel_peers::{Fault, PeerState, StatementCache};
+use diesel_peers::{Fault, PeerManagerBuilder, PeerState, StatementCache};
 use support::backend::{PATIENCE, SOON, fill, links, manager_of, pool_of, state, status};
 use support::load::Load;
 use support::pgbouncer::PgBouncer;
 use support::pgpool::Pgpool;
 use support::postgres::Postgres;
-use support::{APP, APP_PASSWORD, wait_until};
+use support::{APP, APP_PASSWORD, wait_until, within};
+
+/// How long poolers are paused. Many times the time after which queries on a peer that is frozen are aborted.
+const PAUSE: Duration = Duration::from_secs(6);
+
+/// The time within which a peer is up after its pooler has gone on, long before the next check.
+const RESUMED_WITHIN: Duration = Duration::from_secs(2);
 
 /// `DISABLE` is how an operator of PgBouncer drains it: it refuses logins, and sessions continue.
 #[test]
@@ -35,6 +43,103 @@ fn disabled_pgbouncer_is_drained_without_an_error() {
         wait_until("it serves", PATIENCE, || load.served() > before + 100);
     });
     assert!(seen.failed.is_empty() && seen.refused.is_empty(), "nothing failed: {seen:?}");
+}
+
+/// A pool through poolers, with short deadlines. `all_down_interval` is short, so that checks that are repeated at
+/// the usual pace are many.
+fn impatient_pool(poolers: &[PgBouncer]) -> PeerManagerBuilder<PgConnection> {
+    const SHORT: Duration = Duration::from_millis(300);
+    manager_of(poolers.iter().map(PgBouncer::url))
+        .check_interval(Duration::from_secs(1))
+        .connect_timeout(SHORT)
+        .stall_after(SHORT)
+        .check_timeout(SHORT / 3)
+        .all_down_interval(SHORT / 6)
+}
+
+fn order(poolers: &[PgBouncer], command: &str) {
+    for pooler in poolers {
+        pooler.order(command);
+    }
+}
+
+/// A pooler that is paused accepts logins and holds their queries until `RESUME`, on purpose.
+#[test]
+fn queries_that_a_paused_pgbouncer_holds_are_not_aborted() {
+    let server = Postgres::start();
+    let poolers = [(); 2].map(|()| PgBouncer::in_front_of(server.port(), &[]));
+    let (pool, peers) = pool_of(impatient_pool(&poolers), 6);
+    fill(&pool, &peers, &[3, 3]);
+    // Returns how many more clients there are at its end than in its middle.
+    let within_a_pause = |load: &Load| {
+        let clients = || poolers.each_ref().map(PgBouncer::clients);
+        let [middle, end] = [(); 2].map(|()| {
+            assert!(!within(PAUSE / 2, || load.failed() > 0));
+            clients()
+        });
+        [0, 1].map(|pooler| end[pooler].saturating_sub(middle[pooler]))
+    };
+    let is_down = |name: &str| state(&peers, name).is_marked_down();
+    let seen = Load::run(&pool, 4, "SELECT 1", |load| {
+        poolers[0].order("PAUSE");
+        wait_until("the peer is marked down", PATIENCE, || is_down("peer0"));
+        let before = load.served_by("peer0");
+        let clients = within_a_pause(load);
+        assert!(is_down("peer0"));
+        assert_eq!(load.served_by("peer0"), before, "it serves nothing");
+        assert!(clients[0] <= 2, "a client too many is there after each check: {clients:?}");
+        let rounds = load.rounds();
+        poolers[0].order("RESUME");
+        wait_until("the peer is up", RESUMED_WITHIN, || !is_down("peer0"));
+        wait_until("each query has ended", PATIENCE, || load.all_came_back(&rounds, 1));
+        wait_until("the checks have gone", PATIENCE, || poolers[0].clients() <= 4);
+
+        // Nobody else answers.
+        order(&poolers, "PAUSE");
+        let rounds = load.rounds();
+        let clients = within_a_pause(load);
+        assert!(clients.iter().all(|more| *more <= 4), "{clients:?} more clients");
+        order(&poolers, "RESUME");
+        wait_until("both peers are up", RESUMED_WITHIN, || !is_down("peer0") && !is_down("peer1"));
+        wait_until("each query has ended", PATIENCE, || load.all_came_back(&rounds, 2));
+    });
+    assert!(seen.failed.is_empty() && seen.refused.is_empty(), "nothing failed: {seen:?}");
+}
+
+#[test]
+fn queries_that_a_paused_pgbouncer_holds_are_aborted_after_pooler_wait() {
+    let server = Postgres::start();
+    let poolers = [(); 2].map(|()| PgBouncer::in_front_of(server.port(), &[]));
+    let pooler_wait = Duration::from_secs(2);
+    let (pool, peers) = pool_of(impatient_pool(&poolers).pooler_wait(pooler_wait), 6);
+    fill(&pool, &peers, &[3, 3]);
+    let seen = Load::run(&pool, 4, "SELECT 1", |load| {
+        poolers[0].order("PAUSE");
+        let rounds = load.rounds();
+        wait_until("no thread waits", PATIENCE, || load.all_came_back(&rounds, 10));
+    });
+    assert!(!seen.failed.is_empty(), "a query was held");
+    assert!(seen.failed.iter().all(|(peer, _)| peer == "peer0"), "{seen:?}");
+    assert!(seen.longest_query >= pooler_wait, "{:?}", seen.longest_query);
+    poolers[0].order("RESUME");
+    wait_until("the peer is up", PATIENCE, || state(&peers, "peer0") == PeerState::Up);
+}
+
+/// All queries and logins wait in turn for the one connection that the pooler has to its server.
+#[test]
+fn pgbouncer_whose_connections_are_in_use_is_full_and_not_down() {
+    let server = Postgres::start();
+    let poolers = [["default_pool_size = 1"], ["default_pool_size = 20"]]
+        .map(|settings| PgBouncer::in_front_of(server.port(), &settings));
+    let (pool, peers) = pool_of(impatient_pool(&poolers), 8);
+    fill(&pool, &peers, &[4, 4]);
+    let seen = Load::run(&pool, 8, "SELECT pg_sleep(0.1)", |_| {
+        wait_until("the peer is full", PATIENCE, || status(&peers, "peer0").is_full);
+        let is_down = || state(&peers, "peer0").is_marked_down();
+        assert!(!within(Duration::from_secs(3), is_down), "{:?}", status(&peers, "peer0"));
+    });
+    assert!(seen.failed.is_empty() && seen.refused.is_empty(), "nothing failed: {seen:?}");
+    wait_until("it has room", PATIENCE, || !status(&peers, "peer0").is_full);
 }
 
 /// What a pooler says of a login decides what the peer is.

@@ -15,7 +15,7 @@ use support::{wait_until, within};
 fn peer_whose_readers_are_gone_stays_down() {
     let servers = [(); 2].map(|()| MySqlWords::start());
     let text = "Max connect timeout reached while reaching hostgroup 1 after 3000ms";
-    servers[0].say("SELECT", 9001, text);
+    servers[0].say("SELECT", "9001", text);
     let builder = manager_of::<MysqlConnection>(servers.iter().map(MySqlWords::url));
     let (pool, peers) = pool_of(builder.check_interval(SOON), 4);
     wait_until("the pool has its connections", PATIENCE, || links(&peers) == [0, 4]);
@@ -37,9 +37,9 @@ fn peer_whose_readers_are_gone_stays_down() {
 #[test]
 fn refusals_of_the_server_behind_a_proxy_are_understood() {
     for (number, text, fault) in [
-        (1045, "Access denied for user 'app'@'%' (using password: YES)", Fault::Misconfigured),
-        (1044, "Access denied for user 'app'@'%' to database 'nothing'", Fault::Misconfigured),
-        (9001, "Max connect failure while reaching hostgroup 0", Fault::PeerNotReady),
+        ("1045", "Access denied for user 'app'@'%' (using password: YES)", Fault::Misconfigured),
+        ("1044", "Access denied for user 'app'@'%' to database 'nothing'", Fault::Misconfigured),
+        ("9001", "Max connect failure while reaching hostgroup 0", Fault::PeerNotReady),
     ] {
         let servers = [(); 2].map(|()| MySqlWords::start());
         servers[0].say("BEGIN", number, text);
@@ -49,7 +49,7 @@ fn refusals_of_the_server_behind_a_proxy_are_understood() {
         assert_eq!(status(&peers, "peer0").fault, Some(fault), "{text}");
     }
     let servers = [(); 2].map(|()| MySqlWords::start());
-    servers[0].say("BEGIN", 1040, "Too many connections");
+    servers[0].say("BEGIN", "1040", "Too many connections");
     let builder = manager_of::<MysqlConnection>(servers.iter().map(MySqlWords::url));
     let (_pool, peers) = pool_of(builder.check_interval(SOON), 2);
     wait_until("the peer is full", PATIENCE, || status(&peers, "peer0").is_full);
@@ -82,7 +82,7 @@ fn error_under_a_number_of_the_client_library_is_a_lost_connection() {
     let server = MySqlWords::start();
     let (pool, _peers) = pool_of(manager_of::<MysqlConnection>([server.url()]), 1);
     let mut conn = pool.get().expect("the server answers");
-    server.say("SELECT 7", 2013, "Lost connection to server during query");
+    server.say("SELECT 7", "2013", "Lost connection to server during query");
     let error = conn.batch_execute("SELECT 7").expect_err("the server says so");
     assert_eq!(Fault::of(&error), Fault::ConnectionLost, "{error}");
     drop(conn);

@@ -42,6 +42,8 @@ pub mod port;
 #[cfg(target_os = "linux")]
 pub mod postgres;
 #[cfg(target_os = "linux")]
+pub mod postgres_words;
+#[cfg(target_os = "linux")]
 pub mod process;
 #[cfg(feature = "status-page")]
 pub mod site;
@@ -49,6 +51,8 @@ pub mod site;
 pub mod template;
 #[cfg(target_os = "linux")]
 pub mod tls;
+#[cfg(target_os = "linux")]
+pub mod words;
 
 pub mod backend;
 pub mod cutting_proxy;

@@ -1,14 +1,12 @@
 //! A server that speaks MySQL's protocol far enough to greet, to accept each login and to answer each statement,
-//! and that says any error instead. For what only proxies such as ProxySQL say, which Debian does not package.
+//! and that says any error instead, as ProxySQL and `TiDB` do.
 
-use std::collections::HashMap;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::net::TcpStream;
+use std::ops::Deref;
 
 use super::mariadb;
+use super::words::{Answer, Script, ScriptedServer};
 
 /// Protocol 4.1, TLS not offered, transactions, and authentication by a plugin.
 const CAPABILITIES: u32 = 0x0001 | 0x0002 | 0x0008 | 0x0200 | 0x2000 | 0x8000 | 0x8_0000;
@@ -17,81 +15,31 @@ const OK: &[u8] = b"\0\0\0\x02\0\0\0";
 
 /// A server that runs until the test ends.
 #[derive(Debug)]
-pub struct MySqlWords {
-    port: u16,
-    script: Arc<Script>,
-}
-
-#[derive(Debug, Default)]
-struct Script {
-    /// The beginnings of statements that fail, and with which number and text.
-    errors: Mutex<HashMap<String, (u16, String)>>,
-    logins: AtomicUsize,
-    /// How many sessions end at their next statement.
-    sessions_to_end: AtomicUsize,
-}
+pub struct MySqlWords(ScriptedServer);
 
 impl MySqlWords {
     /// Starts a server that answers each statement.
     pub fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-        let port = listener.local_addr().expect("the listener is bound").port();
-        let script = Arc::<Script>::default();
-        let of_sessions = script.clone();
-        thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                let script = of_sessions.clone();
-                // A session ends with the client's last packet.
-                thread::spawn(move || Session::new(client).and_then(|mut it| it.run(&script)));
-            }
-        });
-        Self { port, script }
+        Self(ScriptedServer::start(|client, script| {
+            Session { client, sequence: 0, prepared: Vec::new() }.run(script)
+        }))
     }
 
     pub fn url(&self) -> String {
-        mariadb::url(self.port)
-    }
-
-    /// Answers each statement that begins like this with an error.
-    pub fn say(&self, beginning: &str, number: u16, text: &str) {
-        self.script.lock().insert(beginning.to_owned(), (number, text.to_owned()));
-    }
-
-    /// Answers each statement again.
-    pub fn say_nothing_more(&self) {
-        self.script.lock().clear();
-    }
-
-    /// Returns the number of logins so far.
-    pub fn logins(&self) -> usize {
-        self.script.logins.load(Ordering::Relaxed)
-    }
-
-    /// Ends this many sessions at their next statement.
-    pub fn end_sessions(&self, count: usize) {
-        self.script.sessions_to_end.store(count, Ordering::Relaxed);
+        mariadb::url(self.0.port())
     }
 }
 
-impl Script {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (u16, String)>> {
-        self.errors.lock().expect("no thread has panicked")
-    }
+impl Deref for MySqlWords {
+    type Target = Script;
 
-    /// Returns the answer to a statement.
-    fn answer(&self, statement: &str) -> io::Result<Vec<u8>> {
-        let one_less = |count: usize| count.checked_sub(1);
-        if self.sessions_to_end.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
-        {
-            return Err(io::ErrorKind::ConnectionAborted.into());
-        }
-        let errors = self.lock();
-        let error = errors.iter().find(|(beginning, _)| statement.starts_with(beginning.as_str()));
-        Ok(error.map_or_else(|| OK.to_vec(), |(_, (number, text))| error_packet(*number, text)))
+    fn deref(&self) -> &Script {
+        &self.0
     }
 }
 
-fn error_packet(number: u16, text: &str) -> Vec<u8> {
+fn error_packet(code: &str, text: &str) -> Vec<u8> {
+    let number: u16 = code.parse().expect("the code is a number");
     [&[0xff], &number.to_le_bytes()[..], b"#HY000", text.as_bytes()].concat()
 }
 
@@ -103,11 +51,6 @@ struct Session {
 }
 
 impl Session {
-    fn new(client: TcpStream) -> io::Result<Self> {
-        client.set_nodelay(true)?;
-        Ok(Self { client, sequence: 0, prepared: Vec::new() })
-    }
-
     fn run(&mut self, script: &Script) -> io::Result<()> {
         let [a, b, c, d] = CAPABILITIES.to_le_bytes();
         self.send(
@@ -121,7 +64,9 @@ impl Session {
             .concat(),
         )?;
         self.receive()?;
-        script.logins.fetch_add(1, Ordering::Relaxed);
+        if let Some(words) = script.answer_login() {
+            return self.send(&error_packet(&words.code, &words.text));
+        }
         self.send(OK)?;
         loop {
             let packet = self.receive()?;
@@ -131,10 +76,10 @@ impl Session {
                 // COM_QUIT
                 0x01 => return Ok(()),
                 // COM_QUERY
-                0x03 => self.send(&script.answer(&text())?)?,
+                0x03 => self.execute(script, &text())?,
                 // COM_STMT_PREPARE. ProxySQL as well does not know SHOW here.
                 0x16 if text().starts_with("SHOW") => {
-                    self.send(&error_packet(1295, "This command is not supported"))?;
+                    self.send(&error_packet("1295", "This command is not supported"))?;
                 }
                 0x16 => {
                     self.prepared.push(text());
@@ -145,11 +90,23 @@ impl Session {
                 0x17 => {
                     let number = rest.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
                     let statement = self.prepared[number as usize - 1].clone();
-                    self.send(&script.answer(&statement)?)?;
+                    self.execute(script, &statement)?;
                 }
                 // COM_STMT_CLOSE has no answer.
                 0x19 => {}
                 _ => self.send(OK)?,
+            }
+        }
+    }
+
+    /// Answers a statement.
+    fn execute(&mut self, script: &Script, statement: &str) -> io::Result<()> {
+        match script.answer(statement)? {
+            Answer::Ok => self.send(OK),
+            Answer::Error(words) => {
+                self.send(&error_packet(&words.code, &words.text))?;
+                let aborted = || io::ErrorKind::ConnectionAborted.into();
+                if words.are_last { Err(aborted()) } else { Ok(()) }
             }
         }
     }

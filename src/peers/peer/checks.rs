@@ -8,7 +8,7 @@ use crate::settings::CheckTimes;
 /// The minimum time from the start of a check to one because of a suspicion, however many links are lost.
 pub(super) const SUSPICION_GAP: Duration = Duration::from_millis(100);
 
-/// The longest pause after a check that a frozen server has accepted and not answered, in intervals.
+/// The longest pause after a check that was left to wait, in intervals.
 const MAX_SILENT_INTERVALS: u32 = 10;
 
 /// The kind of a check.
@@ -31,7 +31,7 @@ pub(crate) struct Checks {
     /// Until when the peer is checked as often as if all peers were down, because all were. The fault that
     /// took all of them away has probably ended for this peer too, or is about to.
     pub(super) often_until: Option<Instant>,
-    /// The number of checks in a row that a frozen server has accepted and not answered.
+    /// The number of checks in a row that were left to wait.
     silences: u32,
     /// When something last spoke against the peer: a lost link, an unanswered ping, a refused query.
     /// Cleared by the outcome of a check that began later.
@@ -107,17 +107,18 @@ impl Checks {
         self.silences = 0;
     }
 
-    /// Schedules the next check after one that a frozen server has accepted and not answered. The pause
-    /// doubles each time, so that the server finds few aborted logins in its queue when it goes on. Until
-    /// the next check, the login waits for that moment.
+    /// Schedules the next check after one that a peer has accepted and not completed. The pause doubles each
+    /// time, so that the peer finds few aborted logins in its queue when it goes on. Until the next check, the
+    /// login waits for that moment.
     pub(super) fn schedule_after_silence(&mut self, now: Instant, times: CheckTimes) {
         let CheckTimes { regular, all_down } = times;
-        let [regular, all_down] = [regular, all_down].map(|at| at.saturating_duration_since(now));
-        let longest = regular.saturating_mul(MAX_SILENT_INTERVALS);
-        let doubled =
-            2_u32.checked_pow(self.silences).and_then(|times| all_down.checked_mul(times));
-        let pause = doubled.map_or(longest, |pause| pause.min(longest)).max(all_down);
-        (self.next, self.next_all_down) = (now + regular.max(pause), now + pause);
+        let longest = regular.saturating_duration_since(now).saturating_mul(MAX_SILENT_INTERVALS);
+        let factor = 2_u32.saturating_pow(self.silences);
+        let [regular, all_down] = [regular, all_down].map(|at| {
+            let pause = at.saturating_duration_since(now);
+            now + pause.saturating_mul(factor).min(longest).max(pause)
+        });
+        (self.next, self.next_all_down) = (regular, all_down);
         self.silences += 1;
     }
 

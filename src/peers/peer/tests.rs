@@ -679,7 +679,7 @@ fn pauses_double_while_a_frozen_server_lets_a_login_wait() {
         "a server that cannot be reached gets no login into its queue, and is checked as often as ever"
     );
     assert_eq!(check(&mut scenario, 1, silence()), [250, 30_000], "the count starts over");
-    assert_eq!(check(&mut scenario, 1, silence()), [500, 30_000]);
+    assert_eq!(check(&mut scenario, 1, silence()), [500, 60_000]);
     assert_eq!(check(&mut scenario, 1, Err(refused("refused"))), [250, 30_000]);
     assert_eq!(check(&mut scenario, 1, silence()), [250, 30_000]);
     for _ in 0..9 {
@@ -693,4 +693,37 @@ fn pauses_double_while_a_frozen_server_lets_a_login_wait() {
     assert_eq!(next, [now + SOON, now + INTERVAL], "no login waits any more, so another one does");
     scenario.peer.late_check_ended(now, Ok(()), check_times_after(now));
     assert!(scenario.peer.is_up(), "the login that waited has succeeded");
+}
+
+#[test]
+fn peer_that_holds_a_login_is_full_while_queries_end_there_and_down_otherwise() {
+    let mut scenario = Scenario::new();
+    let reason = "a login was begun and not completed within 1s";
+    let held = |scenario: &Scenario, began, ended| {
+        scenario.peer.judge_held(scenario.attempt(began, ended), reason.into())
+    };
+    scenario.peer.activity.query_ended(scenario.at(10));
+    assert_eq!(held(&scenario, 11, 20), LoginFailure::Held(reason.into()), "none has ended since");
+    let full = held(&scenario, 10, 20);
+    assert_eq!(full.fault(), Some(Fault::PeerFull));
+
+    scenario.check_begins(10);
+    scenario.peer.counts.waiting_logins = 1;
+    scenario.peer.counts.stuck_logins = 1;
+    let (attempt, times) = (scenario.attempt(10, 20), check_times_after(scenario.at(20)));
+    scenario.peer.check_ended(CheckKind::Regular, attempt, Err(full), times);
+    assert!(scenario.peer.is_up() && scenario.peer.is_full());
+    assert_eq!(
+        scenario.peer.earliest_check(false),
+        Some(times.regular),
+        "the login that waits is not aborted soon"
+    );
+    scenario.peer.late_check_ended(scenario.at(30), Ok(()), check_times_after(scenario.at(30)));
+    assert!(!scenario.peer.is_full(), "it got a connection");
+
+    scenario.check_begins(40);
+    let (attempt, times) = (scenario.attempt(40, 50), check_times_after(scenario.at(50)));
+    scenario.peer.check_ended(CheckKind::Regular, attempt, Err(held(&scenario, 40, 50)), times);
+    assert_eq!((scenario.reason(), scenario.peer.is_full()), (Some(reason), false));
+    assert!(!scenario.peer.health.sessions_fail, "a login says nothing about sessions");
 }

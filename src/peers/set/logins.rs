@@ -110,6 +110,10 @@ impl Transaction<'_> {
         let failure = match failure {
             LoginFailure::OfHost(failure) => failure,
             LoginFailure::NotAttempted(_) => return failure,
+            LoginFailure::Held(reason) => {
+                self.reached(index, attempt);
+                return self.inner.peers[index].judge_held(attempt, reason);
+            }
             LoginFailure::Refused(_) | LoginFailure::Unanswered(_) | LoginFailure::Unreached(_) => {
                 self.reached(index, attempt);
                 return failure;
