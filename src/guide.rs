@@ -46,4 +46,6 @@ chapters! {
     rocket = "../docs/rocket.md";
     /// Transactions that are run again, and the outcome of a COMMIT.
     transactions = "../docs/transactions.md";
+    /// Peers that are alive and much slower than the others.
+    slow_peers = "../docs/slow-peers.md";
 }

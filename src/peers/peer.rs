@@ -66,6 +66,8 @@ pub(crate) struct Peer {
     pub(crate) stall_series: Option<StallSeries>,
     logins: LoginStats,
     pub(crate) evidence: Evidence,
+    /// Since when and by how much the peer is slow, if it is.
+    pub(crate) slow: Option<Slow>,
     pub(crate) counts: Counts,
     /// Updated by the links themselves, without the lock of the set.
     pub(crate) activity: Arc<Activity>,
@@ -77,6 +79,17 @@ struct LimitEpisode {
     /// When a connection was last wanted and not opened.
     refused_at: Instant,
     next_look: Instant,
+}
+
+/// A peer that is alive and much slower than the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Slow {
+    pub(crate) since: Instant,
+    /// The middle of the query times of its checkouts, and that of the other peers.
+    pub(crate) time: Duration,
+    pub(crate) others: Duration,
+    /// Whether other peers get its work.
+    pub(crate) is_relieved: bool,
 }
 
 /// When a login or check began, and when it ended.
@@ -206,6 +219,7 @@ impl Peer {
             stall_series: None,
             logins: LoginStats::default(),
             evidence: Evidence::default(),
+            slow: None,
             counts: Counts::default(),
             activity: Arc::default(),
         }
@@ -213,6 +227,18 @@ impl Peer {
 
     pub(crate) fn is_up(&self) -> bool {
         self.health.is_up()
+    }
+
+    /// Whether other peers get the work of this one because it is slow.
+    pub(crate) fn is_relieved(&self) -> bool {
+        self.slow.is_some_and(|slow| slow.is_relieved)
+    }
+
+    /// Forgets that the peer is slow if it gets no work. Nothing would show that it is fast again.
+    pub(crate) fn forget_slowness_without_work(&mut self) {
+        if !self.is_available() {
+            self.slow = None;
+        }
     }
 
     /// Whether the peer had no free connection at the last login or check.

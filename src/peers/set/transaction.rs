@@ -139,6 +139,8 @@ impl<'a> Transaction<'a> {
         let peer = &mut peers[index];
         let before = peer.clone();
         let outcome = change(peer, self.set.settings.check_times(self.now, rng));
+        peer.forget_slowness_without_work();
+        peer.activity.set_slow(peer.is_relieved());
         peer.activity.set_state(!peer.is_up(), !peer.is_in_service());
         *available -= usize::from(before.is_available());
         *available += usize::from(peer.is_available());
