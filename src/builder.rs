@@ -651,6 +651,18 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
+    /// Sets the time over which the share of a peer grows that begins to serve: a peer that comes back, is put
+    /// back into service or is added at run time. It begins with a twentieth of its share of the work and of
+    /// the connections, so that a server with a cold cache is not given its whole share at once. The peers at
+    /// the start of the pool have their shares at once, and so does a peer that serves alone.
+    ///
+    /// Defaults to 0, which gives a peer its share at once.
+    #[must_use]
+    pub fn slow_start(mut self, slow_start: Duration) -> Self {
+        self.given.slow_start = Some(slow_start);
+        self
+    }
+
     /// Chooses what happens when a peer is an outlier: alive, and much slower than the other peers.
     ///
     /// Compared is the query time of checkouts, which is the time that a checkout spends in its queries. A

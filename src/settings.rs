@@ -104,6 +104,7 @@ settings! {
         rebalance_interval: Duration = 200 * MILLISECOND, at least Duration::ZERO;
         // That of r2d2's `max_lifetime`, which applies to its slots.
         connection_max_age: Duration = 30 * 60 * SECOND, at least MILLISECOND;
+        slow_start: Duration = Duration::ZERO, at least Duration::ZERO;
         // Differences of a fast network and of a fast disk are smaller.
         slow_difference: Duration = MILLISECOND, at least Duration::ZERO;
         resolve_interval: Option<Duration> = None, at least 10 * MILLISECOND;

@@ -55,6 +55,7 @@ settings!(|builder, value| {
     "all_down" => builder.all_down(value.choice()?),
     "all_down_interval" => builder.all_down_interval(value.duration()?),
     "all_down_wait" => builder.all_down_wait(value.duration()?),
+    "slow_start" => builder.slow_start(value.duration()?),
     "slow_peers" => builder.slow_peers(value.choice()?),
     "slow_factor" => builder.slow_factor(value.number()?),
     "slow_difference" => builder.slow_difference(value.duration()?),

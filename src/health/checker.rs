@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, after, at, never, select};
 use diesel::r2d2::R2D2Connection;
 
 use super::outlier::{Judge, Observation, Rule, Verdict};
-use super::schedule::run_schedule;
+use super::schedule::{run_schedule, run_slow_starts};
 use super::stall::{self, Stalls};
 use crate::login::dial::{self, HealthCheck};
 use crate::login::session::Hooks;
@@ -113,7 +113,8 @@ impl Checker {
             let mut stalls = self.scan_queries(transaction);
             checks.append(&mut stalls.checks);
             let questions = mem::take(&mut stalls.questions);
-            let next = [transaction.next_due(), self.next_query_scan, next_deadline];
+            let next_share = run_slow_starts(transaction);
+            let next = [transaction.next_due(), self.next_query_scan, next_deadline, next_share];
             (checks, questions, stalls, next.into_iter().flatten().min())
         });
         stalls.abort_queries();
@@ -145,7 +146,10 @@ impl Checker {
         }
         let compared: Vec<_> = self.set.read(|peers| {
             let share = shares(peers, settings.strategy);
-            let serving = peers.iter().enumerate().filter(|(_, peer)| share(peer) > 0);
+            let serving = peers.iter().enumerate().filter(|(_, peer)| {
+                // A cache that is cold explains a slow peer.
+                share(peer) > 0 && !peer.slow_start.is_running()
+            });
             let compared = serving.map(|(index, peer)| {
                 (index, peer.id, peer.slow.map(|slow| slow.since), peer.activity.clone())
             });

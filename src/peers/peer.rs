@@ -5,6 +5,7 @@
 
 mod checks;
 mod health;
+mod slow_start;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use crate::url::PeerUrl;
 
 pub(crate) use checks::{CheckKind, Checks};
 pub(crate) use health::{Health, HealthState};
+pub(crate) use slow_start::SlowStart;
 
 /// The delay until the next check of a peer that is full. Short, because connections come and go.
 const FULL_RECHECK_DELAY: Duration = Duration::from_secs(1);
@@ -66,6 +68,7 @@ pub(crate) struct Peer {
     pub(crate) stall_series: Option<StallSeries>,
     logins: LoginStats,
     pub(crate) evidence: Evidence,
+    pub(crate) slow_start: SlowStart,
     /// Since when and by how much the peer is slow, if it is.
     pub(crate) slow: Option<Slow>,
     pub(crate) counts: Counts,
@@ -219,6 +222,7 @@ impl Peer {
             stall_series: None,
             logins: LoginStats::default(),
             evidence: Evidence::default(),
+            slow_start: SlowStart::default(),
             slow: None,
             counts: Counts::default(),
             activity: Arc::default(),

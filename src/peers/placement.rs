@@ -28,7 +28,18 @@ pub(crate) struct PeerView {
 /// down or out of service or a better tier serves.
 pub(crate) fn shares(peers: &[Peer], strategy: Strategy) -> impl Fn(&Peer) -> u32 + use<> {
     let serving_tier = serving_tier(peers.iter(), strategy);
-    move |peer| if is_available(peer, serving_tier) { peer.weight } else { 0 }
+    let weight = weights(peers);
+    move |peer| if is_available(peer, serving_tier) { weight(peer) } else { 0 }
+}
+
+/// Returns a function for a peer's weight in comparison with the other peers: less than its own during its slow
+/// start.
+fn weights(peers: &[Peer]) -> impl Fn(&Peer) -> u32 + Copy + use<> {
+    let is_any_starting = peers.iter().any(|peer| peer.slow_start.is_running());
+    move |peer| {
+        let step = if is_any_starting { peer.slow_start.step() } else { 1 };
+        peer.weight.saturating_mul(step)
+    }
 }
 
 /// Returns the only tier that gets new work at the moment. `None` if the strategy ignores tiers.
@@ -67,6 +78,7 @@ pub(crate) fn pick(
     let available =
         || peers.iter().enumerate().filter(|(_, peer)| peer.is_available() && !tried(peer));
     let serving_tier = serving_tier(available().map(|(_, peer)| peer), strategy);
+    let weight = weights(peers);
     let candidates = |is_full| {
         available()
             .filter(move |(_, peer)| {
@@ -75,10 +87,10 @@ pub(crate) fn pick(
             .filter(|(_, peer)| peer.has_room())
             // The load that the peer would have with one more link. `surplus` compares the same
             // measure; otherwise links would move in circles.
-            .map(|(index, peer)| Candidate {
+            .map(move |(index, peer)| Candidate {
                 index,
                 load: peer.counts.load() + 1,
-                weight: peer.weight,
+                weight: weight(peer),
             })
     };
     if let Some(index) = pick_least_loaded(candidates(false), rng)

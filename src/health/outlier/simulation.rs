@@ -313,12 +313,14 @@ fn peers_that_are_not_slow_keep_their_shares() {
         }),
     ];
     for (case, threads, length, query_time) in cases {
-        for strategy in [Strategy::LeastConnections, Strategy::RoundRobin] {
-            let mut simulation = Simulation::new(3, 12, threads, with(strategy));
+        let strategies = [Strategy::LeastConnections, Strategy::RoundRobin];
+        // The long cases take a while.
+        for strategy in &strategies[..if length > minute { 1 } else { 2 }] {
+            let mut simulation = Simulation::new(3, 12, threads, with(*strategy));
             simulation.run_until(length, query_time);
             assert_eq!(simulation.outliers(), 0, "{case}, {strategy}");
             let (share, ..) = simulation.take_served(1);
-            let is_held = case.contains("report") && strategy == Strategy::LeastConnections;
+            let is_held = case.contains("report") && *strategy == Strategy::LeastConnections;
             assert!(is_held || (31.0..35.5).contains(&share), "{case}, {strategy}: {share} %");
         }
     }
@@ -381,4 +383,34 @@ fn slow_one_of_two_peers_is_relieved_and_the_last_one_is_not() {
     drop(simulation.set.drain("peer1", now).expect("there is such a peer"));
     simulation.run_until(19 * SECOND, &query_time);
     assert_eq!(simulation.slow(), [false; 2], "a peer that is left alone is not slow");
+}
+
+#[test]
+fn share_of_a_peer_that_begins_to_serve_grows() {
+    let slow_start = 10 * SECOND;
+    let mut simulation =
+        Simulation::new(3, 12, 6, Settings { slow_start, ..with(Strategy::LeastConnections) });
+    // A cold cache, which does not make the peer slow.
+    let query_time = |peer, at: Duration, rng: &mut SmallRng| {
+        let is_cold = peer == 1 && (3..12).contains(&at.as_secs());
+        varied(if is_cold { 50 } else { 10 } * MILLISECOND, rng)
+    };
+    let share = |simulation: &mut Simulation, seconds: [u32; 2]| {
+        simulation.run_until(seconds[0] * SECOND, &query_time);
+        simulation.take_served(1);
+        simulation.run_until(seconds[1] * SECOND, &query_time);
+        simulation.take_served(1).0
+    };
+    let at_start = share(&mut simulation, [1, 2]);
+    assert!((30.0..36.0).contains(&at_start), "{at_start} %: a peer that is up at the start");
+    let now = simulation.now;
+    drop(simulation.set.drain("peer1", now).expect("there is such a peer"));
+    simulation.run_until(3 * SECOND, &query_time);
+    let now = simulation.now;
+    simulation.set.resume("peer1", now).expect("there is such a peer");
+    let early = share(&mut simulation, [3, 5]);
+    assert!(early < 8.0, "{early} % in the first fifth of the time");
+    let late = share(&mut simulation, [15, 18]);
+    assert!((30.0..36.0).contains(&late), "{late} % after the time");
+    assert_eq!(simulation.outliers(), 0);
 }
