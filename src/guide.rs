@@ -11,6 +11,8 @@ macro_rules! chapters {
             #[doc = $summary]
             #[doc = ""]
             #[doc = include_str!("guide/links.md")]
+            #[doc = ""]
+            #[doc = include_str!("guide/slow_figure.md")]
             #[cfg_attr(not(doctest), doc = include_str!($file))]
             pub mod $module {}
         )*

@@ -53,7 +53,8 @@ const LONG_STEP: usize = 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// The pool's query time is at least this many times that of all trials. So trials take at most 2 % of it.
+/// The pool's query time is at least this many times that of the trials that were slow. So these take at most 2 %
+/// of it.
 const POOL_PER_TRIAL: u32 = 50;
 
 /// The time after which a trial is made although the pool makes few queries, or although another trial has not
@@ -467,14 +468,16 @@ impl Trials {
             }
             self.grades.push_back(grade(rule.reduced(*time), others));
         }
-        self.pause = if grade(rule.reduced(*last), others) > 0.5 {
-            (2 * self.pause).clamp(FIRST_PAUSE, LONGEST_PAUSE)
+        (self.pause, self.next_pool_time) = if grade(rule.reduced(*last), others) > 0.5 {
+            let times = ended.iter().map(|time| Duration::from_micros((*time).into()));
+            let spent: Duration = times.sum();
+            let pause = (2 * self.pause).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+            (pause, pool_time + budget.saturating_sub(1) * spent)
         } else {
-            Duration::ZERO
+            // A checkout that is as fast as on the other peers costs nothing.
+            (Duration::ZERO, pool_time)
         };
         (self.next, self.last) = (now + self.pause, now);
-        let spent: Duration = ended.iter().map(|time| Duration::from_micros((*time).into())).sum();
-        self.next_pool_time = pool_time + budget.saturating_sub(1) * spent;
     }
 
     /// Whether the last trials were fast.

@@ -253,3 +253,34 @@ impl AtomicInstant {
         self.0.store(0, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
+    fn query_time_of_a_checkout_is_that_of_its_queries_without_pings() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let millis = |millis| u32::try_from(1000 * millis).expect("a short time");
+        let link_state = LinkState::default();
+        assert_eq!(link_state.end_checkout(), None, "a checkout without a query");
+        link_state.set_pinging(true);
+        link_state.query_begins(at(1), false);
+        link_state.query_ends(at(5));
+        link_state.set_pinging(false);
+        assert_eq!(link_state.checkout_so_far(at(6)), None, "a ping is no query");
+        for (begin, end) in [(10, 13), (20, 21)] {
+            link_state.query_begins(at(begin), false);
+            link_state.query_ends(at(end));
+        }
+        link_state.query_begins(at(30), false);
+        let so_far = Checkout { began: at(10), query_micros: millis(3 + 1 + 2) };
+        assert_eq!(link_state.checkout_so_far(at(32)), Some(so_far));
+        link_state.query_ends(at(40));
+        let whole = Checkout { began: at(10), query_micros: millis(3 + 1 + 10) };
+        assert_eq!(link_state.end_checkout(), Some(whole));
+        assert_eq!(link_state.end_checkout(), None, "it has ended");
+    }
+}
