@@ -69,7 +69,7 @@ fn main() {
         }
     }
     let svg = drawing(&charts);
-    let definition = figure::definition(svg.as_bytes());
+    let definition = figure::definition("recovery", svg.as_bytes());
     for (file, content) in [("benches/recovery.svg", svg), ("src/guide/figure.md", definition)] {
         let path = format!("{}/../{file}", env!("CARGO_MANIFEST_DIR"));
         fs::write(path, content).expect("the folder of the file is writable");

@@ -32,11 +32,14 @@ use crate::redact::{is_printable, shown_name};
 use crate::resolver::{self, Resolve};
 use crate::settings::Given;
 use crate::settings::policy::{
-    AllDown, Balance, Donors, GaleraCheck, Recovery, Role, StatementCache, Strategy,
+    AllDown, Balance, Donors, GaleraCheck, Recovery, Role, SlowPeers, StatementCache, Strategy,
 };
 use crate::settings::retry::{Ledger, RetryPolicy};
 use crate::url::dialect::Dialect;
 use crate::url::{Credentials, CredentialsProvider};
+
+/// The minimum of `slow_factor`. Peers of different hardware differ by less.
+const LEAST_SLOW_FACTOR: f64 = 1.5;
 
 /// Builds a [`PeerManager`]: the peers, and every setting with its default.
 ///
@@ -659,6 +662,61 @@ impl<C> PeerManagerBuilder<C> {
         resolver: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + 'static,
     ) -> Self {
         self.resolver = Box::new(resolver);
+        self
+    }
+
+    /// Sets the time over which the share of a peer grows that begins to serve: a peer that comes back, is put
+    /// back into service or is added at run time. It begins with a twentieth of its share of the work and of
+    /// the connections, so that a server with a cold cache is not given its whole share at once. The peers at
+    /// the start of the pool have their shares at once, and so does a peer that serves alone.
+    ///
+    /// Defaults to 0, which gives a peer its share at once.
+    #[must_use]
+    pub fn slow_start(mut self, slow_start: Duration) -> Self {
+        self.given.slow_start = Some(slow_start);
+        self
+    }
+
+    /// Chooses what happens when a peer is an outlier: alive, and much slower than the other peers.
+    ///
+    /// Compared is the query time of checkouts, which is the time that a checkout spends in its queries. A
+    /// peer is slow if the middle of its query times is over [`slow_factor`](Self::slow_factor) times, and over
+    /// [`slow_difference`](Self::slow_difference) above, that of the other peers, and a rank test says that
+    /// chance is below one in a million. At most half of the peers are slow at a time. Peers are compared with
+    /// those that serve at the same time, so with [`Strategy::Ordered`] within their tier, and not at all with
+    /// [`Balance::PerConnection`].
+    ///
+    /// The guide says what a slow peer gets, and when to switch this off
+    /// ([slow peers](crate::guide::slow_peers)).
+    ///
+    /// Defaults to [`SlowPeers::Shift`].
+    #[must_use]
+    pub fn slow_peers(mut self, slow_peers: SlowPeers) -> Self {
+        self.given.slow_peers = Some(slow_peers);
+        self
+    }
+
+    /// Sets how many times slower than the other peers a peer has to be in order to be slow.
+    ///
+    /// Defaults to 3. The minimum is 1.5.
+    #[must_use]
+    pub fn slow_factor(mut self, slow_factor: f64) -> Self {
+        if !(slow_factor >= LEAST_SLOW_FACTOR && slow_factor.is_finite()) {
+            let flaw = Flaw::new(format!("is {slow_factor}"), "give a number of at least 1.5");
+            let (setting, key) = (Some("slow_factor"), "`slow_factor`".to_owned());
+            return self.with_error(BuildErrorKind::Setting { setting, key, flaw });
+        }
+        self.given.slow_factor = Some(slow_factor);
+        self
+    }
+
+    /// Sets the time by which the checkouts of a peer have to be longer than those of the other peers in order
+    /// for the peer to be slow.
+    ///
+    /// Defaults to 1 millisecond.
+    #[must_use]
+    pub fn slow_difference(mut self, slow_difference: Duration) -> Self {
+        self.given.slow_difference = Some(slow_difference);
         self
     }
 

@@ -73,6 +73,23 @@ pub enum EventKind {
         /// How long the draining took.
         took: Duration,
     },
+    /// The peer is an outlier: alive, and much slower than the other peers
+    /// ([`slow_peers`](crate::PeerManagerBuilder::slow_peers)).
+    #[non_exhaustive]
+    Slow {
+        /// The query time of the middle one of its last checkouts: the time that a checkout spends in queries.
+        query_time: Duration,
+        /// The same of the other peers.
+        others_query_time: Duration,
+        /// Whether its work shifts to the other peers.
+        is_relieved: bool,
+    },
+    /// The peer was slow, and is not any more. (A slow peer that goes down or is drained does not report this.)
+    #[non_exhaustive]
+    NoLongerSlow {
+        /// How long the peer was slow.
+        was_slow: Duration,
+    },
     /// An operator put the peer back into service.
     Resumed,
     /// An operator changed the weight of the peer.
@@ -194,6 +211,8 @@ impl EventKind {
             Self::Misconfigured { .. } => "misconfigured",
             Self::Draining => "draining",
             Self::Drained { .. } => "drained",
+            Self::Slow { .. } => "slow",
+            Self::NoLongerSlow { .. } => "no_longer_slow",
             Self::Resumed => "resumed",
             Self::WeightChanged { .. } => "weight_changed",
             Self::AtLimit { .. } => "at_limit",
@@ -230,6 +249,17 @@ impl fmt::Display for Event {
             // The pool had no session there.
             EventKind::Drained { took: Duration::ZERO } => write!(f, "peer {peer} is drained"),
             EventKind::Drained { took } => write!(f, "peer {peer} is drained after {took:.1?}"),
+            EventKind::Slow { query_time, others_query_time, is_relieved } => {
+                write!(
+                    f,
+                    "peer {peer} is slow, an outlier: a checkout spends {query_time:.1?} in queries there, \
+                     and {others_query_time:.1?} on the other peers; {}",
+                    if *is_relieved { "its work goes to these" } else { "it keeps its share" },
+                )
+            }
+            EventKind::NoLongerSlow { was_slow } => {
+                write!(f, "peer {peer} is no longer slow, after {was_slow:.1?}")
+            }
             EventKind::Resumed => write!(f, "peer {peer} is back in service"),
             EventKind::WeightChanged { from, to } => {
                 write!(f, "weight of peer {peer} changed from {from} to {to}")

@@ -11,6 +11,8 @@ macro_rules! chapters {
             #[doc = $summary]
             #[doc = ""]
             #[doc = include_str!("guide/links.md")]
+            #[doc = ""]
+            #[doc = include_str!("guide/slow_figure.md")]
             #[cfg_attr(not(doctest), doc = include_str!($file))]
             pub mod $module {}
         )*
@@ -46,4 +48,6 @@ chapters! {
     rocket = "../docs/rocket.md";
     /// Transactions that are run again, and the outcome of a COMMIT.
     transactions = "../docs/transactions.md";
+    /// Peers that are alive and much slower than the others.
+    slow_peers = "../docs/slow-peers.md";
 }

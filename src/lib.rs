@@ -63,8 +63,8 @@ pub use crate::pool::connection::PeerConnection;
 pub use crate::pool::passthrough::PeerTransactionManager;
 pub use crate::prime::prime;
 pub use crate::settings::policy::{
-    AllDown, Balance, Donors, GaleraCheck, ParseChoiceError, Recovery, Role, StatementCache,
-    Strategy,
+    AllDown, Balance, Donors, GaleraCheck, ParseChoiceError, Recovery, Role, SlowPeers,
+    StatementCache, Strategy,
 };
 pub use crate::settings::retry::{Isolation, Ledger, RetryPolicy};
 pub use crate::transaction::{Doubt, DoubtReason, Outcome, TransactionError, outcome_of};

@@ -2,6 +2,7 @@
 
 pub(crate) mod activity;
 pub(crate) mod admin_state;
+pub(crate) mod checkout_times;
 pub(crate) mod counters;
 mod evidence;
 pub(crate) mod handle;

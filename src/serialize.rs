@@ -44,7 +44,7 @@ impl Serialize for Snapshot {
 }
 
 /// Keys: the names of the fields; but `for_seconds` (the time in this state) in place of `since`,
-/// `next_check_seconds` in place of `next_check`, and `query_seconds` in place of `query_time`. The key
+/// `slow_for_seconds` in place of `slow_since`, `next_check_seconds` in place of `next_check`, and `query_seconds` in place of `query_time`. The key
 /// `is_available` is added. (The status page's JSON also has `since` and `remarks`.) Keys may be added; within
 /// one major version none is renamed or removed.
 impl Serialize for PeerStatus {
@@ -64,6 +64,7 @@ impl Serialize for PeerStatus {
             is_full,
             is_at_limit,
             is_unresponsive,
+            slow_since,
             is_being_removed,
             next_check,
             connections,
@@ -77,7 +78,7 @@ impl Serialize for PeerStatus {
             query_time,
             queries_lost,
         } = self;
-        let mut status = serializer.serialize_struct("PeerStatus", 25)?;
+        let mut status = serializer.serialize_struct("PeerStatus", 26)?;
         status.serialize_field("id", id)?;
         status.serialize_field("name", name)?;
         status.serialize_field("weight", weight)?;
@@ -91,6 +92,8 @@ impl Serialize for PeerStatus {
         status.serialize_field("is_full", is_full)?;
         status.serialize_field("is_at_limit", is_at_limit)?;
         status.serialize_field("is_unresponsive", is_unresponsive)?;
+        let slow_for = slow_since.map(|since| seconds(now.saturating_duration_since(since)));
+        status.serialize_field("slow_for_seconds", &slow_for)?;
         status.serialize_field("is_being_removed", is_being_removed)?;
         let next_check = seconds(next_check.saturating_duration_since(now));
         status.serialize_field("next_check_seconds", &next_check)?;
@@ -159,6 +162,14 @@ impl Serialize for Event {
             EventKind::QueriesAborted { hung, aborted } => {
                 event.serialize_entry("hung", hung)?;
                 event.serialize_entry("aborted", aborted)?;
+            }
+            EventKind::Slow { query_time, others_query_time, is_relieved } => {
+                event.serialize_entry("query_time_seconds", &seconds(*query_time))?;
+                event.serialize_entry("others_query_time_seconds", &seconds(*others_query_time))?;
+                event.serialize_entry("is_relieved", is_relieved)?;
+            }
+            EventKind::NoLongerSlow { was_slow } => {
+                event.serialize_entry("was_slow_seconds", &seconds(*was_slow))?;
             }
             EventKind::HasRoom
             | EventKind::BelowLimit

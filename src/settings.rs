@@ -10,7 +10,9 @@ use rand::rngs::SmallRng;
 
 use crate::error::{BuildErrorKind, Flaw};
 use crate::fault::Classifier;
-use crate::settings::policy::{AllDown, Balance, Recovery, Requirements, StatementCache, Strategy};
+use crate::settings::policy::{
+    AllDown, Balance, Recovery, Requirements, SlowPeers, StatementCache, Strategy,
+};
 use crate::settings::retry::RetryPolicy;
 use crate::socket::Tuning;
 
@@ -104,6 +106,9 @@ settings! {
         rebalance_interval: Duration = 200 * MILLISECOND, at least Duration::ZERO;
         // That of r2d2's `max_lifetime`, which applies to its slots.
         connection_max_age: Duration = 30 * 60 * SECOND, at least MILLISECOND;
+        slow_start: Duration = Duration::ZERO, at least Duration::ZERO;
+        // Differences of a fast network and of a fast disk are smaller.
+        slow_difference: Duration = MILLISECOND, at least Duration::ZERO;
         resolve_interval: Option<Duration> = None, at least 10 * MILLISECOND;
         // The `connection_timeout` of the pool, if it is known.
         pool_timeout: Option<Duration> = None, at least MILLISECOND;
@@ -129,6 +134,8 @@ settings! {
         retry_policy: RetryPolicy = RetryPolicy::default();
         // The default of each peer.
         max_connections: Option<u32> = None;
+        slow_peers: SlowPeers = SlowPeers::default();
+        slow_factor: f64 = 3.0;
         classifier: Classifier = Classifier::default();
     }
 }
@@ -235,6 +242,7 @@ impl Settings {
             check_interval: MAX_DURATION,
             all_down_interval: MAX_DURATION,
             stall_after: None,
+            slow_peers: SlowPeers::Off,
             resolve_interval: self.resolve_interval.map(|_| MAX_DURATION),
             ..self
         }

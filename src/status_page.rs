@@ -80,6 +80,7 @@
 //! | `….fault` | The kind of that error: `peer_down`, `peer_not_ready`, `peer_full`, `out_of_resources`, `wrong_role`, `misconfigured`, `connection_lost`, `retryable` or `query`. |
 //! | `….is_full` | Whether the peer refused the last login because it has no free connection. |
 //! | `….is_at_limit` | Whether the pool lacks connections because the peer has reached `max_connections`, and no other has room. |
+//! | `….slow_for_seconds` | For how long the peer has been an outlier: alive, and much slower than the other peers; else `null`. |
 //! | `….is_unresponsive` | Whether a query has been running for 100 ms without any answer from the peer since it began. |
 //! | `….is_being_removed` | Whether the peer is being removed: it cannot be resumed, and a new peer may have its name. |
 //! | `….remarks[]` | `reason` and the flags above, as sentences; the wording may change. |

@@ -29,8 +29,12 @@ const LINKS: &str = "src/guide/links.md";
 /// The documentation of the crate's items.
 const ITEMS: &str = "https://docs.rs/diesel-peers/latest/diesel_peers/";
 
-/// The figure of the README in the crate's documentation.
-const FIGURE: &str = "src/guide/figure.md";
+/// The figures of the documents: the label, the drawing, its definition in the crate's documentation, and the
+/// benchmark that writes both.
+const FIGURES: [(&str, &str, &str, &str); 2] = [
+    ("recovery", "benches/recovery.svg", "src/guide/figure.md", "recovery"),
+    ("slow figure", "docs/slow-peers.svg", "src/guide/slow_figure.md", "slow"),
+];
 
 fn path(file: &str) -> PathBuf {
     Path::new(ROOT).join(file)
@@ -149,8 +153,6 @@ fn links_lead_to_files_and_headings() {
 fn links_lead_to_the_same_chapters_in_the_crates_documentation() {
     let links = read(LINKS);
     let links = definitions(&links);
-    let figure = read(FIGURE);
-    let figures = definitions(&figure);
     let mut used = Vec::new();
     for file in chapters().into_iter().chain(["README.md".to_owned()]) {
         let text = read(&file);
@@ -162,7 +164,7 @@ fn links_lead_to_the_same_chapters_in_the_crates_documentation() {
         for (label, target) in definitions(&text) {
             let item = item(target);
             let is_external = target.starts_with("http") && item.is_none();
-            if is_external || figures.contains_key(label) {
+            if is_external || FIGURES.iter().any(|(figure, ..)| *figure == label) {
                 continue;
             }
             let link = *links.get(label).unwrap_or_else(|| panic!("{LINKS}: [{label}] of {file}"));
@@ -193,14 +195,16 @@ fn links_lead_to_the_same_chapters_in_the_crates_documentation() {
 }
 
 #[test]
-fn figure_of_the_crates_documentation_is_that_of_the_readme() {
+fn figures_of_the_crates_documentation_are_those_of_the_documents() {
     assert_eq!(base64(b"links"), "bGlua3M=", "the encoder pads a group of two bytes");
-    let svg = fs::read(path("benches/recovery.svg")).expect("the figure is in the repository");
-    assert!(
-        read(FIGURE) == definition(&svg),
-        "{FIGURE} contains benches/recovery.svg; this command writes both: \
-         cargo bench -p diesel-peers-tests --bench recovery --features mysql"
-    );
+    for (label, drawing, file, bench) in FIGURES {
+        let svg = fs::read(path(drawing)).expect("the figure is in the repository");
+        assert!(
+            read(file) == definition(label, &svg),
+            "{file} contains {drawing}; this command writes both: \
+             cargo bench -p diesel-peers-tests --bench {bench} --features mysql"
+        );
+    }
 }
 
 #[test]

@@ -56,6 +56,10 @@ settings!(|builder, value| {
     "all_down" => builder.all_down(value.choice()?),
     "all_down_interval" => builder.all_down_interval(value.duration()?),
     "all_down_wait" => builder.all_down_wait(value.duration()?),
+    "slow_start" => builder.slow_start(value.duration()?),
+    "slow_peers" => builder.slow_peers(value.choice()?),
+    "slow_factor" => builder.slow_factor(value.number()?),
+    "slow_difference" => builder.slow_difference(value.duration()?),
     "resolve_interval" => builder.resolve_interval(value.duration_or_none()?),
     "rng_seed" => builder.rng_seed(value.whole(u64::MAX)?),
 });

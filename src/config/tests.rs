@@ -306,7 +306,7 @@ fn every_key_sets_its_setting() {
     const fn ms(millis: u64) -> Duration {
         Duration::from_millis(millis)
     }
-    let cases: [(&str, Set); 37] = [
+    let cases: [(&str, Set); 41] = [
         ("weight.a=2", |b| b.weight("a", 2)),
         ("tier.a=2", |b| b.tier("a", 2)),
         ("weight.%61=2", |b| b.weight("a", 2)),
@@ -343,6 +343,10 @@ fn every_key_sets_its_setting() {
         ("all_down_wait=7", |b| b.all_down_wait(s(7))),
         ("resolve_interval=7", |b| b.resolve_interval(s(7))),
         ("resolve_interval=none", |b| b.resolve_interval(None)),
+        ("slow_start=7min", |b| b.slow_start(s(7 * 60))),
+        ("slow_peers=tell", |b| b.slow_peers(crate::SlowPeers::Tell)),
+        ("slow_factor=2.5", |b| b.slow_factor(2.5)),
+        ("slow_difference=7ms", |b| b.slow_difference(ms(7))),
         ("rng_seed=7", |b| b.rng_seed(7)),
     ];
     for (text, set) in cases {

@@ -64,6 +64,18 @@ impl SettingValue {
             .ok_or_else(|| self.invalid(format!("give a whole number from 0 to {max}")))
     }
 
+    /// Parses a number, such as `2.5`.
+    pub(crate) fn number(&self) -> Result<f64, Flaw> {
+        let number = match self {
+            #[expect(clippy::cast_precision_loss, reason = "no such number has a meaning")]
+            Self::Whole(whole) => Some(*whole as f64),
+            Self::Number(number) => Some(*number),
+            Self::Text(text) => parse_decimal(text.trim()),
+            _ => None,
+        };
+        number.ok_or_else(|| self.invalid("give a number, such as 3 or 2.5"))
+    }
+
     /// Parses a choice from its name.
     pub(crate) fn choice<T: FromStr<Err = ParseChoiceError>>(&self) -> Result<T, Flaw> {
         // No choice has an empty name.

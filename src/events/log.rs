@@ -139,10 +139,11 @@ fn level(event: &Event) -> Level {
         // An operator has already taken the peer out of service, because of this fault or before a
         // shutdown.
         EventKind::Down { .. } | EventKind::Full { .. } if !event.in_service => Level::Info,
-        EventKind::Down { .. } | EventKind::Full { .. } | EventKind::QueriesAborted { .. } => {
-            Level::Warn
-        }
-        EventKind::AtLimit { .. } => Level::Warn,
+        EventKind::Down { .. }
+        | EventKind::Full { .. }
+        | EventKind::AtLimit { .. }
+        | EventKind::Slow { .. }
+        | EventKind::QueriesAborted { .. } => Level::Warn,
         _ => Level::Info,
     }
 }

@@ -12,14 +12,19 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, after, at, never, select};
 use diesel::r2d2::R2D2Connection;
 
-use super::schedule::run_schedule;
+use super::outlier::{Judge, Observation, Rule, Verdict};
+use super::schedule::{run_schedule, run_slow_starts};
 use super::stall::{self, Stalls};
 use crate::login::dial::{self, HealthCheck};
 use crate::login::session::Hooks;
+use crate::peers::activity::Activity;
+use crate::peers::peer::Slow;
+use crate::peers::placement::shares;
 use crate::peers::set::{PeerSet, Transaction};
 use crate::pool::connection::PoolState;
 use crate::pool::question::{self, Question};
 use crate::pool::replacement;
+use crate::settings::policy::{Balance, SlowPeers};
 
 /// The name of the checker's thread. Linux shows the first 15 characters of a thread's name.
 const THREAD_NAME: &str = "peers-checker";
@@ -87,11 +92,12 @@ pub(crate) struct Due {
 pub(crate) struct Checker {
     set: Arc<PeerSet>,
     next_query_scan: Option<Instant>,
+    judge: Judge,
 }
 
 impl Checker {
     pub(crate) fn new(set: Arc<PeerSet>) -> Self {
-        Self { set, next_query_scan: None }
+        Self { set, next_query_scan: None, judge: Judge::default() }
     }
 
     /// Does the work that is due at `now`, except that which needs a server, and returns that.
@@ -100,13 +106,15 @@ impl Checker {
         let next_deadline = set.deadlines.cancel_overdue(now);
         if self.next_query_scan.is_some_and(|at| at <= now) {
             self.inspect_sockets(now);
+            self.compare_peers(now);
         }
         let (checks, questions, stalls, next) = set.transaction(now, |transaction| {
             let mut checks = run_schedule(transaction);
             let mut stalls = self.scan_queries(transaction);
             checks.append(&mut stalls.checks);
             let questions = mem::take(&mut stalls.questions);
-            let next = [transaction.next_due(), self.next_query_scan, next_deadline];
+            let next_share = run_slow_starts(transaction);
+            let next = [transaction.next_due(), self.next_query_scan, next_deadline, next_share];
             (checks, questions, stalls, next.into_iter().flatten().min())
         });
         stalls.abort_queries();
@@ -127,6 +135,63 @@ impl Checker {
             if let Some(at) = window_closed_at {
                 activity.spare_closed_windows(at);
             }
+        }
+    }
+
+    /// Finds out which peers are slow, outside of the set's lock.
+    fn compare_peers(&mut self, now: Instant) {
+        let settings = self.set.settings();
+        if settings.slow_peers == SlowPeers::Off || settings.balance == Balance::PerConnection {
+            return;
+        }
+        let compared: Vec<_> = self.set.read(|peers| {
+            let share = shares(peers, settings.strategy);
+            let serving = peers.iter().enumerate().filter(|(_, peer)| {
+                // A cache that is cold explains a slow peer.
+                share(peer) > 0 && !peer.slow_start.is_running()
+            });
+            let compared = serving.map(|(index, peer)| {
+                (index, peer.id, peer.slow.map(|slow| slow.since), peer.activity.clone())
+            });
+            compared.collect()
+        });
+        let observe = |(_, id, slow_since, activity): &(_, _, _, Arc<Activity>)| Observation {
+            id: *id,
+            slow_since: *slow_since,
+            ended: activity.checkout_times.take(),
+            running: activity.running_checkouts(now),
+        };
+        let peers: Vec<Observation> = compared.iter().map(observe).collect();
+        let query_time =
+            |(.., activity): &(_, _, _, Arc<Activity>)| activity.counters.queries.total();
+        let pool_time = if peers.iter().any(|peer| peer.slow_since.is_some()) {
+            compared.iter().map(query_time).sum()
+        } else {
+            Duration::ZERO
+        };
+        let rule = Rule { factor: settings.slow_factor, difference: settings.slow_difference };
+        for verdict in self.judge.observe(rule, now, pool_time, &peers) {
+            let (position, slow) = match verdict {
+                Verdict::TrialDue(position) => {
+                    let (.., activity) = &compared[position];
+                    if activity.is_slow() {
+                        activity.set_trial_due();
+                    }
+                    continue;
+                }
+                Verdict::Slow(outlier) => {
+                    let is_relieved = settings.slow_peers == SlowPeers::Shift;
+                    let (time, others) = (outlier.time, outlier.others);
+                    (outlier.peer, Some(Slow { since: now, time, others, is_relieved }))
+                }
+                Verdict::NoLongerSlow(position) => (position, None),
+            };
+            let (index, id, ..) = compared[position];
+            self.set.transaction(now, |transaction| {
+                if transaction.peers()[index].id == id {
+                    transaction.update(index, |peer, _| peer.slow = slow);
+                }
+            });
         }
     }
 

@@ -47,6 +47,24 @@ pub(super) fn run_schedule(transaction: &mut Transaction<'_>) -> Vec<HealthCheck
     checks
 }
 
+/// Has the shares of the peers grow that have begun to serve. Returns when the next one grows.
+pub(super) fn run_slow_starts(transaction: &mut Transaction<'_>) -> Option<Instant> {
+    let (now, length) = (transaction.now, transaction.settings().slow_start);
+    if length.is_zero() {
+        return None;
+    }
+    let mut next = None;
+    for index in 0..transaction.peers().len() {
+        let before = transaction.peers()[index].slow_start;
+        let mut after = before;
+        next = [next, after.advance(now, length)].into_iter().flatten().min();
+        if after != before {
+            transaction.update(index, |peer, _| peer.slow_start = after);
+        }
+    }
+    next
+}
+
 /// Begins a check, unless one of this kind is running or would get stuck.
 pub(super) fn begin_check(
     transaction: &mut Transaction<'_>,

@@ -67,6 +67,10 @@ pub(super) static UNRESPONSIVE: Metric = gauge(
     "1 if a query has been running for more than 100 ms without any answer from the peer since it \
      began; else 0.",
 );
+pub(super) static SLOW: Metric = gauge(
+    "diesel_peers_slow",
+    "1 if the peer is an outlier: alive, and much slower than the other peers; else 0.",
+);
 pub(super) static WEIGHT: Metric =
     gauge("diesel_peers_weight", "Weight of the peer: its proportion of the work.");
 pub(super) static MAX_CONNECTIONS: Metric = gauge(
@@ -114,7 +118,7 @@ pub(super) static CONNECTIONS_CLOSED: Metric = counter(
     "Connections of the pool that were closed, by reason.",
 );
 
-static ALL: [&Metric; 26] = [
+static ALL: [&Metric; 27] = [
     &PEERS,
     &PEERS_AVAILABLE,
     &EVENTS_DROPPED,
@@ -125,6 +129,7 @@ static ALL: [&Metric; 26] = [
     &FULL,
     &AT_LIMIT,
     &UNRESPONSIVE,
+    &SLOW,
     &WEIGHT,
     &MAX_CONNECTIONS,
     &CONNECTIONS,

@@ -13,6 +13,7 @@ pub(super) struct Gauges {
     full: usize,
     at_limit: usize,
     unresponsive: usize,
+    slow: usize,
     weight: usize,
     max_connections: usize,
     links: usize,
@@ -33,6 +34,7 @@ impl Gauges {
             full: peer.is_full().into(),
             at_limit: peer.is_at_limit().into(),
             unresponsive: peer.activity.is_unresponsive().into(),
+            slow: peer.slow.is_some().into(),
             weight: peer.weight as usize,
             max_connections: peer.max_connections.unwrap_or_default() as usize,
             links: self.links + links,
@@ -56,6 +58,7 @@ impl Gauges {
             full,
             at_limit,
             unresponsive,
+            slow,
             weight,
             max_connections,
             links,
@@ -69,6 +72,7 @@ impl Gauges {
         labeled.gauge(&catalog::FULL, full);
         labeled.gauge(&catalog::AT_LIMIT, at_limit);
         labeled.gauge(&catalog::UNRESPONSIVE, unresponsive);
+        labeled.gauge(&catalog::SLOW, slow);
         labeled.gauge(&catalog::WEIGHT, weight);
         labeled.gauge(&catalog::MAX_CONNECTIONS, max_connections);
         labeled.gauge(&catalog::CONNECTIONS, links);

@@ -1,12 +1,13 @@
 //! Passive health signals of a peer, gathered without a request to its server: queries that run, queries
 //! that have ended, and data that has come.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::fault::{Fault, LoginFailure};
 use crate::panics::lock;
+use crate::peers::checkout_times::{Checkout, CheckoutTimes};
 use crate::peers::counters::PeerCounters;
 use crate::peers::link_state::{AtomicInstant, LinkState};
 
@@ -17,6 +18,13 @@ const UNRESPONSIVE_AFTER: Duration = Duration::from_millis(100);
 
 /// The number of successful queries in a row after which a peer no longer counts as short of resources.
 const SUCCESSES_AFTER_SHORTAGE: usize = 16;
+
+/// A query has been running for a while and the peer has answered nothing since it began.
+const UNRESPONSIVE: u8 = 1;
+/// The peer is slow, and other peers are preferred.
+const SLOW: u8 = 2;
+/// One checkout is to go to the slow peer all the same, to find out whether it is still slow.
+const TRIAL_DUE: u8 = 4;
 
 /// The activity of one peer. Threads that run queries write the values without a lock; the checker
 /// and the choice of a peer read them. Nothing else depends on when a new value becomes visible, so
@@ -31,7 +39,8 @@ pub(crate) struct Activity {
     last_loss: AtomicInstant,
     /// When data last came from the server on any link. Only known while a query waits for long.
     last_received: AtomicInstant,
-    unresponsive: AtomicBool,
+    /// Why other peers are preferred, in one value that each choice of a peer reads.
+    avoidance: AtomicU8,
     /// How many queries have to succeed until the peer no longer counts as short of resources.
     shortage: AtomicUsize,
     /// Whether the peer is marked down, for those who do not hold the lock of the set.
@@ -41,6 +50,7 @@ pub(crate) struct Activity {
     /// How many logins have failed that were to go on with the next address of the name.
     address_turn: AtomicUsize,
     pub(crate) counters: PeerCounters,
+    pub(crate) checkout_times: CheckoutTimes,
     /// Every link of the peer, in use or idle.
     links: Mutex<Vec<Arc<LinkState>>>,
 }
@@ -118,7 +128,7 @@ impl Activity {
     pub(crate) fn query_ended(&self, now: Instant) {
         self.last_query_end.set(now);
         if self.is_unresponsive() {
-            self.unresponsive.store(false, Ordering::Relaxed);
+            self.set_avoidance(UNRESPONSIVE, false);
         }
     }
 
@@ -231,13 +241,57 @@ impl Activity {
                 && answered.is_none_or(|answered| answered < since)
         };
         let mut waiting = links.iter().filter_map(|link| link.waiting_since());
-        self.unresponsive.store(waiting.any(hangs), Ordering::Relaxed);
+        self.set_avoidance(UNRESPONSIVE, waiting.any(hangs));
         links.iter().any(|link| link.running_since.get().is_some())
     }
 
     /// Whether a query has been running for a while and the peer has answered nothing since it
     /// began.
     pub(crate) fn is_unresponsive(&self) -> bool {
-        self.unresponsive.load(Ordering::Relaxed)
+        self.avoidance.load(Ordering::Relaxed) & UNRESPONSIVE != 0
+    }
+
+    /// Whether no other peer is preferred to this one.
+    pub(crate) fn is_preferred(&self) -> bool {
+        self.avoidance.load(Ordering::Relaxed) == 0
+    }
+
+    /// Sets whether other peers are preferred because this one is slow.
+    pub(crate) fn set_slow(&self, slow: bool) {
+        self.set_avoidance(SLOW, slow);
+        if !slow {
+            self.set_avoidance(TRIAL_DUE, false);
+        }
+    }
+
+    /// Whether other peers are preferred because this one is slow.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.avoidance.load(Ordering::Relaxed) & SLOW != 0
+    }
+
+    /// Has one checkout go to this slow peer.
+    pub(crate) fn set_trial_due(&self) {
+        self.set_avoidance(TRIAL_DUE, true);
+    }
+
+    /// Whether one checkout is to go to this slow peer. The first caller to get `true` sends it there.
+    pub(crate) fn take_trial(&self) -> bool {
+        let is_due = |value: u8| value & TRIAL_DUE != 0;
+        is_due(self.avoidance.load(Ordering::Relaxed))
+            && is_due(self.avoidance.fetch_and(!TRIAL_DUE, Ordering::Relaxed))
+    }
+
+    fn set_avoidance(&self, reason: u8, applies: bool) {
+        let value = self.avoidance.load(Ordering::Relaxed);
+        if applies && value & reason == 0 {
+            self.avoidance.fetch_or(reason, Ordering::Relaxed);
+        } else if !applies && value & reason != 0 {
+            self.avoidance.fetch_and(!reason, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns the checkouts that are running and have made a query, with their query times until `now`.
+    pub(crate) fn running_checkouts(&self, now: Instant) -> Vec<Checkout> {
+        lock(&self.links).iter().filter_map(|link| link.checkout_so_far(now)).collect()
     }
 }

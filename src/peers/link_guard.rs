@@ -42,6 +42,8 @@ impl LinkGuard {
     /// Counts a link instead of a login: the login has succeeded and a caller uses its connection.
     pub(crate) fn promote_to_link(&mut self, link_state: Arc<LinkState>, created_at: Instant) {
         self.peer.activity.counters.connects.add_one();
+        // The queries of the login, such as those of `on_connect`, belong to no checkout.
+        let _ = link_state.end_checkout();
         // The link is added first, so that its peer never appears to have neither a login nor a
         // session.
         self.peer.activity.add_link(link_state.clone());
@@ -118,6 +120,10 @@ impl LinkGuard {
     pub(crate) fn set_in_use(&mut self, in_use: bool) {
         if self.in_use != in_use {
             self.peer.activity.count_in_use(in_use);
+            // Where a checkout ends as usual, its query time is recorded by now.
+            if let Some((link_state, _)) = &self.link {
+                let _ = link_state.end_checkout();
+            }
             self.in_use = in_use;
         }
     }

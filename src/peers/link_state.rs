@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::peers::checkout_times::Checkout;
 use crate::peers::transaction_record::TransactionRecord;
 use crate::socket::{Socket, Thread};
 
@@ -23,6 +24,10 @@ pub(crate) struct LinkState {
     pub(super) running_since: AtomicInstant,
     /// The number of queries that have begun and not ended: one inside the other.
     depth: AtomicU32,
+    /// When the first query of this checkout began.
+    checkout_began: AtomicInstant,
+    /// The total duration in nanoseconds of the queries of this checkout that have ended.
+    query_nanos: AtomicU64,
     /// The thread of the last query. Zero if it is not known, or if the query may be run by another one.
     thread: AtomicU32,
     /// The value of `running_since` for which the last inspection has found that the thread does not wait for
@@ -51,6 +56,9 @@ impl LinkState {
     pub(crate) fn query_begins(&self, now: Instant, in_this_thread: bool) {
         self.running_since.set(now);
         // Only the thread of the query writes these.
+        if !self.checkout_began.is_set() && !self.is_pinging() {
+            self.checkout_began.set(now);
+        }
         self.depth.store(self.depth.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         self.thread.store(if in_this_thread { current_thread() } else { 0 }, Ordering::Relaxed);
     }
@@ -73,7 +81,32 @@ impl LinkState {
         } else {
             self.clear_running();
         }
-        began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began))
+        let took = began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began));
+        if !self.is_pinging() {
+            let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+            let total = self.query_nanos.load(Ordering::Relaxed).saturating_add(nanos);
+            self.query_nanos.store(total, Ordering::Relaxed);
+        }
+        took
+    }
+
+    /// Records that a checkout has ended, and returns it, if it made any query.
+    pub(crate) fn end_checkout(&self) -> Option<Checkout> {
+        if !self.checkout_began.is_set() {
+            return None;
+        }
+        let began = self.checkout_began.get()?;
+        self.checkout_began.clear();
+        let query_time = Duration::from_nanos(self.query_nanos.swap(0, Ordering::Relaxed));
+        Some(Checkout::new(began, query_time))
+    }
+
+    /// Returns the checkout that is running, with its query time until `now`, if it has made any query.
+    pub(super) fn checkout_so_far(&self, now: Instant) -> Option<Checkout> {
+        let began = self.checkout_began.get()?;
+        let ended = Duration::from_nanos(self.query_nanos.load(Ordering::Relaxed));
+        let waiting = self.waiting_since().map(|since| now.saturating_duration_since(since));
+        Some(Checkout::new(began, ended + waiting.unwrap_or_default()))
     }
 
     /// Records that the query that has ended goes on sending its data (`COPY TO`). No event will say that
@@ -207,6 +240,10 @@ impl AtomicInstant {
         (nanos != 0).then(|| *ORIGIN + Duration::from_nanos(nanos))
     }
 
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed) != 0
+    }
+
     pub(super) fn set(&self, at: Instant) {
         let nanos = at.saturating_duration_since(*ORIGIN).as_nanos();
         self.0.store(u64::try_from(nanos).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
@@ -214,5 +251,36 @@ impl AtomicInstant {
 
     pub(super) fn clear(&self) {
         self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
+    fn query_time_of_a_checkout_is_that_of_its_queries_without_pings() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let millis = |millis| u32::try_from(1000 * millis).expect("a short time");
+        let link_state = LinkState::default();
+        assert_eq!(link_state.end_checkout(), None, "a checkout without a query");
+        link_state.set_pinging(true);
+        link_state.query_begins(at(1), false);
+        link_state.query_ends(at(5));
+        link_state.set_pinging(false);
+        assert_eq!(link_state.checkout_so_far(at(6)), None, "a ping is no query");
+        for (begin, end) in [(10, 13), (20, 21)] {
+            link_state.query_begins(at(begin), false);
+            link_state.query_ends(at(end));
+        }
+        link_state.query_begins(at(30), false);
+        let so_far = Checkout { began: at(10), query_micros: millis(3 + 1 + 2) };
+        assert_eq!(link_state.checkout_so_far(at(32)), Some(so_far));
+        link_state.query_ends(at(40));
+        let whole = Checkout { began: at(10), query_micros: millis(3 + 1 + 10) };
+        assert_eq!(link_state.end_checkout(), Some(whole));
+        assert_eq!(link_state.end_checkout(), None, "it has ended");
     }
 }

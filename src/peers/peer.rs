@@ -5,6 +5,7 @@
 
 mod checks;
 mod health;
+mod slow_start;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use crate::url::PeerUrl;
 
 pub(crate) use checks::{CheckKind, Checks};
 pub(crate) use health::{Health, HealthState};
+pub(crate) use slow_start::SlowStart;
 
 /// The delay until the next check of a peer that is full. Short, because connections come and go.
 const FULL_RECHECK_DELAY: Duration = Duration::from_secs(1);
@@ -69,6 +71,9 @@ pub(crate) struct Peer {
     pub(crate) stall_series: Option<StallSeries>,
     logins: LoginStats,
     pub(crate) evidence: Evidence,
+    pub(crate) slow_start: SlowStart,
+    /// Since when and by how much the peer is slow, if it is.
+    pub(crate) slow: Option<Slow>,
     pub(crate) counts: Counts,
     /// Updated by the links themselves, without the lock of the set.
     pub(crate) activity: Arc<Activity>,
@@ -80,6 +85,17 @@ struct LimitEpisode {
     /// When a connection was last wanted and not opened.
     refused_at: Instant,
     next_look: Instant,
+}
+
+/// A peer that is alive and much slower than the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Slow {
+    pub(crate) since: Instant,
+    /// The middle of the query times of its checkouts, and that of the other peers.
+    pub(crate) time: Duration,
+    pub(crate) others: Duration,
+    /// Whether other peers get its work.
+    pub(crate) is_relieved: bool,
 }
 
 /// When a login or check began, and when it ended.
@@ -225,6 +241,8 @@ impl Peer {
             stall_series: None,
             logins: LoginStats::default(),
             evidence: Evidence::default(),
+            slow_start: SlowStart::default(),
+            slow: None,
             counts: Counts::default(),
             activity: Arc::default(),
         }
@@ -232,6 +250,18 @@ impl Peer {
 
     pub(crate) fn is_up(&self) -> bool {
         self.health.is_up()
+    }
+
+    /// Whether other peers get the work of this one because it is slow.
+    pub(crate) fn is_relieved(&self) -> bool {
+        self.slow.is_some_and(|slow| slow.is_relieved)
+    }
+
+    /// Forgets that the peer is slow if it gets no work. Nothing would show that it is fast again.
+    pub(crate) fn forget_slowness_without_work(&mut self) {
+        if !self.is_available() {
+            self.slow = None;
+        }
     }
 
     /// Whether the peer had no free connection at the last login or check.

@@ -28,7 +28,18 @@ pub(crate) struct PeerView {
 /// down or out of service or a better tier serves.
 pub(crate) fn shares(peers: &[Peer], strategy: Strategy) -> impl Fn(&Peer) -> u32 + use<> {
     let serving_tier = serving_tier(peers.iter(), strategy);
-    move |peer| if is_available(peer, serving_tier) { peer.weight } else { 0 }
+    let weight = weights(peers);
+    move |peer| if is_available(peer, serving_tier) { weight(peer) } else { 0 }
+}
+
+/// Returns a function for a peer's weight in comparison with the other peers: less than its own during its slow
+/// start.
+fn weights(peers: &[Peer]) -> impl Fn(&Peer) -> u32 + Copy + use<> {
+    let is_any_starting = peers.iter().any(|peer| peer.slow_start.is_running());
+    move |peer| {
+        let step = if is_any_starting { peer.slow_start.step() } else { 1 };
+        peer.weight.saturating_mul(step)
+    }
 }
 
 /// Returns the only tier that gets new work at the moment. `None` if the strategy ignores tiers.
@@ -67,16 +78,19 @@ pub(crate) fn pick(
     let available =
         || peers.iter().enumerate().filter(|(_, peer)| peer.is_available() && !tried(peer));
     let serving_tier = serving_tier(available().map(|(_, peer)| peer), strategy);
+    let weight = weights(peers);
     let candidates = |is_full| {
         available()
-            .filter(move |(_, peer)| is_available(peer, serving_tier) && peer.is_full() == is_full)
+            .filter(move |(_, peer)| {
+                is_available(peer, serving_tier) && has_enough(peer) == is_full
+            })
             .filter(|(_, peer)| peer.has_room())
             // The load that the peer would have with one more link. `surplus` compares the same
             // measure; otherwise links would move in circles.
-            .map(|(index, peer)| Candidate {
+            .map(move |(index, peer)| Candidate {
                 index,
                 load: peer.counts.load() + 1,
-                weight: peer.weight,
+                weight: weight(peer),
             })
     };
     if let Some(index) = pick_least_loaded(candidates(false), rng)
@@ -121,6 +135,12 @@ pub(crate) fn at_limit(peers: &[Peer], strategy: Strategy) -> impl Iterator<Item
     at_limit.map(|(index, _)| index)
 }
 
+/// Whether a peer gets another connection only if no other peer can have it: it is full, or slow. A slow peer
+/// keeps one connection, for its trials.
+fn has_enough(peer: &Peer) -> bool {
+    peer.is_full() || peer.is_relieved() && peer.counts.load() > 0
+}
+
 /// Returns the peer that has one link too many: moving one link from it to the peer that lacks one
 /// most makes the two more even. With a smaller difference no link moves, so that links do not
 /// oscillate.
@@ -128,7 +148,7 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
     let share = shares(peers, strategy);
     let lacking = peers
         .iter()
-        .filter(|peer| share(peer) > 0 && !peer.is_full() && peer.has_room())
+        .filter(|peer| share(peer) > 0 && !has_enough(peer) && peer.has_room())
         .min_by(|one, other| {
             let with_one_more = |peer: &Peer| (peer.counts.load() + 1, share(peer));
             ratio_cmp(with_one_more(one), with_one_more(other))
@@ -140,7 +160,10 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
         .iter()
         .enumerate()
         .filter(|(_, peer)| peer.is_up_and_in_service() && peer.counts.staying() > 0)
-        .map(|(index, peer)| (index, (peer.counts.staying(), share(peer))))
+        .filter(|(_, peer)| !peer.is_relieved() || peer.counts.staying() > 1)
+        .map(|(index, peer)| {
+            (index, (peer.counts.staying(), if peer.is_relieved() { 0 } else { share(peer) }))
+        })
         .max_by(|(_, one), (_, other)| ratio_cmp(*one, *other))?;
     ratio_cmp(fullest, lacking).is_gt().then_some(index)
 }
@@ -198,7 +221,7 @@ mod tests {
 
     use super::*;
     use crate::fault::{Fault, LoginFailure};
-    use crate::peers::peer::Attempt;
+    use crate::peers::peer::{Attempt, Slow};
     use crate::settings::CheckTimes;
     use crate::url::PeerUrl;
 
@@ -478,6 +501,37 @@ mod tests {
         let now = peers[1].checks.next;
         peers[1].admin_state.drain(now);
         assert_eq!(surplus(&peers, strategy), None, "a drained peer has no surplus");
+    }
+
+    #[test]
+    fn slow_peer_keeps_one_link() {
+        let slow = |peers: &mut [Peer], index: usize| {
+            let (since, time) = (peers[index].checks.next, Duration::ZERO);
+            peers[index].slow = Some(Slow { since, time, others: time, is_relieved: true });
+        };
+        let strategy = Strategy::LeastConnections;
+        for (links, surplus_of, picked) in [
+            ([3, 3, 3], Some(1), [0, 2].as_slice()),
+            ([4, 2, 3], Some(1), &[2]),
+            ([4, 1, 4], None, &[0, 2]),
+            ([4, 0, 5], Some(2), &[1]),
+            ([0, 1, 0], None, &[0, 2]),
+        ] {
+            let mut peers = up(&links.map(|links| (links, 1, 0)));
+            slow(&mut peers, 1);
+            assert_eq!(surplus(&peers, strategy), surplus_of, "{links:?}");
+            for seed in 0..16 {
+                let mut rng = SmallRng::seed_from_u64(seed);
+                let index = pick(&peers, |_| false, strategy, AllDown::Try, &mut rng);
+                assert!(index.is_some_and(|index| picked.contains(&index)), "{links:?}: {index:?}");
+            }
+        }
+        let mut alone = up(&[(2, 1, 0)]);
+        slow(&mut alone, 0);
+        let mut rng = SmallRng::seed_from_u64(5);
+        let picked = pick(&alone, |_| false, strategy, AllDown::Try, &mut rng);
+        assert_eq!(picked, Some(0), "when no other peer is left, a slow one gets more");
+        assert_eq!(surplus(&alone, strategy), None, "and keeps them");
     }
 
     #[test]

@@ -359,10 +359,18 @@ pub(crate) mod tests {
 
     /// Creates a set of `peers` peers. Returns it with the receiving end of its wake-up channel and
     /// the instant at which it was created.
-    #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
     pub(crate) fn set_of(
         peers: usize,
         recovery: Recovery,
+    ) -> (Arc<PeerSet>, Receiver<()>, Instant) {
+        set_with(peers, Settings { recovery, ..settings() })
+    }
+
+    /// Does the same as [`set_of`], with these settings.
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
+    pub(crate) fn set_with(
+        peers: usize,
+        settings: Settings,
     ) -> (Arc<PeerSet>, Receiver<()>, Instant) {
         let start = Instant::now();
         let (wake, woken) = bounded(1);
@@ -373,7 +381,7 @@ pub(crate) mod tests {
         let rng = SmallRng::seed_from_u64(7);
         let set = PeerSet::new(
             (0..peers).map(peer).collect(),
-            Settings { recovery, ..settings() },
+            settings,
             PeerValidator::default(),
             EventLog::default(),
             rng,

@@ -138,6 +138,9 @@ pub struct PeerStatus {
     /// Whether a query has been running for 100 milliseconds on the peer without any answer from it since.
     /// Other peers are preferred meanwhile.
     pub is_unresponsive: bool,
+    /// Since when the peer is an outlier: alive, and much slower than the other peers
+    /// ([`slow_peers`](crate::PeerManagerBuilder::slow_peers)).
+    pub slow_since: Option<Instant>,
     /// Whether the peer is being removed: its state is `Draining`, and it cannot be resumed.
     pub is_being_removed: bool,
     /// The moment of the next health check.
@@ -215,6 +218,7 @@ impl PeerStatus {
             is_full: peer.is_full(),
             is_at_limit: peer.is_at_limit(),
             is_unresponsive: peer.activity.is_unresponsive(),
+            slow_since: peer.slow.map(|slow| slow.since),
             is_being_removed: !peer.is_member(),
             next_check: peer.scheduled_check(cannot_connect),
             connections: links,

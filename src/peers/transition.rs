@@ -49,6 +49,17 @@ pub(crate) fn events_between(
         (true, false) if after.is_up() => events.push(EventKind::BelowLimit),
         _ => {}
     }
+    match (before.slow, after.slow) {
+        (None, Some(slow)) => events.push(EventKind::Slow {
+            query_time: slow.time,
+            others_query_time: slow.others,
+            is_relieved: slow.is_relieved,
+        }),
+        // A peer that gets no work any more has another event.
+        (Some(slow), None) if after.is_available() => events
+            .push(EventKind::NoLongerSlow { was_slow: now.saturating_duration_since(slow.since) }),
+        _ => {}
+    }
     let (from, to) = (before.admin_state, after.admin_state);
     match (from == AdminState::InService, to == AdminState::InService) {
         (true, false) => events.push(EventKind::Draining),

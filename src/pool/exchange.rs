@@ -104,6 +104,8 @@ struct Inner<L> {
     candidates: Vec<usize>,
     /// Whether some peer has few connections in use because its queries fail fast.
     load_misleads: bool,
+    /// The number of slow peers, which get single checkouts.
+    slow_peers: usize,
     /// The newest link of each thread that creates links. It stays reserved for its slot until the
     /// pool's customizer, which runs in the same thread, has had the chance to use it.
     reserved: Vec<ReservedLink<L>>,
@@ -172,6 +174,7 @@ impl<L: Parkable> Exchange<L> {
                 queues: Vec::new(),
                 candidates: Vec::new(),
                 load_misleads: false,
+                slow_peers: 0,
                 reserved: Vec::new(),
                 evicted: Vec::new(),
                 borrowed: 0,
@@ -582,20 +585,25 @@ impl<L: Parkable> Inner<L> {
         link
     }
 
-    /// Takes a link of the peer that the strategy chooses, always of a usable peer. Responsive peers
-    /// come first, then unresponsive ones, then the peer to `avoid`, and last the peers without a share
-    /// of the work. `now` is the time of a checkout that validates the link.
+    /// Takes a link of the peer that the strategy chooses, always of a usable peer. A slow peer whose trial is due
+    /// comes first, then responsive peers, then slow ones, then unresponsive ones, then the peer to `avoid`,
+    /// and last the peers without a share of the work. `now` is the time of a checkout that validates the link.
     fn take_chosen(&mut self, avoid: Option<usize>, now: Option<Instant>) -> Option<L> {
-        let Self { queues, candidates, load_misleads, chooser, rng, .. } = self;
+        let Self { queues, candidates, load_misleads, slow_peers, chooser, rng, .. } = self;
         let others = candidates.iter().filter(|peer| Some(**peer) != avoid);
-        let responsive =
-            others.clone().filter(|peer| !queues[**peer].view.activity.is_unresponsive());
+        let activity = |peer: usize| &queues[peer].view.activity;
+        let preferred = others.clone().filter(|peer| activity(**peer).is_preferred());
+        let responsive = others.clone().filter(|peer| !activity(**peer).is_unresponsive());
         let candidate = |peer: &usize| {
             let PeerView { activity, share, .. } = &queues[*peer].view;
             Candidate { index: *peer, load: activity.in_use(), weight: *share }
         };
-        match chooser
-            .choose(responsive.map(candidate), *load_misleads, rng)
+        let trial = || others.clone().copied().find(|peer| activity(*peer).take_trial());
+        match (*slow_peers > 0)
+            .then(trial)
+            .flatten()
+            .or_else(|| chooser.choose(preferred.map(candidate), *load_misleads, rng))
+            .or_else(|| chooser.choose(responsive.map(candidate), *load_misleads, rng))
             .or_else(|| chooser.choose(others.map(candidate), *load_misleads, rng))
             .or_else(|| avoid.filter(|peer| candidates.contains(peer)))
         {
@@ -676,8 +684,9 @@ impl<L: Parkable> Inner<L> {
             }
             self.update_candidate(peer);
         }
-        let mut activities = self.queues.iter().map(|queue| &queue.view.activity);
-        self.load_misleads = activities.any(|activity| activity.is_short_of_resources());
+        let activities = self.queues.iter().map(|queue| &queue.view.activity);
+        self.load_misleads = activities.clone().any(|activity| activity.is_short_of_resources());
+        self.slow_peers = activities.filter(|activity| activity.is_slow()).count();
         // New links stay reserved for their slots, which may find them dead, but their sessions end as
         // well.
         for reserved in &mut self.reserved {

@@ -113,6 +113,20 @@ pub enum Recovery {
     AfterInterval,
 }
 
+/// What happens when a peer is an outlier: alive, and much slower than the other peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum SlowPeers {
+    /// The work shifts to the other peers. A slow peer gets single checkouts, which show when it is fast
+    /// again, and what the other peers have no idle connection for.
+    #[default]
+    Shift,
+    /// A slow peer is reported as with `Shift`, and gets its share of the work as before.
+    Tell,
+    /// Peers are not compared.
+    Off,
+}
+
 /// The behavior of a new connection while every peer is down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
@@ -190,6 +204,7 @@ choices!(Donors {
 choices!(GaleraCheck { Enabled = "enabled", Disabled = "disabled" });
 choices!(StatementCache { Unbounded = "unbounded", Disabled = "disabled" });
 choices!(Recovery { AfterCheck = "after_check", AfterInterval = "after_interval" });
+choices!(SlowPeers { Shift = "shift", Tell = "tell", Off = "off" });
 choices!(AllDown { Try = "try", Fail = "fail" });
 
 #[cfg(test)]

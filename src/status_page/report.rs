@@ -84,6 +84,7 @@ impl StatusReport<'_> {
             "is_full": peer.is_full,
             "is_at_limit": peer.is_at_limit,
             "is_unresponsive": peer.is_unresponsive,
+            "slow_for_seconds": peer.slow_since.map(|since| self.since(since).as_secs_f64()),
             "is_being_removed": peer.is_being_removed,
             "remarks": remarks(peer, available),
             "next_check_seconds": self.until(peer.next_check).as_secs_f64(),
@@ -170,6 +171,10 @@ pub(super) fn remarks(peer: &PeerStatus, available: usize) -> Vec<String> {
         (
             peer.is_unresponsive && is_up,
             "Unresponsive: a query is waiting and the peer sends no data; other peers are preferred.",
+        ),
+        (
+            peer.slow_since.is_some(),
+            "Slow: its queries take much longer than those of the other peers (an outlier).",
         ),
         (peer.stuck_logins > 0, &stuck_logins),
         (peer.weight == 0, "Weight 0: the peer gets no work."),

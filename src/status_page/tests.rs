@@ -135,6 +135,7 @@ fn json_report_has_exactly_the_documented_keys() {
         "reason",
         "remarks",
         "since",
+        "slow_for_seconds",
         "state",
         "stuck_logins",
         "tier",

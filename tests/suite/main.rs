@@ -31,6 +31,7 @@ mod resolve;
 mod resources;
 mod role;
 mod runtime_changes;
+mod slow_peer;
 mod status;
 mod support_selftest;
 mod transactions;

@@ -214,5 +214,6 @@ mod documents {
         proxies = "../../docs/proxies.md";
         rocket = "../../docs/rocket.md";
         transactions = "../../docs/transactions.md";
+        slow_peers = "../../docs/slow-peers.md";
     }
 }

@@ -139,12 +139,20 @@ impl<'a> Transaction<'a> {
         let peer = &mut peers[index];
         let before = peer.clone();
         let outcome = change(peer, self.set.settings.check_times(self.now, rng));
+        match (before.is_available(), peer.is_available()) {
+            (false, true) => peer.slow_start.begin(self.now, self.set.settings.slow_start),
+            (_, false) => peer.slow_start.end(),
+            (true, true) => {}
+        }
+        peer.forget_slowness_without_work();
+        peer.activity.set_slow(peer.is_relieved());
         peer.activity.set_state(!peer.is_up(), !peer.is_in_service());
         *available -= usize::from(before.is_available());
         *available += usize::from(peer.is_available());
         // Neither is an event, but the exchange has to know.
-        self.shares_changed |=
-            peer.tier != before.tier || peer.health.sessions_fail != before.health.sessions_fail;
+        self.shares_changed |= peer.tier != before.tier
+            || peer.slow_start != before.slow_start
+            || peer.health.sessions_fail != before.health.sessions_fail;
         let cannot_connect = *available == 0 || host_failure.is_some();
         for kind in events_between(&before, peer, cannot_connect, self.now) {
             self.record(index, kind);
@@ -170,6 +178,7 @@ impl<'a> Transaction<'a> {
         peer.id = *last_id;
         peer.max_connections = max_connections.or(self.set.settings.max_connections);
         peer.checks.next = self.set.settings.check_times(self.now, rng).regular;
+        peer.slow_start.begin(self.now, self.set.settings.slow_start);
         *available += usize::from(peer.is_available());
         let index = peers.iter().position(Peer::is_vacant).unwrap_or(peers.len());
         match peers.get_mut(index) {

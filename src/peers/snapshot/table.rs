@@ -70,6 +70,7 @@ fn remark(peer: &PeerStatus) -> String {
             format!("at max_connections ({})", peer.max_connections.unwrap_or_default())
         }
         (None, _) if peer.is_unresponsive => "unresponsive".to_owned(),
+        (None, _) if peer.slow_since.is_some() => "slow".to_owned(),
         (None, _) => String::new(),
     }
 }
@@ -110,6 +111,7 @@ mod tests {
             is_full: false,
             is_at_limit: false,
             is_unresponsive: false,
+            slow_since: None,
             is_being_removed: false,
             next_check,
             connections: 4,

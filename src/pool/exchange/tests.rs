@@ -639,3 +639,50 @@ fn excess_links_leave_and_their_sessions_end_in_place() {
         "and is replaced"
     );
 }
+
+/// Sets which peers are slow, in the same order.
+fn set_slow(exchange: &Exchange<TestLink>, epoch: u64, slow: [bool; PEERS]) -> Vec<PeerView> {
+    let view = |is_slow| {
+        let view = PeerView { activity: Arc::default(), is_usable: true, share: 1, tier: 0 };
+        view.activity.set_slow(is_slow);
+        view
+    };
+    let views = slow.map(view).to_vec();
+    exchange.update_peers(epoch, || views.clone());
+    views
+}
+
+#[test]
+fn slow_peer_gets_its_trials_and_what_the_others_have_no_link_for() {
+    let exchange = with_parked_links(4);
+    let views = set_slow(&exchange, 2, [true, false]);
+    let check_out = || exchange.check_out(None, None, later()).expect("links are parked");
+    for _ in 0..16 {
+        let link = check_out();
+        assert_eq!(link.peer, 1, "the other peer is preferred");
+        exchange.check_in(Some(link), None, |_| None);
+    }
+    views[0].activity.set_trial_due();
+    let trial = check_out();
+    assert_eq!(trial.peer, 0, "one checkout goes to the slow peer");
+    let others = [check_out(), check_out()].map(|link| link.peer);
+    assert_eq!(others, [1, 1], "and no more");
+    assert_eq!(check_out().peer, 0, "when no other link is left, the slow peer is used");
+
+    exchange.check_in(Some(trial), None, |_| None);
+    views[0].activity.set_trial_due();
+    views[0].activity.set_slow(false);
+    assert!(!views[0].activity.take_trial(), "a peer that is not slow has no trials");
+}
+
+#[test]
+fn slow_peer_is_preferred_to_an_unresponsive_one() {
+    let exchange = with_parked_links(4);
+    let views = set_slow(&exchange, 2, [true, false]);
+    let link_state = Arc::default();
+    views[1].activity.add_link(Arc::clone(&link_state));
+    link_state.query_begins(start(), false);
+    views[1].activity.update_unresponsive(None, later());
+    let taken = exchange.check_out(None, None, later()).map(|link| link.peer);
+    assert_eq!(taken, Some(0));
+}
