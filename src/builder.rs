@@ -27,7 +27,6 @@ use crate::peers::set::PeerSet;
 use crate::pool::connection::PoolState;
 use crate::pool::exchange::Exchange;
 use crate::pool::replacement::Replacement;
-use crate::pool::retry_budget::RetryBudget;
 use crate::redact::{is_printable, shown_name};
 use crate::resolver::{self, Resolve};
 use crate::settings::Given;
@@ -881,7 +880,6 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
             set: set.clone(),
             exchange,
             replacement: Replacement::default(),
-            retry_budget: RetryBudget::default(),
             hooks,
         });
         let checker_stopped = stopped.clone();

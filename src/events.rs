@@ -149,6 +149,20 @@ pub enum EventKind {
         /// The number of those queries that could be aborted.
         aborted: usize,
     },
+    /// The outcome of a transaction on the peer is not known
+    /// ([`transaction_with_retry`](crate::PeerConnection::transaction_with_retry)). With a
+    /// [`Ledger`](crate::Ledger), the pool finds it out next.
+    #[non_exhaustive]
+    TransactionInDoubt {
+        /// The error that has left the outcome open.
+        reason: String,
+    },
+    /// The outcome of a transaction in doubt was found out.
+    #[non_exhaustive]
+    TransactionResolved {
+        /// Whether the transaction is committed. Otherwise it never will be.
+        is_committed: bool,
+    },
 }
 
 /// The reason why a connection of the pool was closed.
@@ -223,6 +237,8 @@ impl EventKind {
             Self::ConnectFailed { .. } => "connect_failed",
             Self::ConnectionClosed { .. } => "connection_closed",
             Self::QueriesAborted { .. } => "queries_aborted",
+            Self::TransactionInDoubt { .. } => "transaction_in_doubt",
+            Self::TransactionResolved { .. } => "transaction_resolved",
         }
     }
 }
@@ -295,6 +311,18 @@ impl fmt::Display for Event {
             }
             EventKind::QueriesAborted { hung, aborted } => {
                 write!(f, "peer {peer} is stalled: aborted {aborted} of {hung} hung queries")
+            }
+            EventKind::TransactionInDoubt { reason } => {
+                write!(f, "a transaction on peer {peer} may be committed or not: {reason}")
+            }
+            EventKind::TransactionResolved { is_committed: true } => {
+                write!(f, "a transaction on peer {peer} that was in doubt is committed")
+            }
+            EventKind::TransactionResolved { is_committed: false } => {
+                write!(
+                    f,
+                    "a transaction on peer {peer} that was in doubt is not committed, and never will be"
+                )
             }
         }
     }

@@ -13,6 +13,7 @@ pub(crate) mod peer;
 pub(crate) mod peer_config;
 pub(crate) mod placement;
 pub(crate) mod resolved_host;
+pub(crate) mod retry_budget;
 pub(crate) mod set;
 pub(crate) mod snapshot;
 pub(crate) mod transaction_record;

@@ -7,6 +7,5 @@ pub(crate) mod link;
 pub(crate) mod passthrough;
 pub(crate) mod question;
 pub(crate) mod replacement;
-pub(crate) mod retry_budget;
 mod strategy;
 mod validation;

@@ -133,7 +133,9 @@ impl Serialize for Event {
             EventKind::Up { was_down } => {
                 event.serialize_entry("was_down_seconds", &seconds(*was_down))?;
             }
-            EventKind::Full { reason } | EventKind::Misconfigured { reason } => {
+            EventKind::Full { reason }
+            | EventKind::Misconfigured { reason }
+            | EventKind::TransactionInDoubt { reason } => {
                 event.serialize_entry("reason", reason)?;
             }
             EventKind::Drained { took } => {
@@ -158,6 +160,9 @@ impl Serialize for Event {
             EventKind::ConnectionClosed { reason, age } => {
                 event.serialize_entry("reason", reason)?;
                 event.serialize_entry("age_seconds", &seconds(*age))?;
+            }
+            EventKind::TransactionResolved { is_committed } => {
+                event.serialize_entry("is_committed", is_committed)?;
             }
             EventKind::QueriesAborted { hung, aborted } => {
                 event.serialize_entry("hung", hung)?;

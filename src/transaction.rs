@@ -15,11 +15,13 @@ use diesel::r2d2::R2D2Connection;
 use diesel::result::Error;
 use log::debug;
 
+use crate::events::EventKind;
 use crate::events::log::LOG_TARGET;
 use crate::fault::commit;
 use crate::login::observer::Observer;
 use crate::peers::link_state::LinkState;
 use crate::peers::set::PeerSet;
+use crate::peers::set::peer_ref::PeerRef;
 use crate::peers::transaction_record::{CommitSeen, Interruption};
 use crate::pool::connection::PeerConnection;
 use crate::redact::printable;
@@ -281,8 +283,14 @@ impl RetryPolicy {
                     (Outcome::Aborted(error), interruption)
                 }
                 Attempt::Unknown(doubt, pending) => {
+                    let origin = conn.link().guard.peer.clone();
+                    let reason = doubt.error().to_owned();
+                    origin.record(EventKind::TransactionInDoubt { reason });
                     let verdict =
                         pending.as_ref().and_then(|pending| retries.resolve(conn, pending));
+                    if let Some(verdict) = verdict {
+                        record_verdict(&origin, verdict);
+                    }
                     match (verdict, pending) {
                         (Some(Verdict::Committed), Some(Pending { value, .. })) => {
                             return Outcome::Committed(value);
@@ -340,6 +348,17 @@ impl RetryPolicy {
     }
 }
 
+/// Records what has become of a transaction in doubt on this peer.
+fn record_verdict(origin: &PeerRef, verdict: Verdict) {
+    let counters = &origin.activity.counters;
+    let (found, is_committed) = match verdict {
+        Verdict::Committed => (&counters.found_committed, true),
+        Verdict::Aborted => (&counters.found_aborted, false),
+    };
+    found.add_one();
+    origin.record(EventKind::TransactionResolved { is_committed });
+}
+
 /// The retries of one transaction.
 struct Retries<'a> {
     policy: &'a RetryPolicy,
@@ -350,7 +369,7 @@ struct Retries<'a> {
 impl<'a> Retries<'a> {
     #[expect(clippy::disallowed_methods, reason = "the deadline of a transaction starts here")]
     fn begin<C>(policy: &'a RetryPolicy, conn: &PeerConnection<C>) -> Self {
-        conn.pool.retry_budget.deposit();
+        conn.pool.set.retry_budget.deposit();
         Self { policy, end: Instant::now() + policy.deadline, attempts: 1 }
     }
 
@@ -368,10 +387,10 @@ impl<'a> Retries<'a> {
         {
             return false;
         }
-        let from = conn.link().guard.peer.name.clone();
+        let from = conn.link().guard.peer.clone();
         loop {
             let Some(now) = self.pause(&conn.pool.set) else { return false };
-            if !conn.pool.retry_budget.withdraw(now) {
+            if !conn.pool.set.retry_budget.withdraw(now) {
                 debug!(target: LOG_TARGET, "a transaction is not run again: the retry budget is used up");
                 return false;
             }
@@ -387,9 +406,10 @@ impl<'a> Retries<'a> {
             self.attempts = self.attempts.max(2);
         }
         self.attempts += 1;
+        from.activity.counters.retries.add_one();
         debug!(
             target: LOG_TARGET,
-            "a transaction that was interrupted on peer {from} is run again on peer {}", conn.peer()
+            "a transaction that was interrupted on peer {} is run again on peer {}", from.name, conn.peer()
         );
         true
     }

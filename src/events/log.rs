@@ -142,6 +142,7 @@ fn level(event: &Event) -> Level {
         EventKind::Down { .. }
         | EventKind::Full { .. }
         | EventKind::AtLimit { .. }
+        | EventKind::TransactionInDoubt { .. }
         | EventKind::Slow { .. }
         | EventKind::QueriesAborted { .. } => Level::Warn,
         _ => Level::Info,
@@ -153,7 +154,8 @@ fn reason(kind: &EventKind) -> Option<&str> {
         EventKind::Down { reason, .. }
         | EventKind::Full { reason }
         | EventKind::Misconfigured { reason }
-        | EventKind::ConnectFailed { reason, .. } => Some(reason),
+        | EventKind::ConnectFailed { reason, .. }
+        | EventKind::TransactionInDoubt { reason } => Some(reason),
         _ => None,
     }
 }

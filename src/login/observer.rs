@@ -106,6 +106,9 @@ impl LinkMonitor {
         record.query_failed(Interruption::of(fault, settings.requirements.role == Role::ReadWrite));
         if record.is_committing() {
             let is_in_doubt = !commit::shows_abort(self.dialect, error);
+            if is_in_doubt {
+                self.peer.activity.counters.commits_in_doubt.add_one();
+            }
             record.commit_failed(is_in_doubt.then(|| printable(&error.to_string()).into()));
         }
         if self.is_lost(loss) {

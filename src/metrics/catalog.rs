@@ -103,6 +103,22 @@ pub(super) static QUERY_DURATION: Metric = histogram(
     "diesel_peers_query_duration_seconds",
     "Duration of queries that have ended, successfully or not.",
 );
+pub(super) static RETRIES: Metric = counter(
+    "diesel_peers_retries_total",
+    "Transactions and reads that were interrupted on the peer and were run again.",
+);
+pub(super) static COMMITS_IN_DOUBT: Metric = counter(
+    "diesel_peers_commits_in_doubt_total",
+    "COMMITs whose error does not say whether they were executed.",
+);
+pub(super) static COMMITS_RESOLVED: Metric = counter(
+    "diesel_peers_commits_resolved_total",
+    "COMMITs in doubt whose outcome a ledger has found out, by outcome: committed, aborted.",
+);
+pub(super) static RETRY_BUDGET: Metric = gauge(
+    "diesel_peers_retry_budget",
+    "Retries that the pool may make at the moment; 100 at most.",
+);
 pub(super) static CONNECTS: Metric =
     counter("diesel_peers_connects_total", "Connections that were opened for the pool.");
 pub(super) static CONNECT_FAILURES: Metric = counter(
@@ -118,11 +134,12 @@ pub(super) static CONNECTIONS_CLOSED: Metric = counter(
     "Connections of the pool that were closed, by reason.",
 );
 
-static ALL: [&Metric; 27] = [
+static ALL: [&Metric; 31] = [
     &PEERS,
     &PEERS_AVAILABLE,
     &EVENTS_DROPPED,
     &HOST_FAILED,
+    &RETRY_BUDGET,
     &UP,
     &DEGRADED,
     &IN_SERVICE,
@@ -142,6 +159,9 @@ static ALL: [&Metric; 27] = [
     &QUERIES_LOST,
     &QUERIES_ABORTED,
     &QUERY_DURATION,
+    &RETRIES,
+    &COMMITS_IN_DOUBT,
+    &COMMITS_RESOLVED,
     &CONNECTS,
     &CONNECT_FAILURES,
     &CONNECT_DURATION,

@@ -20,6 +20,10 @@ struct Reported {
     queries_lost: u64,
     queries_aborted: u64,
     query_times: ReportedBuckets,
+    retries: u64,
+    commits_in_doubt: u64,
+    found_committed: u64,
+    found_aborted: u64,
     connects: u64,
     connect_failures: u64,
     logins: ReportedBuckets,
@@ -40,6 +44,10 @@ impl Counters {
             queries,
             queries_lost,
             queries_aborted,
+            retries,
+            commits_in_doubt,
+            found_committed,
+            found_aborted,
             logins,
             connects,
             connect_failures,
@@ -57,6 +65,19 @@ impl Counters {
             &mut reported.queries_aborted,
         );
         labeled.histogram(&catalog::QUERY_DURATION, queries, &mut reported.query_times);
+        labeled.counter(&catalog::RETRIES, retries.get(), &mut reported.retries);
+        labeled.counter(
+            &catalog::COMMITS_IN_DOUBT,
+            commits_in_doubt.get(),
+            &mut reported.commits_in_doubt,
+        );
+        for (outcome, found, reported) in [
+            ("committed", found_committed, &mut reported.found_committed),
+            ("aborted", found_aborted, &mut reported.found_aborted),
+        ] {
+            let labeled = labeled.with("outcome", outcome);
+            labeled.counter(&catalog::COMMITS_RESOLVED, found.get(), reported);
+        }
         labeled.counter(&catalog::CONNECTS, connects.get(), &mut reported.connects);
         labeled.counter(
             &catalog::CONNECT_FAILURES,

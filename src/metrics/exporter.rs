@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{io, ptr, thread};
 
 use crossbeam_channel::{Receiver, after, select, tick};
@@ -99,6 +99,7 @@ impl Exporter {
         let _ = catch_panic(|| with_recorder(|recorder| self.report(recorder)));
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the time of the report")]
     fn report(&mut self, recorder: &dyn Recorder) {
         let address = ptr::from_ref(recorder).addr();
         if self.described != address {
@@ -111,6 +112,8 @@ impl Exporter {
         pool.gauge(&catalog::PEERS, peers);
         pool.gauge(&catalog::PEERS_AVAILABLE, available);
         pool.gauge(&catalog::HOST_FAILED, usize::from(set.host_failure().is_some()));
+        let retries = if set.is_closed() { 0 } else { set.retry_budget.available(Instant::now()) };
+        pool.gauge(&catalog::RETRY_BUDGET, retries);
         pool.counter(&catalog::EVENTS_DROPPED, set.event_log.dropped(), events_dropped);
         for (name, gauges) in gauges {
             gauges.report(&pool.with("peer", name.clone()));

@@ -38,6 +38,13 @@ pub(crate) struct PeerCounters {
     pub(crate) queries_lost: Counter,
     /// Hung queries that were aborted.
     pub(crate) queries_aborted: Counter,
+    /// Transactions and reads that were interrupted and were run again.
+    pub(crate) retries: Counter,
+    /// COMMITs whose error does not say whether they were executed.
+    pub(crate) commits_in_doubt: Counter,
+    /// Of these, those that a ledger has found committed, and not committed.
+    pub(crate) found_committed: Counter,
+    pub(crate) found_aborted: Counter,
     /// Logins for the pool that succeeded.
     pub(crate) logins: Histogram,
     /// Successful logins whose connections became connections of the pool.

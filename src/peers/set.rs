@@ -25,6 +25,7 @@ use crate::peers::peer::{Counts, Peer};
 use crate::peers::peer_config::PeerValidator;
 use crate::peers::placement::{PeerView, count_available, shares, surplus};
 use crate::peers::resolved_host::ResolvedHost;
+use crate::peers::retry_budget::RetryBudget;
 use crate::settings::Settings;
 use crate::settings::policy::Recovery;
 
@@ -51,6 +52,7 @@ pub(crate) struct PeerSet {
     hosts_changed: (Sender<()>, Receiver<()>),
     pub(crate) deadlines: Deadlines,
     pub(crate) outage: Outage,
+    pub(crate) retry_budget: RetryBudget,
     /// Whether the checker scans the running queries.
     pub(crate) query_scan_requested: AtomicBool,
     /// Incremented with each change of a peer's state.
@@ -115,6 +117,7 @@ impl PeerSet {
             hosts_changed: bounded(1),
             deadlines: Deadlines::default(),
             outage: Outage::default(),
+            retry_budget: RetryBudget::default(),
             query_scan_requested: AtomicBool::new(false),
             epoch: AtomicU64::new(1),
             surplus: AtomicUsize::new(NO_PEER),

@@ -17,7 +17,6 @@ use crate::peers::set::PeerSet;
 use crate::pool::exchange::{Exchange, Reservation, ToClose};
 use crate::pool::link::Link;
 use crate::pool::replacement::Replacement;
-use crate::pool::retry_budget::RetryBudget;
 use crate::pool::validation::{self, Validation, discarded_error};
 use crate::settings::policy::Balance;
 
@@ -49,7 +48,6 @@ pub(crate) struct PoolState<C> {
     pub(crate) set: Arc<PeerSet>,
     pub(crate) exchange: Exchange<Box<Link<C>>>,
     pub(crate) replacement: Replacement,
-    pub(crate) retry_budget: RetryBudget,
     pub(crate) hooks: Arc<Hooks<C>>,
 }
 

@@ -11,8 +11,8 @@ use diesel::connection::{Connection, SimpleConnection};
 use diesel::r2d2::Pool;
 use diesel::result::{DatabaseErrorKind, Error, QueryResult};
 use diesel_peers::{
-    Balance, DoubtReason, Isolation, Ledger, Outcome, PeerConnection, PeerManager, RetryPolicy,
-    Strategy, outcome_of,
+    Balance, DoubtReason, Event, EventKind, Isolation, Ledger, Outcome, PeerConnection,
+    PeerManager, Peers, RetryPolicy, Strategy, outcome_of,
 };
 use support::backend::{PATIENCE, RealServer, manager_of, pool_of};
 use support::cutting_proxy::{Cut, CuttingProxy};
@@ -262,7 +262,10 @@ fn commit_whose_answer_is_lost_is_in_doubt<K: Kind>() {
 
 /// A pool whose first peer is the server behind a proxy, and whose other peers, all in the next tier, are these. The
 /// table `marks` and the ledger are on each of them.
-fn behind_proxy<K: Kind>(proxy: &CuttingProxy, others: &[&K]) -> Pool<PeerManager<K::Client>> {
+fn behind_proxy<K: Kind>(
+    proxy: &CuttingProxy,
+    others: &[&K],
+) -> (Pool<PeerManager<K::Client>>, Peers) {
     let ledger = Ledger::table("ledger");
     for server in others {
         let (pool, _) = pool_of(manager_of::<K::Client>([server.url()]), 1);
@@ -278,13 +281,13 @@ fn behind_proxy<K: Kind>(proxy: &CuttingProxy, others: &[&K]) -> Pool<PeerManage
     for at in 1..=others.len() {
         manager = manager.tier(format!("peer{at}"), 1);
     }
-    pool_of(manager, 2).0
+    pool_of(manager, 2)
 }
 
 fn ledger_resolves_a_commit_whose_answer_is_lost<K: Kind>() {
     let server = K::start(1).pop().expect("one server was started");
     let proxy = CuttingProxy::start(server.port());
-    let pool = behind_proxy(&proxy, &[&server]);
+    let (pool, peers) = behind_proxy(&proxy, &[&server]);
     // The cut, and how often the closure is run.
     for (id, cut, expected) in
         [(1, Cut::BeforeServer, 2), (2, Cut::BeforeAnswer, 1), (3, Cut::InsideAnswer, 1)]
@@ -302,13 +305,23 @@ fn ledger_resolves_a_commit_whose_answer_is_lost<K: Kind>() {
         assert!(!proxy.is_pending(), "{cut:?}");
         assert_eq!(server.marks(), id as usize, "{cut:?}");
     }
+    let of_transactions = |event: Event| match event.kind {
+        EventKind::TransactionInDoubt { .. } => Some((event.peer, None)),
+        EventKind::TransactionResolved { is_committed, .. } => {
+            Some((event.peer, Some(is_committed)))
+        }
+        _ => None,
+    };
+    let events: Vec<_> = peers.snapshot().events.into_iter().filter_map(of_transactions).collect();
+    let expected = [None, Some(false), None, Some(true), None, Some(true)];
+    assert_eq!(events, expected.map(|found| ("peer0".to_owned(), found)));
 }
 
 /// The server still has the session, which holds the lock of the token.
 fn ledger_waits_for_a_commit_that_is_still_on_its_way<K: Kind>() {
     let server = K::start(1).pop().expect("one server was started");
     let proxy = CuttingProxy::start(server.port());
-    let pool = behind_proxy(&proxy, &[&server]);
+    let (pool, _) = behind_proxy(&proxy, &[&server]);
     let mut conn = pool.get().expect("both peers are up");
     proxy.cut_at("COMMIT", Cut::Delayed);
     let mut runs = 0;
@@ -333,7 +346,7 @@ fn server_with_another_history_decides_nothing<K: Kind>() {
     let (other, server) =
         (servers.pop().expect("two servers"), servers.pop().expect("two servers"));
     let proxy = CuttingProxy::start(server.port());
-    let pool = behind_proxy(&proxy, &[&other]);
+    let (pool, _) = behind_proxy(&proxy, &[&other]);
     let (own, _) = pool_of(manager_of::<K::Client>([server.url()]), 1);
     let mut conn = own.get().expect("the peer is up");
     conn.batch_execute("CREATE TABLE marks (id INT PRIMARY KEY)").expect("a new database");

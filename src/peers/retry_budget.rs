@@ -43,19 +43,34 @@ impl RetryBudget {
         balance.amount = (balance.amount + PER_TRANSACTION).min(LARGEST_BALANCE);
     }
 
+    /// Returns how many retries are allowed at the moment.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn available(&self, now: Instant) -> usize {
+        let balance = &mut *lock(&self.0);
+        balance.grow(now);
+        usize::try_from(balance.amount / RETRY).unwrap_or(usize::MAX)
+    }
+
     /// Takes one retry out of the budget, and returns whether there was one.
     pub(crate) fn withdraw(&self, now: Instant) -> bool {
         let balance = &mut *lock(&self.0);
-        let elapsed = now.saturating_duration_since(balance.updated_at.unwrap_or(now));
-        balance.updated_at = Some(now);
-        let elapsed = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-        let grown = balance.amount.saturating_add(elapsed.saturating_mul(PER_MICROSECOND));
-        balance.amount = grown.min(LARGEST_BALANCE);
+        balance.grow(now);
         let is_allowed = balance.amount >= RETRY;
         if is_allowed {
             balance.amount -= RETRY;
         }
         is_allowed
+    }
+}
+
+impl Balance {
+    /// Adds what was paid in since the last time.
+    fn grow(&mut self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.updated_at.unwrap_or(now));
+        self.updated_at = Some(now);
+        let elapsed = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        let grown = self.amount.saturating_add(elapsed.saturating_mul(PER_MICROSECOND));
+        self.amount = grown.min(LARGEST_BALANCE);
     }
 }
 
