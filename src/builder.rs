@@ -33,7 +33,7 @@ use crate::settings::Given;
 use crate::settings::policy::{
     AllDown, Balance, Donors, GaleraCheck, Recovery, Role, SlowPeers, StatementCache, Strategy,
 };
-use crate::settings::retry::{Ledger, RetryPolicy};
+use crate::settings::retry::Ledger;
 use crate::url::dialect::Dialect;
 use crate::url::{Credentials, CredentialsProvider};
 
@@ -406,13 +406,33 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Sets how [`PeerConnection::transaction_with_retry`](crate::PeerConnection::transaction_with_retry) and
-    /// [`read_with_retry`](crate::PeerConnection::read_with_retry) run their work again.
+    /// Sets how often [`transaction_with_retry`](crate::PeerConnection::transaction_with_retry) and
+    /// [`read_with_retry`](crate::PeerConnection::read_with_retry) run their work at most.
     ///
-    /// Defaults to [`RetryPolicy::new`].
+    /// Defaults to 10. 1 means that nothing is run again.
     #[must_use]
-    pub fn retry_policy(mut self, retry_policy: RetryPolicy) -> Self {
-        self.given.retry_policy = Some(retry_policy);
+    pub fn retry_attempts(mut self, retry_attempts: u32) -> Self {
+        self.given.retry_attempts = Some(retry_attempts);
+        self
+    }
+
+    /// Sets the time after which work is not run again.
+    ///
+    /// Defaults to 30 seconds: a Galera cluster takes up to 15 to evict a member, and a query on a frozen server is
+    /// aborted after up to 12.
+    #[must_use]
+    pub fn retry_deadline(mut self, retry_deadline: Duration) -> Self {
+        self.given.retry_deadline = Some(retry_deadline);
+        self
+    }
+
+    /// Sets the ledger, the table that makes the outcome of each `COMMIT` of a
+    /// [`transaction_with_retry`](crate::PeerConnection::transaction_with_retry) known.
+    ///
+    /// Defaults to none.
+    #[must_use]
+    pub fn ledger(mut self, ledger: Ledger) -> Self {
+        self.given.ledger = Some(Some(ledger));
         self
     }
 
@@ -808,8 +828,7 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
         if let Some(name) = &given.pool_name {
             validate_pool_name(name)?;
         }
-        if let Some(ledger) = given.retry_policy.as_ref().and_then(|policy| policy.ledger.as_ref())
-        {
+        if let Some(Some(ledger)) = &given.ledger {
             validate_ledger(ledger, Dialect::for_connection::<C>())?;
         }
         validate_names(&peers)?;
@@ -906,11 +925,7 @@ fn validate_ledger(ledger: &Ledger, dialect: Dialect) -> Result<(), BuildErrorKi
         Ok(()) => return Ok(()),
         Err(flaw) => flaw,
     };
-    Err(BuildErrorKind::Setting {
-        setting: Some("retry_policy"),
-        key: "the ledger".to_owned(),
-        flaw,
-    })
+    Err(BuildErrorKind::Setting { setting: Some("ledger"), key: "the ledger".to_owned(), flaw })
 }
 
 fn validate_pool_name(name: &str) -> Result<(), BuildErrorKind> {

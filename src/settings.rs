@@ -13,7 +13,7 @@ use crate::fault::Classifier;
 use crate::settings::policy::{
     AllDown, Balance, Recovery, Requirements, SlowPeers, StatementCache, Strategy,
 };
-use crate::settings::retry::RetryPolicy;
+use crate::settings::retry::{DEFAULT_RETRY_ATTEMPTS, DEFAULT_RETRY_DEADLINE, Ledger};
 use crate::socket::Tuning;
 
 /// The random part of intervals. A check comes later than its interval by up to this fraction, so that a
@@ -109,6 +109,8 @@ settings! {
         slow_start: Duration = Duration::ZERO, at least Duration::ZERO;
         // Differences of a fast network and of a fast disk are smaller.
         slow_difference: Duration = MILLISECOND, at least Duration::ZERO;
+        // The default has a reason in `RetryPolicy`.
+        retry_deadline: Duration = DEFAULT_RETRY_DEADLINE, at least MILLISECOND;
         resolve_interval: Option<Duration> = None, at least 10 * MILLISECOND;
         // The `connection_timeout` of the pool, if it is known.
         pool_timeout: Option<Duration> = None, at least MILLISECOND;
@@ -131,7 +133,8 @@ settings! {
         requirements: Requirements = Requirements::default();
         statement_cache: StatementCache = StatementCache::default();
         all_down: AllDown = AllDown::default();
-        retry_policy: RetryPolicy = RetryPolicy::default();
+        retry_attempts: u32 = DEFAULT_RETRY_ATTEMPTS;
+        ledger: Option<Ledger> = None;
         // The default of each peer.
         max_connections: Option<u32> = None;
         slow_peers: SlowPeers = SlowPeers::default();
@@ -169,10 +172,15 @@ impl Given {
         settings.tcp_keepalive_is_default = self.tcp_keepalive.is_none();
         settings.tcp_user_timeout_is_default = self.tcp_user_timeout.is_none();
         self.check_conflicts(settings.pool_timeout_name)?;
-        if settings.max_connections == Some(0) {
-            let flaw = Flaw::new("is 0", "the minimum is 1; leave it out for no limit");
-            let (setting, key) = (Some("max_connections"), "`max_connections`".to_owned());
-            return Err(BuildErrorKind::Setting { setting, key, flaw });
+        for (setting, is_zero, correction) in [
+            ("max_connections", settings.max_connections == Some(0), "; leave it out for no limit"),
+            ("retry_attempts", settings.retry_attempts == 0, ", which runs nothing again"),
+        ] {
+            if is_zero {
+                let flaw = Flaw::new("is 0", format!("the minimum is 1{correction}"));
+                let (setting, key) = (Some(setting), format!("`{setting}`"));
+                return Err(BuildErrorKind::Setting { setting, key, flaw });
+            }
         }
         let Settings { pool_timeout, connect_timeout, connect_deadline, all_down_wait, .. } =
             &mut settings;

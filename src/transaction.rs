@@ -84,10 +84,16 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
         self.retry_policy().read(self, work)
     }
 
-    /// Returns the retry policy of the pool, for a transaction that needs a different one.
+    /// Returns a retry policy with the settings of the pool, for a transaction that needs a different one.
     #[must_use]
     pub fn retry_policy(&self) -> RetryPolicy {
-        self.pool.set.settings().retry_policy.clone()
+        let settings = self.pool.set.settings();
+        RetryPolicy {
+            max_attempts: settings.retry_attempts,
+            deadline: settings.retry_deadline,
+            ledger: settings.ledger.clone(),
+            ..RetryPolicy::new()
+        }
     }
 
     fn link_state(&self) -> Arc<LinkState> {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::R2D2Connection;
-use diesel_peers::{Ledger, Outcome, PeerManagerBuilder, RetryPolicy};
+use diesel_peers::{Ledger, Outcome, PeerManagerBuilder};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use support::EndsThreads;
@@ -81,11 +81,9 @@ fn run_bank<C>(builder: PeerManagerBuilder<C>, mut adversary: impl FnMut()) -> S
 where
     C: R2D2Connection + Send + 'static,
 {
-    let policy = RetryPolicy::new()
-        .ledger(ledger())
-        .max_attempts(u32::MAX)
-        .deadline(Duration::from_secs(120));
-    let (pool, _) = pool_of(builder.retry_policy(policy), THREADS);
+    let builder =
+        builder.ledger(ledger()).retry_attempts(u32::MAX).retry_deadline(Duration::from_secs(120));
+    let (pool, _) = pool_of(builder, THREADS);
     let said = Mutex::new(Said::default());
     let is_over = AtomicBool::new(false);
     let work = |thread: u32| {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use diesel::r2d2::ManageConnection;
-use diesel_peers::{PeerManager, PeerManagerBuilder};
+use diesel_peers::{Ledger, PeerManager, PeerManagerBuilder};
 use support::backend::build;
 use support::scripted::{ScriptedConnection, Server};
 
@@ -86,6 +86,15 @@ fn wrong_setting_is_an_error_that_says_what_to_change() {
             builder().peer("a", "url").peer_max_connections("a", 0),
             r#"the `max_connections` of peer "a" is 0: the minimum is 1"#,
         ),
+        (builder().peer("a", "url").retry_attempts(0), "`retry_attempts` is 0: the minimum is 1"),
+        (
+            builder().peer("a", "url").ledger(Ledger::table("outcomes; DROP TABLE users")),
+            "the ledger is not the name of a table: give",
+        ),
+        (
+            builder().peer("a", "url").ledger(Ledger::table("outcomes")),
+            "the ledger needs one of diesel's own connection types: leave",
+        ),
     ];
     for (builder, expected) in cases {
         let shown = format!("{builder:?}");
@@ -149,6 +158,7 @@ fn build_error_names_the_setting_to_change() {
         (a().weight("b", 2), Some("weight")),
         (a().weight("a", 0), Some("weight")),
         (a().max_connections(0), Some("max_connections")),
+        (a().ledger(Ledger::table("a.b.c")), Some("ledger")),
         (a().peer_max_connections("a", 0), Some("peer_max_connections")),
         (a().peer_max_connections("b", 1), Some("peer_max_connections")),
         (a().url("mysql://db0/shop?strategy=fastest"), Some("strategy")),

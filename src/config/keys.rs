@@ -3,6 +3,7 @@
 use crate::builder::PeerManagerBuilder;
 use crate::config::value::SettingValue;
 use crate::error::Flaw;
+use crate::settings::retry::Ledger;
 
 /// Gives a setting to the builder, in the type that the builder method takes.
 pub(super) type Setter<C> =
@@ -52,6 +53,9 @@ settings!(|builder, value| {
     "galera_donors" => builder.galera_donors(value.choice()?),
     "galera_check" => builder.galera_check(value.choice()?),
     "statement_cache" => builder.statement_cache(value.choice()?),
+    "retry_attempts" => builder.retry_attempts(value.whole(u32::MAX)?),
+    "retry_deadline" => builder.retry_deadline(value.duration()?),
+    "ledger" => builder.ledger(Ledger::table(value.text()?)),
     "recovery" => builder.recovery(value.choice()?),
     "all_down" => builder.all_down(value.choice()?),
     "all_down_interval" => builder.all_down_interval(value.duration()?),

@@ -7,6 +7,12 @@ use rand::{Rng, RngExt};
 use crate::error::Flaw;
 use crate::url::dialect::Dialect;
 
+pub(crate) const DEFAULT_RETRY_ATTEMPTS: u32 = 10;
+
+/// Galera evicts a member that does not answer after 5 to 15 seconds, and a query on a frozen server is aborted after 4
+/// to 12.
+pub(crate) const DEFAULT_RETRY_DEADLINE: Duration = Duration::from_secs(30);
+
 /// The longest pause before the second run; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -32,7 +38,7 @@ pub struct RetryPolicy {
     pub(crate) stays_on_peer: bool,
     pub(crate) is_idempotent: bool,
     pub(crate) ledger: Option<Ledger>,
-    isolation: Option<Isolation>,
+    pub(crate) isolation: Option<Isolation>,
     pub(crate) read_only: bool,
 }
 
@@ -109,14 +115,13 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Creates a policy with the defaults.
+    /// Creates a policy with the defaults. [`PeerConnection::retry_policy`](crate::PeerConnection::retry_policy)
+    /// returns one with the settings of the pool.
     #[must_use]
     pub fn new() -> Self {
         Self {
-            max_attempts: 10,
-            // Galera evicts a member that does not answer after 5 to 15 seconds, and a query on a frozen server is
-            // aborted after 4 to 12.
-            deadline: Duration::from_secs(30),
+            max_attempts: DEFAULT_RETRY_ATTEMPTS,
+            deadline: DEFAULT_RETRY_DEADLINE,
             stays_on_peer: false,
             is_idempotent: false,
             ledger: None,

@@ -277,7 +277,8 @@ fn behind_proxy<K: Kind>(
     let urls = [K::url_at("127.0.0.1", proxy.port())].into_iter().chain(urls);
     let mut manager = manager_of::<K::Client>(urls)
         .strategy(Strategy::Ordered)
-        .retry_policy(RetryPolicy::new().ledger(ledger).deadline(Duration::from_secs(10)));
+        .ledger(ledger)
+        .retry_deadline(Duration::from_secs(10));
     for at in 1..=others.len() {
         manager = manager.tier(format!("peer{at}"), 1);
     }
