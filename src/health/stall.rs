@@ -18,7 +18,9 @@
 //! A peer that begins to answer a login and does not complete it is alive, and holds the login's queries: it is a
 //! pooler that is paused, whose connections to the server are all in use, or whose server is gone. In all three
 //! cases its words follow, or its answers do. Such a peer gets no new work. Its queries are given up only after
-//! `pooler_wait`, if that is set: whoever pauses a pooler wants them to wait.
+//! `pooler_wait`, if that is set: whoever pauses a pooler wants them to wait. The same applies to a peer that refuses
+//! logins because it takes no work: a pooler whose server is gone holds the queries that wait already, and a
+//! Galera node that is a blocked donor goes on with its queries.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,8 +45,8 @@ const ANSWER_DELAY: Duration = Duration::from_millis(200);
 struct Observations {
     /// When the oldest running query of the peer began.
     oldest_query: Option<Instant>,
-    /// When the peer last answered: the end of a query, or the beginning of a login that succeeded
-    /// or was refused.
+    /// When the peer last answered: the end of a query, or the beginning of a login that succeeded or was
+    /// refused, unless because the peer takes no work.
     answered: Option<Instant>,
     /// When any other peer last answered, with a refusal at least.
     others_answered: Option<Instant>,
@@ -228,7 +230,7 @@ pub(super) fn scan(transaction: &mut Transaction<'_>) -> Stalls {
 fn observe(peers: &[Peer]) -> Vec<Observations> {
     // The peer that answered last, and the last answer of any other peer.
     let answers =
-        || peers.iter().enumerate().filter_map(|(index, peer)| Some((peer.last_answer()?, index)));
+        || peers.iter().enumerate().filter_map(|(index, peer)| Some((peer.last_word()?, index)));
     let newest = answers().max();
     let second_newest =
         newest.and_then(|(_, newest)| answers().filter(|(_, index)| *index != newest).max());
@@ -522,6 +524,27 @@ mod tests {
         scenario.query_ends(1);
         assert_eq!(scenario.scan(), (vec![], 1, 0), "a login that waits is as good as two checks");
         assert!(!scenario.is_up(0), "it is marked down again");
+    }
+
+    #[cfg(all(feature = "socket", target_os = "linux"))]
+    #[test]
+    fn peer_that_takes_no_work_goes_on_with_its_queries_or_holds_them() {
+        let mut scenario = Scenario::new(2);
+        // On a peer that is down, only queries count that can be aborted.
+        scenario.queries[0].set_socket(Arc::new(Socket::from_listener()));
+        scenario.query_begins(0);
+        let not_ready = || Err(LoginFailure::refused(Fault::PeerNotReady, "no server"));
+        for (now, checks) in [(2_000, vec![0]), (2_100, vec![0, 1]), (2_200, vec![])] {
+            scenario.advance_to(now);
+            if now > 2_000 {
+                scenario.check_ends(0, not_ready());
+            }
+            assert_eq!(scenario.scan().0, checks, "after {now} ms");
+        }
+        assert!(!scenario.is_up(0));
+        scenario.advance_to(60_000);
+        scenario.query_ends(1);
+        assert_eq!(scenario.scan(), (vec![], 0, 0), "no query is aborted, no check is made");
     }
 
     #[test]

@@ -112,7 +112,8 @@ pub(crate) struct StallSeries {
     pub(crate) began: Instant,
     /// The number of checks so far that got no answer.
     pub(crate) unanswered: u32,
-    /// Whether the peer had begun to answer the last of these: it holds logins, as a pooler does.
+    /// Whether the peer had begun to answer the last of these: it holds logins, as a pooler does, or refuses
+    /// them because its server is gone.
     pub(crate) is_held: bool,
     pub(crate) question: QuestionState,
 }
@@ -144,8 +145,10 @@ impl StallSeries {
 /// The logins and checks of a peer that were answered.
 #[derive(Debug, Default, Clone, Copy)]
 struct LoginStats {
-    /// When the newest one began that was answered, with a refusal of the peer at least.
+    /// When the newest one began that was answered, with a refusal at least.
     last_answered: Option<Instant>,
+    /// When the newest one began that was refused because the peer takes no work.
+    last_not_ready: Option<Instant>,
     /// The moving average of the login time.
     usual_time: Option<Duration>,
 }
@@ -421,7 +424,11 @@ impl Peer {
     /// Records that a login or check was refused. A full peer stays up if it was up.
     fn record_refused(&mut self, attempt: Attempt, cause: FailureCause, check_times: CheckTimes) {
         self.activity.counters.connect_failures.add_one();
-        self.logins.record_answer(attempt);
+        if cause.fault == Fault::PeerNotReady {
+            self.logins.last_not_ready = self.logins.last_not_ready.max(Some(attempt.began));
+        } else {
+            self.logins.record_answer(attempt);
+        }
         let now = attempt.ended;
         let fault = cause.fault;
         if fault == Fault::PeerFull && self.is_up() {
@@ -479,9 +486,15 @@ impl Peer {
     }
 
     /// Returns when the peer last answered a query, a login or a check, or sent anything to a query that
-    /// takes long.
+    /// takes long. That it takes no work is no answer: the queries that a pooler holds wait for an answer of
+    /// its server.
     pub(crate) fn last_answer(&self) -> Option<Instant> {
         self.logins.last_answered.max(self.activity.last_answer())
+    }
+
+    /// Returns when the peer last said anything.
+    pub(crate) fn last_word(&self) -> Option<Instant> {
+        self.last_answer().max(self.logins.last_not_ready)
     }
 
     /// Returns when the oldest query began that waits for the peer. If the peer is down, only queries count that
@@ -575,6 +588,18 @@ impl Peer {
                 self.checks.schedule(check_times);
             }
         }
+        // A stall check that leaves open whether the queries are served, and whether a pooler may hold them.
+        let is_held = match &outcome {
+            Err(LoginFailure::Unanswered(_)) => Some(false),
+            Err(LoginFailure::Held(_)) => Some(true),
+            Err(LoginFailure::Refused(cause)) if cause.fault == Fault::PeerNotReady => Some(true),
+            _ => None,
+        };
+        let series =
+            self.stall_series.as_mut().filter(|it| !is_regular && it.began <= attempt.began);
+        if let (Some(series), Some(is_held)) = (series, is_held) {
+            series.add_unanswered(1, is_held);
+        }
         let is_timeout = outcome.as_ref().is_err_and(LoginFailure::is_timeout);
         if was_attempted && (is_regular || !is_timeout) {
             self.checks.clear_suspicion(attempt.began);
@@ -585,12 +610,8 @@ impl Peer {
         }
         match outcome {
             Ok(()) => self.record_success(attempt),
-            Err(failure) if failure.is_timeout() && !is_regular => {
-                let series = self.stall_series.as_mut();
-                if let Some(series) = series.filter(|series| series.began <= attempt.began) {
-                    series.add_unanswered(1, matches!(failure, LoginFailure::Held(_)));
-                }
-            }
+            // An unanswered stall check marks nothing by itself.
+            Err(failure) if failure.is_timeout() && !is_regular => {}
             // Whatever prevents this process from checking is not over within moments, so the
             // suspicion must not cause another check at once.
             Err(LoginFailure::NotAttempted(_)) if is_regular => self.checks.suspected_at = None,

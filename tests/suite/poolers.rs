@@ -5,19 +5,21 @@
 use std::time::Duration;
 
 use diesel::PgConnection;
+use diesel::connection::SimpleConnection;
 use diesel_peers::{Fault, PeerManagerBuilder, PeerState, StatementCache};
 use support::backend::{PATIENCE, SOON, fill, links, manager_of, pool_of, state, status};
 use support::load::Load;
 use support::pgbouncer::PgBouncer;
 use support::pgpool::Pgpool;
 use support::postgres::Postgres;
-use support::{APP, APP_PASSWORD, wait_until, within};
+use support::postgres_words::PostgresWords;
+use support::{APP, APP_PASSWORD, how_long, wait_until, within};
 
 /// How long poolers are paused. Many times the time after which queries on a peer that is frozen are aborted.
 const PAUSE: Duration = Duration::from_secs(6);
 
-/// The time within which a peer is up after its pooler has gone on, long before the next check.
-const RESUMED_WITHIN: Duration = Duration::from_secs(2);
+/// The time within which a peer is up after its pooler has gone on. The next check may be due in ten seconds.
+const RESUMED_WITHIN: Duration = Duration::from_secs(5);
 
 /// `DISABLE` is how an operator of PgBouncer drains it: it refuses logins, and sessions continue.
 #[test]
@@ -47,13 +49,13 @@ fn disabled_pgbouncer_is_drained_without_an_error() {
 
 /// A pool through poolers, with short deadlines. `all_down_interval` is short, so that checks that are repeated at
 /// the usual pace are many.
-fn impatient_pool(poolers: &[PgBouncer]) -> PeerManagerBuilder<PgConnection> {
+fn impatient(urls: impl IntoIterator<Item = String>) -> PeerManagerBuilder<PgConnection> {
     const SHORT: Duration = Duration::from_millis(300);
-    manager_of(poolers.iter().map(PgBouncer::url))
+    manager_of(urls)
         .check_interval(Duration::from_secs(1))
         .connect_timeout(SHORT)
         .stall_after(SHORT)
-        .check_timeout(SHORT / 3)
+        .check_timeout(SHORT)
         .all_down_interval(SHORT / 6)
 }
 
@@ -68,7 +70,7 @@ fn order(poolers: &[PgBouncer], command: &str) {
 fn queries_that_a_paused_pgbouncer_holds_are_not_aborted() {
     let server = Postgres::start();
     let poolers = [(); 2].map(|()| PgBouncer::in_front_of(server.port(), &[]));
-    let (pool, peers) = pool_of(impatient_pool(&poolers), 6);
+    let (pool, peers) = pool_of(impatient(poolers.iter().map(PgBouncer::url)), 6);
     fill(&pool, &peers, &[3, 3]);
     // Returns how many more clients there are at its end than in its middle.
     let within_a_pause = |load: &Load| {
@@ -111,7 +113,8 @@ fn queries_that_a_paused_pgbouncer_holds_are_aborted_after_pooler_wait() {
     let server = Postgres::start();
     let poolers = [(); 2].map(|()| PgBouncer::in_front_of(server.port(), &[]));
     let pooler_wait = Duration::from_secs(2);
-    let (pool, peers) = pool_of(impatient_pool(&poolers).pooler_wait(pooler_wait), 6);
+    let (pool, peers) =
+        pool_of(impatient(poolers.iter().map(PgBouncer::url)).pooler_wait(pooler_wait), 6);
     fill(&pool, &peers, &[3, 3]);
     let seen = Load::run(&pool, 4, "SELECT 1", |load| {
         poolers[0].order("PAUSE");
@@ -131,7 +134,7 @@ fn pgbouncer_whose_connections_are_in_use_is_full_and_not_down() {
     let server = Postgres::start();
     let poolers = [["default_pool_size = 1"], ["default_pool_size = 20"]]
         .map(|settings| PgBouncer::in_front_of(server.port(), &settings));
-    let (pool, peers) = pool_of(impatient_pool(&poolers), 8);
+    let (pool, peers) = pool_of(impatient(poolers.iter().map(PgBouncer::url)), 8);
     fill(&pool, &peers, &[4, 4]);
     let seen = Load::run(&pool, 8, "SELECT pg_sleep(0.1)", |_| {
         wait_until("the peer is full", PATIENCE, || status(&peers, "peer0").is_full);
@@ -207,4 +210,23 @@ fn statements_that_are_not_kept_work_through_transaction_pooling() {
     };
     assert!(failures(StatementCache::Unbounded) > 0, "statements are found lost");
     assert_eq!(failures(StatementCache::Disabled), 0);
+}
+
+/// The server behind a pooler is gone. PgBouncer refuses logins, and holds the queries that wait already. Whether any
+/// waits is a matter of chance, so a server stands for PgBouncer that says the same.
+#[test]
+fn queries_that_wait_for_a_server_that_is_gone_are_aborted_after_pooler_wait() {
+    let servers = [(); 2].map(|()| PostgresWords::start());
+    let builder = impatient(servers.iter().map(PostgresWords::url));
+    let pooler_wait = Duration::from_secs(1);
+    let (pool, peers) = pool_of(builder.pooler_wait(pooler_wait), 2);
+    fill(&pool, &peers, &[1, 1]);
+    let conns = [pool.get(), pool.get()].map(|conn| conn.expect("the pool is full"));
+    let mut conn = conns.into_iter().find(|conn| conn.peer() == "peer0").expect("one is to it");
+    servers[0].hold("SELECT 7");
+    let text = "server login has been failing, try again later (server_login_retry)";
+    servers[0].refuse_logins("08P01", text);
+    let took = how_long("the query ends", PATIENCE, || conn.batch_execute("SELECT 7").is_err());
+    assert!(took >= pooler_wait && took < PATIENCE / 4, "{took:?}");
+    assert_eq!(status(&peers, "peer0").fault, Some(Fault::PeerNotReady));
 }

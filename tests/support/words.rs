@@ -8,6 +8,7 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
+use std::time::Duration;
 
 /// An error that a server reports. The code is a number of MySQL or an SQLSTATE of PostgreSQL.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +25,9 @@ impl Words {
     }
 }
 
+/// The time after which a statement is answered that is held.
+const LONG: Duration = Duration::from_secs(30);
+
 /// The answer to a statement.
 pub(super) enum Answer {
     Ok,
@@ -35,6 +39,8 @@ pub(super) enum Answer {
 pub struct Script {
     /// The errors of statements that begin like this.
     errors: Mutex<HashMap<String, Words>>,
+    /// The beginning of statements that are held.
+    held: Mutex<Option<String>>,
     /// The error of each login.
     refusal: Mutex<Option<Words>>,
     sessions: Mutex<Vec<TcpStream>>,
@@ -113,6 +119,11 @@ impl Script {
         self.errors().insert(beginning.to_owned(), words);
     }
 
+    /// Does not answer statements that begin like this for a long time.
+    pub fn hold(&self, beginning: &str) {
+        *self.held.lock().expect("no thread has panicked") = Some(beginning.to_owned());
+    }
+
     /// Answers each statement and accepts each login again.
     pub fn say_nothing_more(&self) {
         self.errors().clear();
@@ -163,6 +174,10 @@ impl Script {
         if self.sessions_to_end.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
         {
             return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        let held = self.held.lock().expect("no thread has panicked").clone();
+        if held.is_some_and(|held| statement.starts_with(&held)) {
+            thread::sleep(LONG);
         }
         let errors = self.errors();
         let error = errors.iter().find(|(beginning, _)| statement.starts_with(beginning.as_str()));
