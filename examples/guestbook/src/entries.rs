@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
-use diesel_peers::PeerConnection;
+use diesel_peers::{Outcome, PeerConnection, TransactionError};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use rocket::form::{self, FromForm};
@@ -53,7 +53,7 @@ impl Draft {
     /// The id of the entry, which is the same if the same form is sent again.
     ///
     /// A connection may be lost after an entry was stored but before the response of the server arrived. Then
-    /// the visitor sends the form again, perhaps to another peer, and the entry is still stored only once.
+    /// the entry is inserted again, perhaps by another peer, and is still stored only once.
     fn id(&self) -> i64 {
         let mut hasher = DefaultHasher::new();
         self.hash(&mut hasher);
@@ -82,8 +82,9 @@ pub fn page(conn: &mut PeerConnection<Db>, number: u32) -> QueryResult<Option<Li
     Ok(Some(Listing { entries, number, pages, count }))
 }
 
-/// Stores an entry. An entry that exists already is left unchanged.
-pub fn insert(conn: &mut PeerConnection<Db>, draft: &Draft) -> QueryResult<()> {
+/// Stores an entry. An entry that exists already is left unchanged. So this may be run again on another peer even if
+/// the answer to the COMMIT was lost.
+pub fn insert(conn: &mut PeerConnection<Db>, draft: &Draft) -> Result<(), TransactionError<Error>> {
     let milliseconds = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
     let entry = Entry {
         id: draft.id(),
@@ -91,9 +92,13 @@ pub fn insert(conn: &mut PeerConnection<Db>, draft: &Draft) -> QueryResult<()> {
         name: tidy(&draft.name),
         message: tidy(&draft.message),
     };
-    match diesel::insert_into(entries::table).values(&entry).execute(conn) {
-        Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => Ok(()),
-        outcome => outcome.map(drop),
+    let policy = conn.retry_policy().idempotent(true);
+    let outcome = policy.transaction(conn, |conn| {
+        diesel::insert_into(entries::table).values(&entry).execute(conn).map(drop)
+    });
+    match outcome {
+        Outcome::Aborted(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => Ok(()),
+        outcome => outcome.into_result(),
     }
 }
 

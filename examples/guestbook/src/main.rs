@@ -73,10 +73,13 @@ async fn list(
     book: GuestBook,
 ) -> Result<Option<Page>, Status> {
     let number = page.unwrap_or(1);
-    // All queries of a request use one checkout, so that one peer answers them.
+    // All queries of a request use one checkout, so that one peer answers them. If it dies, another one answers
+    // all of them again.
     let answer = book.run(move |conn| {
-        let listing = entries::page(conn, number)?;
-        QueryResult::Ok((listing, conn.peer().to_owned()))
+        conn.read_with_retry(|conn| {
+            let listing = entries::page(conn, number)?;
+            QueryResult::Ok((listing, conn.peer().to_owned()))
+        })
     });
     let (listing, peer) = answer.await.map_err(|error| {
         error!("cannot read the entries: {error}");

@@ -1,10 +1,10 @@
-//! The guest book as its visitors see it: the entries that it accepts and shows, also in a browser, and the
-//! errors that visitors get while its peers are killed and frozen.
+//! The guest book as its visitors see it: the entries that it accepts and shows, also in a browser, and while its
+//! peers are killed and frozen.
 
 #![cfg(target_os = "linux")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{env, fs, thread};
 
@@ -275,8 +275,6 @@ fn site_without_its_database_answers_503_and_keeps_the_input() {
 #[derive(Debug, Default)]
 struct Visitors {
     stopped: AtomicBool,
-    /// The number of faults so far.
-    faults: AtomicUsize,
     seen: Mutex<Seen>,
 }
 
@@ -286,8 +284,8 @@ struct Seen {
     served: BTreeMap<String, usize>,
     /// The messages that were acknowledged.
     written: Vec<String>,
-    /// The failed requests: the visitor's number, the number of faults before, and the answer.
-    failed: Vec<(usize, usize, Answer)>,
+    /// The failed requests.
+    failed: Vec<Answer>,
 }
 
 impl Visitors {
@@ -318,21 +316,16 @@ impl Visitors {
         let key = all_between(&answer.body, "name=\"key\" value=\"", "\"").next();
         let peer = all_between(&answer.body, "<strong id=\"peer\">", "<").next();
         let Some((key, peer)) = key.zip(peer).filter(|_| answer.status == 200) else {
-            return self.failed(number, answer);
+            return self.seen().failed.push(answer);
         };
         *self.seen().served.entry(peer.to_owned()).or_default() += 1;
         let message = format!("Visit {visit} of visitor {number}.");
         let fields = [("key", key), ("name", "A visitor"), ("message", message.as_str())];
         let answer = client.post("/", &fields);
         if answer.status != 303 {
-            return self.failed(number, answer);
+            return self.seen().failed.push(answer);
         }
         self.seen().written.push(message);
-    }
-
-    fn failed(&self, number: usize, answer: Answer) {
-        let faults = self.faults.load(Ordering::Relaxed);
-        self.seen().failed.push((number, faults, answer));
     }
 
     /// Waits until each of these peers has served this number of further pages.
@@ -365,7 +358,7 @@ impl Visitors {
 }
 
 #[test]
-fn visitors_get_at_most_one_error_for_each_fault() {
+fn visitors_get_no_error_while_peers_are_killed_and_frozen() {
     const VISITORS: usize = 8;
     const PEERS: [&str; 3] = ["db0", "db1", "db2"];
 
@@ -385,7 +378,6 @@ fn visitors_get_at_most_one_error_for_each_fault() {
     let seen = Visitors::visit(&app, VISITORS, |visitors| {
         visitors.wait_for(&PEERS, 30);
 
-        visitors.faults.store(1, Ordering::Relaxed);
         servers[0].kill();
         wait_until("db0 is marked down", PATIENCE, || is("db0", "down"));
         visitors.wait_for(&["db1", "db2"], 50);
@@ -393,7 +385,6 @@ fn visitors_get_at_most_one_error_for_each_fault() {
         wait_until("db0 is up again", PATIENCE, || is("db0", "up"));
         visitors.wait_for_fair_shares(&PEERS);
 
-        visitors.faults.store(2, Ordering::Relaxed);
         servers[1].freeze();
         wait_until("db1 is marked down", PATIENCE, || is("db1", "down"));
         visitors.wait_for(&["db0", "db2"], 50);
@@ -402,25 +393,21 @@ fn visitors_get_at_most_one_error_for_each_fault() {
         visitors.wait_for_fair_shares(&PEERS);
     });
 
-    let mut affected = BTreeSet::new();
-    for (visitor, faults, answer) in &seen.failed {
-        assert_ne!(*faults, 0, "no request fails before the first fault: {answer:?}");
-        let is_first = affected.insert((visitor, faults));
-        assert!(is_first, "each visitor gets at most one error for a fault: {:?}", seen.failed);
-        assert_eq!(answer.status, 503, "{answer:?}");
-        assert_shows_no_internals(&answer.body);
-    }
+    assert!(seen.failed.is_empty(), "no visitor gets an error: {:?}", seen.failed);
     assert!(!seen.written.is_empty(), "visitors have written entries");
-    let mut times: BTreeMap<String, usize> = BTreeMap::new();
+    // These servers do not share their data. An entry whose COMMIT got no answer may be on two of them, under the same
+    // id: equivalent servers would have it once.
+    let mut ids: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for server in &servers {
-        for message in server.sql("SELECT message FROM app.entries").lines() {
-            *times.entry(message.to_owned()).or_default() += 1;
+        for row in server.sql("SELECT id, message FROM app.entries").lines() {
+            let (id, message) = row.split_once('\t').expect("two columns");
+            ids.entry(message.to_owned()).or_default().insert(id.to_owned());
         }
     }
     for message in &seen.written {
-        assert_eq!(times.get(message), Some(&1), "the acknowledged {message} is stored once");
+        assert!(ids.contains_key(message), "the acknowledged {message} is stored");
     }
-    assert!(times.values().all(|times| *times == 1), "no entry is stored twice: {times:?}");
+    assert!(ids.values().all(|ids| ids.len() == 1), "no entry is stored twice: {ids:?}");
 }
 
 /// Asserts that the page is not wider than the screen.
