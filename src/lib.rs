@@ -67,5 +67,5 @@ pub use crate::settings::policy::{
     StatementCache, Strategy,
 };
 pub use crate::settings::retry::{Isolation, Ledger, RetryPolicy};
-pub use crate::transaction::{Doubt, DoubtReason, Outcome, TransactionError, outcome_of};
+pub use crate::transaction::{Doubt, DoubtReason, Outcome, TransactionError, Verdict, outcome_of};
 pub use crate::url::Credentials;

@@ -4,6 +4,9 @@
 mod ledger;
 mod outcome;
 mod rows;
+#[cfg(feature = "serde")]
+mod serialize;
+mod watermark;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -25,11 +28,11 @@ use crate::peers::set::peer_ref::PeerRef;
 use crate::peers::transaction_record::{CommitSeen, Interruption};
 use crate::pool::connection::PeerConnection;
 use crate::redact::printable;
-use crate::settings::retry::RetryPolicy;
-use crate::transaction::ledger::{Token, Verdict};
+use crate::settings::retry::{Ledger, RetryPolicy};
+use crate::transaction::ledger::{Decision, Entry, Token};
 use crate::url::dialect::Dialect;
 
-pub use outcome::{Doubt, DoubtReason, Outcome, TransactionError};
+pub use outcome::{Doubt, DoubtReason, Outcome, TransactionError, Verdict};
 
 /// Marks the beginning of a transaction. If it is gone before the COMMIT, the transaction did not last until
 /// then.
@@ -152,23 +155,13 @@ enum Attempt<T, E> {
     /// Nothing was saved, because of this.
     Interrupted(E, Interruption),
     /// It may be saved or not.
-    Unknown(Doubt, Option<Pending<T, E>>),
-}
-
-/// A COMMIT that the ledger can resolve.
-struct Pending<T, E> {
-    /// What the closure has returned.
-    value: T,
-    /// The error of the COMMIT.
-    error: E,
-    token: Token,
-    /// The history that the transaction belongs to.
-    history: Arc<str>,
+    /// Contains what the closure has returned and the error of the COMMIT, if there was one.
+    Unknown(Doubt, Option<(T, E)>),
 }
 
 impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
     fn doubt(&self, reason: DoubtReason, error: Arc<str>) -> Doubt {
-        Doubt { reason, peer: self.peer().into(), error }
+        Doubt { reason, peer: self.peer().into(), error, entry: None }
     }
 
     /// Runs a transaction once.
@@ -233,14 +226,14 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
             }
             Err(error) => {
                 let text = printable(&error.to_string()).into();
-                let doubt = self.doubt(DoubtReason::CommitUnanswered, text);
-                let pending = token.zip(history).map(|(token, history)| Pending {
-                    value,
-                    error: error.into(),
+                let mut doubt = self.doubt(DoubtReason::CommitUnanswered, text);
+                let written = ledger.zip(token).zip(history);
+                doubt.entry = written.map(|((ledger, token), history)| Entry {
+                    ledger: Ledger::table(&ledger.table),
                     token,
                     history,
                 });
-                Attempt::Unknown(doubt, pending)
+                Attempt::Unknown(doubt, Some((value, error.into())))
             }
         }
     }
@@ -288,27 +281,25 @@ impl RetryPolicy {
                 Attempt::Interrupted(error, interruption) => {
                     (Outcome::Aborted(error), interruption)
                 }
-                Attempt::Unknown(doubt, pending) => {
+                Attempt::Unknown(doubt, returned) => {
                     let origin = conn.link().guard.peer.clone();
                     let reason = doubt.error().to_owned();
                     origin.record(EventKind::TransactionInDoubt { reason });
-                    let verdict =
-                        pending.as_ref().and_then(|pending| retries.resolve(conn, pending));
-                    if let Some(verdict) = verdict {
-                        record_verdict(&origin, verdict);
-                    }
-                    match (verdict, pending) {
-                        (Some(Verdict::Committed), Some(Pending { value, .. })) => {
+                    let verdict = retries.resolve_elsewhere(conn, doubt);
+                    record_verdict(&origin, &verdict);
+                    match (verdict, returned) {
+                        (Verdict::Committed, Some((value, _))) => {
                             return Outcome::Committed(value);
                         }
                         // It never will be committed, so it may be run again, on the connection that has decided it.
-                        (Some(Verdict::Aborted), Some(Pending { error, .. })) => {
+                        (Verdict::Aborted, Some((_, error))) => {
                             (Outcome::Aborted(error), Interruption::Conflict)
                         }
-                        _ if self.is_idempotent => {
+                        (Verdict::Unknown(doubt), _) if self.is_idempotent => {
                             (Outcome::Unknown(doubt), Interruption::ConnectionLost)
                         }
-                        _ => return Outcome::Unknown(doubt),
+                        (Verdict::Unknown(doubt), _) => return Outcome::Unknown(doubt),
+                        (_, None) => unreachable!("only a COMMIT is resolved"),
                     }
                 }
             };
@@ -355,14 +346,38 @@ impl RetryPolicy {
 }
 
 /// Records what has become of a transaction in doubt on this peer.
-fn record_verdict(origin: &PeerRef, verdict: Verdict) {
+fn record_verdict(origin: &PeerRef, verdict: &Verdict) {
     let counters = &origin.activity.counters;
     let (found, is_committed) = match verdict {
         Verdict::Committed => (&counters.found_committed, true),
         Verdict::Aborted => (&counters.found_aborted, false),
+        Verdict::Unknown(_) => return,
     };
     found.add_one();
     origin.record(EventKind::TransactionResolved { is_committed });
+}
+
+impl Doubt {
+    /// Finds out what has become of the transaction, if it has written a token into a [`Ledger`](crate::Ledger). This
+    /// may be another process than the one that has run it: with the feature `serde`, a doubt can be stored.
+    ///
+    /// After [`Verdict::Aborted`] the transaction is never committed, even if its `COMMIT` is still on its way. What
+    /// cannot be found out stays [`Verdict::Unknown`], with the reason. The checkout changes to other peers until one
+    /// can decide, or until the deadline of the pool's retry policy. Within an open transaction nothing is asked.
+    #[expect(clippy::disallowed_methods, reason = "the deadline starts here")]
+    pub fn resolve<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+    ) -> Verdict {
+        let mut doubt = self.clone();
+        if conn.transaction_depth() != Ok(0) {
+            doubt.error = Error::AlreadyInTransaction.to_string().into();
+            return Verdict::Unknown(doubt);
+        }
+        let policy = conn.retry_policy();
+        let end = Instant::now() + policy.deadline;
+        Retries { policy: &policy, end, attempts: 1 }.resolve(conn, doubt, false)
+    }
 }
 
 /// The retries of one transaction.
@@ -420,29 +435,53 @@ impl<'a> Retries<'a> {
         true
     }
 
-    /// Decides about a COMMIT without an answer, on a connection to another peer. Returns `None` if the deadline is
-    /// over before.
-    #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
-    fn resolve<C: R2D2Connection + Send + 'static, T, E>(
+    /// Decides about a COMMIT without an answer, on a connection to another peer.
+    #[expect(clippy::disallowed_methods, reason = "the answer is worth a wait from now on")]
+    fn resolve_elsewhere<C: R2D2Connection + Send + 'static>(
         &mut self,
         conn: &mut PeerConnection<C>,
-        pending: &Pending<T, E>,
-    ) -> Option<Verdict> {
-        let ledger = self.policy.ledger.as_ref()?;
-        // The answer is worth a wait, even if the runs have used up the time.
-        self.end = self.end.max(Instant::now() + self.policy.deadline / 2);
+        doubt: Doubt,
+    ) -> Verdict {
+        if doubt.entry.is_some() {
+            // The runs may have used up the time.
+            self.end = self.end.max(Instant::now() + self.policy.deadline / 2);
+        }
+        self.resolve(conn, doubt, true)
+    }
+
+    /// Decides about a COMMIT without an answer, if it has written a token. With `elsewhere` the first connection is
+    /// not asked. The outcome stays unknown if the deadline is over before.
+    #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
+    fn resolve<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+        mut doubt: Doubt,
+        mut elsewhere: bool,
+    ) -> Verdict {
+        let Some(entry) = doubt.entry.clone() else { return Verdict::Unknown(doubt) };
         loop {
-            let changed = conn.change_link(Instant::now);
-            let decided = changed.and_then(|()| {
-                let decided = ledger.decide(conn, &pending.token, &pending.history);
-                decided.map_err(|error| printable(&error.to_string()))
-            });
+            let changed = if elsewhere { conn.change_link(Instant::now) } else { Ok(()) };
+            let decided = changed
+                .and_then(|()| entry.decide(conn).map_err(|error| printable(&error.to_string())));
+            elsewhere = decided != Ok(Decision::Again);
             match decided {
-                Ok(Some(verdict)) => return Some(verdict),
-                Ok(None) => {}
-                Err(error) => debug!(target: LOG_TARGET, "a COMMIT is not resolved yet: {error}"),
+                Ok(Decision::Committed) => return Verdict::Committed,
+                Ok(Decision::Aborted) => return Verdict::Aborted,
+                Ok(Decision::Forgotten) => {
+                    doubt.reason = DoubtReason::Forgotten;
+                    return Verdict::Unknown(doubt);
+                }
+                Ok(Decision::OtherHistory) => doubt.reason = DoubtReason::OtherHistory,
+                Ok(Decision::Again) => {}
+                Err(error) => {
+                    debug!(target: LOG_TARGET, "a COMMIT is not resolved yet: {error}");
+                    doubt.reason = DoubtReason::CommitUnanswered;
+                    doubt.error = error.into();
+                }
             }
-            self.pause(&conn.pool.set)?;
+            if self.pause(&conn.pool.set).is_none() {
+                return Verdict::Unknown(doubt);
+            }
         }
     }
 

@@ -17,6 +17,8 @@ pub(crate) const DEFAULT_RETRY_DEADLINE: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// How a transaction is run again.
 ///
 /// ```
@@ -49,16 +51,28 @@ pub struct RetryPolicy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ledger {
     pub(crate) table: String,
+    pub(crate) retention: Duration,
 }
 
 impl Ledger {
     /// Creates a ledger in the table of this name, which may be qualified by the name of a schema.
     ///
-    /// The application's user needs the rights to `SELECT` and to `INSERT`. [`create_table`](Self::create_table)
+    /// The application's user needs the rights to `SELECT` and to `INSERT`, and who calls [`clean`](Self::clean) those
+    /// to `UPDATE` and to `DELETE`. [`create_table`](Self::create_table)
     /// returns the statement that creates the table.
     #[must_use]
     pub fn table(name: impl Into<String>) -> Self {
-        Self { table: name.into() }
+        Self { table: name.into(), retention: DAY }
+    }
+
+    /// Sets for how long a token is kept at least. [`clean`](Self::clean) deletes the older ones. The outcome of an
+    /// older transaction that is in doubt stays unknown.
+    ///
+    /// Defaults to one day.
+    #[must_use]
+    pub fn retention(mut self, retention: Duration) -> Self {
+        self.retention = retention;
+        self
     }
 
     /// Returns the statement that creates the table, for a migration. It is the same for every database.
@@ -177,6 +191,12 @@ impl RetryPolicy {
     #[must_use]
     pub fn ledger(mut self, ledger: Ledger) -> Self {
         self.ledger = Some(ledger);
+        self
+    }
+
+    /// Writes no tokens, for transactions of the ledger's own.
+    pub(crate) fn without_ledger(mut self) -> Self {
+        self.ledger = None;
         self
     }
 

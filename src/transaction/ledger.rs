@@ -34,25 +34,45 @@ impl Token {
     #[expect(clippy::disallowed_methods, reason = "a token must be new after a restart as well")]
     pub(super) fn new() -> QueryResult<Self> {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let millis = since.map_or(0, |since| since.as_millis()) & 0xffff_ffff_ffff;
+        let millis = since.map_or(0, |since| since.as_millis());
         let mut random = [0; 10];
         SysRng
             .try_fill_bytes(&mut random)
             .map_err(|error| Error::QueryBuilderError(Box::new(error)))?;
-        let mut digits = format!("{millis:012x}");
+        let mut digits = Self::time_digits(millis);
         for byte in random {
             write!(digits, "{byte:02x}").expect("a string accepts everything");
         }
         Ok(Self(digits))
     }
+
+    /// Returns the digits with which a token of this time begins.
+    pub(super) fn time_digits(millis: u128) -> String {
+        format!("{:012x}", millis & 0xffff_ffff_ffff)
+    }
 }
 
-/// What has become of a transaction.
+/// What a transaction in doubt has written in its ledger, if it is committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) ledger: Ledger,
+    pub(super) token: Token,
+    /// The history that the transaction belongs to.
+    pub(super) history: Arc<str>,
+}
+
+/// What one try of the resolver has found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Decision {
     Committed,
-    /// It is not committed and never will be.
+    /// The transaction is not committed and never will be.
     Aborted,
+    /// The token is older than the watermark, and is not there.
+    Forgotten,
+    /// The table on this peer belongs to other data.
+    OtherHistory,
+    /// The token was there and is gone. Who has written it is not known.
+    Again,
 }
 
 /// The key of the row with the name of the history. All peers with the same data have the same.
@@ -135,11 +155,13 @@ impl Ledger {
         conn.batch_execute(&self.insert(&token.0, COMMITTED))
     }
 
-    fn insert(&self, token: &str, outcome: &str) -> String {
+    pub(super) fn insert(&self, token: &str, outcome: &str) -> String {
         format!("INSERT INTO {} (token, outcome) VALUES ('{token}', '{outcome}')", self.table)
     }
+}
 
-    /// Tries to decide about a transaction. Returns `None` if it has to be tried again.
+impl Entry {
+    /// Tries to decide about the transaction that has written this entry.
     ///
     /// # Errors
     ///
@@ -147,17 +169,14 @@ impl Ledger {
     pub(super) fn decide<C: R2D2Connection + Send + 'static>(
         &self,
         conn: &mut PeerConnection<C>,
-        token: &Token,
-        history: &str,
-    ) -> QueryResult<Option<Verdict>> {
-        if *self.history(conn)? != *history {
-            let error =
-                format!("the table {} on peer {} has another history", self.table, conn.peer());
-            return Err(Error::QueryBuilderError(error.into()));
+    ) -> QueryResult<Decision> {
+        let Self { ledger, token, history } = self;
+        if *ledger.history(conn)? != **history {
+            return Ok(Decision::OtherHistory);
         }
         let dialect = Dialect::for_connection::<C>();
         let decided = begin(conn, dialect).and_then(|()| {
-            let insert = self.insert(&token.0, ABORTED);
+            let insert = ledger.insert(&token.0, ABORTED);
             let insert = match dialect {
                 // MySQL takes the first part for a comment, and waits for as long as the server is configured to.
                 Dialect::MySql => format!(
@@ -167,28 +186,47 @@ impl Ledger {
                 _ => insert,
             };
             rows::execute(&mut **conn, &insert)?;
-            C::TransactionManager::commit_transaction(&mut **conn)
+            // A cleaner that has deleted the token before the INSERT has raised the watermark before.
+            if ledger.has_forgotten(conn, token)? {
+                conn.roll_back();
+                return Ok(Decision::Forgotten);
+            }
+            C::TransactionManager::commit_transaction(&mut **conn)?;
+            Ok(Decision::Aborted)
         });
         match decided {
-            Ok(()) => Ok(Some(Verdict::Aborted)),
             Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {
                 conn.roll_back();
-                Ok(match self.read(conn, &token.0)?.as_deref() {
-                    Some(COMMITTED) => Some(Verdict::Committed),
-                    Some(ABORTED) => Some(Verdict::Aborted),
-                    // The transaction that had written it was rolled back since.
-                    _ => None,
-                })
+                match ledger.read(conn, &token.0)?.as_deref() {
+                    Some(COMMITTED) => ledger.wait_for_replicas(conn).map(|()| Decision::Committed),
+                    Some(ABORTED) => Ok(Decision::Aborted),
+                    // The transaction that had written it was rolled back since, or the token was deleted.
+                    _ => Ok(Decision::Again),
+                }
             }
             Err(error) => {
                 conn.roll_back();
                 Err(error)
             }
+            decided => decided,
         }
+    }
+}
+
+impl Ledger {
+    /// Commits a row that means nothing. A transaction that others see may not have reached the replicas that its
+    /// COMMIT has to wait for: the server was restarted in the middle, or its session was ended. What is committed
+    /// after it reaches them after it.
+    fn wait_for_replicas<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+    ) -> QueryResult<()> {
+        let Token(new) = Token::new()?;
+        rows::execute(&mut **conn, &self.insert(&new, ABORTED)).map(drop)
     }
 
     /// Reads a row. Outside of a transaction this sees every row that was committed before.
-    fn read<C: R2D2Connection + Send + 'static>(
+    pub(super) fn read<C: R2D2Connection + Send + 'static>(
         &self,
         conn: &mut PeerConnection<C>,
         token: &str,

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::transaction::ledger::Entry;
+
 /// The outcome of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "a transaction may not have been committed"]
@@ -75,6 +77,10 @@ pub enum DoubtReason {
     /// (MySQL's `CREATE TABLE`, a `COMMIT` in a text), or the server has rolled it back and the closure has gone
     /// on after the error.
     EndedEarly,
+    /// The transaction is older than tokens are kept in the ledger, so the token may have been there.
+    Forgotten,
+    /// The ledger on the peers that were asked belongs to other data.
+    OtherHistory,
 }
 
 /// A transaction whose outcome is not known.
@@ -83,6 +89,8 @@ pub struct Doubt {
     pub(super) reason: DoubtReason,
     pub(super) peer: Arc<str>,
     pub(super) error: Arc<str>,
+    /// What is written in the ledger if the transaction is committed.
+    pub(super) entry: Option<Entry>,
 }
 
 impl Doubt {
@@ -103,11 +111,24 @@ impl Doubt {
     pub fn error(&self) -> &str {
         &self.error
     }
+
+    /// Returns the name of the ledger's table, if the transaction has written a token into one.
+    #[must_use]
+    pub fn table(&self) -> Option<&str> {
+        self.entry.as_ref().map(|entry| &*entry.ledger.table)
+    }
+
+    /// Returns the token that the transaction has written into the ledger, if there is one. In the table, it is
+    /// the key of a row.
+    #[must_use]
+    pub fn token(&self) -> Option<&str> {
+        self.entry.as_ref().map(|entry| &*entry.token.0)
+    }
 }
 
 impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { reason, peer, error } = self;
+        let Self { reason, peer, error, .. } = self;
         match reason {
             DoubtReason::CommitUnanswered => {
                 write!(f, "the transaction on peer {peer} may be committed or not: {error}")
@@ -117,8 +138,30 @@ impl fmt::Display for Doubt {
                 "the transaction on peer {peer} ended before its COMMIT, and a part of it may be saved: \
                  {error}"
             ),
+            DoubtReason::Forgotten => write!(
+                f,
+                "the transaction on peer {peer} may be committed or not, and is older than the ledger's \
+                 retention: {error}"
+            ),
+            DoubtReason::OtherHistory => write!(
+                f,
+                "the transaction on peer {peer} may be committed or not, and the ledger that was asked has \
+                 another history: {error}"
+            ),
         }
     }
 }
 
 impl Error for Doubt {}
+
+/// What has become of a transaction that was in doubt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "the outcome may still be unknown"]
+pub enum Verdict {
+    /// The transaction is committed.
+    Committed,
+    /// Nothing of the transaction is saved, and nothing ever will be.
+    Aborted,
+    /// The transaction may be saved or not.
+    Unknown(Doubt),
+}

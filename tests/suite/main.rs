@@ -14,6 +14,7 @@ mod fuzz_corpus;
 mod host_failures;
 mod isolation;
 mod killed_peer;
+mod ledger;
 mod login_timeout;
 mod lost_connection;
 mod marks;

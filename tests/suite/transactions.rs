@@ -19,7 +19,7 @@ use support::cutting_proxy::{Cut, CuttingProxy};
 use support::wait_until;
 
 /// A kind of server, with what the tests need besides.
-trait Kind: RealServer + Sync {
+pub(crate) trait Kind: RealServer + Sync {
     /// Ends the sessions of the application.
     fn end_sessions(&self);
     /// Returns the number of rows in the table `marks`.
@@ -81,7 +81,7 @@ impl<K: Kind> Scene<K> {
     }
 }
 
-fn mark(conn: &mut impl SimpleConnection, id: u32) -> QueryResult<()> {
+pub(crate) fn mark(conn: &mut impl SimpleConnection, id: u32) -> QueryResult<()> {
     conn.batch_execute(&format!("INSERT INTO marks VALUES ({id})"))
 }
 
@@ -98,6 +98,8 @@ macro_rules! on_servers {
         }
     };
 }
+
+pub(crate) use on_servers;
 
 on_servers!(
     lost_transaction_is_run_again_in_the_same_checkout,
@@ -358,7 +360,7 @@ fn server_with_another_history_decides_nothing<K: Kind>() {
     let outcome = policy.transaction(&mut conn, |conn| mark(conn, 1));
     // The peer is up again after a check, so the resolver may find the server itself.
     match outcome {
-        Outcome::Unknown(doubt) => assert_eq!(doubt.reason(), DoubtReason::CommitUnanswered),
+        Outcome::Unknown(doubt) => assert_eq!(doubt.reason(), DoubtReason::OtherHistory),
         outcome => assert_eq!(outcome, Outcome::Committed(())),
     }
     assert_eq!((server.marks(), other.marks()), (1, 0), "the closure was not run again");

@@ -17,6 +17,8 @@ pub enum Cut {
     /// The client's side is cut at once, and the statement reaches the server when the proxy is told so: it was in a
     /// buffer of the network.
     Delayed,
+    /// Not at all: the statement waits in the proxy until the proxy is told so.
+    Held,
     /// After the first byte of the answer has reached the client.
     InsideAnswer,
 }
@@ -25,6 +27,7 @@ pub enum Cut {
 #[derive(Debug)]
 pub struct CuttingProxy {
     port: u16,
+    refuses: Arc<AtomicBool>,
     plan: Arc<Mutex<Option<Plan>>>,
     /// The end of a delay.
     release: Arc<(Mutex<bool>, Condvar)>,
@@ -43,16 +46,21 @@ impl CuttingProxy {
         let port = listener.local_addr().expect("the listener has an address").port();
         let plan: Arc<Mutex<Option<Plan>>> = Arc::default();
         let release: Arc<(Mutex<bool>, Condvar)> = Arc::default();
+        let refuses: Arc<AtomicBool> = Arc::default();
+        let refuses_now = refuses.clone();
         let of_connections = (plan.clone(), release.clone());
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
+                if refuses_now.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)) else {
                     continue;
                 };
                 forward(client, server, &of_connections);
             }
         });
-        Self { port, plan, release }
+        Self { port, refuses, plan, release }
     }
 
     pub fn port(&self) -> u16 {
@@ -62,6 +70,11 @@ impl CuttingProxy {
     /// Cuts the next connection that sends a statement with this text, once.
     pub fn cut_at(&self, text: &'static str, cut: Cut) {
         *self.plan.lock().expect("no thread panics with the lock") = Some(Plan { text, cut });
+    }
+
+    /// Closes each new connection from now on.
+    pub fn refuse_connections(&self) {
+        self.refuses.store(true, Ordering::SeqCst);
     }
 
     /// Ends the delay of a statement.
@@ -100,12 +113,17 @@ fn forward(client: TcpStream, server: TcpStream, shared: &Shared) {
             match cut {
                 Cut::BeforeServer => return 0,
                 Cut::BeforeAnswer => {}
-                Cut::Delayed => {
-                    let _ = from_client.shutdown(Shutdown::Both);
+                Cut::Delayed | Cut::Held => {
+                    if cut == Cut::Delayed {
+                        let _ = from_client.shutdown(Shutdown::Both);
+                    }
                     let mut released = release.0.lock().expect("no thread panics with the lock");
                     while !*released {
                         released =
                             release.1.wait(released).expect("no thread panics with the lock");
+                    }
+                    if cut == Cut::Held {
+                        return data.len();
                     }
                 }
                 Cut::InsideAnswer => flags.1.store(true, Ordering::SeqCst),

@@ -1,0 +1,177 @@
+//! A transaction in doubt is resolved later, also when tokens were deleted meanwhile.
+
+#![cfg(all(target_os = "linux", any(feature = "mysql", feature = "postgres")))]
+
+use std::fmt::Write;
+use std::thread;
+use std::time::Duration;
+
+use diesel::connection::{Connection, SimpleConnection};
+use diesel::r2d2::Pool;
+use diesel::result::Error;
+use diesel_peers::{
+    Doubt, DoubtReason, Ledger, Outcome, PeerConnection, PeerManager, RetryPolicy, Verdict,
+};
+use support::backend::{PATIENCE, RealServer, manager_of, pool_of};
+use support::cutting_proxy::{Cut, CuttingProxy};
+use support::wait_until;
+
+use crate::transactions::{Kind, mark, on_servers};
+
+type Conn<K> = PeerConnection<<K as RealServer>::Client>;
+
+on_servers!(
+    doubt_is_resolved_later_by_another_process,
+    deleted_token_is_never_called_aborted,
+    token_that_is_deleted_while_the_resolver_looks_is_never_called_aborted,
+    only_old_tokens_are_deleted,
+);
+
+const SOON: Duration = Duration::from_millis(300);
+
+/// The ledger, whose tokens are old at once.
+fn ledger() -> Ledger {
+    Ledger::table("ledger").retention(Duration::ZERO)
+}
+
+/// A pool of one connection to a server, or to a proxy before it.
+fn pool<K: Kind>(port: u16, deadline: Duration) -> Pool<PeerManager<K::Client>> {
+    let policy = RetryPolicy::new().ledger(ledger()).deadline(deadline);
+    let manager = manager_of::<K::Client>([K::url_at("127.0.0.1", port)]).retry_policy(policy);
+    pool_of(manager, 1).0
+}
+
+/// A server with the tables, and a pool.
+fn scene<K: Kind>() -> (K, Pool<PeerManager<K::Client>>) {
+    let server = K::start(1).pop().expect("one server was started");
+    let pool = pool::<K>(server.port(), SOON);
+    let mut conn = pool.get().expect("the peer is up");
+    conn.batch_execute("CREATE TABLE marks (id INT PRIMARY KEY)").expect("a new database");
+    conn.batch_execute(&ledger().create_table()).expect("a new database");
+    drop(conn);
+    (server, pool)
+}
+
+/// Runs a transaction whose COMMIT gets no answer, with no peer that could resolve it. Returns the doubt, as another
+/// process reads it.
+fn doubt<K: Kind>(server: &K, id: u32, cut: Cut) -> Doubt {
+    let proxy = CuttingProxy::start(server.port());
+    let pool = pool::<K>(proxy.port(), SOON);
+    let mut conn = pool.get().expect("the peer is up");
+    proxy.refuse_connections();
+    proxy.cut_at("COMMIT", cut);
+    let outcome = conn.transaction_with_retry(|conn| mark(conn, id));
+    let Outcome::Unknown(doubt) = outcome else { panic!("{cut:?}: {outcome:?}") };
+    assert_eq!(doubt.reason(), DoubtReason::CommitUnanswered);
+    assert_eq!(doubt.table(), Some("ledger"));
+    stored(&doubt)
+}
+
+#[cfg(feature = "serde")]
+fn stored(doubt: &Doubt) -> Doubt {
+    let json = serde_json::to_string(doubt).expect("a doubt can be written");
+    let read = serde_json::from_str(&json).expect("a doubt can be read");
+    assert_eq!(*doubt, read);
+    read
+}
+
+#[cfg(not(feature = "serde"))]
+fn stored(doubt: &Doubt) -> Doubt {
+    doubt.clone()
+}
+
+/// Deletes all tokens.
+fn clean<K: Kind>(conn: &mut Conn<K>) {
+    // Tokens of the current second are not deleted.
+    wait_until("the tokens are deleted", PATIENCE, || {
+        ledger().clean(conn).expect("the peer is up") > 0
+    });
+}
+
+fn reason(verdict: Verdict) -> DoubtReason {
+    let Verdict::Unknown(doubt) = verdict else { panic!("{verdict:?}") };
+    doubt.reason()
+}
+
+fn doubt_is_resolved_later_by_another_process<K: Kind>() {
+    let (server, pool) = scene::<K>();
+    let mut conn = pool.get().expect("the peer is up");
+    let (aborted, committed) =
+        (doubt(&server, 1, Cut::BeforeServer), doubt(&server, 2, Cut::BeforeAnswer));
+    for _ in 0..2 {
+        assert_eq!(aborted.resolve(&mut conn), Verdict::Aborted);
+        assert_eq!(committed.resolve(&mut conn), Verdict::Committed);
+    }
+    assert_eq!(server.marks(), 1);
+
+    let within = conn.transaction(|conn| Ok::<_, Error>(committed.resolve(conn)));
+    assert_eq!(within.map(reason), Ok(DoubtReason::CommitUnanswered), "a transaction is open");
+
+    let (_other, other_pool) = scene::<K>();
+    let mut other = other_pool.get().expect("the peer is up");
+    for doubt in [aborted, committed] {
+        assert_eq!(reason(doubt.resolve(&mut other)), DoubtReason::OtherHistory);
+    }
+}
+
+fn deleted_token_is_never_called_aborted<K: Kind>() {
+    let (server, pool) = scene::<K>();
+    let mut conn = pool.get().expect("the peer is up");
+    let committed = doubt(&server, 1, Cut::BeforeAnswer);
+    clean::<K>(&mut conn);
+    for _ in 0..2 {
+        assert_eq!(reason(committed.resolve(&mut conn)), DoubtReason::Forgotten);
+    }
+    assert_eq!(server.marks(), 1, "it is committed");
+    // The retention of a second cleaner is longer. It does not lower the watermark.
+    let cleaned = Ledger::table("ledger").clean(&mut conn);
+    assert_eq!(cleaned, Ok(0), "nothing is a day old");
+    assert_eq!(reason(committed.resolve(&mut conn)), DoubtReason::Forgotten);
+    let young = doubt(&server, 2, Cut::BeforeServer);
+    assert_eq!(young.resolve(&mut conn), Verdict::Aborted, "it is younger than the watermark");
+}
+
+fn token_that_is_deleted_while_the_resolver_looks_is_never_called_aborted<K: Kind>() {
+    let (server, pool) = scene::<K>();
+    let committed = doubt(&server, 1, Cut::BeforeAnswer);
+    let proxy = CuttingProxy::start(server.port());
+    let through_proxy = self::pool::<K>(proxy.port(), PATIENCE);
+    // The resolver's INSERT has found the token, and now it reads the row. Tokens begin with a zero until 2527.
+    proxy.cut_at("WHERE token = '0", Cut::Held);
+    let verdict = thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_until("the resolver reads", PATIENCE, || !proxy.is_pending());
+            clean::<K>(&mut pool.get().expect("the peer is up"));
+            proxy.release();
+        });
+        committed.resolve(&mut through_proxy.get().expect("the peer is up"))
+    });
+    assert_eq!(reason(verdict), DoubtReason::Forgotten);
+    assert!(!proxy.is_pending(), "the resolver has read the row");
+}
+
+fn only_old_tokens_are_deleted<K: Kind>() {
+    let (server, pool) = scene::<K>();
+    let mut conn = pool.get().expect("the peer is up");
+    let mut insert = "INSERT INTO ledger (token, outcome) VALUES ".to_owned();
+    for number in 0..2500 {
+        let comma = if number == 0 { "" } else { ", " };
+        write!(insert, "{comma}('0{number:031}', 'c')").expect("a string accepts everything");
+    }
+    conn.batch_execute(&insert).expect("the table is there");
+    assert_eq!(conn.transaction_with_retry(|conn| mark(conn, 1)), Outcome::Committed(()));
+    // The token of a transaction that is open does not hinder the cleaner, nor the other way round.
+    let writer = self::pool::<K>(server.port(), SOON);
+    let outcome = conn.transaction_with_retry(|conn| {
+        let mut writer = writer.get().expect("the peer is up");
+        assert_eq!(Ledger::table("ledger").clean(&mut writer), Ok(2500));
+        mark(conn, 2)
+    });
+    assert_eq!(outcome, Outcome::Committed(()));
+    let day = Ledger::table("ledger");
+    assert_eq!(day.clean(&mut conn), Ok(0));
+    let within = conn.transaction(|conn| day.clean(conn));
+    assert_eq!(within, Err(Error::AlreadyInTransaction));
+    let longer_than_ever = day.retention(Duration::MAX);
+    assert_eq!(longer_than_ever.clean(&mut conn), Ok(0));
+}
