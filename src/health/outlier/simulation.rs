@@ -284,6 +284,8 @@ fn slow_peer_is_relieved_and_comes_back_with_each_strategy() {
 fn slow_peer_is_relieved_and_comes_back_with_many_threads_and_when_much_slower() {
     slow_peer_is_relieved(Strategy::LeastConnections, (16, 24), 10, 13 * SECOND);
     slow_peer_is_relieved(Strategy::LeastConnections, (16, 24), 100, 16 * SECOND);
+    // All connections are in use, so the slow peer has one for its trials only.
+    slow_peer_is_relieved(Strategy::LeastConnections, (9, 9), 10, 13 * SECOND);
     // A trial of 200 ms is made after ten seconds of query time.
     slow_peer_is_relieved(Strategy::LeastConnections, (1, 9), 100, 25 * SECOND);
 }
