@@ -120,9 +120,11 @@ impl LinkGuard {
     pub(crate) fn set_in_use(&mut self, in_use: bool) {
         if self.in_use != in_use {
             self.peer.activity.count_in_use(in_use);
-            // Where a checkout ends as usual, its query time is recorded by now.
-            if let Some((link_state, _)) = &self.link {
-                let _ = link_state.end_checkout();
+            if let (false, Some((link_state, _))) = (in_use, &self.link)
+                && let Some(checkout) = link_state.end_checkout()
+                && !link_state.is_lost()
+            {
+                self.peer.activity.checkout_times.add(checkout);
             }
             self.in_use = in_use;
         }

@@ -166,8 +166,7 @@ impl Simulation {
         let activity = &link.guard.peer.activity;
         activity.counters.queries.add(link.state.query_ends(self.now));
         activity.query_ended(self.now);
-        let checkout = link.state.end_checkout().expect("each checkout makes a query");
-        activity.checkout_times.add(checkout);
+        let checkout = link.state.checkout_so_far(self.now).expect("each checkout makes a query");
         self.served.push((link.guard.peer.index, self.now - checkout.began));
         let (set, now) = (self.set.clone(), self.now);
         let to_close =
