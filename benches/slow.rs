@@ -5,7 +5,7 @@
 //!
 //! ```sh
 //! cargo bench -p diesel-peers-tests --bench slow --features mysql         # takes seven minutes
-//! cargo bench -p diesel-peers-tests --bench slow --features mysql -- 16   # connections instead of 24
+//! cargo bench -p diesel-peers-tests --bench slow --features mysql -- 8    # connections instead of 16
 //! ```
 //!
 //! A value that misses its bound is marked with `!`.
@@ -71,7 +71,7 @@ struct Run {
 }
 
 fn main() {
-    let connections = env::args().find_map(|argument| argument.parse().ok()).unwrap_or(24);
+    let connections = env::args().find_map(|argument| argument.parse().ok()).unwrap_or(16);
     let servers = <MariaDb as Backend>::start(3);
     for server in &servers {
         server.sql("CREATE TABLE app.delay (seconds DOUBLE) SELECT 0.002 AS seconds");

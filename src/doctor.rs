@@ -80,13 +80,16 @@ pub struct Report {
     /// The names of peers that report the same host and port, one list for each such server. This is
     /// expected if the peers are proxies for one server. Otherwise a URL is probably wrong.
     pub same_server: Vec<Vec<String>>,
+    /// The settings of the pool that decide what each peer gets, with their values as they are given in text:
+    /// `slow_peers`, `slow_factor`, `slow_difference` and `slow_start`.
+    pub settings: Vec<(String, String)>,
 }
 
 impl Report {
-    fn new(peers: Vec<Finding>) -> Self {
+    fn new(peers: Vec<Finding>, settings: Vec<(String, String)>) -> Self {
         let differences = compare::differences(&peers);
         let same_server = compare::same_server(&peers);
-        Self { peers, differences, same_server }
+        Self { peers, differences, same_server, settings }
     }
 
     /// Whether all peers are ready and no difference is a [problem](Severity::Problem).
@@ -150,6 +153,7 @@ impl Report {
     ///   - `outliers`: the names of the peers that differ from the majority
     ///     ([`Difference::outliers`]), an empty list if there is no majority.
     /// - `same_server`: a list of lists of names, as in [`same_server`](Self::same_server).
+    /// - `settings`: an object with the names and the values of [`settings`](Self::settings).
     /// - `problems` and `notes`: lists of sentences, as returned by [`problems`](Self::problems) and
     ///   [`notes`](Self::notes).
     ///

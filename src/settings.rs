@@ -243,6 +243,22 @@ pub(crate) struct CheckTimes {
 }
 
 impl Settings {
+    /// Returns the settings that decide what a peer gets that works, as they are given in text.
+    #[cfg(feature = "doctor")]
+    pub(crate) fn shares_in_text(&self) -> Vec<(String, String)> {
+        let duration = |duration: Duration| match duration {
+            Duration::ZERO => "0".to_owned(),
+            duration => format!("{duration:?}"),
+        };
+        let settings = [
+            ("slow_peers", self.slow_peers.to_string()),
+            ("slow_factor", self.slow_factor.to_string()),
+            ("slow_difference", duration(self.slow_difference)),
+            ("slow_start", duration(self.slow_start)),
+        ];
+        settings.map(|(name, value)| (name.to_owned(), value)).into()
+    }
+
     /// Disables all checks and lookups that are not requested explicitly.
     #[cfg(feature = "doctor")]
     pub(crate) fn without_checks(self) -> Self {
@@ -250,7 +266,6 @@ impl Settings {
             check_interval: MAX_DURATION,
             all_down_interval: MAX_DURATION,
             stall_after: None,
-            slow_peers: SlowPeers::Off,
             resolve_interval: self.resolve_interval.map(|_| MAX_DURATION),
             ..self
         }

@@ -103,7 +103,7 @@ where
         .map(|(found, name)| found.unwrap_or_else(|| without_result(name)))
         .zip(limits)
         .map(|(finding, max_connections)| Finding { max_connections, ..finding });
-    Ok(Report::new(findings.collect()))
+    Ok(Report::new(findings.collect(), set.settings().shares_in_text()))
 }
 
 /// Starts the examination of one peer on a thread of its own.

@@ -12,11 +12,14 @@ use crate::fault::Fault;
 pub(super) fn report(report: &Report) -> String {
     let peers: Vec<Json> = report.peers.iter().map(peer).collect();
     let differences: Vec<Json> = report.differences.iter().map(difference).collect();
+    let settings: Map<String, Json> =
+        report.settings.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
     let json = json!({
         "is_ok": report.is_ok(),
         "peers": peers,
         "differences": differences,
         "same_server": report.same_server,
+        "settings": settings,
         "problems": report.problems(),
         "notes": report.notes(),
     });

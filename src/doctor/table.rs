@@ -78,7 +78,7 @@ enum Align {
 
 use Align::{Left, Right};
 
-/// Writes the peers, then the facts, then the problems and notes.
+/// Writes the peers, then the facts, then the settings, then the problems and notes.
 pub(super) fn write(report: &Report, f: &mut fmt::Formatter<'_>, colored: bool) -> fmt::Result {
     let peers = peers(report);
     if report.peers.iter().any(|peer| peer.max_connections.is_some()) {
@@ -100,6 +100,11 @@ pub(super) fn write(report: &Report, f: &mut fmt::Formatter<'_>, colored: bool) 
         writeln!(f)?;
         write_rows(f, colored, &facts, [Left; 3])?;
     }
+    writeln!(f)?;
+    let setting =
+        |setting: &(String, String)| (Style::Plain, [setting.0.clone(), setting.1.clone()]);
+    let settings: Vec<_> = report.settings.iter().map(setting).collect();
+    write_rows(f, colored, &settings, [Left; 2])?;
     writeln!(f)?;
     let mut line = |style: Style, text: &str| {
         let (on, off) = escape_codes(style, colored);
@@ -227,12 +232,11 @@ mod tests {
             max_connections: None,
             facts: BTreeMap::new(),
         };
-        Report::new(vec![
-            ready("db0", "REPEATABLE-READ"),
-            ready("db1", "SERIALIZABLE"),
-            unknown,
-            down,
-        ])
+        let settings = [("slow_peers", "shift"), ("slow_start", "30s")];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let peers =
+            vec![ready("db0", "REPEATABLE-READ"), ready("db1", "SERIALIZABLE"), unknown, down];
+        Report::new(peers, settings)
     }
 
     #[test]
@@ -260,6 +264,9 @@ mod tests {
               db2       unknown: SELECT denied
 ! isolation   db0, db2  REPEATABLE-READ
 !             db1       SERIALIZABLE
+
+  slow_peers  shift
+  slow_start  30s
 
 ! db3 is unreachable: Can't connect
 ! isolation: db1 has SERIALIZABLE; db0 and db2 have REPEATABLE-READ

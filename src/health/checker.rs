@@ -171,6 +171,10 @@ impl Checker {
         };
         let rule = Rule { factor: settings.slow_factor, difference: settings.slow_difference };
         for verdict in self.judge.observe(rule, now, pool_time, &peers) {
+            let slow_now = |position: usize| {
+                let (index, ..) = compared[position];
+                self.set.read(|peers| peers[index].slow)
+            };
             let (position, slow) = match verdict {
                 Verdict::TrialDue(position) => {
                     let (.., activity) = &compared[position];
@@ -182,9 +186,13 @@ impl Checker {
                 Verdict::Slow(outlier) => {
                     let is_relieved = settings.slow_peers == SlowPeers::Shift;
                     let (time, others) = (outlier.time, outlier.others);
-                    (outlier.peer, Some(Slow { since: now, time, others, is_relieved }))
+                    let slow = Slow { since: now, time, others, is_relieved, keeps_link: true };
+                    (outlier.peer, Some(slow))
                 }
                 Verdict::NoLongerSlow(position) => (position, None),
+                Verdict::KeepsLink(position, keeps_link) => {
+                    (position, slow_now(position).map(|slow| Slow { keeps_link, ..slow }))
+                }
             };
             let (index, id, ..) = compared[position];
             self.set.transaction(now, |transaction| {

@@ -227,6 +227,8 @@ pub(super) enum Verdict {
     NoLongerSlow(usize),
     /// The slow peer at this position is to get a checkout.
     TrialDue(usize),
+    /// The slow peer at this position is to keep a connection from now on, or none until its next trial.
+    KeepsLink(usize, bool),
 }
 
 /// Compares the peers, over time.
@@ -266,6 +268,11 @@ struct Trials {
     next_pool_time: Duration,
     /// When the last trial ended or was found due.
     last: Instant,
+    /// Whether a trial was found due, and no checkout has ended since.
+    is_expected: bool,
+    /// Whether the last checkouts were no trials: the other peers had no idle connection.
+    is_pool_full: bool,
+    keeps_link: bool,
 }
 
 #[derive(Debug)]
@@ -385,6 +392,11 @@ impl Judge {
             let Some(since) = peer.slow_since else { continue };
             let trials = trials_of(&mut self.trials, &self.recovered, peer.id, now);
             let budget = POOL_PER_TRIAL * u32::try_from(slow_peers).unwrap_or(u32::MAX);
+            let later = peer.ended.iter().filter(|checkout| checkout.began >= since).count();
+            if later > 0 {
+                trials.is_pool_full = later > usize::from(trials.is_expected);
+                trials.is_expected = false;
+            }
             let ended: Vec<u32> = peer.ended.iter().map(|checkout| checkout.query_micros).collect();
             trials.grade(rule, now, pool_time, budget, &ended, &others);
             let is_one_too_many = 2 * slow_peers > peers.len();
@@ -397,8 +409,15 @@ impl Judge {
             }
             // A checkout that has begun before is no trial.
             let is_running = peer.running.iter().any(|checkout| checkout.began >= since);
-            if trials.is_due(now, pool_time, is_running) {
+            let is_due = trials.is_due(now, pool_time, is_running);
+            if is_due {
+                trials.is_expected = true;
                 verdicts.push(Verdict::TrialDue(position));
+            }
+            let keeps_link = !trials.is_pool_full || trials.is_expected || trials.pause.is_zero();
+            if keeps_link != trials.keeps_link {
+                trials.keeps_link = keeps_link;
+                verdicts.push(Verdict::KeepsLink(position, keeps_link));
             }
         }
         if verdicts.iter().any(|verdict| matches!(verdict, Verdict::NoLongerSlow(_))) {
@@ -444,6 +463,9 @@ fn trials_of<'a>(
             next: now + FIRST_PAUSE,
             next_pool_time: Duration::ZERO,
             last: now,
+            is_expected: false,
+            is_pool_full: false,
+            keeps_link: true,
         });
         all.len() - 1
     });

@@ -120,9 +120,12 @@ impl LinkGuard {
     pub(crate) fn set_in_use(&mut self, in_use: bool) {
         if self.in_use != in_use {
             self.peer.activity.count_in_use(in_use);
-            // Where a checkout ends as usual, its query time is recorded by now.
-            if let Some((link_state, _)) = &self.link {
-                let _ = link_state.end_checkout();
+            let link_state = self.link.as_ref().map(|(link_state, _)| link_state);
+            if let Some(link_state) = link_state.filter(|_| !in_use) {
+                let checkout = link_state.end_checkout().filter(|_| !link_state.is_lost());
+                if let Some(checkout) = checkout {
+                    self.peer.activity.checkout_times.add(checkout);
+                }
             }
             self.in_use = in_use;
         }

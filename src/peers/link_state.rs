@@ -102,7 +102,7 @@ impl LinkState {
     }
 
     /// Returns the checkout that is running, with its query time until `now`, if it has made any query.
-    pub(super) fn checkout_so_far(&self, now: Instant) -> Option<Checkout> {
+    pub(crate) fn checkout_so_far(&self, now: Instant) -> Option<Checkout> {
         let began = self.checkout_began.get()?;
         let ended = Duration::from_nanos(self.query_nanos.load(Ordering::Relaxed));
         let waiting = self.waiting_since().map(|since| now.saturating_duration_since(since));

@@ -96,6 +96,9 @@ pub(crate) struct Slow {
     pub(crate) others: Duration,
     /// Whether other peers get its work.
     pub(crate) is_relieved: bool,
+    /// Whether it keeps one connection, if it is relieved. In a pool whose connections are all in use, that
+    /// connection would be used all the time, so the peer has one for its trials only.
+    pub(crate) keeps_link: bool,
 }
 
 /// When a login or check began, and when it ended.
@@ -258,6 +261,11 @@ impl Peer {
     /// Whether other peers get the work of this one because it is slow.
     pub(crate) fn is_relieved(&self) -> bool {
         self.slow.is_some_and(|slow| slow.is_relieved)
+    }
+
+    /// Returns how many connections the peer is to have at most, because other peers get its work.
+    pub(crate) fn most_links_while_slow(&self) -> Option<usize> {
+        self.slow.filter(|slow| slow.is_relieved).map(|slow| usize::from(slow.keeps_link))
     }
 
     /// Forgets that the peer is slow if it gets no work. Nothing would show that it is fast again.

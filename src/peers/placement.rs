@@ -136,9 +136,9 @@ pub(crate) fn at_limit(peers: &[Peer], strategy: Strategy) -> impl Iterator<Item
 }
 
 /// Whether a peer gets another connection only if no other peer can have it: it is full, or slow. A slow peer
-/// keeps one connection, for its trials.
+/// has one connection at most, for its trials.
 fn has_enough(peer: &Peer) -> bool {
-    peer.is_full() || peer.is_relieved() && peer.counts.load() > 0
+    peer.is_full() || peer.most_links_while_slow().is_some_and(|most| peer.counts.load() >= most)
 }
 
 /// Returns the peer that has one link too many: moving one link from it to the peer that lacks one
@@ -160,7 +160,9 @@ pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
         .iter()
         .enumerate()
         .filter(|(_, peer)| peer.is_up_and_in_service() && peer.counts.staying() > 0)
-        .filter(|(_, peer)| !peer.is_relieved() || peer.counts.staying() > 1)
+        .filter(|(_, peer)| {
+            peer.most_links_while_slow().is_none_or(|most| peer.counts.staying() > most)
+        })
         .map(|(index, peer)| {
             (index, (peer.counts.staying(), if peer.is_relieved() { 0 } else { share(peer) }))
         })
@@ -507,7 +509,8 @@ mod tests {
     fn slow_peer_keeps_one_link() {
         let slow = |peers: &mut [Peer], index: usize| {
             let (since, time) = (peers[index].checks.next, Duration::ZERO);
-            peers[index].slow = Some(Slow { since, time, others: time, is_relieved: true });
+            peers[index].slow =
+                Some(Slow { since, time, others: time, is_relieved: true, keeps_link: true });
         };
         let strategy = Strategy::LeastConnections;
         for (links, surplus_of, picked) in [

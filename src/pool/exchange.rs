@@ -434,9 +434,8 @@ impl<L: Parkable> Inner<L> {
             // The peer may have been added a moment ago and have no queue yet.
             self.queues.get(peer).is_some_and(|queue| !queue.links.is_empty())
         };
-        if let Some(peer) = surplus(&is_parked)
-            && let Some(link) = self.queues[peer].links.front_mut()
-        {
+        let surplus = surplus(&is_parked);
+        if let Some(link) = surplus.and_then(|peer| self.queues[peer].links.front_mut()) {
             link.set_leaving(Some(CloseReason::Rebalanced));
         }
         let to_close = if let Some(spare) = self.spares.pop() {

@@ -82,12 +82,8 @@ impl<C: R2D2Connection + 'static> Link<C> {
     /// Marks the link as idle from `now` on.
     pub(crate) fn set_idle(&mut self, now: Instant) {
         self.idle_since = now;
-        let link_state = self.monitor.link_state();
         // A query whose end was not observed has ended by now.
-        link_state.clear_running();
-        if let Some(checkout) = link_state.end_checkout() {
-            self.guard.peer.activity.checkout_times.add(checkout);
-        }
+        self.monitor.link_state().clear_running();
         self.is_observed = catch_panic(|| Observer::is_installed(&mut self.conn)).unwrap_or(false);
     }
 

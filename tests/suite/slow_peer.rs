@@ -12,8 +12,8 @@ use support::mariadb::MariaDb;
 use support::one_of_three::{CONNECTIONS, SHARES, full_pool, serves_its_share};
 use support::wait_until;
 
-/// Fewer threads than connections, so that the other peers always have an idle one.
-const THREADS: usize = 4;
+/// As many threads as connections, so that the other peers have an idle one only after connections have moved.
+const THREADS: usize = CONNECTIONS as usize;
 
 #[test]
 fn slow_peer_is_relieved_until_it_is_fast_again() {
@@ -26,15 +26,14 @@ fn slow_peer_is_relieved_until_it_is_fast_again() {
     let builder = manager_over(&servers)
         .event_handler(move |event| seen.lock().expect("no panic").push(event.clone()));
     let (pool, peers) = full_pool::<MysqlConnection>(builder);
-    assert!(CONNECTIONS as usize > THREADS);
     let slow = || status(&peers, "peer1").slow_since.is_some();
     let observed = Load::run(&pool, THREADS, "SELECT SLEEP(seconds) FROM delay", |load| {
         wait_until("the pool serves", PATIENCE, || load.served() > 500);
         assert!(!slow(), "equal peers are not slow");
         servers[1].sql("UPDATE app.delay SET seconds = 0.05");
         wait_until("the peer is slow", PATIENCE, slow);
-        wait_until("its connections have moved, except for one", PATIENCE, || {
-            links(&peers)[1] == 1 && links(&peers).iter().sum::<usize>() == CONNECTIONS as usize
+        wait_until("its connections have moved, except for one at most", PATIENCE, || {
+            links(&peers)[1] <= 1 && links(&peers).iter().sum::<usize>() == CONNECTIONS as usize
         });
         let (all, own) = (load.served(), load.served_by("peer1"));
         wait_until("the others serve", PATIENCE, || load.served() >= all + 1000);

@@ -152,6 +152,7 @@ impl<'a> Transaction<'a> {
         // Neither is an event, but the exchange has to know.
         self.shares_changed |= peer.tier != before.tier
             || peer.slow_start != before.slow_start
+            || peer.most_links_while_slow() != before.most_links_while_slow()
             || peer.health.sessions_fail != before.health.sessions_fail;
         let cannot_connect = *available == 0 || host_failure.is_some();
         for kind in events_between(&before, peer, cannot_connect, self.now) {
