@@ -25,7 +25,7 @@ use crate::login::observer::Observer;
 use crate::peers::link_state::LinkState;
 use crate::peers::set::PeerSet;
 use crate::peers::set::peer_ref::PeerRef;
-use crate::peers::transaction_record::{CommitSeen, Interruption};
+use crate::peers::transaction_record::{CommitSeen, Interruption, TransactionRecord};
 use crate::pool::connection::PeerConnection;
 use crate::redact::printable;
 use crate::settings::retry::{Ledger, RetryPolicy};
@@ -111,7 +111,12 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
 
     /// Rolls back whatever transaction is open. After an error the connection is broken, and will be closed.
     fn roll_back(&mut self) {
-        while self.transaction_depth().is_ok_and(|depth| depth > 0) {
+        self.roll_back_to(0);
+    }
+
+    /// Rolls back the transactions below this depth.
+    fn roll_back_to(&mut self, depth: u32) {
+        while self.transaction_depth().is_ok_and(|current| current > depth) {
             if C::TransactionManager::rollback_transaction(&mut **self).is_err() {
                 return;
             }
@@ -131,20 +136,37 @@ pub fn outcome_of<C, T, E>(
 where
     C: R2D2Connection + Send + 'static,
 {
-    let link_state = conn.link_state();
-    link_state.record.reset();
+    // Within a transaction its record goes on.
+    let is_outermost = matches!(conn.transaction_depth(), Ok(0));
+    let before = conn.link_state();
+    if is_outermost {
+        before.record.reset();
+    }
     let result = work(conn);
-    match (link_state.record.commit(), result) {
+    // A retry within `work` may have changed the connection.
+    let seen = match (before.record.commit(), conn.link_state().record.commit()) {
+        (doubt @ CommitSeen::Doubtful(_), _) => doubt,
+        (_, seen) => seen,
+    };
+    let ended_early =
+        |text: &str| Outcome::Unknown(conn.doubt(DoubtReason::EndedEarly, text.into()));
+    match (seen, result) {
         (CommitSeen::Doubtful(error), _) => {
             Outcome::Unknown(conn.doubt(DoubtReason::CommitUnanswered, error))
         }
-        (_, Ok(value)) => Outcome::Committed(value),
-        (CommitSeen::Committed, Err(_)) => {
-            let error = "an error followed the COMMIT".into();
-            Outcome::Unknown(conn.doubt(DoubtReason::EndedEarly, error))
-        }
+        (CommitSeen::No | CommitSeen::Committed, Ok(value)) => Outcome::Committed(value),
+        (CommitSeen::Aborted, Ok(_)) => ended_early("the COMMIT has saved nothing"),
+        (CommitSeen::Committed, Err(_)) => ended_early("an error followed the COMMIT"),
         (CommitSeen::No | CommitSeen::Aborted, Err(error)) => Outcome::Aborted(error),
     }
+}
+
+/// A transaction that has ended before its COMMIT.
+enum EndedEarly {
+    /// Nothing of it is saved.
+    NothingSaved(Error),
+    /// A part of it may be saved. Contains the text of the error.
+    PartlySaved(Arc<str>),
 }
 
 /// The result of one run.
@@ -170,6 +192,7 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
         policy: &RetryPolicy,
         work: &mut impl FnMut(&mut Self) -> Result<T, E>,
     ) -> Attempt<T, E> {
+        let dialect = Dialect::for_connection::<C>();
         let link_state = self.link_state();
         link_state.record.reset();
         let failed = |error: E| match link_state.record.interruption() {
@@ -186,30 +209,35 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
                 return failed(error.into());
             }
         };
-        let value = match catch_unwind(AssertUnwindSafe(|| work(self))) {
-            Ok(Ok(value)) => value,
-            Ok(Err(error)) => {
-                self.roll_back();
-                return failed(error);
+        let returned = match catch_unwind(AssertUnwindSafe(|| work(self))) {
+            // The COMMIT would release the savepoint of a nested transaction that was left open.
+            Ok(returned) if self.transaction_depth().is_ok_and(|depth| depth > 1) => {
+                self.roll_back_to(1);
+                returned.and_then(|_| Err(Error::AlreadyInTransaction.into()))
             }
+            Ok(returned) => returned,
             Err(panic) => {
                 self.roll_back();
                 resume_unwind(panic);
             }
         };
-        if let Err(error) = self.batch_execute(RELEASE_SAVEPOINT) {
-            let text = error.to_string();
-            // Nothing was saved if PostgreSQL has refused everything since an error, or if nothing was executed
-            // since the server has rolled the transaction back or the connection was lost.
-            let record = &link_state.record;
-            let has_ended_last = record.interruption().is_some() && !record.has_continued();
-            self.roll_back();
-            if has_ended_last || text.starts_with(FAILED_TRANSACTION) {
+        let released = self.release_savepoint(&link_state.record);
+        let value = match (returned, released) {
+            (Ok(value), Ok(())) => value,
+            (Err(error), Ok(()) | Err(EndedEarly::NothingSaved(_))) => {
+                self.roll_back();
+                return failed(error);
+            }
+            (Ok(_), Err(EndedEarly::NothingSaved(error))) => {
+                self.roll_back();
                 return failed(error.into());
             }
-            let doubt = self.doubt(DoubtReason::EndedEarly, printable(&text).into());
-            return Attempt::Unknown(doubt, None);
-        }
+            (_, Err(EndedEarly::PartlySaved(text))) => {
+                let doubt = self.doubt(DoubtReason::EndedEarly, text);
+                self.roll_back();
+                return Attempt::Unknown(doubt, None);
+            }
+        };
         let mut token = None;
         if let Some(ledger) = ledger {
             let written = Token::new().and_then(|new| ledger.write(self, token.insert(new)));
@@ -220,7 +248,7 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
         }
         match C::TransactionManager::commit_transaction(&mut **self) {
             Ok(()) => Attempt::Committed(value),
-            Err(error) if commit::shows_abort(Dialect::for_connection::<C>(), &error) => {
+            Err(error) if policy.read_only || commit::shows_abort(dialect, &error) => {
                 self.roll_back();
                 failed(error.into())
             }
@@ -236,6 +264,21 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
                 Attempt::Unknown(doubt, Some((value, error.into())))
             }
         }
+    }
+
+    /// Releases the savepoint that was set at the beginning, which shows that the transaction has lasted until now.
+    fn release_savepoint(&mut self, record: &TransactionRecord) -> Result<(), EndedEarly> {
+        let has_continued = record.has_continued();
+        let Err(error) = self.batch_execute(RELEASE_SAVEPOINT) else { return Ok(()) };
+        let text = error.to_string();
+        // Nothing was saved if PostgreSQL has refused everything since an error, or if nothing was executed since the
+        // server has rolled the transaction back or the connection was lost.
+        let was_interrupted_last = record.interruption().is_some() && !has_continued;
+        Err(if was_interrupted_last || text.starts_with(FAILED_TRANSACTION) {
+            EndedEarly::NothingSaved(error)
+        } else {
+            EndedEarly::PartlySaved(printable(&text).into())
+        })
     }
 
     fn begin(&mut self, policy: &RetryPolicy) -> Result<(), Error> {
@@ -291,11 +334,15 @@ impl RetryPolicy {
                         (Verdict::Committed, Some((value, _))) => {
                             return Outcome::Committed(value);
                         }
+                        // The connection that has decided it is another session.
+                        (Verdict::Aborted, Some((_, error))) if self.stays_on_peer => {
+                            return Outcome::Aborted(error);
+                        }
                         // It never will be committed, so it may be run again, on the connection that has decided it.
                         (Verdict::Aborted, Some((_, error))) => {
                             (Outcome::Aborted(error), Interruption::Conflict)
                         }
-                        (Verdict::Unknown(doubt), _) if self.is_idempotent => {
+                        (Verdict::Unknown(doubt), Some(_)) if self.is_idempotent => {
                             (Outcome::Unknown(doubt), Interruption::ConnectionLost)
                         }
                         (Verdict::Unknown(doubt), _) => return Outcome::Unknown(doubt),
@@ -409,22 +456,20 @@ impl<'a> Retries<'a> {
             return false;
         }
         let from = conn.link().guard.peer.clone();
-        loop {
-            let Some(now) = self.pause(&conn.pool.set) else { return false };
-            if !conn.pool.set.retry_budget.withdraw(now) {
-                debug!(target: LOG_TARGET, "a transaction is not run again: the retry budget is used up");
+        let mut pauses = self.attempts;
+        let Some(now) = self.pause(pauses, &conn.pool.set) else { return false };
+        if !conn.pool.set.retry_budget.withdraw(now) {
+            debug!(target: LOG_TARGET, "a transaction is not run again: the retry budget is used up");
+            return false;
+        }
+        #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
+        while needs_another && let Err(error) = conn.change_link(Instant::now) {
+            // As long as the deadline allows it, a peer may come back.
+            debug!(target: LOG_TARGET, "a transaction waits for a peer: {error}");
+            pauses = pauses.saturating_add(1);
+            if self.pause(pauses, &conn.pool.set).is_none() {
                 return false;
             }
-            if !needs_another {
-                break;
-            }
-            #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
-            match conn.change_link(Instant::now) {
-                Ok(()) => break,
-                // As long as the deadline allows it, a peer may come back.
-                Err(error) => debug!(target: LOG_TARGET, "a transaction waits for a peer: {error}"),
-            }
-            self.attempts = self.attempts.max(2);
         }
         self.attempts += 1;
         from.activity.counters.retries.add_one();
@@ -459,6 +504,7 @@ impl<'a> Retries<'a> {
         mut elsewhere: bool,
     ) -> Verdict {
         let Some(entry) = doubt.entry.clone() else { return Verdict::Unknown(doubt) };
+        let mut pauses = 0_u32;
         loop {
             let changed = if elsewhere { conn.change_link(Instant::now) } else { Ok(()) };
             let decided = changed
@@ -479,7 +525,8 @@ impl<'a> Retries<'a> {
                     doubt.error = error.into();
                 }
             }
-            if self.pause(&conn.pool.set).is_none() {
+            pauses = pauses.saturating_add(1);
+            if self.pause(pauses, &conn.pool.set).is_none() {
                 return Verdict::Unknown(doubt);
             }
         }
@@ -487,8 +534,8 @@ impl<'a> Retries<'a> {
 
     /// Waits before the next run. Returns the time afterwards, or `None` if the deadline would be over.
     #[expect(clippy::disallowed_methods, reason = "the pause is bounded by the deadline")]
-    fn pause(&self, set: &PeerSet) -> Option<Instant> {
-        let pause = RetryPolicy::pause(self.attempts, &mut set.rng());
+    fn pause(&self, attempts: u32, set: &PeerSet) -> Option<Instant> {
+        let pause = RetryPolicy::pause(attempts, &mut set.rng());
         if Instant::now() + pause >= self.end {
             return None;
         }

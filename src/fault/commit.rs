@@ -38,10 +38,7 @@ pub(crate) fn shows_abort(dialect: Dialect, error: &Error) -> bool {
         }
         Error::RollbackErrorOnCommit { commit_error, .. } => shows_abort(dialect, commit_error),
         // diesel did not send a COMMIT.
-        Error::NotInTransaction
-        | Error::AlreadyInTransaction
-        | Error::BrokenTransactionManager
-        | Error::RollbackTransaction => true,
+        Error::NotInTransaction | Error::AlreadyInTransaction | Error::RollbackTransaction => true,
         _ => false,
     }
 }

@@ -120,6 +120,11 @@ const MYSQL_QUERIES: Table = &[
     // 1213 and 1205. Only in a prepared statement has 1213 a kind of its own.
     (Begins("Deadlock found when trying to get lock"), Fault::Retryable),
     (Begins("Lock wait timeout exceeded"), Fault::Retryable),
+    // 1020 of MariaDB with `innodb_snapshot_isolation`, the default from 11.8 on: a write conflict. (Also of a lost
+    // race in an engine without transactions, where a retry does no harm.)
+    (Begins("Record has changed since last read in table"), Fault::Retryable),
+    // 3101 of MySQL: a conflict of Group Replication.
+    (Begins("Plugin instructed the server to rollback the current transaction"), Fault::Retryable),
 ];
 
 /// The messages of failed queries of PostgreSQL. Most errors have a kind.
@@ -146,8 +151,10 @@ const POSTGRES_QUERIES: Table = &[
     (Begins("inbox communication error: "), Fault::OutOfResources),
     // 57P01 of CockroachDB, to a session that it ends. (PostgreSQL's own 57P01 has a kind, as its end has come.)
     (Is("server is shutting down"), Fault::PeerNotReady),
-    // 40P01, which has no kind.
+    // 40P01 and 55P03, which have no kind.
     (Is("deadlock detected"), Fault::Retryable),
+    (Is("canceling statement due to lock timeout"), Fault::Retryable),
+    (Begins("could not obtain lock on "), Fault::Retryable),
 ];
 
 /// The messages of failed queries of SQLite.

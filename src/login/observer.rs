@@ -91,7 +91,7 @@ impl LinkMonitor {
         }
         let record = &self.link_state.record;
         let Some(error) = error else {
-            record.query_succeeded();
+            record.query_succeeded(self.dialect == Dialect::Postgres);
             self.peer.activity.query_ended(now);
             if self.peer.activity.query_succeeded() {
                 self.peer.set.views_changed();

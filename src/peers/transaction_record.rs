@@ -69,6 +69,8 @@ pub(crate) struct TransactionRecord {
     interruption: AtomicU8,
     /// Whether a query has succeeded after an interruption.
     continued: AtomicBool,
+    /// Whether the last query has failed.
+    last_failed: AtomicBool,
     commit: AtomicU8,
     commit_error: Mutex<Option<Arc<str>>>,
 }
@@ -78,6 +80,7 @@ impl TransactionRecord {
     pub(crate) fn reset(&self) {
         self.interruption.store(0, Ordering::Relaxed);
         self.continued.store(false, Ordering::Relaxed);
+        self.last_failed.store(false, Ordering::Relaxed);
         self.commit.store(COMMIT_NONE, Ordering::Relaxed);
     }
 
@@ -91,10 +94,17 @@ impl TransactionRecord {
         self.commit.load(Ordering::Relaxed) == COMMIT_BEGUN
     }
 
-    /// Records a query that has succeeded.
-    pub(crate) fn query_succeeded(&self) {
+    /// Records a query that has succeeded. `fails_as_a_whole` is whether the database refuses all further work of a
+    /// transaction after an error, and answers its COMMIT with success, as PostgreSQL does.
+    pub(crate) fn query_succeeded(&self, fails_as_a_whole: bool) {
         if self.is_committing() {
-            self.commit.store(COMMIT_DONE, Ordering::Relaxed);
+            let is_saved = !(fails_as_a_whole && self.last_failed.load(Ordering::Relaxed));
+            let commit = if is_saved { COMMIT_DONE } else { COMMIT_ABORTED };
+            self.commit.store(commit, Ordering::Relaxed);
+        }
+        self.last_failed.store(false, Ordering::Relaxed);
+        if fails_as_a_whole {
+            return;
         }
         if self.interruption.load(Ordering::Relaxed) != 0 {
             self.continued.store(true, Ordering::Relaxed);
@@ -103,6 +113,7 @@ impl TransactionRecord {
 
     /// Records a query that has failed, and whether that was an interruption.
     pub(crate) fn query_failed(&self, interruption: Option<Interruption>) {
+        self.last_failed.store(true, Ordering::Relaxed);
         if let Some(interruption) = interruption {
             self.interruption.fetch_max(interruption as u8, Ordering::Relaxed);
         }
@@ -147,14 +158,14 @@ mod tests {
     #[test]
     fn record_keeps_the_worst_interruption_and_what_followed_it() {
         let record = TransactionRecord::default();
-        record.query_succeeded();
+        record.query_succeeded(false);
         record.query_failed(None);
         assert_eq!((record.interruption(), record.has_continued()), (None, false));
         record.query_failed(Some(Interruption::ConnectionLost));
         record.query_failed(Some(Interruption::Conflict));
         assert_eq!(record.interruption(), Some(Interruption::ConnectionLost));
         assert!(!record.has_continued(), "no query has succeeded since");
-        record.query_succeeded();
+        record.query_succeeded(false);
         assert!(record.has_continued());
         record.reset();
         assert_eq!((record.interruption(), record.has_continued()), (None, false));
@@ -163,11 +174,11 @@ mod tests {
     #[test]
     fn record_tells_what_the_last_commit_has_answered() {
         let record = TransactionRecord::default();
-        record.query_succeeded();
+        record.query_succeeded(false);
         assert_eq!(record.commit(), CommitSeen::No);
         record.commit_begins();
         assert_eq!(record.commit(), CommitSeen::No, "the COMMIT has not ended");
-        record.query_succeeded();
+        record.query_succeeded(false);
         assert_eq!(record.commit(), CommitSeen::Committed);
         record.commit_begins();
         record.commit_failed(Some("gone".into()));
@@ -177,5 +188,13 @@ mod tests {
         record.commit_begins();
         record.commit_failed(None);
         assert_eq!(record.commit(), CommitSeen::Aborted);
+        for (fails_as_a_whole, expected) in
+            [(true, CommitSeen::Aborted), (false, CommitSeen::Committed)]
+        {
+            record.query_failed(None);
+            record.commit_begins();
+            record.query_succeeded(fails_as_a_whole);
+            assert_eq!(record.commit(), expected, "the COMMIT of a failed transaction succeeds");
+        }
     }
 }

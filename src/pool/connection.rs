@@ -244,9 +244,11 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
                 self.swap_dead(validation.began)
                     .is_ok_and(|()| self.validate_or_swap(&mut validation).is_ok())
             } else {
+                self.link_mut().set_idle(validation.began);
                 self.check_out_balanced(&mut validation).is_ok()
             };
             if is_parked {
+                self.link().state().record.reset();
                 return Ok(());
             }
         }

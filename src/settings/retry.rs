@@ -13,6 +13,9 @@ pub(crate) const DEFAULT_RETRY_ATTEMPTS: u32 = 10;
 /// to 12.
 pub(crate) const DEFAULT_RETRY_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Practically unlimited, as for every duration.
+const LONGEST_DEADLINE: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+
 /// The longest pause before the second run; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -22,10 +25,10 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How a transaction is run again.
 ///
 /// ```
-/// # use diesel_peers::{Isolation, PeerConnection, RetryPolicy};
+/// # use diesel_peers::{Isolation, PeerConnection};
 /// # use diesel::prelude::*;
 /// # fn transfer(conn: &mut PeerConnection<SqliteConnection>) -> QueryResult<()> {
-/// let serializable = RetryPolicy::new().isolation(Isolation::Serializable).max_attempts(20);
+/// let serializable = conn.retry_policy().isolation(Isolation::Serializable).max_attempts(20);
 /// let outcome = serializable.transaction(conn, |conn| {
 ///     diesel::sql_query("UPDATE accounts SET balance = balance - 1 WHERE id = 1").execute(conn)
 /// });
@@ -129,8 +132,8 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Creates a policy with the defaults. [`PeerConnection::retry_policy`](crate::PeerConnection::retry_policy)
-    /// returns one with the settings of the pool.
+    /// Creates a policy with the defaults, without a ledger. [`PeerConnection::retry_policy`](crate::PeerConnection::retry_policy)
+    /// returns one with the settings and the ledger of the pool.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -158,7 +161,7 @@ impl RetryPolicy {
     /// Defaults to 30 seconds. That is longer than a Galera cluster takes to evict a member that does not answer.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
+        self.deadline = deadline.min(LONGEST_DEADLINE);
         self
     }
 

@@ -33,6 +33,16 @@ impl<T, E> Outcome<T, E> {
         }
     }
 
+    /// Converts the error of a transaction that was aborted, for example into one that implements
+    /// [`Error`](std::error::Error).
+    pub fn map_err<F>(self, convert: impl FnOnce(E) -> F) -> Outcome<T, F> {
+        match self {
+            Self::Committed(value) => Outcome::Committed(value),
+            Self::Aborted(error) => Outcome::Aborted(convert(error)),
+            Self::Unknown(doubt) => Outcome::Unknown(doubt),
+        }
+    }
+
     /// Whether the transaction is known to be committed.
     #[must_use]
     pub fn is_committed(&self) -> bool {
@@ -61,8 +71,9 @@ impl<E: fmt::Display> fmt::Display for TransactionError<E> {
 impl<E: Error + 'static> Error for TransactionError<E> {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Aborted(error) => Some(error),
-            Self::Unknown(doubt) => Some(doubt),
+            // Its text is that of the error itself.
+            Self::Aborted(error) => error.source(),
+            Self::Unknown(_) => None,
         }
     }
 }

@@ -9,9 +9,7 @@ use std::time::Duration;
 use diesel::connection::{Connection, SimpleConnection};
 use diesel::r2d2::Pool;
 use diesel::result::Error;
-use diesel_peers::{
-    Doubt, DoubtReason, Ledger, Outcome, PeerConnection, PeerManager, RetryPolicy, Verdict,
-};
+use diesel_peers::{Doubt, DoubtReason, Ledger, Outcome, PeerConnection, PeerManager, Verdict};
 use support::backend::{PATIENCE, RealServer, manager_of, pool_of};
 use support::cutting_proxy::{Cut, CuttingProxy};
 use support::wait_until;
@@ -36,8 +34,9 @@ fn ledger() -> Ledger {
 
 /// A pool of one connection to a server, or to a proxy before it.
 fn pool<K: Kind>(port: u16, deadline: Duration) -> Pool<PeerManager<K::Client>> {
-    let policy = RetryPolicy::new().ledger(ledger()).deadline(deadline);
-    let manager = manager_of::<K::Client>([K::url_at("127.0.0.1", port)]).retry_policy(policy);
+    let manager = manager_of::<K::Client>([K::url_at("127.0.0.1", port)])
+        .ledger(ledger())
+        .retry_deadline(deadline);
     pool_of(manager, 1).0
 }
 

@@ -4,10 +4,11 @@
 #![cfg(all(target_os = "linux", any(feature = "mysql", feature = "postgres")))]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use diesel::connection::{Connection, SimpleConnection};
+use diesel::connection::{Connection, SimpleConnection, TransactionManager};
 use diesel::r2d2::Pool;
 use diesel::result::{DatabaseErrorKind, Error, QueryResult};
 use diesel_peers::{
@@ -16,7 +17,7 @@ use diesel_peers::{
 };
 use support::backend::{PATIENCE, RealServer, manager_of, pool_of};
 use support::cutting_proxy::{Cut, CuttingProxy};
-use support::wait_until;
+use support::{EndsThreads, wait_until, within};
 
 /// A kind of server, with what the tests need besides.
 pub(crate) trait Kind: RealServer + Sync {
@@ -39,8 +40,9 @@ impl Kind for support::mariadb::MariaDb {
     }
 
     fn waits_for_a_lock(&self) -> bool {
-        let waiting =
-            "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'";
+        // (`innodb_trx` is a copy that is not renewed while it is read all the time.)
+        let waiting = "SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'app' AND \
+                       info LIKE '%INSERT INTO ledger%'";
         self.sql(waiting).trim() != "0"
     }
 }
@@ -108,6 +110,8 @@ on_servers!(
     transaction_within_a_transaction_is_refused_and_a_test_transaction_runs_once,
     commit_whose_answer_is_lost_is_in_doubt,
     transaction_that_a_statement_has_ended_is_not_called_committed,
+    nested_transaction_that_is_left_open_is_rolled_back,
+    commit_that_saves_nothing_is_not_called_committed,
     isolation_level_is_that_of_the_policy,
     ledger_resolves_a_commit_whose_answer_is_lost,
     ledger_waits_for_a_commit_that_is_still_on_its_way,
@@ -328,16 +332,22 @@ fn ledger_waits_for_a_commit_that_is_still_on_its_way<K: Kind>() {
     let mut conn = pool.get().expect("both peers are up");
     proxy.cut_at("COMMIT", Cut::Delayed);
     let mut runs = 0;
+    let is_over = AtomicBool::new(false);
     let outcome = thread::scope(|scope| {
         scope.spawn(|| {
             wait_until("the COMMIT is sent", PATIENCE, || !proxy.is_pending());
-            wait_until("the resolver waits", PATIENCE, || server.waits_for_a_lock());
+            wait_until("the resolver waits", PATIENCE, || {
+                server.waits_for_a_lock() || is_over.load(Ordering::Relaxed)
+            });
             proxy.release();
         });
-        conn.transaction_with_retry(|conn| {
+        let ends = EndsThreads(&is_over);
+        let outcome = conn.transaction_with_retry(|conn| {
             runs += 1;
             mark(conn, 1)
-        })
+        });
+        drop(ends);
+        outcome
     });
     assert_eq!((outcome, runs), (Outcome::Committed(()), 1));
     assert_eq!(server.marks(), 1);
@@ -379,6 +389,42 @@ fn transaction_that_a_statement_has_ended_is_not_called_committed<K: Kind>() {
     let Outcome::Unknown(doubt) = outcome else { panic!("{outcome:?}") };
     assert_eq!((doubt.reason(), runs), (DoubtReason::EndedEarly, 1));
     assert_eq!(scene.server.marks(), 1, "a part of it is saved");
+    let outcome = conn.transaction_with_retry(|conn| {
+        mark(conn, 3)?;
+        conn.batch_execute("COMMIT")?;
+        Err::<(), _>(Error::NotFound)
+    });
+    let Outcome::Unknown(doubt) = outcome else { panic!("an error is not enough: {outcome:?}") };
+    assert_eq!(doubt.reason(), DoubtReason::EndedEarly);
+    assert_eq!(scene.server.marks(), 2, "a part of it is saved");
+}
+
+fn nested_transaction_that_is_left_open_is_rolled_back<K: Kind>() {
+    type Manager<K> = <Conn<K> as Connection>::TransactionManager;
+    let scene = Scene::<K>::new(1, Balance::PerCheckout);
+    let mut conn = scene.pool.get().expect("the peer is up");
+    let outcome = conn.transaction_with_retry(|conn| {
+        Manager::<K>::begin_transaction(conn)?;
+        mark(conn, 1)
+    });
+    assert_eq!(outcome, Outcome::Aborted(Error::AlreadyInTransaction));
+    assert_eq!(scene.server.marks(), 0);
+    let outcome = conn.transaction_with_retry(|conn| mark(conn, 1));
+    assert_eq!(outcome, Outcome::Committed(()), "no transaction is open any more");
+}
+
+fn commit_that_saves_nothing_is_not_called_committed<K: Kind>() {
+    let scene = Scene::<K>::new(1, Balance::PerCheckout);
+    let mut conn = scene.pool.get().expect("the peer is up");
+    let outcome = outcome_of(&mut conn, |conn| {
+        conn.transaction(|conn| {
+            mark(conn, 1)?;
+            mark(conn, 1).expect_err("the mark is there");
+            Ok::<_, Error>(())
+        })
+    });
+    // After an error PostgreSQL saves nothing of the transaction, and answers its COMMIT with success.
+    assert_eq!(outcome.is_committed(), scene.server.marks() == 1, "{outcome:?}");
 }
 
 fn isolation_level_is_that_of_the_policy<K: Kind>() {
@@ -433,10 +479,11 @@ mod on_mariadb {
     }
 
     /// Updates two rows, in opposite orders in two threads, so that one of them is the victim of a deadlock in its
-    /// first run. `on_error` makes the result of a failed update.
+    /// first run. `on_error` makes the result of a failed update, and `at_the_end` that of the closure.
     fn in_opposite_orders(
         scene: &Scene<MariaDb>,
         on_error: fn(Error) -> QueryResult<()>,
+        at_the_end: fn(()) -> QueryResult<()>,
     ) -> [Outcome<(), Error>; 2] {
         let mut conn = scene.pool.get().expect("the peer is up");
         conn.batch_execute("INSERT INTO marks VALUES (1), (2)").expect("the table is empty");
@@ -461,7 +508,7 @@ mod on_mariadb {
                     barrier.wait();
                 }
                 update(conn, ids[1]).or_else(on_error)?;
-                mark(conn, 10 * ids[0])
+                mark(conn, 10 * ids[0]).and_then(at_the_end)
             })
         };
         thread::scope(|scope| {
@@ -473,16 +520,29 @@ mod on_mariadb {
     #[test]
     fn victim_of_a_deadlock_is_run_again() {
         let scene = Scene::<MariaDb>::new(2, Balance::PerCheckout);
-        let outcomes = in_opposite_orders(&scene, Err);
+        let outcomes = in_opposite_orders(&scene, Err, Ok);
         assert_eq!(outcomes, [Outcome::Committed(()), Outcome::Committed(())]);
         assert_eq!(scene.server.marks(), 4);
+    }
+
+    /// As below, and the closure fails in the end. It must not be run again.
+    #[test]
+    fn work_that_goes_on_after_a_deadlock_and_fails_is_in_doubt() {
+        let scene = Scene::<MariaDb>::new(2, Balance::PerCheckout);
+        let mut outcomes = in_opposite_orders(&scene, |_| Ok(()), |_| Err(Error::NotFound));
+        outcomes.sort_by_key(|outcome| matches!(outcome, Outcome::Aborted(_)));
+        let [Outcome::Unknown(doubt), Outcome::Aborted(Error::NotFound)] = outcomes else {
+            panic!("one is the victim: {outcomes:?}");
+        };
+        assert_eq!(doubt.reason(), DoubtReason::EndedEarly);
+        assert_eq!(scene.server.marks(), 3, "what the victim did after the deadlock is saved");
     }
 
     /// The server has rolled back the victim's transaction, and what follows is saved by itself.
     #[test]
     fn deadlock_that_the_closure_hides_is_not_called_committed() {
         let scene = Scene::<MariaDb>::new(2, Balance::PerCheckout);
-        let mut outcomes = in_opposite_orders(&scene, |_| Ok(()));
+        let mut outcomes = in_opposite_orders(&scene, |_| Ok(()), Ok);
         outcomes.sort_by_key(Outcome::is_committed);
         let [Outcome::Unknown(doubt), Outcome::Committed(())] = outcomes else {
             panic!("one is the victim: {outcomes:?}");
@@ -545,11 +605,38 @@ mod on_postgres {
     }
 }
 
+/// While no peer can be reached, the checkout waits, for longer than the retry budget would last.
+#[cfg(feature = "mysql")]
+#[test]
+fn transaction_waits_for_a_peer_while_all_are_down() {
+    use support::mariadb::MariaDb;
+
+    let mut scene = Scene::<MariaDb>::new(1, Balance::PerCheckout);
+    let pool = scene.pool.clone();
+    let is_killed = std::sync::Barrier::new(2);
+    let outcome = thread::scope(|scope| {
+        let work = scope.spawn(|| {
+            let mut conn = pool.get().expect("the peer is up");
+            is_killed.wait();
+            is_killed.wait();
+            conn.transaction_with_retry(|conn| mark(conn, 1))
+        });
+        is_killed.wait();
+        scene.server.kill();
+        is_killed.wait();
+        assert!(!within(Duration::from_secs(3), || work.is_finished()), "the checkout waits");
+        scene.server.restart();
+        work.join().expect("the thread ends")
+    });
+    assert_eq!(outcome, Outcome::Committed(()));
+    assert_eq!(scene.server.marks(), 1);
+}
+
 /// A peer whose machine dies in the middle of transactions of many threads: no thread sees an error.
 #[cfg(feature = "mysql")]
 #[test]
 fn no_thread_sees_an_error_when_a_peer_is_killed() {
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use support::mariadb::MariaDb;
 
@@ -561,7 +648,7 @@ fn no_thread_sees_an_error_when_a_peer_is_killed() {
         .check_interval(Duration::from_secs(1));
     let (pool, _) = pool_of(manager, 9);
     let (is_over, committed) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let ends = support::EndsThreads(&is_over);
+    let ends = EndsThreads(&is_over);
     let work = || {
         while !is_over.load(Ordering::Relaxed) {
             let mut conn = pool.get().expect("a peer is up");
