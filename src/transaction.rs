@@ -201,9 +201,9 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
         };
         // A transaction that is READ ONLY has nothing to save.
         let ledger = policy.ledger.as_ref().filter(|_| !policy.read_only);
-        let history = ledger.map(|ledger| ledger.history(self)).transpose();
-        let history = match history.and_then(|history| self.begin(policy).map(|()| history)) {
-            Ok(history) => history,
+        let ledger = ledger.map(|ledger| ledger.open(self)).transpose();
+        let ledger = match ledger.and_then(|ledger| self.begin(policy).map(|()| ledger)) {
+            Ok(ledger) => ledger,
             Err(error) => {
                 self.roll_back();
                 return failed(error.into());
@@ -239,7 +239,7 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
             }
         };
         let mut token = None;
-        if let Some(ledger) = ledger {
+        if let Some((ledger, _)) = &ledger {
             let written = Token::new().and_then(|new| ledger.write(self, token.insert(new)));
             if let Err(error) = written {
                 self.roll_back();
@@ -255,9 +255,9 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
             Err(error) => {
                 let text = printable(&error.to_string()).into();
                 let mut doubt = self.doubt(DoubtReason::CommitUnanswered, text);
-                let written = ledger.zip(token).zip(history);
-                doubt.entry = written.map(|((ledger, token), history)| Entry {
-                    ledger: Ledger::table(&ledger.table),
+                let written = ledger.zip(token);
+                doubt.entry = written.map(|((ledger, history), token)| Entry {
+                    ledger: Ledger::table(ledger.table),
                     token,
                     history,
                 });

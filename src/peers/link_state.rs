@@ -46,9 +46,20 @@ pub(crate) struct LinkState {
     /// get: it has refused a query of this link, or of another link of its peer.
     server_in_doubt: AtomicBool,
     pub(crate) record: TransactionRecord,
-    /// The table of the ledger that this link has used first, and the name of its history.
-    pub(crate) ledger: OnceLock<(String, Arc<str>)>,
+    /// The ledger that this link has used first.
+    pub(crate) ledger: OnceLock<LinkLedger>,
     socket: OnceLock<Arc<Socket>>,
+}
+
+/// A ledger whose table on this link was found suitable.
+#[derive(Debug)]
+pub(crate) struct LinkLedger {
+    /// The name of the table, as it was given.
+    pub(crate) table: String,
+    /// The same with its schema.
+    pub(crate) qualified: String,
+    /// The name of the table's history.
+    pub(crate) history: Arc<str>,
 }
 
 impl LinkState {

@@ -12,6 +12,7 @@ use diesel::result::{DatabaseErrorKind, Error, QueryResult};
 use rand::TryRng;
 use rand::rngs::SysRng;
 
+use crate::peers::link_state::LinkLedger;
 use crate::pool::connection::PeerConnection;
 use crate::settings::retry::Ledger;
 use crate::transaction::rows;
@@ -79,36 +80,97 @@ pub(super) enum Decision {
 const HISTORY: &str = "history";
 
 impl Ledger {
-    /// Returns the name of the history that the table on this connection belongs to. At the first use of a
-    /// connection, this verifies that the table is suitable. A transaction must not be open.
+    /// Returns this ledger with the schema of its table, and the name of the history that the table on this connection
+    /// belongs to. At the first use of a connection, this verifies that the table is suitable. A transaction must not be
+    /// open.
     ///
     /// # Errors
     ///
     /// Returns an error if a statement fails, or if the table would not keep what a transaction has written.
-    pub(super) fn history<C: R2D2Connection + Send + 'static>(
+    pub(super) fn open<C: R2D2Connection + Send + 'static>(
         &self,
         conn: &mut PeerConnection<C>,
-    ) -> QueryResult<Arc<str>> {
+    ) -> QueryResult<(Self, Arc<str>)> {
         let link_state = conn.link_state();
-        if let Some((table, history)) = link_state.ledger.get()
-            && *table == self.table
-        {
-            return Ok(history.clone());
+        if let Some(LinkLedger { table, qualified, history }) = link_state.ledger.get() {
+            if *table == self.table {
+                return Ok((Self { table: qualified.clone(), ..self.clone() }, history.clone()));
+            }
+        }
+        if let Err(flaw) = self.validate() {
+            return Err(self.unsuitable(&flaw.to_string()));
         }
         self.verify_table(conn)?;
-        let mut history = self.read(conn, HISTORY)?;
+        let ledger = self.qualified(conn)?;
+        let mut history = ledger.read(conn, HISTORY)?;
         if history.is_none() {
             // Another process may do the same, and then the first one counts.
             let Token(new) = Token::new()?;
-            match rows::execute(&mut **conn, &self.insert(HISTORY, &new)) {
+            match rows::execute(&mut **conn, &ledger.insert(HISTORY, &new)) {
                 Ok(_) | Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {}
                 Err(error) => return Err(error),
             }
-            history = self.read(conn, HISTORY)?;
+            history = ledger.read(conn, HISTORY)?;
         }
+        ledger.verify_key(conn)?;
         let history: Arc<str> = history.ok_or(Error::NotFound)?.into();
-        let _ = link_state.ledger.set((self.table.clone(), history.clone()));
-        Ok(history)
+        let (table, qualified) = (self.table.clone(), ledger.table.clone());
+        let _ = link_state.ledger.set(LinkLedger { table, qualified, history: history.clone() });
+        Ok((ledger, history))
+    }
+
+    /// Returns this ledger with the schema in which this session finds the table. A closure may change where its
+    /// session looks for tables.
+    fn qualified<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+    ) -> QueryResult<Self> {
+        let sql = match Dialect::for_connection::<C>() {
+            _ if self.table.contains('.') => return Ok(self.clone()),
+            Dialect::MySql => "SELECT DATABASE() AS text".to_owned(),
+            Dialect::Postgres => format!(
+                "SELECT relnamespace::regnamespace::text AS text FROM pg_class WHERE oid = \
+                 '{}'::regclass",
+                self.table
+            ),
+            Dialect::Sqlite | Dialect::Other => return Ok(self.clone()),
+        };
+        let schema = rows::text(&mut **conn, &sql)?.unwrap_or_default();
+        let ledger = Self { table: format!("{schema}.{}", self.table), ..self.clone() };
+        // Other names would have to be quoted. The documentation says what follows.
+        Ok(if ledger.validate().is_ok() { ledger } else { self.clone() })
+    }
+
+    /// Checks that the table refuses a token that is there.
+    fn verify_key<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+    ) -> QueryResult<()> {
+        C::TransactionManager::begin_transaction(&mut **conn)?;
+        let inserted = rows::execute(&mut **conn, &self.insert(HISTORY, ABORTED));
+        conn.roll_back();
+        match inserted {
+            Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => Ok(()),
+            Ok(_) => Err(self.unsuitable("its column `token` is not unique by itself")),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn unsuitable(&self, flaw: &str) -> Error {
+        let text = format!("the table {} cannot be a ledger: {flaw}", self.table);
+        Error::QueryBuilderError(text.into())
+    }
+
+    /// Inserts a row that is not there yet.
+    fn insert_row<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+        sql: &str,
+    ) -> QueryResult<()> {
+        match rows::execute(&mut **conn, sql)? {
+            1 => Ok(()),
+            _ => Err(self.unsuitable("an INSERT has inserted nothing")),
+        }
     }
 
     /// Checks that the table is rolled back with its transaction, and that it survives a crash of the server.
@@ -130,19 +192,17 @@ impl Ledger {
             }
             Dialect::Postgres => {
                 let sql = format!(
-                    "SELECT relpersistence::text AS text FROM pg_class WHERE oid = '{table}'::regclass"
+                    "SELECT CASE relkind WHEN 'r' THEN relpersistence::text ELSE '-' END AS text FROM \
+                     pg_class WHERE oid = '{table}'::regclass"
                 );
-                (sql, "p", "it is not logged, so it would not survive a crash")
+                (sql, "p", "it is not a logged table, which survives a crash")
             }
             Dialect::Sqlite | Dialect::Other => return Ok(()),
         };
         match rows::text(&mut **conn, &sql)? {
-            // The next statement says so.
-            None => Ok(()),
             Some(found) if found == expected => Ok(()),
-            Some(_) => Err(Error::QueryBuilderError(
-                format!("the table {table} cannot be a ledger: {flaw}").into(),
-            )),
+            Some(_) => Err(self.unsuitable(flaw)),
+            None => Err(self.unsuitable("there is no such table")),
         }
     }
 
@@ -152,7 +212,7 @@ impl Ledger {
         conn: &mut PeerConnection<C>,
         token: &Token,
     ) -> QueryResult<()> {
-        conn.batch_execute(&self.insert(&token.0, COMMITTED))
+        self.insert_row(conn, &self.insert(&token.0, COMMITTED))
     }
 
     pub(super) fn insert(&self, token: &str, outcome: &str) -> String {
@@ -171,7 +231,8 @@ impl Entry {
         conn: &mut PeerConnection<C>,
     ) -> QueryResult<Decision> {
         let Self { ledger, token, history } = self;
-        if *ledger.history(conn)? != **history {
+        let (ledger, found) = ledger.open(conn)?;
+        if *found != **history {
             return Ok(Decision::OtherHistory);
         }
         let dialect = Dialect::for_connection::<C>();
@@ -185,7 +246,7 @@ impl Entry {
                 ),
                 _ => insert,
             };
-            rows::execute(&mut **conn, &insert)?;
+            ledger.insert_row(conn, &insert)?;
             // A cleaner that has deleted the token before the INSERT has raised the watermark before.
             if ledger.has_forgotten(conn, token)? {
                 conn.roll_back();
@@ -222,7 +283,7 @@ impl Ledger {
         conn: &mut PeerConnection<C>,
     ) -> QueryResult<()> {
         let Token(new) = Token::new()?;
-        rows::execute(&mut **conn, &self.insert(&new, ABORTED)).map(drop)
+        self.insert_row(conn, &self.insert(&new, ABORTED))
     }
 
     /// Reads a row. Outside of a transaction this sees every row that was committed before.
@@ -241,15 +302,13 @@ fn begin<C: R2D2Connection + Send + 'static>(
     conn: &mut PeerConnection<C>,
     dialect: Dialect,
 ) -> QueryResult<()> {
-    const READ_COMMITTED: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED";
-    if dialect == Dialect::MySql {
-        conn.batch_execute(READ_COMMITTED)?;
-    }
     C::TransactionManager::begin_transaction(&mut **conn)?;
+    // MySQL's snapshot begins with the first SELECT, which follows the INSERT.
     if dialect == Dialect::Postgres {
-        let timeout =
-            format!("{READ_COMMITTED}; SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'");
-        conn.batch_execute(&timeout)?;
+        conn.batch_execute(&format!(
+            "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+             SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"
+        ))?;
     }
     Ok(())
 }

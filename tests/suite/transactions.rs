@@ -42,7 +42,7 @@ impl Kind for support::mariadb::MariaDb {
     fn waits_for_a_lock(&self) -> bool {
         // (`innodb_trx` is a copy that is not renewed while it is read all the time.)
         let waiting = "SELECT COUNT(*) FROM information_schema.processlist WHERE user = 'app' AND \
-                       info LIKE '%INSERT INTO ledger%'";
+                       info LIKE '%INSERT INTO%ledger%'";
         self.sql(waiting).trim() != "0"
     }
 }
@@ -568,8 +568,43 @@ mod on_postgres {
         let outcome =
             RetryPolicy::new().ledger(ledger).transaction(&mut conn, |conn| mark(conn, 1));
         let Outcome::Aborted(error) = outcome else { panic!("{outcome:?}") };
-        assert!(error.to_string().contains("it is not logged"), "{error}");
+        assert!(error.to_string().contains("it is not a logged table"), "{error}");
         assert_eq!(scene.server.marks(), 0);
+    }
+
+    /// Then each token could be there twice: that of the transaction, and that of the resolver.
+    #[test]
+    fn table_whose_token_is_not_unique_is_no_ledger() {
+        let scene = Scene::<Postgres>::new(1, Balance::PerCheckout);
+        let mut conn = scene.pool.get().expect("the peer is up");
+        let ledger = Ledger::table("ledger");
+        let create = ledger.create_table().replace("PRIMARY KEY", "");
+        conn.batch_execute(&create).expect("a new table");
+        let policy = RetryPolicy::new().ledger(ledger);
+        let outcome = policy.transaction(&mut conn, |conn| mark(conn, 1));
+        let Outcome::Aborted(error) = outcome else { panic!("{outcome:?}") };
+        assert!(error.to_string().contains("is not unique"), "{error}");
+    }
+
+    /// The token goes to the table that was found suitable, wherever the closure looks for tables.
+    #[test]
+    fn closure_may_change_where_its_session_looks_for_tables() {
+        let server = Postgres::start();
+        let proxy = CuttingProxy::start(server.port());
+        let (pool, _) = behind_proxy(&proxy, &[&server]);
+        let mut conn = pool.get().expect("both peers are up");
+        conn.batch_execute(
+            "CREATE SCHEMA tenant; CREATE TABLE tenant.ledger (LIKE ledger INCLUDING ALL)",
+        )
+        .expect("a new schema");
+        proxy.cut_at("COMMIT", Cut::BeforeAnswer);
+        let mut runs = 0;
+        let outcome = conn.transaction_with_retry(|conn| {
+            runs += 1;
+            mark(conn, 1)?;
+            conn.batch_execute("SET LOCAL search_path TO tenant")
+        });
+        assert_eq!((outcome, runs), (Outcome::Committed(()), 1));
     }
 
     /// PostgreSQL answers the COMMIT of a failed transaction with success, and saves nothing.
