@@ -12,6 +12,7 @@ pub(crate) mod peer;
 pub(crate) mod peer_config;
 pub(crate) mod placement;
 pub(crate) mod resolved_host;
+pub(crate) mod session_sign;
 pub(crate) mod set;
 pub(crate) mod snapshot;
 pub(crate) mod transaction_record;

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::peers::session_sign::SessionSign;
 use crate::peers::transaction_record::TransactionRecord;
 use crate::socket::{Socket, Thread};
 
@@ -43,6 +44,8 @@ pub(crate) struct LinkState {
     pub(crate) record: TransactionRecord,
     /// The table of the ledger that this link has used first, and the name of its history.
     pub(crate) ledger: OnceLock<(String, Arc<str>)>,
+    /// Read before the first transaction with a ledger.
+    pub(crate) session_sign: OnceLock<SessionSign>,
     socket: OnceLock<Arc<Socket>>,
 }
 

@@ -34,7 +34,7 @@ pub struct RetryPolicy {
     pub(crate) stays_on_peer: bool,
     pub(crate) is_idempotent: bool,
     pub(crate) ledger: Option<Ledger>,
-    isolation: Option<Isolation>,
+    pub(crate) isolation: Option<Isolation>,
     pub(crate) read_only: bool,
 }
 
