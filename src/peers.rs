@@ -14,6 +14,7 @@ pub(crate) mod peer_config;
 pub(crate) mod placement;
 pub(crate) mod resolved_host;
 pub(crate) mod retry_budget;
+pub(crate) mod session_sign;
 pub(crate) mod set;
 pub(crate) mod snapshot;
 pub(crate) mod transaction_record;

@@ -2,6 +2,7 @@
 //! connection to another peer if need be, and the outcome of each COMMIT is told apart.
 
 mod ledger;
+mod left_session;
 mod outcome;
 mod rows;
 #[cfg(feature = "serde")]
@@ -28,8 +29,9 @@ use crate::peers::set::peer_ref::PeerRef;
 use crate::peers::transaction_record::{CommitSeen, Interruption, TransactionRecord};
 use crate::pool::connection::PeerConnection;
 use crate::redact::printable;
-use crate::settings::retry::{Ledger, RetryPolicy};
-use crate::transaction::ledger::{Decision, Entry, Token};
+use crate::settings::retry::RetryPolicy;
+use crate::transaction::ledger::{Decision, Entry};
+use crate::transaction::left_session::LeftSession;
 use crate::url::dialect::Dialect;
 
 pub use outcome::{Doubt, DoubtReason, Outcome, TransactionError, Verdict};
@@ -186,10 +188,11 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
         Doubt { reason, peer: self.peer().into(), error, entry: None }
     }
 
-    /// Runs a transaction once.
+    /// Runs a transaction once. `session` becomes the session that it uses, if it has a ledger.
     fn attempt<T, E: From<Error>>(
         &mut self,
         policy: &RetryPolicy,
+        session: &mut Option<LeftSession>,
         work: &mut impl FnMut(&mut Self) -> Result<T, E>,
     ) -> Attempt<T, E> {
         let dialect = Dialect::for_connection::<C>();
@@ -201,9 +204,14 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
         };
         // A transaction that is READ ONLY has nothing to save.
         let ledger = policy.ledger.as_ref().filter(|_| !policy.read_only);
-        let ledger = ledger.map(|ledger| ledger.open(self)).transpose();
-        let ledger = match ledger.and_then(|ledger| self.begin(policy).map(|()| ledger)) {
-            Ok(ledger) => ledger,
+        let entry = ledger.map(|ledger| Entry::new(ledger, self)).transpose();
+        let begun = entry.and_then(|entry| {
+            *session = entry.as_ref().map(|entry| LeftSession::new(self, entry.token.clone()));
+            let lock = session.as_ref().map(|session| session.lock_at_begin(policy));
+            self.begin(policy, &lock.unwrap_or_default()).map(|()| entry)
+        });
+        let entry = match begun {
+            Ok(entry) => entry,
             Err(error) => {
                 self.roll_back();
                 return failed(error.into());
@@ -238,10 +246,9 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
                 return Attempt::Unknown(doubt, None);
             }
         };
-        let mut token = None;
-        if let Some((ledger, _)) = &ledger {
-            let written = Token::new().and_then(|new| ledger.write(self, token.insert(new)));
-            if let Err(error) = written {
+        if let Some(entry) = &entry {
+            let lock = session.as_ref().map(|session| session.lock_at_end(policy));
+            if let Err(error) = entry.write(self, &lock.unwrap_or_default()) {
                 self.roll_back();
                 return failed(error.into());
             }
@@ -255,12 +262,7 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
             Err(error) => {
                 let text = printable(&error.to_string()).into();
                 let mut doubt = self.doubt(DoubtReason::CommitUnanswered, text);
-                let written = ledger.zip(token);
-                doubt.entry = written.map(|((ledger, history), token)| Entry {
-                    ledger: Ledger::table(ledger.table),
-                    token,
-                    history,
-                });
+                doubt.entry = entry;
                 Attempt::Unknown(doubt, Some((value, error.into())))
             }
         }
@@ -281,7 +283,7 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
         })
     }
 
-    fn begin(&mut self, policy: &RetryPolicy) -> Result<(), Error> {
+    fn begin(&mut self, policy: &RetryPolicy, lock: &str) -> Result<(), Error> {
         let dialect = Dialect::for_connection::<C>();
         if let Some(before) = policy.before_begin(dialect) {
             self.batch_execute(&before)?;
@@ -290,7 +292,7 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
         if let Some(after) = policy.after_begin(dialect) {
             self.batch_execute(&after)?;
         }
-        self.batch_execute(SET_SAVEPOINT)
+        self.batch_execute(&format!("{lock}{SET_SAVEPOINT}"))
     }
 }
 
@@ -318,7 +320,8 @@ impl RetryPolicy {
         }
         let mut retries = Retries::begin(self, conn);
         loop {
-            let (failed, interruption) = match conn.attempt(self, &mut work) {
+            let mut session = None;
+            let (failed, interruption) = match conn.attempt(self, &mut session, &mut work) {
                 Attempt::Committed(value) => return Outcome::Committed(value),
                 Attempt::Aborted(error) => return Outcome::Aborted(error),
                 Attempt::Interrupted(error, interruption) => {
@@ -328,7 +331,7 @@ impl RetryPolicy {
                     let origin = conn.link().guard.peer.clone();
                     let reason = doubt.error().to_owned();
                     origin.record(EventKind::TransactionInDoubt { reason });
-                    let verdict = retries.resolve_elsewhere(conn, doubt);
+                    let verdict = retries.resolve_elsewhere(conn, doubt, session.as_ref());
                     record_verdict(&origin, &verdict);
                     match (verdict, returned) {
                         (Verdict::Committed, Some((value, _))) => {
@@ -350,7 +353,7 @@ impl RetryPolicy {
                     }
                 }
             };
-            if !retries.prepare(conn, interruption) {
+            if !retries.prepare(conn, interruption, session.as_ref()) {
                 return failed;
             }
         }
@@ -385,7 +388,7 @@ impl RetryPolicy {
             };
             let Some(interruption) = link_state.record.interruption() else { return Err(error) };
             conn.roll_back();
-            if !retries.prepare(conn, interruption) {
+            if !retries.prepare(conn, interruption, None) {
                 return Err(error);
             }
         }
@@ -423,7 +426,8 @@ impl Doubt {
         }
         let policy = conn.retry_policy();
         let end = Instant::now() + policy.deadline;
-        Retries { policy: &policy, end, attempts: 1 }.resolve(conn, doubt, false)
+        let session = doubt.entry.as_ref().map(|entry| LeftSession::of_token(entry.token.clone()));
+        Retries { policy: &policy, end, attempts: 1 }.resolve(conn, doubt, session.as_ref(), false)
     }
 }
 
@@ -441,11 +445,13 @@ impl<'a> Retries<'a> {
         Self { policy, end: Instant::now() + policy.deadline, attempts: 1 }
     }
 
-    /// Prepares the connection for another run, after a pause. Returns `false` if there is to be none.
+    /// Prepares the connection for another run, after a pause. Returns `false` if there is to be none. If the
+    /// connection changes, the session that is left behind is ended.
     fn prepare<C: R2D2Connection + Send + 'static>(
         &mut self,
         conn: &mut PeerConnection<C>,
         interruption: Interruption,
+        session: Option<&LeftSession>,
     ) -> bool {
         let is_observed = Observer::is_installed(&mut **conn);
         let needs_another = interruption.needs_another_link() || conn.link_mut().is_broken();
@@ -463,13 +469,16 @@ impl<'a> Retries<'a> {
             return false;
         }
         #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
-        while needs_another && let Err(error) = conn.change_link(Instant::now) {
+        while let Some(Err(error)) = needs_another.then(|| conn.change_link(Instant::now)) {
             // As long as the deadline allows it, a peer may come back.
             debug!(target: LOG_TARGET, "a transaction waits for a peer: {error}");
             pauses = pauses.saturating_add(1);
             if self.pause(pauses, &conn.pool.set).is_none() {
                 return false;
             }
+        }
+        if let Some(session) = session.filter(|_| needs_another) {
+            session.end(conn);
         }
         self.attempts += 1;
         from.activity.counters.retries.add_one();
@@ -486,29 +495,39 @@ impl<'a> Retries<'a> {
         &mut self,
         conn: &mut PeerConnection<C>,
         doubt: Doubt,
+        session: Option<&LeftSession>,
     ) -> Verdict {
         if doubt.entry.is_some() {
             // The runs may have used up the time.
             self.end = self.end.max(Instant::now() + self.policy.deadline / 2);
         }
-        self.resolve(conn, doubt, true)
+        self.resolve(conn, doubt, session, true)
     }
 
     /// Decides about a COMMIT without an answer, if it has written a token. With `elsewhere` the first connection is
-    /// not asked. The outcome stays unknown if the deadline is over before.
+    /// not asked. If nothing can be decided, the session of the transaction is ended. The outcome stays unknown if the
+    /// deadline is over before.
     #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
     fn resolve<C: R2D2Connection + Send + 'static>(
         &self,
         conn: &mut PeerConnection<C>,
         mut doubt: Doubt,
+        session: Option<&LeftSession>,
         mut elsewhere: bool,
     ) -> Verdict {
         let Some(entry) = doubt.entry.clone() else { return Verdict::Unknown(doubt) };
         let mut pauses = 0_u32;
         loop {
             let changed = if elsewhere { conn.change_link(Instant::now) } else { Ok(()) };
-            let decided = changed
-                .and_then(|()| entry.decide(conn).map_err(|error| printable(&error.to_string())));
+            let decided = changed.and_then(|()| {
+                entry.decide(conn).map_err(|error| {
+                    if let Some(session) = session {
+                        // It may hold the lock of the token.
+                        session.end(conn);
+                    }
+                    printable(&error.to_string())
+                })
+            });
             elsewhere = decided != Ok(Decision::Again);
             match decided {
                 Ok(Decision::Committed) => return Verdict::Committed,

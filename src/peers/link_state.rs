@@ -14,6 +14,7 @@ use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::peers::checkout_times::Checkout;
+use crate::peers::session_sign::SessionSign;
 use crate::peers::transaction_record::TransactionRecord;
 use crate::socket::{Socket, Thread};
 
@@ -48,6 +49,8 @@ pub(crate) struct LinkState {
     pub(crate) record: TransactionRecord,
     /// The ledger that this link has used first.
     pub(crate) ledger: OnceLock<LinkLedger>,
+    /// Read before the first transaction with a ledger.
+    pub(crate) session_sign: OnceLock<SessionSign>,
     socket: OnceLock<Arc<Socket>>,
 }
 

@@ -23,7 +23,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::fs::FileExt;
@@ -132,6 +132,11 @@ impl Socket {
     /// Whether the other end has accepted the connection.
     pub(crate) fn is_connected(&self) -> bool {
         self.stream.peer_addr().is_ok()
+    }
+
+    /// Returns the addresses of this end and of the other one.
+    pub(crate) fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        Some((self.stream.local_addr().ok()?, self.stream.peer_addr().ok()?))
     }
 
     /// Returns how long ago data last came from the other end, or a little more. `None` if this is not a TCP

@@ -206,21 +206,34 @@ impl Ledger {
         }
     }
 
-    /// Writes the token of the open transaction.
-    pub(super) fn write<C: R2D2Connection + Send + 'static>(
-        &self,
-        conn: &mut PeerConnection<C>,
-        token: &Token,
-    ) -> QueryResult<()> {
-        self.insert_row(conn, &self.insert(&token.0, COMMITTED))
-    }
-
     pub(super) fn insert(&self, token: &str, outcome: &str) -> String {
         format!("INSERT INTO {} (token, outcome) VALUES ('{token}', '{outcome}')", self.table)
     }
 }
 
 impl Entry {
+    /// Returns the entry of a new transaction, whose token is not written yet. A transaction must not be open.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the ledger cannot be used on this connection.
+    pub(super) fn new<C: R2D2Connection + Send + 'static>(
+        ledger: &Ledger,
+        conn: &mut PeerConnection<C>,
+    ) -> QueryResult<Self> {
+        let (ledger, history) = ledger.open(conn)?;
+        Ok(Self { ledger: Ledger::table(ledger.table), token: Token::new()?, history })
+    }
+
+    /// Writes the token of the open transaction, after `before`.
+    pub(super) fn write<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+        before: &str,
+    ) -> QueryResult<()> {
+        conn.batch_execute(&format!("{before}{}", self.ledger.insert(&self.token.0, COMMITTED)))
+    }
+
     /// Tries to decide about the transaction that has written this entry.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ mod host_failures;
 mod isolation;
 mod killed_peer;
 mod ledger;
+mod left_session;
 mod login_timeout;
 mod lost_connection;
 mod marks;

@@ -1,0 +1,231 @@
+//! The session that a lost transaction leaves behind on its server holds locks. It is ended, and no other one.
+
+#![cfg(all(target_os = "linux", any(feature = "mysql", feature = "postgres")))]
+#![allow(clippy::disallowed_methods, reason = "the test measures how long a lock is held")]
+
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::r2d2::Pool;
+use diesel::result::Error;
+use diesel_peers::{Isolation, Ledger, Outcome, PeerManager, PeerManagerBuilder, Strategy};
+use support::backend::{PATIENCE, manager_of, pool_of};
+use support::cutting_proxy::{Cut, CuttingProxy};
+
+use crate::transactions::{Kind, mark, on_servers};
+
+on_servers!(session_that_was_aborted_in_a_query_is_ended);
+
+/// A pool of one connection to a server with the table `marks` and the ledger.
+fn pool<K: Kind>(
+    server: &K,
+    builder: PeerManagerBuilder<K::Client>,
+) -> Pool<PeerManager<K::Client>> {
+    let ledger = Ledger::table("ledger");
+    let (founder, _) = pool_of(manager_of::<K::Client>([server.url()]), 1);
+    let mut conn = founder.get().expect("the peer is up");
+    conn.batch_execute("CREATE TABLE marks (id INT PRIMARY KEY)").expect("a new database");
+    conn.batch_execute(&ledger.create_table()).expect("a new database");
+    pool_of(builder.ledger(ledger).retry_deadline(PATIENCE), 1).0
+}
+
+/// A pool whose first peer is the server behind the proxy, and whose second one is the server.
+fn pool_behind<K: Kind>(proxy: &CuttingProxy, server: &K) -> Pool<PeerManager<K::Client>> {
+    let urls = [K::url_at("127.0.0.1", proxy.port()), server.url()];
+    let builder = manager_of::<K::Client>(urls).strategy(Strategy::Ordered).tier("peer1", 1);
+    pool(server, builder)
+}
+
+/// The server is frozen during a query, which the pool aborts, as another peer answers. After that, the server goes on
+/// with the query, and is the only peer.
+fn session_that_was_aborted_in_a_query_is_ended<K: Kind + Send>() {
+    let mut servers = K::start(2);
+    let second = Duration::from_secs(1);
+    let builder = manager_of::<K::Client>(servers.iter().map(K::url))
+        .strategy(Strategy::Ordered)
+        .tier("peer1", 1)
+        .stall_after(second)
+        .check_timeout(second)
+        .check_interval(second);
+    let pool = pool(&servers[0], builder);
+    let mut conn = pool.get().expect("the peer is up");
+    assert_eq!(conn.peer(), "peer0", "the first tier serves");
+    let mut other = servers.pop().expect("two servers");
+    let server = Mutex::new(servers.pop().expect("two servers"));
+    let mut thawed = None;
+    let outcome = thread::scope(|scope| {
+        conn.transaction_with_retry(|conn| {
+            mark(conn, 1)?;
+            if thawed.is_some() {
+                return Ok(());
+            }
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(500));
+                server.lock().expect("no thread panics with the lock").freeze();
+            });
+            let aborted = conn.batch_execute(&K::toil(6000));
+            other.kill();
+            server.lock().expect("no thread panics with the lock").thaw();
+            thawed = Some(Instant::now());
+            aborted
+        })
+    });
+    let took = thawed.expect("the server is thawed").elapsed();
+    assert_eq!(outcome, Outcome::Committed(()));
+    assert!(took < Duration::from_secs(25), "the query holds the row for a minute: {took:?}");
+    assert_eq!(server.into_inner().expect("no thread panics with the lock").marks(), 1);
+}
+
+#[cfg(feature = "postgres")]
+mod on_postgres {
+    use support::postgres::Postgres;
+
+    use super::*;
+
+    fn open_transactions(server: &Postgres) -> String {
+        let open = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state LIKE \
+                    'idle in transaction%'";
+        server.sql(open).trim().to_owned()
+    }
+
+    /// The session waits for a COMMIT that never comes.
+    #[test]
+    fn session_that_waits_for_its_commit_is_ended() {
+        let server = Postgres::start();
+        let proxy = CuttingProxy::start(server.port());
+        let pool = pool_behind(&proxy, &server);
+        waits_for_its_commit(&server, &proxy, &pool, None);
+    }
+
+    /// The lock is taken at the end of such a transaction.
+    #[test]
+    fn session_that_waits_for_its_serializable_commit_is_ended() {
+        let server = Postgres::start();
+        let proxy = CuttingProxy::start(server.port());
+        let pool = pool_behind(&proxy, &server);
+        waits_for_its_commit(&server, &proxy, &pool, Some(Isolation::Serializable));
+    }
+
+    fn waits_for_its_commit(
+        server: &Postgres,
+        proxy: &CuttingProxy,
+        pool: &Pool<PeerManager<diesel::PgConnection>>,
+        level: Option<Isolation>,
+    ) {
+        let mut conn = pool.get().expect("the peer is up");
+        assert_eq!(conn.peer(), "peer0", "the first tier serves");
+        let mut policy = conn.retry_policy();
+        if let Some(level) = level {
+            policy = policy.isolation(level);
+        }
+        proxy.cut_at("COMMIT", Cut::Delayed);
+        let mut runs = 0;
+        let outcome = policy.transaction(&mut conn, |conn| {
+            runs += 1;
+            mark(conn, 1)
+        });
+        assert_eq!((outcome, runs), (Outcome::Committed(()), 2));
+        assert_eq!(open_transactions(server), "0");
+        proxy.release();
+        assert_eq!(server.marks(), 1);
+    }
+
+    #[test]
+    fn session_that_was_lost_before_its_commit_is_ended() {
+        let server = Postgres::start();
+        let proxy = CuttingProxy::start(server.port());
+        let pool = pool_behind(&proxy, &server);
+        let mut conn = pool.get().expect("the peer is up");
+        proxy.cut_at("SELECT 99", Cut::Delayed);
+        let outcome = conn.transaction_with_retry(|conn| {
+            mark(conn, 1)?;
+            conn.batch_execute("SELECT 99")
+        });
+        assert_eq!(outcome, Outcome::Committed(()));
+        assert_eq!(open_transactions(&server), "0");
+        proxy.release();
+    }
+
+    /// The closure decides when its snapshot is taken.
+    #[test]
+    fn transaction_sees_what_was_committed_before_its_first_query() {
+        let server = Postgres::start();
+        let pool = pool(&server, manager_of::<diesel::PgConnection>([server.url()]));
+        let mut conn = pool.get().expect("the peer is up");
+        conn.batch_execute(
+            "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        )
+        .expect("the connection works");
+        let outcome = conn.transaction_with_retry(|conn| {
+            server.sql_in("app", "INSERT INTO marks VALUES (1)");
+            conn.batch_execute("DO $$ BEGIN ASSERT EXISTS (SELECT FROM marks); END $$")
+        });
+        assert_eq!(outcome, Outcome::Committed(()));
+    }
+}
+
+#[cfg(feature = "mysql")]
+mod on_mariadb {
+    use diesel::prelude::*;
+    use support::mariadb::MariaDb;
+
+    use super::*;
+
+    fn connection_id(
+        conn: &mut impl diesel::connection::LoadConnection<Backend = diesel::mysql::Mysql>,
+    ) -> i64 {
+        let id = diesel::dsl::sql::<diesel::sql_types::BigInt>("CONNECTION_ID()");
+        diesel::select(id).get_result(conn).expect("the connection works")
+    }
+
+    /// The address that the server sees is not that of the pool's socket, so the session may serve other clients.
+    #[test]
+    fn session_behind_a_proxy_is_not_ended() {
+        let server = MariaDb::start();
+        let proxy = CuttingProxy::start(server.port());
+        let pool = pool_behind(&proxy, &server);
+        let mut conn = pool.get().expect("the peer is up");
+        proxy.cut_at("SELECT 99", Cut::Delayed);
+        let mut runs = 0;
+        let outcome = conn.transaction_with_retry(|conn| {
+            runs += 1;
+            mark(conn, runs)?;
+            conn.batch_execute("SELECT 99")
+        });
+        assert_eq!(outcome, Outcome::Committed(()));
+        let open = server.sql("SELECT COUNT(*) FROM information_schema.innodb_trx");
+        assert_eq!(open.trim(), "1", "the first run");
+        proxy.release();
+    }
+
+    /// After a restart the server counts its connections from the beginning.
+    #[test]
+    fn strangers_session_with_the_same_number_is_not_ended() {
+        let mut server = MariaDb::start();
+        let url = server.url();
+        let connect = || MysqlConnection::establish(&url).expect("the server is up");
+        // The pool's connection gets a number that the pool itself does not reach again.
+        drop((0..40).map(|_| connect()).collect::<Vec<_>>());
+        let builder = manager_of::<MysqlConnection>([server.url()]).check_interval(PATIENCE);
+        let pool = pool(&server, builder);
+        let mut conn = pool.get().expect("the peer is up");
+        let mut stranger = None;
+        let outcome = conn.transaction_with_retry(|conn| {
+            mark(conn, 1)?;
+            if stranger.is_none() {
+                let id = connection_id(&mut **conn);
+                server.kill();
+                server.restart();
+                stranger = (0..100).map(|_| connect()).find_map(|mut stranger| {
+                    (connection_id(&mut stranger) == id).then_some(stranger)
+                });
+            }
+            conn.batch_execute("SELECT 1")
+        });
+        assert_eq!(outcome, Outcome::<_, Error>::Committed(()));
+        let mut stranger = stranger.expect("a stranger got the number");
+        stranger.batch_execute("SELECT 1").expect("the stranger is connected");
+    }
+}
