@@ -529,7 +529,7 @@ mod on_mariadb {
     #[test]
     fn work_that_goes_on_after_a_deadlock_and_fails_is_in_doubt() {
         let scene = Scene::<MariaDb>::new(2, Balance::PerCheckout);
-        let mut outcomes = in_opposite_orders(&scene, |_| Ok(()), |_| Err(Error::NotFound));
+        let mut outcomes = in_opposite_orders(&scene, |_| Ok(()), |()| Err(Error::NotFound));
         outcomes.sort_by_key(|outcome| matches!(outcome, Outcome::Aborted(_)));
         let [Outcome::Unknown(doubt), Outcome::Aborted(Error::NotFound)] = outcomes else {
             panic!("one is the victim: {outcomes:?}");
