@@ -247,8 +247,8 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
             }
         };
         if let Some(entry) = &entry {
-            let lock = session.as_ref().map(|session| session.lock_at_end(policy));
-            if let Err(error) = entry.write(self, &lock.unwrap_or_default()) {
+            let lock = session.as_ref().and_then(|session| session.lock_at_end(policy));
+            if let Err(error) = entry.write(self, lock.as_deref()) {
                 self.roll_back();
                 return failed(error.into());
             }

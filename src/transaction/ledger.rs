@@ -225,13 +225,21 @@ impl Entry {
         Ok(Self { ledger: Ledger::table(ledger.table), token: Token::new()?, history })
     }
 
-    /// Writes the token of the open transaction, after `before`.
+    /// Writes the token of the open transaction. `lock` is a function to call before.
     pub(super) fn write<C: R2D2Connection + Send + 'static>(
         &self,
         conn: &mut PeerConnection<C>,
-        before: &str,
+        lock: Option<&str>,
     ) -> QueryResult<()> {
-        conn.batch_execute(&format!("{before}{}", self.ledger.insert(&self.token.0, COMMITTED)))
+        let Self { ledger, token: Token(token), .. } = self;
+        let insert = match lock {
+            None => ledger.insert(token, COMMITTED),
+            Some(lock) => format!(
+                "INSERT INTO {} (token, outcome) SELECT '{token}', '{COMMITTED}' FROM {lock}",
+                ledger.table
+            ),
+        };
+        ledger.insert_row(conn, &insert)
     }
 
     /// Tries to decide about the transaction that has written this entry.

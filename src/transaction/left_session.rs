@@ -67,11 +67,11 @@ impl LeftSession {
         Self { sign: SessionSign::Lock { read_committed: false }, token }
     }
 
-    /// Returns the beginning of a statement that takes the lock, if the session is recognized by one.
-    fn lock(&self) -> String {
+    /// Returns the call of the function that takes the lock, if the session is recognized by one.
+    fn lock(&self) -> Option<String> {
         match self.sign {
-            SessionSign::Lock { .. } => format!("SELECT {}; ", take_lock(&self.token)),
-            SessionSign::None | SessionSign::Identity { .. } => String::new(),
+            SessionSign::Lock { .. } => Some(take_lock(&self.token)),
+            SessionSign::None | SessionSign::Identity { .. } => None,
         }
     }
 
@@ -84,12 +84,13 @@ impl LeftSession {
 
     /// Returns what to put before the first statement of the transaction.
     pub(super) fn lock_at_begin(&self, policy: &RetryPolicy) -> String {
-        if self.locks_at_begin(policy) { self.lock() } else { String::new() }
+        let lock = self.lock().filter(|_| self.locks_at_begin(policy));
+        lock.map_or_else(String::new, |lock| format!("SELECT {lock}; "))
     }
 
-    /// Returns what to put before the last statement of the transaction.
-    pub(super) fn lock_at_end(&self, policy: &RetryPolicy) -> String {
-        if self.locks_at_begin(policy) { String::new() } else { self.lock() }
+    /// Returns the function to call in the last statement of the transaction.
+    pub(super) fn lock_at_end(&self, policy: &RetryPolicy) -> Option<String> {
+        self.lock().filter(|_| !self.locks_at_begin(policy))
     }
 
     /// Ends the session, if it is on the server of this connection. A transaction must not be open.
