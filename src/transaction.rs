@@ -202,8 +202,9 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
             Some(interruption) => Attempt::Interrupted(error, interruption),
             None => Attempt::Aborted(error),
         };
-        // A transaction that is READ ONLY has nothing to save.
-        let ledger = policy.ledger.as_ref().filter(|_| !policy.read_only);
+        // A transaction that is READ ONLY has nothing to save. (Other databases do not have such transactions.)
+        let is_read_only = policy.read_only && matches!(dialect, Dialect::MySql | Dialect::Postgres);
+        let ledger = policy.ledger.as_ref().filter(|_| !is_read_only);
         let entry = ledger.map(|ledger| Entry::new(ledger, self)).transpose();
         let begun = entry.and_then(|entry| {
             *session = entry.as_ref().map(|entry| LeftSession::new(self, entry.token.clone()));
@@ -255,7 +256,7 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
         }
         match C::TransactionManager::commit_transaction(&mut **self) {
             Ok(()) => Attempt::Committed(value),
-            Err(error) if policy.read_only || commit::shows_abort(dialect, &error) => {
+            Err(error) if is_read_only || commit::shows_abort(dialect, &error) => {
                 self.roll_back();
                 failed(error.into())
             }
