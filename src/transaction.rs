@@ -203,7 +203,8 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
             None => Attempt::Aborted(error),
         };
         // A transaction that is READ ONLY has nothing to save. (Other databases do not have such transactions.)
-        let is_read_only = policy.read_only && matches!(dialect, Dialect::MySql | Dialect::Postgres);
+        let is_read_only =
+            policy.read_only && matches!(dialect, Dialect::MySql | Dialect::Postgres);
         let ledger = policy.ledger.as_ref().filter(|_| !is_read_only);
         let entry = ledger.map(|ledger| Entry::new(ledger, self)).transpose();
         let begun = entry.and_then(|entry| {

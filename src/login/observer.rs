@@ -98,6 +98,9 @@ impl LinkMonitor {
             }
             return;
         };
+        if counters.is_some() {
+            self.link_state.fail_checkout();
+        }
         if self.dialect == Dialect::Postgres {
             statements::report_loss(&self.peer, error);
         }

@@ -27,6 +27,8 @@ pub(crate) struct LinkState {
     depth: AtomicU32,
     /// When the first query of this checkout began.
     checkout_began: AtomicInstant,
+    /// Whether a query of this checkout has failed.
+    checkout_failed: AtomicBool,
     /// The total duration in nanoseconds of the queries of this checkout that have ended.
     query_nanos: AtomicU64,
     /// The thread of the last query. Zero if it is not known, or if the query may be run by another one.
@@ -104,7 +106,13 @@ impl LinkState {
         took
     }
 
-    /// Records that a checkout has ended, and returns it, if it made any query.
+    /// Records that a query of this checkout has failed. How long it took says nothing: a peer that fails fast would
+    /// make the others seem slow.
+    pub(crate) fn fail_checkout(&self) {
+        self.checkout_failed.store(true, Ordering::Relaxed);
+    }
+
+    /// Records that a checkout has ended, and returns it, if it made any query and none has failed.
     pub(crate) fn end_checkout(&self) -> Option<Checkout> {
         if !self.checkout_began.is_set() {
             return None;
@@ -112,12 +120,18 @@ impl LinkState {
         let began = self.checkout_began.get()?;
         self.checkout_began.clear();
         let query_time = Duration::from_nanos(self.query_nanos.swap(0, Ordering::Relaxed));
-        Some(Checkout::new(began, query_time))
+        let has_failed = self.checkout_failed.load(Ordering::Relaxed);
+        if has_failed {
+            self.checkout_failed.store(false, Ordering::Relaxed);
+        }
+        (!has_failed).then(|| Checkout::new(began, query_time))
     }
 
-    /// Returns the checkout that is running, with its query time until `now`, if it has made any query.
+    /// Returns the checkout that is running, with its query time until `now`, if it has made any query and none has
+    /// failed.
     pub(crate) fn checkout_so_far(&self, now: Instant) -> Option<Checkout> {
-        let began = self.checkout_began.get()?;
+        let has_failed = self.checkout_failed.load(Ordering::Relaxed);
+        let began = self.checkout_began.get().filter(|_| !has_failed)?;
         let ended = Duration::from_nanos(self.query_nanos.load(Ordering::Relaxed));
         let waiting = self.waiting_since().map(|since| now.saturating_duration_since(since));
         Some(Checkout::new(began, ended + waiting.unwrap_or_default()))
@@ -296,5 +310,14 @@ mod tests {
         let whole = Checkout { began: at(10), query_micros: millis(3 + 1 + 10) };
         assert_eq!(link_state.end_checkout(), Some(whole));
         assert_eq!(link_state.end_checkout(), None, "it has ended");
+        for fails in [true, false] {
+            link_state.query_begins(at(50), false);
+            if fails {
+                link_state.fail_checkout();
+            }
+            link_state.query_ends(at(51));
+            assert_eq!(link_state.checkout_so_far(at(52)).is_none(), fails);
+            assert_eq!(link_state.end_checkout().is_none(), fails, "an error says nothing");
+        }
     }
 }
