@@ -186,12 +186,12 @@ impl Checker {
                 Verdict::Slow(outlier) => {
                     let is_relieved = settings.slow_peers == SlowPeers::Shift;
                     let (time, others) = (outlier.time, outlier.others);
-                    let slow = Slow { since: now, time, others, is_relieved, keeps_link: true };
+                    let slow = Slow { since: now, time, others, is_relieved, links: 1 };
                     (outlier.peer, Some(slow))
                 }
                 Verdict::NoLongerSlow(position) => (position, None),
-                Verdict::KeepsLink(position, keeps_link) => {
-                    (position, slow_now(position).map(|slow| Slow { keeps_link, ..slow }))
+                Verdict::KeepsLinks(position, links) => {
+                    (position, slow_now(position).map(|slow| Slow { links, ..slow }))
                 }
             };
             let (index, id, ..) = compared[position];

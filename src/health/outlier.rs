@@ -57,6 +57,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// of it.
 const POOL_PER_TRIAL: u32 = 50;
 
+/// The time after which a checkout is one of a worker that keeps its connection, and no trial.
+const HELD_AFTER: Duration = Duration::from_secs(10);
+
 /// The time after which a trial is made although the pool makes few queries, or although another trial has not
 /// ended yet.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -227,8 +230,8 @@ pub(super) enum Verdict {
     NoLongerSlow(usize),
     /// The slow peer at this position is to get a checkout.
     TrialDue(usize),
-    /// The slow peer at this position is to keep a connection from now on, or none until its next trial.
-    KeepsLink(usize, bool),
+    /// The slow peer at this position is to keep so many connections from now on.
+    KeepsLinks(usize, usize),
 }
 
 /// Compares the peers, over time.
@@ -272,7 +275,8 @@ struct Trials {
     is_expected: bool,
     /// Whether the last checkouts were no trials: the other peers had no idle connection.
     is_pool_full: bool,
-    keeps_link: bool,
+    /// How many connections the peer keeps.
+    links: usize,
 }
 
 #[derive(Debug)]
@@ -352,7 +356,7 @@ impl Judge {
                 if samples.iter().all(|one| one.is_slow || one.times.len() >= MIN_SAMPLES) {
                     break;
                 }
-                block.times.iter_mut().for_each(|times| times.truncate(KEPT_OF_OLD_BLOCK));
+                block.times.iter_mut().for_each(thin_out);
             }
             for ((sample, times), peer) in samples.iter_mut().zip(&block.times).zip(peers) {
                 sample.times.extend(times);
@@ -408,16 +412,22 @@ impl Judge {
                 continue;
             }
             // A checkout that has begun before is no trial.
-            let is_running = peer.running.iter().any(|checkout| checkout.began >= since);
+            let is_held =
+                |checkout: &&Checkout| now.saturating_duration_since(checkout.began) > HELD_AFTER;
+            let held = peer.running.iter().filter(is_held).count();
+            let mut running = peer.running.iter().filter(|checkout| !is_held(checkout));
+            let is_running = running.any(|checkout| checkout.began >= since);
             let is_due = trials.is_due(now, pool_time, is_running);
             if is_due {
                 trials.is_expected = true;
                 verdicts.push(Verdict::TrialDue(position));
             }
-            let keeps_link = !trials.is_pool_full || trials.is_expected || trials.pause.is_zero();
-            if keeps_link != trials.keeps_link {
-                trials.keeps_link = keeps_link;
-                verdicts.push(Verdict::KeepsLink(position, keeps_link));
+            let keeps_one = !trials.is_pool_full || trials.is_expected || trials.pause.is_zero();
+            // No trial can be made on the connections that are held.
+            let links = held + usize::from(keeps_one);
+            if links != trials.links {
+                trials.links = links;
+                verdicts.push(Verdict::KeepsLinks(position, links));
             }
         }
         if verdicts.iter().any(|verdict| matches!(verdict, Verdict::NoLongerSlow(_))) {
@@ -465,7 +475,7 @@ fn trials_of<'a>(
             last: now,
             is_expected: false,
             is_pool_full: false,
-            keeps_link: true,
+            links: 1,
         });
         all.len() - 1
     });
@@ -483,7 +493,13 @@ impl Trials {
         ended: &[u32],
         others: &[u32],
     ) {
-        let (Some(last), true) = (ended.last(), others.len() >= MIN_SAMPLES) else { return };
+        let Some(last) = ended.last() else { return };
+        if others.len() < MIN_SAMPLES {
+            // Nothing to compare it with. Otherwise all work of a pool that has little would be such trials.
+            self.pause = (2 * self.pause).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+            (self.next, self.last) = (now + self.pause, now);
+            return;
+        }
         for time in ended {
             if self.grades.len() == self.needed {
                 self.grades.pop_front();
@@ -518,6 +534,16 @@ impl Trials {
         }
         is_affordable || is_overdue
     }
+}
+
+/// Keeps some of the times, evenly spread: those of checkouts that have ended first are short.
+fn thin_out(times: &mut Vec<u32>) {
+    let step = times.len().div_ceil(KEPT_OF_OLD_BLOCK).max(1);
+    let mut at = 0;
+    times.retain(|_| {
+        at += 1;
+        (at - 1) % step == 0
+    });
 }
 
 /// Returns the probability that one of the other times is shorter. An equal one counts half.

@@ -253,7 +253,8 @@ impl Activity {
 
     /// Whether no other peer is preferred to this one.
     pub(crate) fn is_preferred(&self) -> bool {
-        self.avoidance.load(Ordering::Relaxed) == 0
+        // A trial that is due says nothing about it.
+        self.avoidance.load(Ordering::Relaxed) & !TRIAL_DUE == 0
     }
 
     /// Sets whether other peers are preferred because this one is slow.

@@ -96,9 +96,9 @@ pub(crate) struct Slow {
     pub(crate) others: Duration,
     /// Whether other peers get its work.
     pub(crate) is_relieved: bool,
-    /// Whether it keeps one connection, if it is relieved. In a pool whose connections are all in use, that
-    /// connection would be used all the time, so the peer has one for its trials only.
-    pub(crate) keeps_link: bool,
+    /// How many connections it keeps, if it is relieved: one beside those that workers hold. In a pool whose connections
+    /// are all in use, that one would be used all the time, so the peer has it for its trials only.
+    pub(crate) links: usize,
 }
 
 /// When a login or check began, and when it ended.
@@ -265,7 +265,7 @@ impl Peer {
 
     /// Returns how many connections the peer is to have at most, because other peers get its work.
     pub(crate) fn most_links_while_slow(&self) -> Option<usize> {
-        self.slow.filter(|slow| slow.is_relieved).map(|slow| usize::from(slow.keeps_link))
+        self.slow.filter(|slow| slow.is_relieved).map(|slow| slow.links)
     }
 
     /// Forgets that the peer is slow if it gets no work. Nothing would show that it is fast again.

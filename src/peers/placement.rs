@@ -510,7 +510,7 @@ mod tests {
         let slow = |peers: &mut [Peer], index: usize| {
             let (since, time) = (peers[index].checks.next, Duration::ZERO);
             peers[index].slow =
-                Some(Slow { since, time, others: time, is_relieved: true, keeps_link: true });
+                Some(Slow { since, time, others: time, is_relieved: true, links: 1 });
         };
         let strategy = Strategy::LeastConnections;
         for (links, surplus_of, picked) in [

@@ -14,7 +14,7 @@ use crate::login::dial;
 use crate::login::session::Hooks;
 use crate::panics::catch_panic;
 use crate::peers::set::PeerSet;
-use crate::pool::exchange::{Exchange, Reservation, ToClose};
+use crate::pool::exchange::{Exchange, Parkable, Reservation, ToClose};
 use crate::pool::link::Link;
 use crate::pool::replacement::Replacement;
 use crate::pool::validation::{self, Validation, discarded_error};
@@ -251,6 +251,10 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
                 self.link().state().record.reset();
                 return Ok(());
             }
+        }
+        // The lost session takes no room on its peer.
+        if let Some(link) = self.held.get_mut().filter(|link| link.state().is_lost()) {
+            link.shut_down();
         }
         let mut new = Box::new(Link::new(dial::connect(&self.pool.set, &self.pool.hooks)?));
         new.guard.set_in_use(true);

@@ -91,7 +91,7 @@ pub(crate) enum ToClose<L> {
 #[derive(Debug)]
 pub(crate) struct Exchange<L> {
     inner: Mutex<Inner<L>>,
-    /// Notified when a borrowed link is given back.
+    /// Notified when a borrowed link is given back, and when a link is parked meanwhile.
     given_back: Condvar,
     /// The epoch of the stored views of the peers.
     epoch: AtomicU64,
@@ -274,7 +274,13 @@ impl<L: Parkable> Exchange<L> {
         reservation: Option<Reservation>,
         surplus: impl FnOnce(&dyn Fn(usize) -> bool) -> Option<usize>,
     ) -> ToClose<L> {
-        self.lock().check_in(held, reservation, surplus)
+        let mut inner = self.lock();
+        let to_close = inner.check_in(held, reservation, surplus);
+        if inner.borrowed > 0 {
+            // A slot may wait for a link.
+            self.given_back.notify_one();
+        }
+        to_close
     }
 
     /// Offers a new link in place of one that leaves. Returns the link to close: that one, or the new one if
