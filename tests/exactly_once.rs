@@ -228,7 +228,8 @@ fn bank_on_galera_whose_nodes_are_killed_and_frozen() {
             thread::sleep(Duration::from_millis(rng.random_range(0..1500)));
             node.thaw();
         }
-        node.wait_synced();
+        // Otherwise the next fault might leave a minority.
+        cluster.wait_synced();
         thread::sleep(Duration::from_millis(200));
     });
     cluster.wait_synced();
