@@ -13,8 +13,8 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::fmt::Write;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,9 @@ const THREADS: u32 = 16;
 /// So many that few transfers are in conflict: the retry budget is for a fifth of them.
 const ACCOUNTS: u32 = 1000;
 const BALANCE: u32 = 1000;
+
+/// Held by the bank that runs: on a busy machine the nodes of a Galera cluster suspect each other.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// Returns the duration of a test.
 fn duration() -> Duration {
@@ -92,6 +95,7 @@ where
     let builder =
         builder.ledger(ledger()).retry_attempts(u32::MAX).retry_deadline(Duration::from_secs(120));
     let (pool, _) = pool_of(builder, THREADS + 1);
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let said = Mutex::new(Said::default());
     let is_over = AtomicBool::new(false);
     let work = |thread: u32| {
