@@ -288,9 +288,10 @@ fn statements_that_a_pooler_loses_are_logged_once_with_the_remedy() {
     let fails = |conn: &mut _| diesel::select(1.into_sql::<Integer>()).execute(conn).is_err();
     let mut conns = [pool.get(), pool.get()].map(|conn| conn.expect("the pooler runs"));
     // Each session of a client gets a session of the server that has no open transaction.
+    let mut failures = 0;
     wait_until("queries fail", PATIENCE, || {
-        let failures = conns.iter_mut().filter_map(|conn| fails(conn).then_some(()));
-        failures.count() == 2
+        failures += conns.iter_mut().filter_map(|conn| fails(conn).then_some(())).count();
+        failures >= 2
     });
     let logged = lines("pooler");
     let of_statements = |line: &&Line| line.event.as_deref() == Some("prepared_statement_lost");
