@@ -441,6 +441,18 @@ fn isolation_level_is_that_of_the_policy<K: Kind>() {
     assert_eq!(outcome, Outcome::Committed(()), "the policy was that of one transaction");
 }
 
+/// Asserts that a table is refused as a ledger whose statement was changed in this way, and nothing is saved.
+fn is_no_ledger<K: Kind>(change: impl FnOnce(String) -> String, flaw: &str) {
+    let scene = Scene::<K>::new(1, Balance::PerCheckout);
+    let mut conn = scene.pool.get().expect("the peer is up");
+    let ledger = Ledger::table("ledger");
+    conn.batch_execute(&change(ledger.create_table())).expect("a new table");
+    let outcome = RetryPolicy::new().ledger(ledger).transaction(&mut conn, |conn| mark(conn, 1));
+    let Outcome::Aborted(error) = outcome else { panic!("{outcome:?}") };
+    assert!(error.to_string().contains(flaw), "{error}");
+    assert_eq!(scene.server.marks(), 0);
+}
+
 #[cfg(feature = "mysql")]
 mod on_mariadb {
     use std::sync::Barrier;
@@ -453,16 +465,10 @@ mod on_mariadb {
     /// Its rows would stay although the transaction was rolled back.
     #[test]
     fn table_without_transactions_is_no_ledger() {
-        let scene = Scene::<MariaDb>::new(1, Balance::PerCheckout);
-        let mut conn = scene.pool.get().expect("the peer is up");
-        let ledger = Ledger::table("ledger");
-        conn.batch_execute(&format!("{} ENGINE=MyISAM", ledger.create_table()))
-            .expect("a new table");
-        let outcome =
-            RetryPolicy::new().ledger(ledger).transaction(&mut conn, |conn| mark(conn, 1));
-        let Outcome::Aborted(error) = outcome else { panic!("{outcome:?}") };
-        assert!(error.to_string().contains("its engine has no transactions"), "{error}");
-        assert_eq!(scene.server.marks(), 0);
+        is_no_ledger::<MariaDb>(
+            |create| create + " ENGINE=MyISAM",
+            "its engine has no transactions",
+        );
     }
 
     #[test]
@@ -560,30 +566,14 @@ mod on_postgres {
     /// It is empty after a crash of the server.
     #[test]
     fn table_that_is_not_logged_is_no_ledger() {
-        let scene = Scene::<Postgres>::new(1, Balance::PerCheckout);
-        let mut conn = scene.pool.get().expect("the peer is up");
-        let ledger = Ledger::table("ledger");
-        let create = ledger.create_table().replace("CREATE TABLE", "CREATE UNLOGGED TABLE");
-        conn.batch_execute(&create).expect("a new table");
-        let outcome =
-            RetryPolicy::new().ledger(ledger).transaction(&mut conn, |conn| mark(conn, 1));
-        let Outcome::Aborted(error) = outcome else { panic!("{outcome:?}") };
-        assert!(error.to_string().contains("it is not a logged table"), "{error}");
-        assert_eq!(scene.server.marks(), 0);
+        let unlogged = |create: String| create.replace("CREATE TABLE", "CREATE UNLOGGED TABLE");
+        is_no_ledger::<Postgres>(unlogged, "it is not a logged table");
     }
 
     /// Then each token could be there twice: that of the transaction, and that of the resolver.
     #[test]
     fn table_whose_token_is_not_unique_is_no_ledger() {
-        let scene = Scene::<Postgres>::new(1, Balance::PerCheckout);
-        let mut conn = scene.pool.get().expect("the peer is up");
-        let ledger = Ledger::table("ledger");
-        let create = ledger.create_table().replace("PRIMARY KEY", "");
-        conn.batch_execute(&create).expect("a new table");
-        let policy = RetryPolicy::new().ledger(ledger);
-        let outcome = policy.transaction(&mut conn, |conn| mark(conn, 1));
-        let Outcome::Aborted(error) = outcome else { panic!("{outcome:?}") };
-        assert!(error.to_string().contains("is not unique"), "{error}");
+        is_no_ledger::<Postgres>(|create| create.replace("PRIMARY KEY", ""), "is not unique");
     }
 
     /// The token goes to the table that was found suitable, wherever the closure looks for tables.

@@ -1,0 +1,156 @@
+//! The retries of one transaction: whether it is run again, the pauses between its runs, the change of the connection,
+//! and the resolution of a COMMIT without an answer.
+
+use std::thread;
+use std::time::Instant;
+
+use diesel::r2d2::R2D2Connection;
+use log::debug;
+
+use crate::events::log::LOG_TARGET;
+use crate::login::observer::Observer;
+use crate::peers::set::PeerSet;
+use crate::peers::transaction_record::Interruption;
+use crate::pool::connection::PeerConnection;
+use crate::redact::printable;
+use crate::settings::retry::RetryPolicy;
+use crate::transaction::ledger::Decision;
+use crate::transaction::left_session::LeftSession;
+use crate::transaction::outcome::{Doubt, DoubtReason, Verdict};
+
+/// The retries of one transaction.
+pub(super) struct Retries<'a> {
+    policy: &'a RetryPolicy,
+    end: Instant,
+    attempts: u32,
+}
+
+impl<'a> Retries<'a> {
+    #[expect(clippy::disallowed_methods, reason = "the deadline of a transaction starts here")]
+    pub(super) fn begin<C>(policy: &'a RetryPolicy, conn: &PeerConnection<C>) -> Self {
+        conn.pool.set.retry_budget.deposit();
+        Self::until(policy, Instant::now() + policy.deadline)
+    }
+
+    /// Begins to resolve a doubt, without any run.
+    pub(super) fn until(policy: &'a RetryPolicy, end: Instant) -> Self {
+        Self { policy, end, attempts: 1 }
+    }
+
+    /// Prepares the connection for another run, after a pause. Returns `false` if there is to be none. If the
+    /// connection changes, the session that is left behind is ended.
+    pub(super) fn prepare<C: R2D2Connection + Send + 'static>(
+        &mut self,
+        conn: &mut PeerConnection<C>,
+        interruption: Interruption,
+        session: Option<&LeftSession>,
+    ) -> bool {
+        let is_observed = Observer::is_installed(&mut **conn);
+        let needs_another = interruption.needs_another_link() || conn.link_mut().is_broken();
+        if !is_observed && !conn.link_mut().is_broken()
+            || needs_another && self.policy.stays_on_peer
+            || self.attempts >= self.policy.max_attempts
+        {
+            return false;
+        }
+        let from = conn.link().guard.peer.clone();
+        let mut pauses = self.attempts;
+        let Some(now) = self.pause(pauses, &conn.pool.set) else { return false };
+        if !conn.pool.set.retry_budget.withdraw(now) {
+            debug!(target: LOG_TARGET, "a transaction is not run again: the retry budget is used up");
+            return false;
+        }
+        #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
+        while let Some(Err(error)) = needs_another.then(|| conn.change_link(Instant::now)) {
+            // As long as the deadline allows it, a peer may come back.
+            debug!(target: LOG_TARGET, "a transaction waits for a peer: {error}");
+            pauses = pauses.saturating_add(1);
+            if self.pause(pauses, &conn.pool.set).is_none() {
+                return false;
+            }
+        }
+        if let Some(session) = session.filter(|_| needs_another) {
+            session.end(conn);
+        }
+        self.attempts += 1;
+        from.activity.counters.retries.add_one();
+        debug!(
+            target: LOG_TARGET,
+            "a transaction that was interrupted on peer {} is run again on peer {}", from.name, conn.peer()
+        );
+        true
+    }
+
+    /// Decides about a COMMIT without an answer, on a connection to another peer.
+    #[expect(clippy::disallowed_methods, reason = "the answer is worth a wait from now on")]
+    pub(super) fn resolve_elsewhere<C: R2D2Connection + Send + 'static>(
+        &mut self,
+        conn: &mut PeerConnection<C>,
+        doubt: Doubt,
+        session: Option<&LeftSession>,
+    ) -> Verdict {
+        if doubt.entry.is_some() {
+            // The runs may have used up the time.
+            self.end = self.end.max(Instant::now() + self.policy.deadline / 2);
+        }
+        self.resolve(conn, doubt, session, true)
+    }
+
+    /// Decides about a COMMIT without an answer, if it has written a token. With `elsewhere` the first connection is
+    /// not asked. If nothing can be decided, the session of the transaction is ended. The outcome stays unknown if the
+    /// deadline is over before.
+    #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
+    pub(super) fn resolve<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+        mut doubt: Doubt,
+        session: Option<&LeftSession>,
+        mut elsewhere: bool,
+    ) -> Verdict {
+        let Some(entry) = doubt.entry.clone() else { return Verdict::Unknown(doubt) };
+        let mut pauses = 0_u32;
+        loop {
+            let changed = if elsewhere { conn.change_link(Instant::now) } else { Ok(()) };
+            let decided = changed.and_then(|()| {
+                entry.decide(conn).map_err(|error| {
+                    if let Some(session) = session {
+                        // It may hold the lock of the token.
+                        session.end(conn);
+                    }
+                    printable(&error.to_string())
+                })
+            });
+            elsewhere = decided != Ok(Decision::Again);
+            match decided {
+                Ok(Decision::Committed) => return Verdict::Committed,
+                Ok(Decision::Aborted) => return Verdict::Aborted,
+                Ok(Decision::Forgotten) => {
+                    doubt.reason = DoubtReason::Forgotten;
+                    return Verdict::Unknown(doubt);
+                }
+                Ok(Decision::OtherHistory) => doubt.reason = DoubtReason::OtherHistory,
+                Ok(Decision::Again) => {}
+                Err(error) => {
+                    debug!(target: LOG_TARGET, "a COMMIT is not resolved yet: {error}");
+                    doubt.reason = DoubtReason::CommitUnanswered;
+                    doubt.error = error.into();
+                }
+            }
+            pauses = pauses.saturating_add(1);
+            if self.pause(pauses, &conn.pool.set).is_none() {
+                return Verdict::Unknown(doubt);
+            }
+        }
+    }
+
+    /// Waits before the next run. Returns the time afterwards, or `None` if the deadline would be over.
+    #[expect(clippy::disallowed_methods, reason = "the pause is bounded by the deadline")]
+    fn pause(&self, attempts: u32, set: &PeerSet) -> Option<Instant> {
+        let pause = RetryPolicy::pause(attempts, &mut set.rng());
+        if Instant::now() + pause >= self.end {
+            return None;
+        }
+        thread::sleep(pause);
+        Some(Instant::now())
+    }
+}
