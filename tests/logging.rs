@@ -281,18 +281,19 @@ fn statements_that_a_pooler_loses_are_logged_once_with_the_remedy() {
     set_logger();
     let server = Postgres::start();
     let settings: Vec<_> =
-        ["default_pool_size = 2"].into_iter().chain(PgBouncer::without_statements()).collect();
+        ["default_pool_size = 1"].into_iter().chain(PgBouncer::without_statements()).collect();
     let pooler = PgBouncer::in_front_of(server.port(), &settings);
     let builder = PeerManager::<PgConnection>::builder().peer("pooler", pooler.url());
     let (pool, _peers) = pool_of(builder, 2);
-    let fails = |conn: &mut _| diesel::select(1.into_sql::<Integer>()).execute(conn).is_err();
     let mut conns = [pool.get(), pool.get()].map(|conn| conn.expect("the pooler runs"));
-    // Each session of a client gets a session of the server that has no open transaction.
-    let mut failures = 0;
-    wait_until("queries fail", PATIENCE, || {
-        failures += conns.iter_mut().filter_map(|conn| fails(conn).then_some(())).count();
-        failures >= 2
+    // Both prepare statements with the same names in the one session of the server.
+    let [prepares, collides] = conns.each_mut().map(|conn| {
+        let one = diesel::select(1.into_sql::<Integer>()).execute(conn);
+        let two = diesel::select((1.into_sql::<Integer>(), 2.into_sql::<Integer>())).execute(conn);
+        [one, two]
     });
+    assert_eq!(prepares, [Ok(1), Ok(1)]);
+    assert!(collides.iter().all(Result::is_err), "{collides:?}");
     let logged = lines("pooler");
     let of_statements = |line: &&Line| line.event.as_deref() == Some("prepared_statement_lost");
     let logged: Vec<_> = logged.iter().filter(of_statements).collect();
