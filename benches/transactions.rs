@@ -22,43 +22,57 @@ fn main() {
     println!(
         "one thread; median of {ROUNDS} rounds of {TRANSACTIONS} transactions, with quartiles"
     );
+    let table = Ledger::table("ledger");
     compare(
         "MariaDB",
         &MariaDb::start(),
         "CREATE TABLE marks (id INT PRIMARY KEY AUTO_INCREMENT)",
         "()",
+        &[("with a table", table.clone().into())],
     );
     compare(
         "PostgreSQL",
         &Postgres::start(),
         "CREATE TABLE marks (id SERIAL PRIMARY KEY)",
         "(DEFAULT)",
+        &[("with a table", table.into()), ("with transaction ids", Ledger::Xid)],
     );
 }
 
-fn compare<S: RealServer>(name: &str, server: &S, create: &str, row: &str) {
-    let ledger = Ledger::table("ledger");
+fn compare<S: RealServer>(
+    name: &str,
+    server: &S,
+    create: &str,
+    row: &str,
+    ledgers: &[(&str, Ledger)],
+) {
     let pool = rounds::pool(build(manager_of::<S::Client>([server.url()])), 1, true);
     let mut conn = pool.get().expect("the server is up");
     conn.batch_execute(create).expect("a new database");
-    conn.batch_execute(&ledger.create_table()).expect("a new database");
+    for (_, ledger) in ledgers {
+        if let Ledger::Table(table) = ledger {
+            conn.batch_execute(&table.create_table()).expect("a new database");
+        }
+    }
     drop(conn);
 
     let insert = format!("INSERT INTO marks VALUES {row}");
-    let with_ledger = RetryPolicy::new().ledger(ledger);
-    let mut times: Vec<[f64; 3]> = (0..ROUNDS)
+    let policy = RetryPolicy::new();
+    let with_ledger =
+        ledgers.iter().map(|(name, ledger)| (*name, policy.clone().ledger(ledger.clone())));
+    let policies: Vec<_> =
+        [("transaction_with_retry", policy.clone())].into_iter().chain(with_ledger).collect();
+    let mut times: Vec<Vec<f64>> = (0..ROUNDS)
         .map(|_| {
-            [
-                plain(&pool, &insert),
-                with_policy(&pool, &RetryPolicy::new(), &insert),
-                with_policy(&pool, &with_ledger, &insert),
-            ]
+            let with_policies =
+                policies.iter().map(|(_, policy)| with_policy(&pool, policy, &insert));
+            [plain(&pool, &insert)].into_iter().chain(with_policies).collect()
         })
         .collect();
     // The first rounds warm up.
     times.drain(..ROUNDS / 10);
-    let names = ["diesel's transaction", "transaction_with_retry", "with a ledger"];
-    for (at, what) in names.into_iter().enumerate() {
+    let names = ["diesel's transaction"].into_iter().chain(policies.iter().map(|(name, _)| *name));
+    for (at, what) in names.enumerate() {
         let [median, low, high] = quartiles(times.iter().map(|times| times[at] / 1000.0));
         let [ratio, ..] = quartiles(times.iter().map(|times| times[at] / times[0]));
         println!(

@@ -30,10 +30,10 @@ use crate::pool::replacement::Replacement;
 use crate::redact::{is_printable, shown_name};
 use crate::resolver::{self, Resolve};
 use crate::settings::Given;
+use crate::settings::ledger::Ledger;
 use crate::settings::policy::{
     AllDown, Balance, Donors, GaleraCheck, Recovery, Role, SlowPeers, StatementCache, Strategy,
 };
-use crate::settings::retry::Ledger;
 use crate::url::dialect::Dialect;
 use crate::url::{Credentials, CredentialsProvider};
 
@@ -426,13 +426,13 @@ impl<C> PeerManagerBuilder<C> {
         self
     }
 
-    /// Sets the ledger, the table that makes the outcome of each `COMMIT` of a
+    /// Sets the ledger, which makes the outcome of each `COMMIT` of a
     /// [`transaction_with_retry`](crate::PeerConnection::transaction_with_retry) known.
     ///
     /// Defaults to none.
     #[must_use]
-    pub fn ledger(mut self, ledger: Ledger) -> Self {
-        self.given.ledger = Some(Some(ledger));
+    pub fn ledger(mut self, ledger: impl Into<Ledger>) -> Self {
+        self.given.ledger = Some(Some(ledger.into()));
         self
     }
 
@@ -918,14 +918,11 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
 }
 
 fn validate_ledger(ledger: &Ledger, dialect: Dialect) -> Result<(), BuildErrorKind> {
-    let flaw = match ledger.validate() {
-        Ok(()) if dialect == Dialect::Other => {
-            Flaw::new("needs one of diesel's own connection types", "leave the ledger out")
-        }
-        Ok(()) => return Ok(()),
-        Err(flaw) => flaw,
-    };
-    Err(BuildErrorKind::Setting { setting: Some("ledger"), key: "the ledger".to_owned(), flaw })
+    ledger.validate(dialect).map_err(|flaw| BuildErrorKind::Setting {
+        setting: Some("ledger"),
+        key: "the ledger".to_owned(),
+        flaw,
+    })
 }
 
 fn validate_pool_name(name: &str) -> Result<(), BuildErrorKind> {

@@ -62,10 +62,11 @@ pub use crate::pool::connection::PeerConnection;
 #[doc(hidden)]
 pub use crate::pool::passthrough::PeerTransactionManager;
 pub use crate::prime::prime;
+pub use crate::settings::ledger::{Ledger, LedgerTable};
 pub use crate::settings::policy::{
     AllDown, Balance, Donors, GaleraCheck, ParseChoiceError, Recovery, Role, SlowPeers,
     StatementCache, Strategy,
 };
-pub use crate::settings::retry::{Isolation, Ledger, RetryPolicy};
+pub use crate::settings::retry::{Isolation, RetryPolicy};
 pub use crate::transaction::{Doubt, DoubtReason, Outcome, TransactionError, Verdict, outcome_of};
 pub use crate::url::Credentials;

@@ -1,5 +1,6 @@
 //! The settings of a manager: one table of names, defaults and minimums, and the times that follow from them.
 
+pub(crate) mod ledger;
 pub(crate) mod policy;
 pub(crate) mod retry;
 
@@ -10,10 +11,11 @@ use rand::rngs::SmallRng;
 
 use crate::error::{BuildErrorKind, Flaw};
 use crate::fault::Classifier;
+use crate::settings::ledger::Ledger;
 use crate::settings::policy::{
     AllDown, Balance, Recovery, Requirements, SlowPeers, StatementCache, Strategy,
 };
-use crate::settings::retry::{DEFAULT_RETRY_ATTEMPTS, DEFAULT_RETRY_DEADLINE, Ledger};
+use crate::settings::retry::{DEFAULT_RETRY_ATTEMPTS, DEFAULT_RETRY_DEADLINE};
 use crate::socket::Tuning;
 
 /// The random part of intervals. A check comes later than its interval by up to this fraction, so that a

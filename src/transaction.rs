@@ -8,7 +8,6 @@ mod retries;
 mod rows;
 #[cfg(feature = "serde")]
 mod serialize;
-mod watermark;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -26,7 +25,7 @@ use crate::peers::transaction_record::{CommitSeen, Interruption, TransactionReco
 use crate::pool::connection::PeerConnection;
 use crate::redact::printable;
 use crate::settings::retry::RetryPolicy;
-use crate::transaction::ledger::Entry;
+use crate::transaction::ledger::Token;
 use crate::transaction::left_session::LeftSession;
 use crate::transaction::retries::Retries;
 use crate::url::dialect::Dialect;
@@ -203,14 +202,14 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
         let is_read_only =
             policy.read_only && matches!(dialect, Dialect::MySql | Dialect::Postgres);
         let ledger = policy.ledger.as_ref().filter(|_| !is_read_only);
-        let entry = ledger.map(|ledger| Entry::new(ledger, self)).transpose();
-        let begun = entry.and_then(|entry| {
-            *session = entry.as_ref().map(|entry| LeftSession::new(self, entry.token.clone()));
+        let opened = ledger.map(|ledger| Ok((ledger.open(self)?, Token::new()?))).transpose();
+        let begun = opened.and_then(|opened| {
+            *session = opened.as_ref().map(|(_, token)| LeftSession::new(self, token.clone()));
             let lock = session.as_ref().map(|session| session.lock_at_begin(policy));
-            self.begin(policy, &lock.unwrap_or_default()).map(|()| entry)
+            self.begin(policy, &lock.unwrap_or_default()).map(|()| opened)
         });
-        let entry = match begun {
-            Ok(entry) => entry,
+        let opened = match begun {
+            Ok(opened) => opened,
             Err(error) => {
                 self.roll_back();
                 return failed(error.into());
@@ -245,13 +244,16 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
                 return Attempt::Unknown(doubt, None);
             }
         };
-        if let Some(entry) = &entry {
-            let lock = session.as_ref().and_then(|session| session.lock_at_end(policy));
-            if let Err(error) = entry.write(self, lock.as_deref()) {
+        let lock = session.as_ref().and_then(|session| session.lock_at_end(policy));
+        let recorded =
+            opened.map(|(ledger, token)| ledger.record(self, token, lock.as_deref())).transpose();
+        let entry = match recorded {
+            Ok(entry) => entry,
+            Err(error) => {
                 self.roll_back();
                 return failed(error.into());
             }
-        }
+        };
         match C::TransactionManager::commit_transaction(&mut **self) {
             Ok(()) => Attempt::Committed(value),
             Err(error) if is_read_only || commit::shows_abort(dialect, &error) => {
@@ -407,7 +409,7 @@ fn record_verdict(origin: &PeerRef, verdict: &Verdict) {
 }
 
 impl Doubt {
-    /// Finds out what has become of the transaction, if it has written a token into a [`Ledger`](crate::Ledger). This
+    /// Finds out what has become of the transaction, if it was run with a [`Ledger`](crate::Ledger). This
     /// may be another process than the one that has run it: with the feature `serde`, a doubt can be stored.
     ///
     /// After [`Verdict::Aborted`] the transaction is never committed, even if its `COMMIT` is still on its way. What
@@ -425,7 +427,7 @@ impl Doubt {
         }
         let policy = conn.retry_policy();
         let end = Instant::now() + policy.deadline;
-        let session = doubt.entry.as_ref().map(|entry| LeftSession::of_token(entry.token.clone()));
+        let session = doubt.token().map(|token| LeftSession::of_token(Token(token.to_owned())));
         Retries::until(&policy, end).resolve(conn, doubt, session.as_ref(), false)
     }
 }

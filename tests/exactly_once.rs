@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::R2D2Connection;
-use diesel_peers::{DoubtReason, Ledger, Outcome, PeerManagerBuilder};
+use diesel_peers::{DoubtReason, Ledger, LedgerTable, Outcome, PeerManagerBuilder};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use support::backend::{PATIENCE, RealServer, manager_of, pool_of};
@@ -55,7 +55,7 @@ fn rng() -> SmallRng {
     SmallRng::seed_from_u64(seed)
 }
 
-fn ledger() -> Ledger {
+fn ledger() -> LedgerTable {
     Ledger::table("ledger")
 }
 

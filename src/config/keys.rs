@@ -3,7 +3,7 @@
 use crate::builder::PeerManagerBuilder;
 use crate::config::value::SettingValue;
 use crate::error::Flaw;
-use crate::settings::retry::Ledger;
+use crate::settings::ledger::Ledger;
 
 /// Gives a setting to the builder, in the type that the builder method takes.
 pub(super) type Setter<C> =
@@ -55,7 +55,7 @@ settings!(|builder, value| {
     "statement_cache" => builder.statement_cache(value.choice()?),
     "retry_attempts" => builder.retry_attempts(value.whole(u32::MAX)?),
     "retry_deadline" => builder.retry_deadline(value.duration()?),
-    "ledger" => builder.ledger(Ledger::table(value.text()?)),
+    "ledger" => builder.ledger(Ledger::from_text(value.text()?)),
     "recovery" => builder.recovery(value.choice()?),
     "all_down" => builder.all_down(value.choice()?),
     "all_down_interval" => builder.all_down_interval(value.duration()?),

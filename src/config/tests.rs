@@ -306,13 +306,14 @@ fn every_key_sets_its_setting() {
     const fn ms(millis: u64) -> Duration {
         Duration::from_millis(millis)
     }
-    let cases: [(&str, Set); 44] = [
+    let cases: [(&str, Set); 45] = [
         ("weight.a=2", |b| b.weight("a", 2)),
         ("tier.a=2", |b| b.tier("a", 2)),
         ("weight.%61=2", |b| b.weight("a", 2)),
         ("retry_attempts=3", |b| b.retry_attempts(3)),
         ("retry_deadline=7", |b| b.retry_deadline(s(7))),
         ("ledger=outcomes", |b| b.ledger(crate::Ledger::table("outcomes"))),
+        ("ledger=xid", |b| b.ledger(crate::Ledger::Xid)),
         ("max_connections=4", |b| b.max_connections(4)),
         ("peer_max_connections.a=2", |b| b.peer_max_connections("a", 2)),
         ("strategy=least_connections", |b| b.strategy(crate::Strategy::LeastConnections)),

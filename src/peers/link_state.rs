@@ -56,15 +56,18 @@ pub(crate) struct LinkState {
     socket: OnceLock<Arc<Socket>>,
 }
 
-/// A ledger whose table on this link was found suitable.
+/// A ledger that was found suitable on this link.
 #[derive(Debug)]
-pub(crate) struct LinkLedger {
-    /// The name of the table, as it was given.
-    pub(crate) table: String,
-    /// The same with its schema.
-    pub(crate) qualified: String,
-    /// The name of the table's history.
-    pub(crate) history: Arc<str>,
+pub(crate) enum LinkLedger {
+    Table {
+        /// The name of the table, as it was given.
+        name: String,
+        /// The same with its schema.
+        qualified: String,
+        /// The name of the table's history.
+        history: Arc<str>,
+    },
+    Xid,
 }
 
 impl LinkState {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
-use crate::error::Flaw;
+use crate::settings::ledger::Ledger;
 use crate::url::dialect::Dialect;
 
 pub(crate) const DEFAULT_RETRY_ATTEMPTS: u32 = 10;
@@ -19,8 +19,6 @@ const LONGEST_DEADLINE: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 /// The longest pause before the second run; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How a transaction is run again.
 ///
@@ -45,62 +43,6 @@ pub struct RetryPolicy {
     pub(crate) ledger: Option<Ledger>,
     pub(crate) isolation: Option<Isolation>,
     pub(crate) read_only: bool,
-}
-
-/// A table in the database in which the outcome of each transaction is written, together with the transaction.
-///
-/// With a ledger, a `COMMIT` whose answer was lost is resolved. The guide has the details
-/// ([transactions](crate::guide::transactions)).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ledger {
-    pub(crate) table: String,
-    pub(crate) retention: Duration,
-}
-
-impl Ledger {
-    /// Creates a ledger in the table of this name, which may be qualified by the name of a schema.
-    ///
-    /// The application's user needs the rights to `SELECT` and to `INSERT`, and who calls [`clean`](Self::clean) those
-    /// to `UPDATE` and to `DELETE`. [`create_table`](Self::create_table)
-    /// returns the statement that creates the table.
-    #[must_use]
-    pub fn table(name: impl Into<String>) -> Self {
-        Self { table: name.into(), retention: DAY }
-    }
-
-    /// Sets for how long a token is kept at least. [`clean`](Self::clean) deletes the older ones. The outcome of an
-    /// older transaction that is in doubt stays unknown.
-    ///
-    /// Defaults to one day.
-    #[must_use]
-    pub fn retention(mut self, retention: Duration) -> Self {
-        self.retention = retention;
-        self
-    }
-
-    /// Returns the statement that creates the table, for a migration. It is the same for every database.
-    #[must_use]
-    pub fn create_table(&self) -> String {
-        format!(
-            "CREATE TABLE {} (token CHAR(32) NOT NULL PRIMARY KEY, outcome VARCHAR(32) NOT NULL, \
-             created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP)",
-            self.table
-        )
-    }
-
-    /// Checks that the name can be written into a statement.
-    pub(crate) fn validate(&self) -> Result<(), Flaw> {
-        let is_name = |part: &str| {
-            !part.is_empty()
-                && !part.starts_with(|c: char| c.is_ascii_digit())
-                && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-        };
-        if self.table.split('.').count() <= 2 && self.table.split('.').all(is_name) {
-            return Ok(());
-        }
-        let advice = "give letters, digits and underscores, and the schema before a dot";
-        Err(Flaw::new("is not the name of a table", advice))
-    }
 }
 
 /// The isolation level of a transaction. The names are those of SQL.
@@ -192,8 +134,8 @@ impl RetryPolicy {
     ///
     /// Defaults to none: the outcome of such a transaction is unknown.
     #[must_use]
-    pub fn ledger(mut self, ledger: Ledger) -> Self {
-        self.ledger = Some(ledger);
+    pub fn ledger(mut self, ledger: impl Into<Ledger>) -> Self {
+        self.ledger = Some(ledger.into());
         self
     }
 

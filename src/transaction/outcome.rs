@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::transaction::ledger::Entry;
+use crate::transaction::ledger::table::TokenEntry;
+use crate::transaction::ledger::xid::XidEntry;
 
 /// The outcome of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,10 +90,13 @@ pub enum DoubtReason {
     /// (MySQL's `CREATE TABLE`, a `COMMIT` in a text), or the server has rolled it back and the closure has gone
     /// on after the error.
     EndedEarly,
-    /// The transaction is older than tokens are kept in the ledger, so the token may have been there.
+    /// The transaction is older than the ledger keeps outcomes, so it may have been committed.
     Forgotten,
     /// The ledger on the peers that were asked belongs to other data.
     OtherHistory,
+    /// The server was restarted or replaced, and has committed a transaction with the same id since or before
+    /// ([`Ledger::Xid`](crate::Ledger::Xid)).
+    IdReused,
 }
 
 /// A transaction whose outcome is not known.
@@ -100,7 +105,7 @@ pub struct Doubt {
     pub(super) reason: DoubtReason,
     pub(super) peer: Arc<str>,
     pub(super) error: Arc<str>,
-    /// What is written in the ledger if the transaction is committed.
+    /// What the transaction has recorded in its ledger.
     pub(super) entry: Option<Entry>,
 }
 
@@ -126,14 +131,30 @@ impl Doubt {
     /// Returns the name of the ledger's table, if the transaction has written a token into one.
     #[must_use]
     pub fn table(&self) -> Option<&str> {
-        self.entry.as_ref().map(|entry| &*entry.ledger.table)
+        self.token_entry().map(|entry| &*entry.table.name)
     }
 
-    /// Returns the token that the transaction has written into the ledger, if there is one. In the table, it is
-    /// the key of a row.
+    /// Returns the token that the transaction has written into the ledger's table, if there is one. It is the key of
+    /// a row.
     #[must_use]
     pub fn token(&self) -> Option<&str> {
-        self.entry.as_ref().map(|entry| &*entry.token.0)
+        self.token_entry().map(|entry| &*entry.token.0)
+    }
+
+    /// Returns PostgreSQL's id of the transaction, if this is its ledger.
+    #[must_use]
+    pub fn xid(&self) -> Option<u64> {
+        match self.entry {
+            Some(Entry::Xid(XidEntry { xid, .. })) => Some(xid),
+            _ => None,
+        }
+    }
+
+    fn token_entry(&self) -> Option<&TokenEntry> {
+        match &self.entry {
+            Some(Entry::Token(entry)) => Some(entry),
+            _ => None,
+        }
     }
 }
 
@@ -158,6 +179,11 @@ impl fmt::Display for Doubt {
                 f,
                 "the transaction on peer {peer} may be committed or not, and the ledger that was asked has \
                  another history: {error}"
+            ),
+            DoubtReason::IdReused => write!(
+                f,
+                "the transaction on peer {peer} may be committed or not, and its id may be that of another one \
+                 since the server was restarted or replaced: {error}"
             ),
         }
     }

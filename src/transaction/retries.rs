@@ -124,8 +124,8 @@ impl<'a> Retries<'a> {
             match decided {
                 Ok(Decision::Committed) => return Verdict::Committed,
                 Ok(Decision::Aborted) => return Verdict::Aborted,
-                Ok(Decision::Forgotten) => {
-                    doubt.reason = DoubtReason::Forgotten;
+                Ok(Decision::Unknown(reason)) => {
+                    doubt.reason = reason;
                     return Verdict::Unknown(doubt);
                 }
                 Ok(Decision::OtherHistory) => doubt.reason = DoubtReason::OtherHistory,

@@ -9,7 +9,9 @@ use std::time::Duration;
 use diesel::connection::{Connection, SimpleConnection};
 use diesel::r2d2::Pool;
 use diesel::result::Error;
-use diesel_peers::{Doubt, DoubtReason, Ledger, Outcome, PeerConnection, PeerManager, Verdict};
+use diesel_peers::{
+    Doubt, DoubtReason, Ledger, LedgerTable, Outcome, PeerConnection, PeerManager, Verdict,
+};
 use support::backend::{PATIENCE, RealServer, manager_of, pool_of};
 use support::cutting_proxy::{Cut, CuttingProxy};
 use support::wait_until;
@@ -28,7 +30,7 @@ on_servers!(
 const SOON: Duration = Duration::from_millis(300);
 
 /// The ledger, whose tokens are old at once.
-fn ledger() -> Ledger {
+fn ledger() -> LedgerTable {
     Ledger::table("ledger").retention(Duration::ZERO)
 }
 

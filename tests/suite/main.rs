@@ -38,3 +38,4 @@ mod status;
 mod support_selftest;
 mod transactions;
 mod two_addresses;
+mod xid;

@@ -223,7 +223,7 @@ fn stop_all(pids: &[u32]) -> bool {
 }
 
 /// Sends a signal with the shell's built-in `kill`, which needs no package.
-fn signal(name: &str, pids: &[u32]) {
+pub fn signal(name: &str, pids: &[u32]) {
     if !pids.is_empty() {
         let mut shell = Command::new("sh");
         shell.args(["-c", r#"kill -s "$@" 2>/dev/null"#, "sh", name]);

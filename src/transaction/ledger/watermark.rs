@@ -6,7 +6,8 @@ use diesel::r2d2::R2D2Connection;
 use diesel::result::{DatabaseErrorKind, Error, QueryResult};
 
 use crate::pool::connection::PeerConnection;
-use crate::settings::retry::{Isolation, Ledger, RetryPolicy};
+use crate::settings::ledger::LedgerTable;
+use crate::settings::retry::{Isolation, RetryPolicy};
 use crate::transaction::ledger::Token;
 use crate::transaction::outcome::Outcome;
 use crate::transaction::rows;
@@ -19,7 +20,7 @@ const WATERMARK: &str = "watermark";
 /// How many tokens a transaction deletes.
 const BATCH: usize = 1000;
 
-impl Ledger {
+impl LedgerTable {
     /// Deletes the tokens that are older than the [`retention`](Self::retention), by the clock of the database, and
     /// returns how many there were. Call this now and then, for example once an hour in one of the processes.
     ///
@@ -87,7 +88,7 @@ impl Ledger {
         conn: &mut PeerConnection<C>,
         cutoff: &str,
     ) -> QueryResult<usize> {
-        let table = &self.table;
+        let table = &self.name;
         // Compares the bytes. A collation may order digits in another way (Danish: `aa` after `z`).
         let is_before = |column: &str| match Dialect::for_connection::<C>() {
             Dialect::MySql => format!("CAST({column} AS BINARY) < '{cutoff}'"),

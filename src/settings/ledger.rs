@@ -1,0 +1,129 @@
+//! The ledger: how the outcome of each transaction is recorded in the database, together with the transaction.
+
+use std::time::Duration;
+
+use crate::error::Flaw;
+use crate::url::dialect::Dialect;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How the outcome of each transaction is recorded in the database, together with the transaction.
+///
+/// With a ledger, a `COMMIT` whose answer was lost is resolved. The guide has the details
+/// ([transactions](crate::guide::transactions)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Ledger {
+    /// A table in which each transaction writes a token. It works with every database.
+    Table(LedgerTable),
+    /// PostgreSQL's own record of its transaction ids (13 and newer). There is no table, but the outcome stays unknown
+    /// if the server was restarted or replaced before it could be asked.
+    Xid,
+}
+
+/// A table in which each transaction writes a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerTable {
+    pub(crate) name: String,
+    pub(crate) retention: Duration,
+}
+
+impl Ledger {
+    /// Returns a ledger in the table of this name, which may be qualified by the name of a schema.
+    ///
+    /// The application's user needs the rights to `SELECT` and to `INSERT`, and who calls
+    /// [`clean`](LedgerTable::clean) those to `UPDATE` and to `DELETE`. [`create_table`](LedgerTable::create_table)
+    /// returns the statement that creates the table.
+    pub fn table(name: impl Into<String>) -> LedgerTable {
+        LedgerTable { name: name.into(), retention: DAY }
+    }
+
+    /// Returns the ledger with this text form: `xid`, or the name of a table.
+    pub(crate) fn from_text(text: &str) -> Self {
+        if text == "xid" { Self::Xid } else { Self::table(text).into() }
+    }
+
+    /// Checks that this ledger can be used with a database of this kind.
+    pub(crate) fn validate(&self, dialect: Dialect) -> Result<(), Flaw> {
+        if let Self::Table(table) = self {
+            table.validate()?;
+        }
+        match (self, dialect) {
+            (_, Dialect::Other) => {
+                Err(Flaw::new("needs one of diesel's own connection types", "leave the ledger out"))
+            }
+            (Self::Xid, Dialect::MySql | Dialect::Sqlite) => {
+                Err(Flaw::new("by transaction ids needs PostgreSQL", "give the name of a table"))
+            }
+            (Self::Table(_), _) | (Self::Xid, Dialect::Postgres) => Ok(()),
+        }
+    }
+}
+
+impl From<LedgerTable> for Ledger {
+    fn from(table: LedgerTable) -> Self {
+        Self::Table(table)
+    }
+}
+
+impl LedgerTable {
+    /// Sets for how long a token is kept at least. [`clean`](Self::clean) deletes the older ones. The outcome of an
+    /// older transaction that is in doubt stays unknown.
+    ///
+    /// Defaults to one day.
+    #[must_use]
+    pub fn retention(mut self, retention: Duration) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// Returns the statement that creates the table, for a migration. It is the same for every database.
+    #[must_use]
+    pub fn create_table(&self) -> String {
+        format!(
+            "CREATE TABLE {} (token CHAR(32) NOT NULL PRIMARY KEY, outcome VARCHAR(32) NOT NULL, \
+             created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP)",
+            self.name
+        )
+    }
+
+    /// Checks that the name can be written into a statement.
+    pub(crate) fn validate(&self) -> Result<(), Flaw> {
+        let is_name = |part: &str| {
+            !part.is_empty()
+                && !part.starts_with(|c: char| c.is_ascii_digit())
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        };
+        if self.name.split('.').count() <= 2 && self.name.split('.').all(is_name) {
+            return Ok(());
+        }
+        let advice = "give letters, digits and underscores, and the schema before a dot";
+        Err(Flaw::new("is not the name of a table", advice))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ledger_that_a_database_does_not_have_is_refused() {
+        let table = || Ledger::table("shop.ledger").into();
+        for (ledger, dialect, expected) in [
+            (table(), Dialect::MySql, None),
+            (table(), Dialect::Sqlite, None),
+            (table(), Dialect::Other, Some("needs one of diesel's own connection types")),
+            (Ledger::Xid, Dialect::Postgres, None),
+            (Ledger::Xid, Dialect::MySql, Some("by transaction ids needs PostgreSQL")),
+            (Ledger::Xid, Dialect::Sqlite, Some("by transaction ids needs PostgreSQL")),
+            (Ledger::table("7").into(), Dialect::MySql, Some("is not the name of a table")),
+        ] {
+            let flaw = ledger.validate(dialect).err().map(|flaw| flaw.to_string());
+            let is_expected = match (&flaw, expected) {
+                (Some(flaw), Some(expected)) => flaw.starts_with(expected),
+                (flaw, expected) => flaw.is_none() && expected.is_none(),
+            };
+            assert!(is_expected, "{ledger:?}, {dialect:?}: {flaw:?}");
+        }
+    }
+}

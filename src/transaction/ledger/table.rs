@@ -1,0 +1,206 @@
+//! A table in which each transaction writes a token of its own, as its last statement. After a COMMIT without an answer
+//! the *resolver* writes the same token, on another peer, and so decides: if it can commit, the original never will; if
+//! the token is there already, the row says which of the two has written it.
+
+use std::sync::Arc;
+
+use diesel::connection::{SimpleConnection, TransactionManager};
+use diesel::r2d2::R2D2Connection;
+use diesel::result::{DatabaseErrorKind, Error, QueryResult};
+
+use crate::peers::link_state::LinkLedger;
+use crate::pool::connection::PeerConnection;
+use crate::settings::ledger::LedgerTable;
+use crate::transaction::ledger::{Decision, Token};
+use crate::transaction::outcome::DoubtReason;
+use crate::transaction::rows;
+use crate::url::dialect::Dialect;
+
+/// The time for which the resolver waits for the lock of a token: the original may hold it.
+const LOCK_TIMEOUT_SECONDS: u32 = 2;
+
+/// Written by the transaction itself.
+const COMMITTED: &str = "c";
+/// Written by the resolver.
+pub(super) const ABORTED: &str = "a";
+
+/// What a transaction in doubt has written in a table, if it is committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::transaction) struct TokenEntry {
+    pub(in crate::transaction) table: LedgerTable,
+    pub(in crate::transaction) token: Token,
+    /// The history that the transaction belongs to.
+    pub(in crate::transaction) history: Arc<str>,
+}
+
+/// The key of the row with the name of the history. All peers with the same data have the same.
+pub(super) const HISTORY: &str = "history";
+
+impl LedgerTable {
+    /// Returns this ledger with the schema of its table, and the name of the history that the table on this connection
+    /// belongs to. At the first use of a connection, this verifies that the table is suitable. A transaction must not be
+    /// open.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if a statement fails, or if the table would not keep what a transaction has written.
+    pub(super) fn open<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+    ) -> QueryResult<(Self, Arc<str>)> {
+        let link_state = conn.link_state();
+        if let Some(LinkLedger::Table { name, qualified, history }) = link_state.ledger.get() {
+            if *name == self.name {
+                return Ok((Self { name: qualified.clone(), ..self.clone() }, history.clone()));
+            }
+        }
+        if let Err(flaw) = self.validate() {
+            return Err(self.unsuitable(&flaw.to_string()));
+        }
+        self.verify_table(&mut **conn)?;
+        let table = self.qualified(&mut **conn)?;
+        let mut history = table.read(conn, HISTORY)?;
+        if history.is_none() {
+            // Another process may do the same, and then the first one counts.
+            let Token(new) = Token::new()?;
+            match rows::execute(&mut **conn, &table.insert(HISTORY, &new)) {
+                Ok(_) | Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {}
+                Err(error) => return Err(error),
+            }
+            history = table.read(conn, HISTORY)?;
+        }
+        table.verify_key(&mut **conn)?;
+        let history: Arc<str> = history.ok_or(Error::NotFound)?.into();
+        let (name, qualified) = (self.name.clone(), table.name.clone());
+        let _ =
+            link_state.ledger.set(LinkLedger::Table { name, qualified, history: history.clone() });
+        Ok((table, history))
+    }
+
+    /// Inserts a row that is not there yet.
+    fn insert_row<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+        sql: &str,
+    ) -> QueryResult<()> {
+        match rows::execute(&mut **conn, sql)? {
+            1 => Ok(()),
+            _ => Err(self.unsuitable("an INSERT has inserted nothing")),
+        }
+    }
+
+    pub(super) fn insert(&self, token: &str, outcome: &str) -> String {
+        format!("INSERT INTO {} (token, outcome) VALUES ('{token}', '{outcome}')", self.name)
+    }
+}
+
+impl TokenEntry {
+    /// Writes the token of the open transaction. `lock` is a function to call before.
+    pub(super) fn write<C: R2D2Connection + Send + 'static>(
+        self,
+        conn: &mut PeerConnection<C>,
+        lock: Option<&str>,
+    ) -> QueryResult<Self> {
+        let Self { table, token: Token(token), .. } = &self;
+        let insert = match lock {
+            None => table.insert(token, COMMITTED),
+            Some(lock) => format!(
+                "INSERT INTO {} (token, outcome) SELECT '{token}', '{COMMITTED}' FROM {lock}",
+                table.name
+            ),
+        };
+        table.insert_row(conn, &insert)?;
+        Ok(self)
+    }
+
+    /// Tries to decide about the transaction that has written this entry.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of a statement. It may be one that does not repeat itself.
+    pub(super) fn decide<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+    ) -> QueryResult<Decision> {
+        let Self { table, token, history } = self;
+        let (table, found) = table.open(conn)?;
+        if *found != **history {
+            return Ok(Decision::OtherHistory);
+        }
+        let dialect = Dialect::for_connection::<C>();
+        let decided = begin(conn, dialect).and_then(|()| {
+            let insert = table.insert(&token.0, ABORTED);
+            let insert = match dialect {
+                // MySQL takes the first part for a comment, and waits for as long as the server is configured to.
+                Dialect::MySql => format!(
+                    "/*M!100100 SET STATEMENT innodb_lock_wait_timeout={LOCK_TIMEOUT_SECONDS} FOR */ \
+                     {insert}"
+                ),
+                _ => insert,
+            };
+            table.insert_row(conn, &insert)?;
+            // A cleaner that has deleted the token before the INSERT has raised the watermark before.
+            if table.has_forgotten(conn, token)? {
+                conn.roll_back();
+                return Ok(Decision::Unknown(DoubtReason::Forgotten));
+            }
+            C::TransactionManager::commit_transaction(&mut **conn)?;
+            Ok(Decision::Aborted)
+        });
+        match decided {
+            Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {
+                conn.roll_back();
+                match table.read(conn, &token.0)?.as_deref() {
+                    Some(COMMITTED) => table.wait_for_replicas(conn).map(|()| Decision::Committed),
+                    Some(ABORTED) => Ok(Decision::Aborted),
+                    // The transaction that had written it was rolled back since, or the token was deleted.
+                    _ => Ok(Decision::Again),
+                }
+            }
+            Err(error) => {
+                conn.roll_back();
+                Err(error)
+            }
+            decided => decided,
+        }
+    }
+}
+
+impl LedgerTable {
+    /// Commits a row that means nothing. A transaction that others see may not have reached the replicas that its
+    /// COMMIT has to wait for: the server was restarted in the middle, or its session was ended. What is committed
+    /// after it reaches them after it.
+    fn wait_for_replicas<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+    ) -> QueryResult<()> {
+        let Token(new) = Token::new()?;
+        self.insert_row(conn, &self.insert(&new, ABORTED))
+    }
+
+    /// Reads a row. Outside of a transaction this sees every row that was committed before.
+    pub(super) fn read<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+        token: &str,
+    ) -> QueryResult<Option<String>> {
+        let sql = format!("SELECT outcome AS text FROM {} WHERE token = '{token}'", self.name);
+        rows::text(&mut **conn, &sql)
+    }
+}
+
+/// Begins a transaction that sees what others commit meanwhile.
+fn begin<C: R2D2Connection + Send + 'static>(
+    conn: &mut PeerConnection<C>,
+    dialect: Dialect,
+) -> QueryResult<()> {
+    C::TransactionManager::begin_transaction(&mut **conn)?;
+    // MySQL's snapshot begins with the first SELECT, which follows the INSERT.
+    if dialect == Dialect::Postgres {
+        conn.batch_execute(&format!(
+            "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+             SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"
+        ))?;
+    }
+    Ok(())
+}

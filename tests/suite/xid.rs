@@ -1,0 +1,200 @@
+//! PostgreSQL's transaction ids as the ledger: what they tell, and that an id which is used again tells nothing.
+
+#![cfg(all(target_os = "linux", feature = "postgres"))]
+
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::r2d2::Pool;
+use diesel::result::Error;
+use diesel_peers::{
+    Doubt, DoubtReason, Isolation, Ledger, Outcome, PeerManager, RetryPolicy, Strategy, Verdict,
+};
+use support::backend::{PATIENCE, manager_of, pool_of};
+use support::cutting_proxy::{Cut, CuttingProxy};
+use support::postgres::{self, Postgres};
+use support::process::signal;
+use support::wait_until;
+
+use crate::transactions::{Kind, mark};
+
+const SOON: Duration = Duration::from_millis(300);
+
+/// A server with the table `marks`.
+fn server() -> Postgres {
+    let server = Postgres::start();
+    // An id is used again after a crash if nothing of its transaction was written.
+    server.sql("ALTER SYSTEM SET wal_writer_delay = '10s'");
+    server.sql("SELECT pg_reload_conf()");
+    server.sql_in("app", "CREATE TABLE marks (id INT PRIMARY KEY); GRANT ALL ON marks TO app");
+    server
+}
+
+/// A pool of one connection with this ledger. The first peer serves as long as it is up.
+fn pool(urls: Vec<String>, deadline: Duration) -> Pool<PeerManager<PgConnection>> {
+    let tiers = 1..urls.len();
+    let mut manager = manager_of::<PgConnection>(urls)
+        .strategy(Strategy::Ordered)
+        .ledger(Ledger::Xid)
+        .retry_deadline(deadline);
+    for tier in tiers {
+        manager = manager.tier(format!("peer{tier}"), tier.try_into().expect("few peers"));
+    }
+    pool_of(manager, 1).0
+}
+
+/// Runs a transaction whose COMMIT does not reach the server, with no peer that could resolve it. Returns the doubt.
+fn doubt(server: &Postgres, proxy: &CuttingProxy) -> Doubt {
+    let pool = pool(vec![postgres::url(proxy.port())], SOON);
+    let mut conn = pool.get().expect("the peer is up");
+    proxy.refuse_connections();
+    proxy.cut_at("COMMIT", Cut::Delayed);
+    let outcome = conn.transaction_with_retry(|conn| mark(conn, 1));
+    let Outcome::Unknown(doubt) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(doubt.reason(), DoubtReason::CommitUnanswered);
+    assert!(doubt.xid().is_some() && doubt.token().is_none(), "{doubt:?}");
+    assert_eq!(server.marks(), 0);
+    doubt
+}
+
+fn resolve(server: &Postgres, doubt: &Doubt) -> Verdict {
+    doubt.resolve(&mut pool(vec![server.url()], SOON).get().expect("the peer is up"))
+}
+
+fn unknown(verdict: Verdict) -> DoubtReason {
+    let Verdict::Unknown(doubt) = verdict else { panic!("{verdict:?}") };
+    doubt.reason()
+}
+
+/// Kills the process of a session. The server ends all others and recovers, and does not start anew itself.
+fn crash(server: &Postgres) {
+    let started = || server.sql("SELECT pg_postmaster_start_time()");
+    let before = started();
+    let mut victim = PgConnection::establish(&server.url()).expect("the server is up");
+    let pid = diesel::dsl::sql::<diesel::sql_types::Integer>("pg_backend_pid()");
+    let pid: i32 = diesel::select(pid).get_result(&mut victim).expect("the server is up");
+    signal("KILL", &[pid.unsigned_abs()]);
+    wait_until("the server has noticed", PATIENCE, || victim.batch_execute("SELECT 1").is_err());
+    wait_until("the server has recovered", PATIENCE, || {
+        PgConnection::establish(&server.url()).is_ok()
+    });
+    assert_eq!(started(), before);
+}
+
+/// Begins transactions until one has this id, and returns its session.
+fn stranger_with(server: &Postgres, xid: u64) -> PgConnection {
+    let mut stranger = PgConnection::establish(&server.url()).expect("the server is up");
+    loop {
+        let id = diesel::dsl::sql::<diesel::sql_types::Text>("pg_current_xact_id()::text");
+        stranger.batch_execute("BEGIN").expect("the server is up");
+        let id: String = diesel::select(id).get_result(&mut stranger).expect("the server is up");
+        let id: u64 = id.parse().expect("a number");
+        if id == xid {
+            return stranger;
+        }
+        assert!(id < xid, "the id {xid} is not used again: the next one is {id}");
+        stranger.batch_execute("COMMIT").expect("the server is up");
+    }
+}
+
+#[test]
+fn commit_whose_answer_is_lost_is_resolved() {
+    let server = server();
+    let proxy = CuttingProxy::start(server.port());
+    let urls = vec![postgres::url(proxy.port()), server.url()];
+    // The cut, and how often the closure is run.
+    for (id, cut, expected) in
+        [(1, Cut::BeforeServer, 2), (2, Cut::BeforeAnswer, 1), (3, Cut::InsideAnswer, 1)]
+    {
+        let pool = pool(urls.clone(), PATIENCE);
+        let mut conn = pool.get().expect("both peers are up");
+        proxy.cut_at("COMMIT", cut);
+        let mut runs = 0;
+        let outcome = conn.transaction_with_retry(|conn| {
+            runs += 1;
+            mark(conn, id)?;
+            Ok::<_, Error>("value")
+        });
+        assert_eq!((outcome, runs), (Outcome::Committed("value"), expected), "{cut:?}");
+        assert!(!proxy.is_pending(), "{cut:?}");
+        assert_eq!(server.marks(), id as usize, "{cut:?}");
+    }
+}
+
+/// The server still has the session.
+#[test]
+fn commit_that_is_still_on_its_way_never_comes() {
+    for isolation in [None, Some(Isolation::Serializable)] {
+        let server = server();
+        let proxy = CuttingProxy::start(server.port());
+        let pool = pool(vec![postgres::url(proxy.port()), server.url()], PATIENCE);
+        let mut conn = pool.get().expect("both peers are up");
+        proxy.cut_at("COMMIT", Cut::Delayed);
+        let mut runs = 0;
+        let mut policy = conn.retry_policy();
+        if let Some(isolation) = isolation {
+            policy = policy.isolation(isolation);
+        }
+        let outcome = policy.transaction(&mut conn, |conn| {
+            runs += 1;
+            mark(conn, runs)
+        });
+        assert_eq!((outcome, runs), (Outcome::Committed(()), 2));
+        proxy.release();
+        let first = server.sql_in("app", "SELECT count(*) FROM marks WHERE id = 1");
+        assert_eq!((first.trim(), server.marks()), ("0", 1));
+    }
+}
+
+#[test]
+fn id_that_a_crash_gives_to_another_transaction_is_not_called_committed() {
+    let server = server();
+    let proxy = CuttingProxy::start(server.port());
+    let doubt = doubt(&server, &proxy);
+    let xid = doubt.xid().expect("this is the ledger");
+    crash(&server);
+    let mut stranger = stranger_with(&server, xid);
+    // It is not ours, so it is not ended.
+    assert_eq!(unknown(resolve(&server, &doubt)), DoubtReason::CommitUnanswered);
+    stranger.batch_execute("INSERT INTO marks VALUES (2); COMMIT").expect("it was not ended");
+    assert_eq!(unknown(resolve(&server, &doubt)), DoubtReason::IdReused);
+    assert_eq!(server.marks(), 1, "that of the stranger");
+}
+
+#[test]
+fn transaction_that_a_crash_has_lost_is_aborted() {
+    let server = server();
+    let proxy = CuttingProxy::start(server.port());
+    let lost = doubt(&server, &proxy);
+    crash(&server);
+    // The first one finds an id that is not used yet, or uses it itself.
+    for _ in 0..3 {
+        assert_eq!(resolve(&server, &lost), Verdict::Aborted);
+    }
+}
+
+/// The servers of the tests have the same data in the beginning, and so the same identifier.
+#[cfg(feature = "serde")]
+#[test]
+fn server_with_another_identifier_decides_nothing() {
+    let server = server();
+    let proxy = CuttingProxy::start(server.port());
+    let doubt = doubt(&server, &proxy);
+    let json = serde_json::to_value(&doubt).expect("a doubt can be written");
+    let read = |json| serde_json::from_value::<Doubt>(json).expect("a doubt can be read");
+    let mut of_other = json.clone();
+    of_other["history"] = "1".into();
+    assert_eq!(unknown(resolve(&server, &read(of_other))), DoubtReason::OtherHistory);
+    assert_eq!(resolve(&server, &read(json)), Verdict::Aborted);
+}
+
+#[cfg(feature = "sqlite")]
+#[test]
+fn other_databases_have_no_such_ledger() {
+    let (pool, _) = pool_of(manager_of::<SqliteConnection>([":memory:".to_owned()]), 1);
+    let mut conn = pool.get().expect("SQLite needs no server");
+    let outcome = RetryPolicy::new().ledger(Ledger::Xid).transaction(&mut conn, |_| Ok(()));
+    let Outcome::<(), Error>::Aborted(error) = outcome else { panic!("{outcome:?}") };
+    assert!(error.to_string().contains("transaction ids cannot be a ledger"), "{error}");
+}
