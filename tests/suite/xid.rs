@@ -163,6 +163,24 @@ fn id_that_a_crash_gives_to_another_transaction_is_not_called_committed() {
 }
 
 #[test]
+fn id_that_a_failover_gives_to_another_transaction_is_not_called_committed() {
+    let mut server = server();
+    let standby = server.start_synchronous_standby();
+    let proxy = CuttingProxy::start(server.port());
+    let doubt = doubt(&server, &proxy);
+    let xid = doubt.xid().expect("this is the ledger");
+    assert_eq!(unknown(resolve(&standby, &doubt)), DoubtReason::CommitUnanswered, "a standby");
+    server.kill();
+    standby.promote();
+    assert_eq!(resolve(&standby, &doubt), Verdict::Aborted);
+    let mut stranger = stranger_with(&standby, xid);
+    assert_eq!(unknown(resolve(&standby, &doubt)), DoubtReason::CommitUnanswered);
+    stranger.batch_execute("INSERT INTO marks VALUES (2); COMMIT").expect("it was not ended");
+    assert_eq!(unknown(resolve(&standby, &doubt)), DoubtReason::IdReused);
+    assert_eq!(standby.marks(), 1, "that of the stranger");
+}
+
+#[test]
 fn transaction_that_a_crash_has_lost_is_aborted() {
     let server = server();
     let proxy = CuttingProxy::start(server.port());
