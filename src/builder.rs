@@ -419,7 +419,7 @@ impl<C> PeerManagerBuilder<C> {
     /// Sets the time after which work is not run again.
     ///
     /// Defaults to 30 seconds: a Galera cluster takes up to 15 to evict a member, and a query on a frozen server is
-    /// aborted after up to 12.
+    /// aborted after some 4.
     #[must_use]
     pub fn retry_deadline(mut self, retry_deadline: Duration) -> Self {
         self.given.retry_deadline = Some(retry_deadline);

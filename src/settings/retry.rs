@@ -9,8 +9,8 @@ use crate::url::dialect::Dialect;
 
 pub(crate) const DEFAULT_RETRY_ATTEMPTS: u32 = 10;
 
-/// Galera evicts a member that does not answer after 5 to 15 seconds, and a query on a frozen server is aborted after 4
-/// to 12.
+/// Galera evicts a member that does not answer after 5 to 15 seconds, and a query on a frozen server is aborted after
+/// some 4.
 pub(crate) const DEFAULT_RETRY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Practically unlimited, as for every duration.
