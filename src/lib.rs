@@ -57,7 +57,7 @@ pub use crate::manager::PeerManager;
 pub use crate::peers::handle::Peers;
 pub use crate::peers::peer_config::PeerConfig;
 pub use crate::peers::set::Drain;
-pub use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot};
+pub use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot, TransactionCounts};
 pub use crate::pool::connection::PeerConnection;
 #[doc(hidden)]
 pub use crate::pool::passthrough::PeerTransactionManager;

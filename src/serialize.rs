@@ -10,7 +10,7 @@ use serde::ser::{Serialize, SerializeMap, SerializeStruct, Serializer};
 
 use crate::events::{CloseReason, Event, EventKind};
 use crate::fault::Fault;
-use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot};
+use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot, TransactionCounts};
 
 /// Types that are written as the name that `as_str` returns.
 macro_rules! serialize_as_str {
@@ -27,18 +27,29 @@ macro_rules! serialize_as_str {
 
 serialize_as_str!(PeerState, Fault, CloseReason);
 
-/// Keys: `closed`, `pool_name`, `host_failure`, `peers`, `events`, `events_dropped`. (The status page's JSON has `name` in
+/// Keys: `closed`, `pool_name`, `host_failure`, `peers`, `events`, `events_dropped`, `retry_budget`, `retry_budget_max`. (The status page's JSON has `name` in
 /// place of `pool_name`.) Keys may be added; within one major version none is renamed or removed.
 impl Serialize for Snapshot {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { closed, pool_name, host_failure, peers, events, events_dropped } = self;
-        let mut snapshot = serializer.serialize_struct("Snapshot", 6)?;
+        let Self {
+            closed,
+            pool_name,
+            host_failure,
+            peers,
+            events,
+            events_dropped,
+            retry_budget,
+            retry_budget_max,
+        } = self;
+        let mut snapshot = serializer.serialize_struct("Snapshot", 8)?;
         snapshot.serialize_field("closed", closed)?;
         snapshot.serialize_field("pool_name", pool_name)?;
         snapshot.serialize_field("host_failure", host_failure)?;
         snapshot.serialize_field("peers", peers)?;
         snapshot.serialize_field("events", events)?;
         snapshot.serialize_field("events_dropped", events_dropped)?;
+        snapshot.serialize_field("retry_budget", retry_budget)?;
+        snapshot.serialize_field("retry_budget_max", retry_budget_max)?;
         snapshot.end()
     }
 }
@@ -77,8 +88,9 @@ impl Serialize for PeerStatus {
             queries,
             query_time,
             queries_lost,
+            transactions,
         } = self;
-        let mut status = serializer.serialize_struct("PeerStatus", 26)?;
+        let mut status = serializer.serialize_struct("PeerStatus", 27)?;
         status.serialize_field("id", id)?;
         status.serialize_field("name", name)?;
         status.serialize_field("weight", weight)?;
@@ -107,7 +119,20 @@ impl Serialize for PeerStatus {
         status.serialize_field("queries", queries)?;
         status.serialize_field("query_seconds", &seconds(*query_time))?;
         status.serialize_field("queries_lost", queries_lost)?;
+        status.serialize_field("transactions", transactions)?;
         status.end()
+    }
+}
+
+/// Keys: the names of the fields. Keys may be added; within one major version none is renamed or removed.
+impl Serialize for TransactionCounts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let columns = self.columns();
+        let mut counts = serializer.serialize_struct("TransactionCounts", columns.len())?;
+        for (key, _, value) in columns {
+            counts.serialize_field(key, &value)?;
+        }
+        counts.end()
     }
 }
 

@@ -71,6 +71,7 @@
 //! | `pools[].closed` | Whether the pool is closed; the other values are the last known ones. |
 //! | `pools[].host_failure` | Why this host cannot open connections, whichever the peer, or `null`. |
 //! | `pools[].events_dropped` | The number of events that the event handler missed, because its queue was full. |
+//! | `pools[].retry_budget`, `….retry_budget_max` | How many interrupted transactions may be run again at the moment, and the most that this can be. |
 //! | `pools[].peers[].id` | A number that distinguishes the peer from others of the same name in this process. |
 //! | `….name` | The name of the peer. |
 //! | `….state` | `up`, `down`, `degraded` (logins fail, sessions work), `draining` or `drained`. |
@@ -91,6 +92,10 @@
 //! | `….connects`, `….connect_failures` | Counters: connections opened, and failed logins, including those of checks. |
 //! | `….checkouts`, `….queries`, `….queries_lost` | Counters: checkouts served, queries ended, and queries that ended with a lost connection. |
 //! | `….query_seconds` | A counter: the total duration of `queries`. |
+//! | `….transactions.retries`, `….retries_refused` | Counters: transactions and reads that were interrupted and run again, and those that were not, because the retry budget was used up. |
+//! | `….transactions.commits_in_doubt` | A counter: `COMMIT`s whose error does not say whether they were executed. |
+//! | `….transactions.found_committed`, `….found_aborted`, `….outcomes_unknown` | Counters: transactions with retry that were in doubt, and what was found out. |
+//! | `….transactions.sessions_ended` | A counter: sessions that lost transactions had left behind, and that were ended. |
 //! | `pools[].events[]` | The last changes of state, up to 100, the newest last. |
 //! | `pools[].events[].at`, `….peer` | When the event happened, and to which peer. |
 //! | `….event` | The name of its [`EventKind`](crate::EventKind), such as `down` or `has_room`. |

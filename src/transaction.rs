@@ -402,7 +402,7 @@ fn record_verdict(origin: &PeerRef, verdict: &Verdict) {
     let (found, is_committed) = match verdict {
         Verdict::Committed => (&counters.found_committed, true),
         Verdict::Aborted => (&counters.found_aborted, false),
-        Verdict::Unknown(_) => return,
+        Verdict::Unknown(_) => return counters.outcomes_unknown.add_one(),
     };
     found.add_one();
     origin.record(EventKind::TransactionResolved { is_committed });

@@ -107,6 +107,11 @@ pub(super) static RETRIES: Metric = counter(
     "diesel_peers_retries_total",
     "Transactions and reads that were interrupted on the peer and were run again.",
 );
+pub(super) static RETRIES_REFUSED: Metric = counter(
+    "diesel_peers_retries_refused_total",
+    "Transactions and reads that were interrupted on the peer and were not run again, because the retry budget \
+     was used up.",
+);
 pub(super) static COMMITS_IN_DOUBT: Metric = counter(
     "diesel_peers_commits_in_doubt_total",
     "COMMITs whose error does not say whether they were executed.",
@@ -114,6 +119,15 @@ pub(super) static COMMITS_IN_DOUBT: Metric = counter(
 pub(super) static COMMITS_RESOLVED: Metric = counter(
     "diesel_peers_commits_resolved_total",
     "COMMITs in doubt whose outcome a ledger has found out, by outcome: committed, aborted.",
+);
+pub(super) static OUTCOMES_UNKNOWN: Metric = counter(
+    "diesel_peers_outcomes_unknown_total",
+    "Transactions with retry that were in doubt and stayed so: the application got Outcome::Unknown, or has run \
+     an idempotent one again.",
+);
+pub(super) static SESSIONS_ENDED: Metric = counter(
+    "diesel_peers_sessions_ended_total",
+    "Sessions that lost transactions had left behind on the peer, and that were ended.",
 );
 pub(super) static RETRY_BUDGET: Metric = gauge(
     "diesel_peers_retry_budget",
@@ -134,7 +148,7 @@ pub(super) static CONNECTIONS_CLOSED: Metric = counter(
     "Connections of the pool that were closed, by reason.",
 );
 
-static ALL: [&Metric; 31] = [
+static ALL: [&Metric; 34] = [
     &PEERS,
     &PEERS_AVAILABLE,
     &EVENTS_DROPPED,
@@ -160,8 +174,11 @@ static ALL: [&Metric; 31] = [
     &QUERIES_ABORTED,
     &QUERY_DURATION,
     &RETRIES,
+    &RETRIES_REFUSED,
     &COMMITS_IN_DOUBT,
     &COMMITS_RESOLVED,
+    &OUTCOMES_UNKNOWN,
+    &SESSIONS_ENDED,
     &CONNECTS,
     &CONNECT_FAILURES,
     &CONNECT_DURATION,

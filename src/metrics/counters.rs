@@ -21,9 +21,12 @@ struct Reported {
     queries_aborted: u64,
     query_times: ReportedBuckets,
     retries: u64,
+    retries_refused: u64,
     commits_in_doubt: u64,
     found_committed: u64,
     found_aborted: u64,
+    outcomes_unknown: u64,
+    sessions_ended: u64,
     connects: u64,
     connect_failures: u64,
     logins: ReportedBuckets,
@@ -45,9 +48,12 @@ impl Counters {
             queries_lost,
             queries_aborted,
             retries,
+            retries_refused,
             commits_in_doubt,
             found_committed,
             found_aborted,
+            outcomes_unknown,
+            sessions_ended,
             logins,
             connects,
             connect_failures,
@@ -67,6 +73,11 @@ impl Counters {
         labeled.histogram(&catalog::QUERY_DURATION, queries, &mut reported.query_times);
         labeled.counter(&catalog::RETRIES, retries.get(), &mut reported.retries);
         labeled.counter(
+            &catalog::RETRIES_REFUSED,
+            retries_refused.get(),
+            &mut reported.retries_refused,
+        );
+        labeled.counter(
             &catalog::COMMITS_IN_DOUBT,
             commits_in_doubt.get(),
             &mut reported.commits_in_doubt,
@@ -78,6 +89,16 @@ impl Counters {
             let labeled = labeled.with("outcome", outcome);
             labeled.counter(&catalog::COMMITS_RESOLVED, found.get(), reported);
         }
+        labeled.counter(
+            &catalog::OUTCOMES_UNKNOWN,
+            outcomes_unknown.get(),
+            &mut reported.outcomes_unknown,
+        );
+        labeled.counter(
+            &catalog::SESSIONS_ENDED,
+            sessions_ended.get(),
+            &mut reported.sessions_ended,
+        );
         labeled.counter(&catalog::CONNECTS, connects.get(), &mut reported.connects);
         labeled.counter(
             &catalog::CONNECT_FAILURES,

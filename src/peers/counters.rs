@@ -40,11 +40,17 @@ pub(crate) struct PeerCounters {
     pub(crate) queries_aborted: Counter,
     /// Transactions and reads that were interrupted and were run again.
     pub(crate) retries: Counter,
+    /// Transactions and reads that were interrupted and were not run again, because the retry budget was used up.
+    pub(crate) retries_refused: Counter,
     /// COMMITs whose error does not say whether they were executed.
     pub(crate) commits_in_doubt: Counter,
     /// Of these, those that a ledger has found committed, and not committed.
     pub(crate) found_committed: Counter,
     pub(crate) found_aborted: Counter,
+    /// Transactions that were in doubt and stayed so.
+    pub(crate) outcomes_unknown: Counter,
+    /// Sessions that lost transactions had left behind, and that were ended.
+    pub(crate) sessions_ended: Counter,
     /// Logins for the pool that succeeded.
     pub(crate) logins: Histogram,
     /// Successful logins whose connections became connections of the pool.

@@ -53,8 +53,9 @@ impl Peers {
 
     /// Returns a copy of the state of every peer, and the last events.
     #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the copy is of the present moment")]
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::new(&self.set)
+        Snapshot::new(&self.set, Instant::now())
     }
 
     /// Takes a peer out of service: it gets no new work. The pool opens connections to other peers, and

@@ -16,9 +16,8 @@ const PER_TRANSACTION: u64 = RETRY / 5;
 /// default of Linkerd.
 const PER_MICROSECOND: u64 = RETRY * 10 / 1_000_000;
 
-/// The largest balance: the retries of ten seconds without any transaction. All workers of
-/// a large pool may lose their transactions at the same moment.
-const LARGEST_BALANCE: u64 = 100 * RETRY;
+/// The largest balance.
+const LARGEST_BALANCE: u64 = RetryBudget::MAX as u64 * RETRY;
 
 /// The retry budget of a pool: a balance that grows with time and with each transaction.
 #[derive(Debug)]
@@ -37,6 +36,10 @@ impl Default for RetryBudget {
 }
 
 impl RetryBudget {
+    /// The largest number of retries that are allowed at once: those of ten seconds without any transaction. All workers
+    /// of a large pool may lose their transactions at the same moment.
+    pub(crate) const MAX: usize = 100;
+
     /// Records that a transaction is run for the first time.
     pub(crate) fn deposit(&self) {
         let balance = &mut *lock(&self.0);
@@ -44,7 +47,6 @@ impl RetryBudget {
     }
 
     /// Returns how many retries are allowed at the moment.
-    #[cfg(feature = "metrics")]
     pub(crate) fn available(&self, now: Instant) -> usize {
         let balance = &mut *lock(&self.0);
         balance.grow(now);

@@ -1,6 +1,7 @@
 //! A copy of the state of all peers at one moment, for programs and for people.
 
 pub(crate) mod table;
+mod transaction_counts;
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -10,7 +11,10 @@ use crate::fault::Fault;
 use crate::peers::admin_state::AdminState;
 use crate::peers::counters::PeerCounters;
 use crate::peers::peer::{Counts, HealthState, Peer};
+use crate::peers::retry_budget::RetryBudget;
 use crate::peers::set::PeerSet;
+
+pub use transaction_counts::TransactionCounts;
 
 /// A copy of the state of all peers at one moment. `Display` prints a table for a terminal.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,10 +34,14 @@ pub struct Snapshot {
     /// How many events the [event handler](crate::PeerManagerBuilder::event_handler) missed, because its
     /// queue was full.
     pub events_dropped: u64,
+    /// How many interrupted transactions and reads may be run again at the moment: the retry budget of the pool.
+    pub retry_budget: usize,
+    /// The most that `retry_budget` can be.
+    pub retry_budget_max: usize,
 }
 
 impl Snapshot {
-    pub(crate) fn new(set: &PeerSet) -> Self {
+    pub(crate) fn new(set: &PeerSet, now: Instant) -> Self {
         let cannot_connect = set.cannot_connect();
         let mut peers: Vec<PeerStatus> = set.read(|peers| {
             let listed = peers.iter().filter(|peer| !peer.is_removed());
@@ -47,6 +55,8 @@ impl Snapshot {
             peers,
             events: set.event_log.history(),
             events_dropped: set.event_log.dropped(),
+            retry_budget: set.retry_budget.available(now),
+            retry_budget_max: RetryBudget::MAX,
         }
     }
 
@@ -54,6 +64,11 @@ impl Snapshot {
     #[must_use]
     pub fn peer(&self, name: &str) -> Option<&PeerStatus> {
         self.peers.iter().find(|peer| peer.name == name)
+    }
+
+    /// The peers on which a transaction was interrupted or in doubt.
+    pub(crate) fn peers_with_transactions(&self) -> impl Iterator<Item = &PeerStatus> {
+        self.peers.iter().filter(|peer| !peer.transactions.is_zero())
     }
 }
 
@@ -169,6 +184,8 @@ pub struct PeerStatus {
     pub query_time: Duration,
     /// Queries that have ended so far with a lost connection.
     pub queries_lost: u64,
+    /// What has become of the transactions that were interrupted on the peer.
+    pub transactions: TransactionCounts,
 }
 
 impl fmt::Display for Snapshot {
@@ -231,6 +248,7 @@ impl PeerStatus {
             queries: queries.count(),
             query_time: queries.total(),
             queries_lost: queries_lost.get(),
+            transactions: TransactionCounts::new(&peer.activity.counters),
         }
     }
 }

@@ -11,7 +11,7 @@ use super::error::PageError;
 use super::report::{Process, StatusReport, available, remarks, rfc3339};
 use crate::events::Event;
 use crate::peers::snapshot::table::{format_duration, format_remaining};
-use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot};
+use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot, TransactionCounts};
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
@@ -44,6 +44,7 @@ struct PoolSection<'a> {
     host_failure: Option<&'a str>,
     available: usize,
     rows: Vec<PeerRow<'a>>,
+    transactions: Transactions<'a>,
     events: Vec<EventItem>,
 }
 
@@ -65,6 +66,23 @@ struct PeerRow<'a> {
     action: &'static str,
     button: &'static str,
     is_being_removed: bool,
+}
+
+/// What has become of interrupted transactions.
+struct Transactions<'a> {
+    /// Whether there is anything to show.
+    is_hidden: bool,
+    budget: String,
+    /// The key and the title of each column.
+    columns: Vec<(&'static str, &'static str)>,
+    /// The peers that have interrupted any.
+    rows: Vec<TransactionsRow<'a>>,
+}
+
+struct TransactionsRow<'a> {
+    peer: &'a str,
+    /// The title of each column, and the value in it.
+    cells: Vec<(&'static str, u64)>,
 }
 
 struct EventItem {
@@ -139,6 +157,7 @@ impl<'a> PoolSection<'a> {
             host_failure: pool.host_failure.as_deref(),
             available: available(pool),
             rows: pool.peers.iter().map(|peer| PeerRow::new(report, pool, peer)).collect(),
+            transactions: Transactions::new(pool),
             events: pool.events.iter().rev().take(EVENTS).map(EventItem::new).collect(),
         }
     }
@@ -177,6 +196,24 @@ impl<'a> PeerRow<'a> {
             action,
             button,
             is_being_removed: peer.is_being_removed,
+        }
+    }
+}
+
+impl<'a> Transactions<'a> {
+    fn new(pool: &'a Snapshot) -> Self {
+        let columns = TransactionCounts::default().columns();
+        let row = |peer: &'a PeerStatus| TransactionsRow {
+            peer: &peer.name,
+            cells: peer.transactions.columns().map(|(_, title, value)| (title, value)).to_vec(),
+        };
+        let rows: Vec<_> = pool.peers_with_transactions().map(row).collect();
+        let Snapshot { retry_budget, retry_budget_max, .. } = pool;
+        Self {
+            is_hidden: rows.is_empty() && retry_budget == retry_budget_max,
+            budget: format!("{retry_budget} of {retry_budget_max}"),
+            columns: columns.map(|(key, title, _)| (key, title)).to_vec(),
+            rows,
         }
     }
 }

@@ -183,6 +183,42 @@
         });
     };
 
+    const element = (name, attributes, text) => {
+        const created = document.createElement(name);
+        Object.entries(attributes).forEach(([name, value]) => created.setAttribute(name, value));
+        if (text !== undefined) created.textContent = text;
+        return created;
+    };
+
+    const showTransactions = (section, pool) => {
+        const peers = pool.peers.filter((peer) => Object.values(peer.transactions).some(Boolean));
+        const isBudgetFull = pool.retry_budget === pool.retry_budget_max;
+        const shown = part(section, "transactions");
+        shown.hidden = peers.length === 0 && isBudgetFull;
+        setText(part(section, "budget"), `${pool.retry_budget} of ${pool.retry_budget_max}`);
+        const table = shown.querySelector("table");
+        table.hidden = peers.length === 0;
+        const key = JSON.stringify(peers.map((peer) => [peer.name, peer.transactions]));
+        if (table.dataset.key === key) return;
+        table.dataset.key = key;
+        const columns = [...table.tHead.querySelectorAll("[data-count]")];
+        [...table.tBodies].forEach((body) => body.remove());
+        table.append(...peers.map((peer) => {
+            const row = element("tr", { role: "row" });
+            row.append(
+                element("th", { role: "rowheader", scope: "row" }, peer.name),
+                ...columns.map((column) => element(
+                    "td",
+                    { role: "cell", class: "number", "data-head": column.textContent },
+                    peer.transactions[column.dataset.count],
+                )),
+            );
+            const body = element("tbody", { role: "rowgroup" });
+            body.append(row);
+            return body;
+        }));
+    };
+
     const showEvents = (section, pool) => {
         const list = part(section, "events");
         const shown = pool.events.slice(-EVENTS).reverse();
@@ -191,11 +227,9 @@
         if (list.dataset.key === key) return;
         list.dataset.key = key;
         list.replaceChildren(...shown.map((event) => {
-            const [item, time, text] = ["li", "time", "span"].map((name) => document.createElement(name));
-            time.dateTime = event.at;
-            time.textContent = dateAndTime(event.at);
-            text.textContent = event.text;
-            item.append(time, " ", text);
+            const item = element("li", {});
+            const time = element("time", { datetime: event.at }, dateAndTime(event.at));
+            item.append(time, " ", element("span", {}, event.text));
             return item;
         }));
     };
@@ -230,6 +264,7 @@
             part(section, "work"),
             `, ${used} of ${open} connections in use, ${rounded(rate)} queries per second`,
         );
+        showTransactions(section, pool);
         showEvents(section, pool);
     };
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::events::Event;
 use crate::fault::Fault;
-use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot};
+use crate::peers::snapshot::{PeerState, PeerStatus, Snapshot, TransactionCounts};
 
 /// The file in which Linux provides the name of the machine or container.
 const HOST_FILE: &str = "/proc/sys/kernel/hostname";
@@ -65,6 +65,8 @@ impl StatusReport<'_> {
             "closed": pool.closed,
             "events_dropped": pool.events_dropped,
             "host_failure": pool.host_failure,
+            "retry_budget": pool.retry_budget,
+            "retry_budget_max": pool.retry_budget_max,
             "peers": pool.peers.iter().map(|peer| self.peer(peer, available)).collect::<Vec<_>>(),
             "events": pool.events.iter().map(event).collect::<Vec<_>>(),
         })
@@ -101,6 +103,7 @@ impl StatusReport<'_> {
             "queries": peer.queries,
             "query_seconds": peer.query_time.as_secs_f64(),
             "queries_lost": peer.queries_lost,
+            "transactions": transactions(peer.transactions),
         })
     }
 
@@ -111,6 +114,14 @@ impl StatusReport<'_> {
     pub(super) fn until(&self, instant: Instant) -> Duration {
         instant.saturating_duration_since(self.now)
     }
+}
+
+fn transactions(counts: TransactionCounts) -> Value {
+    counts
+        .columns()
+        .into_iter()
+        .map(|(key, _, value)| (key.to_owned(), Value::from(value)))
+        .collect()
 }
 
 fn event(event: &Event) -> Value {

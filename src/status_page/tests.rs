@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -74,7 +74,16 @@ fn serialized_snapshot_has_the_keys_of_the_report() {
     let snapshot = serde_json::to_value(test.peers.snapshot()).expect("a snapshot is an object");
     assert_eq!(
         keys(&snapshot),
-        ["closed", "events", "events_dropped", "host_failure", "peers", "pool_name"]
+        [
+            "closed",
+            "events",
+            "events_dropped",
+            "host_failure",
+            "peers",
+            "pool_name",
+            "retry_budget",
+            "retry_budget_max"
+        ]
     );
     let report = test.json();
     let peer = &report["pools"][0]["peers"][1];
@@ -82,7 +91,16 @@ fn serialized_snapshot_has_the_keys_of_the_report() {
     let expected: Vec<_> = keys(peer).into_iter().filter(only_in_the_report).collect();
     let serialized = &snapshot["peers"][1];
     assert_eq!(keys(serialized), expected);
-    for key in ["name", "state", "reason", "fault", "is_available", "connections", "in_use"] {
+    for key in [
+        "name",
+        "state",
+        "reason",
+        "fault",
+        "is_available",
+        "connections",
+        "in_use",
+        "transactions",
+    ] {
         assert_eq!(serialized[key], peer[key], "{key} has the same value");
     }
 
@@ -110,7 +128,17 @@ fn json_report_has_exactly_the_documented_keys() {
     assert_eq!(keys(&report), ["actions", "at", "pools", "process"]);
     assert_eq!(keys(&report["process"]), ["host", "id", "pid", "uptime_seconds"]);
     let pool = &report["pools"][0];
-    assert_eq!(keys(pool), ["closed", "events", "events_dropped", "host_failure", "name", "peers"]);
+    let keys_of_the_pool = [
+        "closed",
+        "events",
+        "events_dropped",
+        "host_failure",
+        "name",
+        "peers",
+        "retry_budget",
+        "retry_budget_max",
+    ];
+    assert_eq!(keys(pool), keys_of_the_pool);
     let expected = [
         "checkouts",
         "connect_failures",
@@ -139,15 +167,29 @@ fn json_report_has_exactly_the_documented_keys() {
         "state",
         "stuck_logins",
         "tier",
+        "transactions",
         "weight",
     ];
     assert_eq!(keys(&pool["peers"][0]), expected);
+    let counts = &pool["peers"][0]["transactions"];
+    let expected_counts = [
+        "commits_in_doubt",
+        "found_aborted",
+        "found_committed",
+        "outcomes_unknown",
+        "retries",
+        "retries_refused",
+        "sessions_ended",
+    ];
+    assert_eq!(keys(counts), expected_counts);
     assert_eq!(keys(&pool["events"][0]), ["at", "event", "in_service", "peer", "text"]);
     let docs = include_str!("../status_page.rs");
-    let all = expected.iter().chain(&["at", "peer", "event", "in_service", "text"]);
-    for key in all {
-        let forms = [format!("….{key}`"), format!("….{key}[]`"), format!("[].{key}`")];
-        assert!(forms.iter().any(|form| docs.contains(form)), "{key} is documented");
+    let of_the_pool = ["retry_budget", "retry_budget_max"];
+    let all = expected.iter().chain(&of_the_pool).chain(&expected_counts);
+    for key in all.chain(&["at", "peer", "event", "in_service", "text"]) {
+        let forms = ["….{}`", "….{}[]`", "[].{}`", "….{}.", "….transactions.{}`"];
+        let mut forms = forms.iter().map(|form| form.replace("{}", key));
+        assert!(forms.any(|form| docs.contains(&form)), "{key} is documented");
     }
 
     let peer = &pool["peers"][1];
@@ -157,6 +199,37 @@ fn json_report_has_exactly_the_documented_keys() {
     assert_eq!(peer["remarks"], serde_json::json!(["refused."]));
     assert_eq!(pool["events"][0]["event"], "down");
     assert_eq!(pool["peers"][0]["reason"], Value::Null);
+}
+
+#[test]
+fn page_shows_transactions_only_where_some_were_interrupted() {
+    let test = TestPage::new(2);
+    let section = |page: &str| {
+        let (_, rest) = page.split_once("<div data-is=\"transactions\"").expect("a section");
+        rest.split_once("</div>").expect("the end of the section").0.to_owned()
+    };
+    assert!(section(&test.get(None).body).starts_with(" hidden"), "there is nothing to show");
+
+    let activity = test.set.read(|peers| peers[1].activity.clone());
+    activity.counters.commits_in_doubt.add(70_001);
+    let shown = section(&test.get(None).body);
+    assert!(shown.starts_with('>'), "{shown}");
+    assert!(shown.contains("<span data-is=\"budget\">100 of 100</span>"), "{shown}");
+    assert!(shown.contains("data-head=\"In doubt\">70001</td>"), "{shown}");
+    assert_eq!(shown.matches("<tbody").count(), 1, "peer0 has interrupted nothing: {shown}");
+    assert!(shown.contains(">peer1</th>"), "{shown}");
+    assert_eq!(test.json()["pools"][0]["peers"][1]["transactions"]["commits_in_doubt"], 70_001);
+}
+
+#[test]
+fn page_shows_a_retry_budget_that_was_used() {
+    let test = TestPage::new(1);
+    assert!(test.set.retry_budget.withdraw(test.start + Duration::from_secs(3600)));
+    let page = test.get(None).body;
+    assert!(page.contains("<span data-is=\"budget\">99 of 100</span>"), "{page}");
+    assert!(page.contains("<div data-is=\"transactions\">"), "{page}");
+    assert!(page.contains("class=\"counts\" hidden>"), "{page}");
+    assert_eq!(test.json()["pools"][0]["retry_budget"], 99);
 }
 
 #[test]
@@ -327,6 +400,7 @@ fn names_and_messages_are_escaped_everywhere() {
     assert!(pool.events[0].to_string().contains(MALICE));
     pool.pool_name = MALICE.to_owned();
     pool.peers[0].name = MALICE.to_owned();
+    pool.peers[0].transactions.retries = 1;
     let mut process = Process::current(MALICE.to_owned(), test.start);
     process.host = Some(MALICE.to_owned());
     let report = StatusReport {
@@ -343,8 +417,8 @@ fn names_and_messages_are_escaped_everywhere() {
     let error = html::error(&error, "nonce");
     for (name, html, places) in [
         // The title, the host, the pool, its label and its fields in two forms; the peer, its label,
-        // field and button; the remark, the event.
-        ("page", &page, 12),
+        // field and button; the remark, its transactions, the event.
+        ("page", &page, 13),
         // Twice the title, twice in the question, two fields.
         ("confirmation", &confirmation, 6),
         ("error", &error, 2),

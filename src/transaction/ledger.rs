@@ -107,6 +107,8 @@ impl OpenLedger {
     ) -> QueryResult<Entry> {
         match self {
             Self::Table { table, history } => {
+                // The retention is not that of the transaction: who cleans decides.
+                let table = Ledger::table(table.name);
                 TokenEntry { table, token, history }.write(conn, lock).map(Entry::Token)
             }
             Self::Xid => XidEntry::read(conn, lock).map(Entry::Xid),

@@ -97,10 +97,13 @@ impl LeftSession {
     pub(super) fn end<C: R2D2Connection + Send + 'static>(&self, conn: &mut PeerConnection<C>) {
         match self.try_end(conn) {
             Ok(false) => {}
-            Ok(true) => info!(
-                target: LOG_TARGET,
-                "on peer {}, the session of a transaction that was lost is ended", conn.peer()
-            ),
+            Ok(true) => {
+                conn.link().guard.peer.activity.counters.sessions_ended.add_one();
+                info!(
+                    target: LOG_TARGET,
+                    "on peer {}, the session of a transaction that was lost is ended", conn.peer()
+                );
+            }
             Err(error) => {
                 let error = printable(&error.to_string());
                 debug!(target: LOG_TARGET, "a session that was lost cannot be ended: {error}");

@@ -57,6 +57,7 @@ impl<'a> Retries<'a> {
         let mut pauses = self.attempts;
         let Some(now) = self.pause(pauses, &conn.pool.set) else { return false };
         if !conn.pool.set.retry_budget.withdraw(now) {
+            from.activity.counters.retries_refused.add_one();
             debug!(target: LOG_TARGET, "a transaction is not run again: the retry budget is used up");
             return false;
         }

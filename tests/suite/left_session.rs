@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::Pool;
 use diesel::result::Error;
-use diesel_peers::{Isolation, Ledger, Outcome, PeerManager, PeerManagerBuilder, Strategy};
+use diesel_peers::{Isolation, Ledger, Outcome, PeerManager, PeerManagerBuilder, Peers, Strategy};
 use support::backend::{PATIENCE, manager_of, pool_of};
 use support::cutting_proxy::{Cut, CuttingProxy};
 
@@ -22,17 +22,22 @@ on_servers!(session_that_was_aborted_in_a_query_is_ended);
 fn pool<K: Kind>(
     server: &K,
     builder: PeerManagerBuilder<K::Client>,
-) -> Pool<PeerManager<K::Client>> {
+) -> (Pool<PeerManager<K::Client>>, Peers) {
     let ledger = Ledger::table("ledger");
     let (founder, _) = pool_of(manager_of::<K::Client>([server.url()]), 1);
     let mut conn = founder.get().expect("the peer is up");
     conn.batch_execute("CREATE TABLE marks (id INT PRIMARY KEY)").expect("a new database");
     conn.batch_execute(&ledger.create_table()).expect("a new database");
-    pool_of(builder.ledger(ledger).retry_deadline(PATIENCE), 1).0
+    pool_of(builder.ledger(ledger).retry_deadline(PATIENCE), 1)
+}
+
+/// Returns how many sessions were ended, through whichever peer.
+fn sessions_ended(peers: &Peers) -> u64 {
+    peers.snapshot().peers.iter().map(|peer| peer.transactions.sessions_ended).sum()
 }
 
 /// A pool whose first peer is the server behind the proxy, and whose second one is the server.
-fn pool_behind<K: Kind>(proxy: &CuttingProxy, server: &K) -> Pool<PeerManager<K::Client>> {
+fn pool_behind<K: Kind>(proxy: &CuttingProxy, server: &K) -> (Pool<PeerManager<K::Client>>, Peers) {
     let urls = [K::url_at("127.0.0.1", proxy.port()), server.url()];
     let builder = manager_of::<K::Client>(urls).strategy(Strategy::Ordered).tier("peer1", 1);
     pool(server, builder)
@@ -49,7 +54,7 @@ fn session_that_was_aborted_in_a_query_is_ended<K: Kind + Send>() {
         .stall_after(second)
         .check_timeout(second)
         .check_interval(second);
-    let pool = pool(&servers[0], builder);
+    let (pool, peers) = pool(&servers[0], builder);
     let mut conn = pool.get().expect("the peer is up");
     assert_eq!(conn.peer(), "peer0", "the first tier serves");
     let mut other = servers.pop().expect("two servers");
@@ -74,6 +79,7 @@ fn session_that_was_aborted_in_a_query_is_ended<K: Kind + Send>() {
     });
     let took = thawed.expect("the server is thawed").elapsed();
     assert_eq!(outcome, Outcome::Committed(()));
+    assert_eq!(sessions_ended(&peers), 1);
     assert!(took < Duration::from_secs(25), "the query holds the row for a minute: {took:?}");
     assert_eq!(server.into_inner().expect("no thread panics with the lock").marks(), 1);
 }
@@ -95,8 +101,9 @@ mod on_postgres {
     fn session_that_waits_for_its_commit_is_ended() {
         let server = Postgres::start();
         let proxy = CuttingProxy::start(server.port());
-        let pool = pool_behind(&proxy, &server);
+        let (pool, peers) = pool_behind(&proxy, &server);
         waits_for_its_commit(&server, &proxy, &pool, None);
+        assert_eq!(sessions_ended(&peers), 1);
     }
 
     /// The lock is taken at the end of such a transaction.
@@ -104,8 +111,9 @@ mod on_postgres {
     fn session_that_waits_for_its_serializable_commit_is_ended() {
         let server = Postgres::start();
         let proxy = CuttingProxy::start(server.port());
-        let pool = pool_behind(&proxy, &server);
+        let (pool, peers) = pool_behind(&proxy, &server);
         waits_for_its_commit(&server, &proxy, &pool, Some(Isolation::Serializable));
+        assert_eq!(sessions_ended(&peers), 1);
     }
 
     fn waits_for_its_commit(
@@ -136,7 +144,7 @@ mod on_postgres {
     fn session_that_was_lost_before_its_commit_is_ended() {
         let server = Postgres::start();
         let proxy = CuttingProxy::start(server.port());
-        let pool = pool_behind(&proxy, &server);
+        let (pool, peers) = pool_behind(&proxy, &server);
         let mut conn = pool.get().expect("the peer is up");
         proxy.cut_at("SELECT 99", Cut::Delayed);
         let outcome = conn.transaction_with_retry(|conn| {
@@ -145,6 +153,7 @@ mod on_postgres {
         });
         assert_eq!(outcome, Outcome::Committed(()));
         assert_eq!(open_transactions(&server), "0");
+        assert_eq!(sessions_ended(&peers), 1);
         proxy.release();
     }
 
@@ -152,7 +161,7 @@ mod on_postgres {
     #[test]
     fn transaction_sees_what_was_committed_before_its_first_query() {
         let server = Postgres::start();
-        let pool = pool(&server, manager_of::<diesel::PgConnection>([server.url()]));
+        let (pool, _) = pool(&server, manager_of::<diesel::PgConnection>([server.url()]));
         let mut conn = pool.get().expect("the peer is up");
         conn.batch_execute(
             "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ",
@@ -185,7 +194,7 @@ mod on_mariadb {
     fn session_behind_a_proxy_is_not_ended() {
         let server = MariaDb::start();
         let proxy = CuttingProxy::start(server.port());
-        let pool = pool_behind(&proxy, &server);
+        let (pool, peers) = pool_behind(&proxy, &server);
         let mut conn = pool.get().expect("the peer is up");
         proxy.cut_at("SELECT 99", Cut::Delayed);
         let mut runs = 0;
@@ -197,6 +206,7 @@ mod on_mariadb {
         assert_eq!(outcome, Outcome::Committed(()));
         let open = server.sql("SELECT COUNT(*) FROM information_schema.innodb_trx");
         assert_eq!(open.trim(), "1", "the first run");
+        assert_eq!(sessions_ended(&peers), 0);
         proxy.release();
     }
 
@@ -209,7 +219,7 @@ mod on_mariadb {
         // The pool's connection gets a number that the pool itself does not reach again.
         drop((0..40).map(|_| connect()).collect::<Vec<_>>());
         let builder = manager_of::<MysqlConnection>([server.url()]).check_interval(PATIENCE);
-        let pool = pool(&server, builder);
+        let (pool, peers) = pool(&server, builder);
         let mut conn = pool.get().expect("the peer is up");
         let mut stranger = None;
         let outcome = conn.transaction_with_retry(|conn| {
@@ -225,6 +235,7 @@ mod on_mariadb {
             conn.batch_execute("SELECT 1")
         });
         assert_eq!(outcome, Outcome::<_, Error>::Committed(()));
+        assert_eq!(sessions_ended(&peers), 0);
         let mut stranger = stranger.expect("a stranger got the number");
         stranger.batch_execute("SELECT 1").expect("the stranger is connected");
     }

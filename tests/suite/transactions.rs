@@ -322,6 +322,15 @@ fn ledger_resolves_a_commit_whose_answer_is_lost<K: Kind>() {
     let events: Vec<_> = peers.snapshot().events.into_iter().filter_map(of_transactions).collect();
     let expected = [None, Some(false), None, Some(true), None, Some(true)];
     assert_eq!(events, expected.map(|found| ("peer0".to_owned(), found)));
+    let snapshot = peers.snapshot();
+    let counts = snapshot.peers[0].transactions;
+    assert_eq!((counts.commits_in_doubt, counts.retries), (3, 1), "{counts:?}");
+    assert_eq!((counts.found_committed, counts.found_aborted), (2, 1), "{counts:?}");
+    assert_eq!(counts.outcomes_unknown, 0, "{counts:?}");
+    assert_eq!(snapshot.peers[1].transactions, <_>::default(), "nothing was interrupted there");
+    let rows: Vec<_> = snapshot.to_string().lines().skip(4).map(str::to_owned).collect();
+    assert!(rows[0].starts_with("peer   retries  over budget  in doubt"), "{snapshot}");
+    assert!(rows[1].starts_with("peer0        1            0         3"), "{snapshot}");
 }
 
 /// The server still has the session, which holds the lock of the token.
@@ -359,7 +368,7 @@ fn server_with_another_history_decides_nothing<K: Kind>() {
     let (other, server) =
         (servers.pop().expect("two servers"), servers.pop().expect("two servers"));
     let proxy = CuttingProxy::start(server.port());
-    let (pool, _) = behind_proxy(&proxy, &[&other]);
+    let (pool, peers) = behind_proxy(&proxy, &[&other]);
     let (own, _) = pool_of(manager_of::<K::Client>([server.url()]), 1);
     let mut conn = own.get().expect("the peer is up");
     conn.batch_execute("CREATE TABLE marks (id INT PRIMARY KEY)").expect("a new database");
@@ -369,10 +378,21 @@ fn server_with_another_history_decides_nothing<K: Kind>() {
     proxy.cut_at("COMMIT", Cut::BeforeAnswer);
     let outcome = policy.transaction(&mut conn, |conn| mark(conn, 1));
     // The peer is up again after a check, so the resolver may find the server itself.
-    match outcome {
-        Outcome::Unknown(doubt) => assert_eq!(doubt.reason(), DoubtReason::OtherHistory),
-        outcome => assert_eq!(outcome, Outcome::Committed(())),
-    }
+    let is_unknown = match outcome {
+        Outcome::Unknown(doubt) => {
+            assert_eq!(doubt.reason(), DoubtReason::OtherHistory);
+            true
+        }
+        outcome => {
+            assert_eq!(outcome, Outcome::Committed(()));
+            false
+        }
+    };
+    let counts = peers.snapshot().peers[0].transactions;
+    assert_eq!(
+        (counts.outcomes_unknown, counts.found_committed),
+        if is_unknown { (1, 0) } else { (0, 1) }
+    );
     assert_eq!((server.marks(), other.marks()), (1, 0), "the closure was not run again");
 }
 
@@ -611,6 +631,31 @@ mod on_postgres {
         });
         assert!(matches!(outcome, Outcome::Aborted(Error::DatabaseError(..))), "{outcome:?}");
         assert_eq!((runs, scene.server.marks()), (1, 0));
+    }
+
+    /// Many threads, so that the time of the test adds little to the budget.
+    #[test]
+    fn transactions_that_are_not_run_again_for_lack_of_budget_are_counted() {
+        let server = Postgres::start();
+        let (pool, peers) = pool_of(manager_of::<diesel::PgConnection>([server.url()]), 8);
+        let runs = std::sync::atomic::AtomicU64::new(0);
+        let work = || {
+            let mut conn = pool.get().expect("the peer is up");
+            let policy = conn.retry_policy().max_attempts(2);
+            for _ in 0..40 {
+                let outcome = policy.transaction(&mut conn, |conn| {
+                    runs.fetch_add(1, Ordering::Relaxed);
+                    conn.batch_execute("DO $$ BEGIN RAISE serialization_failure; END $$")
+                });
+                assert!(matches!(outcome, Outcome::Aborted(_)), "{outcome:?}");
+            }
+        };
+        thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(work))));
+        let counts = peers.snapshot().peers[0].transactions;
+        assert!(counts.retries >= 100, "so many are allowed at once: {counts:?}");
+        assert_eq!(320 + counts.retries, runs.into_inner(), "{counts:?}");
+        assert!(counts.retries_refused > 0, "{counts:?}");
+        assert_eq!(counts.retries + counts.retries_refused, 320, "{counts:?}");
     }
 
     #[test]

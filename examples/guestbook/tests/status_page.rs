@@ -490,6 +490,61 @@ fn markup_in_names_and_reasons_is_shown_as_text() {
 }
 
 #[test]
+fn interrupted_transactions_are_shown_as_soon_as_there_are_some() {
+    let (servers, pool, peers) = scripted(&["db0", "db1"]);
+    let site = Site::start(StatusPage::new().pool(peers));
+    let browsers = [Browser::desktop(1280, 720), Browser::phone(320, 640)];
+    let is_shown = "return document.querySelector('[data-is=transactions]').checkVisibility()";
+    for browser in &browsers {
+        browser.open(&site.url());
+        browser.wait_for(".live");
+        assert_eq!(browser.run(is_shown), false, "there were none");
+    }
+    let interrupt = || {
+        let mut conn = pool.get().expect("the peers are up");
+        let server = if conn.peer() == "db0" { &servers[0] } else { &servers[1] };
+        let mut runs = 0;
+        let outcome = conn.transaction_with_retry(|conn| {
+            runs += 1;
+            if runs == 1 {
+                server.cut_off();
+            }
+            diesel::connection::SimpleConnection::batch_execute(conn, "SELECT 1")
+        });
+        assert_eq!((outcome, runs), (diesel_peers::Outcome::Committed(()), 2));
+    };
+    let cells = "return [...document.querySelectorAll('.counts tbody')].map((body) => \
+                 [...body.rows[0].cells].map((cell) => cell.textContent).join(' ')).join()";
+    let shows = |browser: &Browser, sum: u64| {
+        wait_until("the page shows them", PATIENCE, || {
+            let text = browser.run(cells);
+            let rows = text.as_str().expect("a text").split(',');
+            let retries = rows.filter_map(|row| row.split(' ').nth(1)?.parse::<u64>().ok());
+            retries.sum::<u64>() == sum
+        });
+        assert_eq!(browser.run(is_shown), true);
+        fits(browser);
+        let contrast = browser.run(CONTRAST).as_f64().expect("a number");
+        assert!(contrast >= 4.5, "everything can be read: {contrast}");
+    };
+    for sum in 1..=3 {
+        interrupt();
+        for browser in &browsers {
+            shows(browser, sum);
+        }
+    }
+    // The page of the server is the same.
+    for browser in &browsers {
+        let shown = browser.run(cells);
+        browser.open(&site.url());
+        browser.wait_for(".live");
+        assert_eq!(browser.run(cells), shown);
+        let titles = "return [...document.querySelectorAll('.counts th')][1].textContent";
+        assert_eq!(browser.run(titles), "Retries");
+    }
+}
+
+#[test]
 fn page_of_another_process_and_page_of_a_closed_pool_show_a_notice() {
     let (_servers, pool, peers) = scripted(&["db0", "db1"]);
     let site = Site::start(StatusPage::new().pool(peers.clone()).with_actions());

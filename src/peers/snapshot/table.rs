@@ -3,39 +3,31 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::{PeerStatus, Snapshot};
+use super::{PeerStatus, Snapshot, TransactionCounts};
 
-const HEADERS: [&str; 7] =
-    ["peer", "state", "for", "weight", "connections", "in use", "next check"];
-
-/// Whether a column is aligned to the left, as names are; numbers are aligned to the right.
-const LEFT_ALIGNED: [bool; 7] = [true, true, false, false, false, false, false];
+/// The last column has no title: it contains remarks.
+const HEADERS: [&str; 8] =
+    ["peer", "state", "for", "weight", "connections", "in use", "next check", ""];
 
 /// The shortest duration that is not shown as zero.
 const SHORTEST_SHOWN: Duration = Duration::from_millis(50);
 
 /// Writes the table; durations are relative to `now`.
 pub(super) fn write(snapshot: &Snapshot, now: Instant, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let rows: Vec<[String; 7]> = snapshot.peers.iter().map(|peer| row(peer, now)).collect();
-    let widths: Vec<usize> = (0..HEADERS.len())
-        .map(|column| {
-            let cells = rows.iter().map(|row| row[column].chars().count());
-            cells.chain([HEADERS[column].len()]).max().unwrap_or_default()
-        })
-        .collect();
-    let line = |f: &mut fmt::Formatter<'_>, cells: &[&str], after: &str| {
-        let cell = |(column, cell): (usize, &&str)| {
-            let width = widths[column];
-            if LEFT_ALIGNED[column] { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-        };
-        let cells: Vec<String> =
-            cells.iter().enumerate().map(cell).chain([after.to_owned()]).collect();
-        writeln!(f, "{}", cells.join("  ").trim_end())
-    };
-    line(f, &HEADERS, "")?;
-    for (row, peer) in rows.iter().zip(&snapshot.peers) {
-        let cells: Vec<&str> = row.iter().map(String::as_str).collect();
-        line(f, &cells, &remark(peer))?;
+    let mut rows = vec![HEADERS.map(str::to_owned).to_vec()];
+    rows.extend(snapshot.peers.iter().map(|peer| row(peer, now).to_vec()));
+    write_rows(&rows, &[0, 1, 7], f)?;
+    let mut rows = vec![transactions("peer", |(_, title, _)| title.to_lowercase(), <_>::default())];
+    rows.extend(snapshot.peers_with_transactions().map(|peer| {
+        transactions(&peer.name, |(_, _, value)| value.to_string(), peer.transactions)
+    }));
+    if rows.len() > 1 {
+        writeln!(f)?;
+        write_rows(&rows, &[0], f)?;
+    }
+    if snapshot.retry_budget < snapshot.retry_budget_max {
+        let Snapshot { retry_budget, retry_budget_max, .. } = snapshot;
+        writeln!(f, "Retry budget: {retry_budget} of {retry_budget_max}")?;
     }
     if let Some(reason) = &snapshot.host_failure {
         writeln!(f, "No connection can be opened: {reason}")?;
@@ -46,7 +38,42 @@ pub(super) fn write(snapshot: &Snapshot, now: Instant, f: &mut fmt::Formatter<'_
     Ok(())
 }
 
-fn row(peer: &PeerStatus, now: Instant) -> [String; 7] {
+/// Writes rows with equally wide columns. These columns are aligned to the left, as names are; the others, which are
+/// numbers, to the right.
+fn write_rows(
+    rows: &[Vec<String>],
+    left_aligned: &[usize],
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    let mut widths = vec![0; rows.iter().map(Vec::len).max().unwrap_or_default()];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    for row in rows {
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
+            if left_aligned.contains(&column) {
+                format!("{cell:<width$}")
+            } else {
+                format!("{cell:>width$}")
+            }
+        });
+        writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+/// Returns a row of the table of transactions.
+fn transactions(
+    name: &str,
+    cell: impl Fn((&str, &str, u64)) -> String,
+    counts: TransactionCounts,
+) -> Vec<String> {
+    [name.to_owned()].into_iter().chain(counts.columns().map(cell)).collect()
+}
+
+fn row(peer: &PeerStatus, now: Instant) -> [String; 8] {
     let next_check = peer.next_check.saturating_duration_since(now);
     [
         peer.name.clone(),
@@ -56,6 +83,7 @@ fn row(peer: &PeerStatus, now: Instant) -> [String; 7] {
         peer.connections.to_string(),
         peer.in_use.to_string(),
         format_remaining(next_check).unwrap_or_else(|| "now".to_owned()),
+        remark(peer),
     ]
 }
 
@@ -124,6 +152,7 @@ mod tests {
             queries: 0,
             query_time: Duration::ZERO,
             queries_lost: 0,
+            transactions: TransactionCounts::default(),
         }
     }
 
@@ -135,7 +164,15 @@ mod tests {
         }
     }
 
-    /// `docs/observing.md` shows this table.
+    #[track_caller]
+    fn assert_is_in_the_guide(table: &str) {
+        assert!(
+            include_str!("../../../docs/observing.md").contains(&format!("```text\n{table}```")),
+            "docs/observing.md must show this table:\n{table}"
+        );
+    }
+
+    /// `docs/observing.md` shows these tables.
     #[test]
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
     fn column_widths_fit_their_contents() {
@@ -158,16 +195,31 @@ mod tests {
                 ..peer("db2", PeerState::Draining, times(2.1, 27.0))
             },
         ];
-        let events = Vec::new();
-        let pool_name = "shop".to_owned();
-        let host_failure = None;
-        let snapshot =
-            Snapshot { closed: false, pool_name, host_failure, peers, events, events_dropped: 0 };
+        let mut snapshot = Snapshot {
+            closed: false,
+            pool_name: "shop".to_owned(),
+            host_failure: None,
+            peers,
+            events: Vec::new(),
+            events_dropped: 0,
+            retry_budget: 100,
+            retry_budget_max: 100,
+        };
+        assert_is_in_the_guide(&At(&snapshot, now).to_string());
+        snapshot.peers[1].transactions = TransactionCounts {
+            retries: 1204,
+            retries_refused: 31,
+            commits_in_doubt: 5,
+            found_committed: 3,
+            found_aborted: 2,
+            outcomes_unknown: 0,
+            sessions_ended: 1,
+        };
+        snapshot.retry_budget = 8;
         let shown = At(&snapshot, now).to_string();
-        assert!(
-            include_str!("../../../docs/observing.md").contains(&shown),
-            "docs/observing.md must show this table:\n{shown}"
-        );
+        let (_, transactions) = shown.split_once("\n\n").expect("a second table");
+        assert_is_in_the_guide(transactions);
+        assert_eq!(transactions.lines().count(), 3, "db0 and db2 have interrupted nothing");
     }
 
     #[test]
