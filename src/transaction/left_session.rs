@@ -97,13 +97,7 @@ impl LeftSession {
     pub(super) fn end<C: R2D2Connection + Send + 'static>(&self, conn: &mut PeerConnection<C>) {
         match self.try_end(conn) {
             Ok(false) => {}
-            Ok(true) => {
-                conn.link().guard.peer.activity.counters.sessions_ended.add_one();
-                info!(
-                    target: LOG_TARGET,
-                    "on peer {}, the session of a transaction that was lost is ended", conn.peer()
-                );
-            }
+            Ok(true) => report_end(conn),
             Err(error) => {
                 let error = printable(&error.to_string());
                 debug!(target: LOG_TARGET, "a session that was lost cannot be ended: {error}");
@@ -143,6 +137,13 @@ impl LeftSession {
             _ => Ok(false),
         }
     }
+}
+
+/// Reports that the session of a transaction was ended, on the peer of this connection.
+pub(super) fn report_end<C>(conn: &PeerConnection<C>) {
+    conn.link().guard.peer.activity.counters.sessions_ended.add_one();
+    let peer = conn.peer();
+    info!(target: LOG_TARGET, "on peer {peer}, the session of a transaction that was lost is ended");
 }
 
 fn read_sign<C: R2D2Connection + Send + 'static>(

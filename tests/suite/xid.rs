@@ -9,7 +9,8 @@ use diesel::prelude::*;
 use diesel::r2d2::Pool;
 use diesel::result::Error;
 use diesel_peers::{
-    Doubt, DoubtReason, Isolation, Ledger, Outcome, PeerManager, RetryPolicy, Strategy, Verdict,
+    Doubt, DoubtReason, Isolation, Ledger, Outcome, PeerManager, Peers, RetryPolicy, Strategy,
+    Verdict,
 };
 use support::backend::{PATIENCE, manager_of, pool_of};
 use support::cutting_proxy::{Cut, CuttingProxy};
@@ -31,8 +32,15 @@ fn server() -> Postgres {
     server
 }
 
-/// A pool of one connection with this ledger. The first peer serves as long as it is up.
 fn pool(urls: Vec<String>, deadline: Duration) -> Pool<PeerManager<PgConnection>> {
+    pool_with_handle(urls, deadline).0
+}
+
+/// A pool of one connection with this ledger. The first peer serves as long as it is up.
+fn pool_with_handle(
+    urls: Vec<String>,
+    deadline: Duration,
+) -> (Pool<PeerManager<PgConnection>>, Peers) {
     let tiers = 1..urls.len();
     let mut manager = manager_of::<PgConnection>(urls)
         .strategy(Strategy::Ordered)
@@ -41,7 +49,7 @@ fn pool(urls: Vec<String>, deadline: Duration) -> Pool<PeerManager<PgConnection>
     for tier in tiers {
         manager = manager.tier(format!("peer{tier}"), tier.try_into().expect("few peers"));
     }
-    pool_of(manager, 1).0
+    pool_of(manager, 1)
 }
 
 /// Runs a transaction whose COMMIT does not reach the server, with no peer that could resolve it. Returns the doubt.
@@ -128,7 +136,8 @@ fn commit_that_is_still_on_its_way_never_comes() {
     for isolation in [None, Some(Isolation::Serializable)] {
         let server = server();
         let proxy = CuttingProxy::start(server.port());
-        let pool = pool(vec![postgres::url(proxy.port()), server.url()], PATIENCE);
+        let (pool, peers) =
+            pool_with_handle(vec![postgres::url(proxy.port()), server.url()], PATIENCE);
         let mut conn = pool.get().expect("both peers are up");
         proxy.cut_at("COMMIT", Cut::Delayed);
         let mut runs = 0;
@@ -141,6 +150,9 @@ fn commit_that_is_still_on_its_way_never_comes() {
             mark(conn, runs)
         });
         assert_eq!((outcome, runs), (Outcome::Committed(()), 2));
+        let ended: u64 =
+            peers.snapshot().peers.iter().map(|peer| peer.transactions.sessions_ended).sum();
+        assert_eq!(ended, 1);
         proxy.release();
         let first = server.sql_in("app", "SELECT count(*) FROM marks WHERE id = 1");
         assert_eq!((first.trim(), server.marks()), ("0", 1));

@@ -15,7 +15,7 @@ use crate::peers::link_state::LinkLedger;
 use crate::pool::connection::PeerConnection;
 use crate::transaction::ledger::Decision;
 use crate::transaction::outcome::DoubtReason;
-use crate::transaction::rows;
+use crate::transaction::{left_session, rows};
 use crate::url::dialect::Dialect;
 
 /// Identifies the data: a standby has that of its primary.
@@ -150,7 +150,10 @@ impl XidEntry {
              '{xid}'::xid8::xid AND wait_event IS DISTINCT FROM 'SyncRep' AND {INCARNATION} = \
              '{incarnation}'"
         );
-        rows::text(&mut **conn, &sql).map(drop)
+        if rows::text(&mut **conn, &sql)?.is_some() {
+            left_session::report_end(conn);
+        }
+        Ok(())
     }
 }
 
