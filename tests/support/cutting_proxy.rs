@@ -1,10 +1,11 @@
-//! A proxy before one server that cuts a client's connection at an exact moment: when the client sends a
-//! statement with a certain text.
+//! A proxy before one server that fails as a network does. It cuts a client's connection at an exact moment (when the
+//! client sends a statement with a certain text), closes all connections, refuses new ones, or forwards nothing for a
+//! while.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::thread;
 
 /// When the connection is cut.
@@ -23,35 +24,58 @@ pub enum Cut {
     InsideAnswer,
 }
 
-/// A proxy that forwards everything until it is told to cut.
+/// A proxy that forwards everything until it is told otherwise. It ends with the process.
 #[derive(Debug)]
 pub struct CuttingProxy {
     port: u16,
-    refuses: Arc<AtomicBool>,
-    plan: Arc<Mutex<Option<Plan>>>,
-    /// The end of a delay.
-    release: Arc<(Mutex<bool>, Condvar)>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    orders: Mutex<Orders>,
+    changed: Condvar,
+}
+
+/// What the proxy was told.
+#[derive(Debug, Default)]
+struct Orders {
+    plan: Option<Plan>,
+    /// How often delays were ended.
+    releases: u64,
+    refuses: bool,
+    traffic: Traffic,
+    /// Both sides of each connection.
+    streams: Vec<Weak<TcpStream>>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Plan {
     text: &'static str,
     cut: Cut,
+    /// The release that ends the delay of the statement.
+    release: u64,
+}
+
+/// What the proxy does with what it receives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Traffic {
+    #[default]
+    Forwarded,
+    Held,
+    Dropped,
 }
 
 impl CuttingProxy {
-    /// Starts a proxy before the server on this port of the loopback interface. It ends with the process.
+    /// Starts a proxy before the server on this port of the loopback interface.
     pub fn start(server: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
         let port = listener.local_addr().expect("the listener has an address").port();
-        let plan: Arc<Mutex<Option<Plan>>> = Arc::default();
-        let release: Arc<(Mutex<bool>, Condvar)> = Arc::default();
-        let refuses: Arc<AtomicBool> = Arc::default();
-        let refuses_now = refuses.clone();
-        let of_connections = (plan.clone(), release.clone());
+        let shared: Arc<Shared> = Arc::default();
+        let of_connections = shared.clone();
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                if refuses_now.load(Ordering::SeqCst) {
+                if !of_connections.lets_pass() || of_connections.orders().refuses {
                     continue;
                 }
                 let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)) else {
@@ -60,7 +84,7 @@ impl CuttingProxy {
                 forward(client, server, &of_connections);
             }
         });
-        Self { port, refuses, plan, release }
+        Self { port, shared }
     }
 
     pub fn port(&self) -> u16 {
@@ -69,47 +93,112 @@ impl CuttingProxy {
 
     /// Cuts the next connection that sends a statement with this text, once.
     pub fn cut_at(&self, text: &'static str, cut: Cut) {
-        *self.plan.lock().expect("no thread panics with the lock") = Some(Plan { text, cut });
-    }
-
-    /// Closes each new connection from now on.
-    pub fn refuse_connections(&self) {
-        self.refuses.store(true, Ordering::SeqCst);
-    }
-
-    /// Ends the delay of a statement.
-    pub fn release(&self) {
-        *self.release.0.lock().expect("no thread panics with the lock") = true;
-        self.release.1.notify_all();
+        let mut orders = self.shared.orders();
+        let release = orders.releases + 1;
+        orders.plan = Some(Plan { text, cut, release });
     }
 
     /// Whether a cut is still to come.
     pub fn is_pending(&self) -> bool {
-        self.plan.lock().expect("no thread panics with the lock").is_some()
+        self.shared.orders().plan.is_some()
+    }
+
+    /// Ends the delay of the statements that were to be delayed.
+    pub fn release(&self) {
+        self.change(|orders| orders.releases += 1);
+    }
+
+    /// Closes each new connection from now on.
+    pub fn refuse_connections(&self) {
+        self.change(|orders| orders.refuses = true);
+    }
+
+    /// Accepts connections again.
+    pub fn accept_connections(&self) {
+        self.change(|orders| orders.refuses = false);
+    }
+
+    /// Closes all connections.
+    pub fn close_connections(&self) {
+        let streams = std::mem::take(&mut self.shared.orders().streams);
+        for stream in streams.iter().filter_map(Weak::upgrade) {
+            // Its other end may have closed it.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Forwards nothing from now on, but keeps what arrives, also the end of a connection.
+    pub fn freeze(&self) {
+        self.change(|orders| orders.traffic = Traffic::Held);
+    }
+
+    /// Loses everything from now on, as a cut cable does. A connection that has lost something is closed at the
+    /// end.
+    pub fn cut_off(&self) {
+        self.change(|orders| orders.traffic = Traffic::Dropped);
+    }
+
+    /// Forwards again, beginning with what was kept.
+    pub fn resume(&self) {
+        self.change(|orders| orders.traffic = Traffic::Forwarded);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Orders)) {
+        change(&mut self.shared.orders());
+        self.shared.changed.notify_all();
     }
 }
 
-type Shared = (Arc<Mutex<Option<Plan>>>, Arc<(Mutex<bool>, Condvar)>);
+impl Shared {
+    fn orders(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().expect("no thread panics with the lock")
+    }
 
-fn forward(client: TcpStream, server: TcpStream, shared: &Shared) {
+    /// Waits until the condition is over.
+    fn wait_while(&self, condition: impl FnMut(&mut Orders) -> bool) {
+        let orders = self.changed.wait_while(self.orders(), condition);
+        drop(orders.expect("no thread panics with the lock"));
+    }
+
+    /// Waits while the proxy forwards nothing. Returns `false` if what has arrived is lost.
+    fn lets_pass(&self) -> bool {
+        let mut is_lost = false;
+        self.wait_while(|orders| {
+            is_lost |= orders.traffic == Traffic::Dropped;
+            orders.traffic != Traffic::Forwarded
+        });
+        !is_lost
+    }
+
+    /// Returns the plan, once, if this statement is meant.
+    fn take_plan(&self, statement: &[u8]) -> Option<Plan> {
+        let is_meant = |plan: &mut Plan| {
+            statement.windows(plan.text.len()).any(|window| window == plan.text.as_bytes())
+        };
+        self.orders().plan.take_if(is_meant)
+    }
+}
+
+fn forward(client: TcpStream, server: TcpStream, shared: &Arc<Shared>) {
     let [client, server] = [client, server].map(Arc::new);
     for stream in [&client, &server] {
         stream.set_nodelay(true).expect("the stream is open");
     }
+    let mut orders = shared.orders();
+    orders.streams.retain(|stream| stream.strong_count() > 0);
+    orders.streams.extend([&client, &server].map(Arc::downgrade));
+    drop(orders);
     // What to do with the next answer of the server.
     let (cuts_answer, shows_first_byte) =
         (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (plan, release) = shared.clone();
     let (from_client, to_server) = (client.clone(), server.clone());
     let flags = (cuts_answer.clone(), shows_first_byte.clone());
+    let orders = shared.clone();
     thread::spawn(move || {
-        copy(&from_client, &to_server, |data| {
-            let is_meant = |plan: &Plan| {
-                data.windows(plan.text.len()).any(|window| window == plan.text.as_bytes())
+        copy(&from_client, &to_server, &orders, |data| {
+            let Some(Plan { cut, release, .. }) = orders.take_plan(data) else {
+                return data.len();
             };
-            let planned =
-                plan.lock().expect("no thread panics with the lock").take_if(|plan| is_meant(plan));
-            let Some(Plan { cut, .. }) = planned else { return data.len() };
             match cut {
                 Cut::BeforeServer => return 0,
                 Cut::BeforeAnswer => {}
@@ -117,11 +206,7 @@ fn forward(client: TcpStream, server: TcpStream, shared: &Shared) {
                     if cut == Cut::Delayed {
                         let _ = from_client.shutdown(Shutdown::Both);
                     }
-                    let mut released = release.0.lock().expect("no thread panics with the lock");
-                    while !*released {
-                        released =
-                            release.1.wait(released).expect("no thread panics with the lock");
-                    }
+                    orders.wait_while(|orders| orders.releases < release);
                     if cut == Cut::Held {
                         return data.len();
                     }
@@ -132,8 +217,9 @@ fn forward(client: TcpStream, server: TcpStream, shared: &Shared) {
             data.len()
         });
     });
+    let orders = shared.clone();
     thread::spawn(move || {
-        copy(&server, &client, |data| {
+        copy(&server, &client, &orders, |data| {
             if cuts_answer.load(Ordering::SeqCst) {
                 usize::from(shows_first_byte.load(Ordering::SeqCst))
             } else {
@@ -145,10 +231,15 @@ fn forward(client: TcpStream, server: TcpStream, shared: &Shared) {
 
 /// Copies data until either side ends. `length` returns how much of the data is forwarded; if that is not all, both
 /// sides are closed.
-fn copy(from: &TcpStream, to: &TcpStream, mut length: impl FnMut(&[u8]) -> usize) {
+fn copy(from: &TcpStream, to: &TcpStream, shared: &Shared, mut length: impl FnMut(&[u8]) -> usize) {
     let mut buffer = [0; 16 * 1024];
     let (mut reader, mut writer) = (from, to);
-    while let Ok(read @ 1..) = reader.read(&mut buffer) {
+    loop {
+        let read = reader.read(&mut buffer);
+        if !shared.lets_pass() {
+            break;
+        }
+        let Ok(read @ 1..) = read else { break };
         let forwarded = length(&buffer[..read]);
         if writer.write_all(&buffer[..forwarded]).is_err() || forwarded < read {
             break;

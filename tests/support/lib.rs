@@ -42,6 +42,8 @@ pub mod port;
 #[cfg(target_os = "linux")]
 pub mod postgres;
 #[cfg(target_os = "linux")]
+pub mod postgres_standby;
+#[cfg(target_os = "linux")]
 pub mod postgres_words;
 #[cfg(target_os = "linux")]
 pub mod process;

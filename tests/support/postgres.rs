@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 use super::account::Account;
 use super::port::{Port, free_port};
@@ -62,7 +62,19 @@ impl Postgres {
         template::unpack("postgres", &recipe, &account, folder.path(), |data| {
             make_data(&account, data);
         });
+        let settings = settings(&account, folder.path());
+        let mut server = Self::prepare_in(&account, folder, port, &settings);
+        server.restart();
+        server
+    }
 
+    /// Prepares a server on the data in this folder without starting it.
+    pub(super) fn prepare_in(
+        account: &Account,
+        folder: TempDir,
+        port: Port,
+        settings: &[String],
+    ) -> Self {
         let mut command = account.command("postgres");
         command.arg("-D").arg(folder.path()).arg("-k").arg(folder.path());
         command.arg("-p").arg(port.number().to_string());
@@ -73,18 +85,19 @@ impl Postgres {
             "shared_buffers=16MB",
             "dynamic_shared_memory_type=mmap",
             "autovacuum=off",
+            "wal_retrieve_retry_interval=200ms",
             "fsync=off",
         ] {
             command.args(["-c", setting]);
         }
-        for setting in settings(&account, folder.path()) {
+        for setting in settings {
             command.arg("-c").arg(setting);
         }
         let ready = |server: &Server| greets(server, Duration::from_secs(1));
         // `KILL` would leave shared memory and unreaped sessions behind. `QUIT` makes the server remove only
         // these; its data stay as after a crash.
         let signals = Signals { stop: "INT", kill: "QUIT" };
-        Self { server: Server::start(folder, port, command, signals, ready) }
+        Self { server: Server::prepare(folder, port, command, signals, ready) }
     }
 
     /// Returns the URL of the application's database.
@@ -109,10 +122,15 @@ impl Postgres {
     #[track_caller]
     pub fn sql_in(&self, database: &str, statements: &str) -> String {
         let mut client = Command::new(find_program("psql"));
-        client.env("PGPASSWORD", ADMIN_PASSWORD).env("PGCONNECT_TIMEOUT", "10");
-        client.arg("-h").arg(self.folder()).arg("-p").arg(self.port().to_string());
-        client.args(["-U", "postgres", "-d", database, "-v", "ON_ERROR_STOP=1", "-AtX", "-c"]);
+        self.administers(&mut client).env("PGCONNECT_TIMEOUT", "10");
+        client.args(["-d", database, "-v", "ON_ERROR_STOP=1", "-AtX", "-c"]);
         run(client.arg(statements))
+    }
+
+    /// Adds what a client of the administrator needs to connect to this server.
+    pub(super) fn administers<'a>(&self, client: &'a mut Command) -> &'a mut Command {
+        client.env("PGPASSWORD", ADMIN_PASSWORD).args(["-U", "postgres"]);
+        client.arg("-h").arg(self.folder()).arg("-p").arg(self.port().to_string())
     }
 }
 
