@@ -212,7 +212,12 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
             Ok(opened) => opened,
             Err(error) => {
                 self.roll_back();
-                return failed(error.into());
+                // Without a query that has failed, the connection was lost before this run: diesel refuses to use it.
+                return if self.link_mut().is_broken() {
+                    Attempt::Interrupted(error.into(), Interruption::ConnectionLost)
+                } else {
+                    failed(error.into())
+                };
             }
         };
         let returned = match catch_unwind(AssertUnwindSafe(|| work(self))) {

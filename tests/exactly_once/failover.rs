@@ -1,6 +1,7 @@
-//! The failover of a primary to its synchronous standby. The standby has whatever the primary has answered, and the
-//! transactions of COMMITs that wait for it may be visible on the primary and lost with it.
+//! The failover of a primary to its synchronous standby. The standby has whatever the primary has answered. What the
+//! primary has executed and not answered may be visible there, and be lost with it.
 
+use std::ops::Range;
 use std::thread;
 use std::time::Duration;
 
@@ -23,26 +24,32 @@ impl Pair {
 
     /// Kills the primary, promotes the standby, and makes the old primary the standby of the new one.
     pub(crate) fn fail_over(&mut self, rng: &mut SmallRng) {
-        let mut pause = |millis| thread::sleep(Duration::from_millis(rng.random_range(0..millis)));
-        pause(1000);
         let Self { primary, standby } = self;
-        let (is_late, restarts) = (rng.random(), rng.random());
-        if is_late {
-            // COMMITs are executed on the primary, and wait.
-            standby.freeze();
-            thread::sleep(Duration::from_millis(rng.random_range(10..300)));
-            if restarts {
-                // Afterwards, everybody sees the transactions that the standby does not have.
+        // A crash from which the primary comes back.
+        pause(rng, 100..500);
+        primary.restart();
+        pause(rng, 100..500);
+        // COMMITs without a standby are executed on the primary, and wait. After a crash everybody sees them, and
+        // the new primary will not have them.
+        let (loses_standby, is_restarted) = (rng.random_ratio(3, 4), rng.random_ratio(2, 3));
+        if loses_standby {
+            standby.kill();
+            pause(rng, 10..300);
+            if is_restarted {
                 primary.restart();
-                thread::sleep(Duration::from_millis(rng.random_range(500..1500)));
+                pause(rng, 500..1500);
             }
         }
         primary.kill();
-        if is_late {
-            standby.thaw();
+        if loses_standby {
+            standby.restart();
         }
         standby.promote();
         primary.become_standby_of(standby);
         std::mem::swap(primary, standby);
     }
+}
+
+fn pause(rng: &mut SmallRng, millis: Range<u64>) {
+    thread::sleep(Duration::from_millis(rng.random_range(millis)));
 }

@@ -14,19 +14,17 @@
 mod adversary;
 mod bank;
 mod failover;
+mod nodes;
 
-use std::thread;
 use std::time::Duration;
 
 use diesel_peers::{PeerManagerBuilder, Role};
 use failover::Pair;
-use rand::RngExt;
-use support::backend::{PATIENCE, RealServer, manager_of};
+use support::backend::{RealServer, manager_of};
 use support::cutting_proxy::CuttingProxy;
 use support::galera::Cluster;
 use support::mariadb::MariaDb;
 use support::postgres::Postgres;
-use support::wait_until;
 
 /// Three proxies before a server, with a bank, and the builder of a pool over them.
 fn behind_proxies<S: RealServer>(server: &S) -> ([CuttingProxy; 3], PeerManagerBuilder<S::Client>) {
@@ -37,33 +35,15 @@ fn behind_proxies<S: RealServer>(server: &S) -> ([CuttingProxy; 3], PeerManagerB
 }
 
 /// Every few milliseconds, a connection is cut at its COMMIT.
-fn bank_with_cut_connections<S: RealServer>(
-    server: &S,
-    deletes_tokens: bool,
-    list: impl Fn(&str) -> String,
-) {
-    let (proxies, builder) = behind_proxies(server);
-    let mut rng = adversary::rng();
-    let said = bank::run(builder, deletes_tokens, || adversary::cut_at_commit(&proxies, &mut rng));
-    bank::audit(&said, list);
-}
-
-#[test]
-fn bank_on_mariadb_whose_connections_are_cut_at_commits() {
-    let server = MariaDb::start();
-    bank_with_cut_connections(&server, false, |sql| server.sql(&format!("USE app; {sql}")));
-}
-
-#[test]
-fn bank_on_postgres_whose_connections_are_cut_at_commits() {
-    let server = Postgres::start();
-    bank_with_cut_connections(&server, false, |sql| server.sql_in("app", sql));
-}
-
 #[test]
 fn bank_whose_tokens_are_deleted_at_once() {
     let server = Postgres::start();
-    bank_with_cut_connections(&server, true, |sql| server.sql_in("app", sql));
+    let (proxies, builder) = behind_proxies(&server);
+    let mut rng = adversary::rng();
+    let said = bank::run(builder, true, || {
+        adversary::cut_at_commit(&proxies, &mut rng);
+    });
+    bank::audit(&said, |sql| server.sql_in("app", sql));
 }
 
 /// The proxies and the server fail in all the ways of the adversary.
@@ -103,27 +83,14 @@ fn bank_on_postgres_whose_standby_is_promoted() {
     bank::audit(&said, |sql| pair.primary.sql_in("app", sql));
 }
 
-/// One node at a time is killed, so that the others keep the quorum.
 #[test]
-fn bank_on_galera_whose_nodes_are_killed() {
+fn bank_on_galera_whose_nodes_fail() {
     let mut cluster = Cluster::start();
     bank::found::<diesel::MysqlConnection>(&cluster.nodes[0].url());
     let mut rng = adversary::rng();
     let builder = manager_of::<diesel::MysqlConnection>(cluster.urls())
         .check_interval(Duration::from_secs(1));
-    let said = bank::run(builder, false, || {
-        let victim = rng.random_range(0..3);
-        cluster.nodes[victim].kill();
-        // A node that comes back while the others have not noticed its end may leave the group without a quorum.
-        let others_notice = || {
-            let mut others = (0..3).filter(|other| *other != victim).map(|at| &cluster.nodes[at]);
-            others.all(|node| node.status("wsrep_cluster_size").as_deref() == Some("2"))
-        };
-        wait_until("the others are a group", PATIENCE, others_notice);
-        cluster.nodes[victim].restart();
-        cluster.wait_synced();
-        thread::sleep(Duration::from_millis(rng.random_range(200..500)));
-    });
+    let said = bank::run(builder, false, || nodes::fail_one(&mut cluster, &mut rng));
     cluster.wait_synced();
     for node in &cluster.nodes {
         bank::audit(&said, |sql| node.sql(&format!("USE app; {sql}")));

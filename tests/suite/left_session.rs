@@ -23,12 +23,20 @@ fn pool<K: Kind>(
     server: &K,
     builder: PeerManagerBuilder<K::Client>,
 ) -> (Pool<PeerManager<K::Client>>, Peers) {
+    pool_of_size(1, server, builder)
+}
+
+fn pool_of_size<K: Kind>(
+    size: u32,
+    server: &K,
+    builder: PeerManagerBuilder<K::Client>,
+) -> (Pool<PeerManager<K::Client>>, Peers) {
     let ledger = Ledger::table("ledger");
     let (founder, _) = pool_of(manager_of::<K::Client>([server.url()]), 1);
     let mut conn = founder.get().expect("the peer is up");
     conn.batch_execute("CREATE TABLE marks (id INT PRIMARY KEY)").expect("a new database");
     conn.batch_execute(&ledger.create_table()).expect("a new database");
-    pool_of(builder.ledger(ledger).retry_deadline(PATIENCE), 1)
+    pool_of(builder.ledger(ledger).retry_deadline(PATIENCE), size)
 }
 
 /// Returns how many sessions were ended, through whichever peer.
@@ -86,6 +94,7 @@ fn session_that_was_aborted_in_a_query_is_ended<K: Kind + Send>() {
 
 #[cfg(feature = "postgres")]
 mod on_postgres {
+    use support::backend::RealServer;
     use support::postgres::Postgres;
 
     use super::*;
@@ -155,6 +164,33 @@ mod on_postgres {
         assert_eq!(open_transactions(&server), "0");
         assert_eq!(sessions_ended(&peers), 1);
         proxy.release();
+    }
+
+    /// The connection that is to end the session is lost as well.
+    #[test]
+    fn transaction_is_run_again_although_its_session_cannot_be_ended() {
+        let server = Postgres::start();
+        let proxies = [(); 2].map(|()| CuttingProxy::start(server.port()));
+        let urls = proxies.each_ref().map(|proxy| Postgres::url_at("127.0.0.1", proxy.port()));
+        let (pool, _) = pool_of_size(2, &server, manager_of(urls));
+        let mut conns = [(); 2].map(|()| pool.get().expect("the peers are up"));
+        assert_ne!(conns[0].peer(), conns[1].peer(), "each peer has a connection");
+        for (id, conn) in (1..).zip(&mut conns) {
+            assert_eq!(conn.transaction_with_retry(|conn| mark(conn, id)), Outcome::Committed(()));
+        }
+        drop(conns);
+        let mut conn = pool.get().expect("the peers are up");
+        let [first, second] = &proxies;
+        let (own, other) = if conn.peer() == "peer0" { (first, second) } else { (second, first) };
+        own.cut_at("SELECT 99", Cut::BeforeServer);
+        other.cut_at("pg_terminate_backend", Cut::BeforeServer);
+        let outcome = conn.transaction_with_retry(|conn| {
+            mark(conn, 3)?;
+            conn.batch_execute("SELECT 99")
+        });
+        assert_eq!(outcome, Outcome::Committed(()));
+        assert!(!own.is_pending() && !other.is_pending());
+        assert_eq!(server.marks(), 3);
     }
 
     /// The closure decides when its snapshot is taken.
