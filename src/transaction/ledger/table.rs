@@ -53,7 +53,8 @@ impl LedgerTable {
             return Ok(known);
         }
         if let Err(flaw) = self.validate() {
-            return Err(self.unsuitable(&flaw.to_string()));
+            let correction = flaw.correction.unwrap_or_default();
+            return Err(self.unsuitable(&format!("its name {}", flaw.what), &correction));
         }
         self.verify_table(&mut **conn)?;
         let table = self.qualified(&mut **conn)?;
@@ -67,7 +68,7 @@ impl LedgerTable {
             }
             history = table.read(conn, HISTORY)?;
         }
-        table.verify_key(&mut **conn)?;
+        table.verify_key(&mut **conn, HISTORY)?;
         let history: Arc<str> = history.ok_or(Error::NotFound)?.into();
         let (name, qualified) = (self.name.clone(), table.name.clone());
         let _ =
@@ -104,8 +105,12 @@ impl LedgerTable {
     ) -> QueryResult<()> {
         match rows::execute(&mut **conn, sql)? {
             1 => Ok(()),
-            _ => Err(self.unsuitable("an INSERT has inserted nothing")),
+            _ => Err(self.inserts_nothing()),
         }
+    }
+
+    pub(super) fn select(&self, token: &str) -> String {
+        format!("SELECT outcome AS text FROM {} WHERE token = '{token}'", self.name)
     }
 
     pub(super) fn insert(&self, token: &str, outcome: &str) -> String {
@@ -203,8 +208,7 @@ impl LedgerTable {
         conn: &mut PeerConnection<C>,
         token: &str,
     ) -> QueryResult<Option<String>> {
-        let sql = format!("SELECT outcome AS text FROM {} WHERE token = '{token}'", self.name);
-        rows::text(&mut **conn, &sql)
+        rows::text(&mut **conn, &self.select(token))
     }
 }
 
