@@ -559,6 +559,41 @@ fn ledger_is_verified_on_postgres() {
     check(&[&url.replace("shop_ledger", "xid")]).is(NO_PROBLEMS, &["read-only"]);
 }
 
+/// A standby accepts no token, and may become the primary. Its history is that of the primary.
+#[test]
+fn ledger_of_a_primary_and_its_standby_is_no_problem() {
+    let primary = Postgres::start();
+    primary.sql_in("app", "CREATE TABLE shop_ledger (token CHAR(32) PRIMARY KEY, outcome TEXT)");
+    primary.sql_in("app", "GRANT SELECT, INSERT ON shop_ledger TO app");
+    primary.sql_in("app", "INSERT INTO shop_ledger VALUES ('history', 'one')");
+    let standby = primary.start_synchronous_standby();
+    let url = url_of("postgres", &[primary.port(), standby.port()]);
+    for ledger in ["shop_ledger", "xid"] {
+        let (code, report) = json(&[&format!("{url}?ledger={ledger}")]);
+        assert_eq!(code, PROBLEMS, "the role differs");
+        assert_eq!(report["problems"].as_array().map(Vec::len), Some(1), "{report}");
+        assert_eq!(report["differences"][0]["aspect"], "role", "{report}");
+        for peer in report["peers"].as_array().expect("the value is a list") {
+            assert!(peer["facts"]["ledger_history"].is_string(), "{peer}");
+        }
+    }
+}
+
+#[test]
+fn ledger_is_verified_on_sqlite() {
+    let path = SqlitePath::start(1).remove(0);
+    let mut conn = diesel::SqliteConnection::establish(&path.url()).expect("the file is created");
+    conn.batch_execute("CREATE TABLE other (id)").expect("an empty database");
+    let (_folder, settings) = file(&format!("url = '{}'\nledger = 'shop_ledger'", path.url()));
+    let arguments = ["--config", settings.to_str().expect("the path is UTF-8")];
+    let missing = check(&arguments);
+    missing.is(PROBLEMS, &[": there is no such table; create it: CREATE TABLE"]);
+    conn.batch_execute(&correction(&missing, "CREATE TABLE")).expect("the statement is valid");
+    check(&arguments).is(NO_PROBLEMS, &["ledger history", "No problems found."]);
+    conn.batch_execute("ALTER TABLE shop_ledger RENAME COLUMN outcome TO result").expect("a table");
+    check(&arguments).is(PROBLEMS, &["no such column: outcome; the user needs"]);
+}
+
 /// A pooler answers the login itself, and the facts are those of the server behind it.
 #[test]
 fn poolers_are_examined_as_peers() {

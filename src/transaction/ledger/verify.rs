@@ -54,15 +54,23 @@ impl LedgerTable {
                 "SELECT CASE relkind WHEN 'r' THEN relpersistence::text ELSE '-' END AS text FROM \
                  pg_class WHERE oid = to_regclass('{table}')"
             ),
-            Dialect::Sqlite | Dialect::Other => return Ok(()),
+            Dialect::Sqlite => {
+                let schema = schema.unwrap_or("main");
+                format!(
+                    "SELECT type AS text FROM {schema}.sqlite_master WHERE name = '{name}' COLLATE NOCASE"
+                )
+            }
+            Dialect::Other => return Ok(()),
         };
         match (Dialect::for_connection::<C>(), rows::text(conn, &sql)?.as_deref()) {
-            (Dialect::MySql, Some("YES")) | (Dialect::Postgres, Some("p")) => Ok(()),
+            (Dialect::MySql, Some("YES"))
+            | (Dialect::Postgres, Some("p"))
+            | (Dialect::Sqlite, Some("table")) => Ok(()),
             (Dialect::MySql, Some(_)) => Err(self.unsuitable(
                 "its engine has no transactions",
                 &format!("change it: ALTER TABLE {table} ENGINE = InnoDB"),
             )),
-            (Dialect::Postgres, Some("-")) => Err(self.unsuitable(
+            (Dialect::Postgres, Some("-")) | (Dialect::Sqlite, Some(_)) => Err(self.unsuitable(
                 "it is not a plain table",
                 &format!("create one: {}", self.create_table()),
             )),
@@ -132,7 +140,7 @@ impl LedgerTable {
                 .unsuitable(
                     information.message(),
                     &format!(
-                        "the user needs the rights to SELECT and INSERT, and the table the columns of: {}",
+                        "the user needs the rights to SELECT and INSERT, and the table these columns: {}",
                         self.create_table()
                     ),
                 ),
