@@ -19,8 +19,8 @@
 //! ```
 //!
 //! The examination logs in to each peer once, in the same way as the pool and with the same tests. So a
-//! peer that is *ready* here is usable for the pool. The examination writes nothing and does not create
-//! missing SQLite files. (SQLite itself may write: when the last connection to a file closes, SQLite copies
+//! peer that is *ready* here is usable for the pool. The examination leaves nothing behind: if the pool has
+//! a [ledger](crate::Ledger), a token is written and rolled back, and missing SQLite files are not created. (SQLite itself may write: when the last connection to a file closes, SQLite copies
 //! a write-ahead log that a crashed process left into the file.)
 
 #[cfg_attr(
@@ -33,6 +33,7 @@ mod examination;
 mod fact;
 mod finding;
 mod json;
+mod ledger;
 mod progress;
 mod sqlite_file;
 mod table;
@@ -92,19 +93,22 @@ impl Report {
         Self { peers, differences, same_server, settings }
     }
 
-    /// Whether all peers are ready and no difference is a [problem](Severity::Problem).
+    /// Whether all peers are ready, the ledger can be used on each, and no difference is a
+    /// [problem](Severity::Problem).
     #[must_use]
     pub fn is_ok(&self) -> bool {
-        self.peers.iter().all(|peer| peer.condition == Condition::Ready)
+        let is_ok =
+            |peer: &Finding| peer.condition == Condition::Ready && peer.ledger_flaw.is_none();
+        self.peers.iter().all(is_ok)
             && self.differences.iter().all(|difference| difference.severity != Severity::Problem)
     }
 
-    /// Returns one sentence for each problem: first the peers that are not ready, then the differences of
-    /// severity [`Problem`](Severity::Problem).
+    /// Returns one sentence for each problem: first the peers that are not ready or on which the ledger cannot be used,
+    /// then the differences of severity [`Problem`](Severity::Problem).
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
-        let not_ready = self.peers.iter().filter_map(Finding::problem);
-        not_ready.chain(self.differences_of(Severity::Problem)).collect()
+        let of_peers = self.peers.iter().flat_map(Finding::problems);
+        of_peers.chain(self.differences_of(Severity::Problem)).collect()
     }
 
     /// Returns one sentence for each note: first the differences of severity [`Note`](Severity::Note), then
@@ -142,6 +146,7 @@ impl Report {
     ///   - `login_ms`: the duration of the login in milliseconds, or `null` if it failed.
     ///   - `round_trip_ms`: the duration of a `SELECT 1` in milliseconds, or `null` if it was not answered.
     ///   - `max_connections`: the limit of the pool's connections to the peer, or `null` without a limit.
+    ///   - `ledger_flaw`: why the ledger of the pool cannot be used on the peer, with the correction, or `null`.
     ///   - `facts`: an object whose keys are the names of [`Aspect`]s ([`Aspect::as_str`]). A value is a
     ///     text, a list of texts (`sql_mode`, `migrations`), `null` ([`FactValue::None`]), or
     ///     `{"unknown": reason}`. Aspects that the peer does not have are left out.

@@ -448,6 +448,152 @@ fn postgres_differences_are_reported() {
     outcome.is(PROBLEMS, &[&format!("! {a} timed out: ")]);
 }
 
+/// Returns the statement that a report prints as the correction.
+#[track_caller]
+fn correction(outcome: &Outcome, start: &str) -> String {
+    let found = outcome.stdout.lines().find_map(|line| Some(&line[line.find(start)?..]));
+    found.unwrap_or_else(|| panic!("{start} in {outcome:?}")).to_owned()
+}
+
+#[test]
+fn ledger_is_verified_on_each_mariadb_server() {
+    let (servers, url, names) = three_servers();
+    let url = format!("{url}?ledger=shop_ledger");
+    let flaw = |name: &str, flaw: &str| {
+        format!("! {name}: the table shop_ledger cannot be a ledger: {flaw}")
+    };
+    let missing = check(&[&url]);
+    let no_table =
+        "there is no such table, or its user has no right to it; create it: CREATE TABLE";
+    missing.is(PROBLEMS, &[&flaw(&names[0], no_table), &flaw(&names[2], no_table), "3 problems"]);
+    let create = correction(&missing, "CREATE TABLE");
+    let in_app = |server: &MariaDb, statement: &str| server.sql(&format!("USE app; {statement}"));
+    for server in &servers {
+        in_app(server, &create);
+    }
+    check(&[&url]).is(NO_PROBLEMS, &["  ledger history        all              none\n"]);
+
+    in_app(&servers[1], "ALTER TABLE shop_ledger ENGINE=MyISAM");
+    in_app(&servers[2], "ALTER TABLE shop_ledger DROP PRIMARY KEY");
+    let unsuitable = check(&[&url]);
+    unsuitable.is(
+        PROBLEMS,
+        &[
+            &flaw(&names[1], "its engine has no transactions; change it: ALTER TABLE"),
+            &flaw(&names[2], "its column `token` is not unique by itself; change it: ALTER TABLE"),
+            "2 problems found.",
+            &format!("! {}  ready", names[1]),
+        ],
+    );
+    in_app(&servers[1], &correction(&unsuitable, "ALTER TABLE shop_ledger ENGINE"));
+    in_app(&servers[2], &correction(&unsuitable, "ALTER TABLE shop_ledger ADD"));
+    check(&[&url]).is(NO_PROBLEMS, &["No problems found."]);
+    for server in &servers {
+        let rows = in_app(server, "SELECT COUNT(*) FROM shop_ledger");
+        assert_eq!(rows.trim(), "0", "nothing is left behind");
+    }
+
+    for (server, history) in servers.iter().zip(["one", "two", "one"]) {
+        in_app(server, &format!("INSERT INTO shop_ledger VALUES ('history', '{history}', NOW())"));
+    }
+    let [a, b, c] = &names;
+    let histories = format!("! ledger history: {b} has two; {a} and {c} have one");
+    check(&[&url]).is(PROBLEMS, &[&histories, "1 problem found."]);
+
+    servers[0].sql(&format!(
+        "CREATE USER reader IDENTIFIED BY '{APP_PASSWORD}'; GRANT SELECT ON app.* TO reader"
+    ));
+    let reader = format!("mysql://reader:{APP_PASSWORD}@{a}/app?ledger=shop_ledger");
+    let refused = check(&[&reader]);
+    refused.is(PROBLEMS, &[&flaw(a, "INSERT command denied"), "rights to SELECT and INSERT"]);
+    servers[0].sql("SET GLOBAL read_only = ON");
+    let refused = check(&[&reader]);
+    refused.is(PROBLEMS, &[&flaw(a, "INSERT command denied")]);
+    // A replica may become the primary.
+    let replica = url_of("mysql", &[servers[0].port()]) + "?ledger=shop_ledger";
+    check(&[&replica]).is(NO_PROBLEMS, &["ledger history", "one"]);
+    check(&[&url.replace("shop_ledger", "xid")]).is_failure(&["needs PostgreSQL"]);
+}
+
+#[test]
+fn ledger_is_verified_on_postgres() {
+    let server = Postgres::start();
+    let in_app = |statement: &str| server.sql_in("app", statement);
+    let url = format!("{}?ledger=shop_ledger", server.url());
+    let flaw = |flaw: &str| format!(": the table shop_ledger cannot be a ledger: {flaw}");
+    let missing = check(&[&url]);
+    missing.is(PROBLEMS, &[&flaw("there is no such table; create it: "), "1 problem found."]);
+    in_app(&correction(&missing, "CREATE TABLE"));
+    let refused = check(&[&url]);
+    refused.is(PROBLEMS, &[&flaw("permission denied"), "the rights to SELECT and INSERT"]);
+    in_app("GRANT SELECT ON shop_ledger TO app");
+    check(&[&url]).is(PROBLEMS, &[&flaw("permission denied"), "1 problem found."]);
+    in_app("GRANT INSERT ON shop_ledger TO app");
+    check(&[&url]).is(NO_PROBLEMS, &["ledger history", "No problems found."]);
+    server.sql("ALTER ROLE app SET default_transaction_read_only = on");
+    check(&[&url]).is(NO_PROBLEMS, &["read-only", "No problems found."]);
+    server.sql("ALTER ROLE app RESET default_transaction_read_only");
+
+    in_app("ALTER TABLE shop_ledger SET UNLOGGED");
+    let unlogged = check(&[&url]);
+    unlogged
+        .is(PROBLEMS, &[&flaw("it is not a logged table, which survives a crash; change it: ")]);
+    in_app(&correction(&unlogged, "ALTER TABLE"));
+    in_app("INSERT INTO shop_ledger VALUES ('history', 'one')");
+    check(&[&url]).is(NO_PROBLEMS, &["one\n", "No problems found."]);
+    assert_eq!(in_app("SELECT count(*) FROM shop_ledger").trim(), "1", "nothing is left behind");
+    in_app("ALTER TABLE shop_ledger RENAME TO plain; CREATE VIEW shop_ledger AS TABLE plain");
+    check(&[&url]).is(PROBLEMS, &[&flaw("it is not a plain table; create one: CREATE TABLE")]);
+
+    let (code, report) = json(&[&url]);
+    assert_eq!(code, PROBLEMS);
+    let flaw = report["peers"][0]["ledger_flaw"].as_str().expect("a text");
+    assert!(flaw.contains("it is not a plain table"), "{flaw}");
+    assert_eq!(report["peers"][0]["condition"], "ready");
+
+    let (code, report) = json(&[&url.replace("shop_ledger", "xid")]);
+    let peer = &report["peers"][0];
+    assert_eq!((code, &peer["ledger_flaw"]), (NO_PROBLEMS, &Json::Null), "{report}");
+    assert_eq!(peer["facts"]["ledger_history"], peer["facts"]["system_identifier"]);
+    server.sql("ALTER ROLE app SET default_transaction_read_only = on");
+    check(&[&url.replace("shop_ledger", "xid")]).is(NO_PROBLEMS, &["read-only"]);
+}
+
+/// A standby accepts no token, and may become the primary. Its history is that of the primary.
+#[test]
+fn ledger_of_a_primary_and_its_standby_is_no_problem() {
+    let primary = Postgres::start();
+    primary.sql_in("app", "CREATE TABLE shop_ledger (token CHAR(32) PRIMARY KEY, outcome TEXT)");
+    primary.sql_in("app", "GRANT SELECT, INSERT ON shop_ledger TO app");
+    primary.sql_in("app", "INSERT INTO shop_ledger VALUES ('history', 'one')");
+    let standby = primary.start_synchronous_standby();
+    let url = url_of("postgres", &[primary.port(), standby.port()]);
+    for ledger in ["shop_ledger", "xid"] {
+        let (code, report) = json(&[&format!("{url}?ledger={ledger}")]);
+        assert_eq!(code, PROBLEMS, "the role differs");
+        assert_eq!(report["problems"].as_array().map(Vec::len), Some(1), "{report}");
+        assert_eq!(report["differences"][0]["aspect"], "role", "{report}");
+        for peer in report["peers"].as_array().expect("the value is a list") {
+            assert!(peer["facts"]["ledger_history"].is_string(), "{peer}");
+        }
+    }
+}
+
+#[test]
+fn ledger_is_verified_on_sqlite() {
+    let path = SqlitePath::start(1).remove(0);
+    let mut conn = diesel::SqliteConnection::establish(&path.url()).expect("the file is created");
+    conn.batch_execute("CREATE TABLE other (id)").expect("an empty database");
+    let (_folder, settings) = file(&format!("url = '{}'\nledger = 'shop_ledger'", path.url()));
+    let arguments = ["--config", settings.to_str().expect("the path is UTF-8")];
+    let missing = check(&arguments);
+    missing.is(PROBLEMS, &[": there is no such table; create it: CREATE TABLE"]);
+    conn.batch_execute(&correction(&missing, "CREATE TABLE")).expect("the statement is valid");
+    check(&arguments).is(NO_PROBLEMS, &["ledger history", "No problems found."]);
+    conn.batch_execute("ALTER TABLE shop_ledger RENAME COLUMN outcome TO result").expect("a table");
+    check(&arguments).is(PROBLEMS, &["no such column: outcome; the user needs"]);
+}
+
 /// A pooler answers the login itself, and the facts are those of the server behind it.
 #[test]
 fn poolers_are_examined_as_peers() {

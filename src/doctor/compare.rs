@@ -178,6 +178,7 @@ fn severity(aspect: Aspect, groups: &[Group]) -> Option<Severity> {
         | Aspect::ClusterSize
         | Aspect::File
         | Aspect::Migrations
+        | Aspect::LedgerHistory
         | Aspect::SqlMode
         | Aspect::Isolation
         | Aspect::CharacterSet
@@ -243,6 +244,7 @@ mod tests {
                 login: None,
                 round_trip: None,
                 max_connections: None,
+                ledger_flaw: None,
                 facts: of_peer.collect::<BTreeMap<_, _>>(),
             }
         };

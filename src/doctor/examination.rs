@@ -10,7 +10,7 @@ use diesel::r2d2::R2D2Connection;
 use super::collect::{FactRecorder, collect};
 use super::finding::Finding;
 use super::progress::PeerProgress;
-use super::{Report, sqlite_file};
+use super::{Report, ledger, sqlite_file};
 use crate::builder::PeerManagerBuilder;
 use crate::error::BuildError;
 use crate::fault::{Fault, LoginFailure};
@@ -18,6 +18,7 @@ use crate::login::bounded::{self, LoginProgress, LoginTimeout};
 use crate::login::session::{Hooks, Inspection, Login};
 use crate::panics::catch_panic;
 use crate::peers::set::peer_ref::PeerRef;
+use crate::settings::ledger::Ledger;
 use crate::url::PeerUrl;
 use crate::url::dialect::Dialect;
 
@@ -121,6 +122,7 @@ fn start<C: R2D2Connection + Send + 'static>(
     let login = Login::new(peer.clone(), hooks.clone());
     let settings = peer.settings();
     let timeout = settings.connect_timeout.min(settings.connect_deadline);
+    let ledger = settings.ledger.clone();
     let peer_progress = Arc::new(PeerProgress::default());
     let thread_progress = peer_progress.clone();
     let began = now();
@@ -128,20 +130,23 @@ fn start<C: R2D2Connection + Send + 'static>(
         peer,
         began,
         LoginTimeout::uniform(timeout),
-        move |progress| examine_peer(login, progress, began, &thread_progress),
+        move |progress| examine_peer(login, progress, began, ledger, &thread_progress),
         move |outcome| on_finding(peer_progress.take_finding(name, outcome)),
         None,
     );
 }
 
-/// Logs in to a peer, measures the round trip and collects the peer's facts.
+/// Logs in to a peer, measures the round trip, collects the peer's facts and verifies the ledger.
 fn examine_peer<C: R2D2Connection + 'static>(
     login: Login<C>,
     progress: &LoginProgress,
     began: Instant,
+    ledger: Option<Ledger>,
     peer_progress: &PeerProgress,
 ) -> Result<(), LoginFailure> {
     let Inspection { url, mut conn, failure } = login.inspect(progress)?;
+    // A peer that is not ready may refuse everything.
+    let ledger = ledger.filter(|_| failure.is_none());
     peer_progress.record_login(now().saturating_duration_since(began), failure);
     peer_progress.begin_step("answer `SELECT 1`");
     if let Some(round_trip) = round_trip(&mut conn) {
@@ -149,7 +154,10 @@ fn examine_peer<C: R2D2Connection + 'static>(
     }
     let recorder = FactRecorder { peer_progress, url: &url };
     let any: &mut dyn Any = &mut conn;
-    let outcome = collect(any, &recorder);
+    let outcome = collect(any, &recorder).and_then(|()| match &ledger {
+        Some(ledger) => ledger::examine(ledger, &mut conn, &recorder),
+        None => Ok(()),
+    });
     if outcome.is_ok() {
         // After a failure the step stays: at the deadline the connection is shut down, and the report names
         // the step that the peer did not complete.

@@ -34,6 +34,9 @@ pub enum Aspect {
     File,
     /// The versions in diesel's table `__diesel_schema_migrations`, or none if the table does not exist.
     Migrations,
+    /// The name of the history that the [ledger](crate::Ledger) of the pool has on the peer, or none if it was not
+    /// used yet. A ledger of transaction ids has the system identifier.
+    LedgerHistory,
     /// The `sql_mode` of a session. (MySQL and MariaDB.)
     SqlMode,
     /// The isolation level of a session's transactions. (Not for SQLite.)
@@ -73,6 +76,7 @@ impl Aspect {
             Self::SystemIdentifier => "system_identifier",
             Self::File => "file",
             Self::Migrations => "migrations",
+            Self::LedgerHistory => "ledger_history",
             Self::SqlMode => "sql_mode",
             Self::Isolation => "isolation",
             Self::CharacterSet => "character_set",

@@ -29,13 +29,20 @@ pub struct Finding {
     /// The most connections that the pool would have with the peer
     /// ([`max_connections`](crate::PeerManagerBuilder::max_connections)). `None` without a limit.
     pub max_connections: Option<u32>,
+    /// Why the [ledger](crate::Ledger) of the pool cannot be used on the peer, and the correction.
+    pub ledger_flaw: Option<String>,
     /// The values that the peer reported. Aspects that the peer does not have are left out.
     pub facts: BTreeMap<Aspect, FactValue>,
 }
 
 impl Finding {
-    /// Returns a sentence about the peer if it is not ready.
-    pub(super) fn problem(&self) -> Option<String> {
+    /// Returns a sentence if the peer is not ready, and one if the ledger cannot be used.
+    pub(super) fn problems(&self) -> impl Iterator<Item = String> {
+        let flaw = self.ledger_flaw.as_ref().map(|flaw| format!("{}: {flaw}", self.name));
+        self.not_ready().into_iter().chain(flaw)
+    }
+
+    fn not_ready(&self) -> Option<String> {
         let Self { name, condition, reason, .. } = self;
         let reason = reason.as_ref()?;
         let verdict = match condition {

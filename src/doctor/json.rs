@@ -27,8 +27,17 @@ pub(super) fn report(report: &Report) -> String {
 }
 
 fn peer(peer: &Finding) -> Json {
-    let Finding { name, condition, fault, reason, login, round_trip, max_connections, facts } =
-        peer;
+    let Finding {
+        name,
+        condition,
+        fault,
+        reason,
+        login,
+        round_trip,
+        max_connections,
+        ledger_flaw,
+        facts,
+    } = peer;
     let facts: Map<String, Json> =
         facts.iter().map(|(aspect, fact)| (aspect.as_str().to_owned(), value(fact))).collect();
     json!({
@@ -39,6 +48,7 @@ fn peer(peer: &Finding) -> Json {
         "login_ms": login.map(milliseconds),
         "round_trip_ms": round_trip.map(milliseconds),
         "max_connections": max_connections,
+        "ledger_flaw": ledger_flaw,
         "facts": facts,
     })
 }

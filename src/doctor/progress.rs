@@ -21,6 +21,7 @@ struct Collected {
     round_trip: Option<Duration>,
     /// Why the pool would not use the peer although the login succeeded.
     not_ready: Option<LoginFailure>,
+    ledger_flaw: Option<String>,
     facts: BTreeMap<Aspect, FactValue>,
     /// The step that has begun last. `None` before the first and after the last step.
     step: Option<&'static str>,
@@ -52,10 +53,15 @@ impl PeerProgress {
         lock(&self.0).facts.insert(aspect, value);
     }
 
+    /// Records why the ledger cannot be used.
+    pub(super) fn record_ledger_flaw(&self, flaw: String) {
+        lock(&self.0).ledger_flaw = Some(flaw);
+    }
+
     /// Takes what was recorded and makes a finding of it. `outcome` is the result of the whole
     /// examination.
     pub(super) fn take_finding(&self, name: String, outcome: Result<(), LoginFailure>) -> Finding {
-        let Collected { login, round_trip, not_ready, facts, step } =
+        let Collected { login, round_trip, not_ready, ledger_flaw, facts, step } =
             mem::take(&mut *lock(&self.0));
         let is_logged_in = login.is_some();
         let failure = match (not_ready, outcome) {
@@ -92,6 +98,16 @@ impl PeerProgress {
         let reason = failure.map(|failure| failure.to_string());
         // The caller sets the limit, which does not depend on the login.
         let max_connections = None;
-        Finding { name, condition, fault, reason, login, round_trip, max_connections, facts }
+        Finding {
+            name,
+            condition,
+            fault,
+            reason,
+            login,
+            round_trip,
+            max_connections,
+            ledger_flaw,
+            facts,
+        }
     }
 }

@@ -135,8 +135,9 @@ fn escape_codes(style: Style, colored: bool) -> (&'static str, &'static str) {
 fn peers(report: &Report) -> Vec<Row<4>> {
     let heading = ["peer", "state", "login", "round trip"].map(str::to_owned);
     let peer = |peer: &Finding| {
-        let Finding { name, condition, login, round_trip, .. } = peer;
-        let style = if *condition == Condition::Ready { Style::Plain } else { Style::Problem };
+        let Finding { name, condition, login, round_trip, ledger_flaw, .. } = peer;
+        let is_ok = *condition == Condition::Ready && ledger_flaw.is_none();
+        let style = if is_ok { Style::Plain } else { Style::Problem };
         let time = |time: Option<Duration>| match time {
             Some(time) => format!("{:.2} ms", milliseconds(time)),
             None => NONE.to_owned(),
@@ -213,6 +214,7 @@ mod tests {
             login: Some(Duration::from_micros(3210)),
             round_trip: Some(Duration::from_micros(80)),
             max_connections: None,
+            ledger_flaw: None,
             facts: BTreeMap::from([
                 (Aspect::Version, FactValue::text("10.11.6-MariaDB")),
                 (Aspect::Isolation, FactValue::text(isolation)),
@@ -230,6 +232,7 @@ mod tests {
             login: None,
             round_trip: None,
             max_connections: None,
+            ledger_flaw: None,
             facts: BTreeMap::new(),
         };
         let settings = [("slow_peers", "shift"), ("slow_start", "30s")];

@@ -97,6 +97,26 @@ impl Ledger {
     }
 }
 
+#[cfg(feature = "doctor")]
+impl Ledger {
+    /// Verifies the ledger as at its first use on a connection, without leaving anything behind. Returns the name of the
+    /// history of the server's data, or `None` if the table was not used yet.
+    ///
+    /// # Errors
+    ///
+    /// Returns an [`Error::QueryBuilderError`] with the flaw and its correction if the ledger cannot be used, and the
+    /// error of a statement if that is not known.
+    pub(crate) fn inspect<C: R2D2Connection + 'static>(
+        &self,
+        conn: &mut C,
+    ) -> QueryResult<Option<String>> {
+        match self {
+            Self::Table(table) => table.inspect(conn),
+            Self::Xid => xid::inspect(conn),
+        }
+    }
+}
+
 impl OpenLedger {
     /// Records the open transaction, as its last statement before the COMMIT. `lock` is a function to call before.
     pub(super) fn record<C: R2D2Connection + Send + 'static>(
@@ -111,7 +131,7 @@ impl OpenLedger {
                 let table = Ledger::table(table.name);
                 TokenEntry { table, token, history }.write(conn, lock).map(Entry::Token)
             }
-            Self::Xid => XidEntry::read(conn, lock).map(Entry::Xid),
+            Self::Xid => XidEntry::read(&mut **conn, lock).map(Entry::Xid),
         }
     }
 }

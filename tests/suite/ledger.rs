@@ -176,3 +176,28 @@ fn only_old_tokens_are_deleted<K: Kind>() {
     let longer_than_ever = day.retention(Duration::MAX);
     assert_eq!(longer_than_ever.clean(&mut conn), Ok(0));
 }
+
+/// The tokens are in the table that was found at the first use of the connection.
+#[cfg(feature = "postgres")]
+#[test]
+fn session_that_looks_for_tables_elsewhere_cleans_the_table_of_the_tokens() {
+    let (server, pool) = scene::<support::postgres::Postgres>();
+    let mut conn = pool.get().expect("the peer is up");
+    assert_eq!(conn.transaction_with_retry(|conn| mark(conn, 1)), Outcome::Committed(()));
+    let old = "INSERT INTO public.ledger (token, outcome) VALUES (repeat('0', 32), 'c')";
+    for statement in [
+        "CREATE SCHEMA tenant",
+        "CREATE TABLE tenant.ledger (LIKE ledger INCLUDING ALL)",
+        "SET search_path TO tenant",
+        old,
+        &old.replace("public", "tenant"),
+    ] {
+        conn.batch_execute(statement).expect(statement);
+    }
+    assert_eq!(Ledger::table("ledger").clean(&mut conn), Ok(1));
+    let count = |schema| {
+        let old = format!("SELECT count(*) FROM {schema}.ledger WHERE token = repeat('0', 32)");
+        server.sql_in("app", &old).trim().to_owned()
+    };
+    assert_eq!((count("public"), count("tenant")), ("0".to_owned(), "1".to_owned()));
+}

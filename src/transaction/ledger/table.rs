@@ -8,7 +8,7 @@ use diesel::connection::{SimpleConnection, TransactionManager};
 use diesel::r2d2::R2D2Connection;
 use diesel::result::{DatabaseErrorKind, Error, QueryResult};
 
-use crate::peers::link_state::LinkLedger;
+use crate::peers::link_state::{LinkLedger, LinkState};
 use crate::pool::connection::PeerConnection;
 use crate::settings::ledger::LedgerTable;
 use crate::transaction::ledger::{Decision, Token};
@@ -49,13 +49,12 @@ impl LedgerTable {
         conn: &mut PeerConnection<C>,
     ) -> QueryResult<(Self, Arc<str>)> {
         let link_state = conn.link_state();
-        if let Some(LinkLedger::Table { name, qualified, history }) = link_state.ledger.get() {
-            if *name == self.name {
-                return Ok((Self { name: qualified.clone(), ..self.clone() }, history.clone()));
-            }
+        if let Some(known) = self.known_on(&link_state) {
+            return Ok(known);
         }
         if let Err(flaw) = self.validate() {
-            return Err(self.unsuitable(&flaw.to_string()));
+            let correction = flaw.correction.unwrap_or_default();
+            return Err(self.unsuitable(&format!("its name {}", flaw.what), &correction));
         }
         self.verify_table(&mut **conn)?;
         let table = self.qualified(&mut **conn)?;
@@ -69,12 +68,33 @@ impl LedgerTable {
             }
             history = table.read(conn, HISTORY)?;
         }
-        table.verify_key(&mut **conn)?;
+        table.verify_key(&mut **conn, HISTORY)?;
         let history: Arc<str> = history.ok_or(Error::NotFound)?.into();
         let (name, qualified) = (self.name.clone(), table.name.clone());
         let _ =
             link_state.ledger.set(LinkLedger::Table { name, qualified, history: history.clone() });
         Ok((table, history))
+    }
+
+    /// Returns what [`open`](Self::open) has found at the first use of a connection.
+    fn known_on(&self, link_state: &LinkState) -> Option<(Self, Arc<str>)> {
+        match link_state.ledger.get() {
+            Some(LinkLedger::Table { name, qualified, history }) if *name == self.name => {
+                Some((Self { name: qualified.clone(), ..self.clone() }, history.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns this ledger with the schema of the table in which tokens of this connection are written.
+    pub(super) fn of_tokens<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+    ) -> QueryResult<Self> {
+        match self.known_on(&conn.link_state()) {
+            Some((table, _)) => Ok(table),
+            None => self.qualified(&mut **conn),
+        }
     }
 
     /// Inserts a row that is not there yet.
@@ -85,8 +105,12 @@ impl LedgerTable {
     ) -> QueryResult<()> {
         match rows::execute(&mut **conn, sql)? {
             1 => Ok(()),
-            _ => Err(self.unsuitable("an INSERT has inserted nothing")),
+            _ => Err(self.inserts_nothing()),
         }
+    }
+
+    pub(super) fn select(&self, token: &str) -> String {
+        format!("SELECT outcome AS text FROM {} WHERE token = '{token}'", self.name)
     }
 
     pub(super) fn insert(&self, token: &str, outcome: &str) -> String {
@@ -184,8 +208,7 @@ impl LedgerTable {
         conn: &mut PeerConnection<C>,
         token: &str,
     ) -> QueryResult<Option<String>> {
-        let sql = format!("SELECT outcome AS text FROM {} WHERE token = '{token}'", self.name);
-        rows::text(&mut **conn, &sql)
+        rows::text(&mut **conn, &self.select(token))
     }
 }
 

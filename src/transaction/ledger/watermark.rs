@@ -25,7 +25,8 @@ impl LedgerTable {
     /// returns how many there were. Call this now and then, for example once an hour in one of the processes.
     ///
     /// The tokens are deleted in several transactions, each of which is run again if it was interrupted, with the
-    /// limits of the pool's retry policy. Transactions that write tokens do not wait for this. Several processes may
+    /// limits of the pool's retry policy. The table is that in which tokens are written on this connection, also if its
+    /// session looks for tables elsewhere since. Transactions that write tokens do not wait for this. Several processes may
     /// call it at the same time.
     ///
     /// # Errors
@@ -38,15 +39,18 @@ impl LedgerTable {
     ) -> QueryResult<usize> {
         let policy = conn.retry_policy().without_ledger().isolation(Isolation::ReadCommitted);
         let policy = policy.read_only(false).idempotent(true);
-        let cutoff = run(&policy, conn, |conn| self.cutoff(conn))?;
-        match run(&policy, conn, |conn| self.create_watermark(conn)) {
+        let (table, cutoff) = run(&policy, conn, |conn| {
+            let table = self.of_tokens(conn)?;
+            table.cutoff(conn).map(|cutoff| (table, cutoff))
+        })?;
+        match run(&policy, conn, |conn| table.create_watermark(conn)) {
             // Another process has created it at the same time.
             Ok(()) | Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {}
             Err(error) => return Err(error),
         }
         let mut deleted = 0;
         loop {
-            let batch = run(&policy, conn, |conn| self.delete_batch(conn, &cutoff))?;
+            let batch = run(&policy, conn, |conn| table.delete_batch(conn, &cutoff))?;
             deleted += batch;
             if batch < BATCH {
                 return Ok(deleted);

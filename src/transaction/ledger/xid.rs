@@ -49,17 +49,36 @@ pub(super) fn open<C: R2D2Connection + Send + 'static>(
     if matches!(link_state.ledger.get(), Some(LinkLedger::Xid)) {
         return Ok(());
     }
+    verify_server(&mut **conn)?;
+    XidEntry::read(&mut **conn, None)?;
+    let _ = link_state.ledger.set(LinkLedger::Xid);
+    Ok(())
+}
+
+fn verify_server<C: R2D2Connection + 'static>(conn: &mut C) -> QueryResult<()> {
     if Dialect::for_connection::<C>() != Dialect::Postgres {
         return Err(unsuitable("they need PostgreSQL"));
     }
     let version = "SELECT current_setting('server_version_num') || ' ' || version() AS text";
-    let version = rows::text(&mut **conn, version)?.unwrap_or_default();
+    let version = rows::text(conn, version)?.unwrap_or_default();
     if !has_ids(&version) {
         return Err(unsuitable(&format!("the server is not PostgreSQL 13 or newer: {version}")));
     }
-    XidEntry::read(conn, None)?;
-    let _ = link_state.ledger.set(LinkLedger::Xid);
     Ok(())
+}
+
+/// Verifies the server as at the first use of a connection, and returns the identifier of its data. A standby has no ids
+/// of its own.
+#[cfg(feature = "doctor")]
+pub(super) fn inspect<C: R2D2Connection + 'static>(conn: &mut C) -> QueryResult<Option<String>> {
+    verify_server(conn)?;
+    let system = format!("SELECT concat_ws(' ', pg_is_in_recovery(), {SYSTEM}) AS text");
+    let system = rows::text(conn, &system)?.unwrap_or_default();
+    let (is_standby, system) = system.split_once(' ').unwrap_or_default();
+    if is_standby == "f" {
+        XidEntry::read(conn, None)?;
+    }
+    Ok(Some(system.to_owned()))
 }
 
 /// Whether a server has PostgreSQL's transaction ids. `version` is its number and its own words.
@@ -77,15 +96,15 @@ fn unsuitable(flaw: &str) -> Error {
 
 impl XidEntry {
     /// Returns the entry of the open transaction. `lock` is a function to call in the same statement.
-    pub(super) fn read<C: R2D2Connection + Send + 'static>(
-        conn: &mut PeerConnection<C>,
+    pub(super) fn read<C: R2D2Connection + 'static>(
+        conn: &mut C,
         lock: Option<&str>,
     ) -> QueryResult<Self> {
         let lock = lock.map_or_else(String::new, |lock| format!(" FROM {lock}"));
         let sql = format!(
             "SELECT concat_ws(' ', pg_current_xact_id(), {SYSTEM}, {INCARNATION}) AS text{lock}"
         );
-        let text = rows::text(&mut **conn, &sql)?.unwrap_or_default();
+        let text = rows::text(conn, &sql)?.unwrap_or_default();
         let mut parts = text.splitn(3, ' ');
         let mut next = || parts.next().unwrap_or_default();
         let (xid, system, incarnation) = (next().parse(), next().into(), next().into());
