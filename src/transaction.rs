@@ -36,9 +36,7 @@ pub use outcome::{Doubt, DoubtReason, Outcome, TransactionError, Verdict};
 /// then.
 const SET_SAVEPOINT: &str = "SAVEPOINT diesel_peers_transaction";
 const RELEASE_SAVEPOINT: &str = "RELEASE SAVEPOINT diesel_peers_transaction";
-
-/// The beginning of PostgreSQL's error of a statement in a transaction that has failed before (25P02).
-const FAILED_TRANSACTION: &str = "current transaction is aborted";
+const ROLL_BACK_TO_SAVEPOINT: &str = "ROLLBACK TO SAVEPOINT diesel_peers_transaction";
 
 impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
     /// Runs a transaction, and runs it again if it was interrupted, with the pool's [`RetryPolicy`].
@@ -110,6 +108,12 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
     /// Rolls back whatever transaction is open. After an error the connection is broken, and will be closed.
     fn roll_back(&mut self) {
         self.roll_back_to(0);
+    }
+
+    fn roll_back_unless_ok<T>(&mut self, result: &Result<T, Error>) {
+        if result.is_err() {
+            self.roll_back();
+        }
     }
 
     /// Rolls back the transactions below this depth.
@@ -278,14 +282,18 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
     fn release_savepoint(&mut self, record: &TransactionRecord) -> Result<(), EndedEarly> {
         let has_continued = record.has_continued();
         let Err(error) = self.batch_execute(RELEASE_SAVEPOINT) else { return Ok(()) };
-        let text = error.to_string();
-        // Nothing was saved if PostgreSQL has refused everything since an error, or if nothing was executed since the
-        // server has rolled the transaction back or the connection was lost.
-        let was_interrupted_last = record.interruption().is_some() && !has_continued;
-        Err(if was_interrupted_last || text.starts_with(FAILED_TRANSACTION) {
+        // Nothing was saved if nothing was executed since the server has rolled the transaction back or the connection
+        // was lost.
+        let was_interrupted_last = match (Dialect::for_connection::<C>(), record.interruption()) {
+            (Dialect::Postgres, interruption) => interruption == Some(Interruption::ConnectionLost),
+            (_, interruption) => interruption.is_some() && !has_continued,
+        };
+        // PostgreSQL refuses everything after an error but this, and this as well if the savepoint is gone.
+        let has_lasted = self.batch_execute(ROLL_BACK_TO_SAVEPOINT).is_ok();
+        Err(if has_lasted || was_interrupted_last {
             EndedEarly::NothingSaved(error)
         } else {
-            EndedEarly::PartlySaved(printable(&text).into())
+            EndedEarly::PartlySaved(printable(&error.to_string()).into())
         })
     }
 

@@ -67,7 +67,10 @@ pub(crate) enum LinkLedger {
         /// The name of the table's history.
         history: Arc<str>,
     },
-    Xid,
+    Xid {
+        /// The identifier of the server's data.
+        system: Arc<str>,
+    },
 }
 
 impl LinkState {

@@ -10,6 +10,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use diesel::connection::{SimpleConnection, TransactionManager};
 use diesel::r2d2::R2D2Connection;
 use diesel::result::{Error, QueryResult};
 use rand::TryRng;
@@ -20,6 +21,7 @@ use crate::settings::ledger::{Ledger, LedgerTable};
 use crate::transaction::ledger::table::TokenEntry;
 use crate::transaction::ledger::xid::XidEntry;
 use crate::transaction::outcome::DoubtReason;
+use crate::url::dialect::Dialect;
 
 /// The token of one run of a transaction, in hexadecimal digits: 48 bits of time in milliseconds and 80 random bits.
 /// Tokens are ordered by time, so that a table grows at its end.
@@ -48,11 +50,14 @@ impl Token {
     }
 }
 
+/// The time for which the resolver waits for a lock of the transaction in doubt.
+const LOCK_TIMEOUT_SECONDS: u32 = 2;
+
 /// A ledger that was found usable on a connection, for a transaction that begins there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum OpenLedger {
     Table { table: LedgerTable, history: Arc<str> },
-    Xid,
+    Xid { system: Arc<str> },
 }
 
 /// What a transaction in doubt has recorded, by which it is known later whether it is committed.
@@ -92,7 +97,7 @@ impl Ledger {
                 let (table, history) = table.open(conn)?;
                 Ok(OpenLedger::Table { table, history })
             }
-            Self::Xid => xid::open(conn).map(|()| OpenLedger::Xid),
+            Self::Xid => xid::open(conn).map(|system| OpenLedger::Xid { system }),
         }
     }
 }
@@ -131,12 +136,21 @@ impl OpenLedger {
                 let table = Ledger::table(table.name);
                 TokenEntry { table, token, history }.write(conn, lock).map(Entry::Token)
             }
-            Self::Xid => XidEntry::read(&mut **conn, lock).map(Entry::Xid),
+            Self::Xid { system } => {
+                let (xid, incarnation) = xid::read(&mut **conn, lock)?;
+                Ok(Entry::Xid(XidEntry { xid, token, system, incarnation }))
+            }
         }
     }
 }
 
 impl Entry {
+    pub(super) fn token(&self) -> &Token {
+        match self {
+            Self::Token(TokenEntry { token, .. }) | Self::Xid(XidEntry { token, .. }) => token,
+        }
+    }
+
     /// Tries to decide about the transaction that has recorded this entry. A transaction must not be open.
     ///
     /// # Errors
@@ -151,6 +165,20 @@ impl Entry {
             Self::Xid(entry) => entry.decide(conn),
         }
     }
+}
+
+/// Begins a transaction of the resolver, which sees what others commit meanwhile, and waits for no lock longer than the
+/// resolver wants to.
+fn begin<C: R2D2Connection + Send + 'static>(conn: &mut PeerConnection<C>) -> QueryResult<()> {
+    C::TransactionManager::begin_transaction(&mut **conn)?;
+    // MySQL's snapshot begins with the first SELECT, and has no such setting for a transaction.
+    if Dialect::for_connection::<C>() == Dialect::Postgres {
+        conn.batch_execute(&format!(
+            "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+             SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"
+        ))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

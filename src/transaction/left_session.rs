@@ -97,7 +97,13 @@ impl LeftSession {
     pub(super) fn end<C: R2D2Connection + Send + 'static>(&self, conn: &mut PeerConnection<C>) {
         match self.try_end(conn) {
             Ok(false) => {}
-            Ok(true) => report_end(conn),
+            Ok(true) => {
+                conn.link().guard.peer.activity.counters.sessions_ended.add_one();
+                info!(
+                    target: LOG_TARGET,
+                    "on peer {}, the session of a transaction that was lost is ended", conn.peer()
+                );
+            }
             Err(error) => {
                 let error = printable(&error.to_string());
                 debug!(target: LOG_TARGET, "a session that was lost cannot be ended: {error}");
@@ -116,13 +122,18 @@ impl LeftSession {
                 let end = format!(
                     "SELECT pg_terminate_backend(l.pid)::text AS text FROM pg_locks l JOIN \
                      pg_stat_activity a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted \
-                     AND l.objsubid = 1 AND l.classid = {high} AND l.objid = {low} AND l.database = \
+                     AND l.mode = 'ExclusiveLock' AND l.objsubid = 1 AND l.classid = {high} AND l.objid = {low} AND l.database = \
                      (SELECT oid FROM pg_database WHERE datname = current_database()) AND \
                      a.wait_event IS DISTINCT FROM 'SyncRep'"
                 );
                 Ok(rows::text(&mut **conn, &end)?.is_some())
             }
             (Dialect::MySql, SessionSign::Identity { digest, server_started }) => {
+                // Through a proxy, the number might mean a session of the proxy or of another server.
+                if !matches!(Self::new(conn, self.token.clone()).sign, SessionSign::Identity { .. })
+                {
+                    return Ok(false);
+                }
                 let find = format!(
                     "SELECT CAST(id AS CHAR) AS text FROM information_schema.processlist WHERE \
                      {DIGEST} = '{digest}' AND ABS({SERVER_STARTED} - {server_started}) <= \
@@ -137,13 +148,6 @@ impl LeftSession {
             _ => Ok(false),
         }
     }
-}
-
-/// Reports that the session of a transaction was ended, on the peer of this connection.
-pub(super) fn report_end<C>(conn: &PeerConnection<C>) {
-    conn.link().guard.peer.activity.counters.sessions_ended.add_one();
-    let peer = conn.peer();
-    info!(target: LOG_TARGET, "on peer {peer}, the session of a transaction that was lost is ended");
 }
 
 fn read_sign<C: R2D2Connection + Send + 'static>(
@@ -202,9 +206,18 @@ fn lock_key(token: &Token) -> [u32; 2] {
 }
 
 fn take_lock(token: &Token) -> String {
+    format!("pg_advisory_xact_lock({})", lock_number(token))
+}
+
+/// Returns the call of the function that waits until the transaction with this token has ended. Several sessions may do
+/// that, and are not taken for the transaction.
+pub(super) fn wait_for_lock(token: &Token) -> String {
+    format!("pg_advisory_xact_lock_shared({})", lock_number(token))
+}
+
+fn lock_number(token: &Token) -> i64 {
     let [high, low] = lock_key(token);
-    let key = (i64::from(high) << 32) | i64::from(low);
-    format!("pg_advisory_xact_lock({key})")
+    (i64::from(high) << 32) | i64::from(low)
 }
 
 #[cfg(test)]

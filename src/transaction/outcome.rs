@@ -5,7 +5,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::transaction::ledger::Entry;
-use crate::transaction::ledger::table::TokenEntry;
 use crate::transaction::ledger::xid::XidEntry;
 
 /// The outcome of a transaction.
@@ -128,17 +127,19 @@ impl Doubt {
         &self.error
     }
 
-    /// Returns the name of the ledger's table, if the transaction has written a token into one.
+    /// Returns the name of the ledger's table with its schema, if the transaction has written a token into one.
     #[must_use]
     pub fn table(&self) -> Option<&str> {
-        self.token_entry().map(|entry| &*entry.table.name)
+        match &self.entry {
+            Some(Entry::Token(entry)) => Some(&entry.table.name),
+            _ => None,
+        }
     }
 
-    /// Returns the token that the transaction has written into the ledger's table, if there is one. It is the key of
-    /// a row.
+    /// Returns the token of the transaction, if it had a ledger: the key of a row in the ledger's table.
     #[must_use]
     pub fn token(&self) -> Option<&str> {
-        self.token_entry().map(|entry| &*entry.token.0)
+        self.entry.as_ref().map(|entry| &*entry.token().0)
     }
 
     /// Returns PostgreSQL's id of the transaction, if this is its ledger.
@@ -146,13 +147,6 @@ impl Doubt {
     pub fn xid(&self) -> Option<u64> {
         match self.entry {
             Some(Entry::Xid(XidEntry { xid, .. })) => Some(xid),
-            _ => None,
-        }
-    }
-
-    fn token_entry(&self) -> Option<&TokenEntry> {
-        match &self.entry {
-            Some(Entry::Token(entry)) => Some(entry),
             _ => None,
         }
     }

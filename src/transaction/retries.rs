@@ -2,7 +2,7 @@
 //! and the resolution of a COMMIT without an answer.
 
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use diesel::r2d2::R2D2Connection;
 use log::debug;
@@ -14,9 +14,13 @@ use crate::peers::transaction_record::Interruption;
 use crate::pool::connection::PeerConnection;
 use crate::redact::printable;
 use crate::settings::retry::RetryPolicy;
-use crate::transaction::ledger::Decision;
+use crate::transaction::ledger::{Decision, Entry};
 use crate::transaction::left_session::LeftSession;
 use crate::transaction::outcome::{Doubt, DoubtReason, Verdict};
+
+/// The time after which a try of the resolver is aborted. A server that is not the primary any more may answer checks and
+/// never a COMMIT.
+const TRY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The retries of one transaction.
 pub(super) struct Retries<'a> {
@@ -112,15 +116,7 @@ impl<'a> Retries<'a> {
         let mut pauses = 0_u32;
         loop {
             let changed = if elsewhere { conn.change_link(Instant::now) } else { Ok(()) };
-            let decided = changed.and_then(|()| {
-                entry.decide(conn).map_err(|error| {
-                    if let Some(session) = session {
-                        // It may hold the lock of the token.
-                        session.end(conn);
-                    }
-                    printable(&error.to_string())
-                })
-            });
+            let decided = changed.and_then(|()| self.try_to_decide(conn, &entry, session));
             elsewhere = decided != Ok(Decision::Again);
             match decided {
                 Ok(Decision::Committed) => return Verdict::Committed,
@@ -142,6 +138,29 @@ impl<'a> Retries<'a> {
                 return Verdict::Unknown(doubt);
             }
         }
+    }
+
+    /// Asks the peer of this connection once, for a limited time.
+    #[expect(clippy::disallowed_methods, reason = "the time of the try starts here")]
+    fn try_to_decide<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+        entry: &Entry,
+        session: Option<&LeftSession>,
+    ) -> Result<Decision, String> {
+        let end = self.end.min(Instant::now() + TRY_TIMEOUT);
+        let deadline = conn.link_mut().set_deadline(end);
+        let decided = entry.decide(conn).map_err(|error| {
+            if let Some(session) = session {
+                // It may hold the lock of the token.
+                session.end(conn);
+            }
+            printable(&error.to_string())
+        });
+        if let Some(deadline) = deadline {
+            conn.pool.set.deadlines.unregister(deadline);
+        }
+        decided
     }
 
     /// Waits before the next run. Returns the time afterwards, or `None` if the deadline would be over.

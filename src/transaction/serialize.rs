@@ -19,8 +19,8 @@ const REASONS: [(DoubtReason, &str); 5] = [
     (DoubtReason::IdReused, "id_reused"),
 ];
 
-/// Keys: `reason`, `peer`, `error`; with a table as the ledger `table`, `token` and `history`, and with PostgreSQL's ids
-/// `xid`, `history` and `incarnation`. All values are texts. Keys may be added; within one major version none is renamed
+/// Keys: `reason`, `peer`, `error`; with a ledger `token` and `history`; with a table `table`, and with PostgreSQL's ids
+/// `xid` and `incarnation`. All values are texts. Keys may be added; within one major version none is renamed
 /// or removed.
 impl Serialize for Doubt {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -32,10 +32,10 @@ impl Serialize for Doubt {
             Some(Entry::Token(TokenEntry { table, token, history })) => {
                 keys.extend([("table", &*table.name), ("token", &*token.0), ("history", history)]);
             }
-            Some(Entry::Xid(XidEntry { xid, system, incarnation })) => {
+            Some(Entry::Xid(XidEntry { xid, token, system, incarnation })) => {
                 digits = xid.to_string();
-                let incarnation = ("incarnation", &**incarnation);
-                keys.extend([("xid", &*digits), ("history", system), incarnation]);
+                keys.extend([("xid", &*digits), ("token", &*token.0), ("history", system)]);
+                keys.insert("incarnation", incarnation);
             }
             None => {}
         }
@@ -52,24 +52,27 @@ impl<'de> Deserialize<'de> for Doubt {
         let reason = REASONS.iter().find(|(_, name)| *name == reason);
         let (reason, _) = reason.ok_or_else(|| Error::custom("the reason is not known"))?;
         let (peer, error) = (take("peer")?.into(), take("error")?.into());
-        let entry = if let Ok(token) = take("token") {
-            let table = Ledger::table(take("table")?);
-            let is_token = token.len() == 32 && token.bytes().all(|byte| byte.is_ascii_hexdigit());
-            if !is_token || table.validate().is_err() {
-                return Err(Error::custom("the table or the token is not valid"));
+        let entry = match take("token") {
+            Ok(token) => {
+                let is_token =
+                    token.len() == 32 && token.bytes().all(|byte| byte.is_ascii_hexdigit());
+                let (token, history) = (Token(token), take("history")?.into());
+                let (is_valid, entry) = if let Ok(xid) = take("xid") {
+                    let xid = xid.parse().map_err(Error::custom)?;
+                    let incarnation = take("incarnation")?.into();
+                    let entry = XidEntry { xid, token, system: history, incarnation };
+                    (entry.is_valid(), Entry::Xid(entry))
+                } else {
+                    let table = Ledger::table(take("table")?);
+                    let is_valid = table.validate().is_ok();
+                    (is_valid, Entry::Token(TokenEntry { table, token, history }))
+                };
+                if !is_token || !is_valid {
+                    return Err(Error::custom("the token or another key is not valid"));
+                }
+                Some(entry)
             }
-            let history = take("history")?.into();
-            Some(Entry::Token(TokenEntry { table, token: Token(token), history }))
-        } else if let Ok(xid) = take("xid") {
-            let xid = xid.parse().map_err(Error::custom)?;
-            let (system, incarnation) = (take("history")?.into(), take("incarnation")?.into());
-            let entry = XidEntry { xid, system, incarnation };
-            if !entry.is_valid() {
-                return Err(Error::custom("the history or the incarnation is not valid"));
-            }
-            Some(Entry::Xid(entry))
-        } else {
-            None
+            Err::<_, D::Error>(_) => None,
         };
         Ok(Self { reason: *reason, peer, error, entry })
     }
@@ -81,13 +84,18 @@ mod tests {
 
     #[test]
     fn doubt_is_read_as_it_was_written() {
+        let token = Token::new().expect("the system has random numbers");
         let table = Entry::Token(TokenEntry {
             table: Ledger::table("ledger"),
-            token: Token::new().expect("the system has random numbers"),
+            token: token.clone(),
             history: "abc".into(),
         });
-        let incarnation = "00000001 1795676054403363 4244,4245,4247".into();
-        let xid = Entry::Xid(XidEntry { xid: u64::MAX, system: "123".into(), incarnation });
+        let xid = Entry::Xid(XidEntry {
+            xid: u64::MAX,
+            token,
+            system: "-123".into(),
+            incarnation: "0000000A 1795676054403363 1795676053924007".into(),
+        });
         let entries = [Some(table), None, Some(xid)].into_iter().cycle();
         for (reason, entry) in REASONS.map(|(reason, _)| reason).into_iter().zip(entries) {
             let doubt = Doubt { reason, peer: "db1".into(), error: "\"lost\"".into(), entry };
@@ -109,11 +117,11 @@ mod tests {
         assert!(doubt("ledger", &"'".repeat(32)).is_err());
         let doubt = |xid: &str, history: &str, incarnation: &str| {
             serde_json::from_value::<Doubt>(serde_json::json!({
-                "reason": "commit_unanswered", "peer": "", "error": "",
+                "reason": "commit_unanswered", "peer": "", "error": "", "token": "0".repeat(32),
                 "xid": xid, "history": history, "incarnation": incarnation,
             }))
         };
-        assert!(doubt("7", "1", "1 2,3").is_ok());
+        assert!(doubt("7", "1", "1 2 3").is_ok());
         assert!(doubt("7'", "1", "1").is_err());
         assert!(doubt("7", "'1", "1").is_err());
         assert!(doubt("7", "1", "1;").is_err());

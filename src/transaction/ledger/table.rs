@@ -4,20 +4,17 @@
 
 use std::sync::Arc;
 
-use diesel::connection::{SimpleConnection, TransactionManager};
+use diesel::connection::TransactionManager;
 use diesel::r2d2::R2D2Connection;
 use diesel::result::{DatabaseErrorKind, Error, QueryResult};
 
 use crate::peers::link_state::{LinkLedger, LinkState};
 use crate::pool::connection::PeerConnection;
 use crate::settings::ledger::LedgerTable;
-use crate::transaction::ledger::{Decision, Token};
+use crate::transaction::ledger::{Decision, LOCK_TIMEOUT_SECONDS, Token, begin};
 use crate::transaction::outcome::DoubtReason;
 use crate::transaction::rows;
 use crate::url::dialect::Dialect;
-
-/// The time for which the resolver waits for the lock of a token: the original may hold it.
-const LOCK_TIMEOUT_SECONDS: u32 = 2;
 
 /// Written by the transaction itself.
 const COMMITTED: &str = "c";
@@ -152,7 +149,7 @@ impl TokenEntry {
             return Ok(Decision::OtherHistory);
         }
         let dialect = Dialect::for_connection::<C>();
-        let decided = begin(conn, dialect).and_then(|()| {
+        let decided = begin(conn).and_then(|()| {
             let insert = table.insert(&token.0, ABORTED);
             let insert = match dialect {
                 // MySQL takes the first part for a comment, and waits for as long as the server is configured to.
@@ -171,19 +168,12 @@ impl TokenEntry {
             C::TransactionManager::commit_transaction(&mut **conn)?;
             Ok(Decision::Aborted)
         });
+        conn.roll_back_unless_ok(&decided);
         match decided {
             Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {
-                conn.roll_back();
-                match table.read(conn, &token.0)?.as_deref() {
-                    Some(COMMITTED) => table.wait_for_replicas(conn).map(|()| Decision::Committed),
-                    Some(ABORTED) => Ok(Decision::Aborted),
-                    // The transaction that had written it was rolled back since, or the token was deleted.
-                    _ => Ok(Decision::Again),
-                }
-            }
-            Err(error) => {
-                conn.roll_back();
-                Err(error)
+                let read = table.read_decision(conn, token);
+                conn.roll_back_unless_ok(&read);
+                read
             }
             decided => decided,
         }
@@ -191,15 +181,29 @@ impl TokenEntry {
 }
 
 impl LedgerTable {
-    /// Commits a row that means nothing. A transaction that others see may not have reached the replicas that its
-    /// COMMIT has to wait for: the server was restarted in the middle, or its session was ended. What is committed
-    /// after it reaches them after it.
-    fn wait_for_replicas<C: R2D2Connection + Send + 'static>(
+    /// Reads who has written the token that is there. The same transaction commits a row that means nothing: what it has
+    /// read may not have reached the replicas that a COMMIT has to wait for (the server was restarted in the middle, or
+    /// the session was ended), or the server may not be the primary any more. A COMMIT that is answered shows that
+    /// neither is so, as what was committed before it reaches the replicas before it.
+    fn read_decision<C: R2D2Connection + Send + 'static>(
         &self,
         conn: &mut PeerConnection<C>,
-    ) -> QueryResult<()> {
+        token: &Token,
+    ) -> QueryResult<Decision> {
+        begin(conn)?;
+        let decision = match self.read(conn, &token.0)?.as_deref() {
+            Some(COMMITTED) => Decision::Committed,
+            Some(ABORTED) => Decision::Aborted,
+            // The transaction that had written it was rolled back since, or the token was deleted.
+            _ => {
+                conn.roll_back();
+                return Ok(Decision::Again);
+            }
+        };
         let Token(new) = Token::new()?;
-        self.insert_row(conn, &self.insert(&new, ABORTED))
+        self.insert_row(conn, &self.insert(&new, ABORTED))?;
+        C::TransactionManager::commit_transaction(&mut **conn)?;
+        Ok(decision)
     }
 
     /// Reads a row. Outside of a transaction this sees every row that was committed before.
@@ -210,20 +214,4 @@ impl LedgerTable {
     ) -> QueryResult<Option<String>> {
         rows::text(&mut **conn, &self.select(token))
     }
-}
-
-/// Begins a transaction that sees what others commit meanwhile.
-fn begin<C: R2D2Connection + Send + 'static>(
-    conn: &mut PeerConnection<C>,
-    dialect: Dialect,
-) -> QueryResult<()> {
-    C::TransactionManager::begin_transaction(&mut **conn)?;
-    // MySQL's snapshot begins with the first SELECT, which follows the INSERT.
-    if dialect == Dialect::Postgres {
-        conn.batch_execute(&format!(
-            "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; \
-             SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"
-        ))?;
-    }
-    Ok(())
 }

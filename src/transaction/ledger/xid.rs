@@ -8,12 +8,13 @@
 
 use std::sync::Arc;
 
+use diesel::connection::TransactionManager;
 use diesel::r2d2::R2D2Connection;
 use diesel::result::{Error, QueryResult};
 
 use crate::peers::link_state::LinkLedger;
 use crate::pool::connection::PeerConnection;
-use crate::transaction::ledger::Decision;
+use crate::transaction::ledger::{Decision, Token, begin};
 use crate::transaction::outcome::DoubtReason;
 use crate::transaction::{left_session, rows};
 use crate::url::dialect::Dialect;
@@ -21,41 +22,50 @@ use crate::url::dialect::Dialect;
 /// Identifies the data: a standby has that of its primary.
 const SYSTEM: &str = "(SELECT system_identifier FROM pg_control_system())";
 
-/// The timeline, which a promotion changes; the start of the server; and two signs of a restart after a crash, which
-/// changes neither: the processes of the server itself, and the time at which its statistics began. (Before PostgreSQL
-/// 15 the second one is slow to read.) An incarnation consists of digits, spaces and commas, and the timeline of
-/// hexadecimal digits.
+/// The timeline, which a promotion changes; the start of the server; and the time at which its statistics began, which a
+/// restart after a crash changes and neither of the others. An incarnation consists of hexadecimal digits and spaces.
 const INCARNATION: &str = "concat_ws(' ', left(pg_walfile_name(pg_current_wal_lsn()), 8), \
                            (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, \
-                           (SELECT string_agg(pid::text, ',' ORDER BY pid) FROM \
-                           pg_stat_get_activity(NULL) WHERE usesysid IS NULL AND datid IS NULL), \
-                           CASE WHEN current_setting('server_version_num')::int >= 150000 THEN \
-                           (SELECT (extract(epoch FROM stats_reset) * 1000000)::bigint FROM \
-                           pg_stat_bgwriter) END)";
+                           (extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time()) * 1000000)::bigint)";
 
 /// A transaction of PostgreSQL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::transaction) struct XidEntry {
     pub(in crate::transaction) xid: u64,
+    /// The key of the lock that the transaction holds.
+    pub(in crate::transaction) token: Token,
     pub(in crate::transaction) system: Arc<str>,
     pub(in crate::transaction) incarnation: Arc<str>,
 }
 
-/// Verifies at the first use of a connection that its server is PostgreSQL 13 or newer. A transaction must not be open.
+/// Verifies at the first use of a connection that its server is PostgreSQL 13 or newer, and returns the identifier of its
+/// data. A transaction must not be open.
 pub(super) fn open<C: R2D2Connection + Send + 'static>(
     conn: &mut PeerConnection<C>,
-) -> QueryResult<()> {
+) -> QueryResult<Arc<str>> {
     let link_state = conn.link_state();
-    if matches!(link_state.ledger.get(), Some(LinkLedger::Xid)) {
-        return Ok(());
+    if let Some(LinkLedger::Xid { system }) = link_state.ledger.get() {
+        return Ok(system.clone());
     }
-    verify_server(&mut **conn)?;
-    XidEntry::read(&mut **conn, None)?;
-    let _ = link_state.ledger.set(LinkLedger::Xid);
-    Ok(())
+    let (_, system) = verify_server(&mut **conn)?;
+    let system: Arc<str> = system.into();
+    let _ = link_state.ledger.set(LinkLedger::Xid { system: system.clone() });
+    Ok(system)
 }
 
-fn verify_server<C: R2D2Connection + 'static>(conn: &mut C) -> QueryResult<()> {
+/// Verifies the server as at the first use of a connection, and returns the identifier of its data. A standby has no ids
+/// of its own.
+#[cfg(feature = "doctor")]
+pub(super) fn inspect<C: R2D2Connection + 'static>(conn: &mut C) -> QueryResult<Option<String>> {
+    let (is_standby, system) = verify_server(conn)?;
+    if !is_standby {
+        read(conn, None)?;
+    }
+    Ok(Some(system))
+}
+
+/// Returns whether the server is a standby, and the identifier of its data.
+fn verify_server<C: R2D2Connection + 'static>(conn: &mut C) -> QueryResult<(bool, String)> {
     if Dialect::for_connection::<C>() != Dialect::Postgres {
         return Err(unsuitable("they need PostgreSQL"));
     }
@@ -64,21 +74,10 @@ fn verify_server<C: R2D2Connection + 'static>(conn: &mut C) -> QueryResult<()> {
     if !has_ids(&version) {
         return Err(unsuitable(&format!("the server is not PostgreSQL 13 or newer: {version}")));
     }
-    Ok(())
-}
-
-/// Verifies the server as at the first use of a connection, and returns the identifier of its data. A standby has no ids
-/// of its own.
-#[cfg(feature = "doctor")]
-pub(super) fn inspect<C: R2D2Connection + 'static>(conn: &mut C) -> QueryResult<Option<String>> {
-    verify_server(conn)?;
     let system = format!("SELECT concat_ws(' ', pg_is_in_recovery(), {SYSTEM}) AS text");
     let system = rows::text(conn, &system)?.unwrap_or_default();
     let (is_standby, system) = system.split_once(' ').unwrap_or_default();
-    if is_standby == "f" {
-        XidEntry::read(conn, None)?;
-    }
-    Ok(Some(system.to_owned()))
+    Ok((is_standby == "t", system.to_owned()))
 }
 
 /// Whether a server has PostgreSQL's transaction ids. `version` is its number and its own words.
@@ -94,29 +93,26 @@ fn unsuitable(flaw: &str) -> Error {
     Error::QueryBuilderError(format!("transaction ids cannot be a ledger: {flaw}").into())
 }
 
-impl XidEntry {
-    /// Returns the entry of the open transaction. `lock` is a function to call in the same statement.
-    pub(super) fn read<C: R2D2Connection + 'static>(
-        conn: &mut C,
-        lock: Option<&str>,
-    ) -> QueryResult<Self> {
-        let lock = lock.map_or_else(String::new, |lock| format!(" FROM {lock}"));
-        let sql = format!(
-            "SELECT concat_ws(' ', pg_current_xact_id(), {SYSTEM}, {INCARNATION}) AS text{lock}"
-        );
-        let text = rows::text(conn, &sql)?.unwrap_or_default();
-        let mut parts = text.splitn(3, ' ');
-        let mut next = || parts.next().unwrap_or_default();
-        let (xid, system, incarnation) = (next().parse(), next().into(), next().into());
-        let xid = xid.map_err(|_| unsuitable("the server returns no id"))?;
-        Ok(Self { xid, system, incarnation })
-    }
+/// Reads the id of the open transaction, and the incarnation of the server, in one statement. `lock` is a function to
+/// call in it.
+pub(super) fn read<C: R2D2Connection + 'static>(
+    conn: &mut C,
+    lock: Option<&str>,
+) -> QueryResult<(u64, Arc<str>)> {
+    let lock = lock.map_or_else(String::new, |lock| format!(" FROM {lock}"));
+    let sql = format!("SELECT concat_ws(' ', pg_current_xact_id(), {INCARNATION}) AS text{lock}");
+    let text = rows::text(conn, &sql)?.unwrap_or_default();
+    let (xid, incarnation) = text.split_once(' ').unwrap_or_default();
+    let xid = xid.parse().map_err(|_| unsuitable("the server returns no id"))?;
+    Ok((xid, incarnation.into()))
+}
 
+impl XidEntry {
     /// Whether these texts can be written into a statement.
     #[cfg(feature = "serde")]
     pub(in crate::transaction) fn is_valid(&self) -> bool {
-        let is_plain = |c: char| c.is_ascii_hexdigit() || c == ' ' || c == ',';
-        self.system.chars().chain(self.incarnation.chars()).all(is_plain)
+        self.system.parse::<i64>().is_ok()
+            && self.incarnation.chars().all(|c| c.is_ascii_hexdigit() || c == ' ')
     }
 
     /// Tries to decide about this transaction. A transaction must not be open.
@@ -128,61 +124,52 @@ impl XidEntry {
         &self,
         conn: &mut PeerConnection<C>,
     ) -> QueryResult<Decision> {
-        let Self { xid, system, incarnation } = self;
+        let decided = self.decide_in_transaction(conn);
+        // What is decided is committed.
+        conn.roll_back();
+        decided
+    }
+
+    fn decide_in_transaction<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+    ) -> QueryResult<Decision> {
+        let Self { xid, token, system, incarnation } = self;
+        begin(conn)?;
+        // The transaction holds the lock until it has ended.
+        let wait = format!("SELECT {}::text AS text", left_session::wait_for_lock(token));
+        rows::text(&mut **conn, &wait)?;
         // The server has lost the transaction if it has not used the id yet. `age` compares with the next id, and only
-        // the lower half of both. (The resolver itself uses no id: it could be this one.)
-        let sql = format!(
+        // the lower half of both.
+        let ask = format!(
             "SELECT concat_ws(' ', {SYSTEM} = '{system}', {INCARNATION} = '{incarnation}', \
              CASE WHEN '{xid}'::xid8 >= pg_snapshot_xmax(pg_current_snapshot()) \
              AND age('{xid}'::xid8::xid) <= 0 THEN 'aborted' \
              ELSE pg_xact_status('{xid}'::xid8) END) AS text WHERE NOT pg_is_in_recovery()"
         );
-        let answer = rows::text(&mut **conn, &sql)?;
+        let answer = rows::text(&mut **conn, &ask)?;
         let answer = answer.ok_or_else(|| unsuitable("the server is a standby"))?;
-        Ok(match answer.splitn(3, ' ').collect::<Vec<_>>()[..] {
-            ["f", ..] => Decision::OtherHistory,
+        let decision = match answer.splitn(3, ' ').collect::<Vec<_>>()[..] {
+            ["f", ..] => return Ok(Decision::OtherHistory),
+            // Of a stranger, or of a transaction that could not take the lock.
+            [_, _, "in progress"] => return Ok(Decision::Again),
             [_, _, "aborted"] => Decision::Aborted,
-            [_, "t", "committed"] => {
-                wait_for_replicas(conn)?;
-                Decision::Committed
-            }
-            [_, "f", "committed"] => Decision::Unknown(DoubtReason::IdReused),
-            [_, "t", "in progress"] => {
-                self.end(conn)?;
-                Decision::Again
-            }
-            // The session of a stranger, or one that this server does not know any more to be ours.
-            [_, _, "in progress"] => Decision::Again,
+            [_, "t", "committed"] => Decision::Committed,
+            [_, _, "committed"] => Decision::Unknown(DoubtReason::IdReused),
             _ => Decision::Unknown(DoubtReason::Forgotten),
-        })
-    }
-
-    /// Ends the session in which the transaction is open, if it is that transaction for certain.
-    fn end<C: R2D2Connection + Send + 'static>(
-        &self,
-        conn: &mut PeerConnection<C>,
-    ) -> QueryResult<()> {
-        let Self { xid, incarnation, .. } = self;
-        // Who waits for a synchronous standby has committed already.
-        let sql = format!(
-            "SELECT pg_terminate_backend(pid)::text AS text FROM pg_stat_activity WHERE backend_xid = \
-             '{xid}'::xid8::xid AND wait_event IS DISTINCT FROM 'SyncRep' AND {INCARNATION} = \
-             '{incarnation}'"
-        );
-        if rows::text(&mut **conn, &sql)?.is_some() {
-            left_session::report_end(conn);
+        };
+        // A message that means nothing is committed in the same transaction. Its COMMIT waits for the replicas that a
+        // COMMIT has to wait for. So if it is answered, they have what is committed here, and this server is still the
+        // primary.
+        let message = "SELECT pg_current_xact_id()::text AS text \
+                       FROM pg_logical_emit_message(true, 'diesel_peers', ''::text)";
+        if rows::text(&mut **conn, message)? == Some(xid.to_string()) {
+            // This is the id that was not used yet. It must not be committed.
+            return Ok(Decision::Again);
         }
-        Ok(())
+        C::TransactionManager::commit_transaction(&mut **conn)?;
+        Ok(decision)
     }
-}
-
-/// Commits a message in the log of the server that means nothing. What is committed after the transaction reaches the
-/// replicas after it, and its COMMIT waits for them.
-fn wait_for_replicas<C: R2D2Connection + Send + 'static>(
-    conn: &mut PeerConnection<C>,
-) -> QueryResult<()> {
-    let message = "SELECT pg_logical_emit_message(true, 'diesel_peers', ''::text)::text AS text";
-    rows::text(&mut **conn, message).map(drop)
 }
 
 #[cfg(test)]
