@@ -55,6 +55,17 @@ pub(crate) fn found<C: R2D2Connection + Send + 'static>(url: &str) {
     }
 }
 
+/// Where the outcomes of transfers are recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Records {
+    /// In a table.
+    Table,
+    /// In a table, whose rows a thread deletes again and again. So an outcome may be forgotten.
+    DeletedTable,
+    /// In PostgreSQL's own record of its transaction ids, which a crash and a failover may make useless.
+    Ids,
+}
+
 /// The transfers by what was said of them.
 #[derive(Debug, Default)]
 pub(crate) struct Said {
@@ -87,11 +98,10 @@ impl Figures {
     }
 }
 
-/// Runs the bank beside `adversary`, which is called again and again until the time is over. With `deletes_tokens`, a
-/// thread deletes all tokens again and again.
+/// Runs the bank beside `adversary`, which is called again and again until the time is over.
 pub(crate) fn run<C>(
     builder: PeerManagerBuilder<C>,
-    deletes_tokens: bool,
+    records: Records,
     mut adversary: impl FnMut(),
 ) -> Said
 where
@@ -100,7 +110,7 @@ where
     let figures: Arc<Figures> = Arc::default();
     let counting = figures.clone();
     let builder = builder
-        .ledger(ledger())
+        .ledger(if records == Records::Ids { Ledger::Xid } else { ledger().into() })
         .retry_attempts(u32::MAX)
         .retry_deadline(Duration::from_secs(120))
         .event_handler(move |event| counting.count(&event.kind));
@@ -137,7 +147,13 @@ where
             match outcome {
                 Outcome::Committed(()) => drop(said.committed.insert(id)),
                 Outcome::Aborted(error) => said.not_committed.push((id, error.to_string())),
-                Outcome::Unknown(doubt) if doubt.reason() == DoubtReason::Forgotten => {
+                Outcome::Unknown(doubt)
+                    if records != Records::Table
+                        && matches!(
+                            doubt.reason(),
+                            DoubtReason::Forgotten | DoubtReason::IdReused
+                        ) =>
+                {
                     said.forgotten.insert(id);
                 }
                 Outcome::Unknown(doubt) => said.not_committed.push((id, doubt.to_string())),
@@ -150,7 +166,7 @@ where
             let work = &work;
             scope.spawn(move || work(thread));
         }
-        if deletes_tokens {
+        if records == Records::DeletedTable {
             scope.spawn(|| {
                 let ledger = ledger().retention(Duration::ZERO);
                 while !is_over.load(Ordering::Relaxed) {

@@ -2,8 +2,8 @@
 //! COMMIT, while proxies freeze and are cut off and the server is restarted, while a primary is killed and its standby
 //! promoted, and while the nodes of a Galera cluster are killed. Afterwards every transfer that was called
 //! committed is there exactly once, none that was called aborted is there, the sum is unchanged, no outcome is
-//! unknown, and no thread has seen an error. While tokens are deleted at once, an outcome may be forgotten, but is never
-//! wrong.
+//! unknown, and no thread has seen an error. While tokens are deleted at once, and with transaction ids in place of a
+//! table, an outcome may be unknown, but is never wrong.
 //!
 //! `DIESEL_PEERS_TEST_SECONDS` sets the duration of each test in seconds (5 by default), `DIESEL_PEERS_TEST_SEED` the
 //! seed. Each run prints its seed, and how much there was to do.
@@ -18,6 +18,7 @@ mod nodes;
 
 use std::time::Duration;
 
+use bank::Records;
 use diesel_peers::{PeerManagerBuilder, Role};
 use failover::Pair;
 use support::backend::{RealServer, manager_of};
@@ -40,7 +41,7 @@ fn bank_whose_tokens_are_deleted_at_once() {
     let server = Postgres::start();
     let (proxies, builder) = behind_proxies(&server);
     let mut rng = adversary::rng();
-    let said = bank::run(builder, true, || {
+    let said = bank::run(builder, Records::DeletedTable, || {
         adversary::cut_at_commit(&proxies, &mut rng);
     });
     bank::audit(&said, |sql| server.sql_in("app", sql));
@@ -57,7 +58,8 @@ fn bank_behind_failing_proxies<S: RealServer>(list: impl Fn(&S, &str) -> String)
         .check_timeout(Duration::from_millis(200))
         .check_interval(Duration::from_millis(300))
         .connect_timeout(Duration::from_secs(1));
-    let said = bank::run(builder, false, || adversary::strike(&proxies, &mut server, &mut rng));
+    let said =
+        bank::run(builder, Records::Table, || adversary::strike(&proxies, &mut server, &mut rng));
     bank::audit(&said, |sql| list(&server, sql));
 }
 
@@ -71,16 +73,25 @@ fn bank_on_postgres_behind_failing_proxies() {
     bank_behind_failing_proxies::<Postgres>(|server, sql| server.sql_in("app", sql));
 }
 
-#[test]
-fn bank_on_postgres_whose_standby_is_promoted() {
+fn bank_whose_standby_is_promoted(records: Records) {
     let mut pair = Pair::start();
     bank::found::<diesel::PgConnection>(&pair.primary.url());
     let mut rng = adversary::rng();
     let builder = manager_of([pair.primary.url(), pair.standby.url()])
         .require(Role::ReadWrite)
         .check_interval(Duration::from_millis(300));
-    let said = bank::run::<diesel::PgConnection>(builder, false, || pair.fail_over(&mut rng));
+    let said = bank::run::<diesel::PgConnection>(builder, records, || pair.fail_over(&mut rng));
     bank::audit(&said, |sql| pair.primary.sql_in("app", sql));
+}
+
+#[test]
+fn bank_on_postgres_whose_standby_is_promoted() {
+    bank_whose_standby_is_promoted(Records::Table);
+}
+
+#[test]
+fn bank_of_ids_on_postgres_whose_standby_is_promoted() {
+    bank_whose_standby_is_promoted(Records::Ids);
 }
 
 #[test]
@@ -90,7 +101,7 @@ fn bank_on_galera_whose_nodes_fail() {
     let mut rng = adversary::rng();
     let builder = manager_of::<diesel::MysqlConnection>(cluster.urls())
         .check_interval(Duration::from_secs(1));
-    let said = bank::run(builder, false, || nodes::fail_one(&mut cluster, &mut rng));
+    let said = bank::run(builder, Records::Table, || nodes::fail_one(&mut cluster, &mut rng));
     cluster.wait_synced();
     for node in &cluster.nodes {
         bank::audit(&said, |sql| node.sql(&format!("USE app; {sql}")));
