@@ -34,6 +34,7 @@ mod resources;
 mod role;
 mod runtime_changes;
 mod slow_peer;
+mod stale_primary;
 mod status;
 mod support_selftest;
 mod transactions;

@@ -617,6 +617,31 @@ mod on_postgres {
         assert_eq!((outcome, runs), (Outcome::Committed(()), 1));
     }
 
+    /// A conflict has rolled the rest back, and another run would repeat the part that is saved.
+    #[test]
+    fn conflict_after_the_end_of_the_transaction_is_not_run_again() {
+        let conflict = "DO $$ BEGIN RAISE EXCEPTION 'in the way' USING ERRCODE = '40001'; END $$";
+        for (ends, runs_expected, marks_expected) in
+            [("SELECT 1", 2, 1), ("COMMIT", 1, 1), ("COMMIT; BEGIN", 1, 1)]
+        {
+            let scene = Scene::<Postgres>::new(1, Balance::PerCheckout);
+            let mut conn = scene.pool.get().expect("the peer is up");
+            let mut runs = 0;
+            let outcome = conn.transaction_with_retry(|conn| {
+                runs += 1;
+                mark(conn, 1)?;
+                conn.batch_execute(ends)?;
+                if runs == 1 { conn.batch_execute(conflict) } else { Ok(()) }
+            });
+            assert_eq!(runs, runs_expected, "{ends}: {outcome:?}");
+            assert_eq!(scene.server.marks(), marks_expected, "{ends}: {outcome:?}");
+            match outcome {
+                Outcome::Unknown(doubt) => assert_eq!(doubt.reason(), DoubtReason::EndedEarly),
+                outcome => assert_eq!((outcome, ends), (Outcome::Committed(()), "SELECT 1")),
+            }
+        }
+    }
+
     /// PostgreSQL answers the COMMIT of a failed transaction with success, and saves nothing.
     #[test]
     fn error_that_the_closure_hides_is_not_called_committed() {
