@@ -128,9 +128,8 @@ impl RetryPolicy {
         self
     }
 
-    /// Sets the ledger, in which the outcome of each transaction is written. A `COMMIT` whose answer was lost is then
-    /// resolved before the outcome is returned: a transaction that was committed is, and one that was not is run
-    /// again.
+    /// Sets the ledger, which makes the outcome of each transaction known. A `COMMIT` whose answer was lost is then resolved
+    /// before the outcome is returned, if a peer can decide it in time: a transaction that was not committed is run again.
     ///
     /// Defaults to none: the outcome of such a transaction is unknown.
     #[must_use]

@@ -83,7 +83,8 @@ impl<E: Error + 'static> Error for TransactionError<E> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DoubtReason {
-    /// The `COMMIT` was sent, and its error does not say whether the server has executed it.
+    /// The `COMMIT` was sent, and its error does not say whether the server has executed it. With a ledger, no peer
+    /// could decide before the deadline.
     CommitUnanswered,
     /// The transaction ended before its `COMMIT`, so a part of it may be saved: a statement has committed it
     /// (MySQL's `CREATE TABLE`, a `COMMIT` in a text), or the server has rolled it back and the closure has gone
@@ -93,8 +94,8 @@ pub enum DoubtReason {
     Forgotten,
     /// The ledger on the peers that were asked belongs to other data.
     OtherHistory,
-    /// The server was restarted or replaced, and has committed a transaction with the same id since or before
-    /// ([`Ledger::Xid`](crate::Ledger::Xid)).
+    /// A transaction with the same id is committed, which may be this one or not, as the server was restarted or replaced
+    /// by another one since ([`Ledger::Xid`](crate::Ledger::Xid)).
     IdReused,
 }
 
@@ -121,7 +122,8 @@ impl Doubt {
         &self.peer
     }
 
-    /// Returns the text of the error that has left the outcome open.
+    /// Returns the text of the error that has left the outcome open, and of the last one that has prevented a ledger from
+    /// resolving it.
     #[must_use]
     pub fn error(&self) -> &str {
         &self.error
@@ -166,8 +168,8 @@ impl fmt::Display for Doubt {
             ),
             DoubtReason::Forgotten => write!(
                 f,
-                "the transaction on peer {peer} may be committed or not, and is older than the ledger's \
-                 retention: {error}"
+                "the transaction on peer {peer} may be committed or not, and the ledger does not know it any \
+                 more: {error}"
             ),
             DoubtReason::OtherHistory => write!(
                 f,
@@ -176,8 +178,8 @@ impl fmt::Display for Doubt {
             ),
             DoubtReason::IdReused => write!(
                 f,
-                "the transaction on peer {peer} may be committed or not, and its id may be that of another one \
-                 since the server was restarted or replaced: {error}"
+                "the transaction on peer {peer} may be committed or not, as its id may be that of another one since \
+                 the server was restarted or replaced: {error}"
             ),
         }
     }

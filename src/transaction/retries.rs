@@ -14,7 +14,7 @@ use crate::peers::transaction_record::Interruption;
 use crate::pool::connection::PeerConnection;
 use crate::redact::printable;
 use crate::settings::retry::RetryPolicy;
-use crate::transaction::ledger::{Decision, Entry};
+use crate::transaction::ledger::Decision;
 use crate::transaction::left_session::LeftSession;
 use crate::transaction::outcome::{Doubt, DoubtReason, Verdict};
 
@@ -102,8 +102,8 @@ impl<'a> Retries<'a> {
     }
 
     /// Decides about a COMMIT without an answer, if it has written a token. With `elsewhere` the first connection is
-    /// not asked. If nothing can be decided, the session of the transaction is ended. The outcome stays unknown if the
-    /// deadline is over before.
+    /// not asked. If a try fails, the session of the transaction is ended. The outcome stays unknown if the deadline is over
+    /// before.
     #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
     pub(super) fn resolve<C: R2D2Connection + Send + 'static>(
         &self,
@@ -113,10 +113,26 @@ impl<'a> Retries<'a> {
         mut elsewhere: bool,
     ) -> Verdict {
         let Some(entry) = doubt.entry.clone() else { return Verdict::Unknown(doubt) };
+        let commit_error = doubt.error.clone();
         let mut pauses = 0_u32;
+        // Whether the session is to be ended before the next try.
+        let mut is_left = false;
         loop {
             let changed = if elsewhere { conn.change_link(Instant::now) } else { Ok(()) };
-            let decided = changed.and_then(|()| self.try_to_decide(conn, &entry, session));
+            let decided = changed.and_then(|()| {
+                self.within_limit(conn, |conn| {
+                    if let Some(session) = session.filter(|_| is_left) {
+                        session.end(conn);
+                    }
+                    let decided = entry.decide(conn);
+                    if let (Some(session), Err(_)) = (session, &decided) {
+                        // It may hold the lock of the transaction. If the try was aborted, this has to wait for the next.
+                        is_left = conn.link_mut().is_broken();
+                        session.end(conn);
+                    }
+                    decided.map_err(|error| printable(&error.to_string()))
+                })
+            });
             elsewhere = decided != Ok(Decision::Again);
             match decided {
                 Ok(Decision::Committed) => return Verdict::Committed,
@@ -130,7 +146,7 @@ impl<'a> Retries<'a> {
                 Err(error) => {
                     debug!(target: LOG_TARGET, "a COMMIT is not resolved yet: {error}");
                     doubt.reason = DoubtReason::CommitUnanswered;
-                    doubt.error = error.into();
+                    doubt.error = format!("{commit_error} (not resolved: {error})").into();
                 }
             }
             pauses = pauses.saturating_add(1);
@@ -140,27 +156,20 @@ impl<'a> Retries<'a> {
         }
     }
 
-    /// Asks the peer of this connection once, for a limited time.
+    /// Runs one try of the resolver, whose queries are aborted after some time.
     #[expect(clippy::disallowed_methods, reason = "the time of the try starts here")]
-    fn try_to_decide<C: R2D2Connection + Send + 'static>(
+    fn within_limit<C: R2D2Connection + Send + 'static, T>(
         &self,
         conn: &mut PeerConnection<C>,
-        entry: &Entry,
-        session: Option<&LeftSession>,
-    ) -> Result<Decision, String> {
+        attempt: impl FnOnce(&mut PeerConnection<C>) -> T,
+    ) -> T {
         let end = self.end.min(Instant::now() + TRY_TIMEOUT);
         let deadline = conn.link_mut().set_deadline(end);
-        let decided = entry.decide(conn).map_err(|error| {
-            if let Some(session) = session {
-                // It may hold the lock of the token.
-                session.end(conn);
-            }
-            printable(&error.to_string())
-        });
+        let result = attempt(conn);
         if let Some(deadline) = deadline {
             conn.pool.set.deadlines.unregister(deadline);
         }
-        decided
+        result
     }
 
     /// Waits before the next run. Returns the time afterwards, or `None` if the deadline would be over.
