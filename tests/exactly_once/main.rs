@@ -5,7 +5,7 @@
 //! unknown, and no thread has seen an error. While tokens are deleted at once, and with transaction ids in place of a
 //! table, an outcome may be unknown, but is never wrong.
 //!
-//! `DIESEL_PEERS_TEST_SECONDS` sets the duration of each test in seconds (5 by default), `DIESEL_PEERS_TEST_SEED` the
+//! `DIESEL_PEERS_TEST_SECONDS` sets the duration of each test in seconds (4 by default), `DIESEL_PEERS_TEST_SEED` the
 //! seed. Each run prints its seed, and how much there was to do.
 
 #![cfg(all(target_os = "linux", feature = "mysql", feature = "postgres"))]
@@ -48,7 +48,7 @@ fn bank_whose_tokens_are_deleted_at_once() {
 }
 
 /// The proxies and the server fail in all the ways of the adversary.
-fn bank_behind_failing_proxies<S: RealServer>(list: impl Fn(&S, &str) -> String) {
+fn bank_behind_failing_proxies<S: RealServer>(records: Records, list: impl Fn(&S, &str) -> String) {
     let mut server = S::start(1).pop().expect("one server was started");
     let (proxies, builder) = behind_proxies(&server);
     let mut rng = adversary::rng();
@@ -58,19 +58,26 @@ fn bank_behind_failing_proxies<S: RealServer>(list: impl Fn(&S, &str) -> String)
         .check_timeout(Duration::from_millis(200))
         .check_interval(Duration::from_millis(300))
         .connect_timeout(Duration::from_secs(1));
-    let said =
-        bank::run(builder, Records::Table, || adversary::strike(&proxies, &mut server, &mut rng));
+    let said = bank::run(builder, records, || adversary::strike(&proxies, &mut server, &mut rng));
     bank::audit(&said, |sql| list(&server, sql));
 }
 
 #[test]
 fn bank_on_mariadb_behind_failing_proxies() {
-    bank_behind_failing_proxies::<MariaDb>(|server, sql| server.sql(&format!("USE app; {sql}")));
+    let list = |server: &MariaDb, sql: &str| server.sql(&format!("USE app; {sql}"));
+    bank_behind_failing_proxies(Records::Table, list);
 }
 
 #[test]
 fn bank_on_postgres_behind_failing_proxies() {
-    bank_behind_failing_proxies::<Postgres>(|server, sql| server.sql_in("app", sql));
+    let list = |server: &Postgres, sql: &str| server.sql_in("app", sql);
+    bank_behind_failing_proxies(Records::Table, list);
+}
+
+#[test]
+fn bank_of_ids_on_postgres_behind_failing_proxies() {
+    let list = |server: &Postgres, sql: &str| server.sql_in("app", sql);
+    bank_behind_failing_proxies(Records::Ids, list);
 }
 
 fn bank_whose_standby_is_promoted(records: Records) {
