@@ -49,28 +49,24 @@ pub(crate) struct LinkState {
     /// get: it has refused a query of this link, or of another link of its peer.
     server_in_doubt: AtomicBool,
     pub(crate) record: TransactionRecord,
-    /// The ledger that this link has used first.
-    pub(crate) ledger: OnceLock<LinkLedger>,
+    /// The table that this link has used first as a ledger.
+    pub(crate) ledger_table: OnceLock<LinkLedgerTable>,
+    /// The identifier of the data of PostgreSQL, where it was found suitable as a ledger.
+    pub(crate) ledger_system: OnceLock<Arc<str>>,
     /// Read before the first transaction with a ledger.
     pub(crate) session_sign: OnceLock<SessionSign>,
     socket: OnceLock<Arc<Socket>>,
 }
 
-/// A ledger that was found suitable on this link.
+/// A table that was found suitable as a ledger on this link.
 #[derive(Debug)]
-pub(crate) enum LinkLedger {
-    Table {
-        /// The name of the table, as it was given.
-        name: String,
-        /// The same with its schema.
-        qualified: String,
-        /// The name of the table's history.
-        history: Arc<str>,
-    },
-    Xid {
-        /// The identifier of the server's data.
-        system: Arc<str>,
-    },
+pub(crate) struct LinkLedgerTable {
+    /// The name of the table, as it was given.
+    pub(crate) name: String,
+    /// The same with its schema.
+    pub(crate) qualified: String,
+    /// The name of the table's history.
+    pub(crate) history: Arc<str>,
 }
 
 impl LinkState {

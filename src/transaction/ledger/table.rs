@@ -8,7 +8,7 @@ use diesel::connection::TransactionManager;
 use diesel::r2d2::R2D2Connection;
 use diesel::result::{DatabaseErrorKind, Error, QueryResult};
 
-use crate::peers::link_state::{LinkLedger, LinkState};
+use crate::peers::link_state::{LinkLedgerTable, LinkState};
 use crate::pool::connection::PeerConnection;
 use crate::settings::ledger::LedgerTable;
 use crate::transaction::ledger::{Decision, LOCK_TIMEOUT_SECONDS, Token, begin};
@@ -68,19 +68,16 @@ impl LedgerTable {
         table.verify_key(&mut **conn, HISTORY)?;
         let history: Arc<str> = history.ok_or(Error::NotFound)?.into();
         let (name, qualified) = (self.name.clone(), table.name.clone());
-        let _ =
-            link_state.ledger.set(LinkLedger::Table { name, qualified, history: history.clone() });
+        let known = LinkLedgerTable { name, qualified, history: history.clone() };
+        let _ = link_state.ledger_table.set(known);
         Ok((table, history))
     }
 
     /// Returns what [`open`](Self::open) has found at the first use of a connection.
     fn known_on(&self, link_state: &LinkState) -> Option<(Self, Arc<str>)> {
-        match link_state.ledger.get() {
-            Some(LinkLedger::Table { name, qualified, history }) if *name == self.name => {
-                Some((Self { name: qualified.clone(), ..self.clone() }, history.clone()))
-            }
-            _ => None,
-        }
+        let LinkLedgerTable { name, qualified, history } = link_state.ledger_table.get()?;
+        let table = || Self { name: qualified.clone(), ..self.clone() };
+        (*name == self.name).then(|| (table(), history.clone()))
     }
 
     /// Returns this ledger with the schema of the table in which tokens of this connection are written.

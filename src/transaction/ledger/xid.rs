@@ -12,7 +12,6 @@ use diesel::connection::TransactionManager;
 use diesel::r2d2::R2D2Connection;
 use diesel::result::{Error, QueryResult};
 
-use crate::peers::link_state::LinkLedger;
 use crate::pool::connection::PeerConnection;
 use crate::transaction::ledger::{Decision, Token, begin};
 use crate::transaction::outcome::DoubtReason;
@@ -44,12 +43,12 @@ pub(super) fn open<C: R2D2Connection + Send + 'static>(
     conn: &mut PeerConnection<C>,
 ) -> QueryResult<Arc<str>> {
     let link_state = conn.link_state();
-    if let Some(LinkLedger::Xid { system }) = link_state.ledger.get() {
+    if let Some(system) = link_state.ledger_system.get() {
         return Ok(system.clone());
     }
     let (_, system) = verify_server(&mut **conn)?;
     let system: Arc<str> = system.into();
-    let _ = link_state.ledger.set(LinkLedger::Xid { system: system.clone() });
+    let _ = link_state.ledger_system.set(system.clone());
     Ok(system)
 }
 
