@@ -170,10 +170,10 @@ fn refusals_of_poolers_are_understood() {
         let status = status(&peers, "peer0");
         assert_eq!(status.fault, Some(fault), "{url}: {:?}", status.reason);
     }
-    let urls = [pooler.url(), pgpool.url()];
-    let (pool, peers) = pool_of(manager_of::<PgConnection>(urls).check_interval(SOON), 8);
-    wait_until("the pool has its connections", PATIENCE, || pool.state().connections == 8);
-    assert!(status(&peers, "peer0").is_full, "{:?}", status(&peers, "peer0"));
+    // It never gets all of its connections, so it goes on to try.
+    let builder = manager_of::<PgConnection>([pooler.url()]).check_interval(SOON);
+    let (_pool, peers) = pool_of(builder, 8);
+    wait_until("the peer is full", PATIENCE, || status(&peers, "peer0").is_full);
     assert_eq!(state(&peers, "peer0"), PeerState::Up, "a peer that is full is not down");
 }
 
