@@ -163,6 +163,12 @@ pub enum EventKind {
         /// Whether the transaction is committed. Otherwise it never will be.
         is_committed: bool,
     },
+    /// The outcome of a transaction in doubt could not be found out, although it has a [`Ledger`](crate::Ledger).
+    #[non_exhaustive]
+    TransactionUnresolved {
+        /// The error of the `COMMIT`, and the last one of the resolution.
+        reason: String,
+    },
 }
 
 /// The reason why a connection of the pool was closed.
@@ -239,6 +245,7 @@ impl EventKind {
             Self::QueriesAborted { .. } => "queries_aborted",
             Self::TransactionInDoubt { .. } => "transaction_in_doubt",
             Self::TransactionResolved { .. } => "transaction_resolved",
+            Self::TransactionUnresolved { .. } => "transaction_unresolved",
         }
     }
 }
@@ -314,6 +321,9 @@ impl fmt::Display for Event {
             }
             EventKind::TransactionInDoubt { reason } => {
                 write!(f, "a transaction on peer {peer} may be committed or not: {reason}")
+            }
+            EventKind::TransactionUnresolved { reason } => {
+                write!(f, "the outcome of a transaction on peer {peer} stays unknown: {reason}")
             }
             EventKind::TransactionResolved { is_committed: true } => {
                 write!(f, "a transaction on peer {peer} that was in doubt is committed")

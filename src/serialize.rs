@@ -160,7 +160,8 @@ impl Serialize for Event {
             }
             EventKind::Full { reason }
             | EventKind::Misconfigured { reason }
-            | EventKind::TransactionInDoubt { reason } => {
+            | EventKind::TransactionInDoubt { reason }
+            | EventKind::TransactionUnresolved { reason } => {
                 event.serialize_entry("reason", reason)?;
             }
             EventKind::Drained { took } => {

@@ -1,5 +1,5 @@
 //! Runs transactions that survive the loss of a peer: a transaction that was interrupted is run again, on a
-//! connection to another peer if need be, and the outcome of each COMMIT is told apart.
+//! connection to another peer if need be, and the outcome of each COMMIT is determined.
 
 mod ledger;
 mod left_session;
@@ -178,9 +178,10 @@ enum Attempt<T, E> {
     Aborted(E),
     /// Nothing was saved, because of this.
     Interrupted(E, Interruption),
-    /// It may be saved or not.
-    /// Contains what the closure has returned and the error of the COMMIT, if there was one.
-    Unknown(Doubt, Option<(T, E)>),
+    /// It has ended before its COMMIT, and a part of it may be saved.
+    EndedEarly(Doubt),
+    /// The COMMIT has failed with this error, and may have saved it or not. Contains what the closure has returned as well.
+    InDoubt(Doubt, T, E),
 }
 
 impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
@@ -216,7 +217,8 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
             Ok(opened) => opened,
             Err(error) => {
                 self.roll_back();
-                // Without a query that has failed, the connection was lost before this run: diesel refuses to use it.
+                // diesel refuses to begin on a connection that was lost before this run. It sends no query, so the record
+                // shows no failure.
                 return if self.link_mut().is_broken() {
                     Attempt::Interrupted(error.into(), Interruption::ConnectionLost)
                 } else {
@@ -250,12 +252,13 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
             (_, Err(EndedEarly::PartlySaved(text))) => {
                 let doubt = self.doubt(DoubtReason::EndedEarly, text);
                 self.roll_back();
-                return Attempt::Unknown(doubt, None);
+                return Attempt::EndedEarly(doubt);
             }
         };
-        let lock = session.as_ref().and_then(|session| session.lock_at_end(policy));
-        let recorded =
-            opened.map(|(ledger, token)| ledger.record(self, token, lock.as_deref())).transpose();
+        let lock_call = session.as_ref().and_then(|session| session.lock_at_end(policy));
+        let recorded = opened
+            .map(|(ledger, token)| ledger.record(self, token, lock_call.as_deref()))
+            .transpose();
         let entry = match recorded {
             Ok(entry) => entry,
             Err(error) => {
@@ -273,7 +276,7 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
                 let text = printable(&error.to_string()).into();
                 let mut doubt = self.doubt(DoubtReason::CommitUnanswered, text);
                 doubt.entry = entry;
-                Attempt::Unknown(doubt, Some((value, error.into())))
+                Attempt::InDoubt(doubt, value, error.into())
             }
         }
     }
@@ -341,29 +344,27 @@ impl RetryPolicy {
                 Attempt::Interrupted(error, interruption) => {
                     (Outcome::Aborted(error), interruption)
                 }
-                Attempt::Unknown(doubt, returned) => {
+                Attempt::EndedEarly(doubt) => {
                     let origin = conn.link().guard.peer.clone();
-                    let reason = doubt.error().to_owned();
-                    origin.record(EventKind::TransactionInDoubt { reason });
+                    record_doubt(&origin, &doubt);
+                    origin.activity.counters.outcomes_unknown.add_one();
+                    return Outcome::Unknown(doubt);
+                }
+                Attempt::InDoubt(doubt, value, error) => {
+                    let origin = conn.link().guard.peer.clone();
+                    record_doubt(&origin, &doubt);
                     let verdict = retries.resolve_elsewhere(conn, doubt, session.as_ref());
                     record_verdict(&origin, &verdict);
-                    match (verdict, returned) {
-                        (Verdict::Committed, Some((value, _))) => {
-                            return Outcome::Committed(value);
-                        }
+                    match verdict {
+                        Verdict::Committed => return Outcome::Committed(value),
                         // The connection that has decided it is another session.
-                        (Verdict::Aborted, Some((_, error))) if self.stays_on_peer => {
-                            return Outcome::Aborted(error);
-                        }
+                        Verdict::Aborted if self.stays_on_peer => return Outcome::Aborted(error),
                         // It never will be committed, so it may be run again, on the connection that has decided it.
-                        (Verdict::Aborted, Some((_, error))) => {
-                            (Outcome::Aborted(error), Interruption::Conflict)
-                        }
-                        (Verdict::Unknown(doubt), Some(_)) if self.is_idempotent => {
+                        Verdict::Aborted => (Outcome::Aborted(error), Interruption::Conflict),
+                        Verdict::Unknown(doubt) if self.is_idempotent => {
                             (Outcome::Unknown(doubt), Interruption::ConnectionLost)
                         }
-                        (Verdict::Unknown(doubt), _) => return Outcome::Unknown(doubt),
-                        (_, None) => unreachable!("only a COMMIT is resolved"),
+                        Verdict::Unknown(doubt) => return Outcome::Unknown(doubt),
                     }
                 }
             };
@@ -409,16 +410,33 @@ impl RetryPolicy {
     }
 }
 
+/// Records that the outcome of a transaction on this peer is not known.
+fn record_doubt(origin: &PeerRef, doubt: &Doubt) {
+    origin.record(EventKind::TransactionInDoubt { reason: doubt.error().to_owned() });
+}
+
 /// Records what has become of a transaction in doubt on this peer.
 fn record_verdict(origin: &PeerRef, verdict: &Verdict) {
     let counters = &origin.activity.counters;
-    let (found, is_committed) = match verdict {
-        Verdict::Committed => (&counters.found_committed, true),
-        Verdict::Aborted => (&counters.found_aborted, false),
-        Verdict::Unknown(_) => return counters.outcomes_unknown.add_one(),
+    let kind = match verdict {
+        Verdict::Committed => {
+            counters.found_committed.add_one();
+            EventKind::TransactionResolved { is_committed: true }
+        }
+        Verdict::Aborted => {
+            counters.found_aborted.add_one();
+            EventKind::TransactionResolved { is_committed: false }
+        }
+        Verdict::Unknown(doubt) => {
+            counters.outcomes_unknown.add_one();
+            // Without a ledger there was nothing to find out.
+            if doubt.entry.is_none() {
+                return;
+            }
+            EventKind::TransactionUnresolved { reason: doubt.error().to_owned() }
+        }
     };
-    found.add_one();
-    origin.record(EventKind::TransactionResolved { is_committed });
+    origin.record(kind);
 }
 
 impl Doubt {
@@ -441,6 +459,6 @@ impl Doubt {
         let policy = conn.retry_policy();
         let end = Instant::now() + policy.deadline;
         let session = doubt.token().map(|token| LeftSession::of_token(Token(token.to_owned())));
-        Retries::until(&policy, end).resolve(conn, doubt, session.as_ref(), false)
+        Retries::for_resolution(&policy, end).resolve(conn, doubt, session.as_ref(), false)
     }
 }

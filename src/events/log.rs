@@ -143,6 +143,7 @@ fn level(event: &Event) -> Level {
         | EventKind::Full { .. }
         | EventKind::AtLimit { .. }
         | EventKind::TransactionInDoubt { .. }
+        | EventKind::TransactionUnresolved { .. }
         | EventKind::Slow { .. }
         | EventKind::QueriesAborted { .. } => Level::Warn,
         _ => Level::Info,
@@ -155,7 +156,8 @@ fn reason(kind: &EventKind) -> Option<&str> {
         | EventKind::Full { reason }
         | EventKind::Misconfigured { reason }
         | EventKind::ConnectFailed { reason, .. }
-        | EventKind::TransactionInDoubt { reason } => Some(reason),
+        | EventKind::TransactionInDoubt { reason }
+        | EventKind::TransactionUnresolved { reason } => Some(reason),
         _ => None,
     }
 }

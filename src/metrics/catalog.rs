@@ -122,12 +122,12 @@ pub(super) static COMMITS_RESOLVED: Metric = counter(
 );
 pub(super) static OUTCOMES_UNKNOWN: Metric = counter(
     "diesel_peers_outcomes_unknown_total",
-    "Transactions with retry that were in doubt and stayed so: the application got Outcome::Unknown, or has run \
-     an idempotent one again.",
+    "Runs of transaction_with_retry whose outcome stayed unknown: no peer could decide, or the closure ended the \
+     transaction.",
 );
 pub(super) static SESSIONS_ENDED: Metric = counter(
     "diesel_peers_sessions_ended_total",
-    "Sessions that lost transactions had left behind on the peer, and that were ended.",
+    "Sessions of transactions whose connection was lost that were ended through the peer, with their locks.",
 );
 pub(super) static RETRY_BUDGET: Metric = gauge(
     "diesel_peers_retry_budget",

@@ -51,8 +51,8 @@ pub(crate) struct LinkState {
     pub(crate) record: TransactionRecord,
     /// The table that this link has used first as a ledger.
     pub(crate) ledger_table: OnceLock<LinkLedgerTable>,
-    /// The identifier of the data of PostgreSQL, where it was found suitable as a ledger.
-    pub(crate) ledger_system: OnceLock<Arc<str>>,
+    /// The system identifier of the PostgreSQL server, once its transaction ids were found suitable as a ledger.
+    pub(crate) system_identifier: OnceLock<Arc<str>>,
     /// Read before the first transaction with a ledger.
     pub(crate) session_sign: OnceLock<SessionSign>,
     socket: OnceLock<Arc<Socket>>,

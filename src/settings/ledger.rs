@@ -1,20 +1,17 @@
 //! The ledger: how the outcome of each transaction is recorded in the database, together with the transaction.
 
-use std::time::Duration;
-
 use crate::error::Flaw;
 use crate::url::dialect::Dialect;
-
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How the outcome of each transaction is recorded in the database, together with the transaction.
 ///
 /// With a ledger, a `COMMIT` whose answer was lost is resolved. The guide has the details
 /// ([transactions](crate::guide::transactions)).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Ledger {
-    /// A table in which each transaction writes a token. It works with every database.
+    /// A table in which each transaction writes a token. It works with MySQL, MariaDB, PostgreSQL and
+    /// SQLite.
     Table(LedgerTable),
     /// PostgreSQL's own record of its transaction ids (13 and newer). There is no table, but the outcome of a transaction
     /// that was committed stays unknown if the server was restarted or replaced before it could be asked.
@@ -22,10 +19,9 @@ pub enum Ledger {
 }
 
 /// A table in which each transaction writes a token.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LedgerTable {
     pub(crate) name: String,
-    pub(crate) retention: Duration,
 }
 
 impl Ledger {
@@ -35,7 +31,7 @@ impl Ledger {
     /// [`clean`](LedgerTable::clean) those to `UPDATE` and to `DELETE`. [`create_table`](LedgerTable::create_table)
     /// returns the statement that creates the table.
     pub fn table(name: impl Into<String>) -> LedgerTable {
-        LedgerTable { name: name.into(), retention: DAY }
+        LedgerTable { name: name.into() }
     }
 
     /// Returns the ledger with this text form: `xid`, or the name of a table.
@@ -67,16 +63,6 @@ impl From<LedgerTable> for Ledger {
 }
 
 impl LedgerTable {
-    /// Sets for how long a token is kept at least. [`clean`](Self::clean) deletes the older ones. The outcome of an
-    /// older transaction that is in doubt stays unknown.
-    ///
-    /// Defaults to one day.
-    #[must_use]
-    pub fn retention(mut self, retention: Duration) -> Self {
-        self.retention = retention;
-        self
-    }
-
     /// Returns the statement that creates the table, for a migration. It is the same for every database.
     #[must_use]
     pub fn create_table(&self) -> String {

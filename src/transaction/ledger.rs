@@ -2,8 +2,6 @@
 //! answer.
 
 pub(super) mod table;
-mod verify;
-mod watermark;
 pub(super) mod xid;
 
 use std::fmt::Write;
@@ -18,7 +16,7 @@ use rand::rngs::SysRng;
 
 use crate::pool::connection::PeerConnection;
 use crate::settings::ledger::{Ledger, LedgerTable};
-use crate::transaction::ledger::table::TokenEntry;
+use crate::transaction::ledger::table::TableEntry;
 use crate::transaction::ledger::xid::XidEntry;
 use crate::transaction::outcome::DoubtReason;
 use crate::url::dialect::Dialect;
@@ -57,13 +55,13 @@ const LOCK_TIMEOUT_SECONDS: u32 = 2;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum OpenLedger {
     Table { table: LedgerTable, history: Arc<str> },
-    Xid { system: Arc<str> },
+    Xid { system_identifier: Arc<str> },
 }
 
 /// What a transaction in doubt has recorded, by which it is known later whether it is committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Entry {
-    Token(TokenEntry),
+    Table(TableEntry),
     Xid(XidEntry),
 }
 
@@ -77,6 +75,8 @@ pub(super) enum Decision {
     Unknown(DoubtReason),
     /// The peer has other data than the one that the transaction was run on. Another one may decide.
     OtherHistory,
+    /// The peer is a standby. Another one may decide.
+    Standby,
     /// Nothing is decided yet. The same connection may be asked again.
     Again,
 }
@@ -92,12 +92,18 @@ impl Ledger {
         &self,
         conn: &mut PeerConnection<C>,
     ) -> QueryResult<OpenLedger> {
+        self.validate(Dialect::for_connection::<C>()).map_err(|flaw| {
+            let correction = flaw.correction.unwrap_or_default();
+            Error::QueryBuilderError(format!("the ledger {}; {correction}", flaw.what).into())
+        })?;
         match self {
             Self::Table(table) => {
                 let (table, history) = table.open(conn)?;
                 Ok(OpenLedger::Table { table, history })
             }
-            Self::Xid => xid::open(conn).map(|system| OpenLedger::Xid { system }),
+            Self::Xid => {
+                xid::open(conn).map(|system_identifier| OpenLedger::Xid { system_identifier })
+            }
         }
     }
 }
@@ -123,22 +129,21 @@ impl Ledger {
 }
 
 impl OpenLedger {
-    /// Records the open transaction, as its last statement before the COMMIT. `lock` is a function to call before.
+    /// Records the open transaction, as its last statement before the COMMIT. `lock_call` is the call that takes the
+    /// advisory lock of the transaction, if it is to be evaluated in this statement.
     pub(super) fn record<C: R2D2Connection + Send + 'static>(
         self,
         conn: &mut PeerConnection<C>,
         token: Token,
-        lock: Option<&str>,
+        lock_call: Option<&str>,
     ) -> QueryResult<Entry> {
         match self {
             Self::Table { table, history } => {
-                // The retention is not that of the transaction: who cleans decides.
-                let table = Ledger::table(table.name);
-                TokenEntry { table, token, history }.write(conn, lock).map(Entry::Token)
+                TableEntry { table, token, history }.write(conn, lock_call).map(Entry::Table)
             }
-            Self::Xid { system } => {
-                let (xid, incarnation) = xid::read(&mut **conn, lock)?;
-                Ok(Entry::Xid(XidEntry { xid, token, system, incarnation }))
+            Self::Xid { system_identifier } => {
+                let (xid, incarnation) = xid::read(&mut **conn, lock_call)?;
+                Ok(Entry::Xid(XidEntry { xid, token, system_identifier, incarnation }))
             }
         }
     }
@@ -147,7 +152,7 @@ impl OpenLedger {
 impl Entry {
     pub(super) fn token(&self) -> &Token {
         match self {
-            Self::Token(TokenEntry { token, .. }) | Self::Xid(XidEntry { token, .. }) => token,
+            Self::Table(TableEntry { token, .. }) | Self::Xid(XidEntry { token, .. }) => token,
         }
     }
 
@@ -161,7 +166,7 @@ impl Entry {
         conn: &mut PeerConnection<C>,
     ) -> QueryResult<Decision> {
         match self {
-            Self::Token(entry) => entry.decide(conn),
+            Self::Table(entry) => entry.decide(conn),
             Self::Xid(entry) => entry.decide(conn),
         }
     }

@@ -94,9 +94,9 @@ pub enum DoubtReason {
     Forgotten,
     /// The ledger on the peers that were asked belongs to other data.
     OtherHistory,
-    /// A transaction with the same id is committed, which may be this one or not, as the server was restarted or replaced
-    /// by another one since ([`Ledger::Xid`](crate::Ledger::Xid)).
-    IdReused,
+    /// The id of the transaction is committed on a server that was restarted or replaced since, so it may be that of
+    /// another one ([`Ledger::Xid`](crate::Ledger::Xid)).
+    OtherIncarnation,
 }
 
 /// A transaction whose outcome is not known.
@@ -133,12 +133,13 @@ impl Doubt {
     #[must_use]
     pub fn table(&self) -> Option<&str> {
         match &self.entry {
-            Some(Entry::Token(entry)) => Some(&entry.table.name),
+            Some(Entry::Table(entry)) => Some(&entry.table.name),
             _ => None,
         }
     }
 
-    /// Returns the token of the transaction, if it had a ledger: the key of a row in the ledger's table.
+    /// Returns the token of the transaction, if it had a ledger: the key of its row in the table, or with transaction ids
+    /// the source of the key of its advisory lock.
     #[must_use]
     pub fn token(&self) -> Option<&str> {
         self.entry.as_ref().map(|entry| &*entry.token().0)
@@ -150,6 +151,20 @@ impl Doubt {
         match self.entry {
             Some(Entry::Xid(XidEntry { xid, .. })) => Some(xid),
             _ => None,
+        }
+    }
+}
+
+impl DoubtReason {
+    /// Returns the name that is used in serialized doubts.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::CommitUnanswered => "commit_unanswered",
+            Self::EndedEarly => "ended_early",
+            Self::Forgotten => "forgotten",
+            Self::OtherHistory => "other_history",
+            Self::OtherIncarnation => "other_incarnation",
         }
     }
 }
@@ -176,7 +191,7 @@ impl fmt::Display for Doubt {
                 "the transaction on peer {peer} may be committed or not, and the ledger that was asked has \
                  another history: {error}"
             ),
-            DoubtReason::IdReused => write!(
+            DoubtReason::OtherIncarnation => write!(
                 f,
                 "the transaction on peer {peer} may be committed or not, as its id may be that of another one since \
                  the server was restarted or replaced: {error}"

@@ -33,11 +33,11 @@ impl<'a> Retries<'a> {
     #[expect(clippy::disallowed_methods, reason = "the deadline of a transaction starts here")]
     pub(super) fn begin<C>(policy: &'a RetryPolicy, conn: &PeerConnection<C>) -> Self {
         conn.pool.set.retry_budget.deposit();
-        Self::until(policy, Instant::now() + policy.deadline)
+        Self::for_resolution(policy, Instant::now() + policy.deadline)
     }
 
-    /// Begins to resolve a doubt, without any run.
-    pub(super) fn until(policy: &'a RetryPolicy, end: Instant) -> Self {
+    /// Returns the retries for the resolution of a doubt, without any run.
+    pub(super) fn for_resolution(policy: &'a RetryPolicy, end: Instant) -> Self {
         Self { policy, end, attempts: 1 }
     }
 
@@ -87,7 +87,7 @@ impl<'a> Retries<'a> {
     }
 
     /// Decides about a COMMIT without an answer, on a connection to another peer.
-    #[expect(clippy::disallowed_methods, reason = "the answer is worth a wait from now on")]
+    #[expect(clippy::disallowed_methods, reason = "the time for the resolution starts here")]
     pub(super) fn resolve_elsewhere<C: R2D2Connection + Send + 'static>(
         &mut self,
         conn: &mut PeerConnection<C>,
@@ -101,7 +101,7 @@ impl<'a> Retries<'a> {
         self.resolve(conn, doubt, session, true)
     }
 
-    /// Decides about a COMMIT without an answer, if it has written a token. With `elsewhere` the first connection is
+    /// Decides about a COMMIT without an answer, if the transaction has recorded an entry. With `elsewhere` the first connection is
     /// not asked. If a try fails, the session of the transaction is ended. The outcome stays unknown if the deadline is over
     /// before.
     #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
@@ -115,19 +115,18 @@ impl<'a> Retries<'a> {
         let Some(entry) = doubt.entry.clone() else { return Verdict::Unknown(doubt) };
         let commit_error = doubt.error.clone();
         let mut pauses = 0_u32;
-        // Whether the session is to be ended before the next try.
-        let mut is_left = false;
+        let mut ends_session_first = false;
         loop {
             let changed = if elsewhere { conn.change_link(Instant::now) } else { Ok(()) };
             let decided = changed.and_then(|()| {
                 self.within_limit(conn, |conn| {
-                    if let Some(session) = session.filter(|_| is_left) {
+                    if let Some(session) = session.filter(|_| ends_session_first) {
                         session.end(conn);
                     }
                     let decided = entry.decide(conn);
                     if let (Some(session), Err(_)) = (session, &decided) {
                         // It may hold the lock of the transaction. If the try was aborted, this has to wait for the next.
-                        is_left = conn.link_mut().is_broken();
+                        ends_session_first = conn.link_mut().is_broken();
                         session.end(conn);
                     }
                     decided.map_err(|error| printable(&error.to_string()))
@@ -142,7 +141,7 @@ impl<'a> Retries<'a> {
                     return Verdict::Unknown(doubt);
                 }
                 Ok(Decision::OtherHistory) => doubt.reason = DoubtReason::OtherHistory,
-                Ok(Decision::Again) => {}
+                Ok(Decision::Again | Decision::Standby) => {}
                 Err(error) => {
                     debug!(target: LOG_TARGET, "a COMMIT is not resolved yet: {error}");
                     doubt.reason = DoubtReason::CommitUnanswered;

@@ -35,8 +35,8 @@ fn ledger() -> LedgerTable {
     Ledger::table("ledger")
 }
 
-/// Founds the bank in the database with this URL.
-pub(crate) fn found<C: R2D2Connection + Send + 'static>(url: &str) {
+/// Creates the bank in the database with this URL.
+pub(crate) fn create<C: R2D2Connection + Send + 'static>(url: &str) {
     let mut accounts = "INSERT INTO accounts VALUES ".to_owned();
     for account in 0..ACCOUNTS {
         let comma = if account == 0 { "" } else { ", " };
@@ -151,7 +151,7 @@ where
                     if records != Records::Table
                         && matches!(
                             doubt.reason(),
-                            DoubtReason::Forgotten | DoubtReason::IdReused
+                            DoubtReason::Forgotten | DoubtReason::OtherIncarnation
                         ) =>
                 {
                     said.forgotten.insert(id);
@@ -168,10 +168,12 @@ where
         }
         if records == Records::DeletedTable {
             scope.spawn(|| {
-                let ledger = ledger().retention(Duration::ZERO);
+                let ledger = ledger();
                 while !is_over.load(Ordering::Relaxed) {
                     let Ok(mut conn) = pool.get() else { continue };
-                    ledger.clean(&mut conn).expect("cleaning is run again if it is interrupted");
+                    ledger
+                        .clean(&mut conn, Duration::ZERO)
+                        .expect("cleaning is run again if it is interrupted");
                 }
             });
         }

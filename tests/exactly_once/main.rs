@@ -29,7 +29,7 @@ use support::postgres::Postgres;
 
 /// Three proxies before a server, with a bank, and the builder of a pool over them.
 fn behind_proxies<S: RealServer>(server: &S) -> ([CuttingProxy; 3], PeerManagerBuilder<S::Client>) {
-    bank::found::<S::Client>(&server.url());
+    bank::create::<S::Client>(&server.url());
     let proxies = [(); 3].map(|()| CuttingProxy::start(server.port()));
     let urls = proxies.each_ref().map(|proxy| S::url_at("127.0.0.1", proxy.port()));
     (proxies, manager_of::<S::Client>(urls))
@@ -82,7 +82,7 @@ fn bank_of_ids_on_postgres_behind_failing_proxies() {
 
 fn bank_whose_standby_is_promoted(records: Records) {
     let mut pair = Pair::start();
-    bank::found::<diesel::PgConnection>(&pair.primary.url());
+    bank::create::<diesel::PgConnection>(&pair.primary.url());
     let mut rng = adversary::rng();
     let builder = manager_of([pair.primary.url(), pair.standby.url()])
         .require(Role::ReadWrite)
@@ -104,7 +104,7 @@ fn bank_of_ids_on_postgres_whose_standby_is_promoted() {
 #[test]
 fn bank_on_galera_whose_nodes_fail() {
     let mut cluster = Cluster::start();
-    bank::found::<diesel::MysqlConnection>(&cluster.nodes[0].url());
+    bank::create::<diesel::MysqlConnection>(&cluster.nodes[0].url());
     let mut rng = adversary::rng();
     let builder = manager_of::<diesel::MysqlConnection>(cluster.urls())
         .check_interval(Duration::from_secs(1));

@@ -28,10 +28,10 @@ on_servers!(
 );
 
 const SOON: Duration = Duration::from_millis(300);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The ledger, whose tokens are old at once.
 fn ledger() -> LedgerTable {
-    Ledger::table("ledger").retention(Duration::ZERO)
+    Ledger::table("ledger")
 }
 
 /// A pool of one connection to a server, or to a proxy before it.
@@ -85,7 +85,7 @@ fn stored(doubt: &Doubt) -> Doubt {
 fn clean<K: Kind>(conn: &mut Conn<K>) {
     // Tokens of the current second are not deleted.
     wait_until("the tokens are deleted", PATIENCE, || {
-        ledger().clean(conn).expect("the peer is up") > 0
+        ledger().clean(conn, Duration::ZERO).expect("the peer is up") > 0
     });
 }
 
@@ -125,7 +125,7 @@ fn deleted_token_is_never_called_aborted<K: Kind>() {
     }
     assert_eq!(server.marks(), 1, "it is committed");
     // The retention of a second cleaner is longer. It does not lower the watermark.
-    let cleaned = Ledger::table("ledger").clean(&mut conn);
+    let cleaned = ledger().clean(&mut conn, DAY);
     assert_eq!(cleaned, Ok(0), "nothing is a day old");
     assert_eq!(reason(committed.resolve(&mut conn)), DoubtReason::Forgotten);
     let young = doubt(&server, 2, Cut::BeforeServer);
@@ -165,16 +165,14 @@ fn only_old_tokens_are_deleted<K: Kind>() {
     let writer = self::pool::<K>(server.port(), SOON);
     let outcome = conn.transaction_with_retry(|conn| {
         let mut writer = writer.get().expect("the peer is up");
-        assert_eq!(Ledger::table("ledger").clean(&mut writer), Ok(2500));
+        assert_eq!(ledger().clean(&mut writer, DAY), Ok(2500));
         mark(conn, 2)
     });
     assert_eq!(outcome, Outcome::Committed(()));
-    let day = Ledger::table("ledger");
-    assert_eq!(day.clean(&mut conn), Ok(0));
-    let within = conn.transaction(|conn| day.clean(conn));
+    assert_eq!(ledger().clean(&mut conn, DAY), Ok(0));
+    let within = conn.transaction(|conn| ledger().clean(conn, DAY));
     assert_eq!(within, Err(Error::AlreadyInTransaction));
-    let longer_than_ever = day.retention(Duration::MAX);
-    assert_eq!(longer_than_ever.clean(&mut conn), Ok(0));
+    assert_eq!(ledger().clean(&mut conn, Duration::MAX), Ok(0));
 }
 
 /// The tokens are in the table that was found at the first use of the connection.
@@ -194,7 +192,7 @@ fn session_that_looks_for_tables_elsewhere_cleans_the_table_of_the_tokens() {
     ] {
         conn.batch_execute(statement).expect(statement);
     }
-    assert_eq!(Ledger::table("ledger").clean(&mut conn), Ok(1));
+    assert_eq!(ledger().clean(&mut conn, DAY), Ok(1));
     let count = |schema| {
         let old = format!("SELECT count(*) FROM {schema}.ledger WHERE token = repeat('0', 32)");
         server.sql_in("app", &old).trim().to_owned()

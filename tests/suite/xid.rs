@@ -170,7 +170,7 @@ fn id_that_a_crash_gives_to_another_transaction_is_not_called_committed() {
     // It is not ours, so it is not ended.
     assert_eq!(unknown(resolve(&server, &doubt)), DoubtReason::CommitUnanswered);
     stranger.batch_execute("INSERT INTO marks VALUES (2); COMMIT").expect("it was not ended");
-    assert_eq!(unknown(resolve(&server, &doubt)), DoubtReason::IdReused);
+    assert_eq!(unknown(resolve(&server, &doubt)), DoubtReason::OtherIncarnation);
     assert_eq!(server.marks(), 1, "that of the stranger");
 }
 
@@ -187,7 +187,7 @@ fn id_that_a_failover_gives_to_another_transaction_is_not_called_committed() {
     let mut stranger = stranger_with(&standby, xid);
     assert_eq!(unknown(resolve(&standby, &doubt)), DoubtReason::CommitUnanswered);
     stranger.batch_execute("INSERT INTO marks VALUES (2); COMMIT").expect("it was not ended");
-    assert_eq!(unknown(resolve(&standby, &doubt)), DoubtReason::IdReused);
+    assert_eq!(unknown(resolve(&standby, &doubt)), DoubtReason::OtherIncarnation);
     assert_eq!(standby.marks(), 1, "that of the stranger");
 }
 

@@ -14,13 +14,14 @@ pub struct TransactionCounts {
     pub retries_refused: u64,
     /// `COMMIT`s whose error does not say whether they were executed, whoever has made them.
     pub commits_in_doubt: u64,
-    /// Transactions with retry that were in doubt and that a ledger has found committed.
+    /// Runs of `transaction_with_retry` that were in doubt and that a ledger has found committed.
     pub found_committed: u64,
-    /// Transactions with retry that were in doubt and that a ledger has found not committed.
+    /// Runs of `transaction_with_retry` that were in doubt and that a ledger has found not committed.
     pub found_aborted: u64,
-    /// Transactions with retry that were in doubt and stayed so: [`Outcome::Unknown`](crate::Outcome::Unknown).
+    /// Runs of `transaction_with_retry` whose outcome stayed unknown: no peer could decide, or the closure ended the
+    /// transaction. (One that is idempotent may have been run again.)
     pub outcomes_unknown: u64,
-    /// Sessions that lost transactions had left behind on the peer, with their locks, and that were ended.
+    /// Sessions of transactions whose connection was lost that were ended through this peer. They held locks.
     pub sessions_ended: u64,
 }
 

@@ -2,6 +2,9 @@
 //! the *resolver* writes the same token, on another peer, and so decides: if it can commit, the original never will; if
 //! the token is there already, the row says which of the two has written it.
 
+mod verify;
+mod watermark;
+
 use std::sync::Arc;
 
 use diesel::connection::TransactionManager;
@@ -19,11 +22,11 @@ use crate::url::dialect::Dialect;
 /// Written by the transaction itself.
 const COMMITTED: &str = "c";
 /// Written by the resolver.
-pub(super) const ABORTED: &str = "a";
+const ABORTED: &str = "a";
 
 /// What a transaction in doubt has written in a table, if it is committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::transaction) struct TokenEntry {
+pub(in crate::transaction) struct TableEntry {
     pub(in crate::transaction) table: LedgerTable,
     pub(in crate::transaction) token: Token,
     /// The history that the transaction belongs to.
@@ -31,12 +34,11 @@ pub(in crate::transaction) struct TokenEntry {
 }
 
 /// The key of the row with the name of the history. All peers with the same data have the same.
-pub(super) const HISTORY: &str = "history";
+const HISTORY: &str = "history";
 
 impl LedgerTable {
-    /// Returns this ledger with the schema of its table, and the name of the history that the table on this connection
-    /// belongs to. At the first use of a connection, this verifies that the table is suitable. A transaction must not be
-    /// open.
+    /// Returns this table with its schema, and the name of the history that it belongs to on this connection. At the first
+    /// use of a connection, this verifies that the table is suitable. A transaction must not be open.
     ///
     /// # Errors
     ///
@@ -49,38 +51,42 @@ impl LedgerTable {
         if let Some(known) = self.known_on(&link_state) {
             return Ok(known);
         }
-        if let Err(flaw) = self.validate() {
-            let correction = flaw.correction.unwrap_or_default();
-            return Err(self.unsuitable(&format!("its name {}", flaw.what), &correction));
-        }
         self.verify_table(&mut **conn)?;
         let table = self.qualified(&mut **conn)?;
-        let mut history = table.read(conn, HISTORY)?;
-        if history.is_none() {
-            // Another process may do the same, and then the first one counts.
-            let Token(new) = Token::new()?;
-            match rows::execute(&mut **conn, &table.insert(HISTORY, &new)) {
-                Ok(_) | Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {}
-                Err(error) => return Err(error),
-            }
-            history = table.read(conn, HISTORY)?;
-        }
+        let history = table.history(conn)?;
         table.verify_key(&mut **conn, HISTORY)?;
-        let history: Arc<str> = history.ok_or(Error::NotFound)?.into();
         let (name, qualified) = (self.name.clone(), table.name.clone());
         let known = LinkLedgerTable { name, qualified, history: history.clone() };
         let _ = link_state.ledger_table.set(known);
         Ok((table, history))
     }
 
+    /// Reads the name of the history, and inserts one into a table that has none yet.
+    fn history<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+    ) -> QueryResult<Arc<str>> {
+        if let Some(history) = self.read(conn, HISTORY)? {
+            return Ok(history.into());
+        }
+        // Another process may do the same, and then the first one counts.
+        let Token(new) = Token::new()?;
+        match rows::execute(&mut **conn, &self.insert(HISTORY, &new)) {
+            Ok(_) | Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {}
+            Err(error) => return Err(error),
+        }
+        self.read(conn, HISTORY)?.map(Arc::from).ok_or(Error::NotFound)
+    }
+
     /// Returns what [`open`](Self::open) has found at the first use of a connection.
     fn known_on(&self, link_state: &LinkState) -> Option<(Self, Arc<str>)> {
         let LinkLedgerTable { name, qualified, history } = link_state.ledger_table.get()?;
-        let table = || Self { name: qualified.clone(), ..self.clone() };
-        (*name == self.name).then(|| (table(), history.clone()))
+        // A doubt names the table with its schema.
+        let is_known = self.name == *name || self.name == *qualified;
+        is_known.then(|| (Self { name: qualified.clone() }, history.clone()))
     }
 
-    /// Returns this ledger with the schema of the table in which tokens of this connection are written.
+    /// Returns this table with the schema of the one in which tokens of this connection are written.
     pub(super) fn of_tokens<C: R2D2Connection + Send + 'static>(
         &self,
         conn: &mut PeerConnection<C>,
@@ -112,18 +118,18 @@ impl LedgerTable {
     }
 }
 
-impl TokenEntry {
-    /// Writes the token of the open transaction. `lock` is a function to call before.
+impl TableEntry {
+    /// Writes the token of the open transaction. `lock_call` is evaluated in the same statement.
     pub(super) fn write<C: R2D2Connection + Send + 'static>(
         self,
         conn: &mut PeerConnection<C>,
-        lock: Option<&str>,
+        lock_call: Option<&str>,
     ) -> QueryResult<Self> {
         let Self { table, token: Token(token), .. } = &self;
-        let insert = match lock {
+        let insert = match lock_call {
             None => table.insert(token, COMMITTED),
-            Some(lock) => format!(
-                "INSERT INTO {} (token, outcome) SELECT '{token}', '{COMMITTED}' FROM {lock}",
+            Some(lock_call) => format!(
+                "INSERT INTO {} (token, outcome) SELECT '{token}', '{COMMITTED}' FROM {lock_call}",
                 table.name
             ),
         };
@@ -160,6 +166,8 @@ impl TokenEntry {
             // A cleaner that has deleted the token before the INSERT has raised the watermark before.
             if table.has_forgotten(conn, token)? {
                 conn.roll_back();
+                // (As in `read_decision`. The token itself must not be committed.)
+                table.insert_new_row(conn)?;
                 return Ok(Decision::Unknown(DoubtReason::Forgotten));
             }
             C::TransactionManager::commit_transaction(&mut **conn)?;
@@ -197,10 +205,18 @@ impl LedgerTable {
                 return Ok(Decision::Again);
             }
         };
-        let Token(new) = Token::new()?;
-        self.insert_row(conn, &self.insert(&new, ABORTED))?;
+        self.insert_new_row(conn)?;
         C::TransactionManager::commit_transaction(&mut **conn)?;
         Ok(decision)
+    }
+
+    /// Inserts a row that means nothing.
+    fn insert_new_row<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+    ) -> QueryResult<()> {
+        let Token(new) = Token::new()?;
+        self.insert_row(conn, &self.insert(&new, ABORTED))
     }
 
     /// Reads a row. Outside of a transaction this sees every row that was committed before.

@@ -16,10 +16,9 @@ use crate::pool::connection::PeerConnection;
 use crate::transaction::ledger::{Decision, Token, begin};
 use crate::transaction::outcome::DoubtReason;
 use crate::transaction::{left_session, rows};
-use crate::url::dialect::Dialect;
 
 /// Identifies the data: a standby has that of its primary.
-const SYSTEM: &str = "(SELECT system_identifier FROM pg_control_system())";
+const SYSTEM_IDENTIFIER: &str = "(SELECT system_identifier FROM pg_control_system())";
 
 /// The timeline, which a promotion changes; the start of the server; and the time at which its statistics began, which a
 /// restart after a crash changes and neither of the others. An incarnation consists of hexadecimal digits and spaces.
@@ -33,7 +32,7 @@ pub(in crate::transaction) struct XidEntry {
     pub(in crate::transaction) xid: u64,
     /// The key of the lock that the transaction holds.
     pub(in crate::transaction) token: Token,
-    pub(in crate::transaction) system: Arc<str>,
+    pub(in crate::transaction) system_identifier: Arc<str>,
     pub(in crate::transaction) incarnation: Arc<str>,
 }
 
@@ -43,40 +42,34 @@ pub(super) fn open<C: R2D2Connection + Send + 'static>(
     conn: &mut PeerConnection<C>,
 ) -> QueryResult<Arc<str>> {
     let link_state = conn.link_state();
-    if let Some(system) = link_state.ledger_system.get() {
-        return Ok(system.clone());
+    if let Some(known) = link_state.system_identifier.get() {
+        return Ok(known.clone());
     }
-    let (_, system) = verify_server(&mut **conn)?;
-    let system: Arc<str> = system.into();
-    let _ = link_state.ledger_system.set(system.clone());
-    Ok(system)
+    let system_identifier: Arc<str> = verify_server(&mut **conn)?.into();
+    let _ = link_state.system_identifier.set(system_identifier.clone());
+    Ok(system_identifier)
 }
 
-/// Verifies the server as at the first use of a connection, and returns the identifier of its data. A standby has no ids
-/// of its own.
+/// Verifies the server as at the first use of a connection, and returns the identifier of its data.
 #[cfg(feature = "doctor")]
 pub(super) fn inspect<C: R2D2Connection + 'static>(conn: &mut C) -> QueryResult<Option<String>> {
-    let (is_standby, system) = verify_server(conn)?;
-    if !is_standby {
-        read(conn, None)?;
-    }
-    Ok(Some(system))
+    verify_server(conn).map(Some)
 }
 
-/// Returns whether the server is a standby, and the identifier of its data.
-fn verify_server<C: R2D2Connection + 'static>(conn: &mut C) -> QueryResult<(bool, String)> {
-    if Dialect::for_connection::<C>() != Dialect::Postgres {
-        return Err(unsuitable("they need PostgreSQL"));
-    }
+/// Verifies that the server has what a transaction reads, and returns the identifier of its data.
+fn verify_server<C: R2D2Connection + 'static>(conn: &mut C) -> QueryResult<String> {
     let version = "SELECT current_setting('server_version_num') || ' ' || version() AS text";
     let version = rows::text(conn, version)?.unwrap_or_default();
     if !has_ids(&version) {
         return Err(unsuitable(&format!("the server is not PostgreSQL 13 or newer: {version}")));
     }
-    let system = format!("SELECT concat_ws(' ', pg_is_in_recovery(), {SYSTEM}) AS text");
-    let system = rows::text(conn, &system)?.unwrap_or_default();
-    let (is_standby, system) = system.split_once(' ').unwrap_or_default();
-    Ok((is_standby == "t", system.to_owned()))
+    // A standby has no ids of its own.
+    let read = format!(
+        "SELECT concat_ws(' ', {SYSTEM_IDENTIFIER}, CASE WHEN NOT pg_is_in_recovery() THEN {INCARNATION} \
+         END) AS text"
+    );
+    let read = rows::text(conn, &read)?.unwrap_or_default();
+    Ok(read.split(' ').next().unwrap_or_default().to_owned())
 }
 
 /// Whether a server has PostgreSQL's transaction ids. `version` is its number and its own words.
@@ -92,14 +85,14 @@ fn unsuitable(flaw: &str) -> Error {
     Error::QueryBuilderError(format!("transaction ids cannot be a ledger: {flaw}").into())
 }
 
-/// Reads the id of the open transaction, and the incarnation of the server, in one statement. `lock` is a function to
-/// call in it.
+/// Reads the id of the open transaction, and the incarnation of the server, in one statement. `lock_call` is evaluated in
+/// it as well.
 pub(super) fn read<C: R2D2Connection + 'static>(
     conn: &mut C,
-    lock: Option<&str>,
+    lock_call: Option<&str>,
 ) -> QueryResult<(u64, Arc<str>)> {
-    let lock = lock.map_or_else(String::new, |lock| format!(" FROM {lock}"));
-    let sql = format!("SELECT concat_ws(' ', pg_current_xact_id(), {INCARNATION}) AS text{lock}");
+    let from = lock_call.map_or_else(String::new, |call| format!(" FROM {call}"));
+    let sql = format!("SELECT concat_ws(' ', pg_current_xact_id(), {INCARNATION}) AS text{from}");
     let text = rows::text(conn, &sql)?.unwrap_or_default();
     let (xid, incarnation) = text.split_once(' ').unwrap_or_default();
     let xid = xid.parse().map_err(|_| unsuitable("the server returns no id"))?;
@@ -107,24 +100,30 @@ pub(super) fn read<C: R2D2Connection + 'static>(
 }
 
 impl XidEntry {
-    /// Whether these texts can be written into a statement.
+    /// Checks that the texts can be written into a statement. Returns the key of the one that cannot.
     #[cfg(feature = "serde")]
-    pub(in crate::transaction) fn is_valid(&self) -> bool {
-        self.system.parse::<i64>().is_ok()
-            && self.incarnation.chars().all(|c| c.is_ascii_hexdigit() || c == ' ')
+    pub(in crate::transaction) fn validate(&self) -> Result<(), &'static str> {
+        let is_incarnation = |c: char| c.is_ascii_hexdigit() || c == ' ';
+        if self.system_identifier.parse::<i64>().is_err() {
+            Err("history")
+        } else if !self.incarnation.chars().all(is_incarnation) {
+            Err("incarnation")
+        } else {
+            Ok(())
+        }
     }
 
     /// Tries to decide about this transaction. A transaction must not be open.
     ///
     /// # Errors
     ///
-    /// Returns the error of a statement, also if the server is a standby.
+    /// Returns the error of a statement. It may be one that does not repeat itself.
     pub(super) fn decide<C: R2D2Connection + Send + 'static>(
         &self,
         conn: &mut PeerConnection<C>,
     ) -> QueryResult<Decision> {
         let decided = self.decide_in_transaction(conn);
-        // What is decided is committed.
+        // Nothing is left to roll back if that was committed.
         conn.roll_back();
         decided
     }
@@ -133,28 +132,29 @@ impl XidEntry {
         &self,
         conn: &mut PeerConnection<C>,
     ) -> QueryResult<Decision> {
-        let Self { xid, token, system, incarnation } = self;
+        let Self { xid, token, system_identifier, incarnation } = self;
         begin(conn)?;
         // The transaction holds the lock until it has ended.
         let wait = format!("SELECT {}::text AS text", left_session::wait_for_lock(token));
         rows::text(&mut **conn, &wait)?;
-        // The server has lost the transaction if it has not used the id yet. `age` compares with the next id, and only
-        // the lower half of both.
+        // The server has lost the transaction if it has not assigned the id yet: `age` compares with the next id. It
+        // does so modulo 2^32, so an id that is older by more is excluded before.
         let ask = format!(
-            "SELECT concat_ws(' ', {SYSTEM} = '{system}', {INCARNATION} = '{incarnation}', \
+            "SELECT concat_ws(' ', {SYSTEM_IDENTIFIER} = '{system_identifier}', {INCARNATION} = '{incarnation}', \
              CASE WHEN '{xid}'::xid8 >= pg_snapshot_xmax(pg_current_snapshot()) \
              AND age('{xid}'::xid8::xid) <= 0 THEN 'aborted' \
              ELSE pg_xact_status('{xid}'::xid8) END) AS text WHERE NOT pg_is_in_recovery()"
         );
         let answer = rows::text(&mut **conn, &ask)?;
-        let answer = answer.ok_or_else(|| unsuitable("the server is a standby"))?;
+        let Some(answer) = answer else { return Ok(Decision::Standby) };
         let decision = match answer.splitn(3, ' ').collect::<Vec<_>>()[..] {
             ["f", ..] => return Ok(Decision::OtherHistory),
-            // Of a stranger, or of a transaction that could not take the lock.
+            // Nobody has the lock, so this is not our transaction, or it could not take the lock.
             [_, _, "in progress"] => return Ok(Decision::Again),
             [_, _, "aborted"] => Decision::Aborted,
             [_, "t", "committed"] => Decision::Committed,
-            [_, _, "committed"] => Decision::Unknown(DoubtReason::IdReused),
+            [_, _, "committed"] => Decision::Unknown(DoubtReason::OtherIncarnation),
+            // `pg_xact_status` is NULL for an id whose status was discarded.
             _ => Decision::Unknown(DoubtReason::Forgotten),
         };
         // A message that means nothing is committed in the same transaction. Its COMMIT waits for the replicas that a

@@ -1,6 +1,8 @@
 //! Old tokens are deleted. The row `watermark` says which ones: every token that is older may have been there, so
 //! nothing can be concluded from its absence. It is raised in the transaction that deletes.
 
+use std::time::Duration;
+
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::R2D2Connection;
 use diesel::result::{DatabaseErrorKind, Error, QueryResult};
@@ -21,8 +23,9 @@ const WATERMARK: &str = "watermark";
 const BATCH: usize = 1000;
 
 impl LedgerTable {
-    /// Deletes the tokens that are older than the [`retention`](Self::retention), by the clock of the database, and
-    /// returns how many there were. Call this now and then, for example once an hour in one of the processes.
+    /// Deletes the tokens that are older than `retention`, by the clock of the database, and returns how many there were.
+    /// Call this now and then, for example once an hour with a retention of one day in one of the processes. The outcome of
+    /// an older transaction that is in doubt stays unknown.
     ///
     /// The tokens are deleted in several transactions, each of which is run again if it was interrupted, with the
     /// limits of the pool's retry policy. The table is that in which tokens are written on this connection, also if its
@@ -36,12 +39,13 @@ impl LedgerTable {
     pub fn clean<C: R2D2Connection + Send + 'static>(
         &self,
         conn: &mut PeerConnection<C>,
+        retention: Duration,
     ) -> QueryResult<usize> {
         let policy = conn.retry_policy().without_ledger().isolation(Isolation::ReadCommitted);
         let policy = policy.read_only(false).idempotent(true);
         let (table, cutoff) = run(&policy, conn, |conn| {
             let table = self.of_tokens(conn)?;
-            table.cutoff(conn).map(|cutoff| (table, cutoff))
+            cutoff(conn, retention).map(|cutoff| (table, cutoff))
         })?;
         match run(&policy, conn, |conn| table.create_watermark(conn)) {
             // Another process has created it at the same time.
@@ -56,23 +60,6 @@ impl LedgerTable {
                 return Ok(deleted);
             }
         }
-    }
-
-    /// Returns the digits with which the tokens begin that are as old as the retention, by the clock of the database.
-    fn cutoff<C: R2D2Connection + Send + 'static>(
-        &self,
-        conn: &mut PeerConnection<C>,
-    ) -> QueryResult<String> {
-        let now = match Dialect::for_connection::<C>() {
-            Dialect::MySql => "SELECT CAST(UNIX_TIMESTAMP() AS CHAR) AS text",
-            Dialect::Postgres => {
-                "SELECT floor(extract(epoch FROM clock_timestamp()))::bigint::text AS text"
-            }
-            Dialect::Sqlite | Dialect::Other => "SELECT strftime('%s', 'now') AS text",
-        };
-        let now = rows::text(&mut **conn, now)?.and_then(|now| now.parse::<u64>().ok());
-        let now = u128::from(now.ok_or(Error::NotFound)?) * 1000;
-        Ok(Token::time_digits(now.saturating_sub(self.retention.as_millis())))
     }
 
     fn create_watermark<C: R2D2Connection + Send + 'static>(
@@ -129,6 +116,23 @@ impl LedgerTable {
     ) -> QueryResult<bool> {
         Ok(self.read(conn, WATERMARK)?.is_some_and(|watermark| token.0 < watermark))
     }
+}
+
+/// Returns the digits with which the tokens begin that are as old as the retention, by the clock of the database.
+fn cutoff<C: R2D2Connection + Send + 'static>(
+    conn: &mut PeerConnection<C>,
+    retention: Duration,
+) -> QueryResult<String> {
+    let now = match Dialect::for_connection::<C>() {
+        Dialect::MySql => "SELECT CAST(UNIX_TIMESTAMP() AS CHAR) AS text",
+        Dialect::Postgres => {
+            "SELECT floor(extract(epoch FROM clock_timestamp()))::bigint::text AS text"
+        }
+        Dialect::Sqlite | Dialect::Other => "SELECT strftime('%s', 'now') AS text",
+    };
+    let now = rows::text(&mut **conn, now)?.and_then(|now| now.parse::<u64>().ok());
+    let now = u128::from(now.ok_or(Error::NotFound)?) * 1000;
+    Ok(Token::time_digits(now.saturating_sub(retention.as_millis())))
 }
 
 /// Runs a transaction that has the same effect if it is committed twice.

@@ -15,8 +15,8 @@ use crate::transaction::rows;
 use crate::url::dialect::Dialect;
 
 impl LedgerTable {
-    /// Returns this ledger with the schema in which this session finds the table. A closure may change where its
-    /// session looks for tables.
+    /// Returns this table with the schema in which this session finds it. A closure may change where its session looks for
+    /// tables.
     pub(super) fn qualified<C: R2D2Connection + 'static>(&self, conn: &mut C) -> QueryResult<Self> {
         let sql = match Dialect::for_connection::<C>() {
             _ if self.name.contains('.') => return Ok(self.clone()),
@@ -29,9 +29,9 @@ impl LedgerTable {
             Dialect::Sqlite | Dialect::Other => return Ok(self.clone()),
         };
         let schema = rows::text(conn, &sql)?.unwrap_or_default();
-        let ledger = Self { name: format!("{schema}.{}", self.name), ..self.clone() };
+        let table = Self { name: format!("{schema}.{}", self.name) };
         // Other names would have to be quoted. The documentation says what follows.
-        Ok(if ledger.validate().is_ok() { ledger } else { self.clone() })
+        Ok(if table.validate().is_ok() { table } else { self.clone() })
     }
 
     /// Checks that the table is rolled back with its transaction, and that it survives a crash of the server.
@@ -117,7 +117,7 @@ impl LedgerTable {
     /// Verifies the table as at its first use on a connection, and returns the name of its history, if it was used
     /// before. Nothing is left behind. Whether a server that is read-only would accept a token is not known.
     #[cfg(feature = "doctor")]
-    pub(super) fn inspect<C: R2D2Connection + 'static>(
+    pub(in crate::transaction::ledger) fn inspect<C: R2D2Connection + 'static>(
         &self,
         conn: &mut C,
     ) -> QueryResult<Option<String>> {
