@@ -288,7 +288,9 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
         // Nothing was saved if nothing was executed since the server has rolled the transaction back or the connection
         // was lost.
         let was_interrupted_last = match (Dialect::for_connection::<C>(), record.interruption()) {
-            (Dialect::Postgres, interruption) => interruption == Some(Interruption::ConnectionLost),
+            (Dialect::Postgres, interruption) => {
+                interruption == Some(Interruption::ConnectionLost) && self.link_state().is_lost()
+            }
             (_, interruption) => interruption.is_some() && !has_continued,
         };
         // PostgreSQL refuses everything after an error but this, and this as well if the savepoint is gone.
@@ -330,20 +332,23 @@ impl RetryPolicy {
                 Err(error) => Outcome::Aborted(error),
             };
         }
-        match conn.transaction_depth() {
-            Ok(0) => {}
-            Ok(_) => return Outcome::Aborted(Error::AlreadyInTransaction.into()),
-            Err(error) => return Outcome::Aborted(error.into()),
+        // A connection that is broken is changed after the first run, which fails at its beginning.
+        if conn.transaction_depth().is_ok_and(|depth| depth > 0) {
+            return Outcome::Aborted(Error::AlreadyInTransaction.into());
         }
         let mut retries = Retries::begin(self, conn);
+        // Of an idempotent transaction, the last run whose outcome is not known. It may be saved, whatever follows.
+        let mut unknown = None;
+        let aborted = |error: E, unknown: Option<Doubt>| match unknown {
+            Some(doubt) => Outcome::Unknown(doubt),
+            None => Outcome::Aborted(error),
+        };
         loop {
             let mut session = None;
-            let (failed, interruption) = match conn.attempt(self, &mut session, &mut work) {
+            let (error, interruption) = match conn.attempt(self, &mut session, &mut work) {
                 Attempt::Committed(value) => return Outcome::Committed(value),
-                Attempt::Aborted(error) => return Outcome::Aborted(error),
-                Attempt::Interrupted(error, interruption) => {
-                    (Outcome::Aborted(error), interruption)
-                }
+                Attempt::Aborted(error) => return aborted(error, unknown),
+                Attempt::Interrupted(error, interruption) => (error, interruption),
                 Attempt::EndedEarly(doubt) => {
                     let origin = conn.link().guard.peer.clone();
                     record_doubt(&origin, &doubt);
@@ -358,18 +363,19 @@ impl RetryPolicy {
                     match verdict {
                         Verdict::Committed => return Outcome::Committed(value),
                         // The connection that has decided it is another session.
-                        Verdict::Aborted if self.stays_on_peer => return Outcome::Aborted(error),
+                        Verdict::Aborted if self.stays_on_peer => return aborted(error, unknown),
                         // It never will be committed, so it may be run again, on the connection that has decided it.
-                        Verdict::Aborted => (Outcome::Aborted(error), Interruption::Conflict),
+                        Verdict::Aborted => (error, Interruption::Conflict),
                         Verdict::Unknown(doubt) if self.is_idempotent => {
-                            (Outcome::Unknown(doubt), Interruption::ConnectionLost)
+                            unknown = Some(doubt);
+                            (error, Interruption::ConnectionLost)
                         }
                         Verdict::Unknown(doubt) => return Outcome::Unknown(doubt),
                     }
                 }
             };
             if !retries.prepare(conn, interruption, session.as_ref()) {
-                return failed;
+                return aborted(error, unknown);
             }
         }
     }
@@ -452,13 +458,14 @@ impl Doubt {
         conn: &mut PeerConnection<C>,
     ) -> Verdict {
         let mut doubt = self.clone();
-        if conn.transaction_depth() != Ok(0) {
+        let depth = conn.transaction_depth();
+        if depth.as_ref().is_ok_and(|depth| *depth > 0) {
             doubt.error = Error::AlreadyInTransaction.to_string().into();
             return Verdict::Unknown(doubt);
         }
         let policy = conn.retry_policy();
         let end = Instant::now() + policy.deadline;
         let session = doubt.token().map(|token| LeftSession::of_token(Token(token.to_owned())));
-        Retries::for_resolution(&policy, end).resolve(conn, doubt, session.as_ref(), false)
+        Retries::for_resolution(&policy, end).resolve(conn, doubt, session.as_ref(), depth.is_err())
     }
 }

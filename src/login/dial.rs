@@ -45,7 +45,7 @@ pub(crate) fn connect<C: R2D2Connection + Send + 'static>(
 ) -> Result<Opened<C>, String> {
     let (mut end, mut room_end, mut may_be_closing) = (None, None, true);
     loop {
-        let summary = match dial_peers(set, hooks) {
+        let summary = match dial_peers(set, hooks, &[]) {
             Ok(opened) => return Ok(opened),
             Err(summary) => summary,
         };
@@ -86,12 +86,17 @@ struct DialOutcome<C> {
     result: Result<Opened<C>, LoginFailure>,
 }
 
-/// Logs in to one peer after the other, to each at most once, until a login succeeds. When a login takes
-/// longer than it should, the next peer is dialed in parallel.
+/// Logs in to one peer after the other, to each at most once and to none of those to `avoid`, by their ids, until a login
+/// succeeds. When a login takes longer than it should, the next peer is dialed in parallel.
+///
+/// # Errors
+///
+/// Returns a summary of what happened at each peer, without any URL or password.
 #[expect(clippy::disallowed_methods, reason = "the time of an attempt is taken here")]
-fn dial_peers<C: R2D2Connection + Send + 'static>(
+pub(crate) fn dial_peers<C: R2D2Connection + Send + 'static>(
     set: &Arc<PeerSet>,
     hooks: &Arc<Hooks<C>>,
+    avoid: &[u64],
 ) -> Result<Opened<C>, String> {
     let (done, outcomes) = unbounded();
     let mut attempts = DialedPeers::new();
@@ -102,7 +107,9 @@ fn dial_peers<C: R2D2Connection + Send + 'static>(
     loop {
         if next <= now {
             next = end;
-            if let Some(peer) = set.pick(|peer| attempts.contains_key(&peer.id)) {
+            let is_tried =
+                |peer: &Peer| attempts.contains_key(&peer.id) || avoid.contains(&peer.id);
+            if let Some(peer) = set.pick(is_tried) {
                 attempts.insert(peer.id, None);
                 in_progress += 1;
                 next = now + peer.hedge_delay();

@@ -10,7 +10,7 @@
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::peers::checkout_times::Checkout;
@@ -49,8 +49,8 @@ pub(crate) struct LinkState {
     /// get: it has refused a query of this link, or of another link of its peer.
     server_in_doubt: AtomicBool,
     pub(crate) record: TransactionRecord,
-    /// The table that this link has used first as a ledger.
-    pub(crate) ledger_table: OnceLock<LinkLedgerTable>,
+    /// The table that this link has used last as a ledger.
+    pub(crate) ledger_table: Mutex<Option<LinkLedgerTable>>,
     /// The system identifier of the PostgreSQL server, once its transaction ids were found suitable as a ledger.
     pub(crate) system_identifier: OnceLock<Arc<str>>,
     /// Read before the first transaction with a ledger.

@@ -233,13 +233,17 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
 
     /// Changes to a link of another peer in the middle of a checkout, because this one is lost or its peer takes
     /// no work. If no live link is parked, this thread logs in to a peer: no other slot is taken, for which this
-    /// thread might wait forever.
-    pub(crate) fn change_link(&mut self, clock: impl Fn() -> Instant) -> Result<(), String>
+    /// thread might wait forever. With peers to `avoid`, by their ids, this logs in to another one.
+    pub(crate) fn change_link(
+        &mut self,
+        avoid: &[u64],
+        clock: impl Fn() -> Instant,
+    ) -> Result<(), String>
     where
         C: Send,
     {
         let mut validation = Validation::begin(&self.pool.set, clock);
-        if self.pool.balance() == Balance::PerCheckout {
+        if self.pool.balance() == Balance::PerCheckout && avoid.is_empty() {
             let is_parked = if self.link_mut().is_broken() {
                 self.swap_dead(validation.began)
                     .is_ok_and(|()| self.validate_or_swap(&mut validation).is_ok())
@@ -256,7 +260,12 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
         if let Some(link) = self.held.get_mut().filter(|link| link.state().is_lost()) {
             link.shut_down();
         }
-        let mut new = Box::new(Link::new(dial::connect(&self.pool.set, &self.pool.hooks)?));
+        let opened = if avoid.is_empty() {
+            dial::connect(&self.pool.set, &self.pool.hooks)
+        } else {
+            dial::dial_peers(&self.pool.set, &self.pool.hooks, avoid)
+        };
+        let mut new = Box::new(Link::new(opened?));
         new.guard.set_in_use(true);
         let old = match self.held.take() {
             Some(mut old) => {

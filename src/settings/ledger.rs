@@ -25,7 +25,8 @@ pub struct LedgerTable {
 }
 
 impl Ledger {
-    /// Returns a ledger in the table of this name, which may be qualified by the name of a schema.
+    /// Returns a ledger in the table of this name, which may be qualified by the name of a schema. A schema with other
+    /// characters than letters, digits and underscores has to be quoted.
     ///
     /// The application's user needs the rights to `SELECT` and to `INSERT`, and who calls
     /// [`clean`](LedgerTable::clean) those to `UPDATE` and to `DELETE`. [`create_table`](LedgerTable::create_table)
@@ -80,11 +81,27 @@ impl LedgerTable {
                 && !part.starts_with(|c: char| c.is_ascii_digit())
                 && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
         };
-        if self.name.split('.').count() <= 2 && self.name.split('.').all(is_name) {
+        // It is written into texts as well.
+        let is_quoted = |part: &str| {
+            let inner = ['"', '`'].into_iter().find_map(|quote| {
+                part.strip_prefix(quote).and_then(|part| part.strip_suffix(quote))
+            });
+            let is_harmless = |c: char| !c.is_control() && !"\"`'\\".contains(c);
+            inner.is_some_and(|inner| !inner.is_empty() && inner.chars().all(is_harmless))
+        };
+        let (schema, name) = self.parts();
+        if is_name(name) && schema.is_none_or(|schema| is_name(schema) || is_quoted(schema)) {
             return Ok(());
         }
-        let advice = "give letters, digits and underscores, and the schema before a dot";
+        let advice = "give letters, digits and underscores, and the schema before a dot, quoted if it has others";
         Err(Flaw::new("is not the name of a table", advice))
+    }
+
+    /// Returns the schema, which may be quoted, and the name in it.
+    pub(crate) fn parts(&self) -> (Option<&str>, &str) {
+        self.name
+            .rsplit_once('.')
+            .map_or((None, &*self.name), |(schema, name)| (Some(schema), name))
     }
 }
 
@@ -102,7 +119,12 @@ mod tests {
             (Ledger::Xid, Dialect::Postgres, None),
             (Ledger::Xid, Dialect::MySql, Some("by transaction ids needs PostgreSQL")),
             (Ledger::Xid, Dialect::Sqlite, Some("by transaction ids needs PostgreSQL")),
+            (Ledger::table("`my-shop.x`.ledger").into(), Dialect::MySql, None),
+            (Ledger::table("\"my-shop\".ledger").into(), Dialect::Postgres, None),
             (Ledger::table("7").into(), Dialect::MySql, Some("is not the name of a table")),
+            (Ledger::table("`a`b`.c").into(), Dialect::MySql, Some("is not the name of a table")),
+            (Ledger::table("`a'`.c").into(), Dialect::MySql, Some("is not the name of a table")),
+            (Ledger::table("``.c").into(), Dialect::MySql, Some("is not the name of a table")),
         ] {
             let flaw = ledger.validate(dialect).err().map(|flaw| flaw.to_string());
             let is_expected = match (&flaw, expected) {

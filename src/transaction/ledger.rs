@@ -18,6 +18,7 @@ use crate::pool::connection::PeerConnection;
 use crate::settings::ledger::{Ledger, LedgerTable};
 use crate::transaction::ledger::table::TableEntry;
 use crate::transaction::ledger::xid::XidEntry;
+use crate::transaction::left_session::LeftSession;
 use crate::transaction::outcome::DoubtReason;
 use crate::url::dialect::Dialect;
 
@@ -172,18 +173,30 @@ impl Entry {
     }
 }
 
-/// Begins a transaction of the resolver, which sees what others commit meanwhile, and waits for no lock longer than the
-/// resolver wants to.
-fn begin<C: R2D2Connection + Send + 'static>(conn: &mut PeerConnection<C>) -> QueryResult<()> {
-    C::TransactionManager::begin_transaction(&mut **conn)?;
-    // MySQL's snapshot begins with the first SELECT, and has no such setting for a transaction.
-    if Dialect::for_connection::<C>() == Dialect::Postgres {
-        conn.batch_execute(&format!(
-            "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; \
-             SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"
-        ))?;
+/// Begins a transaction of the resolver. It sees what others commit meanwhile, waits for no lock longer than the resolver
+/// wants to, and its COMMIT waits for the replicas, whatever the session's settings are. On PostgreSQL it takes the
+/// advisory lock of the transaction in doubt, which is free when that one has ended. So a resolver whose connection is
+/// lost can be ended by the next one as well.
+fn begin<C: R2D2Connection + Send + 'static>(
+    conn: &mut PeerConnection<C>,
+    token: &Token,
+) -> QueryResult<()> {
+    match Dialect::for_connection::<C>() {
+        Dialect::MySql => {
+            conn.batch_execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")?;
+            C::TransactionManager::begin_transaction(&mut **conn)
+        }
+        Dialect::Postgres => {
+            let lock = LeftSession::new(conn, token.clone()).lock();
+            let lock = lock.map_or_else(String::new, |lock| format!("; SELECT {lock}"));
+            C::TransactionManager::begin_transaction(&mut **conn)?;
+            conn.batch_execute(&format!(
+                "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = on; \
+                 SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'{lock}"
+            ))
+        }
+        Dialect::Sqlite | Dialect::Other => C::TransactionManager::begin_transaction(&mut **conn),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -52,14 +52,18 @@ impl LeftSession {
         token: Token,
     ) -> Self {
         let link_state = conn.link_state();
-        let sign = link_state.session_sign.get_or_init(|| {
-            read_sign(conn, &token).unwrap_or_else(|error| {
-                let error = printable(&error.to_string());
-                debug!(target: LOG_TARGET, "a session cannot be recognized later: {error}");
-                SessionSign::None
-            })
-        });
-        Self { sign: sign.clone(), token }
+        let sign = match link_state.session_sign.get() {
+            Some(sign) => sign.clone(),
+            None => match read_sign(conn) {
+                Ok(sign) => link_state.session_sign.get_or_init(|| sign).clone(),
+                Err(error) => {
+                    let error = printable(&error.to_string());
+                    debug!(target: LOG_TARGET, "a session cannot be recognized later: {error}");
+                    SessionSign::None
+                }
+            },
+        };
+        Self { sign, token }
     }
 
     /// Returns the session of the transaction with this token, as far as the token tells.
@@ -68,7 +72,7 @@ impl LeftSession {
     }
 
     /// Returns the call of the function that takes the lock, if the session is recognized by one.
-    fn lock(&self) -> Option<String> {
+    pub(super) fn lock(&self) -> Option<String> {
         match self.sign {
             SessionSign::Lock { .. } => Some(take_lock(&self.token)),
             SessionSign::None | SessionSign::Identity { .. } => None,
@@ -122,7 +126,7 @@ impl LeftSession {
                 let end = format!(
                     "SELECT pg_terminate_backend(l.pid)::text AS text FROM pg_locks l JOIN \
                      pg_stat_activity a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted \
-                     AND l.mode = 'ExclusiveLock' AND l.objsubid = 1 AND l.classid = {high} AND l.objid = {low} AND l.database = \
+                     AND l.objsubid = 1 AND l.classid = {high} AND l.objid = {low} AND l.database = \
                      (SELECT oid FROM pg_database WHERE datname = current_database()) AND \
                      a.wait_event IS DISTINCT FROM 'SyncRep'"
                 );
@@ -152,14 +156,13 @@ impl LeftSession {
 
 fn read_sign<C: R2D2Connection + Send + 'static>(
     conn: &mut PeerConnection<C>,
-    token: &Token,
 ) -> QueryResult<SessionSign> {
     match Dialect::for_connection::<C>() {
         Dialect::Postgres => {
-            // This also shows that the server has such locks.
+            // This also shows that the server has such locks. The key is one that nobody holds.
             let level = format!(
                 "SELECT current_setting('default_transaction_isolation') AS text FROM {}",
-                take_lock(token)
+                take_lock(&Token::new()?)
             );
             Ok(rows::text(&mut **conn, &level)?.map_or(SessionSign::None, |level| {
                 SessionSign::Lock { read_committed: level == "read committed" }
@@ -207,12 +210,6 @@ fn lock_key(token: &Token) -> [u32; 2] {
 
 fn take_lock(token: &Token) -> String {
     format!("pg_advisory_xact_lock({})", lock_number(token))
-}
-
-/// Returns the call of the function that waits until the transaction with this token has ended. Several sessions may do
-/// that, and are not taken for the transaction.
-pub(super) fn wait_for_lock(token: &Token) -> String {
-    format!("pg_advisory_xact_lock_shared({})", lock_number(token))
 }
 
 fn lock_number(token: &Token) -> i64 {

@@ -1,6 +1,7 @@
 //! The retries of one transaction: whether it is run again, the pauses between its runs, the change of the connection,
 //! and the resolution of a COMMIT without an answer.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,9 +19,12 @@ use crate::transaction::ledger::Decision;
 use crate::transaction::left_session::LeftSession;
 use crate::transaction::outcome::{Doubt, DoubtReason, Verdict};
 
-/// The time after which a try of the resolver is aborted. A server that is not the primary any more may answer checks and
-/// never a COMMIT.
+/// The time after which the first try of the resolver is aborted, which doubles with each further one. A server that is
+/// not the primary any more may answer checks and never a COMMIT.
 const TRY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The time that a try has at least: longer than it waits for a lock.
+const SHORTEST_TRY: Duration = Duration::from_secs(3);
 
 /// The retries of one transaction.
 pub(super) struct Retries<'a> {
@@ -66,7 +70,7 @@ impl<'a> Retries<'a> {
             return false;
         }
         #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
-        while let Some(Err(error)) = needs_another.then(|| conn.change_link(Instant::now)) {
+        while let Some(Err(error)) = needs_another.then(|| conn.change_link(&[], Instant::now)) {
             // As long as the deadline allows it, a peer may come back.
             debug!(target: LOG_TARGET, "a transaction waits for a peer: {error}");
             pauses = pauses.saturating_add(1);
@@ -75,7 +79,7 @@ impl<'a> Retries<'a> {
             }
         }
         if let Some(session) = session.filter(|_| needs_another) {
-            session.end(conn);
+            self.within_limit(conn, 0, |conn| session.end(conn));
         }
         self.attempts += 1;
         from.activity.counters.retries.add_one();
@@ -116,10 +120,18 @@ impl<'a> Retries<'a> {
         let commit_error = doubt.error.clone();
         let mut pauses = 0_u32;
         let mut ends_session_first = false;
+        // The peers that could not decide. They are asked again when all others were.
+        let mut asked = Vec::new();
         loop {
-            let changed = if elsewhere { conn.change_link(Instant::now) } else { Ok(()) };
+            let mut changed =
+                if elsewhere { conn.change_link(&asked, Instant::now) } else { Ok(()) };
+            if changed.is_err() && !asked.is_empty() {
+                asked.clear();
+                changed = conn.change_link(&asked, Instant::now);
+            }
+            let peer = changed.is_ok().then(|| conn.link().guard.peer.id);
             let decided = changed.and_then(|()| {
-                self.within_limit(conn, |conn| {
+                self.within_limit(conn, pauses, |conn| {
                     if let Some(session) = session.filter(|_| ends_session_first) {
                         session.end(conn);
                     }
@@ -133,6 +145,7 @@ impl<'a> Retries<'a> {
                 })
             });
             elsewhere = decided != Ok(Decision::Again);
+            asked.extend(peer.filter(|_| elsewhere));
             match decided {
                 Ok(Decision::Committed) => return Verdict::Committed,
                 Ok(Decision::Aborted) => return Verdict::Aborted,
@@ -155,20 +168,24 @@ impl<'a> Retries<'a> {
         }
     }
 
-    /// Runs one try of the resolver, whose queries are aborted after some time.
+    /// Runs one try of the resolver, after so many others. Its queries are aborted after some time.
     #[expect(clippy::disallowed_methods, reason = "the time of the try starts here")]
     fn within_limit<C: R2D2Connection + Send + 'static, T>(
         &self,
         conn: &mut PeerConnection<C>,
+        tries: u32,
         attempt: impl FnOnce(&mut PeerConnection<C>) -> T,
     ) -> T {
-        let end = self.end.min(Instant::now() + TRY_TIMEOUT);
+        let now = Instant::now();
+        let limit = TRY_TIMEOUT.saturating_mul(1 << tries.min(10));
+        let end = (now + limit).min(self.end.max(now + SHORTEST_TRY));
         let deadline = conn.link_mut().set_deadline(end);
-        let result = attempt(conn);
-        if let Some(deadline) = deadline {
-            conn.pool.set.deadlines.unregister(deadline);
+        let result = catch_unwind(AssertUnwindSafe(|| attempt(conn)));
+        if deadline.is_some_and(|deadline| !conn.pool.set.deadlines.unregister(deadline)) {
+            // The checker aborts the queries of this connection at this moment, so it must not be used again.
+            conn.link_state().shut_down();
         }
-        result
+        result.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Waits before the next run. Returns the time afterwards, or `None` if the deadline would be over.

@@ -11,7 +11,7 @@ use diesel::connection::SimpleConnection;
 use diesel::r2d2::Pool;
 use diesel::result::Error;
 use diesel_peers::{Isolation, Ledger, Outcome, PeerManager, PeerManagerBuilder, Peers, Strategy};
-use support::backend::{PATIENCE, manager_of, pool_of};
+use support::backend::{PATIENCE, fill, manager_of, pool_of};
 use support::cutting_proxy::{Cut, CuttingProxy};
 
 use crate::transactions::{Kind, mark, on_servers};
@@ -172,7 +172,8 @@ mod on_postgres {
         let server = Postgres::start();
         let proxies = [(); 2].map(|()| CuttingProxy::start(server.port()));
         let urls = proxies.each_ref().map(|proxy| Postgres::url_at("127.0.0.1", proxy.port()));
-        let (pool, _) = pool_of_size(2, &server, manager_of(urls));
+        let (pool, peers) = pool_of_size(2, &server, manager_of(urls));
+        fill(&pool, &peers, &[1, 1]);
         let mut conns = [(); 2].map(|()| pool.get().expect("the peers are up"));
         assert_ne!(conns[0].peer(), conns[1].peer(), "each peer has a connection");
         for (id, conn) in (1..).zip(&mut conns) {

@@ -7,7 +7,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::result::Error;
 use diesel_peers::{Ledger, Outcome, Role};
-use support::backend::{PATIENCE, manager_of, pool_of};
+use support::backend::{PATIENCE, fill, manager_of, pool_of};
 use support::cutting_proxy::{Cut, CuttingProxy};
 use support::postgres::{self, Postgres};
 
@@ -44,7 +44,8 @@ fn stale_primary_does_not_resolve(ledger: Ledger) {
     assert_eq!(conn.transaction_with_retry(|conn| mark(conn, 1)), Outcome::Committed(()));
     new.promote();
 
-    let (pool, _) = pool_of(builder, 2);
+    let (pool, peers) = pool_of(builder, 2);
+    fill(&pool, &peers, &[1, 1]);
     let conns = [(); 2].map(|()| pool.get().expect("both accept logins"));
     // The idle connection to the stale one is the first that the resolver gets.
     let mut conn = conns.into_iter().find(|conn| conn.peer() == "peer0").expect("both have one");

@@ -11,6 +11,7 @@ use diesel::connection::TransactionManager;
 use diesel::r2d2::R2D2Connection;
 use diesel::result::{DatabaseErrorKind, Error, QueryResult};
 
+use crate::panics::lock;
 use crate::peers::link_state::{LinkLedgerTable, LinkState};
 use crate::pool::connection::PeerConnection;
 use crate::settings::ledger::LedgerTable;
@@ -57,7 +58,7 @@ impl LedgerTable {
         table.verify_key(&mut **conn, HISTORY)?;
         let (name, qualified) = (self.name.clone(), table.name.clone());
         let known = LinkLedgerTable { name, qualified, history: history.clone() };
-        let _ = link_state.ledger_table.set(known);
+        *lock(&link_state.ledger_table) = Some(known);
         Ok((table, history))
     }
 
@@ -80,7 +81,8 @@ impl LedgerTable {
 
     /// Returns what [`open`](Self::open) has found at the first use of a connection.
     fn known_on(&self, link_state: &LinkState) -> Option<(Self, Arc<str>)> {
-        let LinkLedgerTable { name, qualified, history } = link_state.ledger_table.get()?;
+        let known = lock(&link_state.ledger_table);
+        let LinkLedgerTable { name, qualified, history } = known.as_ref()?;
         // A doubt names the table with its schema.
         let is_known = self.name == *name || self.name == *qualified;
         is_known.then(|| (Self { name: qualified.clone() }, history.clone()))
@@ -152,7 +154,7 @@ impl TableEntry {
             return Ok(Decision::OtherHistory);
         }
         let dialect = Dialect::for_connection::<C>();
-        let decided = begin(conn).and_then(|()| {
+        let decided = begin(conn, token).and_then(|()| {
             let insert = table.insert(&token.0, ABORTED);
             let insert = match dialect {
                 // MySQL takes the first part for a comment, and waits for as long as the server is configured to.
@@ -195,7 +197,7 @@ impl LedgerTable {
         conn: &mut PeerConnection<C>,
         token: &Token,
     ) -> QueryResult<Decision> {
-        begin(conn)?;
+        begin(conn, token)?;
         let decision = match self.read(conn, &token.0)?.as_deref() {
             Some(COMMITTED) => Decision::Committed,
             Some(ABORTED) => Decision::Aborted,

@@ -15,7 +15,7 @@ use diesel::result::{Error, QueryResult};
 use crate::pool::connection::PeerConnection;
 use crate::transaction::ledger::{Decision, Token, begin};
 use crate::transaction::outcome::DoubtReason;
-use crate::transaction::{left_session, rows};
+use crate::transaction::rows;
 
 /// Identifies the data: a standby has that of its primary.
 const SYSTEM_IDENTIFIER: &str = "(SELECT system_identifier FROM pg_control_system())";
@@ -65,11 +65,17 @@ fn verify_server<C: R2D2Connection + 'static>(conn: &mut C) -> QueryResult<Strin
     }
     // A standby has no ids of its own.
     let read = format!(
-        "SELECT concat_ws(' ', {SYSTEM_IDENTIFIER}, CASE WHEN NOT pg_is_in_recovery() THEN {INCARNATION} \
-         END) AS text"
+        "SELECT concat_ws(' ', {SYSTEM_IDENTIFIER}, EXISTS (SELECT FROM pg_proc WHERE proname = \
+         'pg_logical_emit_message' AND has_function_privilege(oid, 'EXECUTE')), \
+         CASE WHEN NOT pg_is_in_recovery() THEN {INCARNATION} END) AS text"
     );
     let read = rows::text(conn, &read)?.unwrap_or_default();
-    Ok(read.split(' ').next().unwrap_or_default().to_owned())
+    let mut parts = read.split(' ');
+    let system_identifier = parts.next().unwrap_or_default().to_owned();
+    if parts.next() != Some("t") {
+        return Err(unsuitable("the user has no right to execute pg_logical_emit_message"));
+    }
+    Ok(system_identifier)
 }
 
 /// Whether a server has PostgreSQL's transaction ids. `version` is its number and its own words.
@@ -133,10 +139,7 @@ impl XidEntry {
         conn: &mut PeerConnection<C>,
     ) -> QueryResult<Decision> {
         let Self { xid, token, system_identifier, incarnation } = self;
-        begin(conn)?;
-        // The transaction holds the lock until it has ended.
-        let wait = format!("SELECT {}::text AS text", left_session::wait_for_lock(token));
-        rows::text(&mut **conn, &wait)?;
+        begin(conn, token)?;
         // The server has lost the transaction if it has not assigned the id yet: `age` compares with the next id. It
         // does so modulo 2^32, so an id that is older by more is excluded before.
         let ask = format!(
@@ -149,7 +152,7 @@ impl XidEntry {
         let Some(answer) = answer else { return Ok(Decision::Standby) };
         let decision = match answer.splitn(3, ' ').collect::<Vec<_>>()[..] {
             ["f", ..] => return Ok(Decision::OtherHistory),
-            // Nobody has the lock, so this is not our transaction, or it could not take the lock.
+            // This is not our transaction, as we have its lock, or it could not take the lock.
             [_, _, "in progress"] => return Ok(Decision::Again),
             [_, _, "aborted"] => Decision::Aborted,
             [_, "t", "committed"] => Decision::Committed,

@@ -20,7 +20,11 @@ impl LedgerTable {
     pub(super) fn qualified<C: R2D2Connection + 'static>(&self, conn: &mut C) -> QueryResult<Self> {
         let sql = match Dialect::for_connection::<C>() {
             _ if self.name.contains('.') => return Ok(self.clone()),
-            Dialect::MySql => "SELECT DATABASE() AS text".to_owned(),
+            Dialect::MySql => {
+                "SELECT IF(DATABASE() REGEXP '^[A-Za-z_][A-Za-z0-9_]*$', DATABASE(), \
+                               CONCAT('`', DATABASE(), '`')) AS text"
+                    .to_owned()
+            }
             Dialect::Postgres => format!(
                 "SELECT relnamespace::regnamespace::text AS text FROM pg_class WHERE oid = \
                  '{}'::regclass",
@@ -30,7 +34,7 @@ impl LedgerTable {
         };
         let schema = rows::text(conn, &sql)?.unwrap_or_default();
         let table = Self { name: format!("{schema}.{}", self.name) };
-        // Other names would have to be quoted. The documentation says what follows.
+        // (A quote in the name of a schema is not supported.)
         Ok(if table.validate().is_ok() { table } else { self.clone() })
     }
 
@@ -40,10 +44,11 @@ impl LedgerTable {
         conn: &mut C,
     ) -> QueryResult<()> {
         let table = &self.name;
-        let (schema, name) = table.split_once('.').map_or((None, &**table), |(s, n)| (Some(s), n));
+        let (schema, name) = self.parts();
         let sql = match Dialect::for_connection::<C>() {
             Dialect::MySql => {
-                let schema = schema.map_or("DATABASE()".to_owned(), |schema| format!("'{schema}'"));
+                let unquoted = schema.map(|schema| schema.trim_matches(['"', '`']));
+                let schema = unquoted.map_or("DATABASE()".to_owned(), |name| format!("'{name}'"));
                 format!(
                     "SELECT transactions AS text FROM information_schema.tables JOIN \
                      information_schema.engines USING (engine) WHERE table_schema = {schema} AND \
