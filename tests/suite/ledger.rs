@@ -22,6 +22,7 @@ type Conn<K> = PeerConnection<<K as RealServer>::Client>;
 
 on_servers!(
     doubt_is_resolved_later_by_another_process,
+    doubt_is_resolved_in_the_checkout_whose_connection_is_lost,
     deleted_token_is_never_called_aborted,
     token_that_is_deleted_while_the_resolver_looks_is_never_called_aborted,
     only_old_tokens_are_deleted,
@@ -113,6 +114,21 @@ fn doubt_is_resolved_later_by_another_process<K: Kind>() {
     for doubt in [aborted, committed] {
         assert_eq!(reason(doubt.resolve(&mut other)), DoubtReason::OtherHistory);
     }
+}
+
+fn doubt_is_resolved_in_the_checkout_whose_connection_is_lost<K: Kind>() {
+    let (server, _) = scene::<K>();
+    let proxy = CuttingProxy::start(server.port());
+    let pool = pool::<K>(proxy.port(), SOON);
+    let mut conn = pool.get().expect("the peer is up");
+    proxy.refuse_connections();
+    proxy.cut_at("COMMIT", Cut::BeforeAnswer);
+    let outcome = conn.transaction_with_retry(|conn| mark(conn, 1));
+    let Outcome::Unknown(doubt) = outcome else { panic!("{outcome:?}") };
+    proxy.accept_connections();
+    wait_until("the doubt is resolved", PATIENCE, || {
+        doubt.resolve(&mut conn) == Verdict::Committed
+    });
 }
 
 fn deleted_token_is_never_called_aborted<K: Kind>() {

@@ -166,6 +166,34 @@ mod on_postgres {
         proxy.release();
     }
 
+    /// The session of the resolver stays as well, with the lock of the token.
+    #[test]
+    fn resolver_that_was_lost_is_ended_by_the_next_one() {
+        let server = Postgres::start();
+        let proxies = [(); 2].map(|()| CuttingProxy::start(server.port()));
+        let urls = proxies.each_ref().map(|proxy| Postgres::url_at("127.0.0.1", proxy.port()));
+        let urls = urls.into_iter().chain([server.url()]);
+        let builder = manager_of::<diesel::PgConnection>(urls).strategy(Strategy::Ordered);
+        let (pool, peers) = pool(&server, builder.tier("peer1", 1).tier("peer2", 2));
+        let mut conn = pool.get().expect("the peer is up");
+        assert_eq!(conn.peer(), "peer0", "the first tier serves");
+        let [first, second] = &proxies;
+        first.refuse_connections();
+        // (Not the `COMMITTED` of an isolation level.)
+        first.cut_at("COMMIT\0", Cut::BeforeServer);
+        second.cut_at("COMMIT\0", Cut::Delayed);
+        let mut runs = 0;
+        let outcome = conn.transaction_with_retry(|conn| {
+            runs += 1;
+            mark(conn, runs)
+        });
+        assert_eq!((outcome, runs), (Outcome::Committed(()), 2));
+        assert!(!first.is_pending() && !second.is_pending());
+        assert_eq!(sessions_ended(&peers), 1, "that of the resolver");
+        second.release();
+        assert_eq!(server.marks(), 1);
+    }
+
     /// The connection that is to end the session is lost as well.
     #[test]
     fn transaction_is_run_again_although_its_session_cannot_be_ended() {

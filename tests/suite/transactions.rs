@@ -114,6 +114,7 @@ on_servers!(
     commit_that_saves_nothing_is_not_called_committed,
     isolation_level_is_that_of_the_policy,
     ledger_resolves_a_commit_whose_answer_is_lost,
+    run_that_may_be_saved_is_not_forgotten_when_the_next_one_fails,
     ledger_waits_for_a_commit_that_is_still_on_its_way,
     server_with_another_history_decides_nothing,
 );
@@ -289,6 +290,22 @@ fn behind_proxy<K: Kind>(
         manager = manager.tier(format!("peer{at}"), 1);
     }
     pool_of(manager, 2)
+}
+
+fn run_that_may_be_saved_is_not_forgotten_when_the_next_one_fails<K: Kind>() {
+    let server = K::start(1).pop().expect("one server was started");
+    let proxy = CuttingProxy::start(server.port());
+    let (pool, _) = behind_proxy(&proxy, &[&server]);
+    let mut conn = pool.get().expect("both peers are up");
+    proxy.cut_at("COMMIT", Cut::BeforeAnswer);
+    let mut runs = 0;
+    let outcome = RetryPolicy::new().idempotent(true).transaction(&mut conn, |conn| {
+        runs += 1;
+        mark(conn, runs)?;
+        if runs == 1 { Ok(()) } else { Err(Error::NotFound) }
+    });
+    assert!(matches!(outcome, Outcome::Unknown(_)), "{outcome:?}");
+    assert_eq!((runs, server.marks()), (2, 1));
 }
 
 fn ledger_resolves_a_commit_whose_answer_is_lost<K: Kind>() {
