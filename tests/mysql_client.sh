@@ -15,7 +15,7 @@ packages=(
 )
 tests/install.sh "${packages[@]}"
 
-tests=(suite fault_recovery frozen_peer galera secrets sockets)
+tests=(suite exactly_once fault_recovery frozen_peer galera secrets sockets)
 # A separate folder, so that switching between the client libraries does not rebuild everything.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/mysql-client"
 # `Cargo.lock` does not pin the library itself, because no feature of this workspace requires it.
