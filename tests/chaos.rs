@@ -2,7 +2,7 @@
 //! are killed and frozen, while sixteen threads work. At any time one peer is spared, a different one every
 //! few seconds. As long as one peer works no `pool.get()` fails, and in the end nothing is left behind.
 //!
-//! `DIESEL_PEERS_TEST_SECONDS` sets the duration in seconds (20 by default), `DIESEL_PEERS_TEST_SEED` the
+//! `DIESEL_PEERS_TEST_SECONDS` sets the duration in seconds (12 by default), `DIESEL_PEERS_TEST_SEED` the
 //! seed. Each run prints its seed.
 
 #![cfg(all(target_os = "linux", feature = "mysql"))]
@@ -115,7 +115,7 @@ fn setting(name: &str) -> Option<u64> {
 
 #[test]
 fn no_checkout_fails_while_one_peer_works_and_nothing_is_left_behind() {
-    let length = Duration::from_secs(setting("DIESEL_PEERS_TEST_SECONDS").unwrap_or(20));
+    let length = Duration::from_secs(setting("DIESEL_PEERS_TEST_SECONDS").unwrap_or(12));
     let seed =
         setting("DIESEL_PEERS_TEST_SEED").unwrap_or_else(|| rand::make_rng::<SmallRng>().random());
     println!("DIESEL_PEERS_TEST_SEED={seed}");

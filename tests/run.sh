@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs missing packages that the tests need, then runs the checks of CI's main job: format, lints,
-# documentation, all tests, the quickstart, and a build of the package as published.
+# documentation, all tests, the quickstart, and the package as published.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -40,7 +40,7 @@ files_linked_in() {
         | grep -vE '^([a-z]+:|#)' | sed 's/#.*//' | sort -u
 }
 
-# Builds the package of the library as it would be published, outside of the workspace.
+# Checks the package of the library as it would be published, outside of the workspace.
 package() {
     local target crate package document link
     target=$(cargo metadata --locked --no-deps --format-version 1 | jq -r .target_directory)
@@ -59,11 +59,11 @@ package() {
             return 1
         done < <(files_linked_in "$document")
     done
-    # The same target folder: dependencies with the same features are compiled already.
+    # The same target folder: dependencies with the same features are checked already.
     (
         cd "$package"
         export CARGO_TARGET_DIR=$target
-        cargo build --offline --all-features --lib --examples
+        cargo check --offline --all-features --lib --examples
         cargo doc --offline --all-features --no-deps
     )
 }

@@ -28,7 +28,7 @@ static TURN: Mutex<()> = Mutex::new(());
 /// Returns the duration of a test.
 fn duration() -> Duration {
     let seconds = env::var("DIESEL_PEERS_TEST_SECONDS").ok();
-    Duration::from_secs(seconds.map_or(4, |text| text.parse().expect("a number of seconds")))
+    Duration::from_secs(seconds.map_or(3, |text| text.parse().expect("a number of seconds")))
 }
 
 fn ledger() -> LedgerTable {

@@ -5,7 +5,7 @@
 //! unknown, and no thread has seen an error. While tokens are deleted at once, and with transaction ids in place of a
 //! table, an outcome may be unknown, but is never wrong.
 //!
-//! `DIESEL_PEERS_TEST_SECONDS` sets the duration of each test in seconds (4 by default), `DIESEL_PEERS_TEST_SEED` the
+//! `DIESEL_PEERS_TEST_SECONDS` sets the duration of each test in seconds (3 by default), `DIESEL_PEERS_TEST_SEED` the
 //! seed. Each run prints its seed, and how much there was to do.
 
 #![cfg(all(target_os = "linux", feature = "mysql", feature = "postgres"))]
