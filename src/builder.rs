@@ -812,11 +812,11 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
     ///
     /// # Errors
     ///
-    /// An error is returned when there is no peer; when a name is empty, used twice or not printable;
-    /// when a URL is malformed; when a setting given as text cannot be parsed; when a duration is below
-    /// its minimum or conflicts with another one; when a weight, a tier or a limit is set for an unknown
-    /// peer; when every weight or any limit is 0; or when the operating system provides no thread or no randomness. Whether
-    /// a well-formed URL leads to a server is found out by the first login.
+    /// An error is returned when there is no peer; when a name is empty, used twice or not printable; when a URL is
+    /// malformed; when a setting given as text cannot be parsed; when a duration is below its minimum or conflicts with
+    /// another one; when a weight, a tier or a limit is set for an unknown peer; when every weight or any limit is 0;
+    /// or when the operating system provides no thread or no randomness. Whether a well-formed URL leads to a server is
+    /// found out by the first login.
     pub fn build(self) -> Result<PeerManager<C>, BuildError> {
         let Self { peers, weights, tiers, limits, given, health_check, on_connect, .. } = self;
         if let Some(error) = self.first_error {

@@ -18,10 +18,11 @@
 //! # fn main() {}
 //! ```
 //!
-//! The examination logs in to each peer once, in the same way as the pool and with the same tests. So a
-//! peer that is *ready* here is usable for the pool. The examination leaves nothing behind: if the pool has
-//! a [ledger](crate::Ledger), a token is written and rolled back, and missing SQLite files are not created. (SQLite itself may write: when the last connection to a file closes, SQLite copies
-//! a write-ahead log that a crashed process left into the file.)
+//! The examination logs in to each peer once, in the same way as the pool and with the same tests. So a peer that is
+//! *ready* here is usable for the pool. The examination leaves nothing behind: if the pool has a
+//! [ledger](crate::Ledger), a token is written and rolled back, and missing SQLite files are not created. (SQLite
+//! itself may write: when the last connection to a file closes, SQLite copies a write-ahead log that a crashed process
+//! left into the file.)
 
 #[cfg_attr(
     not(all(feature = "mysql", feature = "postgres", feature = "sqlite")),

@@ -27,8 +27,9 @@ macro_rules! serialize_as_str {
 
 serialize_as_str!(PeerState, Fault, CloseReason);
 
-/// Keys: `closed`, `pool_name`, `host_failure`, `peers`, `events`, `events_dropped`, `retry_budget`, `retry_budget_max`. (The status page's JSON has `name` in
-/// place of `pool_name`.) Keys may be added; within one major version none is renamed or removed.
+/// Keys: `closed`, `pool_name`, `host_failure`, `peers`, `events`, `events_dropped`, `retry_budget`,
+/// `retry_budget_max`. (The status page's JSON has `name` in place of `pool_name`.) Keys may be added; within one major
+/// version none is renamed or removed.
 impl Serialize for Snapshot {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self {
@@ -54,9 +55,9 @@ impl Serialize for Snapshot {
     }
 }
 
-/// Keys: the names of the fields; but `for_seconds` (the time in this state) in place of `since`,
-/// `slow_for_seconds` in place of `slow_since`, `next_check_seconds` in place of `next_check`, and `query_seconds` in place of `query_time`. The key
-/// `is_available` is added. (The status page's JSON also has `since` and `remarks`.) Keys may be added; within
+/// Keys: the names of the fields; but `for_seconds` (the time in this state) in place of `since`, `slow_for_seconds` in
+/// place of `slow_since`, `next_check_seconds` in place of `next_check`, and `query_seconds` in place of `query_time`.
+/// The key `is_available` is added. (The status page's JSON also has `since` and `remarks`.) Keys may be added; within
 /// one major version none is renamed or removed.
 impl Serialize for PeerStatus {
     #[expect(clippy::disallowed_methods, reason = "moments are written as their distance from now")]

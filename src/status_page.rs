@@ -94,8 +94,8 @@
 //! | `….query_seconds` | A counter: the total duration of `queries`. |
 //! | `….transactions.retries`, `….retries_refused` | Counters: transactions and reads that were interrupted and run again, and those that were not, because the retry budget was used up. |
 //! | `….transactions.commits_in_doubt` | A counter: `COMMIT`s whose error does not say whether they were executed. |
-//! | `….transactions.found_committed`, `….found_aborted`, `….outcomes_unknown` | Counters: transactions with retry that were in doubt, and what was found out. |
-//! | `….transactions.sessions_ended` | A counter: sessions that lost transactions had left behind, and that were ended. |
+//! | `….transactions.found_committed`, `….found_aborted`, `….outcomes_unknown` | Counters: runs of `transaction_with_retry` that were in doubt, and what was found out. |
+//! | `….transactions.sessions_ended` | A counter: sessions of transactions whose connection was lost that were ended through the peer. |
 //! | `pools[].events[]` | The last changes of state, up to 100, the newest last. |
 //! | `pools[].events[].at`, `….peer` | When the event happened, and to which peer. |
 //! | `….event` | The name of its [`EventKind`](crate::EventKind), such as `down` or `has_room`. |

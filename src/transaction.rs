@@ -110,12 +110,6 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
         self.roll_back_to(0);
     }
 
-    fn roll_back_unless_ok<T>(&mut self, result: &Result<T, Error>) {
-        if result.is_err() {
-            self.roll_back();
-        }
-    }
-
     /// Rolls back the transactions below this depth.
     fn roll_back_to(&mut self, depth: u32) {
         while self.transaction_depth().is_ok_and(|current| current > depth) {
@@ -180,7 +174,8 @@ enum Attempt<T, E> {
     Interrupted(E, Interruption),
     /// It has ended before its COMMIT, and a part of it may be saved.
     EndedEarly(Doubt),
-    /// The COMMIT has failed with this error, and may have saved it or not. Contains what the closure has returned as well.
+    /// The COMMIT has failed with this error, and may have saved it or not. Contains what the closure has returned as
+    /// well.
     InDoubt(Doubt, T, E),
 }
 
@@ -217,8 +212,8 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
             Ok(opened) => opened,
             Err(error) => {
                 self.roll_back();
-                // diesel refuses to begin on a connection that was lost before this run. It sends no query, so the record
-                // shows no failure.
+                // diesel refuses to begin on a connection that was lost before this run. It sends no query, so the
+                // record shows no failure.
                 return if self.link_mut().is_broken() {
                     Attempt::Interrupted(error.into(), Interruption::ConnectionLost)
                 } else {

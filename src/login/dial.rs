@@ -86,8 +86,8 @@ struct DialOutcome<C> {
     result: Result<Opened<C>, LoginFailure>,
 }
 
-/// Logs in to one peer after the other, to each at most once and to none of those to `avoid`, by their ids, until a login
-/// succeeds. When a login takes longer than it should, the next peer is dialed in parallel.
+/// Logs in to one peer after the other, to each at most once and to none of those to `avoid`, by their ids, until a
+/// login succeeds. When a login takes longer than it should, the next peer is dialed in parallel.
 ///
 /// # Errors
 ///

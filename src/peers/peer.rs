@@ -96,8 +96,8 @@ pub(crate) struct Slow {
     pub(crate) others: Duration,
     /// Whether other peers get its work.
     pub(crate) is_relieved: bool,
-    /// How many connections it keeps, if it is relieved: one beside those that workers hold. In a pool whose connections
-    /// are all in use, that one would be used all the time, so the peer has it for its trials only.
+    /// How many connections it keeps, if it is relieved: one beside those that workers hold. In a pool whose
+    /// connections are all in use, that one would be used all the time, so the peer has it for its trials only.
     pub(crate) links: usize,
 }
 

@@ -36,8 +36,8 @@ impl Default for RetryBudget {
 }
 
 impl RetryBudget {
-    /// The largest number of retries that are allowed at once: those of ten seconds without any transaction. All workers
-    /// of a large pool may lose their transactions at the same moment.
+    /// The largest number of retries that are allowed at once: those of ten seconds without any transaction. All
+    /// workers of a large pool may lose their transactions at the same moment.
     pub(crate) const MAX: usize = 100;
 
     /// Records that a transaction is run for the first time.

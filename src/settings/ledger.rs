@@ -13,8 +13,8 @@ pub enum Ledger {
     /// A table in which each transaction writes a token. It works with MySQL, MariaDB, PostgreSQL and
     /// SQLite.
     Table(LedgerTable),
-    /// PostgreSQL's own record of its transaction ids (13 and newer). There is no table, but the outcome of a transaction
-    /// that was committed stays unknown if the server was restarted or replaced before it could be asked.
+    /// PostgreSQL's own record of its transaction ids (13 and newer). There is no table, but the outcome of a
+    /// transaction that was committed stays unknown if the server was restarted or replaced before it could be asked.
     Xid,
 }
 

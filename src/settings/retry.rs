@@ -74,8 +74,9 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Creates a policy with the defaults, without a ledger. [`PeerConnection::retry_policy`](crate::PeerConnection::retry_policy)
-    /// returns one with the settings and the ledger of the pool.
+    /// Creates a policy with the defaults, without a ledger.
+    /// [`PeerConnection::retry_policy`](crate::PeerConnection::retry_policy) returns one with the settings and the
+    /// ledger of the pool.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -128,8 +129,9 @@ impl RetryPolicy {
         self
     }
 
-    /// Sets the ledger, which makes the outcome of each transaction known. A `COMMIT` whose answer was lost is then resolved
-    /// before the outcome is returned, if a peer can decide it in time: a transaction that was not committed is run again.
+    /// Sets the ledger, which makes the outcome of each transaction known. A `COMMIT` whose answer was lost is then
+    /// resolved before the outcome is returned, if a peer can decide it in time: a transaction that was not committed
+    /// is run again.
     ///
     /// Defaults to none: the outcome of such a transaction is unknown.
     #[must_use]

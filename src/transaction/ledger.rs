@@ -111,8 +111,8 @@ impl Ledger {
 
 #[cfg(feature = "doctor")]
 impl Ledger {
-    /// Verifies the ledger as at its first use on a connection, without leaving anything behind. Returns the name of the
-    /// history of the server's data, or `None` if the table was not used yet.
+    /// Verifies the ledger as at its first use on a connection, without leaving anything behind. Returns the name of
+    /// the history of the server's data, or `None` if the table was not used yet.
     ///
     /// # Errors
     ///
@@ -166,17 +166,20 @@ impl Entry {
         &self,
         conn: &mut PeerConnection<C>,
     ) -> QueryResult<Decision> {
-        match self {
+        let decided = match self {
             Self::Table(entry) => entry.decide(conn),
             Self::Xid(entry) => entry.decide(conn),
-        }
+        };
+        // Nothing is left to roll back if that was committed.
+        conn.roll_back();
+        decided
     }
 }
 
-/// Begins a transaction of the resolver. It sees what others commit meanwhile, waits for no lock longer than the resolver
-/// wants to, and its COMMIT waits for the replicas, whatever the session's settings are. On PostgreSQL it takes the
-/// advisory lock of the transaction in doubt, which is free when that one has ended. So a resolver whose connection is
-/// lost can be ended by the next one as well.
+/// Begins a transaction of the resolver. It sees what others commit meanwhile, waits for no lock longer than the
+/// resolver wants to, and its COMMIT waits for the replicas, whatever the session's settings are. On PostgreSQL it
+/// takes the advisory lock of the transaction in doubt, which is free when that one has ended. So a resolver whose
+/// connection is lost can be ended by the next one as well.
 fn begin<C: R2D2Connection + Send + 'static>(
     conn: &mut PeerConnection<C>,
     token: &Token,

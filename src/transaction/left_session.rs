@@ -2,8 +2,8 @@
 //! loss, which may take hours, the session holds the locks of its transaction. It is ended from another connection, but
 //! only if it is the same for certain: a pooler may have given it to another client since.
 //!
-//! PostgreSQL: the transaction holds an advisory lock whose key are 64 random bits of its token. Whoever holds this lock
-//! is in this transaction, behind whatever proxy or pooler.
+//! PostgreSQL: the transaction holds an advisory lock whose key are 64 random bits of its token. Whoever holds this
+//! lock is in this transaction, behind whatever proxy or pooler.
 //!
 //! MySQL: no lock belongs to a transaction and can be looked up. The session is ended if it has the same number, user
 //! and address of the client, on the same server that was started at the same time; and only if this address is that of
@@ -184,8 +184,8 @@ fn read_sign<C: R2D2Connection + Send + 'static>(
     }
 }
 
-/// Returns the query for the identity of a MySQL session. It has no result if the server's view of the connection is not
-/// that of our socket.
+/// Returns the query for the identity of a MySQL session. It has no result if the server's view of the connection is
+/// not that of our socket.
 fn read_identity(own: SocketAddr, server: SocketAddr) -> String {
     let (address, port) = (own.ip().to_canonical(), own.port());
     let mut hosts = format!("'{address}:{port}'");

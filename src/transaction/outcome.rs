@@ -122,8 +122,8 @@ impl Doubt {
         &self.peer
     }
 
-    /// Returns the text of the error that has left the outcome open, and of the last one that has prevented a ledger from
-    /// resolving it.
+    /// Returns the text of the error that has left the outcome open, and of the last one that has prevented a ledger
+    /// from resolving it.
     #[must_use]
     pub fn error(&self) -> &str {
         &self.error
@@ -138,8 +138,8 @@ impl Doubt {
         }
     }
 
-    /// Returns the token of the transaction, if it had a ledger: the key of its row in the table, or with transaction ids
-    /// the source of the key of its advisory lock.
+    /// Returns the token of the transaction, if it had a ledger: the key of its row in the table, or with transaction
+    /// ids the source of the key of its advisory lock.
     #[must_use]
     pub fn token(&self) -> Option<&str> {
         self.entry.as_ref().map(|entry| &*entry.token().0)

@@ -105,9 +105,9 @@ impl<'a> Retries<'a> {
         self.resolve(conn, doubt, session, true)
     }
 
-    /// Decides about a COMMIT without an answer, if the transaction has recorded an entry. With `elsewhere` the first connection is
-    /// not asked. If a try fails, the session of the transaction is ended. The outcome stays unknown if the deadline is over
-    /// before.
+    /// Decides about a COMMIT without an answer, if the transaction has recorded an entry. With `elsewhere` the first
+    /// connection is not asked. If a try fails, the session of the transaction is ended. The outcome stays unknown if
+    /// the deadline is over before.
     #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
     pub(super) fn resolve<C: R2D2Connection + Send + 'static>(
         &self,
@@ -137,7 +137,8 @@ impl<'a> Retries<'a> {
                     }
                     let decided = entry.decide(conn);
                     if let (Some(session), Err(_)) = (session, &decided) {
-                        // It may hold the lock of the transaction. If the try was aborted, this has to wait for the next.
+                        // It may hold the lock of the transaction. If the try was aborted, this has to wait for the
+                        // next.
                         ends_session_first = conn.link_mut().is_broken();
                         session.end(conn);
                     }

@@ -19,7 +19,7 @@ pub struct TransactionCounts {
     /// Runs of `transaction_with_retry` that were in doubt and that a ledger has found not committed.
     pub found_aborted: u64,
     /// Runs of `transaction_with_retry` whose outcome stayed unknown: no peer could decide, or the closure ended the
-    /// transaction. (One that is idempotent may have been run again.)
+    /// transaction. (An idempotent transaction may have been run again.)
     pub outcomes_unknown: u64,
     /// Sessions of transactions whose connection was lost that were ended through this peer. They held locks.
     pub sessions_ended: u64,

@@ -38,8 +38,8 @@ pub(in crate::transaction) struct TableEntry {
 const HISTORY: &str = "history";
 
 impl LedgerTable {
-    /// Returns this table with its schema, and the name of the history that it belongs to on this connection. At the first
-    /// use of a connection, this verifies that the table is suitable. A transaction must not be open.
+    /// Returns this table with its schema, and the name of the history that it belongs to on this connection. At the
+    /// first use of a connection, this verifies that the table is suitable. A transaction must not be open.
     ///
     /// # Errors
     ///
@@ -139,7 +139,7 @@ impl TableEntry {
         Ok(self)
     }
 
-    /// Tries to decide about the transaction that has written this entry.
+    /// Tries to decide about the transaction that has written this entry. It may leave a transaction open.
     ///
     /// # Errors
     ///
@@ -175,12 +175,10 @@ impl TableEntry {
             C::TransactionManager::commit_transaction(&mut **conn)?;
             Ok(Decision::Aborted)
         });
-        conn.roll_back_unless_ok(&decided);
         match decided {
             Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {
-                let read = table.read_decision(conn, token);
-                conn.roll_back_unless_ok(&read);
-                read
+                conn.roll_back();
+                table.read_decision(conn, token)
             }
             decided => decided,
         }
@@ -188,10 +186,10 @@ impl TableEntry {
 }
 
 impl LedgerTable {
-    /// Reads who has written the token that is there. The same transaction commits a row that means nothing: what it has
-    /// read may not have reached the replicas that a COMMIT has to wait for (the server was restarted in the middle, or
-    /// the session was ended), or the server may not be the primary any more. A COMMIT that is answered shows that
-    /// neither is so, as what was committed before it reaches the replicas before it.
+    /// Reads who has written the token that is there. The same transaction commits a row that means nothing: what it
+    /// has read may not have reached the replicas that a COMMIT has to wait for (the server was restarted in the
+    /// middle, or the session was ended), or the server may not be the primary any more. A COMMIT that is answered
+    /// shows that neither is so, as what was committed before it reaches the replicas before it.
     fn read_decision<C: R2D2Connection + Send + 'static>(
         &self,
         conn: &mut PeerConnection<C>,
@@ -202,10 +200,7 @@ impl LedgerTable {
             Some(COMMITTED) => Decision::Committed,
             Some(ABORTED) => Decision::Aborted,
             // The transaction that had written it was rolled back since, or the token was deleted.
-            _ => {
-                conn.roll_back();
-                return Ok(Decision::Again);
-            }
+            _ => return Ok(Decision::Again),
         };
         self.insert_new_row(conn)?;
         C::TransactionManager::commit_transaction(&mut **conn)?;

@@ -20,8 +20,8 @@ use crate::transaction::rows;
 /// Identifies the data: a standby has that of its primary.
 const SYSTEM_IDENTIFIER: &str = "(SELECT system_identifier FROM pg_control_system())";
 
-/// The timeline, which a promotion changes; the start of the server; and the time at which its statistics began, which a
-/// restart after a crash changes and neither of the others. An incarnation consists of hexadecimal digits and spaces.
+/// The timeline, which a promotion changes; the start of the server; and the time at which its statistics began, which
+/// a restart after a crash changes and neither of the others. An incarnation consists of hexadecimal digits and spaces.
 const INCARNATION: &str = "concat_ws(' ', left(pg_walfile_name(pg_current_wal_lsn()), 8), \
                            (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, \
                            (extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time()) * 1000000)::bigint)";
@@ -36,8 +36,8 @@ pub(in crate::transaction) struct XidEntry {
     pub(in crate::transaction) incarnation: Arc<str>,
 }
 
-/// Verifies at the first use of a connection that its server is PostgreSQL 13 or newer, and returns the identifier of its
-/// data. A transaction must not be open.
+/// Verifies at the first use of a connection that its server is PostgreSQL 13 or newer, and returns the identifier of
+/// its data. A transaction must not be open.
 pub(super) fn open<C: R2D2Connection + Send + 'static>(
     conn: &mut PeerConnection<C>,
 ) -> QueryResult<Arc<str>> {
@@ -91,8 +91,8 @@ fn unsuitable(flaw: &str) -> Error {
     Error::QueryBuilderError(format!("transaction ids cannot be a ledger: {flaw}").into())
 }
 
-/// Reads the id of the open transaction, and the incarnation of the server, in one statement. `lock_call` is evaluated in
-/// it as well.
+/// Reads the id of the open transaction, and the incarnation of the server, in one statement. `lock_call` is evaluated
+/// in it as well.
 pub(super) fn read<C: R2D2Connection + 'static>(
     conn: &mut C,
     lock_call: Option<&str>,
@@ -119,22 +119,12 @@ impl XidEntry {
         }
     }
 
-    /// Tries to decide about this transaction. A transaction must not be open.
+    /// Tries to decide about this transaction. It may leave a transaction open.
     ///
     /// # Errors
     ///
     /// Returns the error of a statement. It may be one that does not repeat itself.
     pub(super) fn decide<C: R2D2Connection + Send + 'static>(
-        &self,
-        conn: &mut PeerConnection<C>,
-    ) -> QueryResult<Decision> {
-        let decided = self.decide_in_transaction(conn);
-        // Nothing is left to roll back if that was committed.
-        conn.roll_back();
-        decided
-    }
-
-    fn decide_in_transaction<C: R2D2Connection + Send + 'static>(
         &self,
         conn: &mut PeerConnection<C>,
     ) -> QueryResult<Decision> {

@@ -1,5 +1,5 @@
-//! Whether a table can be a ledger: it is rolled back with its transactions, survives a crash of the server, and refuses
-//! a token that is there.
+//! Whether a table can be a ledger: it is rolled back with its transactions, survives a crash of the server, and
+//! refuses a token that is there.
 
 use diesel::connection::TransactionManager;
 use diesel::r2d2::R2D2Connection;
@@ -15,8 +15,8 @@ use crate::transaction::rows;
 use crate::url::dialect::Dialect;
 
 impl LedgerTable {
-    /// Returns this table with the schema in which this session finds it. A closure may change where its session looks for
-    /// tables.
+    /// Returns this table with the schema in which this session finds it. A closure may change where its session looks
+    /// for tables.
     pub(super) fn qualified<C: R2D2Connection + 'static>(&self, conn: &mut C) -> QueryResult<Self> {
         let sql = match Dialect::for_connection::<C>() {
             _ if self.name.contains('.') => return Ok(self.clone()),

@@ -23,14 +23,14 @@ const WATERMARK: &str = "watermark";
 const BATCH: usize = 1000;
 
 impl LedgerTable {
-    /// Deletes the tokens that are older than `retention`, by the clock of the database, and returns how many there were.
-    /// Call this now and then, for example once an hour with a retention of one day in one of the processes. The outcome of
-    /// an older transaction that is in doubt stays unknown.
+    /// Deletes the tokens that are older than `retention`, by the clock of the database, and returns how many there
+    /// were. Call this now and then, for example once an hour with a retention of one day in one of the processes. The
+    /// outcome of an older transaction that is in doubt stays unknown.
     ///
     /// The tokens are deleted in several transactions, each of which is run again if it was interrupted, with the
     /// limits of the pool's retry policy. The table is that in which tokens are written on this connection, also if its
-    /// session looks for tables elsewhere since. Transactions that write tokens do not wait for this. Several processes may
-    /// call it at the same time.
+    /// session looks for tables elsewhere since. Transactions that write tokens do not wait for this. Several processes
+    /// may call it at the same time.
     ///
     /// # Errors
     ///
