@@ -1,6 +1,6 @@
-//! The adversary between the clients and one server: proxies freeze, are cut off, close their connections, and cut single
-//! connections at their COMMIT; and sometimes the server is restarted. At any time one proxy does no more than cut. What
-//! happens follows from the seed; whom it meets does not.
+//! The adversary between the clients and one server: proxies freeze, are cut off, close their connections, and cut
+//! single connections at their COMMIT; and sometimes the server is restarted. At any time one proxy does no more than
+//! cut. What happens follows from the seed; whom it meets does not.
 
 use std::env;
 use std::thread;

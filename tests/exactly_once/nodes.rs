@@ -1,5 +1,5 @@
-//! The nodes of a Galera cluster fail one at a time, so that the others keep the quorum: a node is killed, shut down, or
-//! frozen for less time than the others take to evict it.
+//! The nodes of a Galera cluster fail one at a time, so that the others keep the quorum: a node is killed, shut down,
+//! or frozen for less time than the others take to evict it.
 
 use std::thread;
 use std::time::Duration;

@@ -40,7 +40,7 @@ fn pool_of_size<K: Kind>(
 }
 
 /// Returns how many sessions were ended, through whichever peer.
-fn sessions_ended(peers: &Peers) -> u64 {
+pub(crate) fn sessions_ended(peers: &Peers) -> u64 {
     peers.snapshot().peers.iter().map(|peer| peer.transactions.sessions_ended).sum()
 }
 

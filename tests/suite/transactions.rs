@@ -308,26 +308,39 @@ fn run_that_may_be_saved_is_not_forgotten_when_the_next_one_fails<K: Kind>() {
     assert_eq!((runs, server.marks()), (2, 1));
 }
 
+/// How the answer to a COMMIT is lost, and how often the closure is run then.
+pub(crate) const LOST_ANSWERS: [(Cut, u32); 3] =
+    [(Cut::BeforeServer, 2), (Cut::BeforeAnswer, 1), (Cut::InsideAnswer, 1)];
+
+/// Asserts that a transaction is committed once although the answer to its COMMIT is lost in this way. It makes the
+/// mark `id`, and there is one for each number before.
+pub(crate) fn resolves_lost_answer<K: Kind>(
+    conn: &mut PeerConnection<K::Client>,
+    server: &K,
+    proxy: &CuttingProxy,
+    id: u32,
+    (cut, expected): (Cut, u32),
+) {
+    proxy.cut_at("COMMIT", cut);
+    let mut runs = 0;
+    let outcome = conn.transaction_with_retry(|conn| {
+        runs += 1;
+        mark(conn, id)?;
+        Ok::<_, Error>("value")
+    });
+    assert_eq!((outcome, runs), (Outcome::Committed("value"), expected), "{cut:?}");
+    assert!(!proxy.is_pending(), "{cut:?}");
+    assert_eq!(server.marks(), id as usize, "{cut:?}");
+}
+
 fn ledger_resolves_a_commit_whose_answer_is_lost<K: Kind>() {
     let server = K::start(1).pop().expect("one server was started");
     let proxy = CuttingProxy::start(server.port());
     let (pool, peers) = behind_proxy(&proxy, &[&server]);
-    // The cut, and how often the closure is run.
-    for (id, cut, expected) in
-        [(1, Cut::BeforeServer, 2), (2, Cut::BeforeAnswer, 1), (3, Cut::InsideAnswer, 1)]
-    {
+    for (id, lost) in (1..).zip(LOST_ANSWERS) {
         let mut conn = pool.get().expect("both peers are up");
         assert_eq!(conn.peer(), "peer0", "the first tier serves");
-        proxy.cut_at("COMMIT", cut);
-        let mut runs = 0;
-        let outcome = conn.transaction_with_retry(|conn| {
-            runs += 1;
-            mark(conn, id)?;
-            Ok::<_, Error>("value")
-        });
-        assert_eq!((outcome, runs), (Outcome::Committed("value"), expected), "{cut:?}");
-        assert!(!proxy.is_pending(), "{cut:?}");
-        assert_eq!(server.marks(), id as usize, "{cut:?}");
+        resolves_lost_answer(&mut conn, &server, &proxy, id, lost);
     }
     let of_transactions = |event: Event| match event.kind {
         EventKind::TransactionInDoubt { .. } => Some((event.peer, None)),

@@ -18,7 +18,8 @@ use support::postgres::{self, Postgres};
 use support::process::signal;
 use support::wait_until;
 
-use crate::transactions::{Kind, mark};
+use crate::left_session::sessions_ended;
+use crate::transactions::{Kind, LOST_ANSWERS, mark, resolves_lost_answer};
 
 const SOON: Duration = Duration::from_millis(300);
 
@@ -126,22 +127,10 @@ fn commit_whose_answer_is_lost_is_resolved() {
     let server = server();
     let proxy = CuttingProxy::start(server.port());
     let urls = vec![postgres::url(proxy.port()), server.url()];
-    // The cut, and how often the closure is run.
-    for (id, cut, expected) in
-        [(1, Cut::BeforeServer, 2), (2, Cut::BeforeAnswer, 1), (3, Cut::InsideAnswer, 1)]
-    {
+    for (id, lost) in (1..).zip(LOST_ANSWERS) {
         let pool = pool(urls.clone(), PATIENCE);
         let mut conn = pool.get().expect("both peers are up");
-        proxy.cut_at("COMMIT", cut);
-        let mut runs = 0;
-        let outcome = conn.transaction_with_retry(|conn| {
-            runs += 1;
-            mark(conn, id)?;
-            Ok::<_, Error>("value")
-        });
-        assert_eq!((outcome, runs), (Outcome::Committed("value"), expected), "{cut:?}");
-        assert!(!proxy.is_pending(), "{cut:?}");
-        assert_eq!(server.marks(), id as usize, "{cut:?}");
+        resolves_lost_answer(&mut conn, &server, &proxy, id, lost);
     }
 }
 
@@ -165,9 +154,7 @@ fn commit_that_is_still_on_its_way_never_comes() {
             mark(conn, runs)
         });
         assert_eq!((outcome, runs), (Outcome::Committed(()), 2));
-        let ended: u64 =
-            peers.snapshot().peers.iter().map(|peer| peer.transactions.sessions_ended).sum();
-        assert_eq!(ended, 1);
+        assert_eq!(sessions_ended(&peers), 1);
         proxy.release();
         let first = server.sql_in("app", "SELECT count(*) FROM marks WHERE id = 1");
         assert_eq!((first.trim(), server.marks()), ("0", 1));
