@@ -74,6 +74,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let renamed = folder.path().join("renamed");
     fs::rename(&paths[1], &renamed)?;
     wait_until("db1 is marked down", &peers, |peers| state(peers, "db1") == PeerState::Down)?;
+    // A connection that still works is kept until another peer's replaces it, so that the pool never has fewer.
+    wait_until("other peers replace db1's connections", &peers, |peers| {
+        peers.snapshot().peer("db1").is_some_and(|peer| peer.connections == 0)
+    })?;
     let visits = store_visits(&pool)?;
     require(visits["db1"] == 0, "a peer that is down gets no work")?;
     require(visits["db0"] > 0 && visits["db2"] > 0, "the other peers serve")?;
