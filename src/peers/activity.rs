@@ -87,7 +87,7 @@ impl Activity {
     }
 
     /// Whether the links of the peer are to be replaced by links to other peers.
-    pub(crate) fn loses_links(&self) -> bool {
+    pub(crate) fn must_replace_links(&self) -> bool {
         self.is_down() || self.is_out_of_service()
     }
 

@@ -17,8 +17,8 @@ pub(crate) struct LinkGuard {
     /// The state of the link, and when the link was created. `None` while the login is in progress.
     link: Option<(Arc<LinkState>, Instant)>,
     in_use: bool,
-    /// Why the link is to be replaced, if it is.
-    leaving: Option<CloseReason>,
+    /// Why the link is marked for replacement, if it is.
+    replacement_reason: Option<CloseReason>,
     /// Whether the session of the link has been ended, so that only its slot needs it.
     session_ended: bool,
     /// Why the link is closed, if that is known.
@@ -33,7 +33,7 @@ impl LinkGuard {
             peer,
             link: None,
             in_use: false,
-            leaving: None,
+            replacement_reason: None,
             session_ended: false,
             close_reason: None,
         }
@@ -69,22 +69,26 @@ impl LinkGuard {
     }
 
     /// Whether the link is to be replaced, whatever the state of its peer.
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.leaving.is_some()
+    pub(crate) fn is_marked_for_replacement(&self) -> bool {
+        self.replacement_reason.is_some()
     }
 
-    /// Sets whether the link is to be replaced. The checker opens another one, and until then this one stays
-    /// in use. The first reason is kept.
-    pub(crate) fn set_leaving(&mut self, reason: Option<CloseReason>) {
-        if self.leaving.is_some() == reason.is_some() {
-            return;
+    /// Has the checker open another link in place of this one, which stays in use until then. The first reason is
+    /// kept.
+    pub(crate) fn mark_for_replacement(&mut self, reason: CloseReason) {
+        if self.replacement_reason.is_none() {
+            self.replacement_reason = Some(reason);
+            self.peer.update_counts(|counts| counts.marked_for_replacement += 1);
+            self.peer.set.wake();
         }
-        self.leaving = reason;
-        self.peer.update_counts(|counts| match reason {
-            Some(_) => counts.leaving += 1,
-            None => counts.leaving -= 1,
-        });
-        self.peer.set.wake();
+    }
+
+    /// Takes the mark back, because the link may be used again.
+    pub(crate) fn cancel_replacement(&mut self) {
+        if self.replacement_reason.take().is_some() {
+            self.peer.update_counts(|counts| counts.marked_for_replacement -= 1);
+            self.peer.set.wake();
+        }
     }
 
     /// Records that the session of the link has been ended.
@@ -94,10 +98,13 @@ impl LinkGuard {
         }
     }
 
-    /// Whether the link has to be closed, because its peer has more than its limit allows. See
-    /// [`PeerSet::claim_excess`](super::set::PeerSet::claim_excess).
-    pub(crate) fn is_excess(&mut self, closes_first: bool) -> bool {
-        if !self.session_ended && self.peer.set.claim_excess(self.peer.index, closes_first) {
+    /// Claims one of the closings of links that the limit of the peer requires. Returns whether there was one, so that
+    /// the caller has to close this link. See
+    /// [`PeerSet::claim_closing_over_limit`](super::set::PeerSet::claim_closing_over_limit).
+    pub(crate) fn claim_closing_over_limit(&mut self, closes_first: bool) -> bool {
+        if !self.session_ended
+            && self.peer.set.claim_closing_over_limit(self.peer.index, closes_first)
+        {
             self.session_ended = true;
             self.set_close_reason(CloseReason::OverLimit);
             return true;
@@ -113,7 +120,7 @@ impl LinkGuard {
             (true, false) => Some(CloseReason::PeerDown),
             (true, true) => None,
         });
-        peer_reason.or(self.close_reason).or(self.leaving).unwrap_or(CloseReason::ByPool)
+        peer_reason.or(self.close_reason).or(self.replacement_reason).unwrap_or(CloseReason::ByPool)
     }
 
     /// Sets whether the link is checked out.
@@ -147,7 +154,7 @@ impl Drop for LinkGuard {
         // After this update, the link no longer reserves the index of its peer.
         self.peer.update_counts(|counts| {
             counts.links -= 1;
-            counts.leaving -= usize::from(self.leaving.is_some());
+            counts.marked_for_replacement -= usize::from(self.is_marked_for_replacement());
             counts.ended -= usize::from(self.session_ended);
         });
         // The session is removed last, so that a peer without open sessions has no counted link

@@ -169,10 +169,10 @@ pub(crate) struct Counts {
     pub(crate) held_logins: usize,
     /// Established links, in use or idle.
     pub(crate) links: usize,
-    /// Those of the links that are to be replaced, because of their age or of rebalancing, or because they are
-    /// evicted.
-    pub(crate) leaving: usize,
-    /// Those of the leaving links whose sessions have been ended. They only keep their slots.
+    /// Those of the links that are marked for replacement: because of their age, to balance the pool, because of a
+    /// limit, or because they are evicted.
+    pub(crate) marked_for_replacement: usize,
+    /// Those of the marked links whose sessions have been ended. They only keep their slots.
     pub(crate) ended: usize,
 }
 
@@ -201,9 +201,9 @@ impl LoginStats {
 }
 
 impl Counts {
-    /// The links that are to stay.
+    /// The links that are to stay: those that are not marked for replacement.
     pub(crate) fn staying(&self) -> usize {
-        self.links - self.leaving
+        self.links - self.marked_for_replacement
     }
 
     /// The links with a session.

@@ -85,7 +85,7 @@ pub(crate) fn pick(
                 is_available(peer, serving_tier) && has_enough(peer) == is_full
             })
             .filter(|(_, peer)| peer.has_room())
-            // The load that the peer would have with one more link. `surplus` compares the same
+            // The load that the peer would have with one more link. `rebalance_from` compares the same
             // measure; otherwise links would move in circles.
             .map(move |(index, peer)| Candidate {
                 index,
@@ -144,7 +144,7 @@ fn has_enough(peer: &Peer) -> bool {
 /// Returns the peer that has one link too many: moving one link from it to the peer that lacks one
 /// most makes the two more even. With a smaller difference no link moves, so that links do not
 /// oscillate.
-pub(crate) fn surplus(peers: &[Peer], strategy: Strategy) -> Option<usize> {
+pub(crate) fn rebalance_from(peers: &[Peer], strategy: Strategy) -> Option<usize> {
     let share = shares(peers, strategy);
     let lacking = peers
         .iter()
@@ -308,13 +308,13 @@ mod tests {
     fn no_link_moves_to_a_full_peer() {
         let crowded = || Up { links: 6, connecting: 0 };
         let idle = Up { links: 0, connecting: 0 };
-        assert_eq!(surplus(&peers(&[crowded(), idle]), Strategy::Random), Some(0));
+        assert_eq!(rebalance_from(&peers(&[crowded(), idle]), Strategy::Random), Some(0));
         let full = Full { links: 0 };
-        assert_eq!(surplus(&peers(&[crowded(), full]), Strategy::Random), None);
+        assert_eq!(rebalance_from(&peers(&[crowded(), full]), Strategy::Random), None);
     }
 
     #[test]
-    fn drained_peer_is_never_picked_nor_has_a_surplus() {
+    fn drained_peer_is_never_picked_nor_rebalanced() {
         let mut rng = SmallRng::seed_from_u64(5);
         let mut peers =
             peers(&[Down { check_in: 1 }, Up { links: 9, connecting: 0 }, Down { check_in: 2 }]);
@@ -330,7 +330,7 @@ mod tests {
         }
         assert_eq!(count_available(&peers), 0);
         assert_eq!(
-            surplus(&peers, Strategy::Random),
+            rebalance_from(&peers, Strategy::Random),
             None,
             "links of a drained peer must not be moved"
         );
@@ -377,7 +377,8 @@ mod tests {
             pick(peers, |_| false, Strategy::Random, AllDown::Try, rng)
         };
         assert_eq!(picked(&down, &mut rng), None, "logins to peers that are down count");
-        (down[1].counts.links, down[1].counts.ended, down[1].counts.leaving) = (2, 2, 2);
+        (down[1].counts.links, down[1].counts.ended, down[1].counts.marked_for_replacement) =
+            (2, 2, 2);
         down[1].counts.connecting = 1;
         assert_eq!(picked(&down, &mut rng), Some(1), "links without a session do not count");
         (down[1].counts.stuck_logins, down[1].counts.waiting_logins) = (1, 1);
@@ -388,10 +389,10 @@ mod tests {
         let idle = Up { links: 0, connecting: 0 };
         let mut peers = peers(&[crowded(), idle, Up { links: 1, connecting: 0 }]);
         peers[1].max_connections = Some(1);
-        assert_eq!(surplus(&peers, Strategy::Random), Some(0));
+        assert_eq!(rebalance_from(&peers, Strategy::Random), Some(0));
         peers[1].counts.links = 1;
         peers[2].max_connections = Some(1);
-        assert_eq!(surplus(&peers, Strategy::Random), None, "no peer lacks a link");
+        assert_eq!(rebalance_from(&peers, Strategy::Random), None, "no peer lacks a link");
     }
 
     /// Peers that are up, each given by its number of links, weight and tier.
@@ -467,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn peer_has_a_surplus_when_moving_a_link_makes_peers_more_even() {
+    fn pool_is_rebalanced_when_moving_a_link_makes_peers_more_even() {
         let cases = [
             (vec![(3, 1, 0), (3, 1, 0), (3, 1, 0)], None),
             (vec![(4, 1, 0), (4, 1, 0), (3, 1, 0)], None),
@@ -480,11 +481,15 @@ mod tests {
             (vec![(9, 0, 0)], None),
         ];
         for (states, expected) in cases {
-            assert_eq!(surplus(&up(&states), Strategy::LeastConnections), expected, "{states:?}");
+            assert_eq!(
+                rebalance_from(&up(&states), Strategy::LeastConnections),
+                expected,
+                "{states:?}"
+            );
         }
         let tiers = [(1, 1, 1), (2, 1, 2)];
         assert_eq!(
-            surplus(&up(&tiers), Strategy::Ordered),
+            rebalance_from(&up(&tiers), Strategy::Ordered),
             Some(1),
             "a tier that does not serve should have no links"
         );
@@ -496,13 +501,13 @@ mod tests {
         let mut peers = up(&[(2, 1, 0), (4, 1, 0), (2, 1, 0)]);
         let strategy = Strategy::LeastConnections;
         assert_eq!(
-            surplus(&peers, strategy),
+            rebalance_from(&peers, strategy),
             Some(1),
-            "the peer with the most links has a surplus"
+            "the peer with the most links has one too many"
         );
         let now = peers[1].checks.next;
         peers[1].admin_state.drain(now);
-        assert_eq!(surplus(&peers, strategy), None, "a drained peer has no surplus");
+        assert_eq!(rebalance_from(&peers, strategy), None, "no link moves from a drained peer");
     }
 
     #[test]
@@ -513,7 +518,7 @@ mod tests {
                 Some(Slow { since, time, others: time, is_relieved: true, links: 1 });
         };
         let strategy = Strategy::LeastConnections;
-        for (links, surplus_of, picked) in [
+        for (links, from, picked) in [
             ([3, 3, 3], Some(1), [0, 2].as_slice()),
             ([4, 2, 3], Some(1), &[2]),
             ([4, 1, 4], None, &[0, 2]),
@@ -522,7 +527,7 @@ mod tests {
         ] {
             let mut peers = up(&links.map(|links| (links, 1, 0)));
             slow(&mut peers, 1);
-            assert_eq!(surplus(&peers, strategy), surplus_of, "{links:?}");
+            assert_eq!(rebalance_from(&peers, strategy), from, "{links:?}");
             for seed in 0..16 {
                 let mut rng = SmallRng::seed_from_u64(seed);
                 let index = pick(&peers, |_| false, strategy, AllDown::Try, &mut rng);
@@ -534,7 +539,7 @@ mod tests {
         let mut rng = SmallRng::seed_from_u64(5);
         let picked = pick(&alone, |_| false, strategy, AllDown::Try, &mut rng);
         assert_eq!(picked, Some(0), "when no other peer is left, a slow one gets more");
-        assert_eq!(surplus(&alone, strategy), None, "and keeps them");
+        assert_eq!(rebalance_from(&alone, strategy), None, "and keeps them");
     }
 
     #[test]
@@ -546,7 +551,7 @@ mod tests {
                 .collect();
             let mut peers = up(&states);
             let mut moves = 0;
-            while let Some(from) = surplus(&peers, Strategy::LeastConnections) {
+            while let Some(from) = rebalance_from(&peers, Strategy::LeastConnections) {
                 peers[from].counts.links -= 1;
                 let to =
                     pick(&peers, |_| false, Strategy::LeastConnections, AllDown::Try, &mut rng);

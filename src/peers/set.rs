@@ -23,7 +23,7 @@ use crate::panics::lock;
 use crate::peers::outage::Outage;
 use crate::peers::peer::{Counts, Peer};
 use crate::peers::peer_config::PeerValidator;
-use crate::peers::placement::{PeerView, count_available, shares, surplus};
+use crate::peers::placement::{PeerView, count_available, rebalance_from, shares};
 use crate::peers::resolved_host::ResolvedHost;
 use crate::peers::retry_budget::RetryBudget;
 use crate::settings::Settings;
@@ -36,7 +36,7 @@ pub(crate) const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 const NO_PEER: usize = usize::MAX;
 
 pub use changes::Drain;
-pub(crate) use limit::Excess;
+pub(crate) use limit::LinksOverLimit;
 use limit::RoomWait;
 use logins::CurrentHostFailure;
 pub(crate) use transaction::Transaction;
@@ -58,7 +58,7 @@ pub(crate) struct PeerSet {
     /// Incremented with each change of a peer's state.
     epoch: AtomicU64,
     /// The peer that has one link too many, or [`NO_PEER`]. Every checkin reads it, without the lock.
-    surplus: AtomicUsize,
+    rebalance_from: AtomicUsize,
     /// Whether some peer has more links than its limit allows. Every checkin reads it, without the lock.
     is_over_limit: AtomicBool,
     closed: AtomicBool,
@@ -120,7 +120,7 @@ impl PeerSet {
             retry_budget: RetryBudget::default(),
             query_scan_requested: AtomicBool::new(false),
             epoch: AtomicU64::new(1),
-            surplus: AtomicUsize::new(NO_PEER),
+            rebalance_from: AtomicUsize::new(NO_PEER),
             is_over_limit: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             statement_loss_reported: AtomicBool::new(false),
@@ -159,7 +159,7 @@ impl PeerSet {
     fn state_changed(&self, inner: &mut Inner, now: Instant) {
         self.epoch.fetch_add(1, Ordering::Release);
         self.changes.notify_all();
-        self.update_surplus(&inner.peers);
+        self.update_rebalance_from(&inner.peers);
         // While no peer is available, all peers are due earlier. A peer that begins to drain is examined at
         // once.
         (0..inner.peers.len())
@@ -171,9 +171,9 @@ impl PeerSet {
     }
 
     /// Recalculates which peer has one link too many, and whether any has more than its limit allows.
-    fn update_surplus(&self, peers: &[Peer]) {
-        let surplus = surplus(peers, self.settings.strategy).unwrap_or(NO_PEER);
-        self.surplus.store(surplus, Ordering::Relaxed);
+    fn update_rebalance_from(&self, peers: &[Peer]) {
+        let from = rebalance_from(peers, self.settings.strategy).unwrap_or(NO_PEER);
+        self.rebalance_from.store(from, Ordering::Relaxed);
         let is_over_limit = peers.iter().any(|peer| peer.links_over_limit() > 0);
         self.is_over_limit.store(is_over_limit, Ordering::Relaxed);
     }
@@ -184,7 +184,7 @@ impl PeerSet {
         change(&mut inner.peers[peer].counts);
         inner.update_next_due(peer, self.settings.recovery);
         inner.check_invariant(self.settings.recovery);
-        self.update_surplus(&inner.peers);
+        self.update_rebalance_from(&inner.peers);
         if inner.room_wait.waiting > 0 {
             self.changes.notify_all();
         }
@@ -265,29 +265,29 @@ impl PeerSet {
     /// Returns how many links are to be replaced; `None` while no connection can be opened.
     pub(crate) fn links_to_replace(&self) -> Option<usize> {
         let inner = &*self.lock();
-        let leaving = |peer: &Peer| {
-            let Counts { links, leaving, .. } = peer.counts;
-            let all_leave = !peer.is_up_and_in_service() && !peer.health.sessions_fail;
-            if all_leave { links } else { leaving }
+        let to_replace = |peer: &Peer| {
+            let Counts { links, marked_for_replacement, .. } = peer.counts;
+            let are_all = !peer.is_up_and_in_service() && !peer.health.sessions_fail;
+            if are_all { links } else { marked_for_replacement }
         };
-        (!inner.cannot_connect()).then(|| inner.peers.iter().map(leaving).sum())
+        (!inner.cannot_connect()).then(|| inner.peers.iter().map(to_replace).sum())
     }
 
-    /// Returns the peer that has one link too many, at most once per `rebalance_interval`. The caller
-    /// retires one of its links. If the caller can retire none, the result is `None` and the
-    /// interval does not start, so that it is not wasted.
-    pub(crate) fn take_surplus(
+    /// Claims the one move of a link per `rebalance_interval`, if a peer has one link too many. Returns that peer,
+    /// and the caller marks one of its links for replacement. If the caller `can_mark` none, the result is `None`
+    /// and the interval does not start, so that it is not wasted.
+    pub(crate) fn claim_rebalance(
         &self,
-        can_retire: impl Fn(usize) -> bool,
+        can_mark: impl Fn(usize) -> bool,
         now: Instant,
     ) -> Option<usize> {
-        let surplus = self.surplus.load(Ordering::Relaxed);
-        if surplus == NO_PEER || !can_retire(surplus) {
+        let from = self.rebalance_from.load(Ordering::Relaxed);
+        if from == NO_PEER || !can_mark(from) {
             return None;
         }
         let inner = &mut *self.lock();
         let last_rebalance = &mut inner.last_rebalance;
-        // The link that is retired could not be opened again.
+        // The link that is marked could not be opened again.
         let is_too_soon = inner.host_failure.is_some()
             || last_rebalance.is_some_and(|last| {
                 now.saturating_duration_since(last) < self.settings.rebalance_interval
@@ -296,7 +296,7 @@ impl PeerSet {
             return None;
         }
         *last_rebalance = Some(now);
-        Some(surplus)
+        Some(from)
     }
 
     /// Closes the set, because its manager has been dropped: no peer is checked any more.
@@ -421,7 +421,7 @@ pub(crate) mod tests {
         let _ = set.drain("peer1", now).expect("the peer exists");
         assert_eq!(set.links_to_replace(), Some(5), "links of a drained peer are replaced as well");
         assert!(!peer(1).must_close_links(), "and stay until then");
-        set.update_counts(2, |counts| counts.leaving = 1);
+        set.update_counts(2, |counts| counts.marked_for_replacement = 1);
         assert_eq!(set.links_to_replace(), Some(6), "a link that is too old, for example");
         let epoch = set.epoch();
         set.update(0, now, |peer, check_times| peer.query_refused(now, check_times));
@@ -443,42 +443,46 @@ pub(crate) mod tests {
     #[test]
     fn links_are_rebalanced_one_per_interval() {
         let (set, _woken, now) = set_of(3, Recovery::AfterCheck);
-        assert_eq!(set.take_surplus(|_| true, now), None, "equal peers have no surplus");
+        assert_eq!(set.claim_rebalance(|_| true, now), None, "equal peers have no link too many");
         for (peer, links) in [5, 4, 3].into_iter().enumerate() {
             set.update_counts(peer, |counts| counts.links = links);
         }
-        assert_eq!(set.take_surplus(|_| true, now), Some(0), "the fullest peer has a surplus");
         assert_eq!(
-            set.take_surplus(|_| true, now + PACE / 2),
+            set.claim_rebalance(|_| true, now),
+            Some(0),
+            "the fullest peer has one too many"
+        );
+        assert_eq!(
+            set.claim_rebalance(|_| true, now + PACE / 2),
             None,
             "no second link moves within the interval"
         );
         assert_eq!(
-            set.take_surplus(|_| true, now + PACE),
+            set.claim_rebalance(|_| true, now + PACE),
             Some(0),
-            "the surplus is returned again after the interval"
+            "the peer is returned again after the interval"
         );
         set.update_counts(2, |counts| counts.connecting = 1);
         assert_eq!(
-            set.take_surplus(|_| true, now + 2 * PACE),
+            set.claim_rebalance(|_| true, now + 2 * PACE),
             None,
             "no link moves while a login to the emptiest peer is in progress"
         );
         set.update_counts(2, |counts| counts.connecting = 0);
         let only_1 = |peer| peer == 1;
         assert_eq!(
-            set.take_surplus(only_1, now + 3 * PACE),
+            set.claim_rebalance(only_1, now + 3 * PACE),
             None,
-            "a peer without a surplus is not returned"
+            "a peer without one too many is not returned"
         );
         assert_eq!(
-            set.take_surplus(|_| true, now + 3 * PACE),
+            set.claim_rebalance(|_| true, now + 3 * PACE),
             Some(0),
-            "a refused surplus does not start the interval"
+            "a refused move does not start the interval"
         );
         take_down(&set, 2, now);
         assert_eq!(
-            set.take_surplus(|_| true, now + 3 * PACE),
+            set.claim_rebalance(|_| true, now + 3 * PACE),
             None,
             "no link moves to a peer that is down"
         );

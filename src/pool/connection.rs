@@ -173,7 +173,7 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
 
     /// Checks in the slot. Returns whether r2d2 has to close the slot together with the link that it then
     /// holds. r2d2 opens another connection for it only if it has fewer than `min_idle`, and wakes no thread
-    /// that waits. So only lost connections are closed in this way, and a link that leaves is replaced,
+    /// that waits. So only lost connections are closed in this way, and a link is replaced instead,
     /// unless the pool's customizer has to see each new link.
     pub(crate) fn check_in(&mut self, now: Instant) -> bool {
         if let Some(link) = self.held.get_mut() {
@@ -191,19 +191,21 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
                 link.guard.set_close_reason(CloseReason::Broken);
                 return true;
             }
-            if link.guard.is_excess(self.pool.balance() == Balance::PerConnection) {
+            if link.guard.claim_closing_over_limit(self.pool.balance() == Balance::PerConnection) {
                 return true;
             }
             if link.is_too_old(now) {
-                link.guard.set_leaving(Some(CloseReason::TooOld));
+                link.guard.mark_for_replacement(CloseReason::TooOld);
             }
         }
         match self.pool.balance() {
             Balance::PerCheckout => {
                 let set = &self.pool.set;
-                let surplus = |is_parked: &dyn Fn(usize) -> bool| set.take_surplus(is_parked, now);
+                let claim_rebalance =
+                    |is_parked: &dyn Fn(usize) -> bool| set.claim_rebalance(is_parked, now);
                 let exchange = self.pool.updated_exchange();
-                match exchange.check_in(self.held.take(), self.reservation.take(), surplus) {
+                match exchange.check_in(self.held.take(), self.reservation.take(), claim_rebalance)
+                {
                     ToClose::Nothing => false,
                     ToClose::Replaced(link) => {
                         // The link is closed here, outside the exchange's lock. Its destructor is user code.
@@ -221,12 +223,14 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
             Balance::PerConnection => {
                 let guard = &mut self.link_mut().guard;
                 guard.set_in_use(false);
-                let is_own = |surplus| surplus == guard.peer.index;
-                if guard.peer.set.take_surplus(is_own, now).is_some() {
-                    guard.set_leaving(Some(CloseReason::Rebalanced));
+                let is_own = |peer| peer == guard.peer.index;
+                if guard.peer.set.claim_rebalance(is_own, now).is_some() {
+                    guard.mark_for_replacement(CloseReason::Rebalanced);
                 }
-                let leaves = guard.is_leaving() || guard.peer.activity.loses_links();
-                guard.peer.must_close_links() || leaves && self.pool.exchange.take_pending_closing()
+                let is_to_be_replaced =
+                    guard.is_marked_for_replacement() || guard.peer.activity.must_replace_links();
+                guard.peer.must_close_links()
+                    || is_to_be_replaced && self.pool.exchange.take_pending_closing()
             }
         }
     }

@@ -19,18 +19,18 @@
 //! | `swap_dead` | - 1 + 1        | - 1 + 1        | a dead link is exchanged for a live one          |
 //! | `check_in`  | (+ 1) (- 1)    | (+ 1) (- 1)    | the slot parks its link; it may get one to close |
 //! | `drop_slot` | - 1            | - 1            | an empty slot is dropped, and a link with it     |
-//! | `offer`     | - 1 + 1        |                | a new link takes the place of one that leaves    |
-//! | `end_leaving` |              |                | the sessions of parked links that leave are ended |
+//! | `offer`     | - 1 + 1        |                | a new link takes the place of one to be replaced |
+//! | `shut_down_marked` |         |                | the sessions of marked links are ended           |
 //! | `borrow`    |                |                | a parked link is used to ask its server          |
 //! | `give_back` |                |                | that link is parked again, or evicted            |
 //!
 //! A borrowed link still counts as a link here. A slot that finds no other link waits until it is given back,
 //! which is soon: a question has a deadline.
 //!
-//! Links leave the exchange in no other way. A link *leaves* if it is evicted, too old or one too many for its
-//! peer, or if its peer is down or out of service: it is closed when a new link is there
-//! (`replacement.rs`). A *spare* is not counted: it is a new link that waits until a slot returns with a link
-//! that leaves.
+//! Links leave the exchange in no other way. A link is *marked for replacement* if it is evicted, too old, or one
+//! too many for its peer. It is *to be replaced* if it is marked, or if its peer is down or out of service: it is
+//! closed when a new link is there (`replacement.rs`). A *spare* is not counted: it is a new link that waits until
+//! a slot returns with a link that is to be replaced.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -65,9 +65,11 @@ pub(crate) trait Parkable {
     /// Counts the link as in use, or as idle.
     fn set_in_use(&mut self, in_use: bool);
     /// Whether the link is to be replaced, whatever the state of its peer.
-    fn is_leaving(&self) -> bool;
-    /// Sets whether the link is to be replaced, and for which reason.
-    fn set_leaving(&mut self, reason: Option<CloseReason>);
+    fn is_marked_for_replacement(&self) -> bool;
+    /// Marks the link for replacement. The first reason is kept.
+    fn mark_for_replacement(&mut self, reason: CloseReason);
+    /// Takes the mark back.
+    fn cancel_replacement(&mut self);
     /// Ends the session with the server at once, without waiting for anything. Returns whether that
     /// was possible: it is not if the link's socket is unknown.
     fn shut_down(&mut self) -> bool;
@@ -114,9 +116,9 @@ struct Inner<L> {
     evicted: Vec<Evicted<L>>,
     /// The number of parked links that are borrowed at the moment.
     borrowed: usize,
-    /// New links that wait for a slot whose link leaves.
+    /// New links that wait for a slot whose link is to be replaced.
     spares: Vec<L>,
-    /// How many links that leave are to be closed with their slots, because a peer accepts logins.
+    /// How many of the links to be replaced are to be closed with their slots, because a peer accepts logins.
     pending_closings: usize,
     /// Whether the pool's customizer has used a connection, which a spare would not have been through.
     customizer_is_active: bool,
@@ -150,7 +152,7 @@ impl<L: Parkable> Evicted<L> {
     /// Evicts a link of a peer that is not usable. The session is ended at once, so that it does not
     /// stay open on the peer while no caller uses the pool.
     fn from_unusable_peer(mut link: L) -> Self {
-        link.set_leaving(Some(CloseReason::Broken));
+        link.mark_for_replacement(CloseReason::Broken);
         let is_dead = link.shut_down();
         Self { link, is_dead }
     }
@@ -265,17 +267,17 @@ impl<L: Parkable> Exchange<L> {
         }
     }
 
-    /// Checks in a slot: parks its link, and returns what to close. `surplus` names a peer that has one link
-    /// too many, if there is one. It receives a function that returns whether a peer has a parked link, and
+    /// Checks in a slot: parks its link, and returns what to close. `claim_rebalance` names a peer that has one
+    /// link too many, if there is one. It receives a function that returns whether a peer has a parked link, and
     /// is called under the lock, so the peer that it names still has that link.
     pub(crate) fn check_in(
         &self,
         held: Option<L>,
         reservation: Option<Reservation>,
-        surplus: impl FnOnce(&dyn Fn(usize) -> bool) -> Option<usize>,
+        claim_rebalance: impl FnOnce(&dyn Fn(usize) -> bool) -> Option<usize>,
     ) -> ToClose<L> {
         let mut inner = self.lock();
-        let to_close = inner.check_in(held, reservation, surplus);
+        let to_close = inner.check_in(held, reservation, claim_rebalance);
         if inner.borrowed > 0 {
             // A slot may wait for a link.
             self.given_back.notify_one();
@@ -283,28 +285,28 @@ impl<L: Parkable> Exchange<L> {
         to_close
     }
 
-    /// Offers a new link in place of one that leaves. Returns the link to close: that one, or the new one if
-    /// the pool's customizer would have to see it, or none if the new one becomes a spare.
+    /// Offers a new link in place of one that is to be replaced. Returns the link to close: that one, or the new
+    /// one if the pool's customizer would have to see it, or none if the new one becomes a spare.
     pub(crate) fn offer(&self, new: L) -> Option<L> {
         self.lock().offer(new)
     }
 
-    /// Has up to `count` more parked links of this peer leave, the longest idle first.
-    pub(crate) fn retire(&self, peer: usize, count: usize, reason: CloseReason) {
+    /// Marks up to `count` more parked links of this peer for replacement, the longest idle first.
+    pub(crate) fn mark_for_replacement(&self, peer: usize, count: usize, reason: CloseReason) {
         let inner = &mut *self.lock();
         let links = inner.queues.get_mut(peer).map(|queue| queue.links.iter_mut());
-        let staying = links.into_iter().flatten().filter(|link| !link.is_leaving());
-        staying.take(count).for_each(|link| link.set_leaving(Some(reason)));
+        let staying = links.into_iter().flatten().filter(|link| !link.is_marked_for_replacement());
+        staying.take(count).for_each(|link| link.mark_for_replacement(reason));
     }
 
-    /// Ends the sessions of up to `count` parked links of this peer that leave by themselves, and evicts the links.
-    /// Returns the number.
-    pub(crate) fn end_leaving(&self, peer: usize, count: usize) -> usize {
+    /// Ends the sessions of up to `count` parked links of this peer that are marked for replacement, and evicts these
+    /// links. Returns their number.
+    pub(crate) fn shut_down_marked(&self, peer: usize, count: usize) -> usize {
         let inner = &mut *self.lock();
         let Some(queue) = inner.queues.get_mut(peer) else { return 0 };
         let mut ended = 0;
         for mut link in mem::take(&mut queue.links) {
-            if ended < count && link.is_leaving() && link.shut_down() {
+            if ended < count && link.is_marked_for_replacement() && link.shut_down() {
                 inner.evicted.push(Evicted { link, is_dead: true });
                 ended += 1;
             } else {
@@ -316,8 +318,8 @@ impl<L: Parkable> Exchange<L> {
         ended
     }
 
-    /// Has the next link that leaves be closed with its slot, in a pool whose links cannot be replaced. Returns
-    /// whether it is such a pool.
+    /// Has one link that is to be replaced closed with its slot, in a pool whose customizer has to see each new
+    /// link. Returns whether it is such a pool.
     pub(crate) fn close_one_with_slot(&self) -> bool {
         let inner = &mut *self.lock();
         if inner.customizer_is_active {
@@ -335,7 +337,8 @@ impl<L: Parkable> Exchange<L> {
         is_pending
     }
 
-    /// Returns how many links that leave will be replaced or closed when slots are checked in.
+    /// Returns how many of the links to be replaced are provided for: they are replaced, or closed with their slots,
+    /// when slots are checked in.
     pub(crate) fn pending_replacements(&self) -> usize {
         let inner = self.lock();
         let evicted = if inner.customizer_is_active { inner.evicted.len() } else { 0 };
@@ -356,7 +359,7 @@ impl<L: Parkable> Exchange<L> {
     }
 
     /// Removes an empty slot, and returns the link to close with it: the link reserved for the slot if the
-    /// slot never took it, or else an evicted link, or else one that leaves, or else the oldest link.
+    /// slot never took it, or else an evicted link, or else one that is to be replaced, or else the oldest link.
     pub(crate) fn drop_slot(&self, reservation: Option<Reservation>) -> Option<L> {
         self.retry_while_borrowed(self.lock(), |inner| inner.drop_slot(reservation))
     }
@@ -432,7 +435,7 @@ impl<L: Parkable> Inner<L> {
         &mut self,
         held: Option<L>,
         reservation: Option<Reservation>,
-        surplus: impl FnOnce(&dyn Fn(usize) -> bool) -> Option<usize>,
+        claim_rebalance: impl FnOnce(&dyn Fn(usize) -> bool) -> Option<usize>,
     ) -> ToClose<L> {
         let returned = held.as_ref().map(L::peer);
         self.park_and_release(held, reservation);
@@ -440,9 +443,9 @@ impl<L: Parkable> Inner<L> {
             // The peer may have been added a moment ago and have no queue yet.
             self.queues.get(peer).is_some_and(|queue| !queue.links.is_empty())
         };
-        let surplus = surplus(&is_parked);
-        if let Some(link) = surplus.and_then(|peer| self.queues[peer].links.front_mut()) {
-            link.set_leaving(Some(CloseReason::Rebalanced));
+        let rebalance_from = claim_rebalance(&is_parked);
+        if let Some(link) = rebalance_from.and_then(|peer| self.queues[peer].links.front_mut()) {
+            link.mark_for_replacement(CloseReason::Rebalanced);
         }
         let to_close = if let Some(spare) = self.spares.pop() {
             match self.replace(spare, returned) {
@@ -464,7 +467,7 @@ impl<L: Parkable> Inner<L> {
     }
 
     fn offer(&mut self, new: L) -> Option<L> {
-        if self.leaves(&new) || !self.queues[new.peer()].view.is_usable {
+        if self.is_to_be_replaced(&new) || !self.queues[new.peer()].view.is_usable {
             return Some(new);
         }
         let to_close = if self.customizer_is_active {
@@ -486,15 +489,16 @@ impl<L: Parkable> Inner<L> {
         to_close
     }
 
-    /// Puts a new link in the place of one that leaves, which is returned. Returns the new one as the error if
-    /// none that leaves is here. A slot has just brought back a link of the peer `returned`.
+    /// Puts a new link in the place of one that is to be replaced, which is returned. Returns the new one as the
+    /// error if no such link is here. A slot has just brought back a link of the peer `returned`.
     fn replace(&mut self, new: L, returned: Option<usize>) -> Result<L, L> {
         // A customizer that has used a reserved link would have taken it.
-        let reserved = self.reserved.iter().position(|reserved| self.leaves(&reserved.link));
+        let reserved =
+            self.reserved.iter().position(|reserved| self.is_to_be_replaced(&reserved.link));
         if let Some(at) = reserved {
             return Ok(mem::replace(&mut self.reserved[at].link, new));
         }
-        match self.take_evicted().or_else(|| self.take_leaving(returned)) {
+        match self.take_evicted().or_else(|| self.take_link_to_replace(returned)) {
             Some(old) => {
                 self.enqueue(new);
                 Ok(old)
@@ -503,17 +507,18 @@ impl<L: Parkable> Inner<L> {
         }
     }
 
-    /// Takes a parked link that leaves, if one is to be closed with its slot.
+    /// Takes a parked link that is to be replaced, if one is to be closed with its slot.
     fn take_pending(&mut self, returned: Option<usize>) -> Option<L> {
-        let link = if self.pending_closings > 0 { self.take_leaving(returned) } else { None };
+        let link =
+            if self.pending_closings > 0 { self.take_link_to_replace(returned) } else { None };
         self.pending_closings -= usize::from(link.is_some());
         link
     }
 
-    /// Takes a parked link that leaves. As long as others of its peer are in use, the last one that rests stays:
-    /// it is asked whether the peer answers before a query of the others is aborted. A link that a slot has
+    /// Takes a parked link that is to be replaced. As long as others of its peer are in use, the last one that rests
+    /// stays: it is asked whether the peer answers before a query of the others is aborted. A link that a slot has
     /// just brought back does not rest: where all slots are busy, it would be lent again.
-    fn take_leaving(&mut self, returned: Option<usize>) -> Option<L> {
+    fn take_link_to_replace(&mut self, returned: Option<usize>) -> Option<L> {
         let at = |(peer, queue): (usize, &Queue<L>)| {
             let Queue { links, view: PeerView { activity, .. }, .. } = queue;
             let stays = links.len() == 1
@@ -521,8 +526,10 @@ impl<L: Parkable> Inner<L> {
                 && activity.is_down()
                 && !activity.is_out_of_service()
                 && returned != Some(peer);
-            let leaves = |link: &L| self.leaves(link) && (link.is_leaving() || !stays);
-            Some((peer, links.iter().position(leaves)?))
+            let is_to_be_taken = |link: &L| {
+                self.is_to_be_replaced(link) && (link.is_marked_for_replacement() || !stays)
+            };
+            Some((peer, links.iter().position(is_to_be_taken)?))
         };
         let (peer, at) = self.queues.iter().enumerate().find_map(at)?;
         let link = self.queues[peer].links.remove(at);
@@ -530,9 +537,10 @@ impl<L: Parkable> Inner<L> {
         link
     }
 
-    /// Whether the link is to be replaced.
-    fn leaves(&self, link: &L) -> bool {
-        link.is_leaving() || self.queues[link.peer()].view.activity.loses_links()
+    /// Whether the link is to be replaced, because it is marked, or because of the state of its peer.
+    fn is_to_be_replaced(&self, link: &L) -> bool {
+        link.is_marked_for_replacement()
+            || self.queues[link.peer()].view.activity.must_replace_links()
     }
 
     /// Parks the link of a slot and ends its reservation, if it has them.
@@ -562,7 +570,7 @@ impl<L: Parkable> Inner<L> {
 
     fn evict(&mut self, mut dead: L) {
         dead.set_in_use(false);
-        dead.set_leaving(Some(CloseReason::Broken));
+        dead.mark_for_replacement(CloseReason::Broken);
         dead.shut_down();
         self.evicted.push(Evicted { link: dead, is_dead: true });
     }
@@ -570,7 +578,7 @@ impl<L: Parkable> Inner<L> {
     fn drop_slot(&mut self, reservation: Option<Reservation>) -> Option<L> {
         let reserved = reservation.and_then(|reservation| self.take_reserved(reservation));
         let link = reserved.map(|reserved| reserved.link);
-        let link = link.or_else(|| self.take_evicted()).or_else(|| self.take_leaving(None));
+        let link = link.or_else(|| self.take_evicted()).or_else(|| self.take_link_to_replace(None));
         let link = link.or_else(|| self.take_oldest());
         self.empty_slots -= usize::from(link.is_some());
         self.check_invariant();
@@ -706,7 +714,7 @@ impl<L: Parkable> Inner<L> {
                 self.evicted.push(evicted);
             } else {
                 let mut link = evicted.link;
-                link.set_leaving(None);
+                link.cancel_replacement();
                 self.enqueue(link);
             }
         }

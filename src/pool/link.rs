@@ -246,12 +246,16 @@ impl<C> Parkable for Box<Link<C>> {
         self.guard.set_in_use(in_use);
     }
 
-    fn is_leaving(&self) -> bool {
-        self.guard.is_leaving()
+    fn is_marked_for_replacement(&self) -> bool {
+        self.guard.is_marked_for_replacement()
     }
 
-    fn set_leaving(&mut self, reason: Option<CloseReason>) {
-        self.guard.set_leaving(reason);
+    fn mark_for_replacement(&mut self, reason: CloseReason) {
+        self.guard.mark_for_replacement(reason);
+    }
+
+    fn cancel_replacement(&mut self) {
+        self.guard.cancel_replacement();
     }
 
     fn shut_down(&mut self) -> bool {

@@ -1,5 +1,5 @@
-//! Replaces links that leave: too old ones, one too many of a peer, those of a peer that is down or out of
-//! service, and evicted ones. The pool logs in first, and closes the old link only when the new one is there.
+//! Replaces links: too old ones, one too many of a peer, those of a peer that is down or out of service, and
+//! evicted ones. The pool logs in first, and closes the old link only when the new one is there.
 //! If no peer lets us in, what works is kept.
 
 use std::mem;
@@ -79,14 +79,14 @@ impl State {
     }
 }
 
-/// Begins the logins that are necessary now, after links above the limits of their peers have been told to
-/// leave. Returns when to call this function again.
+/// Begins the logins that are necessary now, after links above the limits of their peers have been marked for
+/// replacement. Returns when to call this function again.
 pub(crate) fn run<C: R2D2Connection + Send + 'static>(
     pool: &Arc<PoolState<C>>,
     hooks: &Arc<Hooks<C>>,
     now: Instant,
 ) -> Option<Instant> {
-    let next_look = limit::retire_excess(pool, now);
+    let next_look = limit::mark_links_over_limit(pool, now);
     [next_look, replace(pool, hooks, now)].into_iter().flatten().min()
 }
 

@@ -62,12 +62,16 @@ impl Parkable for SimulatedLink {
         self.guard.set_in_use(in_use);
     }
 
-    fn is_leaving(&self) -> bool {
-        self.guard.is_leaving()
+    fn is_marked_for_replacement(&self) -> bool {
+        self.guard.is_marked_for_replacement()
     }
 
-    fn set_leaving(&mut self, reason: Option<CloseReason>) {
-        self.guard.set_leaving(reason);
+    fn mark_for_replacement(&mut self, reason: CloseReason) {
+        self.guard.mark_for_replacement(reason);
+    }
+
+    fn cancel_replacement(&mut self) {
+        self.guard.cancel_replacement();
     }
 
     fn shut_down(&mut self) -> bool {
@@ -169,8 +173,9 @@ impl Simulation {
         let checkout = link.state.checkout_so_far(self.now).expect("each checkout makes a query");
         self.served.push((link.guard.peer.index, self.now - checkout.began));
         let (set, now) = (self.set.clone(), self.now);
-        let to_close =
-            self.exchange.check_in(Some(link), None, |is_parked| set.take_surplus(is_parked, now));
+        let to_close = self
+            .exchange
+            .check_in(Some(link), None, |is_parked| set.claim_rebalance(is_parked, now));
         assert!(!matches!(to_close, ToClose::WithSlot(_)), "no customizer uses links");
     }
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Inner, PeerSet};
-use crate::peers::peer::Peer;
+use crate::peers::peer::{Counts, Peer};
 use crate::peers::placement::{at_limit, lacks_room};
 use crate::settings::policy::Strategy;
 
@@ -32,11 +32,11 @@ pub(super) struct RoomWait {
 
 /// The links of a peer above its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Excess {
+pub(crate) struct LinksOverLimit {
     pub(crate) peer: usize,
     /// The number of links to close.
     pub(crate) links: usize,
-    /// How many more of them have to be marked as leaving.
+    /// How many more of them have to be marked for replacement.
     pub(crate) unmarked: usize,
 }
 
@@ -126,10 +126,10 @@ impl PeerSet {
         has_room
     }
 
-    /// Whether a link to this peer has to be closed when it is returned, because the peer has more than its limit
-    /// allows, and no other peer has room for a replacement. `closes_first` is whether no replacement is opened
-    /// before anyway. If so, the session counts as ended: the caller closes the link.
-    pub(crate) fn claim_excess(&self, peer: usize, closes_first: bool) -> bool {
+    /// Claims the closing of a returned link to this peer, if the peer has more links than its limit allows, and no
+    /// other peer has room for a replacement. `closes_first` is whether no replacement is opened before anyway.
+    /// Returns whether the caller has to close the link. Its session counts as ended from now on.
+    pub(crate) fn claim_closing_over_limit(&self, peer: usize, closes_first: bool) -> bool {
         // Without a peer above its limit, no lock is taken.
         if !self.is_over_limit.load(Ordering::Relaxed) {
             return false;
@@ -139,20 +139,20 @@ impl PeerSet {
             && (closes_first || inner.lacks_room(self.settings.strategy));
         if is_claimed {
             inner.peers[peer].counts.ended += 1;
-            self.update_surplus(&inner.peers);
+            self.update_rebalance_from(&inner.peers);
         }
         is_claimed
     }
 
     /// Returns the peers that have more links than their limits allow.
-    pub(crate) fn links_over_limit(&self) -> Vec<Excess> {
-        let excess = |(index, peer): (usize, &Peer)| {
+    pub(crate) fn links_over_limit(&self) -> Vec<LinksOverLimit> {
+        let over = |(index, peer): (usize, &Peer)| {
             let links = peer.links_over_limit();
-            let leaving = peer.counts.leaving.saturating_sub(peer.counts.ended);
-            let unmarked = links.saturating_sub(leaving);
-            (links > 0).then_some(Excess { peer: index, links, unmarked })
+            let Counts { marked_for_replacement, ended, .. } = peer.counts;
+            let unmarked = links.saturating_sub(marked_for_replacement.saturating_sub(ended));
+            (links > 0).then_some(LinksOverLimit { peer: index, links, unmarked })
         };
-        self.read(|peers| peers.iter().enumerate().filter_map(excess).collect())
+        self.read(|peers| peers.iter().enumerate().filter_map(over).collect())
     }
 
     /// Returns the peers at their limits that would accept a login in place of a link. None while some slot
@@ -164,7 +164,7 @@ impl PeerSet {
             }
             let would_accept = |index: &usize| {
                 let peer = &peers[*index];
-                !peer.is_full() && peer.counts.leaving > 0
+                !peer.is_full() && peer.counts.marked_for_replacement > 0
             };
             at_limit(peers, self.settings.strategy).filter(would_accept).collect()
         })
@@ -287,18 +287,20 @@ mod tests {
     fn no_more_links_are_closed_than_a_peer_has_too_many() {
         let (set, now) = set_at_limits();
         set.update_counts(0, |counts| counts.links = 3);
-        let excess = Excess { peer: 0, links: 2, unmarked: 2 };
-        assert_eq!(set.links_over_limit(), [excess]);
-        set.update_counts(0, |counts| counts.leaving = 1);
-        assert_eq!(set.links_over_limit(), [Excess { unmarked: 1, ..excess }]);
-        let claimed: Vec<bool> = (0..4).map(|_| set.claim_excess(0, false)).collect();
+        let over = LinksOverLimit { peer: 0, links: 2, unmarked: 2 };
+        assert_eq!(set.links_over_limit(), [over]);
+        set.update_counts(0, |counts| counts.marked_for_replacement = 1);
+        assert_eq!(set.links_over_limit(), [LinksOverLimit { unmarked: 1, ..over }]);
+        let claimed: Vec<bool> = (0..4).map(|_| set.claim_closing_over_limit(0, false)).collect();
         assert_eq!(claimed, [true, true, false, false]);
-        assert!(!set.claim_excess(1, true), "the other peer has none too many");
+        assert!(!set.claim_closing_over_limit(1, true), "the other peer has none too many");
 
-        set.update_counts(0, |counts| (counts.links, counts.leaving, counts.ended) = (2, 0, 0));
+        set.update_counts(0, |counts| {
+            (counts.links, counts.marked_for_replacement, counts.ended) = (2, 0, 0);
+        });
         set.update_counts(1, |counts| counts.links = 0);
-        assert!(!set.claim_excess(0, false), "another peer has room for a replacement");
-        assert!(set.claim_excess(0, true));
+        assert!(!set.claim_closing_over_limit(0, false), "another peer has room for a replacement");
+        assert!(set.claim_closing_over_limit(0, true));
         set.set_max_connections("peer0", None, now).expect("the peer exists");
         assert_eq!(set.links_over_limit(), []);
     }

@@ -43,7 +43,7 @@ impl PeerSet {
         let peer = &mut peers[index];
         peer.counts.connecting += 1;
         let picked = PeerRef::new(self.clone(), index, peer);
-        self.update_surplus(peers);
+        self.update_rebalance_from(peers);
         Some(picked)
     }
 }

@@ -15,7 +15,7 @@ struct TestLink {
     created_at: Instant,
     /// Whether its session can be ended without closing it.
     has_socket: bool,
-    is_leaving: bool,
+    is_marked: bool,
     due_at: Option<Instant>,
 }
 
@@ -34,12 +34,16 @@ impl Parkable for TestLink {
 
     fn set_in_use(&mut self, _: bool) {}
 
-    fn is_leaving(&self) -> bool {
-        self.is_leaving
+    fn is_marked_for_replacement(&self) -> bool {
+        self.is_marked
     }
 
-    fn set_leaving(&mut self, reason: Option<CloseReason>) {
-        self.is_leaving = reason.is_some();
+    fn mark_for_replacement(&mut self, _: CloseReason) {
+        self.is_marked = true;
+    }
+
+    fn cancel_replacement(&mut self) {
+        self.is_marked = false;
     }
 
     fn shut_down(&mut self) -> bool {
@@ -57,7 +61,7 @@ fn start() -> Instant {
 fn link(number: usize) -> TestLink {
     let created_at = start() + Duration::from_secs(number as u64);
     let peer = number % PEERS;
-    TestLink { number, peer, created_at, has_socket: false, is_leaving: false, due_at: None }
+    TestLink { number, peer, created_at, has_socket: false, is_marked: false, due_at: None }
 }
 
 fn exchange() -> Exchange<TestLink> {
@@ -239,20 +243,20 @@ fn lowest_tier_serves_if_no_peer_has_a_share() {
 }
 
 #[test]
-fn evicted_and_surplus_links_are_replaced_and_no_slot_is_closed_for_them() {
+fn evicted_and_marked_links_are_replaced_and_no_slot_is_closed_for_them() {
     let exchange = with_parked_links(4);
     let taken = exchange.check_out(None, None, later()).expect("four links are here");
     let to_close = exchange.check_in(Some(taken), None, |_| Some(1));
-    assert_eq!(to_close, ToClose::Nothing, "the surplus link stays until a new one is there");
+    assert_eq!(to_close, ToClose::Nothing, "the marked link stays until a new one is there");
     let replaced = |number| exchange.offer(link(number)).map(|old| old.peer);
-    assert_eq!(replaced(10), Some(1), "the surplus link is one of peer 1");
+    assert_eq!(replaced(10), Some(1), "the marked link is one of peer 1");
     set_usable(&exchange, 2, [false, true]);
     let taken = exchange.check_out(None, None, later()).expect("one live link is left");
     let to_close = exchange.check_in(Some(taken), None, |_| Some(1));
     assert_eq!(to_close, ToClose::Nothing, "the slot that has brought a live link stays");
     let replaced = [11, 13, 15, 17, 19].map(replaced);
     let expected = [Some(0), Some(0), Some(0), Some(1), None];
-    assert_eq!(replaced, expected, "evicted links are replaced before surplus links");
+    assert_eq!(replaced, expected, "evicted links are replaced before marked links");
 }
 
 #[test]
@@ -420,7 +424,7 @@ fn invariant_holds_in_every_order_of_events() {
 }
 
 #[test]
-fn surplus_is_only_taken_from_parked_links() {
+fn pool_is_only_rebalanced_by_parked_links() {
     let exchange = with_parked_links(2);
     let one = exchange.check_out(None, None, later()).expect("two links are here");
     let other = exchange.check_out(None, None, later()).expect("one link is here");
@@ -430,7 +434,7 @@ fn surplus_is_only_taken_from_parked_links() {
         assert!(!is_parked(theirs), "the link that another slot holds is not here");
         None
     });
-    assert_eq!(to_close, ToClose::Nothing, "no peer has a surplus link");
+    assert_eq!(to_close, ToClose::Nothing, "no peer has a link too many");
 }
 
 #[test]
@@ -476,11 +480,13 @@ fn new_link_of_an_unusable_peer_is_shut_down() {
 
         fn set_in_use(&mut self, _: bool) {}
 
-        fn is_leaving(&self) -> bool {
+        fn is_marked_for_replacement(&self) -> bool {
             false
         }
 
-        fn set_leaving(&mut self, _: Option<CloseReason>) {}
+        fn mark_for_replacement(&mut self, _: CloseReason) {}
+
+        fn cancel_replacement(&mut self) {}
 
         fn shut_down(&mut self) -> bool {
             SHUT_DOWNS.set(SHUT_DOWNS.get() + 1);
@@ -610,9 +616,9 @@ fn borrowed_link_is_not_lent_and_comes_back_alive_or_evicted() {
     assert_eq!(exchange.count(), 0);
 }
 
-/// Links above the limit of their peer are told to leave, and their sessions end in place.
+/// Links above the limit of their peer are marked for replacement, and their sessions end in place.
 #[test]
-fn excess_links_leave_and_their_sessions_end_in_place() {
+fn links_over_a_limit_are_marked_and_their_sessions_end_in_place() {
     let exchange = exchange();
     // The customizer does not use its connection, so the reservation of the last one ends.
     let reservations = [0, 1, 2, 4, 6].map(|number| add_slot(&exchange, number));
@@ -625,11 +631,15 @@ fn excess_links_leave_and_their_sessions_end_in_place() {
         let link = TestLink { has_socket: link.number != 0, ..link };
         exchange.check_in(Some(link), None, |_| None);
     }
-    assert_eq!(exchange.end_leaving(0, 2), 0, "no link leaves");
-    exchange.retire(0, 3, CloseReason::OverLimit);
-    exchange.retire(7, 1, CloseReason::OverLimit);
-    assert_eq!(exchange.end_leaving(0, 5), 2, "those that leave, and whose sockets are known");
-    assert_eq!(exchange.end_leaving(7, 1), 0, "a peer without a queue has no link");
+    assert_eq!(exchange.shut_down_marked(0, 2), 0, "no link is marked");
+    exchange.mark_for_replacement(0, 3, CloseReason::OverLimit);
+    exchange.mark_for_replacement(7, 1, CloseReason::OverLimit);
+    assert_eq!(
+        exchange.shut_down_marked(0, 5),
+        2,
+        "those that are marked, and whose sockets are known"
+    );
+    assert_eq!(exchange.shut_down_marked(7, 1), 0, "a peer without a queue has no link");
     assert_eq!(exchange.count(), 5, "a slot whose session has ended keeps its link");
     let mut lent: Vec<_> = lend().map(|link| link.number).collect();
     lent.sort_unstable();
