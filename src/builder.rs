@@ -25,6 +25,7 @@ use crate::peers::peer::Peer;
 use crate::peers::peer_config::{PeerConfig, PeerValidator, validate_names};
 use crate::peers::set::PeerSet;
 use crate::pool::connection::PoolState;
+use crate::pool::customizer::Customizer;
 use crate::pool::exchange::Exchange;
 use crate::pool::replacement::Replacement;
 use crate::redact::{is_printable, shown_name};
@@ -877,10 +878,14 @@ impl<C: R2D2Connection + Send + 'static> PeerManagerBuilder<C> {
             on_connect,
             credentials_provider: self.credentials_provider,
         });
+        let customizer = match settings.balance {
+            Balance::PerCheckout => Customizer::Unknown,
+            // In such a pool nothing shows whether the customizer uses its connections.
+            Balance::PerConnection => Customizer::UsesAll,
+        };
         // A generator of its own: the random choices of the set and of the exchange stay independent.
-        // In such a pool nothing shows whether the customizer uses its connections.
-        let keeps_links = settings.balance == Balance::PerConnection;
-        let exchange = Exchange::new(settings.strategy, keeps_links, rng.fork());
+        let exchange_rng = rng.fork();
+        let exchange = Exchange::new(settings.strategy, customizer, exchange_rng);
         let (stop, stopped) = bounded(0);
         let event_log = match self.event_handler {
             Some(handler) => {

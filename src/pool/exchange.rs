@@ -44,6 +44,7 @@ use rand::rngs::SmallRng;
 use crate::events::CloseReason;
 use crate::panics::lock;
 use crate::peers::placement::{Candidate, PeerView};
+use crate::pool::customizer::Customizer;
 use crate::pool::strategy::Chooser;
 use crate::settings::policy::Strategy;
 
@@ -120,11 +121,7 @@ struct Inner<L> {
     spares: Vec<L>,
     /// How many of the links to be replaced are to be closed with their slots, because a peer accepts logins.
     pending_closings: usize,
-    /// Whether the pool's customizer has used a connection, which a spare would not have been through.
-    customizer_is_active: bool,
-    /// Whether some slot still had its reservation when it was checked out or returned, which shows
-    /// that the customizer does not use its connection.
-    customizer_is_passive: bool,
+    customizer: Customizer,
     /// The number of reservations made so far.
     reservations: u64,
     /// The number of existing slots without a link: the other side of the invariant.
@@ -169,8 +166,7 @@ struct Queue<L> {
 
 impl<L: Parkable> Exchange<L> {
     /// Creates an empty exchange, without any peers yet.
-    /// `customizer_is_active` is whether the pool's customizer has to be assumed to use its connections.
-    pub(crate) fn new(strategy: Strategy, customizer_is_active: bool, rng: SmallRng) -> Self {
+    pub(crate) fn new(strategy: Strategy, customizer: Customizer, rng: SmallRng) -> Self {
         Self {
             inner: Mutex::new(Inner {
                 queues: Vec::new(),
@@ -182,8 +178,7 @@ impl<L: Parkable> Exchange<L> {
                 borrowed: 0,
                 spares: Vec::new(),
                 pending_closings: 0,
-                customizer_is_active,
-                customizer_is_passive: false,
+                customizer,
                 reservations: 0,
                 empty_slots: 0,
                 chooser: Chooser::new(strategy),
@@ -322,10 +317,11 @@ impl<L: Parkable> Exchange<L> {
     /// link. Returns whether it is such a pool.
     pub(crate) fn close_one_with_slot(&self) -> bool {
         let inner = &mut *self.lock();
-        if inner.customizer_is_active {
+        let must_see_new_links = inner.customizer.must_see_new_links();
+        if must_see_new_links {
             inner.pending_closings = inner.pending_closings.max(1);
         }
-        inner.customizer_is_active
+        must_see_new_links
     }
 
     /// Takes note that a slot is closed with its link, if one more such link is to be closed. This is for a
@@ -341,7 +337,8 @@ impl<L: Parkable> Exchange<L> {
     /// when slots are checked in.
     pub(crate) fn pending_replacements(&self) -> usize {
         let inner = self.lock();
-        let evicted = if inner.customizer_is_active { inner.evicted.len() } else { 0 };
+        let must_see_new_links = inner.customizer.must_see_new_links();
+        let evicted = if must_see_new_links { inner.evicted.len() } else { 0 };
         inner.spares.len() + inner.pending_closings + evicted
     }
 
@@ -425,7 +422,9 @@ impl<L: Parkable> Inner<L> {
         // reservation.
         let mut link = link.or_else(|| self.take_evicted())?;
         link.set_in_use(!is_customizer);
-        self.customizer_is_active |= is_customizer;
+        if is_customizer {
+            self.customizer.record_used_connection();
+        }
         self.empty_slots -= 1;
         self.check_invariant();
         Some(link)
@@ -455,7 +454,7 @@ impl<L: Parkable> Inner<L> {
                     ToClose::Nothing
                 }
             }
-        } else if self.customizer_is_active {
+        } else if self.customizer.must_see_new_links() {
             let link = self.take_evicted().or_else(|| self.take_pending(returned));
             self.empty_slots -= usize::from(link.is_some());
             link.map_or(ToClose::Nothing, ToClose::WithSlot)
@@ -470,7 +469,7 @@ impl<L: Parkable> Inner<L> {
         if self.is_to_be_replaced(&new) || !self.queues[new.peer()].view.is_usable {
             return Some(new);
         }
-        let to_close = if self.customizer_is_active {
+        let to_close = if self.customizer.must_see_new_links() {
             self.pending_closings += 1;
             if let Some(link) = self.take_pending(None) {
                 self.evict(link);
@@ -730,14 +729,14 @@ impl<L: Parkable> Inner<L> {
     /// Ends the reservation of a slot that has not taken its link. Such a slot shows that the pool's
     /// customizer does not use its connection.
     fn release(&mut self, reservation: Reservation) {
-        self.customizer_is_passive = true;
+        self.customizer.record_ignored_connection();
         self.park_reserved(|reserved| reserved.reservation == reservation);
     }
 
-    /// Makes reserved links available to all slots, if the customizer does not use its connection and
-    /// must have run for them already.
+    /// Makes reserved links available to all slots, if the customizer may ignore its connections and must
+    /// have run for these links already.
     fn expire_reservations(&mut self, now: Instant) {
-        if self.customizer_is_passive && !self.reserved.is_empty() {
+        if self.customizer.may_ignore_connections() && !self.reserved.is_empty() {
             self.park_reserved(|reserved| {
                 now.saturating_duration_since(reserved.link.created_at()) >= RESERVATION_TIME
             });

@@ -18,6 +18,7 @@ use crate::peers::link_state::LinkState;
 use crate::peers::set::PeerSet;
 use crate::peers::set::peer_ref::PeerRef;
 use crate::peers::set::tests::set_with;
+use crate::pool::customizer::Customizer;
 use crate::pool::exchange::{Exchange, Parkable, ToClose};
 use crate::settings::Settings;
 use crate::settings::policy::{SlowPeers, Strategy};
@@ -104,7 +105,7 @@ impl Simulation {
         let (set, _woken, start) = set_with(peers, settings);
         let mut simulation = Self {
             checker: Checker::new(set.clone()),
-            exchange: Exchange::new(strategy, false, SmallRng::seed_from_u64(5)),
+            exchange: Exchange::new(strategy, Customizer::Unknown, SmallRng::seed_from_u64(5)),
             start,
             now: start,
             next_tick: start,

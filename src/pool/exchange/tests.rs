@@ -65,7 +65,7 @@ fn link(number: usize) -> TestLink {
 }
 
 fn exchange() -> Exchange<TestLink> {
-    let exchange = Exchange::new(Strategy::Random, false, SmallRng::seed_from_u64(3));
+    let exchange = Exchange::new(Strategy::Random, Customizer::Unknown, SmallRng::seed_from_u64(3));
     set_usable(&exchange, 1, [true; PEERS]);
     exchange
 }
@@ -494,7 +494,7 @@ fn new_link_of_an_unusable_peer_is_shut_down() {
         }
     }
 
-    let exchange = Exchange::new(Strategy::Random, false, SmallRng::seed_from_u64(3));
+    let exchange = Exchange::new(Strategy::Random, Customizer::Unknown, SmallRng::seed_from_u64(3));
     let view = |is_usable| PeerView { activity: Arc::default(), is_usable, share: 1, tier: 0 };
     exchange.update_peers(1, || vec![view(true), view(false)]);
     let creator = thread::current().id();
