@@ -18,7 +18,7 @@ use crate::panics::catch_panic;
 use crate::peers::handle::Peers;
 #[cfg(feature = "doctor")]
 use crate::peers::set::PeerSet;
-use crate::pool::connection::{PeerConnection, PoolState};
+use crate::pool::connection::{AfterCheckIn, PeerConnection, PoolState};
 use crate::pool::link::Link;
 
 /// Opens and validates the connections of one `r2d2::Pool` over several equivalent peers.
@@ -74,10 +74,11 @@ impl<C: R2D2Connection + Send + 'static> ManageConnection for PeerManager<C> {
         conn.check_out(Instant::now)
     }
 
-    /// Checks in the connection, and returns whether r2d2 has to close it. Does not query the server.
+    /// Checks in the connection, and returns whether r2d2 has to close it. Queries the server only if a query has
+    /// left the connection in doubt.
     #[expect(clippy::disallowed_methods, reason = "the time of a checkin is taken here")]
     fn has_broken(&self, conn: &mut PeerConnection<C>) -> bool {
-        thread::panicking() || conn.check_in(Instant::now())
+        thread::panicking() || conn.check_in(Instant::now()) == AfterCheckIn::CloseSlot
     }
 }
 

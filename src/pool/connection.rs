@@ -43,6 +43,17 @@ pub struct PeerConnection<C> {
     has_failed: bool,
 }
 
+/// What r2d2 has to do with a slot that was checked in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum AfterCheckIn {
+    KeepSlot,
+    /// Closes the slot together with the link that it holds. r2d2 opens another connection for it only if it has
+    /// fewer than `min_idle`, and wakes no thread that waits. So a link that is not lost is replaced instead, unless
+    /// limits leave no room for that, or the pool's customizer has to see each new link.
+    CloseSlot,
+}
+
 /// The state that the slots of one pool share.
 pub(crate) struct PoolState<C> {
     pub(crate) set: Arc<PeerSet>,
@@ -171,67 +182,62 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
         outcome
     }
 
-    /// Checks in the slot. Returns whether r2d2 has to close the slot together with the link that it then
-    /// holds. r2d2 opens another connection for it only if it has fewer than `min_idle`, and wakes no thread
-    /// that waits. So only lost connections are closed in this way, and a link is replaced instead,
-    /// unless the pool's customizer has to see each new link.
-    pub(crate) fn check_in(&mut self, now: Instant) -> bool {
+    /// Checks in the slot. Returns what r2d2 has to do with it.
+    pub(crate) fn check_in(&mut self, now: Instant) -> AfterCheckIn {
+        let balance = self.pool.balance();
         if let Some(link) = self.held.get_mut() {
-            if link.is_broken() {
-                link.guard.set_close_reason(CloseReason::Broken);
-                return true;
-            }
-            link.set_idle(now);
-            if link.holds_test_transaction() {
-                link.guard.set_in_use(false);
-                return false;
-            }
-            // A link that cannot be aborted is pinged at its checkout in any case.
-            if link.can_be_aborted() && link.is_in_doubt(now) && !link.dispel_doubts(now) {
-                link.guard.set_close_reason(CloseReason::Broken);
-                return true;
-            }
-            if link.guard.claim_closing_over_limit(self.pool.balance() == Balance::PerConnection) {
-                return true;
+            let closes_first = balance == Balance::PerConnection;
+            if let Some(decision) = decide_by_link(link, closes_first, now) {
+                return decision;
             }
             if link.is_too_old(now) {
                 link.guard.mark_for_replacement(CloseReason::TooOld);
             }
         }
-        match self.pool.balance() {
-            Balance::PerCheckout => {
-                let set = &self.pool.set;
-                let claim_rebalance =
-                    |is_parked: &dyn Fn(usize) -> bool| set.claim_rebalance(is_parked, now);
-                let exchange = self.pool.updated_exchange();
-                match exchange.check_in(self.held.take(), self.reservation.take(), claim_rebalance)
-                {
-                    ToClose::Nothing => false,
-                    ToClose::Replaced(link) => {
-                        // The link is closed here, outside the exchange's lock. Its destructor is user code.
-                        let _ = catch_panic(|| drop(link));
-                        // Another link may be replaced now that this one has come back.
-                        self.pool.set.wake();
-                        false
-                    }
-                    ToClose::WithSlot(link) => {
-                        self.held = OnceCell::from(link);
-                        true
-                    }
-                }
+        match balance {
+            Balance::PerCheckout => self.check_in_balanced(now),
+            Balance::PerConnection => self.check_in_own_link(now),
+        }
+    }
+
+    /// Gives the link of the slot, if it holds one, to the exchange, and closes what the exchange returns.
+    fn check_in_balanced(&mut self, now: Instant) -> AfterCheckIn {
+        let set = &self.pool.set;
+        let claim_rebalance =
+            |is_parked: &dyn Fn(usize) -> bool| set.claim_rebalance(is_parked, now);
+        let exchange = self.pool.updated_exchange();
+        match exchange.check_in(self.held.take(), self.reservation.take(), claim_rebalance) {
+            ToClose::Nothing => AfterCheckIn::KeepSlot,
+            ToClose::Replaced(link) => {
+                // The link is closed here, outside the exchange's lock. Its destructor is user code.
+                let _ = catch_panic(|| drop(link));
+                // Another link may be replaced now that this one has come back.
+                self.pool.set.wake();
+                AfterCheckIn::KeepSlot
             }
-            Balance::PerConnection => {
-                let guard = &mut self.link_mut().guard;
-                guard.set_in_use(false);
-                let is_own = |peer| peer == guard.peer.index;
-                if guard.peer.set.claim_rebalance(is_own, now).is_some() {
-                    guard.mark_for_replacement(CloseReason::Rebalanced);
-                }
-                let is_to_be_replaced =
-                    guard.is_marked_for_replacement() || guard.peer.activity.must_replace_links();
-                guard.peer.must_close_links()
-                    || is_to_be_replaced && self.pool.exchange.take_pending_closing()
+            ToClose::WithSlot(link) => {
+                self.held = OnceCell::from(link);
+                AfterCheckIn::CloseSlot
             }
+        }
+    }
+
+    /// Keeps the link in the slot, unless it must not be used again, or has to make room for another one.
+    fn check_in_own_link(&mut self, now: Instant) -> AfterCheckIn {
+        let guard = &mut self.link_mut().guard;
+        guard.set_in_use(false);
+        let is_own = |peer| peer == guard.peer.index;
+        if guard.peer.set.claim_rebalance(is_own, now).is_some() {
+            guard.mark_for_replacement(CloseReason::Rebalanced);
+        }
+        let is_to_be_replaced =
+            guard.is_marked_for_replacement() || guard.peer.activity.must_replace_links();
+        if guard.peer.must_close_links()
+            || is_to_be_replaced && self.pool.exchange.take_pending_closing()
+        {
+            AfterCheckIn::CloseSlot
+        } else {
+            AfterCheckIn::KeepSlot
         }
     }
 
@@ -309,6 +315,30 @@ impl<C: R2D2Connection + 'static> PeerConnection<C> {
         }
         validated
     }
+}
+
+/// Returns what becomes of a slot because of the link that it brings back: the link is lost, or holds a test
+/// transaction, or is above the limit of its peer. Returns `None` if the link may serve the next checkout.
+fn decide_by_link<C: R2D2Connection + 'static>(
+    link: &mut Link<C>,
+    closes_first: bool,
+    now: Instant,
+) -> Option<AfterCheckIn> {
+    if link.is_broken() {
+        link.guard.set_close_reason(CloseReason::Broken);
+        return Some(AfterCheckIn::CloseSlot);
+    }
+    link.set_idle(now);
+    if link.holds_test_transaction() {
+        link.guard.set_in_use(false);
+        return Some(AfterCheckIn::KeepSlot);
+    }
+    // A link that cannot be aborted is pinged at its checkout in any case.
+    if link.can_be_aborted() && link.is_in_doubt(now) && !link.dispel_doubts(now) {
+        link.guard.set_close_reason(CloseReason::Broken);
+        return Some(AfterCheckIn::CloseSlot);
+    }
+    link.guard.claim_closing_over_limit(closes_first).then_some(AfterCheckIn::CloseSlot)
 }
 
 /// An empty slot takes a link out of the exchange when it is dropped. Otherwise the exchange would hold
