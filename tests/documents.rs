@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use diesel_peers::Ledger;
 use support::figure::{base64, definition};
 
 /// The folder of the repository.
@@ -205,6 +206,20 @@ fn figures_of_the_crates_documentation_are_those_of_the_documents() {
              cargo bench -p diesel-peers-tests --bench {bench} --features mysql"
         );
     }
+}
+
+/// A migration that is copied from the chapter creates the table that the ledger needs.
+#[test]
+fn statement_of_the_ledgers_table_is_that_of_the_code() {
+    let chapter = read("docs/transactions.md");
+    let blocks = chapter.split("```sql\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let words = |sql: &str| sql.split_whitespace().collect::<Vec<_>>().join(" ");
+    let blocks: Vec<_> =
+        blocks.map(|block| words(block).replace("( ", "(").replace(" )", ")")).collect();
+    let name = "transaction_ledger";
+    let create = format!("{};", Ledger::table(name).create_table());
+    assert!(blocks.contains(&create), "{create} is a block of {blocks:?}");
+    assert!(chapter.contains(&format!("Ledger::table(\"{name}\").create_table()")));
 }
 
 #[test]

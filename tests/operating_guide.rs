@@ -281,21 +281,44 @@ fn password_is_changed_under_load_without_an_error() {
     login_is_changed_under_load(both, (support::APP, "new"), |_| true, new);
 }
 
-/// Each line of the guide's tables must be a text in the source code.
-#[test]
-fn log_lines_in_the_guide_exist_in_the_code() {
-    fn sources(folder: &str, all: &mut String) {
+/// The source code of the library.
+fn code() -> String {
+    fn add(folder: &str, all: &mut String) {
         for entry in fs::read_dir(folder).expect("our own folder").flatten() {
             let path = entry.path();
             if path.is_dir() {
-                sources(path.to_str().expect("our own names"), all);
+                add(path.to_str().expect("our own names"), all);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 *all += &fs::read_to_string(path).expect("our own file");
             }
         }
     }
     let mut code = String::new();
-    sources(concat!(env!("CARGO_MANIFEST_DIR"), "/../src"), &mut code);
+    add(concat!(env!("CARGO_MANIFEST_DIR"), "/../src"), &mut code);
+    code
+}
+
+/// The guide says which keys a line has, and a search of the log by them finds each line.
+#[test]
+fn lines_above_the_level_debug_have_the_key_event() {
+    let code = code();
+    let calls: Vec<_> = ["error!(", "warn!(", "info!("]
+        .iter()
+        .flat_map(|call| code.split(call).skip(1))
+        .map(str::trim_start)
+        .filter(|arguments| arguments.starts_with("target: LOG_TARGET"))
+        .collect();
+    assert!(calls.len() > 5, "the calls were found: {calls:?}");
+    for arguments in calls {
+        let keys = arguments.split(';').next().expect("a split has a first part");
+        assert!(keys.contains("event = \""), "{keys}");
+    }
+}
+
+/// Each line of the guide's tables must be a text in the source code.
+#[test]
+fn log_lines_in_the_guide_exist_in_the_code() {
+    let code = code();
     let (_, section) =
         GUIDE.split_once("\n## Reading the log\n").expect("the guide has the heading");
     let section = section.split("\n## ").next().expect("a split has a first part");

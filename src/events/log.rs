@@ -22,7 +22,7 @@ const HISTORY_LEN: usize = 100;
 /// fault of a large pool causes at once.
 const QUEUE_LEN: usize = 4096;
 
-/// The target of the log records of events and of name resolution, whichever module writes them.
+/// The target of all log records of this crate, whichever module writes them.
 pub(crate) const LOG_TARGET: &str = "diesel_peers";
 
 /// A new event of a peer, before it gets its timestamp.

@@ -103,9 +103,10 @@ impl LeftSession {
             Ok(false) => {}
             Ok(true) => {
                 conn.link().guard.peer.activity.counters.sessions_ended.add_one();
+                let peer = conn.peer();
                 info!(
-                    target: LOG_TARGET,
-                    "on peer {}, the session of a transaction that was lost is ended", conn.peer()
+                    target: LOG_TARGET, peer = peer, event = "session_ended";
+                    "on peer {peer}, the session of a transaction that was lost is ended"
                 );
             }
             Err(error) => {
