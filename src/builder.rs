@@ -588,8 +588,8 @@ impl<C> PeerManagerBuilder<C> {
     /// The fault of a query decides whether its connection is discarded ([`Fault::ConnectionLost`]), and
     /// whether its peer is marked down until an immediate check succeeds ([`Fault::PeerNotReady`]) or is
     /// only checked immediately ([`Fault::PeerDown`], [`Fault::Misconfigured`], [`Fault::OutOfResources`]).
-    /// [`Fault::WrongRole`] under [`Role::ReadWrite`] has the connection's server asked for its role. The fault of a login decides whether the peer is marked down. The
-    /// application receives the error unchanged.
+    /// [`Fault::WrongRole`] under [`Role::ReadWrite`] has the connection's server asked for its role. The fault
+    /// of a login decides whether the peer is marked down. The application receives the error unchanged.
     ///
     /// Unset by default. The last call counts.
     #[must_use]

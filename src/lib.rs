@@ -3,6 +3,9 @@
 //! - [`PeerManager`] takes the place of diesel's `ConnectionManager` in a pool; [`PeerManagerBuilder`] has every setting.
 //! - [`PeerConnection`] is the pool's connection to one peer.
 //! - [`Peers`] shows the state of the peers and changes them at run time; [`Event`] is what happens to them.
+//! - [`PeerConnection::transaction_with_retry`] runs a transaction again that was interrupted, within the limits of a
+//!   [`RetryPolicy`], and returns its [`Outcome`]. A [`Ledger`] finds out the outcome of a `COMMIT` without an answer.
+//!   [`outcome_of`] returns the outcome of a plain diesel transaction.
 //! - [`Fault`] classifies errors.
 //! - [`guide`] has the chapters of the guide: configuration, errors, maintenance and others.
 //!

@@ -74,8 +74,8 @@ impl<C: R2D2Connection + Send + 'static> ManageConnection for PeerManager<C> {
         conn.check_out(Instant::now)
     }
 
-    /// Checks in the connection, and returns whether r2d2 has to close it. Queries the server only if a query has
-    /// left the connection in doubt.
+    /// Checks in the connection, and returns whether r2d2 has to close it. Pings the server only if the last
+    /// queries leave a doubt about the connection, within `ping_timeout`.
     #[expect(clippy::disallowed_methods, reason = "the time of a checkin is taken here")]
     fn has_broken(&self, conn: &mut PeerConnection<C>) -> bool {
         thread::panicking() || conn.check_in(Instant::now()) == AfterCheckIn::CloseSlot

@@ -72,8 +72,9 @@ pub enum GaleraCheck {
     /// A Galera node that takes no work is marked down.
     #[default]
     Enabled,
-    /// The Galera state is not read. (A role that `require` demands is.) For a proxy over several nodes, such as ProxySQL or MaxScale, whose own monitor
-    /// decides which node gets the work: the state of one node says little about the proxy.
+    /// The Galera state is not read. (A role that `require` demands is.) For a proxy over several nodes, such
+    /// as ProxySQL or MaxScale, whose own monitor decides which node gets the work: the state of one node says
+    /// little about the proxy.
     Disabled,
 }
 
