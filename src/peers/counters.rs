@@ -49,7 +49,7 @@ pub(crate) struct PeerCounters {
     pub(crate) found_aborted: Counter,
     /// Transactions that were in doubt and stayed so.
     pub(crate) outcomes_unknown: Counter,
-    /// Sessions that lost transactions had left behind, and that were ended.
+    /// Orphaned sessions of lost transactions that were ended.
     pub(crate) sessions_ended: Counter,
     /// Logins for the pool that succeeded.
     pub(crate) logins: Histogram,
