@@ -1,42 +1,36 @@
 //! Runs transactions that survive the loss of a peer: a transaction that was interrupted is run again, on a
 //! connection to another peer if need be, and the outcome of each COMMIT is determined.
 
+mod attempt;
+mod deadline;
 mod ledger;
-mod left_session;
 mod outcome;
+mod resolution;
 mod retries;
 mod rows;
 #[cfg(feature = "serde")]
 mod serialize;
+mod session;
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::time::Instant;
 
-use diesel::connection::{Connection, SimpleConnection, TransactionManager};
+use diesel::connection::{Connection, TransactionManager};
 use diesel::r2d2::R2D2Connection;
 use diesel::result::Error;
 
 use crate::events::EventKind;
-use crate::fault::commit;
 use crate::peers::link_state::LinkState;
 use crate::peers::set::peer_ref::PeerRef;
-use crate::peers::transaction_record::{CommitSeen, Interruption, TransactionRecord};
+use crate::peers::transaction_record::{CommitSeen, Interruption};
 use crate::pool::connection::PeerConnection;
-use crate::redact::printable;
 use crate::settings::retry::RetryPolicy;
+use crate::transaction::attempt::{Attempt, Run};
+use crate::transaction::deadline::Deadline;
 use crate::transaction::ledger::Token;
-use crate::transaction::left_session::LeftSession;
 use crate::transaction::retries::Retries;
-use crate::url::dialect::Dialect;
+use crate::transaction::session::TransactionSession;
 
 pub use outcome::{Doubt, DoubtReason, Outcome, TransactionError, Verdict};
-
-/// Marks the beginning of a transaction. If it is gone before the COMMIT, the transaction did not last until
-/// then.
-const SET_SAVEPOINT: &str = "SAVEPOINT diesel_peers_transaction";
-const RELEASE_SAVEPOINT: &str = "RELEASE SAVEPOINT diesel_peers_transaction";
-const ROLL_BACK_TO_SAVEPOINT: &str = "ROLLBACK TO SAVEPOINT diesel_peers_transaction";
 
 impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
     /// Runs a transaction, and runs it again if it was interrupted, with the pool's [`RetryPolicy`].
@@ -99,6 +93,11 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
         self.link().state().clone()
     }
 
+    /// Returns a doubt about the last transaction.
+    fn doubt(&self, reason: DoubtReason, error: Arc<str>) -> Doubt {
+        Doubt { reason, peer: self.peer().into(), error, entry: None }
+    }
+
     /// Returns the depth of the open transaction. It is unknown after an error of the transaction manager.
     fn transaction_depth(&mut self) -> Result<u32, Error> {
         let status = C::TransactionManager::transaction_manager_status_mut(&mut **self);
@@ -157,159 +156,6 @@ where
     }
 }
 
-/// A transaction that has ended before its COMMIT.
-enum EndedEarly {
-    /// Nothing of it is saved.
-    NothingSaved(Error),
-    /// A part of it may be saved. Contains the text of the error.
-    PartlySaved(Arc<str>),
-}
-
-/// The result of one run.
-enum Attempt<T, E> {
-    Committed(T),
-    /// Nothing was saved, and another run would not help.
-    Aborted(E),
-    /// Nothing was saved, because of this.
-    Interrupted(E, Interruption),
-    /// It has ended before its COMMIT, and a part of it may be saved.
-    EndedEarly(Doubt),
-    /// The COMMIT has failed with this error, and may have saved it or not. Contains what the closure has returned as
-    /// well.
-    InDoubt(Doubt, T, E),
-}
-
-impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
-    fn doubt(&self, reason: DoubtReason, error: Arc<str>) -> Doubt {
-        Doubt { reason, peer: self.peer().into(), error, entry: None }
-    }
-
-    /// Runs a transaction once. `session` becomes the session that it uses, if it has a ledger.
-    fn attempt<T, E: From<Error>>(
-        &mut self,
-        policy: &RetryPolicy,
-        session: &mut Option<LeftSession>,
-        work: &mut impl FnMut(&mut Self) -> Result<T, E>,
-    ) -> Attempt<T, E> {
-        let dialect = Dialect::for_connection::<C>();
-        let link_state = self.link_state();
-        link_state.record.reset();
-        let failed = |error: E| match link_state.record.interruption() {
-            Some(interruption) => Attempt::Interrupted(error, interruption),
-            None => Attempt::Aborted(error),
-        };
-        // A transaction that is READ ONLY has nothing to save. (Other databases do not have such transactions.)
-        let is_read_only =
-            policy.read_only && matches!(dialect, Dialect::MySql | Dialect::Postgres);
-        let ledger = policy.ledger.as_ref().filter(|_| !is_read_only);
-        let opened = ledger.map(|ledger| Ok((ledger.open(self)?, Token::new()?))).transpose();
-        let begun = opened.and_then(|opened| {
-            *session = opened.as_ref().map(|(_, token)| LeftSession::new(self, token.clone()));
-            let lock = session.as_ref().map(|session| session.lock_at_begin(policy));
-            self.begin(policy, &lock.unwrap_or_default()).map(|()| opened)
-        });
-        let opened = match begun {
-            Ok(opened) => opened,
-            Err(error) => {
-                self.roll_back();
-                // diesel refuses to begin on a connection that was lost before this run. It sends no query, so the
-                // record shows no failure.
-                return if self.link_mut().is_broken() {
-                    Attempt::Interrupted(error.into(), Interruption::ConnectionLost)
-                } else {
-                    failed(error.into())
-                };
-            }
-        };
-        let returned = match catch_unwind(AssertUnwindSafe(|| work(self))) {
-            // The COMMIT would release the savepoint of a nested transaction that was left open.
-            Ok(returned) if self.transaction_depth().is_ok_and(|depth| depth > 1) => {
-                self.roll_back_to(1);
-                returned.and_then(|_| Err(Error::AlreadyInTransaction.into()))
-            }
-            Ok(returned) => returned,
-            Err(panic) => {
-                self.roll_back();
-                resume_unwind(panic);
-            }
-        };
-        let released = self.release_savepoint(&link_state.record);
-        let value = match (returned, released) {
-            (Ok(value), Ok(())) => value,
-            (Err(error), Ok(()) | Err(EndedEarly::NothingSaved(_))) => {
-                self.roll_back();
-                return failed(error);
-            }
-            (Ok(_), Err(EndedEarly::NothingSaved(error))) => {
-                self.roll_back();
-                return failed(error.into());
-            }
-            (_, Err(EndedEarly::PartlySaved(text))) => {
-                let doubt = self.doubt(DoubtReason::EndedEarly, text);
-                self.roll_back();
-                return Attempt::EndedEarly(doubt);
-            }
-        };
-        let lock_call = session.as_ref().and_then(|session| session.lock_at_end(policy));
-        let recorded = opened
-            .map(|(ledger, token)| ledger.record(self, token, lock_call.as_deref()))
-            .transpose();
-        let entry = match recorded {
-            Ok(entry) => entry,
-            Err(error) => {
-                self.roll_back();
-                return failed(error.into());
-            }
-        };
-        match C::TransactionManager::commit_transaction(&mut **self) {
-            Ok(()) => Attempt::Committed(value),
-            Err(error) if is_read_only || commit::shows_abort(dialect, &error) => {
-                self.roll_back();
-                failed(error.into())
-            }
-            Err(error) => {
-                let text = printable(&error.to_string()).into();
-                let mut doubt = self.doubt(DoubtReason::CommitUnanswered, text);
-                doubt.entry = entry;
-                Attempt::InDoubt(doubt, value, error.into())
-            }
-        }
-    }
-
-    /// Releases the savepoint that was set at the beginning, which shows that the transaction has lasted until now.
-    fn release_savepoint(&mut self, record: &TransactionRecord) -> Result<(), EndedEarly> {
-        let has_continued = record.has_continued();
-        let Err(error) = self.batch_execute(RELEASE_SAVEPOINT) else { return Ok(()) };
-        // Nothing was saved if nothing was executed since the server has rolled the transaction back or the connection
-        // was lost.
-        let was_interrupted_last = match (Dialect::for_connection::<C>(), record.interruption()) {
-            (Dialect::Postgres, interruption) => {
-                interruption == Some(Interruption::ConnectionLost) && self.link_state().is_lost()
-            }
-            (_, interruption) => interruption.is_some() && !has_continued,
-        };
-        // PostgreSQL refuses everything after an error but this, and this as well if the savepoint is gone.
-        let has_lasted = self.batch_execute(ROLL_BACK_TO_SAVEPOINT).is_ok();
-        Err(if has_lasted || was_interrupted_last {
-            EndedEarly::NothingSaved(error)
-        } else {
-            EndedEarly::PartlySaved(printable(&error.to_string()).into())
-        })
-    }
-
-    fn begin(&mut self, policy: &RetryPolicy, lock: &str) -> Result<(), Error> {
-        let dialect = Dialect::for_connection::<C>();
-        if let Some(before) = policy.before_begin(dialect) {
-            self.batch_execute(&before)?;
-        }
-        C::TransactionManager::begin_transaction(&mut **self)?;
-        if let Some(after) = policy.after_begin(dialect) {
-            self.batch_execute(&after)?;
-        }
-        self.batch_execute(&format!("{lock}{SET_SAVEPOINT}"))
-    }
-}
-
 impl RetryPolicy {
     /// Runs a transaction on a connection, as [`PeerConnection::transaction_with_retry`] does, with this policy.
     pub fn transaction<C, T, E>(
@@ -339,8 +185,8 @@ impl RetryPolicy {
             None => Outcome::Aborted(error),
         };
         loop {
-            let mut session = None;
-            let (error, interruption) = match conn.attempt(self, &mut session, &mut work) {
+            let mut run = Run::new(self);
+            let (error, interruption) = match run.execute(conn, &mut work) {
                 Attempt::Committed(value) => return Outcome::Committed(value),
                 Attempt::Aborted(error) => return aborted(error, unknown),
                 Attempt::Interrupted(error, interruption) => (error, interruption),
@@ -353,7 +199,7 @@ impl RetryPolicy {
                 Attempt::InDoubt(doubt, value, error) => {
                     let origin = conn.link().guard.peer.clone();
                     record_doubt(&origin, &doubt);
-                    let verdict = retries.resolve_elsewhere(conn, doubt, session.as_ref());
+                    let verdict = retries.resolve(conn, doubt, run.session.as_ref());
                     record_verdict(&origin, &verdict);
                     match verdict {
                         Verdict::Committed => return Outcome::Committed(value),
@@ -369,7 +215,7 @@ impl RetryPolicy {
                     }
                 }
             };
-            if !retries.prepare(conn, interruption, session.as_ref()) {
+            if !retries.prepare(conn, interruption, run.session.as_ref()) {
                 return aborted(error, unknown);
             }
         }
@@ -447,7 +293,6 @@ impl Doubt {
     /// After [`Verdict::Aborted`] the transaction is never committed, even if its `COMMIT` is still on its way. What
     /// cannot be found out stays [`Verdict::Unknown`], with the reason. The checkout changes to other peers until one
     /// can decide, or until the deadline of the pool's retry policy. Within an open transaction nothing is asked.
-    #[expect(clippy::disallowed_methods, reason = "the deadline starts here")]
     pub fn resolve<C: R2D2Connection + Send + 'static>(
         &self,
         conn: &mut PeerConnection<C>,
@@ -458,9 +303,10 @@ impl Doubt {
             doubt.error = Error::AlreadyInTransaction.to_string().into();
             return Verdict::Unknown(doubt);
         }
-        let policy = conn.retry_policy();
-        let end = Instant::now() + policy.deadline;
-        let session = doubt.token().map(|token| LeftSession::of_token(Token(token.to_owned())));
-        Retries::for_resolution(&policy, end).resolve(conn, doubt, session.as_ref(), depth.is_err())
+        let deadline = Deadline::after(conn.retry_policy().deadline);
+        let session =
+            doubt.token().map(|token| TransactionSession::of_token(Token(token.to_owned())));
+        // After an error of the transaction manager this connection is of no use.
+        resolution::resolve(conn, doubt, session.as_ref(), depth.is_err(), deadline)
     }
 }

@@ -1,5 +1,4 @@
-//! What a transaction records of itself before its COMMIT, and the *resolver*, which decides after a COMMIT without an
-//! answer.
+//! What a transaction records of itself before its COMMIT, and how this decides about a COMMIT without an answer.
 
 pub(super) mod table;
 pub(super) mod xid;
@@ -18,8 +17,8 @@ use crate::pool::connection::PeerConnection;
 use crate::settings::ledger::{Ledger, LedgerTable};
 use crate::transaction::ledger::table::TableEntry;
 use crate::transaction::ledger::xid::XidEntry;
-use crate::transaction::left_session::LeftSession;
 use crate::transaction::outcome::DoubtReason;
+use crate::transaction::session::TransactionSession;
 use crate::url::dialect::Dialect;
 
 /// The token of one run of a transaction, in hexadecimal digits: 48 bits of time in milliseconds and 80 random bits.
@@ -49,7 +48,7 @@ impl Token {
     }
 }
 
-/// The time for which the resolver waits for a lock of the transaction in doubt.
+/// The time for which a try waits for a lock of the transaction in doubt.
 const LOCK_TIMEOUT_SECONDS: u32 = 2;
 
 /// A ledger that was found usable on a connection, for a transaction that begins there.
@@ -66,7 +65,7 @@ pub(super) enum Entry {
     Xid(XidEntry),
 }
 
-/// What one try of the resolver has found out.
+/// What one try has found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decision {
     Committed,
@@ -80,6 +79,15 @@ pub(super) enum Decision {
     Standby,
     /// Nothing is decided yet. The same connection may be asked again.
     Again,
+}
+
+impl Decision {
+    fn is_final(self) -> bool {
+        match self {
+            Self::Committed | Self::Aborted | Self::Unknown(_) => true,
+            Self::OtherHistory | Self::Standby | Self::Again => false,
+        }
+    }
 }
 
 impl Ledger {
@@ -132,7 +140,7 @@ impl Ledger {
 impl OpenLedger {
     /// Records the open transaction, as its last statement before the COMMIT. `lock_call` is the call that takes the
     /// advisory lock of the transaction, if it is to be evaluated in this statement.
-    pub(super) fn record<C: R2D2Connection + Send + 'static>(
+    pub(super) fn write_entry<C: R2D2Connection + Send + 'static>(
         self,
         conn: &mut PeerConnection<C>,
         token: Token,
@@ -166,20 +174,40 @@ impl Entry {
         &self,
         conn: &mut PeerConnection<C>,
     ) -> QueryResult<Decision> {
-        let decided = match self {
+        match self {
             Self::Table(entry) => entry.decide(conn),
             Self::Xid(entry) => entry.decide(conn),
-        };
-        // Nothing is left to roll back if that was committed.
-        conn.roll_back();
-        decided
+        }
     }
 }
 
-/// Begins a transaction of the resolver. It sees what others commit meanwhile, waits for no lock longer than the
-/// resolver wants to, and its COMMIT waits for the replicas, whatever the session's settings are. On PostgreSQL it
-/// takes the advisory lock of the transaction in doubt, which is free when that one has ended. So a resolver whose
-/// connection is lost can be ended by the next one as well.
+/// Runs a transaction that decides about the one with this token. It is committed if the decision is final, and rolled
+/// back otherwise.
+///
+/// Before a final decision `ask` has to write something, a *barrier* if there is nothing else to write. What was read
+/// may not have reached the replicas that a COMMIT has to wait for (the server was restarted in the middle, or the
+/// session was terminated), or the server may not be the primary any more. A COMMIT of something written that is
+/// answered shows that neither is so: what was committed before it reaches the replicas before it.
+fn decide_in_transaction<C: R2D2Connection + Send + 'static>(
+    conn: &mut PeerConnection<C>,
+    token: &Token,
+    ask: impl FnOnce(&mut PeerConnection<C>) -> QueryResult<Decision>,
+) -> QueryResult<Decision> {
+    let decided = begin(conn, token).and_then(|()| {
+        let decision = ask(conn)?;
+        if decision.is_final() {
+            C::TransactionManager::commit_transaction(&mut **conn)?;
+        }
+        Ok(decision)
+    });
+    conn.roll_back();
+    decided
+}
+
+/// Begins a transaction that decides. It sees what others commit meanwhile, waits for no lock longer than it should, and
+/// its COMMIT waits for the replicas, whatever the session's settings are. On PostgreSQL it takes the advisory lock of
+/// the transaction in doubt, which is free when that one has ended. So if the connection is lost here, the next try can
+/// terminate this session as well.
 fn begin<C: R2D2Connection + Send + 'static>(
     conn: &mut PeerConnection<C>,
     token: &Token,
@@ -190,7 +218,7 @@ fn begin<C: R2D2Connection + Send + 'static>(
             C::TransactionManager::begin_transaction(&mut **conn)
         }
         Dialect::Postgres => {
-            let lock = LeftSession::new(conn, token.clone()).lock();
+            let lock = TransactionSession::identify(conn, token.clone()).lock_sql();
             let lock = lock.map_or_else(String::new, |lock| format!("; SELECT {lock}"));
             C::TransactionManager::begin_transaction(&mut **conn)?;
             conn.batch_execute(&format!(

@@ -1,5 +1,5 @@
 //! A table in which each transaction writes a token of its own, as its last statement. After a COMMIT without an answer
-//! the *resolver* writes the same token, on another peer, and so decides: if it can commit, the original never will; if
+//! the resolution writes the same token, on another peer, and so decides: if it can commit, the original never will; if
 //! the token is there already, the row says which of the two has written it.
 
 mod verify;
@@ -7,7 +7,6 @@ mod watermark;
 
 use std::sync::Arc;
 
-use diesel::connection::TransactionManager;
 use diesel::r2d2::R2D2Connection;
 use diesel::result::{DatabaseErrorKind, Error, QueryResult};
 
@@ -15,14 +14,14 @@ use crate::panics::lock;
 use crate::peers::link_state::{LinkLedgerTable, LinkState};
 use crate::pool::connection::PeerConnection;
 use crate::settings::ledger::LedgerTable;
-use crate::transaction::ledger::{Decision, LOCK_TIMEOUT_SECONDS, Token, begin};
+use crate::transaction::ledger::{Decision, LOCK_TIMEOUT_SECONDS, Token, decide_in_transaction};
 use crate::transaction::outcome::DoubtReason;
 use crate::transaction::rows;
 use crate::url::dialect::Dialect;
 
 /// Written by the transaction itself.
 const COMMITTED: &str = "c";
-/// Written by the resolver.
+/// Written by the resolution.
 const ABORTED: &str = "a";
 
 /// What a transaction in doubt has written in a table, if it is committed.
@@ -139,7 +138,7 @@ impl TableEntry {
         Ok(self)
     }
 
-    /// Tries to decide about the transaction that has written this entry. It may leave a transaction open.
+    /// Tries to decide about the transaction that has written this entry.
     ///
     /// # Errors
     ///
@@ -153,32 +152,11 @@ impl TableEntry {
         if *found != **history {
             return Ok(Decision::OtherHistory);
         }
-        let dialect = Dialect::for_connection::<C>();
-        let decided = begin(conn, token).and_then(|()| {
-            let insert = table.insert(&token.0, ABORTED);
-            let insert = match dialect {
-                // MySQL takes the first part for a comment, and waits for as long as the server is configured to.
-                Dialect::MySql => format!(
-                    "/*M!100100 SET STATEMENT innodb_lock_wait_timeout={LOCK_TIMEOUT_SECONDS} FOR */ \
-                     {insert}"
-                ),
-                _ => insert,
-            };
-            table.insert_row(conn, &insert)?;
-            // A cleaner that has deleted the token before the INSERT has raised the watermark before.
-            if table.has_forgotten(conn, token)? {
-                conn.roll_back();
-                // (As in `read_decision`. The token itself must not be committed.)
-                table.insert_new_row(conn)?;
-                return Ok(Decision::Unknown(DoubtReason::Forgotten));
-            }
-            C::TransactionManager::commit_transaction(&mut **conn)?;
-            Ok(Decision::Aborted)
-        });
-        match decided {
-            Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {
-                conn.roll_back();
-                table.read_decision(conn, token)
+        match decide_in_transaction(conn, token, |conn| table.fence(conn, token)) {
+            // The token is there, or it was.
+            Ok(Decision::Again)
+            | Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {
+                decide_in_transaction(conn, token, |conn| table.read_decision(conn, token))
             }
             decided => decided,
         }
@@ -186,34 +164,42 @@ impl TableEntry {
 }
 
 impl LedgerTable {
-    /// Reads who has written the token that is there. The same transaction commits a row that means nothing: what it
-    /// has read may not have reached the replicas that a COMMIT has to wait for (the server was restarted in the
-    /// middle, or the session was ended), or the server may not be the primary any more. A COMMIT that is answered
-    /// shows that neither is so, as what was committed before it reaches the replicas before it.
+    /// Inserts the token, so that the transaction in doubt never can.
+    fn fence<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+        token: &Token,
+    ) -> QueryResult<Decision> {
+        let insert = self.insert(&token.0, ABORTED);
+        let insert = match Dialect::for_connection::<C>() {
+            // MySQL takes the first part for a comment, and waits for as long as the server is configured to.
+            Dialect::MySql => format!(
+                "/*M!100100 SET STATEMENT innodb_lock_wait_timeout={LOCK_TIMEOUT_SECONDS} FOR */ {insert}"
+            ),
+            _ => insert,
+        };
+        self.insert_row(conn, &insert)?;
+        // A cleaner that has deleted the token before the INSERT has raised the watermark before.
+        let has_forgotten = self.has_forgotten(conn, token)?;
+        Ok(if has_forgotten { Decision::Again } else { Decision::Aborted })
+    }
+
+    /// Reads who has written the token that is there.
     fn read_decision<C: R2D2Connection + Send + 'static>(
         &self,
         conn: &mut PeerConnection<C>,
         token: &Token,
     ) -> QueryResult<Decision> {
-        begin(conn, token)?;
         let decision = match self.read(conn, &token.0)?.as_deref() {
             Some(COMMITTED) => Decision::Committed,
             Some(ABORTED) => Decision::Aborted,
+            _ if self.has_forgotten(conn, token)? => Decision::Unknown(DoubtReason::Forgotten),
             // The transaction that had written it was rolled back since, or the token was deleted.
             _ => return Ok(Decision::Again),
         };
-        self.insert_new_row(conn)?;
-        C::TransactionManager::commit_transaction(&mut **conn)?;
+        let Token(barrier) = Token::new()?;
+        self.insert_row(conn, &self.insert(&barrier, ABORTED))?;
         Ok(decision)
-    }
-
-    /// Inserts a row that means nothing.
-    fn insert_new_row<C: R2D2Connection + Send + 'static>(
-        &self,
-        conn: &mut PeerConnection<C>,
-    ) -> QueryResult<()> {
-        let Token(new) = Token::new()?;
-        self.insert_row(conn, &self.insert(&new, ABORTED))
     }
 
     /// Reads a row. Outside of a transaction this sees every row that was committed before.

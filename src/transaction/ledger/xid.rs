@@ -8,12 +8,11 @@
 
 use std::sync::Arc;
 
-use diesel::connection::TransactionManager;
 use diesel::r2d2::R2D2Connection;
 use diesel::result::{Error, QueryResult};
 
 use crate::pool::connection::PeerConnection;
-use crate::transaction::ledger::{Decision, Token, begin};
+use crate::transaction::ledger::{Decision, Token, decide_in_transaction};
 use crate::transaction::outcome::DoubtReason;
 use crate::transaction::rows;
 
@@ -119,7 +118,7 @@ impl XidEntry {
         }
     }
 
-    /// Tries to decide about this transaction. It may leave a transaction open.
+    /// Tries to decide about this transaction.
     ///
     /// # Errors
     ///
@@ -128,8 +127,22 @@ impl XidEntry {
         &self,
         conn: &mut PeerConnection<C>,
     ) -> QueryResult<Decision> {
-        let Self { xid, token, system_identifier, incarnation } = self;
-        begin(conn, token)?;
+        decide_in_transaction(conn, &self.token, |conn| {
+            let decision = self.read_decision(conn)?;
+            if decision.is_final() && write_barrier(conn)? == Some(self.xid.to_string()) {
+                // This is the id that was not used yet. It must not be committed.
+                return Ok(Decision::Again);
+            }
+            Ok(decision)
+        })
+    }
+
+    /// Reads the status of the id.
+    fn read_decision<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+    ) -> QueryResult<Decision> {
+        let Self { xid, system_identifier, incarnation, .. } = self;
         // The server has lost the transaction if it has not assigned the id yet: `age` compares with the next id. It
         // does so modulo 2^32, so an id that is older by more is excluded before.
         let ask = format!(
@@ -140,28 +153,26 @@ impl XidEntry {
         );
         let answer = rows::text(&mut **conn, &ask)?;
         let Some(answer) = answer else { return Ok(Decision::Standby) };
-        let decision = match answer.splitn(3, ' ').collect::<Vec<_>>()[..] {
-            ["f", ..] => return Ok(Decision::OtherHistory),
+        Ok(match answer.splitn(3, ' ').collect::<Vec<_>>()[..] {
+            ["f", ..] => Decision::OtherHistory,
             // This is not our transaction, as we have its lock, or it could not take the lock.
-            [_, _, "in progress"] => return Ok(Decision::Again),
+            [_, _, "in progress"] => Decision::Again,
             [_, _, "aborted"] => Decision::Aborted,
             [_, "t", "committed"] => Decision::Committed,
             [_, _, "committed"] => Decision::Unknown(DoubtReason::OtherIncarnation),
             // `pg_xact_status` is NULL for an id whose status was discarded.
             _ => Decision::Unknown(DoubtReason::Forgotten),
-        };
-        // A message that means nothing is committed in the same transaction. Its COMMIT waits for the replicas that a
-        // COMMIT has to wait for. So if it is answered, they have what is committed here, and this server is still the
-        // primary.
-        let message = "SELECT pg_current_xact_id()::text AS text \
-                       FROM pg_logical_emit_message(true, 'diesel_peers', ''::text)";
-        if rows::text(&mut **conn, message)? == Some(xid.to_string()) {
-            // This is the id that was not used yet. It must not be committed.
-            return Ok(Decision::Again);
-        }
-        C::TransactionManager::commit_transaction(&mut **conn)?;
-        Ok(decision)
+        })
     }
+}
+
+/// Writes a message that no one reads into the log of the server. Returns the id of the open transaction.
+fn write_barrier<C: R2D2Connection + Send + 'static>(
+    conn: &mut PeerConnection<C>,
+) -> QueryResult<Option<String>> {
+    let message = "SELECT pg_current_xact_id()::text AS text \
+                   FROM pg_logical_emit_message(true, 'diesel_peers', ''::text)";
+    rows::text(&mut **conn, message)
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
-//! The session that a transaction leaves behind on its server when the connection is lost. Until the server notices the
-//! loss, which may take hours, the session holds the locks of its transaction. It is ended from another connection, but
+//! The server's session of a transaction. If the connection is lost, the session is *orphaned*: until the server notices
+//! the loss, which may take hours, it holds the locks of its transaction. It is terminated from another connection, but
 //! only if it is the same for certain: a pooler may have given it to another client since.
 //!
 //! PostgreSQL: the transaction holds an advisory lock whose key are 64 random bits of its token. Whoever holds this
 //! lock is in this transaction, behind whatever proxy or pooler.
 //!
-//! MySQL: no lock belongs to a transaction and can be looked up. The session is ended if it has the same number, user
+//! MySQL: no lock belongs to a transaction and can be looked up. The session is terminated if it has the same number, user
 //! and address of the client, on the same server that was started at the same time; and only if this address is that of
-//! our own socket. Behind a proxy it is not, and then nothing is ended.
+//! our own socket. Behind a proxy it is not, and then nothing is
+//! terminated.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -37,17 +38,17 @@ const SERVER_STARTED: &str = "CAST(UNIX_TIMESTAMP() - (SELECT variable_value FRO
 /// The digest of a session in MySQL's list of processes.
 const DIGEST: &str = "SHA2(CONCAT_WS(' ', @@hostname, @@port, @@datadir, id, user, host), 256)";
 
-/// The session of a transaction, as long as the transaction is open.
+/// The server's session of a transaction.
 #[derive(Debug, Clone)]
-pub(super) struct LeftSession {
+pub(super) struct TransactionSession {
     sign: SessionSign,
     token: Token,
 }
 
-impl LeftSession {
-    /// Returns the session of a transaction that begins on this connection. At the first use of a connection, its sign
-    /// is read. A transaction must not be open.
-    pub(super) fn new<C: R2D2Connection + Send + 'static>(
+impl TransactionSession {
+    /// Identifies the session of a transaction that begins on this connection. At the first use of a connection, its
+    /// sign is read. A transaction must not be open.
+    pub(super) fn identify<C: R2D2Connection + Send + 'static>(
         conn: &mut PeerConnection<C>,
         token: Token,
     ) -> Self {
@@ -72,7 +73,7 @@ impl LeftSession {
     }
 
     /// Returns the call of the function that takes the lock, if the session is recognized by one.
-    pub(super) fn lock(&self) -> Option<String> {
+    pub(super) fn lock_sql(&self) -> Option<String> {
         match self.sign {
             SessionSign::Lock { .. } => Some(take_lock(&self.token)),
             SessionSign::None | SessionSign::Identity { .. } => None,
@@ -87,19 +88,22 @@ impl LeftSession {
     }
 
     /// Returns what to put before the first statement of the transaction.
-    pub(super) fn lock_at_begin(&self, policy: &RetryPolicy) -> String {
-        let lock = self.lock().filter(|_| self.locks_at_begin(policy));
+    pub(super) fn lock_sql_at_begin(&self, policy: &RetryPolicy) -> String {
+        let lock = self.lock_sql().filter(|_| self.locks_at_begin(policy));
         lock.map_or_else(String::new, |lock| format!("SELECT {lock}; "))
     }
 
     /// Returns the function to call in the last statement of the transaction.
-    pub(super) fn lock_at_end(&self, policy: &RetryPolicy) -> Option<String> {
-        self.lock().filter(|_| !self.locks_at_begin(policy))
+    pub(super) fn lock_sql_at_end(&self, policy: &RetryPolicy) -> Option<String> {
+        self.lock_sql().filter(|_| !self.locks_at_begin(policy))
     }
 
-    /// Ends the session, if it is on the server of this connection. A transaction must not be open.
-    pub(super) fn end<C: R2D2Connection + Send + 'static>(&self, conn: &mut PeerConnection<C>) {
-        match self.try_end(conn) {
+    /// Terminates the session, if it is on the server of this connection. A transaction must not be open.
+    pub(super) fn terminate<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+    ) {
+        match self.try_terminate(conn) {
             Ok(false) => {}
             Ok(true) => {
                 conn.link().guard.peer.activity.counters.sessions_ended.add_one();
@@ -116,7 +120,7 @@ impl LeftSession {
         }
     }
 
-    fn try_end<C: R2D2Connection + Send + 'static>(
+    fn try_terminate<C: R2D2Connection + Send + 'static>(
         &self,
         conn: &mut PeerConnection<C>,
     ) -> QueryResult<bool> {
@@ -124,19 +128,21 @@ impl LeftSession {
             (Dialect::Postgres, SessionSign::Lock { .. }) => {
                 let [high, low] = lock_key(&self.token);
                 // Who waits for a synchronous standby has committed already.
-                let end = format!(
+                let terminate = format!(
                     "SELECT pg_terminate_backend(l.pid)::text AS text FROM pg_locks l JOIN \
                      pg_stat_activity a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted \
                      AND l.objsubid = 1 AND l.classid = {high} AND l.objid = {low} AND l.database = \
                      (SELECT oid FROM pg_database WHERE datname = current_database()) AND \
                      a.wait_event IS DISTINCT FROM 'SyncRep'"
                 );
-                Ok(rows::text(&mut **conn, &end)?.is_some())
+                Ok(rows::text(&mut **conn, &terminate)?.is_some())
             }
             (Dialect::MySql, SessionSign::Identity { digest, server_started }) => {
                 // Through a proxy, the number might mean a session of the proxy or of another server.
-                if !matches!(Self::new(conn, self.token.clone()).sign, SessionSign::Identity { .. })
-                {
+                if !matches!(
+                    Self::identify(conn, self.token.clone()).sign,
+                    SessionSign::Identity { .. }
+                ) {
                     return Ok(false);
                 }
                 let find = format!(
