@@ -8,6 +8,7 @@
 pub(crate) mod commit;
 pub(crate) mod host;
 mod messages;
+pub(crate) mod rollback;
 
 use std::fmt;
 use std::io;

@@ -14,7 +14,7 @@ mod session;
 
 use std::sync::Arc;
 
-use diesel::connection::{Connection, TransactionManager};
+use diesel::connection::{Connection, SimpleConnection, TransactionManager};
 use diesel::r2d2::R2D2Connection;
 use diesel::result::Error;
 
@@ -23,12 +23,14 @@ use crate::peers::link_state::LinkState;
 use crate::peers::set::peer_ref::PeerRef;
 use crate::peers::transaction_record::{CommitSeen, Interruption};
 use crate::pool::connection::PeerConnection;
+use crate::pool::passthrough::PeerTransactionManager;
 use crate::settings::retry::RetryPolicy;
 use crate::transaction::attempt::{Attempt, Run};
 use crate::transaction::deadline::Deadline;
 use crate::transaction::ledger::Token;
 use crate::transaction::retries::Retries;
 use crate::transaction::session::TransactionSession;
+use crate::url::dialect::Dialect;
 
 pub use outcome::{Doubt, DoubtReason, Outcome, TransactionError, Verdict};
 
@@ -104,15 +106,34 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
         Ok(status.transaction_depth()?.map_or(0, std::num::NonZeroU32::get))
     }
 
+    /// Whether this connection is within a transaction of the caller, which may have been lost with the connection.
+    fn is_in_transaction(&mut self) -> bool {
+        match self.transaction_depth() {
+            Ok(depth) => depth > 0,
+            Err(_) => self.link().state().record.has_open_transaction(),
+        }
+    }
+
     /// Rolls back whatever transaction is open. After an error the connection is broken, and will be closed.
     fn roll_back(&mut self) {
         self.roll_back_to(0);
+        self.link().state().record.all_transactions_end();
+    }
+
+    /// Ends what diesel does not count: a transaction that a text has begun, and the characteristics that MySQL has for
+    /// the next transaction (`SET TRANSACTION`).
+    fn roll_back_uncounted(&mut self) {
+        let dialect = Dialect::for_connection::<C>();
+        if matches!(dialect, Dialect::MySql | Dialect::Postgres) && !self.link_mut().is_broken() {
+            // After an error the connection is broken.
+            let _ = self.batch_execute("ROLLBACK");
+        }
     }
 
     /// Rolls back the transactions below this depth.
     fn roll_back_to(&mut self, depth: u32) {
         while self.transaction_depth().is_ok_and(|current| current > depth) {
-            if C::TransactionManager::rollback_transaction(&mut **self).is_err() {
+            if PeerTransactionManager::rollback_transaction(self).is_err() {
                 return;
             }
         }
@@ -132,7 +153,7 @@ where
     C: R2D2Connection + Send + 'static,
 {
     // Within a transaction its record goes on.
-    let is_outermost = matches!(conn.transaction_depth(), Ok(0));
+    let is_outermost = !conn.is_in_transaction();
     let before = conn.link_state();
     if is_outermost {
         before.record.reset();
@@ -174,7 +195,7 @@ impl RetryPolicy {
             };
         }
         // A connection that is broken is changed after the first run, which fails at its beginning.
-        if conn.transaction_depth().is_ok_and(|depth| depth > 0) {
+        if conn.is_in_transaction() {
             return Outcome::Aborted(Error::AlreadyInTransaction.into());
         }
         let mut retries = Retries::begin(self, conn);
@@ -186,7 +207,9 @@ impl RetryPolicy {
         };
         loop {
             let mut run = Run::new(self);
-            let (error, interruption) = match run.execute(conn, &mut work) {
+            let attempt = run.execute(conn, &mut work);
+            let orphan = run.orphaned_session(conn);
+            let (error, interruption) = match attempt {
                 Attempt::Committed(value) => return Outcome::Committed(value),
                 Attempt::Aborted(error) => return aborted(error, unknown),
                 Attempt::Interrupted(error, interruption) => (error, interruption),
@@ -199,7 +222,7 @@ impl RetryPolicy {
                 Attempt::InDoubt(doubt, value, error) => {
                     let origin = conn.link().guard.peer.clone();
                     record_doubt(&origin, &doubt);
-                    let verdict = retries.resolve(conn, doubt, run.session.as_ref());
+                    let verdict = retries.resolve(conn, doubt, orphan);
                     record_verdict(&origin, &verdict);
                     match verdict {
                         Verdict::Committed => return Outcome::Committed(value),
@@ -215,7 +238,7 @@ impl RetryPolicy {
                     }
                 }
             };
-            if !retries.prepare(conn, interruption, run.session.as_ref()) {
+            if !retries.prepare(conn, interruption, orphan) {
                 return aborted(error, unknown);
             }
         }
@@ -237,7 +260,7 @@ impl RetryPolicy {
         E: From<Error>,
     {
         // Within a transaction of the caller a loss ends all of it.
-        if !matches!(conn.transaction_depth(), Ok(0)) {
+        if conn.is_in_transaction() {
             return work(conn);
         }
         let mut retries = Retries::begin(self, conn);
@@ -298,15 +321,14 @@ impl Doubt {
         conn: &mut PeerConnection<C>,
     ) -> Verdict {
         let mut doubt = self.clone();
-        let depth = conn.transaction_depth();
-        if depth.as_ref().is_ok_and(|depth| *depth > 0) {
+        if conn.is_in_transaction() {
             doubt.error = Error::AlreadyInTransaction.to_string().into();
             return Verdict::Unknown(doubt);
         }
         let deadline = Deadline::after(conn.retry_policy().deadline);
         let session =
             doubt.token().map(|token| TransactionSession::of_token(Token(token.to_owned())));
-        // After an error of the transaction manager this connection is of no use.
-        resolution::resolve(conn, doubt, session.as_ref(), depth.is_err(), deadline)
+        let is_broken = conn.link_mut().is_broken();
+        resolution::resolve(conn, doubt, session.as_ref(), is_broken, deadline)
     }
 }

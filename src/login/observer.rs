@@ -11,11 +11,11 @@ use diesel::Connection;
 use diesel::connection::{DebugQuery, DynInstrumentation, Instrumentation, InstrumentationEvent};
 use diesel::result::Error;
 
-use crate::fault::{Fault, Loss, commit};
+use crate::fault::{Fault, Loss, commit, rollback};
 use crate::login::statements;
 use crate::peers::link_state::LinkState;
 use crate::peers::set::peer_ref::PeerRef;
-use crate::peers::transaction_record::Interruption;
+use crate::peers::transaction_record::{Failure, Interruption};
 use crate::redact::printable;
 use crate::settings::policy::Role;
 use crate::url::dialect::Dialect;
@@ -106,14 +106,15 @@ impl LinkMonitor {
         }
         let settings = self.peer.settings();
         let (fault, loss) = settings.classifier.classify_query(error);
-        record.query_failed(Interruption::of(fault, settings.requirements.role == Role::ReadWrite));
-        if record.is_committing() {
-            let is_in_doubt = !commit::shows_abort(self.dialect, error);
-            if is_in_doubt {
-                self.peer.activity.counters.commits_in_doubt.add_one();
-            }
-            record.commit_failed(is_in_doubt.then(|| printable(&error.to_string()).into()));
+        let is_in_doubt = record.is_committing() && !commit::shows_abort(self.dialect, error);
+        if is_in_doubt {
+            self.peer.activity.counters.commits_in_doubt.add_one();
         }
+        let failure = Failure {
+            interruption: Interruption::of(fault, settings.requirements.role == Role::ReadWrite),
+            rolls_back: rollback::shows_rollback(error),
+        };
+        record.query_failed(failure, is_in_doubt.then(|| printable(&error.to_string()).into()));
         if self.is_lost(loss) {
             if let Some(counters) = counters {
                 counters.queries_lost.add_one();
@@ -230,6 +231,9 @@ impl Instrumentation for Observer {
             // At a greater depth it releases a savepoint.
             InstrumentationEvent::CommitTransaction { depth, .. } if depth.get() == 1 => {
                 self.monitor.link_state.record.commit_begins();
+            }
+            InstrumentationEvent::RollbackTransaction { .. } => {
+                self.monitor.link_state.record.control_begins();
             }
             _ => {}
         }

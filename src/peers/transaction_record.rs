@@ -1,7 +1,7 @@
 //! What the queries of one link have shown since a transaction began: whether it was interrupted, and what its
 //! COMMIT has answered. The application's own error type may hide both.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::mem;
 use std::sync::{Arc, Mutex};
 
 use crate::fault::Fault;
@@ -11,11 +11,11 @@ use crate::panics::lock;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Interruption {
     /// Other transactions were in the way: a deadlock, a serialization or a certification failure.
-    Conflict = 1,
+    Conflict,
     /// The peer takes no such work at the moment.
-    PeerUnusable = 2,
+    PeerUnusable,
     /// The connection is lost.
-    ConnectionLost = 3,
+    ConnectionLost,
 }
 
 impl Interruption {
@@ -35,18 +35,13 @@ impl Interruption {
     pub(crate) fn needs_another_link(self) -> bool {
         self > Self::Conflict
     }
-
-    fn from_number(number: u8) -> Option<Self> {
-        [Self::Conflict, Self::PeerUnusable, Self::ConnectionLost]
-            .into_iter()
-            .find(|interruption| *interruption as u8 == number)
-    }
 }
 
 /// What a COMMIT has answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) enum CommitSeen {
     /// No COMMIT was sent.
+    #[default]
     No,
     Committed,
     /// The COMMIT failed, and nothing was saved.
@@ -55,99 +50,150 @@ pub(crate) enum CommitSeen {
     Doubtful(Arc<str>),
 }
 
-const COMMIT_NONE: u8 = 0;
-const COMMIT_BEGUN: u8 = 1;
-const COMMIT_DONE: u8 = 2;
-const COMMIT_ABORTED: u8 = 3;
-const COMMIT_DOUBTFUL: u8 = 4;
-
-/// What the queries of one link have shown since the record was reset. Only the thread that uses the connection
-/// writes and reads it.
+/// What the queries of one link have shown since the record was reset.
 #[derive(Debug, Default)]
 pub(crate) struct TransactionRecord {
-    /// The worst [`Interruption`].
-    interruption: AtomicU8,
-    /// Whether a query has succeeded after an interruption.
-    continued: AtomicBool,
-    /// Whether the last query has failed.
-    last_failed: AtomicBool,
-    commit: AtomicU8,
-    commit_error: Mutex<Option<Arc<str>>>,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// The worst interruption since a query has succeeded.
+    interruption: Option<Interruption>,
+    /// Whether the server has rolled the whole transaction back, also by the loss of the connection.
+    rolled_back: bool,
+    /// Whether a query has succeeded after that, which therefore was not part of the transaction.
+    continued: bool,
+    last: LastQuery,
+    /// Whose query is the next one.
+    next: NextQuery,
+    commit: CommitSeen,
+    /// How many transactions the application has begun through its [`PeerConnection`] and not ended. In contrast to
+    /// diesel's depth, this is known after the connection was lost as well.
+    ///
+    /// [`PeerConnection`]: crate::PeerConnection
+    open: u32,
+}
+
+/// How the last query has ended.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum LastQuery {
+    #[default]
+    Succeeded,
+    Failed,
+    Interrupted,
+}
+
+/// Whose query is the next one.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum NextQuery {
+    #[default]
+    Application,
+    Commit,
+    /// A rollback or a savepoint, which does no work.
+    Control,
+}
+
+/// A query that has failed.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Failure {
+    pub(crate) interruption: Option<Interruption>,
+    /// Whether the server rolls the whole transaction back when it answers this.
+    pub(crate) rolls_back: bool,
 }
 
 impl TransactionRecord {
     /// Begins a new record.
     pub(crate) fn reset(&self) {
-        self.interruption.store(0, Ordering::Relaxed);
-        self.continued.store(false, Ordering::Relaxed);
-        self.last_failed.store(false, Ordering::Relaxed);
-        self.commit.store(COMMIT_NONE, Ordering::Relaxed);
+        let seen = &mut *lock(&self.seen);
+        *seen = Seen { open: seen.open, ..Seen::default() };
+    }
+
+    /// Records that the application begins a transaction through its `PeerConnection`.
+    pub(crate) fn transaction_begins(&self) {
+        let seen = &mut *lock(&self.seen);
+        seen.open = seen.open.saturating_add(1);
+    }
+
+    /// Records that the application ends a transaction through its `PeerConnection`.
+    pub(crate) fn transaction_ends(&self) {
+        let seen = &mut *lock(&self.seen);
+        seen.open = seen.open.saturating_sub(1);
+    }
+
+    /// Records that all transactions have ended.
+    pub(crate) fn all_transactions_end(&self) {
+        lock(&self.seen).open = 0;
+    }
+
+    /// Whether the application has begun a transaction through its `PeerConnection` and not ended it.
+    pub(crate) fn has_open_transaction(&self) -> bool {
+        lock(&self.seen).open > 0
     }
 
     /// Records that the next query is the COMMIT of a transaction.
     pub(crate) fn commit_begins(&self) {
-        self.commit.store(COMMIT_BEGUN, Ordering::Relaxed);
+        lock(&self.seen).next = NextQuery::Commit;
+    }
+
+    /// Records that the next query is a rollback or a savepoint.
+    pub(crate) fn control_begins(&self) {
+        lock(&self.seen).next = NextQuery::Control;
     }
 
     /// Whether the query that ends now is a COMMIT.
     pub(crate) fn is_committing(&self) -> bool {
-        self.commit.load(Ordering::Relaxed) == COMMIT_BEGUN
+        lock(&self.seen).next == NextQuery::Commit
     }
 
     /// Records a query that has succeeded. `fails_as_a_whole` is whether the database refuses all further work of a
     /// transaction after an error, and answers its COMMIT with success, as PostgreSQL does.
     pub(crate) fn query_succeeded(&self, fails_as_a_whole: bool) {
-        if self.is_committing() {
-            let is_saved = !(fails_as_a_whole && self.last_failed.load(Ordering::Relaxed));
-            let commit = if is_saved { COMMIT_DONE } else { COMMIT_ABORTED };
-            self.commit.store(commit, Ordering::Relaxed);
-        }
-        self.last_failed.store(false, Ordering::Relaxed);
-        if fails_as_a_whole {
-            return;
-        }
-        if self.interruption.load(Ordering::Relaxed) != 0 {
-            self.continued.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// Records a query that has failed, and whether that was an interruption.
-    pub(crate) fn query_failed(&self, interruption: Option<Interruption>) {
-        self.last_failed.store(true, Ordering::Relaxed);
-        if let Some(interruption) = interruption {
-            self.interruption.fetch_max(interruption as u8, Ordering::Relaxed);
-        }
-    }
-
-    /// Records the failure of a COMMIT. `doubt` is the text of its error if the outcome is not known.
-    pub(crate) fn commit_failed(&self, doubt: Option<Arc<str>>) {
-        let commit = if doubt.is_some() { COMMIT_DOUBTFUL } else { COMMIT_ABORTED };
-        *lock(&self.commit_error) = doubt;
-        self.commit.store(commit, Ordering::Relaxed);
-    }
-
-    /// Returns the worst interruption.
-    pub(crate) fn interruption(&self) -> Option<Interruption> {
-        Interruption::from_number(self.interruption.load(Ordering::Relaxed))
-    }
-
-    /// Whether a query has succeeded after an interruption. If the server had rolled the transaction back, this
-    /// query was not part of it.
-    pub(crate) fn has_continued(&self) -> bool {
-        self.continued.load(Ordering::Relaxed)
-    }
-
-    /// Returns what the last COMMIT has answered.
-    pub(crate) fn commit(&self) -> CommitSeen {
-        match self.commit.load(Ordering::Relaxed) {
-            COMMIT_DONE => CommitSeen::Committed,
-            COMMIT_ABORTED => CommitSeen::Aborted,
-            COMMIT_DOUBTFUL => {
-                CommitSeen::Doubtful(lock(&self.commit_error).clone().unwrap_or_default())
+        let seen = &mut *lock(&self.seen);
+        match mem::take(&mut seen.next) {
+            NextQuery::Application => {
+                seen.interruption = None;
+                seen.continued |= seen.rolled_back;
             }
-            // A COMMIT that has begun was not sent, as no query has ended since.
-            _ => CommitSeen::No,
+            NextQuery::Commit if fails_as_a_whole && seen.last != LastQuery::Succeeded => {
+                seen.commit = CommitSeen::Aborted;
+            }
+            NextQuery::Commit => seen.commit = CommitSeen::Committed,
+            NextQuery::Control => {}
         }
+        seen.last = LastQuery::Succeeded;
+    }
+
+    /// Records a query that has failed. If it is a COMMIT, `doubt` is the text of its error if its outcome is not known.
+    pub(crate) fn query_failed(&self, failure: Failure, doubt: Option<Arc<str>>) {
+        let Failure { interruption, rolls_back } = failure;
+        let seen = &mut *lock(&self.seen);
+        if mem::take(&mut seen.next) == NextQuery::Commit {
+            seen.commit = doubt.map_or(CommitSeen::Aborted, CommitSeen::Doubtful);
+        }
+        seen.last = match interruption {
+            Some(_) => LastQuery::Interrupted,
+            None => LastQuery::Failed,
+        };
+        seen.interruption = seen.interruption.max(interruption);
+        seen.rolled_back |= rolls_back || interruption == Some(Interruption::ConnectionLost);
+    }
+
+    /// Returns the worst interruption, unless the application has gone on after it: a query has succeeded since.
+    pub(crate) fn interruption(&self) -> Option<Interruption> {
+        lock(&self.seen).interruption
+    }
+
+    /// Whether everything that the transaction has done is rolled back, or was refused at last. Then nothing of it is
+    /// saved, although it has ended before its COMMIT.
+    pub(crate) fn was_interrupted_at_last(&self) -> bool {
+        let Seen { rolled_back, continued, last, .. } = *lock(&self.seen);
+        (rolled_back || last == LastQuery::Interrupted) && !continued
+    }
+
+    /// Returns what the last COMMIT has answered. One that has not ended was not sent.
+    pub(crate) fn commit(&self) -> CommitSeen {
+        lock(&self.seen).commit.clone()
     }
 }
 
@@ -155,20 +201,67 @@ impl TransactionRecord {
 mod tests {
     use super::*;
 
+    fn failure(interruption: Option<Interruption>, rolls_back: bool) -> Failure {
+        Failure { interruption, rolls_back }
+    }
+
     #[test]
-    fn record_keeps_the_worst_interruption_and_what_followed_it() {
+    fn record_keeps_the_worst_interruption_until_a_query_succeeds() {
         let record = TransactionRecord::default();
         record.query_succeeded(false);
-        record.query_failed(None);
-        assert_eq!((record.interruption(), record.has_continued()), (None, false));
-        record.query_failed(Some(Interruption::ConnectionLost));
-        record.query_failed(Some(Interruption::Conflict));
-        assert_eq!(record.interruption(), Some(Interruption::ConnectionLost));
-        assert!(!record.has_continued(), "no query has succeeded since");
+        record.query_failed(Failure::default(), None);
+        assert_eq!(record.interruption(), None);
+        record.query_failed(failure(Some(Interruption::PeerUnusable), false), None);
+        record.query_failed(failure(Some(Interruption::Conflict), false), None);
+        record.query_failed(Failure::default(), None);
+        assert_eq!(record.interruption(), Some(Interruption::PeerUnusable));
+        record.control_begins();
         record.query_succeeded(false);
-        assert!(record.has_continued());
+        assert_eq!(
+            record.interruption(),
+            Some(Interruption::PeerUnusable),
+            "a rollback is no work"
+        );
+        record.query_succeeded(false);
+        assert_eq!(record.interruption(), None, "the application has gone on");
+        record.query_failed(failure(Some(Interruption::Conflict), false), None);
+        assert_eq!(record.interruption(), Some(Interruption::Conflict));
         record.reset();
-        assert_eq!((record.interruption(), record.has_continued()), (None, false));
+        assert_eq!(record.interruption(), None);
+    }
+
+    /// The queries of a transaction that was not there any more at its end, and whether nothing of it is saved.
+    #[test]
+    fn nothing_is_saved_if_the_server_rolled_back_and_nothing_followed() {
+        let lost = || Some(failure(Some(Interruption::ConnectionLost), false));
+        let deadlock = || Some(failure(Some(Interruption::Conflict), true));
+        let lock_timeout = || Some(failure(Some(Interruption::Conflict), false));
+        let refused = || Some(failure(Some(Interruption::PeerUnusable), false));
+        let no_savepoint = || Some(Failure::default());
+        for (queries, expected) in [
+            (vec![None, deadlock(), no_savepoint()], true),
+            (vec![None, lost(), lost()], true),
+            (vec![None, refused(), refused()], true),
+            // A statement has committed.
+            (vec![None, no_savepoint()], false),
+            (vec![None, lock_timeout(), no_savepoint()], false),
+            // The second statement was committed by itself.
+            (vec![None, deadlock(), None, no_savepoint()], false),
+            (vec![None, deadlock(), None, lock_timeout(), no_savepoint()], false),
+            (vec![None, deadlock(), None, lost()], false),
+            // A statement that failed has not saved anything.
+            (vec![None, deadlock(), Some(Failure::default()), no_savepoint()], true),
+        ] {
+            let record = TransactionRecord::default();
+            let text = format!("{queries:?}");
+            for query in queries {
+                match query {
+                    None => record.query_succeeded(false),
+                    Some(failure) => record.query_failed(failure, None),
+                }
+            }
+            assert_eq!(record.was_interrupted_at_last(), expected, "{text}");
+        }
     }
 
     #[test]
@@ -181,20 +274,34 @@ mod tests {
         record.query_succeeded(false);
         assert_eq!(record.commit(), CommitSeen::Committed);
         record.commit_begins();
-        record.commit_failed(Some("gone".into()));
+        record
+            .query_failed(failure(Some(Interruption::ConnectionLost), false), Some("gone".into()));
         // diesel's own ROLLBACK follows.
-        record.query_failed(Some(Interruption::ConnectionLost));
+        record.query_failed(failure(Some(Interruption::ConnectionLost), false), None);
         assert_eq!(record.commit(), CommitSeen::Doubtful("gone".into()));
         record.commit_begins();
-        record.commit_failed(None);
+        record.query_failed(Failure::default(), None);
         assert_eq!(record.commit(), CommitSeen::Aborted);
         for (fails_as_a_whole, expected) in
             [(true, CommitSeen::Aborted), (false, CommitSeen::Committed)]
         {
-            record.query_failed(None);
+            record.query_failed(Failure::default(), None);
             record.commit_begins();
             record.query_succeeded(fails_as_a_whole);
             assert_eq!(record.commit(), expected, "the COMMIT of a failed transaction succeeds");
         }
+    }
+
+    #[test]
+    fn open_transactions_are_counted_across_resets() {
+        let record = TransactionRecord::default();
+        record.transaction_begins();
+        record.transaction_begins();
+        record.reset();
+        record.transaction_ends();
+        assert!(record.has_open_transaction());
+        record.transaction_ends();
+        record.transaction_ends();
+        assert!(!record.has_open_transaction());
     }
 }

@@ -1,7 +1,8 @@
-//! Passes diesel's traits through to the wrapped connection, without any logic.
+//! Passes diesel's traits through to the wrapped connection.
 //!
-//! Calls through `Deref` bypass this module (a function that takes `&mut MysqlConnection`,
-//! `build_transaction`), so nothing may depend on it. Errors are recorded by the observer instead.
+//! Calls through `Deref` bypass this module (a function that takes `&mut MysqlConnection`, `build_transaction`), so errors
+//! are recorded by the observer instead. Only open transactions are counted here: a closure that gets a
+//! [`PeerConnection`] was called through it.
 
 use std::any::Any;
 use std::marker::PhantomData;
@@ -43,7 +44,9 @@ impl<C: R2D2Connection> Connection for PeerConnection<C> {
     }
 
     fn begin_test_transaction(&mut self) -> QueryResult<()> {
-        (**self).begin_test_transaction()
+        (**self).begin_test_transaction()?;
+        self.link().state().record.transaction_begins();
+        Ok(())
     }
 
     fn execute_returning_count<T>(&mut self, source: &T) -> QueryResult<usize>
@@ -104,14 +107,18 @@ where
     type TransactionStateData = T::TransactionStateData;
 
     fn begin_transaction(conn: &mut PeerConnection<C>) -> QueryResult<()> {
-        T::begin_transaction(&mut **conn)
+        T::begin_transaction(&mut **conn)?;
+        conn.link().state().record.transaction_begins();
+        Ok(())
     }
 
     fn rollback_transaction(conn: &mut PeerConnection<C>) -> QueryResult<()> {
+        conn.link().state().record.transaction_ends();
         T::rollback_transaction(&mut **conn)
     }
 
     fn commit_transaction(conn: &mut PeerConnection<C>) -> QueryResult<()> {
+        conn.link().state().record.transaction_ends();
         T::commit_transaction(&mut **conn)
     }
 

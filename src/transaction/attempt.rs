@@ -10,6 +10,7 @@ use diesel::result::{Error, QueryResult};
 use crate::fault::commit;
 use crate::peers::transaction_record::{Interruption, TransactionRecord};
 use crate::pool::connection::PeerConnection;
+use crate::pool::passthrough::PeerTransactionManager;
 use crate::redact::printable;
 use crate::settings::retry::RetryPolicy;
 use crate::transaction::ledger::{Entry, OpenLedger, Token};
@@ -43,7 +44,7 @@ pub(super) struct Run<'a> {
     /// The ledger, and the token of this run.
     ledger: Option<(OpenLedger, Token)>,
     /// The session that the run uses, if it has a ledger.
-    pub(super) session: Option<TransactionSession>,
+    session: Option<TransactionSession>,
 }
 
 /// A transaction that has ended before its COMMIT.
@@ -57,6 +58,15 @@ enum EndedEarly {
 impl<'a> Run<'a> {
     pub(super) fn new(policy: &'a RetryPolicy) -> Self {
         Self { policy, ledger: None, session: None }
+    }
+
+    /// Returns the session of the run, if it is orphaned: its connection is lost. Otherwise the transaction has ended,
+    /// and the session goes on to serve others.
+    pub(super) fn orphaned_session<C: R2D2Connection + Send + 'static>(
+        &self,
+        conn: &mut PeerConnection<C>,
+    ) -> Option<&TransactionSession> {
+        self.session.as_ref().filter(|_| conn.link_mut().is_broken())
     }
 
     /// Runs the transaction from its BEGIN to its COMMIT.
@@ -75,6 +85,7 @@ impl<'a> Run<'a> {
         record.reset();
         if let Err(error) = self.begin(conn) {
             let attempt = fail(conn, record, error.into());
+            conn.roll_back_uncounted();
             return match attempt {
                 // diesel refuses to begin on a connection that was lost before this run. It sends no query, so the
                 // record shows no failure.
@@ -96,6 +107,7 @@ impl<'a> Run<'a> {
             (_, Err(EndedEarly::PartlySaved(text))) => {
                 let doubt = conn.doubt(DoubtReason::EndedEarly, text);
                 conn.roll_back();
+                conn.roll_back_uncounted();
                 return Attempt::EndedEarly(doubt);
             }
         };
@@ -103,7 +115,7 @@ impl<'a> Run<'a> {
             Ok(entry) => entry,
             Err(error) => return fail(conn, record, error.into()),
         };
-        match C::TransactionManager::commit_transaction(&mut **conn) {
+        match PeerTransactionManager::commit_transaction(conn) {
             Ok(()) => Attempt::Committed(value),
             Err(error) if self.is_read_only(dialect) || commit::shows_abort(dialect, &error) => {
                 fail(conn, record, error.into())
@@ -131,7 +143,7 @@ impl<'a> Run<'a> {
         if let Some(before) = self.policy.before_begin(dialect) {
             conn.batch_execute(&before)?;
         }
-        C::TransactionManager::begin_transaction(&mut **conn)?;
+        PeerTransactionManager::begin_transaction(conn)?;
         if let Some(after) = self.policy.after_begin(dialect) {
             conn.batch_execute(&after)?;
         }
@@ -182,19 +194,19 @@ fn release_savepoint<C: R2D2Connection + Send + 'static>(
     conn: &mut PeerConnection<C>,
     record: &TransactionRecord,
 ) -> Result<(), EndedEarly> {
-    let has_continued = record.has_continued();
+    record.control_begins();
     let Err(error) = conn.batch_execute(RELEASE_SAVEPOINT) else { return Ok(()) };
-    // Nothing was saved if nothing was executed since the server has rolled the transaction back or the connection was
-    // lost.
-    let was_interrupted_last = match (Dialect::for_connection::<C>(), record.interruption()) {
-        (Dialect::Postgres, interruption) => {
-            interruption == Some(Interruption::ConnectionLost) && conn.link_state().is_lost()
+    let was_interrupted_at_last = match Dialect::for_connection::<C>() {
+        Dialect::Postgres => {
+            record.interruption() == Some(Interruption::ConnectionLost)
+                && conn.link_state().is_lost()
         }
-        (_, interruption) => interruption.is_some() && !has_continued,
+        _ => record.was_interrupted_at_last(),
     };
     // PostgreSQL refuses everything after an error but this, and this as well if the savepoint is gone.
+    record.control_begins();
     let has_lasted = conn.batch_execute(ROLL_BACK_TO_SAVEPOINT).is_ok();
-    Err(if has_lasted || was_interrupted_last {
+    Err(if has_lasted || was_interrupted_at_last {
         EndedEarly::NothingSaved(error)
     } else {
         EndedEarly::PartlySaved(printable(&error.to_string()).into())

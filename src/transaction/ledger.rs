@@ -201,6 +201,9 @@ fn decide_in_transaction<C: R2D2Connection + Send + 'static>(
         Ok(decision)
     });
     conn.roll_back();
+    if decided.is_err() {
+        conn.roll_back_uncounted();
+    }
     decided
 }
 

@@ -14,13 +14,13 @@ use crate::transaction::outcome::{Doubt, DoubtReason, Verdict};
 use crate::transaction::session::TransactionSession;
 
 /// Decides about a COMMIT without an answer, if the transaction has recorded an entry. With `elsewhere` the first
-/// connection is not asked. If a try fails, the session of the transaction is terminated. The outcome stays unknown if
+/// connection is not asked. If a try fails, the orphaned session of the transaction is terminated. The outcome stays unknown if
 /// the deadline is over before.
 #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
 pub(super) fn resolve<C: R2D2Connection + Send + 'static>(
     conn: &mut PeerConnection<C>,
     mut doubt: Doubt,
-    session: Option<&TransactionSession>,
+    orphan: Option<&TransactionSession>,
     mut elsewhere: bool,
     deadline: Deadline,
 ) -> Verdict {
@@ -39,7 +39,7 @@ pub(super) fn resolve<C: R2D2Connection + Send + 'static>(
         let peer = changed.is_ok().then(|| conn.link().guard.peer.id);
         let decided = changed.and_then(|()| {
             deadline.bound_try(conn, tries, |conn| {
-                try_to_decide(conn, &entry, session, &mut terminates_first)
+                try_to_decide(conn, &entry, orphan, &mut terminates_first)
             })
         });
         elsewhere = decided != Ok(Decision::Again);
@@ -71,16 +71,16 @@ pub(super) fn resolve<C: R2D2Connection + Send + 'static>(
 fn try_to_decide<C: R2D2Connection + Send + 'static>(
     conn: &mut PeerConnection<C>,
     entry: &Entry,
-    session: Option<&TransactionSession>,
+    orphan: Option<&TransactionSession>,
     terminates_first: &mut bool,
 ) -> Result<Decision, String> {
-    if let Some(session) = session.filter(|_| *terminates_first) {
-        session.terminate(conn);
+    if let Some(orphan) = orphan.filter(|_| *terminates_first) {
+        orphan.terminate(conn);
     }
     let decided = entry.decide(conn);
-    if let (Some(session), Err(_)) = (session, &decided) {
+    if let (Some(orphan), Err(_)) = (orphan, &decided) {
         *terminates_first = conn.link_mut().is_broken();
-        session.terminate(conn);
+        orphan.terminate(conn);
     }
     decided.map_err(|error| printable(&error.to_string()))
 }

@@ -28,13 +28,13 @@ impl<'a> Retries<'a> {
         Self { policy, deadline: Deadline::after(policy.deadline), attempts: 1 }
     }
 
-    /// Prepares the connection for another run, after a pause. Returns `false` if there is to be none. If the
-    /// connection changes, the session that it leaves is terminated.
+    /// Prepares the connection for another run, after a pause, and terminates the session that is orphaned. Returns
+    /// `false` if there is to be no other run.
     pub(super) fn prepare<C: R2D2Connection + Send + 'static>(
         &mut self,
         conn: &mut PeerConnection<C>,
         interruption: Interruption,
-        session: Option<&TransactionSession>,
+        orphan: Option<&TransactionSession>,
     ) -> bool {
         let Some(changes_link) = self.changes_link(conn, interruption) else { return false };
         let from = conn.link().guard.peer.clone();
@@ -48,8 +48,8 @@ impl<'a> Retries<'a> {
             if !self.change_link(conn) {
                 return false;
             }
-            if let Some(session) = session {
-                self.deadline.bound_try(conn, 0, |conn| session.terminate(conn));
+            if let Some(orphan) = orphan {
+                self.deadline.bound_try(conn, 0, |conn| orphan.terminate(conn));
             }
         }
         self.attempts += 1;
@@ -99,12 +99,12 @@ impl<'a> Retries<'a> {
         &mut self,
         conn: &mut PeerConnection<C>,
         doubt: Doubt,
-        session: Option<&TransactionSession>,
+        orphan: Option<&TransactionSession>,
     ) -> Verdict {
         if doubt.entry.is_some() {
             // The runs may have used up the time.
             self.deadline = self.deadline.or_later(Deadline::after(self.policy.deadline / 2));
         }
-        resolution::resolve(conn, doubt, session, true, self.deadline)
+        resolution::resolve(conn, doubt, orphan, true, self.deadline)
     }
 }

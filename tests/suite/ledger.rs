@@ -24,7 +24,7 @@ on_servers!(
     doubt_is_resolved_later_by_another_process,
     doubt_is_resolved_in_the_checkout_whose_connection_is_lost,
     deleted_token_is_never_called_aborted,
-    token_that_is_deleted_while_the_resolver_looks_is_never_called_aborted,
+    token_that_is_deleted_while_the_resolution_looks_is_never_called_aborted,
     only_old_tokens_are_deleted,
 );
 
@@ -148,23 +148,23 @@ fn deleted_token_is_never_called_aborted<K: Kind>() {
     assert_eq!(young.resolve(&mut conn), Verdict::Aborted, "it is younger than the watermark");
 }
 
-fn token_that_is_deleted_while_the_resolver_looks_is_never_called_aborted<K: Kind>() {
+fn token_that_is_deleted_while_the_resolution_looks_is_never_called_aborted<K: Kind>() {
     let (server, pool) = scene::<K>();
     let committed = doubt(&server, 1, Cut::BeforeAnswer);
     let proxy = CuttingProxy::start(server.port());
     let through_proxy = self::pool::<K>(proxy.port(), PATIENCE);
-    // The resolver's INSERT has found the token, and now it reads the row. Tokens begin with a zero until 2527.
+    // The INSERT of the resolution has found the token, and now it reads the row. Tokens begin with a zero until 2527.
     proxy.cut_at("WHERE token = '0", Cut::Held);
     let verdict = thread::scope(|scope| {
         scope.spawn(|| {
-            wait_until("the resolver reads", PATIENCE, || !proxy.is_pending());
+            wait_until("the resolution reads", PATIENCE, || !proxy.is_pending());
             clean::<K>(&mut pool.get().expect("the peer is up"));
             proxy.release();
         });
         committed.resolve(&mut through_proxy.get().expect("the peer is up"))
     });
     assert_eq!(reason(verdict), DoubtReason::Forgotten);
-    assert!(!proxy.is_pending(), "the resolver has read the row");
+    assert!(!proxy.is_pending(), "the resolution has read the row");
 }
 
 fn only_old_tokens_are_deleted<K: Kind>() {

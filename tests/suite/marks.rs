@@ -47,7 +47,7 @@ fn error_has_the_reason_of_each_peer_when_all_are_down<B: Backend>() {
         .build(manager)
         .expect_err("all peers are down");
     let error = error.to_string();
-    for expected in ["peer0: ", "peer1: ", "next check in "] {
+    for expected in ["peer0: ", "peer1: ", "next check "] {
         assert!(error.contains(expected), "the error has the state of each peer: {error}");
     }
     for server in &servers {

@@ -47,7 +47,7 @@ fn stale_primary_does_not_resolve(ledger: Ledger) {
     let (pool, peers) = pool_of(builder, 2);
     fill(&pool, &peers, &[1, 1]);
     let conns = [(); 2].map(|()| pool.get().expect("both accept logins"));
-    // The idle connection to the stale one is the first that the resolver gets.
+    // The idle connection to the stale one is the first that the resolution gets.
     let mut conn = conns.into_iter().find(|conn| conn.peer() == "peer0").expect("both have one");
     proxy.cut_at("COMMIT", Cut::BeforeAnswer);
     let mut runs = 0;

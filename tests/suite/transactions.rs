@@ -27,6 +27,8 @@ pub(crate) trait Kind: RealServer + Sync {
     fn marks(&self) -> usize;
     /// Whether a session of the application waits for a lock.
     fn waits_for_a_lock(&self) -> bool;
+    /// Returns a statement that fails as after a wait for a lock, which the transaction survives.
+    fn lock_timeout() -> &'static str;
 }
 
 #[cfg(feature = "mysql")]
@@ -45,6 +47,11 @@ impl Kind for support::mariadb::MariaDb {
                        info LIKE '%INSERT INTO%ledger%'";
         self.sql(waiting).trim() != "0"
     }
+
+    fn lock_timeout() -> &'static str {
+        "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1205, \
+         MESSAGE_TEXT = 'Lock wait timeout exceeded; try restarting transaction'"
+    }
 }
 
 #[cfg(feature = "postgres")]
@@ -59,6 +66,11 @@ impl Kind for support::postgres::Postgres {
 
     fn waits_for_a_lock(&self) -> bool {
         self.sql("SELECT count(*) FROM pg_locks WHERE NOT granted").trim() != "0"
+    }
+
+    fn lock_timeout() -> &'static str {
+        "DO $$ BEGIN RAISE EXCEPTION 'canceling statement due to lock timeout' \
+         USING ERRCODE = '55P03'; END $$"
     }
 }
 
@@ -107,6 +119,7 @@ on_servers!(
     lost_transaction_is_run_again_in_the_same_checkout,
     panic_rolls_back_and_goes_on,
     errors_of_the_closure_are_returned_and_nothing_is_saved,
+    interruption_after_which_the_closure_has_gone_on_is_not_the_cause,
     transaction_within_a_transaction_is_refused_and_a_test_transaction_runs_once,
     commit_whose_answer_is_lost_is_in_doubt,
     transaction_that_a_statement_has_ended_is_not_called_committed,
@@ -187,6 +200,31 @@ fn errors_of_the_closure_are_returned_and_nothing_is_saved<K: Kind>() {
     assert_eq!(scene.server.marks(), 0);
     let error = outcome.into_result().expect_err("the transaction was aborted").to_string();
     assert!(error.to_lowercase().contains("duplicate"), "{error}");
+}
+
+/// A nested transaction has waited for a lock in vain.
+fn interruption_after_which_the_closure_has_gone_on_is_not_the_cause<K: Kind>() {
+    let scene = Scene::<K>::new(1, Balance::PerCheckout);
+    let mut conn = scene.pool.get().expect("the peer is up");
+    for (goes_on, expected, runs_expected) in
+        [(false, Outcome::Committed(()), 2), (true, Outcome::Aborted(Error::NotFound), 1)]
+    {
+        let mut runs = 0;
+        let outcome = conn.transaction_with_retry(|conn| {
+            runs += 1;
+            if runs > 1 {
+                return Ok(());
+            }
+            let waited = conn.transaction(|conn| conn.batch_execute(K::lock_timeout()));
+            if goes_on {
+                mark(conn, 1)?;
+                return Err(Error::NotFound);
+            }
+            waited
+        });
+        assert_eq!((outcome, runs), (expected, runs_expected), "goes on: {goes_on}");
+    }
+    assert_eq!(scene.server.marks(), 0);
 }
 
 fn transaction_within_a_transaction_is_refused_and_a_test_transaction_runs_once<K: Kind>() {
@@ -375,7 +413,7 @@ fn ledger_waits_for_a_commit_that_is_still_on_its_way<K: Kind>() {
     let outcome = thread::scope(|scope| {
         scope.spawn(|| {
             wait_until("the COMMIT is sent", PATIENCE, || !proxy.is_pending());
-            wait_until("the resolver waits", PATIENCE, || {
+            wait_until("the resolution waits", PATIENCE, || {
                 server.waits_for_a_lock() || is_over.load(Ordering::Relaxed)
             });
             proxy.release();
@@ -407,7 +445,7 @@ fn server_with_another_history_decides_nothing<K: Kind>() {
     let policy = conn.retry_policy().deadline(Duration::from_millis(500));
     proxy.cut_at("COMMIT", Cut::BeforeAnswer);
     let outcome = policy.transaction(&mut conn, |conn| mark(conn, 1));
-    // The peer is up again after a check, so the resolver may find the server itself.
+    // The peer is up again after a check, so the resolution may find the server itself.
     let is_unknown = match outcome {
         Outcome::Unknown(doubt) => {
             assert_eq!(doubt.reason(), DoubtReason::OtherHistory);
@@ -536,6 +574,23 @@ mod on_mariadb {
 
     /// Updates two rows, in opposite orders in two threads, so that one of them is the victim of a deadlock in its
     /// first run. `on_error` makes the result of a failed update, and `at_the_end` that of the closure.
+    /// The transaction survives such an error, so something else has ended it.
+    #[test]
+    fn lock_timeout_after_the_end_of_the_transaction_is_not_run_again() {
+        let scene = Scene::<MariaDb>::new(1, Balance::PerCheckout);
+        let mut conn = scene.pool.get().expect("the peer is up");
+        let mut runs = 0;
+        let outcome = conn.transaction_with_retry(|conn| {
+            runs += 1;
+            mark(conn, runs)?;
+            conn.batch_execute("CREATE TABLE IF NOT EXISTS others (id INT)")?;
+            conn.batch_execute(MariaDb::lock_timeout())
+        });
+        let Outcome::Unknown(doubt) = outcome else { panic!("{outcome:?}") };
+        assert_eq!((doubt.reason(), runs), (DoubtReason::EndedEarly, 1));
+        assert_eq!(scene.server.marks(), 1);
+    }
+
     fn in_opposite_orders(
         scene: &Scene<MariaDb>,
         on_error: fn(Error) -> QueryResult<()>,
@@ -620,7 +675,7 @@ mod on_postgres {
         is_no_ledger::<Postgres>(unlogged, "it is not a logged table");
     }
 
-    /// Then each token could be there twice: that of the transaction, and that of the resolver.
+    /// Then each token could be there twice: that of the transaction, and that of the resolution.
     #[test]
     fn table_whose_token_is_not_unique_is_no_ledger() {
         is_no_ledger::<Postgres>(|create| create.replace("PRIMARY KEY", ""), "is not unique");
@@ -670,6 +725,51 @@ mod on_postgres {
                 outcome => assert_eq!((outcome, ends), (Outcome::Committed(()), "SELECT 1")),
             }
         }
+    }
+
+    /// diesel does not count a transaction that a text has begun.
+    #[test]
+    fn transaction_that_a_text_has_begun_does_not_stay_open() {
+        let scene = Scene::<Postgres>::new(1, Balance::PerCheckout);
+        let mut conn = scene.pool.get().expect("the peer is up");
+        let outcome = conn.transaction_with_retry(|conn| {
+            conn.batch_execute("COMMIT")?;
+            conn.batch_execute("BEGIN")
+        });
+        assert!(matches!(outcome, Outcome::Unknown(_)), "{outcome:?}");
+        mark(&mut conn, 1).expect("no transaction has failed");
+        drop(conn);
+        assert_eq!(scene.server.marks(), 1);
+    }
+
+    /// What the closure does on another connection would be saved, and the transaction of the caller would not.
+    #[test]
+    fn transaction_within_a_lost_transaction_is_refused() {
+        const LOSE: &str = "SELECT pg_terminate_backend(pg_backend_pid())";
+        let scene = Scene::<Postgres>::new(1, Balance::PerCheckout);
+        let mut conn = scene.pool.get().expect("the peer is up");
+        let within = |conn: &mut Conn<Postgres>| {
+            conn.batch_execute(LOSE).expect_err("the session has ended");
+            let inner = conn.transaction_with_retry(|conn| mark(conn, 1));
+            assert_eq!(inner, Outcome::Aborted(Error::AlreadyInTransaction));
+            let read = conn.read_with_retry(|conn| mark(conn, 1));
+            read.expect_err("the connection is not changed within a transaction");
+        };
+        conn.transaction(|conn| {
+            within(conn);
+            Ok::<_, Error>(())
+        })
+        .expect_err("the connection is lost");
+        let mut runs = 0;
+        let outcome = conn.transaction_with_retry(|conn| {
+            runs += 1;
+            if runs == 1 {
+                within(conn);
+            }
+            mark(conn, 2)
+        });
+        assert_eq!((outcome, runs), (Outcome::Committed(()), 2));
+        assert_eq!(scene.server.marks(), 1);
     }
 
     /// PostgreSQL answers the COMMIT of a failed transaction with success, and saves nothing.

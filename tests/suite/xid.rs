@@ -18,7 +18,7 @@ use support::postgres::{self, Postgres};
 use support::process::signal;
 use support::wait_until;
 
-use crate::left_session::sessions_ended;
+use crate::orphaned_session::sessions_ended;
 use crate::transactions::{Kind, LOST_ANSWERS, mark, resolves_lost_answer};
 
 const SOON: Duration = Duration::from_millis(300);

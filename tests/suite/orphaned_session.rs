@@ -1,4 +1,4 @@
-//! The session that a lost transaction leaves behind on its server holds locks. It is ended, and no other one.
+//! The orphaned session of a lost transaction holds locks on its server. It is ended, and no other one.
 
 #![cfg(all(target_os = "linux", any(feature = "mysql", feature = "postgres")))]
 #![allow(clippy::disallowed_methods, reason = "the test measures how long a lock is held")]
@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection;
 use diesel::r2d2::Pool;
 use diesel::result::Error;
-use diesel_peers::{Isolation, Ledger, Outcome, PeerManager, PeerManagerBuilder, Peers, Strategy};
+use diesel_peers::{
+    Isolation, Ledger, Outcome, PeerManager, PeerManagerBuilder, Peers, Role, Strategy,
+};
 use support::backend::{PATIENCE, fill, manager_of, pool_of};
 use support::cutting_proxy::{Cut, CuttingProxy};
 
@@ -166,9 +168,9 @@ mod on_postgres {
         proxy.release();
     }
 
-    /// The session of the resolver stays as well, with the lock of the token.
+    /// The session of the resolution stays as well, with the lock of the token.
     #[test]
-    fn resolver_that_was_lost_is_ended_by_the_next_one() {
+    fn resolution_that_was_lost_is_ended_by_the_next_try() {
         let server = Postgres::start();
         let proxies = [(); 2].map(|()| CuttingProxy::start(server.port()));
         let urls = proxies.each_ref().map(|proxy| Postgres::url_at("127.0.0.1", proxy.port()));
@@ -189,7 +191,7 @@ mod on_postgres {
         });
         assert_eq!((outcome, runs), (Outcome::Committed(()), 2));
         assert!(!first.is_pending() && !second.is_pending());
-        assert_eq!(sessions_ended(&peers), 1, "that of the resolver");
+        assert_eq!(sessions_ended(&peers), 1, "that of the resolution");
         second.release();
         assert_eq!(server.marks(), 1);
     }
@@ -252,6 +254,25 @@ mod on_mariadb {
     ) -> i64 {
         let id = diesel::dsl::sql::<diesel::sql_types::BigInt>("CONNECTION_ID()");
         diesel::select(id).get_result(conn).expect("the connection works")
+    }
+
+    /// A server that refuses a write has not lost the session. It goes back into the pool, which may lend it to others.
+    #[test]
+    fn session_that_is_not_lost_is_not_ended() {
+        let refused = "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1290, MESSAGE_TEXT = 'The MariaDB server is \
+                       running with the --read-only option so it cannot execute this statement'";
+        let server = MariaDb::start();
+        let builder = manager_of::<MysqlConnection>([server.url()]).require(Role::ReadWrite);
+        let (pool, peers) = pool(&server, builder);
+        let mut conn = pool.get().expect("the peer is up");
+        let mut sessions = Vec::new();
+        let outcome = conn.transaction_with_retry(|conn| {
+            sessions.push(connection_id(conn));
+            if sessions.len() == 1 { conn.batch_execute(refused) } else { mark(conn, 1) }
+        });
+        assert_eq!(outcome, Outcome::Committed(()));
+        assert_eq!(sessions, [sessions[0]; 2], "the only session goes on");
+        assert_eq!(sessions_ended(&peers), 0);
     }
 
     /// The address that the server sees is not that of the pool's socket, so the session may serve other clients.
