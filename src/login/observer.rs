@@ -66,6 +66,7 @@ impl LinkMonitor {
     fn query_begins(&self, query: &dyn DebugQuery) {
         let now = Instant::now();
         self.link_state.query_begins(now, self.dialect != Dialect::Other);
+        self.link_state.record.query_begins();
         if matches!(self.dialect, Dialect::Postgres | Dialect::Other) {
             self.link_state.set_copy(has_copy(query));
         }

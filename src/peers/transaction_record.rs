@@ -60,11 +60,11 @@ pub(crate) struct TransactionRecord {
 struct Seen {
     /// The worst interruption since a query has succeeded.
     interruption: Option<Interruption>,
-    /// Whether the server has rolled the whole transaction back, also by the loss of the connection.
-    rolled_back: bool,
-    /// Whether a query has succeeded after that, which therefore was not part of the transaction.
-    continued: bool,
+    state: TransactionState,
     last: LastQuery,
+    /// Whether the query that was begun last has failed. diesel may tell the end of such a query a second time, as a
+    /// success.
+    has_failed: bool,
     /// Whose query is the next one.
     next: NextQuery,
     commit: CommitSeen,
@@ -73,6 +73,19 @@ struct Seen {
     ///
     /// [`PeerConnection`]: crate::PeerConnection
     open: u32,
+}
+
+/// What has become of the transaction since it began, as far as errors tell.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum TransactionState {
+    #[default]
+    Open,
+    /// The server has answered a query by rolling the whole transaction back.
+    RolledBack,
+    /// The connection was lost, which rolls the transaction back as well.
+    Lost,
+    /// The application has gone on afterwards, outside of the transaction. A part of what it did may be saved.
+    GoneOn,
 }
 
 /// How the last query has ended.
@@ -131,6 +144,11 @@ impl TransactionRecord {
         lock(&self.seen).open > 0
     }
 
+    /// Records that a query begins.
+    pub(crate) fn query_begins(&self) {
+        lock(&self.seen).has_failed = false;
+    }
+
     /// Records that the next query is the COMMIT of a transaction.
     pub(crate) fn commit_begins(&self) {
         lock(&self.seen).next = NextQuery::Commit;
@@ -150,10 +168,15 @@ impl TransactionRecord {
     /// transaction after an error, and answers its COMMIT with success, as PostgreSQL does.
     pub(crate) fn query_succeeded(&self, fails_as_a_whole: bool) {
         let seen = &mut *lock(&self.seen);
+        if seen.has_failed {
+            return;
+        }
         match mem::take(&mut seen.next) {
             NextQuery::Application => {
                 seen.interruption = None;
-                seen.continued |= seen.rolled_back;
+                if seen.state != TransactionState::Open {
+                    seen.state = TransactionState::GoneOn;
+                }
             }
             NextQuery::Commit if fails_as_a_whole && seen.last != LastQuery::Succeeded => {
                 seen.commit = CommitSeen::Aborted;
@@ -168,15 +191,29 @@ impl TransactionRecord {
     pub(crate) fn query_failed(&self, failure: Failure, doubt: Option<Arc<str>>) {
         let Failure { interruption, rolls_back } = failure;
         let seen = &mut *lock(&self.seen);
-        if mem::take(&mut seen.next) == NextQuery::Commit {
-            seen.commit = doubt.map_or(CommitSeen::Aborted, CommitSeen::Doubtful);
+        match mem::take(&mut seen.next) {
+            // A text may consist of several statements, and its answer may be lost.
+            NextQuery::Application if seen.state == TransactionState::RolledBack => {
+                seen.state = TransactionState::GoneOn;
+            }
+            NextQuery::Commit => {
+                seen.commit = doubt.map_or(CommitSeen::Aborted, CommitSeen::Doubtful);
+            }
+            NextQuery::Application | NextQuery::Control => {}
         }
+        if seen.state == TransactionState::Open {
+            if interruption == Some(Interruption::ConnectionLost) {
+                seen.state = TransactionState::Lost;
+            } else if rolls_back {
+                seen.state = TransactionState::RolledBack;
+            }
+        }
+        seen.has_failed = true;
         seen.last = match interruption {
             Some(_) => LastQuery::Interrupted,
             None => LastQuery::Failed,
         };
         seen.interruption = seen.interruption.max(interruption);
-        seen.rolled_back |= rolls_back || interruption == Some(Interruption::ConnectionLost);
     }
 
     /// Returns the worst interruption, unless the application has gone on after it: a query has succeeded since.
@@ -187,8 +224,12 @@ impl TransactionRecord {
     /// Whether everything that the transaction has done is rolled back, or was refused at last. Then nothing of it is
     /// saved, although it has ended before its COMMIT.
     pub(crate) fn was_interrupted_at_last(&self) -> bool {
-        let Seen { rolled_back, continued, last, .. } = *lock(&self.seen);
-        (rolled_back || last == LastQuery::Interrupted) && !continued
+        let Seen { state, last, .. } = *lock(&self.seen);
+        match state {
+            TransactionState::Open => last == LastQuery::Interrupted,
+            TransactionState::RolledBack | TransactionState::Lost => true,
+            TransactionState::GoneOn => false,
+        }
     }
 
     /// Returns what the last COMMIT has answered. One that has not ended was not sent.
@@ -205,27 +246,41 @@ mod tests {
         Failure { interruption, rolls_back }
     }
 
+    /// Records a query that begins and ends.
+    fn query_ends(record: &TransactionRecord, failure: Option<Failure>) {
+        record.query_begins();
+        match failure {
+            None => record.query_succeeded(false),
+            Some(failure) => record.query_failed(failure, None),
+        }
+    }
+
     #[test]
     fn record_keeps_the_worst_interruption_until_a_query_succeeds() {
         let record = TransactionRecord::default();
-        record.query_succeeded(false);
-        record.query_failed(Failure::default(), None);
+        query_ends(&record, None);
+        query_ends(&record, Some(Failure::default()));
         assert_eq!(record.interruption(), None);
-        record.query_failed(failure(Some(Interruption::PeerUnusable), false), None);
-        record.query_failed(failure(Some(Interruption::Conflict), false), None);
-        record.query_failed(Failure::default(), None);
+        query_ends(&record, Some(failure(Some(Interruption::PeerUnusable), false)));
+        query_ends(&record, Some(failure(Some(Interruption::Conflict), false)));
+        query_ends(&record, Some(Failure::default()));
         assert_eq!(record.interruption(), Some(Interruption::PeerUnusable));
         record.control_begins();
-        record.query_succeeded(false);
+        query_ends(&record, None);
         assert_eq!(
             record.interruption(),
             Some(Interruption::PeerUnusable),
             "a rollback is no work"
         );
-        record.query_succeeded(false);
+        query_ends(&record, None);
         assert_eq!(record.interruption(), None, "the application has gone on");
-        record.query_failed(failure(Some(Interruption::Conflict), false), None);
-        assert_eq!(record.interruption(), Some(Interruption::Conflict));
+        query_ends(&record, Some(failure(Some(Interruption::Conflict), false)));
+        record.query_succeeded(false);
+        assert_eq!(
+            record.interruption(),
+            Some(Interruption::Conflict),
+            "that query has ended before"
+        );
         record.reset();
         assert_eq!(record.interruption(), None);
     }
@@ -249,16 +304,21 @@ mod tests {
             (vec![None, deadlock(), None, no_savepoint()], false),
             (vec![None, deadlock(), None, lock_timeout(), no_savepoint()], false),
             (vec![None, deadlock(), None, lost()], false),
-            // A statement that failed has not saved anything.
-            (vec![None, deadlock(), Some(Failure::default()), no_savepoint()], true),
+            // A part of the statement that has failed may be saved: a text has several, and an answer may be lost.
+            (vec![None, deadlock(), Some(Failure::default()), no_savepoint()], false),
+            (vec![None, deadlock(), lost(), lost()], false),
+            // The connection to a proxy that has lost its server.
+            (vec![None, lost(), None, no_savepoint()], false),
         ] {
             let record = TransactionRecord::default();
             let text = format!("{queries:?}");
-            for query in queries {
-                match query {
-                    None => record.query_succeeded(false),
-                    Some(failure) => record.query_failed(failure, None),
+            let last = queries.len() - 1;
+            for (number, query) in queries.into_iter().enumerate() {
+                if number == last {
+                    // The release of the savepoint.
+                    record.control_begins();
                 }
+                query_ends(&record, query);
             }
             assert_eq!(record.was_interrupted_at_last(), expected, "{text}");
         }
@@ -267,11 +327,11 @@ mod tests {
     #[test]
     fn record_tells_what_the_last_commit_has_answered() {
         let record = TransactionRecord::default();
-        record.query_succeeded(false);
+        query_ends(&record, None);
         assert_eq!(record.commit(), CommitSeen::No);
         record.commit_begins();
         assert_eq!(record.commit(), CommitSeen::No, "the COMMIT has not ended");
-        record.query_succeeded(false);
+        query_ends(&record, None);
         assert_eq!(record.commit(), CommitSeen::Committed);
         record.commit_begins();
         record
@@ -287,6 +347,7 @@ mod tests {
         {
             record.query_failed(Failure::default(), None);
             record.commit_begins();
+            record.query_begins();
             record.query_succeeded(fails_as_a_whole);
             assert_eq!(record.commit(), expected, "the COMMIT of a failed transaction succeeds");
         }

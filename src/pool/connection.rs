@@ -333,6 +333,8 @@ fn decide_by_link<C: R2D2Connection + 'static>(
         link.guard.set_in_use(false);
         return Some(AfterCheckIn::KeepSlot);
     }
+    // The application may have ended a transaction by a text.
+    link.state().record.all_transactions_end();
     // A link that cannot be aborted is pinged at its checkout in any case.
     if link.can_be_aborted() && link.is_in_doubt(now) && !link.dispel_doubts(now) {
         link.guard.set_close_reason(CloseReason::Broken);

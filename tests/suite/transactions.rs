@@ -664,9 +664,13 @@ mod on_mariadb {
 
 #[cfg(feature = "postgres")]
 mod on_postgres {
+    use diesel::pg::PgRowByRowLoadingMode;
+    use diesel::prelude::*;
     use support::postgres::Postgres;
 
     use super::*;
+
+    const LOSE: &str = "SELECT pg_terminate_backend(pg_backend_pid())";
 
     /// It is empty after a crash of the server.
     #[test]
@@ -727,6 +731,33 @@ mod on_postgres {
         }
     }
 
+    /// diesel tells the end of such a query twice: as a failure, and when the cursor is dropped.
+    #[test]
+    fn conflict_between_two_rows_is_run_again() {
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = diesel::sql_types::Integer)]
+            #[expect(dead_code, reason = "only the error matters")]
+            id: i32,
+        }
+
+        let scene = Scene::<Postgres>::new(1, Balance::PerCheckout);
+        let mut conn = scene.pool.get().expect("the peer is up");
+        conn.batch_execute(
+            "CREATE SEQUENCE tries; CREATE FUNCTION row_of(id INT) RETURNS INT LANGUAGE plpgsql AS $$ BEGIN \
+             IF id = 9 AND nextval('tries') < 3 THEN RAISE serialization_failure; END IF; RETURN id; END $$",
+        )
+        .expect("a new database");
+        let load = |conn: &mut Conn<Postgres>| {
+            let query = diesel::sql_query("SELECT row_of(id) AS id FROM generate_series(1, 9) id");
+            let rows = query.load_iter::<Row, PgRowByRowLoadingMode>(conn)?;
+            rows.collect::<QueryResult<Vec<_>>>().map(|rows| rows.len())
+        };
+        assert_eq!(conn.read_with_retry(load), Ok(9));
+        conn.batch_execute("SELECT setval('tries', 1, false)").expect("the sequence exists");
+        assert_eq!(conn.transaction_with_retry(load), Outcome::Committed(9));
+    }
+
     /// diesel does not count a transaction that a text has begun.
     #[test]
     fn transaction_that_a_text_has_begun_does_not_stay_open() {
@@ -742,10 +773,22 @@ mod on_postgres {
         assert_eq!(scene.server.marks(), 1);
     }
 
+    #[test]
+    fn transaction_that_a_text_has_ended_is_not_open_at_the_next_checkout() {
+        let scene = Scene::<Postgres>::new(1, Balance::PerCheckout);
+        let mut conn = scene.pool.get().expect("the peer is up");
+        <Conn<Postgres> as Connection>::TransactionManager::begin_transaction(&mut conn)
+            .expect("the connection works");
+        conn.batch_execute("ROLLBACK").expect("the connection works");
+        drop(conn);
+        let mut conn = scene.pool.get().expect("the peer is up");
+        conn.batch_execute(LOSE).expect_err("the session has ended");
+        assert_eq!(conn.transaction_with_retry(|conn| mark(conn, 1)), Outcome::Committed(()));
+    }
+
     /// What the closure does on another connection would be saved, and the transaction of the caller would not.
     #[test]
     fn transaction_within_a_lost_transaction_is_refused() {
-        const LOSE: &str = "SELECT pg_terminate_backend(pg_backend_pid())";
         let scene = Scene::<Postgres>::new(1, Balance::PerCheckout);
         let mut conn = scene.pool.get().expect("the peer is up");
         let within = |conn: &mut Conn<Postgres>| {
