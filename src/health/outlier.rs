@@ -19,8 +19,11 @@
 //! short ones. A checkout that is still running counts with the time so far, on all peers alike, so a query that
 //! never ends counts as well.
 //!
+//! A checkout that has failed is not compared: its query time says nothing.
+//!
 //! A slow peer gets *trials*: single checkouts, which show whether it is still slow. It is not slow any more when
-//! the last of them were as fast as the other peers', or less than the factor slower.
+//! the last of them were as fast as the other peers', or less than the factor slower. A trial that has failed shows
+//! nothing, and costs as much as one that was slow.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -49,12 +52,12 @@ const KEPT_OF_OLD_BLOCK: usize = 8;
 /// The number of blocks by which windows that are longer than [`WINDOW`] grow.
 const LONG_STEP: usize = 20;
 
-/// The pause after the first trial that shows that a peer is still slow. Each further one doubles it.
+/// The pause after the first trial that does not show that a peer is fast. Each further one doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// The pool's query time is at least this many times that of the trials that were slow. So these take at most 2 %
-/// of it.
+/// The pool's query time is at least this many times that of the trials that were slow or have failed. So these take
+/// at most 2 % of it.
 const POOL_PER_TRIAL: u32 = 50;
 
 /// The time after which a checkout is one of a worker that keeps its connection, and no trial.
@@ -316,7 +319,7 @@ impl Judge {
             self.begin_block(now);
         }
         for (position, peer) in peers.iter().enumerate() {
-            for checkout in &peer.ended {
+            for checkout in peer.ended.iter().filter(|checkout| !checkout.has_failed) {
                 let block = self.blocks.iter_mut().rev().find(|one| one.began <= checkout.began);
                 // Of those that have begun before all blocks, others of the same time are missing.
                 if let Some(block) = block {
@@ -360,7 +363,7 @@ impl Judge {
             }
             for ((sample, times), peer) in samples.iter_mut().zip(&block.times).zip(peers) {
                 sample.times.extend(times);
-                let running = peer.running.iter();
+                let running = peer.running.iter().filter(|checkout| !checkout.has_failed);
                 let of_block =
                     running.filter(|one| one.began >= block.began && one.began < block_end);
                 sample.times.extend(of_block.map(|checkout| checkout.query_micros));
@@ -401,8 +404,7 @@ impl Judge {
                 trials.is_pool_full = later > usize::from(trials.is_expected);
                 trials.is_expected = false;
             }
-            let ended: Vec<u32> = peer.ended.iter().map(|checkout| checkout.query_micros).collect();
-            trials.grade(rule, now, pool_time, budget, &ended, &others);
+            trials.add(rule, now, pool_time, budget, &peer.ended, &others);
             let is_one_too_many = 2 * slow_peers > peers.len();
             if trials.are_fast() || is_one_too_many {
                 slow_peers -= 1;
@@ -483,42 +485,48 @@ fn trials_of<'a>(
 }
 
 impl Trials {
-    /// Grades checkouts that have ended, by the sorted query times of the `others`.
-    fn grade(
+    /// Adds checkouts that have ended. Those that have not failed are graded by the sorted query times of the
+    /// `others`.
+    fn add(
         &mut self,
         rule: Rule,
         now: Instant,
         pool_time: Duration,
         budget: u32,
-        ended: &[u32],
+        ended: &[Checkout],
         others: &[u32],
     ) {
-        let Some(last) = ended.last() else { return };
-        if others.len() < MIN_SAMPLES {
-            // Nothing to compare it with. Otherwise all work of a pool that has little would be such trials.
-            self.pause = (2 * self.pause).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-            (self.next, self.last) = (now + self.pause, now);
+        if ended.is_empty() {
             return;
         }
-        for time in ended {
+        let is_comparable = others.len() >= MIN_SAMPLES;
+        let succeeded = ended.iter().filter(|checkout| is_comparable && !checkout.has_failed);
+        let mut last_grade = None;
+        for checkout in succeeded {
             if self.grades.len() == self.needed {
                 self.grades.pop_front();
             }
-            self.grades.push_back(grade(rule.reduced(*time), others));
+            let grade = grade(rule.reduced(checkout.query_micros), others);
+            self.grades.push_back(grade);
+            last_grade = Some(grade);
         }
-        (self.pause, self.next_pool_time) = if grade(rule.reduced(*last), others) > 0.5 {
-            let times = ended.iter().map(|time| Duration::from_micros((*time).into()));
-            let spent: Duration = times.sum();
-            let pause = (2 * self.pause).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-            (pause, pool_time + budget.saturating_sub(1) * spent)
-        } else {
+        if last_grade.is_some_and(|grade| grade <= 0.5) {
             // A checkout that is as fast as on the other peers costs nothing.
-            (Duration::ZERO, pool_time)
-        };
+            (self.pause, self.next_pool_time) = (Duration::ZERO, pool_time);
+        } else {
+            // Without the pause, all work of a pool that has little would be trials with nothing to compare them
+            // with, and all work of a peer that fails fast would be trials that fail.
+            self.pause = (2 * self.pause).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+            let is_cost = |checkout: &&Checkout| is_comparable || checkout.has_failed;
+            let times = ended.iter().filter(is_cost).map(Checkout::query_time);
+            if let Some(spent) = times.reduce(|one, other| one + other) {
+                self.next_pool_time = pool_time + budget.saturating_sub(1) * spent;
+            }
+        }
         (self.next, self.last) = (now + self.pause, now);
     }
 
-    /// Whether the last trials were fast.
+    /// Whether the last trials that have not failed were fast.
     fn are_fast(&self) -> bool {
         #[expect(clippy::cast_precision_loss, reason = "a small number")]
         let half = self.grades.len() as f64 / 2.0;

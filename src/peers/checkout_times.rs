@@ -1,5 +1,5 @@
-//! The query times of a peer's checkouts: a small random sample of those that have ended since the last look.
-//! Each checkout adds its own without a lock, and the checker takes them all.
+//! The query times of a peer's checkouts: a small random sample of those that have ended since the last look, and
+//! another one of those that have failed. Each checkout adds its own without a lock, and the checker takes them all.
 //!
 //! The *query time* of a checkout is the time that it spends in its queries. Whichever queries it makes, its
 //! peer was chosen before, so checkouts of different peers can be compared. Single queries cannot: a worker
@@ -19,6 +19,14 @@ const SLOTS: usize = 16;
 /// the next.
 #[derive(Debug, Default)]
 pub(crate) struct CheckoutTimes {
+    succeeded: Reservoir,
+    /// Apart, because failures may be so many that no other checkout would be kept.
+    failed: Reservoir,
+}
+
+/// A sample of checkouts that have all succeeded or all failed.
+#[derive(Debug, Default)]
+struct Reservoir {
     /// The number of checkouts since the last look.
     ended: AtomicUsize,
     slots: [Slot; SLOTS],
@@ -39,18 +47,35 @@ pub(crate) struct Checkout {
     pub(crate) began: Instant,
     /// The time that it has spent in queries, in whole microseconds. 32 bits hold more than an hour.
     pub(crate) query_micros: u32,
+    /// Whether a query has failed, or the connection is lost. How long it took says nothing then: a peer that fails
+    /// fast would make the others seem slow.
+    pub(crate) has_failed: bool,
 }
 
 impl Checkout {
-    pub(crate) fn new(began: Instant, query_time: Duration) -> Self {
-        Self { began, query_micros: micros(query_time) }
+    pub(crate) fn query_time(&self) -> Duration {
+        Duration::from_micros(self.query_micros.into())
     }
 }
 
 impl CheckoutTimes {
-    /// Adds a checkout that has ended. If there are more than [`SLOTS`], each has the same chance to be kept
-    /// (reservoir sampling).
+    /// Adds a checkout that has ended.
     pub(crate) fn add(&self, checkout: Checkout) {
+        let reservoir = if checkout.has_failed { &self.failed } else { &self.succeeded };
+        reservoir.add(checkout);
+    }
+
+    /// Takes the checkouts that were kept, first those that have succeeded.
+    pub(crate) fn take(&self) -> Vec<Checkout> {
+        let mut checkouts = self.succeeded.take(false);
+        checkouts.append(&mut self.failed.take(true));
+        checkouts
+    }
+}
+
+impl Reservoir {
+    /// Adds a checkout. If there are more than [`SLOTS`], each has the same chance to be kept (reservoir sampling).
+    fn add(&self, checkout: Checkout) {
         let before = self.ended.fetch_add(1, Ordering::Relaxed);
         let slot = if before < SLOTS { before } else { scrambled(before) % (before + 1) };
         if let Some(slot) = self.slots.get(slot) {
@@ -59,15 +84,15 @@ impl CheckoutTimes {
         }
     }
 
-    /// Takes the checkouts that were kept.
-    pub(crate) fn take(&self) -> Vec<Checkout> {
+    fn take(&self, has_failed: bool) -> Vec<Checkout> {
         if self.ended.swap(0, Ordering::Relaxed) == 0 {
             return Vec::new();
         }
         let take = |slot: &Slot| {
             let began = slot.began.get()?;
             slot.began.clear();
-            Some(Checkout { began, query_micros: slot.query_micros.load(Ordering::Relaxed) })
+            let query_micros = slot.query_micros.load(Ordering::Relaxed);
+            Some(Checkout { began, query_micros, has_failed })
         };
         self.slots.iter().filter_map(take).collect()
     }
@@ -93,7 +118,8 @@ mod tests {
 
     fn checkouts(query_micros: impl IntoIterator<Item = u32>) -> Vec<Checkout> {
         let began = Instant::now();
-        query_micros.into_iter().map(|query_micros| Checkout { began, query_micros }).collect()
+        let checkout = |query_micros| Checkout { began, query_micros, has_failed: false };
+        query_micros.into_iter().map(checkout).collect()
     }
 
     #[test]
@@ -112,8 +138,11 @@ mod tests {
         let times = CheckoutTimes::default();
         for checkout in checkouts(0..100_000) {
             times.add(checkout);
+            times.add(Checkout { has_failed: true, ..checkout });
         }
-        let kept = times.take();
+        let (failed, kept): (Vec<_>, Vec<_>) =
+            times.take().into_iter().partition(|checkout| checkout.has_failed);
+        assert_eq!(failed.len(), SLOTS, "failures take no place of the others");
         assert_eq!(kept.len(), SLOTS);
         let early = kept.iter().filter(|checkout| checkout.query_micros < 50_000).count();
         assert!((3..14).contains(&early), "early and late ones are kept alike: {kept:?}");

@@ -129,8 +129,7 @@ impl LinkGuard {
             self.peer.activity.count_in_use(in_use);
             let link_state = self.link.as_ref().map(|(link_state, _)| link_state);
             if let Some(link_state) = link_state.filter(|_| !in_use) {
-                if let Some(checkout) = link_state.end_checkout().filter(|_| !link_state.is_lost())
-                {
+                if let Some(checkout) = link_state.end_checkout() {
                     self.peer.activity.checkout_times.add(checkout);
                 }
             }

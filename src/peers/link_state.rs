@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::peers::checkout_times::Checkout;
+use crate::peers::checkout_times::{Checkout, micros};
 use crate::peers::session_sign::SessionSign;
 use crate::peers::transaction_record::TransactionRecord;
 use crate::socket::{Socket, Thread};
@@ -108,13 +108,12 @@ impl LinkState {
         took
     }
 
-    /// Records that a query of this checkout has failed. How long it took says nothing: a peer that fails fast would
-    /// make the others seem slow.
+    /// Records that a query of this checkout has failed.
     pub(crate) fn fail_checkout(&self) {
         self.checkout_failed.store(true, Ordering::Relaxed);
     }
 
-    /// Records that a checkout has ended, and returns it, if it made any query and none has failed.
+    /// Records that a checkout has ended, and returns it, if it made any query.
     pub(crate) fn end_checkout(&self) -> Option<Checkout> {
         if !self.checkout_began.is_set() {
             return None;
@@ -122,21 +121,22 @@ impl LinkState {
         let began = self.checkout_began.get()?;
         self.checkout_began.clear();
         let query_time = Duration::from_nanos(self.query_nanos.swap(0, Ordering::Relaxed));
-        let has_failed = self.checkout_failed.load(Ordering::Relaxed);
-        if has_failed {
-            self.checkout_failed.store(false, Ordering::Relaxed);
-        }
-        (!has_failed).then(|| Checkout::new(began, query_time))
+        let has_failed = self.has_checkout_failed();
+        self.checkout_failed.store(false, Ordering::Relaxed);
+        Some(Checkout { began, query_micros: micros(query_time), has_failed })
     }
 
-    /// Returns the checkout that is running, with its query time until `now`, if it has made any query and none has
-    /// failed.
+    /// Returns the checkout that is running, with its query time until `now`, if it has made any query.
     pub(crate) fn checkout_so_far(&self, now: Instant) -> Option<Checkout> {
-        let has_failed = self.checkout_failed.load(Ordering::Relaxed);
-        let began = self.checkout_began.get().filter(|_| !has_failed)?;
+        let began = self.checkout_began.get()?;
         let ended = Duration::from_nanos(self.query_nanos.load(Ordering::Relaxed));
         let waiting = self.waiting_since().map(|since| now.saturating_duration_since(since));
-        Some(Checkout::new(began, ended + waiting.unwrap_or_default()))
+        let query_micros = micros(ended + waiting.unwrap_or_default());
+        Some(Checkout { began, query_micros, has_failed: self.has_checkout_failed() })
+    }
+
+    fn has_checkout_failed(&self) -> bool {
+        self.checkout_failed.load(Ordering::Relaxed) || self.is_lost()
     }
 
     /// Records that the query that has ended goes on sending its data (`COPY TO`). No event will say that
@@ -148,7 +148,7 @@ impl LinkState {
     }
 
     /// Returns when the query began that waits for the server now, as far as is known.
-    pub(super) fn waiting_since(&self) -> Option<Instant> {
+    pub(crate) fn waiting_since(&self) -> Option<Instant> {
         let since = self.running_since.get();
         since.filter(|_| since != self.not_waiting.get())
     }
@@ -306,10 +306,11 @@ mod tests {
             link_state.query_ends(at(end));
         }
         link_state.query_begins(at(30), false);
-        let so_far = Checkout { began: at(10), query_micros: millis(3 + 1 + 2) };
+        let checkout = |began, query_micros| Checkout { began, query_micros, has_failed: false };
+        let so_far = checkout(at(10), millis(3 + 1 + 2));
         assert_eq!(link_state.checkout_so_far(at(32)), Some(so_far));
         link_state.query_ends(at(40));
-        let whole = Checkout { began: at(10), query_micros: millis(3 + 1 + 10) };
+        let whole = checkout(at(10), millis(3 + 1 + 10));
         assert_eq!(link_state.end_checkout(), Some(whole));
         assert_eq!(link_state.end_checkout(), None, "it has ended");
         for fails in [true, false] {
@@ -318,8 +319,9 @@ mod tests {
                 link_state.fail_checkout();
             }
             link_state.query_ends(at(51));
-            assert_eq!(link_state.checkout_so_far(at(52)).is_none(), fails);
-            assert_eq!(link_state.end_checkout().is_none(), fails, "an error says nothing");
+            let expected = Checkout { has_failed: fails, ..checkout(at(50), millis(1)) };
+            assert_eq!(link_state.checkout_so_far(at(52)), Some(expected));
+            assert_eq!(link_state.end_checkout(), Some(expected));
         }
     }
 }

@@ -92,6 +92,8 @@ struct Simulation {
     ends: BinaryHeap<Reverse<(Instant, usize)>>,
     held: Vec<Option<SimulatedLink>>,
     rng: SmallRng,
+    /// The longest time of a query, after which it fails.
+    statement_timeout: Duration,
     /// The peer and the query time of each checkout that has ended since this was last cleared.
     served: Vec<(usize, Duration)>,
 }
@@ -112,6 +114,7 @@ impl Simulation {
             ends: BinaryHeap::new(),
             held: Vec::new(),
             rng: SmallRng::seed_from_u64(6),
+            statement_timeout: Duration::MAX,
             served: Vec::new(),
             set,
         };
@@ -168,11 +171,14 @@ impl Simulation {
 
     fn end_checkout(&mut self, thread: usize) {
         let Some(link) = self.held[thread].take() else { return };
+        let began = link.state.waiting_since().expect("each checkout makes a query");
+        if self.now - began >= self.statement_timeout {
+            link.state.fail_checkout();
+        }
         let activity = &link.guard.peer.activity;
         activity.counters.queries.add(link.state.query_ends(self.now));
         activity.query_ended(self.now);
-        let checkout = link.state.checkout_so_far(self.now).expect("each checkout makes a query");
-        self.served.push((link.guard.peer.index, self.now - checkout.began));
+        self.served.push((link.guard.peer.index, self.now - began));
         let (set, now) = (self.set.clone(), self.now);
         let to_close = self
             .exchange
@@ -186,6 +192,7 @@ impl Simulation {
         link.state.query_begins(self.now, false);
         let passed = self.now - self.start;
         let took = query_time(link.guard.peer.index, passed, &mut self.rng);
+        let took = took.min(self.statement_timeout);
         self.ends.push(Reverse((self.now + took, thread)));
         self.held[thread] = Some(link);
     }
@@ -293,6 +300,33 @@ fn slow_peer_is_relieved_and_comes_back_with_many_threads_and_when_much_slower()
     slow_peer_is_relieved(Strategy::LeastConnections, (9, 9), 10, 13 * SECOND);
     // A trial of 200 ms is made after ten seconds of query time.
     slow_peer_is_relieved(Strategy::LeastConnections, (1, 9), 100, 25 * SECOND);
+}
+
+#[test]
+fn trials_that_fail_cost_as_much_as_trials_that_are_slow() {
+    let (fails, cure) = (8 * SECOND, 88 * SECOND);
+    for threads in [1, 4] {
+        let case = format!("{threads} threads");
+        let mut simulation = Simulation::new(3, 9, threads, with(Strategy::LeastConnections));
+        simulation.statement_timeout = SECOND;
+        let query_time = |peer, at, rng: &mut SmallRng| {
+            let is_slow = peer == 1 && at >= 5 * SECOND && at < cure;
+            let slow = if at < fails { 100 * MILLISECOND } else { 10 * SECOND };
+            varied(if is_slow { slow } else { 10 * MILLISECOND }, rng)
+        };
+        simulation.run_until(fails, &query_time);
+        assert_eq!(simulation.slow(), [false, true, false], "{case}");
+        simulation.served.clear();
+        simulation.run_until(cure, &query_time);
+        let failed: Vec<&(usize, Duration)> =
+            simulation.served.iter().filter(|(_, took)| *took == SECOND).collect();
+        assert!(!failed.is_empty() && failed.iter().all(|(peer, _)| *peer == 1), "{case}");
+        let time: Duration = failed.iter().map(|(_, took)| *took).sum();
+        let pool_time = simulation.served.iter().map(|(_, took)| *took).sum::<Duration>();
+        assert!(50 * time <= pool_time + 60 * SECOND, "{case}: {time:?} of {pool_time:?}");
+        simulation.run_until(cure + 60 * SECOND, &query_time);
+        assert_eq!(simulation.slow(), [false; 3], "{case}: cured");
+    }
 }
 
 type Case<'a> = (&'a str, usize, Duration, QueryTime<'a>);
