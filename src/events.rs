@@ -84,7 +84,8 @@ pub enum EventKind {
         /// Whether its work shifts to the other peers.
         is_relieved: bool,
     },
-    /// The peer was slow, and is not any more. (A slow peer that goes down or is drained does not report this.)
+    /// The peer was slow, and is not any more, or gets no work any more because a better tier serves. (A slow peer
+    /// that goes down or is drained does not report this.)
     #[non_exhaustive]
     NoLongerSlow {
         /// How long the peer was slow.

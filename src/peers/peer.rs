@@ -268,13 +268,6 @@ impl Peer {
         self.slow.filter(|slow| slow.is_relieved).map(|slow| slow.links)
     }
 
-    /// Forgets that the peer is slow if it gets no work. Nothing would show that it is fast again.
-    pub(crate) fn forget_slowness_without_work(&mut self) {
-        if !self.is_available() {
-            self.slow = None;
-        }
-    }
-
     /// Whether the peer had no free connection at the last login or check.
     pub(crate) fn is_full(&self) -> bool {
         self.health.full.is_some()

@@ -355,8 +355,10 @@ pub(crate) mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::events::{Event, EventKind};
     use crate::fault::{Fault, LoginFailure};
-    use crate::peers::peer::Attempt;
+    use crate::peers::peer::{Attempt, Slow};
+    use crate::settings::policy::Strategy;
     use crate::settings::tests::{PACE, settings};
     use crate::url::PeerUrl;
 
@@ -438,6 +440,48 @@ pub(crate) mod tests {
             let _ = set.drain(name, now).expect("the peer exists");
         }
         assert!(peer(1).must_close_links(), "an operator has drained the last peer");
+    }
+
+    #[test]
+    fn peer_without_work_is_not_slow() {
+        let settings = Settings { strategy: Strategy::Ordered, ..settings() };
+        let (set, _woken, now) = set_with(3, settings);
+        for peer in [1, 2] {
+            set.update(peer, now, |peer, _| peer.tier = 1);
+        }
+        let become_slow = |peer| {
+            let (time, others) = (Duration::from_secs(1), Duration::ZERO);
+            let slow = Slow { since: now, time, others, is_relieved: true, links: 1 };
+            set.update(peer, now, |peer, _| peer.slow = Some(slow));
+        };
+        let slow = || -> Vec<bool> {
+            set.read(|peers| {
+                let is_slow = |peer: &Peer| {
+                    assert_eq!(peer.activity.is_slow(), peer.slow.is_some());
+                    peer.slow.is_some()
+                };
+                peers.iter().map(is_slow).collect()
+            })
+        };
+        let no_longer_slow = || -> usize {
+            let events = set.event_log.history();
+            let is_one = |event: &&Event| matches!(event.kind, EventKind::NoLongerSlow { .. });
+            events.iter().filter(is_one).count()
+        };
+        become_slow(0);
+        take_down(&set, 0, now);
+        become_slow(1);
+        assert_eq!(slow(), [false, true, false], "the next tier serves");
+        assert_eq!(no_longer_slow(), 0, "a peer that goes down reports that");
+        set.update(0, now, |peer, check_times| peer.clear_mark(now, check_times));
+        assert_eq!(slow(), [false; 3], "a better tier serves");
+        assert_eq!(no_longer_slow(), 1, "nothing else would say so");
+        become_slow(0);
+        set.set_weight("peer0", 0, now).expect("there is such a peer");
+        become_slow(2);
+        assert_eq!(slow(), [false, false, true], "a peer without weight");
+        set.set_weight("peer0", 1, now).expect("there is such a peer");
+        assert_eq!(slow(), [false; 3]);
     }
 
     #[test]

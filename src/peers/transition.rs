@@ -55,7 +55,7 @@ pub(crate) fn events_between(
             others_query_time: slow.others,
             is_relieved: slow.is_relieved,
         }),
-        // A peer that gets no work any more has another event.
+        // A peer that is not available any more has another event.
         (Some(slow), None) if after.is_available() => events
             .push(EventKind::NoLongerSlow { was_slow: now.saturating_duration_since(slow.since) }),
         _ => {}

@@ -11,6 +11,7 @@ use crate::events::EventKind;
 use crate::events::log::NewEvent;
 use crate::peers::peer::Peer;
 use crate::peers::peer_config::PeerConfig;
+use crate::peers::placement::shares;
 use crate::peers::transition::events_between;
 use crate::settings::{CheckTimes, Settings};
 use crate::url::PeerUrl;
@@ -144,7 +145,6 @@ impl<'a> Transaction<'a> {
             (_, false) => peer.slow_start.end(),
             (true, true) => {}
         }
-        peer.forget_slowness_without_work();
         peer.activity.set_slow(peer.is_relieved());
         peer.activity.set_state(!peer.is_up(), !peer.is_in_service());
         *available -= usize::from(before.is_available());
@@ -190,8 +190,24 @@ impl<'a> Transaction<'a> {
         index
     }
 
+    /// Forgets which of the peers without a share of the work are slow: those that are not available, and those of a
+    /// tier that does not serve. Nothing would show that they are fast again.
+    fn forget_slowness_without_work(&mut self) {
+        if self.peers().iter().all(|peer| peer.slow.is_none()) {
+            return;
+        }
+        let share = shares(self.peers(), self.set.settings.strategy);
+        for index in 0..self.peers().len() {
+            let peer = &self.peers()[index];
+            if peer.slow.is_some() && share(peer) == 0 {
+                self.update(index, |peer, _| peer.slow = None);
+            }
+        }
+    }
+
     /// Publishes the recorded events, and updates what depends on the peers' states.
-    fn commit(self) {
+    fn commit(mut self) {
+        self.forget_slowness_without_work();
         if self.was_outage && self.inner.available > 0 {
             let often_until = self.now + self.set.settings.check_interval;
             for peer in &mut self.inner.peers {
