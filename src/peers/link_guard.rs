@@ -42,8 +42,6 @@ impl LinkGuard {
     /// Counts a link instead of a login: the login has succeeded and a caller uses its connection.
     pub(crate) fn promote_to_link(&mut self, link_state: Arc<LinkState>, created_at: Instant) {
         self.peer.activity.counters.connects.add_one();
-        // The queries of the login, such as those of `on_connect`, belong to no checkout.
-        let _ = link_state.end_checkout();
         // The link is added first, so that its peer never appears to have neither a login nor a
         // session.
         self.peer.activity.add_link(link_state.clone());
@@ -127,9 +125,10 @@ impl LinkGuard {
     pub(crate) fn set_in_use(&mut self, in_use: bool) {
         if self.in_use != in_use {
             self.peer.activity.count_in_use(in_use);
-            let link_state = self.link.as_ref().map(|(link_state, _)| link_state);
-            if let Some(link_state) = link_state.filter(|_| !in_use) {
-                if let Some(checkout) = link_state.end_checkout() {
+            if let Some((link_state, _)) = &self.link {
+                if in_use {
+                    link_state.begin_checkout();
+                } else if let Some(checkout) = link_state.end_checkout() {
                     self.peer.activity.checkout_times.add(checkout);
                 }
             }

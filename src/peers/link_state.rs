@@ -25,6 +25,8 @@ pub(crate) struct LinkState {
     pub(super) running_since: AtomicInstant,
     /// The number of queries that have begun and not ended: one inside the other.
     depth: AtomicU32,
+    /// Whether the link is checked out. Other queries are those of the login and of the pool's customizer.
+    is_checked_out: AtomicBool,
     /// When the first query of this checkout began.
     checkout_began: AtomicInstant,
     /// Whether a query of this checkout has failed.
@@ -74,7 +76,8 @@ impl LinkState {
     pub(crate) fn query_begins(&self, now: Instant, in_this_thread: bool) {
         self.running_since.set(now);
         // Only the thread of the query writes these.
-        if !self.checkout_began.is_set() && !self.is_pinging() {
+        let is_checked_out = self.is_checked_out.load(Ordering::Relaxed);
+        if is_checked_out && !self.checkout_began.is_set() && !self.is_pinging() {
             self.checkout_began.set(now);
         }
         self.depth.store(self.depth.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
@@ -100,7 +103,7 @@ impl LinkState {
             self.clear_running();
         }
         let took = began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began));
-        if !self.is_pinging() {
+        if self.checkout_began.is_set() && !self.is_pinging() {
             let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
             let total = self.query_nanos.load(Ordering::Relaxed).saturating_add(nanos);
             self.query_nanos.store(total, Ordering::Relaxed);
@@ -110,11 +113,19 @@ impl LinkState {
 
     /// Records that a query of this checkout has failed.
     pub(crate) fn fail_checkout(&self) {
-        self.checkout_failed.store(true, Ordering::Relaxed);
+        if self.checkout_began.is_set() {
+            self.checkout_failed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Records that a checkout begins.
+    pub(crate) fn begin_checkout(&self) {
+        self.is_checked_out.store(true, Ordering::Relaxed);
     }
 
     /// Records that a checkout has ended, and returns it, if it made any query.
     pub(crate) fn end_checkout(&self) -> Option<Checkout> {
+        self.is_checked_out.store(false, Ordering::Relaxed);
         if !self.checkout_began.is_set() {
             return None;
         }
@@ -295,7 +306,13 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         let millis = |millis| u32::try_from(1000 * millis).expect("a short time");
         let link_state = LinkState::default();
+        link_state.query_begins(at(1), false);
+        link_state.fail_checkout();
+        link_state.query_ends(at(2));
+        assert_eq!(link_state.checkout_so_far(at(2)), None, "a query of no checkout");
+        link_state.begin_checkout();
         assert_eq!(link_state.end_checkout(), None, "a checkout without a query");
+        link_state.begin_checkout();
         link_state.set_pinging(true);
         link_state.query_begins(at(1), false);
         link_state.query_ends(at(5));
@@ -314,6 +331,7 @@ mod tests {
         assert_eq!(link_state.end_checkout(), Some(whole));
         assert_eq!(link_state.end_checkout(), None, "it has ended");
         for fails in [true, false] {
+            link_state.begin_checkout();
             link_state.query_begins(at(50), false);
             if fails {
                 link_state.fail_checkout();
