@@ -131,14 +131,16 @@ impl Transaction<'_> {
     ) -> bool {
         let now = self.now;
         let mut is_in_service = true;
+        let mut slow_start = None;
         if !host.is_resolved {
             // Changes by an operator to the peer of the whole host apply to the peers of all its
-            // addresses.
+            // addresses, and so does its slow start: it has none if it was given at the start.
             let Some(index) = member_by_id(self.peers(), host.peer_id) else { return false };
             let peer = &self.peers()[index];
             (host.weight, host.tier) = (peer.weight, peer.tier);
             host.max_connections = peer.max_connections;
             is_in_service = peer.is_in_service();
+            slow_start = peer.is_available().then_some(peer.slow_start);
         }
         let Changes { add, remove, ignored } =
             update_known(&mut host.known, addresses, is_scheduled);
@@ -155,6 +157,7 @@ impl Transaction<'_> {
                     if host.is_resolved {
                         peer.check_now(now);
                     }
+                    peer.slow_start = slow_start.unwrap_or(peer.slow_start);
                     if !is_in_service {
                         peer.admin_state.drain(now);
                     }
@@ -196,4 +199,79 @@ impl Transaction<'_> {
 /// Returns the index of the member with this id. `None` after the peer was removed.
 pub(super) fn member_by_id(peers: &[Peer], id: u64) -> Option<usize> {
     peers.iter().position(|peer| peer.id == id && peer.is_member())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use crossbeam_channel::bounded;
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::*;
+    use crate::events::log::EventLog;
+    use crate::peers::peer_config::PeerValidator;
+    use crate::settings::Settings;
+    use crate::settings::tests::settings;
+    use crate::url::dialect::Dialect;
+
+    const URL: &str = "mysql://app@db/shop";
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
+    fn first_addresses_of_a_host_have_the_slow_start_of_its_peer() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let settings = Settings { slow_start: Duration::from_secs(60), ..settings() };
+        let validator = PeerValidator {
+            dialect: Dialect::MySql,
+            resolve_hosts: true,
+            ..PeerValidator::default()
+        };
+        let peer = Peer::new("db".into(), PeerUrl::new(URL.to_owned()), 1, 0, start);
+        let (wake, _woken) = bounded(1);
+        let rng = SmallRng::seed_from_u64(7);
+        let set =
+            PeerSet::new(vec![peer], settings, validator, EventLog::default(), rng, wake, start);
+        let set = Arc::new(set);
+        let answer = |host: &str, addresses: &[u8], now| {
+            let id = {
+                let hosts = &set.lock().hosts;
+                let of_host = hosts.iter().find(|one| *one.peer_name == *host);
+                of_host.expect("the name is to be resolved").peer_id
+            };
+            let addresses = addresses.iter().map(|last| IpAddr::from([10, 0, 0, *last])).collect();
+            set.apply_answer(id, &Ok(addresses), true, now);
+        };
+        let starting = |host: &str| -> BTreeMap<String, bool> {
+            let prefix = format!("{host}/10.0.0.");
+            let entry = |peer: &Peer| {
+                let last = peer.name.strip_prefix(&prefix)?;
+                Some((last.to_owned(), peer.slow_start.is_running()))
+            };
+            set.read(|peers| peers.iter().filter_map(entry).collect())
+        };
+        let expected = |peers: &[(&str, bool)]| -> BTreeMap<String, bool> {
+            peers.iter().map(|(last, is_starting)| ((*last).to_owned(), *is_starting)).collect()
+        };
+        answer("db", &[1, 2], at(1));
+        assert_eq!(
+            starting("db"),
+            expected(&[("1", false), ("2", false)]),
+            "like peers given at the start"
+        );
+        answer("db", &[1, 2, 3], at(2));
+        let grown = expected(&[("1", false), ("2", false), ("3", true)]);
+        assert_eq!(starting("db"), grown, "an address that is new");
+        let other = PeerConfig::new("other", URL.replace("db", "other"));
+        set.replace(&[PeerConfig::new("db", URL), other], at(3)).expect("the peers are valid");
+        answer("other", &[4, 5], at(4));
+        assert_eq!(
+            starting("other"),
+            expected(&[("4", true), ("5", true)]),
+            "like a peer that is added"
+        );
+    }
 }
