@@ -85,11 +85,9 @@ pub(crate) fn pick(
                 is_available(peer, serving_tier) && has_enough(peer) == is_full
             })
             .filter(|(_, peer)| peer.has_room())
-            // The load that the peer would have with one more link. `rebalance_from` compares the same
-            // measure; otherwise links would move in circles.
             .map(move |(index, peer)| Candidate {
                 index,
-                load: peer.counts.load() + 1,
+                load: load_with_one_more(peer),
                 weight: weight(peer),
             })
     };
@@ -141,6 +139,17 @@ fn has_enough(peer: &Peer) -> bool {
     peer.is_full() || peer.most_links_while_slow().is_some_and(|most| peer.counts.load() >= most)
 }
 
+/// Returns the load that the peer would have with one more link. [`pick`] and [`rebalance_from`] compare the same measure;
+/// otherwise links would move in circles. A slow peer that has no link for its trials comes first: in a pool with
+/// fewer links than peers, it would never be the one that lacks a link most.
+fn load_with_one_more(peer: &Peer) -> usize {
+    let is_first = peer.most_links_while_slow().is_some_and(|most| most > 0);
+    match peer.counts.load() {
+        0 if is_first => 0,
+        load => load + 1,
+    }
+}
+
 /// Returns the peer that has one link too many: moving one link from it to the peer that lacks one
 /// most makes the two more even. With a smaller difference no link moves, so that links do not
 /// oscillate.
@@ -150,12 +159,12 @@ pub(crate) fn rebalance_from(peers: &[Peer], strategy: Strategy) -> Option<usize
         .iter()
         .filter(|peer| share(peer) > 0 && !has_enough(peer) && peer.has_room())
         .min_by(|one, other| {
-            let with_one_more = |peer: &Peer| (peer.counts.load() + 1, share(peer));
+            let with_one_more = |peer: &Peer| (load_with_one_more(peer), share(peer));
             ratio_cmp(with_one_more(one), with_one_more(other))
         })
         // Logins in progress to that peer must end first, because the peer may have begun to hang.
         .filter(|peer| peer.counts.connecting == 0)
-        .map(|peer| (peer.counts.load() + 1, share(peer)))?;
+        .map(|peer| (load_with_one_more(peer), share(peer)))?;
     let (index, fullest) = peers
         .iter()
         .enumerate()
@@ -524,6 +533,9 @@ mod tests {
             ([4, 1, 4], None, &[0, 2]),
             ([4, 0, 5], Some(2), &[1]),
             ([0, 1, 0], None, &[0, 2]),
+            // Fewer links than peers.
+            ([1, 0, 1], Some(2), &[1]),
+            ([0, 0, 1], Some(2), &[1]),
         ] {
             let mut peers = up(&links.map(|links| (links, 1, 0)));
             slow(&mut peers, 1);
@@ -546,10 +558,17 @@ mod tests {
     fn rebalancing_terminates() {
         for seed in 0..200 {
             let mut rng = SmallRng::seed_from_u64(seed);
+            let most_links = if seed % 2 == 0 { 20 } else { 3 };
             let states: Vec<_> = (0..rng.random_range(1..6))
-                .map(|_| (rng.random_range(0..20), rng.random_range(0..4), 0))
+                .map(|_| (rng.random_range(0..most_links), rng.random_range(0..4), 0))
                 .collect();
             let mut peers = up(&states);
+            if seed % 4 < 2 {
+                let (since, time) = (peers[0].checks.next, Duration::ZERO);
+                let links = rng.random_range(0..3);
+                let slow = Slow { since, time, others: time, is_relieved: true, links };
+                peers[0].slow = Some(slow);
+            }
             let mut moves = 0;
             while let Some(from) = rebalance_from(&peers, Strategy::LeastConnections) {
                 peers[from].counts.links -= 1;

@@ -329,6 +329,26 @@ fn trials_that_fail_cost_as_much_as_trials_that_are_slow() {
     }
 }
 
+#[test]
+fn slow_peer_without_a_connection_gets_one_for_its_trials() {
+    // Fewer connections than peers, all of which are in use.
+    let mut simulation = Simulation::new(3, 2, 2, with(Strategy::LeastConnections));
+    let peer = simulation.links().iter().position(|links| *links == 1).expect("two have one");
+    let cure = 20 * SECOND;
+    let query_time = |of: usize, at: Duration, rng: &mut SmallRng| {
+        let is_slow = of == peer && (5..cure.as_secs()).contains(&at.as_secs());
+        varied(if is_slow { 100 } else { 10 } * MILLISECOND, rng)
+    };
+    simulation.run_until(15 * SECOND, &query_time);
+    assert!(simulation.slow()[peer]);
+    simulation.served.clear();
+    simulation.run_until(cure, &query_time);
+    let (share, ..) = simulation.take_served(peer);
+    assert!(share < 2.0, "{share} % while the peer is slow");
+    simulation.run_until(cure + 70 * SECOND, &query_time);
+    assert_eq!(simulation.slow(), [false; 3]);
+}
+
 type Case<'a> = (&'a str, usize, Duration, QueryTime<'a>);
 
 #[test]
