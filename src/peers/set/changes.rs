@@ -254,11 +254,12 @@ impl fmt::Debug for Drain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::LoginFailure;
+    use crate::events::EventKind;
+    use crate::fault::{Fault, LoginFailure};
     use crate::health::checker::tests::tick;
     use crate::peers::peer::{Attempt, CheckKind};
     use crate::peers::set::DRAIN_POLL_INTERVAL;
-    use crate::peers::set::tests::{set_of, take_down};
+    use crate::peers::set::tests::{is_up, set_of, take_down};
     use crate::settings::policy::Recovery;
     use crate::settings::tests::INTERVAL;
 
@@ -296,6 +297,24 @@ mod tests {
             }
         }
         assert_eq!(index_count(), 5, "a set that changes often does not grow");
+    }
+
+    #[test]
+    fn what_comes_late_for_a_removed_peer_does_not_concern_the_peer_with_its_index() {
+        let (set, _woken, now) = set_of(2, Recovery::AfterCheck);
+        let removed = set.transaction(now, |transaction| transaction.peer_ref(1));
+        set.remove("peer1", now).expect("the peer exists");
+        tick(&set, now);
+        set.add(PeerConfig::new("db2", "url"), now).expect("the name is new");
+        assert_eq!(set.read(|peers| peers[1].name.to_string()), "db2", "the index is reused");
+        removed.update(now, |peer, check_times| {
+            let refused = LoginFailure::refused(Fault::PeerDown, "refused");
+            peer.late_check_ended(now, Err(refused), check_times);
+        });
+        assert!(is_up(&set, 1), "the outcome of a check");
+        removed.record(EventKind::TransactionResolved { is_committed: true });
+        let last = set.event_log.history().pop().expect("an event");
+        assert_eq!(*last.peer, *"peer1", "the outcome of a transaction");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Inner, PeerSet};
 use crate::events::EventKind;
+use crate::events::log::NewEvent;
 use crate::peers::activity::Activity;
 use crate::peers::peer::{Counts, Peer};
 use crate::peers::placement::pick;
@@ -62,9 +63,14 @@ impl PeerRef {
         self.set.read(|peers| read(&peers[self.index]))
     }
 
-    /// Changes the peer, publishes the events that result, and wakes the checker.
+    /// Changes the peer, publishes the events that result, and wakes the checker. Changes nothing if the peer was
+    /// removed and its index is another peer's: not everything that refers to a peer is counted until it ends.
     pub(crate) fn update(&self, now: Instant, change: impl FnOnce(&mut Peer, CheckTimes)) {
-        self.set.update(self.index, now, change);
+        self.set.change(now, |transaction| {
+            if transaction.peers()[self.index].id == self.id {
+                transaction.update(self.index, change);
+            }
+        });
     }
 
     /// Has the checker check the peer soon, because something speaks against it.
@@ -91,9 +97,15 @@ impl PeerRef {
         self.set.update_counts(self.index, change);
     }
 
-    /// Records an event that does not change the state of the peer.
+    /// Records an event that does not change the state of the peer, which may have been removed.
     pub(crate) fn record(&self, kind: EventKind) {
-        self.set.record(self.index, kind);
+        self.set.read(|peers| {
+            let peer = &peers[self.index];
+            let in_service = peer.id == self.id && peer.is_in_service();
+            let event = NewEvent { peer: self.name.clone(), in_service, kind };
+            self.set.event_log.record([event]);
+        });
+        self.set.event_log.write_log();
     }
 }
 

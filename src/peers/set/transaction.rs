@@ -18,6 +18,7 @@ use crate::url::PeerUrl;
 
 impl PeerSet {
     /// Changes one peer, and wakes the checker.
+    #[cfg(test)]
     pub(crate) fn update(
         self: &Arc<Self>,
         peer: usize,
@@ -51,12 +52,6 @@ impl PeerSet {
         let outcome = change(&mut transaction);
         transaction.commit();
         outcome
-    }
-
-    /// Records an event of a peer that does not change the peer's state.
-    pub(crate) fn record(&self, peer: usize, kind: EventKind) {
-        self.read(|peers| self.event_log.record([new_event(&peers[peer], kind)]));
-        self.event_log.write_log();
     }
 }
 
