@@ -117,7 +117,8 @@ mod tests {
     use super::*;
 
     fn checkouts(query_micros: impl IntoIterator<Item = u32>) -> Vec<Checkout> {
-        let began = Instant::now();
+        // After the origin of the stored instants, which is that of their first use.
+        let began = Instant::now() + Duration::from_secs(1);
         let checkout = |query_micros| Checkout { began, query_micros, has_failed: false };
         query_micros.into_iter().map(checkout).collect()
     }

@@ -302,7 +302,8 @@ mod tests {
     #[test]
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the start")]
     fn query_time_of_a_checkout_is_that_of_its_queries_without_pings() {
-        let start = Instant::now();
+        // After the origin of the stored instants, which is that of their first use.
+        let start = Instant::now() + Duration::from_secs(1);
         let at = |millis| start + Duration::from_millis(millis);
         let millis = |millis| u32::try_from(1000 * millis).expect("a short time");
         let link_state = LinkState::default();
