@@ -191,6 +191,8 @@ pub(super) fn scan(transaction: &mut Transaction<'_>) -> Stalls {
                     series.add_unanswered(UNANSWERED_CHECKS, true);
                 }
                 if verdict == Verdict::Ask {
+                    // A slot may wait for the link, as it does for a ping.
+                    let timeout = timeout.min(settings.ping_timeout);
                     let until = now + timeout + ANSWER_DELAY;
                     series.question = QuestionState::Asked { at: now, until };
                     let peer = transaction.peer_ref(index);
@@ -463,7 +465,9 @@ mod tests {
             let events = || self.set.event_log.history().len();
             let before = events();
             let stalls = self.set.transaction(self.now, scan);
-            for Question { peer, asked_at, .. } in &stalls.questions {
+            for Question { peer, asked_at, timeout } in &stalls.questions {
+                let ping_timeout = self.set.settings().ping_timeout;
+                assert!(*timeout <= ping_timeout, "a checkout may wait for the link");
                 self.set.update(peer.index, self.now, |peer, _| peer.question_ended(*asked_at));
             }
             let mut checked: Vec<usize> =

@@ -25,7 +25,7 @@
 //! | `give_back` |                |                | that link is parked again, or evicted            |
 //!
 //! A borrowed link still counts as a link here. A slot that finds no other link waits until it is given back,
-//! which is soon: a question has a deadline.
+//! or until another link is here. That is soon: a question takes no longer than a ping.
 //!
 //! Links leave the exchange in no other way. A link is *marked for replacement* if it is evicted, too old, or one
 //! too many for its peer. It is *to be replaced* if it is marked, or if its peer is down or out of service: it is
@@ -94,7 +94,7 @@ pub(crate) enum ToClose<L> {
 #[derive(Debug)]
 pub(crate) struct Exchange<L> {
     inner: Mutex<Inner<L>>,
-    /// Notified when a borrowed link is given back, and when a link is parked meanwhile.
+    /// Notified when a borrowed link is given back, and when links may have come back to the queues meanwhile.
     given_back: Condvar,
     /// The epoch of the stored views of the peers.
     epoch: AtomicU64,
@@ -189,7 +189,14 @@ impl<L: Parkable> Exchange<L> {
         }
     }
 
-    /// Tries again whenever a borrowed link is given back, while there are any.
+    /// Wakes the slots that wait for a borrowed link: another link may be here.
+    fn wake_waiting(&self, inner: &Inner<L>) {
+        if inner.borrowed > 0 {
+            self.given_back.notify_all();
+        }
+    }
+
+    /// Tries again whenever a borrowed link is given back or another link may be here, while any is borrowed.
     fn retry_while_borrowed<T>(
         &self,
         mut inner: MutexGuard<'_, Inner<L>>,
@@ -215,6 +222,7 @@ impl<L: Parkable> Exchange<L> {
         if epoch > self.epoch.load(Ordering::Acquire) {
             let mut inner = self.lock();
             inner.update_peers(views());
+            self.wake_waiting(&inner);
             self.epoch.fetch_max(epoch, Ordering::Release);
         }
     }
@@ -222,7 +230,10 @@ impl<L: Parkable> Exchange<L> {
     /// Adds a new slot. Its link, which the thread `creator` has created, is parked here and reserved
     /// for the slot.
     pub(crate) fn add_slot(&self, link: L, creator: ThreadId) -> Reservation {
-        self.lock().add_slot(link, creator)
+        let mut inner = self.lock();
+        let reservation = inner.add_slot(link, creator);
+        self.wake_waiting(&inner);
+        reservation
     }
 
     /// Takes a link for an empty slot that the thread `caller` dereferences. That is the link reserved
@@ -244,6 +255,7 @@ impl<L: Parkable> Exchange<L> {
         let mut inner = self.lock();
         inner.park_and_release(held, reservation);
         inner.expire_reservations(now);
+        self.wake_waiting(&inner);
         self.retry_while_borrowed(inner, |inner| inner.take_live(None, now))
     }
 
@@ -256,6 +268,7 @@ impl<L: Parkable> Exchange<L> {
                 inner.empty_slots += 1;
                 inner.evict(dead);
                 inner.check_invariant();
+                self.wake_waiting(&inner);
                 Ok(live)
             }
             None => Err(dead),
@@ -273,17 +286,17 @@ impl<L: Parkable> Exchange<L> {
     ) -> ToClose<L> {
         let mut inner = self.lock();
         let to_close = inner.check_in(held, reservation, claim_rebalance);
-        if inner.borrowed > 0 {
-            // A slot may wait for a link.
-            self.given_back.notify_one();
-        }
+        self.wake_waiting(&inner);
         to_close
     }
 
     /// Offers a new link in place of one that is to be replaced. Returns the link to close: that one, or the new
     /// one if the pool's customizer would have to see it, or none if the new one becomes a spare.
     pub(crate) fn offer(&self, new: L) -> Option<L> {
-        self.lock().offer(new)
+        let mut inner = self.lock();
+        let to_close = inner.offer(new);
+        self.wake_waiting(&inner);
+        to_close
     }
 
     /// Marks up to `count` more parked links of this peer for replacement, the longest idle first.
@@ -345,7 +358,10 @@ impl<L: Parkable> Exchange<L> {
     /// Offers the spares again, after the states of the peers have changed. Returns the links to close.
     pub(crate) fn offer_spares(&self) -> Vec<L> {
         let inner = &mut *self.lock();
-        mem::take(&mut inner.spares).into_iter().filter_map(|spare| inner.offer(spare)).collect()
+        let spares = mem::take(&mut inner.spares).into_iter();
+        let to_close = spares.filter_map(|spare| inner.offer(spare)).collect();
+        self.wake_waiting(inner);
+        to_close
     }
 
     /// Takes the spares, because no link has to be replaced any more. The caller closes them.

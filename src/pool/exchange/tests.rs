@@ -616,6 +616,38 @@ fn borrowed_link_is_not_lent_and_comes_back_alive_or_evicted() {
     assert_eq!(exchange.count(), 0);
 }
 
+#[test]
+fn slot_that_waits_for_a_borrowed_link_gets_another_one_that_comes() {
+    type Comes = fn(&Exchange<TestLink>);
+    let comes: [(&str, Comes); 2] = [
+        ("a new link", |exchange| {
+            assert!(exchange.offer(link(2)).is_some(), "the link of an unusable peer is replaced");
+        }),
+        ("a peer is usable again", |exchange| set_usable(exchange, 3, [true; PEERS])),
+    ];
+    for (case, comes) in comes {
+        let exchange = exchange();
+        for number in 0..2 {
+            let reservation = add_slot(&exchange, number);
+            assert_eq!(exchange.check_in(None, Some(reservation), |_| None), ToClose::Nothing);
+        }
+        let borrowed = exchange.borrow(0, |_| true).expect("the link is parked");
+        set_usable(&exchange, 2, [true, false]);
+        let (send, received) = crossbeam_channel::bounded(1);
+        thread::scope(|scope| {
+            let check_out = || send.send(exchange.check_out(None, None, later()));
+            scope.spawn(check_out);
+            let early = received.recv_timeout(Duration::from_millis(50));
+            assert!(early.is_err(), "{case}: no live link is here");
+            comes(&exchange);
+            let woken = received.recv_timeout(Duration::from_secs(10));
+            exchange.give_back(borrowed, true);
+            let lent = woken.expect(case).expect("a live link");
+            assert_ne!(lent.number, 0, "{case}");
+        });
+    }
+}
+
 /// Links above the limit of their peer are marked for replacement, and their sessions end in place.
 #[test]
 fn links_over_a_limit_are_marked_and_their_sessions_end_in_place() {
