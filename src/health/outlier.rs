@@ -262,6 +262,8 @@ struct Block {
 #[derive(Debug)]
 struct Trials {
     id: u64,
+    /// When the peer was found slow. Checkouts that had begun before are no trials.
+    since: Instant,
     /// Of each of the last checkouts, the probability that a checkout of another peer takes no longer, after its
     /// own time was reduced. It is above one half if the peer is still slow.
     grades: VecDeque<f64>,
@@ -272,6 +274,9 @@ struct Trials {
     next: Instant,
     /// The query time of the pool at which the next trial is due at the earliest.
     next_pool_time: Duration,
+    /// The query time of the checkouts that have ended since the last trial was due. In a pool whose connections are all
+    /// in use, others follow a trial until the connection has left.
+    spent: Duration,
     /// When the last trial ended or was found due.
     last: Instant,
     /// Whether a trial was found due, and no checkout has ended since.
@@ -469,12 +474,14 @@ fn trials_of<'a>(
         let needed = before.map_or(MIN_SAMPLES, |one| (2 * one.needed).min(MOST_TRIALS));
         all.push(Trials {
             id,
+            since: now,
             grades: VecDeque::new(),
             needed,
             pause: Duration::ZERO,
             next: now + FIRST_PAUSE,
             next_pool_time: Duration::ZERO,
             last: now,
+            spent: Duration::ZERO,
             is_expected: false,
             is_pool_full: false,
             links: 1,
@@ -517,11 +524,12 @@ impl Trials {
             // Without the pause, all work of a pool that has little would be trials with nothing to compare them
             // with, and all work of a peer that fails fast would be trials that fail.
             self.pause = (2 * self.pause).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-            let is_cost = |checkout: &&Checkout| is_comparable || checkout.has_failed;
+            let is_cost = |checkout: &&Checkout| {
+                checkout.began >= self.since && (is_comparable || checkout.has_failed)
+            };
             let times = ended.iter().filter(is_cost).map(Checkout::query_time);
-            if let Some(spent) = times.reduce(|one, other| one + other) {
-                self.next_pool_time = pool_time + budget.saturating_sub(1) * spent;
-            }
+            self.spent += times.sum::<Duration>();
+            self.next_pool_time = pool_time + budget.saturating_sub(1) * self.spent;
         }
         (self.next, self.last) = (now + self.pause, now);
     }
@@ -540,7 +548,11 @@ impl Trials {
         if is_overdue {
             self.last = now;
         }
-        is_affordable || is_overdue
+        let is_due = is_affordable || is_overdue;
+        if is_due {
+            self.spent = Duration::ZERO;
+        }
+        is_due
     }
 }
 

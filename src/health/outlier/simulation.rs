@@ -305,9 +305,10 @@ fn slow_peer_is_relieved_and_comes_back_with_many_threads_and_when_much_slower()
 #[test]
 fn trials_that_fail_cost_as_much_as_trials_that_are_slow() {
     let (fails, cure) = (8 * SECOND, 88 * SECOND);
-    for threads in [1, 4] {
-        let case = format!("{threads} threads");
-        let mut simulation = Simulation::new(3, 9, threads, with(Strategy::LeastConnections));
+    // With four connections all of them are in use, and that of the slow peer does not leave at once.
+    for (threads, links) in [(1, 9), (4, 9), (4, 4)] {
+        let case = format!("{threads} threads, {links} connections");
+        let mut simulation = Simulation::new(3, links, threads, with(Strategy::LeastConnections));
         simulation.statement_timeout = SECOND;
         let query_time = |peer, at, rng: &mut SmallRng| {
             let is_slow = peer == 1 && at >= 5 * SECOND && at < cure;
@@ -323,7 +324,7 @@ fn trials_that_fail_cost_as_much_as_trials_that_are_slow() {
         assert!(!failed.is_empty() && failed.iter().all(|(peer, _)| *peer == 1), "{case}");
         let time: Duration = failed.iter().map(|(_, took)| *took).sum();
         let pool_time = simulation.served.iter().map(|(_, took)| *took).sum::<Duration>();
-        assert!(50 * time <= pool_time + 60 * SECOND, "{case}: {time:?} of {pool_time:?}");
+        assert!(50 * time <= pool_time + 100 * SECOND, "{case}: {time:?} of {pool_time:?}");
         simulation.run_until(cure + 60 * SECOND, &query_time);
         assert_eq!(simulation.slow(), [false; 3], "{case}: cured");
     }
