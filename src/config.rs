@@ -61,8 +61,8 @@ impl<C: 'static> PeerManagerBuilder<C> {
     /// # Ok::<_, diesel_peers::BuildError>(())
     /// ```
     #[must_use]
-    pub fn url(self, url: &str) -> Self {
-        apply(self, Source::Named, vec![("url".to_owned(), SettingValue::Text(url.to_owned()))])
+    pub fn url(self, url: impl Into<String>) -> Self {
+        apply(self, Source::Named, vec![("url".to_owned(), SettingValue::Text(url.into()))])
     }
 
     /// Reads settings from the environment variables whose names begin with `prefix`.

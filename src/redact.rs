@@ -46,6 +46,12 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().map(replaced).collect()
 }
 
+/// Returns a text of several lines, as libpq's errors are, as one line, and replaces what is not printable.
+pub(crate) fn on_one_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.map(printable).collect::<Vec<_>>().join(", ")
+}
+
 /// The text, or [`REDACTED`] if it may contain a secret.
 pub(crate) fn shown_or_redacted(text: &str) -> &str {
     if may_be_shown(text) { text } else { REDACTED }
@@ -107,6 +113,16 @@ mod tests {
         ] {
             assert_eq!(printable(text), expected);
         }
+    }
+
+    #[test]
+    fn lines_are_joined() {
+        let text = "server closed the connection unexpectedly\n\tThis probably means\r\n";
+        assert_eq!(
+            on_one_line(text),
+            "server closed the connection unexpectedly, This probably means"
+        );
+        assert_eq!(on_one_line("a\u{7}"), "a\u{fffd}");
     }
 
     #[test]

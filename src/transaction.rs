@@ -101,7 +101,7 @@ impl<C: R2D2Connection + Send + 'static> PeerConnection<C> {
 
     /// Returns a doubt about the last transaction.
     fn doubt(&self, reason: DoubtReason, error: Arc<str>) -> Doubt {
-        Doubt { reason, peer: self.peer().into(), error, entry: None }
+        Doubt { reason, peer: self.peer().into(), error, unresolved: None, entry: None }
     }
 
     /// Returns the depth of the open transaction. It is unknown after an error of the transaction manager.
@@ -307,7 +307,7 @@ fn record_verdict(origin: &PeerRef, verdict: &Verdict) {
             if doubt.entry.is_none() {
                 return;
             }
-            EventKind::TransactionUnresolved { reason: doubt.error().to_owned() }
+            EventKind::TransactionUnresolved { reason: doubt.cause() }
         }
     };
     origin.record(kind);
@@ -326,7 +326,7 @@ impl Doubt {
     ) -> Verdict {
         let mut doubt = self.clone();
         if conn.is_in_transaction() {
-            doubt.error = Error::AlreadyInTransaction.to_string().into();
+            doubt.unresolved = Some(Error::AlreadyInTransaction.to_string().into());
             return Verdict::Unknown(doubt);
         }
         let deadline = Deadline::after(conn.retry_policy().deadline);

@@ -343,7 +343,7 @@ fn log_lines_in_the_guide_exist_in_the_code() {
 fn one_url(servers: &[MariaDb], password: &str) -> PeerManagerBuilder<MysqlConnection> {
     let hosts = servers.iter().map(|server| format!("127.0.0.1:{}", server.port()));
     let hosts = hosts.collect::<Vec<_>>().join(",");
-    PeerManager::builder().url(&format!("mysql://{APP}:{password}@{hosts}/{APP}"))
+    PeerManager::builder().url(format!("mysql://{APP}:{password}@{hosts}/{APP}"))
 }
 
 #[test]

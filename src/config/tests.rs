@@ -63,7 +63,7 @@ fn each_host_or_path_of_a_url_is_a_peer() {
 
 #[test]
 fn errors_name_the_key_the_value_and_the_correction() {
-    let url = |parameters: &str| builder().url(&format!("mysql://db0,db1/shop?{parameters}"));
+    let url = |parameters: &str| builder().url(format!("mysql://db0,db1/shop?{parameters}"));
     let env = |name: &str, value: &str| {
         builder().env_from("SHOP_", [(OsString::from(name), OsString::from(value))])
     };
@@ -213,7 +213,7 @@ fn first_error_is_reported() {
 
 #[test]
 fn ambiguous_settings_are_rejected() {
-    let url = |parameters: &str| builder().url(&format!("mysql://db0,db1/shop?{parameters}"));
+    let url = |parameters: &str| builder().url(format!("mysql://db0,db1/shop?{parameters}"));
     let empty = [(OsString::from("SHOP_URL"), OsString::from(" "))];
     for (builder, expected) in [
         (url("host=db0"), "`host` in the URL would connect every peer to the same server"),
@@ -281,7 +281,7 @@ fn values_that_may_be_secrets_are_not_shown() {
                 "whose name may be a secret (not shown) is neither a list nor a table",
             ),
             (
-                builder().url(&format!("mysql://db0?check_interval={encoded}")),
+                builder().url(format!("mysql://db0?check_interval={encoded}")),
                 "in the URL is a string that may be a secret (not shown): give a duration",
             ),
         ] {
@@ -355,7 +355,7 @@ fn every_key_sets_its_setting() {
     ];
     for (text, set) in cases {
         let by_hand = set(builder()).peer("a", "mysql://a");
-        assert_eq!(builder().url(&format!("mysql://a?{text}")).given(), by_hand.given(), "{text}");
+        assert_eq!(builder().url(format!("mysql://a?{text}")).given(), by_hand.given(), "{text}");
     }
     for key in keys::SETTINGS {
         assert!(cases.iter().any(|(text, _)| text.starts_with(key)), "there is a case for {key}");

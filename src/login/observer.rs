@@ -16,7 +16,7 @@ use crate::login::statements;
 use crate::peers::link_state::LinkState;
 use crate::peers::set::peer_ref::PeerRef;
 use crate::peers::transaction_record::{Failure, Interruption};
-use crate::redact::printable;
+use crate::redact::on_one_line;
 use crate::settings::policy::Role;
 use crate::url::dialect::Dialect;
 
@@ -115,7 +115,7 @@ impl LinkMonitor {
             interruption: Interruption::of(fault, settings.requirements.role == Role::ReadWrite),
             rolls_back: rollback::shows_rollback(error),
         };
-        record.query_failed(failure, is_in_doubt.then(|| printable(&error.to_string()).into()));
+        record.query_failed(failure, is_in_doubt.then(|| on_one_line(&error.to_string()).into()));
         if self.is_lost(loss) {
             if let Some(counters) = counters {
                 counters.queries_lost.add_one();

@@ -20,6 +20,7 @@ use crate::login::observer::{LinkMonitor, Observer};
 use crate::login::readiness::{self, NotReady};
 use crate::panics::catch_panic;
 use crate::peers::set::peer_ref::PeerRef;
+use crate::redact::on_one_line;
 use crate::settings::policy::{Requirements, StatementCache};
 use crate::socket::{Proof, Socket};
 use crate::url::dialect::Dialect;
@@ -309,10 +310,4 @@ fn run_redacted<T, E: fmt::Display>(
     };
     let cause = FailureCause::new(fault, on_one_line(&url.redact(&text)));
     Err(LoginFailure::from_cause(cause, Lack::from_text(&on_one_line(&text))))
-}
-
-/// Returns the text on one line, because libpq's messages have several lines.
-fn on_one_line(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    lines.join(", ")
 }

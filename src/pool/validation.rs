@@ -10,7 +10,7 @@ use diesel::r2d2::{Error, R2D2Connection};
 
 use crate::peers::set::PeerSet;
 use crate::pool::link::{Link, PingError};
-use crate::redact::printable;
+use crate::redact::on_one_line;
 
 /// The longest gap between the drop of a slot whose checkout has failed and the checkout that r2d2 tries
 /// next. After a failure r2d2 calls the application's error handler, which may take its time, drops the slot,
@@ -115,7 +115,7 @@ impl<Clock: Fn() -> Instant> Validation<Clock> {
             Err(PingError::Query(error)) => Err(error.into()),
             Err(PingError::NotReady(reason)) => {
                 link.guard.peer.suspect((self.clock)());
-                Err(discarded_error(&printable(&reason)))
+                Err(discarded_error(&on_one_line(&reason)))
             }
             Err(PingError::Panicked(panicked)) => Err(discarded_error(&panicked.to_string())),
             Err(PingError::TimedOut) => {

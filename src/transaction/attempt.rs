@@ -11,7 +11,7 @@ use crate::fault::commit;
 use crate::peers::transaction_record::{Interruption, TransactionRecord};
 use crate::pool::connection::PeerConnection;
 use crate::pool::passthrough::PeerTransactionManager;
-use crate::redact::printable;
+use crate::redact::on_one_line;
 use crate::settings::retry::RetryPolicy;
 use crate::transaction::ledger::{Entry, OpenLedger, Token};
 use crate::transaction::outcome::{Doubt, DoubtReason};
@@ -121,9 +121,9 @@ impl<'a> Run<'a> {
                 fail(conn, record, error.into())
             }
             Err(error) => {
-                let text = printable(&error.to_string()).into();
+                let text = on_one_line(&error.to_string()).into();
                 let mut doubt = conn.doubt(DoubtReason::CommitUnanswered, text);
-                doubt.entry = entry;
+                doubt.entry = entry.map(Box::new);
                 Attempt::InDoubt(doubt, value, error.into())
             }
         }
@@ -209,7 +209,7 @@ fn release_savepoint<C: R2D2Connection + Send + 'static>(
     Err(if has_lasted || was_interrupted_at_last {
         EndedEarly::NothingSaved(error)
     } else {
-        EndedEarly::PartlySaved(printable(&error.to_string()).into())
+        EndedEarly::PartlySaved(on_one_line(&error.to_string()).into())
     })
 }
 

@@ -105,8 +105,10 @@ pub struct Doubt {
     pub(super) reason: DoubtReason,
     pub(super) peer: Arc<str>,
     pub(super) error: Arc<str>,
+    /// Why the last resolution could not decide.
+    pub(super) unresolved: Option<Arc<str>>,
     /// What the transaction has recorded in its ledger.
-    pub(super) entry: Option<Entry>,
+    pub(super) entry: Option<Box<Entry>>,
 }
 
 impl Doubt {
@@ -122,17 +124,30 @@ impl Doubt {
         &self.peer
     }
 
-    /// Returns the text of the error that has left the outcome open, and of the last one that has prevented a ledger
-    /// from resolving it.
+    /// Returns the text of the error that has left the outcome open.
     #[must_use]
     pub fn error(&self) -> &str {
         &self.error
     }
 
+    /// Returns the text of the last error that has prevented a ledger from resolving it.
+    #[must_use]
+    pub fn unresolved(&self) -> Option<&str> {
+        self.unresolved.as_deref()
+    }
+
+    /// Returns both errors.
+    pub(super) fn cause(&self) -> String {
+        match &self.unresolved {
+            None => self.error.to_string(),
+            Some(unresolved) => format!("{} (not resolved: {unresolved})", self.error),
+        }
+    }
+
     /// Returns the name of the ledger's table with its schema, if the transaction has written a token into one.
     #[must_use]
     pub fn table(&self) -> Option<&str> {
-        match &self.entry {
+        match self.entry.as_deref() {
             Some(Entry::Table(entry)) => Some(&entry.table.name),
             _ => None,
         }
@@ -148,8 +163,8 @@ impl Doubt {
     /// Returns PostgreSQL's id of the transaction, if this is its ledger.
     #[must_use]
     pub fn xid(&self) -> Option<u64> {
-        match self.entry {
-            Some(Entry::Xid(XidEntry { xid, .. })) => Some(xid),
+        match self.entry.as_deref() {
+            Some(Entry::Xid(XidEntry { xid, .. })) => Some(*xid),
             _ => None,
         }
     }
@@ -171,7 +186,8 @@ impl DoubtReason {
 
 impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { reason, peer, error, .. } = self;
+        let Self { reason, peer, .. } = self;
+        let error = self.cause();
         match reason {
             DoubtReason::CommitUnanswered => {
                 write!(f, "the transaction on peer {peer} may be committed or not: {error}")

@@ -7,7 +7,7 @@ use log::debug;
 
 use crate::events::log::LOG_TARGET;
 use crate::pool::connection::PeerConnection;
-use crate::redact::printable;
+use crate::redact::on_one_line;
 use crate::transaction::deadline::Deadline;
 use crate::transaction::ledger::{Decision, Entry};
 use crate::transaction::outcome::{Doubt, DoubtReason, Verdict};
@@ -25,7 +25,6 @@ pub(super) fn resolve<C: R2D2Connection + Send + 'static>(
     deadline: Deadline,
 ) -> Verdict {
     let Some(entry) = doubt.entry.clone() else { return Verdict::Unknown(doubt) };
-    let commit_error = doubt.error.clone();
     let mut tries = 0_u32;
     let mut terminates_first = false;
     // The peers that could not decide. They are asked again when all others were.
@@ -56,7 +55,7 @@ pub(super) fn resolve<C: R2D2Connection + Send + 'static>(
             Err(error) => {
                 debug!(target: LOG_TARGET, "a COMMIT is not resolved yet: {error}");
                 doubt.reason = DoubtReason::CommitUnanswered;
-                doubt.error = format!("{commit_error} (not resolved: {error})").into();
+                doubt.unresolved = Some(error.into());
             }
         }
         tries = tries.saturating_add(1);
@@ -82,5 +81,5 @@ fn try_to_decide<C: R2D2Connection + Send + 'static>(
         *terminates_first = conn.link_mut().is_broken();
         orphan.terminate(conn);
     }
-    decided.map_err(|error| printable(&error.to_string()))
+    decided.map_err(|error| on_one_line(&error.to_string()))
 }

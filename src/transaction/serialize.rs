@@ -23,16 +23,17 @@ const REASONS: [DoubtReason; 5] = [
 const TABLE: &str = "table";
 const XID: &str = "xid";
 
-/// Keys: `reason`, `peer`, `error`; with a ledger `ledger` (`table` or `xid`), `token` and `history`; with a table
+/// Keys: `reason`, `peer`, `error`; after a resolution that could not decide `unresolved`; with a ledger `ledger` (`table` or `xid`), `token` and `history`; with a table
 /// `table`, and with PostgreSQL's transaction ids `xid` and `incarnation`. All values are texts. Keys may be added;
 /// within one major version none is renamed or removed.
 impl Serialize for Doubt {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { reason, peer, error, entry } = self;
+        let Self { reason, peer, error, unresolved, entry } = self;
         let mut keys =
             BTreeMap::from([("reason", reason.as_str()), ("peer", peer), ("error", error)]);
+        keys.extend(unresolved.as_deref().map(|unresolved| ("unresolved", unresolved)));
         let digits;
-        match entry {
+        match entry.as_deref() {
             Some(Entry::Table(TableEntry { table, token, history })) => {
                 keys.extend([("ledger", TABLE), ("token", &token.0), ("history", history)]);
                 keys.insert("table", &table.name);
@@ -53,6 +54,7 @@ impl<'de> Deserialize<'de> for Doubt {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut keys = BTreeMap::<String, String>::deserialize(deserializer)?;
         let ledger = keys.remove("ledger");
+        let unresolved = keys.remove("unresolved").map(Into::into);
         let mut take = |key: &'static str| keys.remove(key).ok_or(Error::missing_field(key));
         let invalid = |key: &str| Error::custom(format!("the value of `{key}` is not valid"));
         let reason = take("reason")?;
@@ -83,7 +85,7 @@ impl<'de> Deserialize<'de> for Doubt {
             Some(_) => return Err(invalid("ledger")),
             None => None,
         };
-        Ok(Self { reason, peer, error, entry })
+        Ok(Self { reason, peer, error, unresolved, entry: entry.map(Box::new) })
     }
 }
 
@@ -107,7 +109,14 @@ mod tests {
         });
         let entries = [Some(table), None, Some(xid)].into_iter().cycle();
         for (reason, entry) in REASONS.into_iter().zip(entries) {
-            let doubt = Doubt { reason, peer: "db1".into(), error: "\"lost\"".into(), entry };
+            let unresolved = entry.is_some().then(|| "refused".into());
+            let doubt = Doubt {
+                reason,
+                peer: "db1".into(),
+                error: "\"lost\"".into(),
+                unresolved,
+                entry: entry.map(Box::new),
+            };
             let json = serde_json::to_string(&doubt).expect("a doubt can be written");
             assert_eq!(serde_json::from_str::<Doubt>(&json).ok(), Some(doubt), "{json}");
         }

@@ -21,7 +21,7 @@ use log::{debug, info};
 use crate::events::log::LOG_TARGET;
 use crate::peers::session_sign::SessionSign;
 use crate::pool::connection::PeerConnection;
-use crate::redact::printable;
+use crate::redact::on_one_line;
 use crate::settings::retry::{Isolation, RetryPolicy};
 use crate::transaction::ledger::Token;
 use crate::transaction::rows;
@@ -58,7 +58,7 @@ impl TransactionSession {
             None => match read_sign(conn) {
                 Ok(sign) => link_state.session_sign.get_or_init(|| sign).clone(),
                 Err(error) => {
-                    let error = printable(&error.to_string());
+                    let error = on_one_line(&error.to_string());
                     debug!(target: LOG_TARGET, "a session cannot be recognized later: {error}");
                     SessionSign::None
                 }
@@ -114,7 +114,7 @@ impl TransactionSession {
                 );
             }
             Err(error) => {
-                let error = printable(&error.to_string());
+                let error = on_one_line(&error.to_string());
                 debug!(target: LOG_TARGET, "a session that was lost cannot be ended: {error}");
             }
         }

@@ -164,27 +164,27 @@ fn password_with_special_characters_logs_in_from_every_source() {
     server.set_password(ODD_PASSWORD);
     let host = format!("127.0.0.1:{}/{APP}", server.port());
     let new = builder::<MysqlConnection>;
-    logs_in("URL", new().url(&format!("mysql://{APP}:{ODD_PASSWORD_ESCAPED}@{host}")));
+    logs_in("URL", new().url(format!("mysql://{APP}:{ODD_PASSWORD_ESCAPED}@{host}")));
     logs_in("peer", new().peer("a", format!("mysql://{APP}:{ODD_PASSWORD_ESCAPED}@{host}")));
     logs_in(
         "parameter",
-        new().url(&format!("mysql://{APP}@{host}?password={ODD_PASSWORD_ESCAPED}")),
+        new().url(format!("mysql://{APP}@{host}?password={ODD_PASSWORD_ESCAPED}")),
     );
-    logs_in("setter", new().url(&format!("mysql://{host}")).user(APP).password(ODD_PASSWORD));
+    logs_in("setter", new().url(format!("mysql://{host}")).user(APP).password(ODD_PASSWORD));
     let credentials = |_: &str| Ok::<_, String>(Credentials::password(ODD_PASSWORD));
-    logs_in("closure", new().url(&format!("mysql://{APP}:old@{host}")).credentials(credentials));
+    logs_in("closure", new().url(format!("mysql://{APP}:old@{host}")).credentials(credentials));
 
     let server = Postgres::start();
     server.set_password(ODD_PASSWORD);
     let host = format!("127.0.0.1:{}/{APP}", server.port());
     let keywords = format!("host=127.0.0.1 port={} dbname={APP} user={APP}", server.port());
     let new = builder::<PgConnection>;
-    logs_in("URL", new().url(&format!("postgres://{APP}:{ODD_PASSWORD_ESCAPED}@{host}")));
+    logs_in("URL", new().url(format!("postgres://{APP}:{ODD_PASSWORD_ESCAPED}@{host}")));
     logs_in(
         "parameter",
-        new().url(&format!("postgres://{APP}@{host}?password={ODD_PASSWORD_ESCAPED}")),
+        new().url(format!("postgres://{APP}@{host}?password={ODD_PASSWORD_ESCAPED}")),
     );
-    logs_in("setter", new().url(&format!("postgres://{host}")).user(APP).password(ODD_PASSWORD));
+    logs_in("setter", new().url(format!("postgres://{host}")).user(APP).password(ODD_PASSWORD));
     logs_in("keywords", new().peer("a", &*keywords).password(ODD_PASSWORD));
     logs_in("closure", new().peer("a", keywords).credentials(credentials));
 }

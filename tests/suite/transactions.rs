@@ -672,6 +672,20 @@ mod on_postgres {
 
     const LOSE: &str = "SELECT pg_terminate_backend(pg_backend_pid())";
 
+    #[test]
+    fn right_that_is_missing_is_named() {
+        let scene = Scene::<Postgres>::new(1, Balance::PerCheckout);
+        let ledger = Ledger::table("ledger");
+        scene.server.sql_in("app", &ledger.create_table());
+        let mut conn = scene.pool.get().expect("the peer is up");
+        let policy = RetryPolicy::new().ledger(ledger);
+        let outcome = policy.transaction(&mut conn, |conn| mark(conn, 1));
+        let Outcome::Aborted(error) = outcome else { panic!("{outcome:?}") };
+        let expected =
+            "cannot be a ledger: permission denied for table ledger; the user needs the rights";
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+
     /// It is empty after a crash of the server.
     #[test]
     fn table_that_is_not_logged_is_no_ledger() {

@@ -53,8 +53,11 @@ impl LedgerTable {
         }
         self.verify_table(&mut **conn)?;
         let table = self.qualified(&mut **conn)?;
-        let history = table.history(conn)?;
-        table.verify_key(&mut **conn, HISTORY)?;
+        let history = table.history(conn).and_then(|history| {
+            table.verify_key(&mut **conn, HISTORY)?;
+            Ok(history)
+        });
+        let history = history.map_err(|error| table.explained(error))?;
         let (name, qualified) = (self.name.clone(), table.name.clone());
         let known = LinkLedgerTable { name, qualified, history: history.clone() };
         *lock(&link_state.ledger_table) = Some(known);

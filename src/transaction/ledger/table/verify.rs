@@ -5,7 +5,6 @@ use diesel::connection::TransactionManager;
 use diesel::r2d2::R2D2Connection;
 use diesel::result::{DatabaseErrorKind, Error, QueryResult};
 
-#[cfg(feature = "doctor")]
 use crate::fault::Fault;
 use crate::settings::ledger::LedgerTable;
 use crate::transaction::ledger::table::ABORTED;
@@ -138,8 +137,7 @@ impl LedgerTable {
     }
 
     /// Says what is missing, if the database refuses a statement because of the table itself.
-    #[cfg(feature = "doctor")]
-    fn explained(&self, error: Error) -> Error {
+    pub(super) fn explained(&self, error: Error) -> Error {
         match (&error, Fault::of(&error)) {
             (Error::DatabaseError(_, information), Fault::Query | Fault::Misconfigured) => self
                 .unsuitable(
