@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, after, at, never, select};
 use diesel::r2d2::R2D2Connection;
 
-use super::outlier::{Judge, Observation, Rule, Verdict};
+use super::outlier::{Judge, Observation, Outlier, Rule, Verdict};
 use super::schedule::{run_schedule, run_slow_starts};
 use super::stall::{self, Stalls};
 use crate::login::dial::{self, HealthCheck};
@@ -171,35 +171,14 @@ impl Checker {
         };
         let rule = Rule { factor: settings.slow_factor, difference: settings.slow_difference };
         for verdict in self.judge.observe(rule, now, pool_time, &peers) {
-            let slow_now = |position: usize| {
-                let (index, ..) = compared[position];
-                self.set.read(|peers| peers[index].slow)
-            };
-            let (position, slow) = match verdict {
-                Verdict::TrialDue(position) => {
-                    let (.., activity) = &compared[position];
-                    if activity.is_slow() {
-                        activity.set_trial_due();
-                    }
-                    continue;
+            let (index, id, _, activity) = &compared[verdict.position()];
+            if matches!(verdict, Verdict::TrialDue(_)) {
+                if activity.is_slow() {
+                    activity.set_trial_due();
                 }
-                Verdict::Slow(outlier) => {
-                    let is_relieved = settings.slow_peers == SlowPeers::Shift;
-                    let (time, others) = (outlier.time, outlier.others);
-                    let slow = Slow { since: now, time, others, is_relieved, links: 1 };
-                    (outlier.peer, Some(slow))
-                }
-                Verdict::NoLongerSlow(position) => (position, None),
-                Verdict::KeepsLinks(position, links) => {
-                    (position, slow_now(position).map(|slow| Slow { links, ..slow }))
-                }
-            };
-            let (index, id, ..) = compared[position];
-            self.set.transaction(now, |transaction| {
-                if transaction.peers()[index].id == id {
-                    transaction.update(index, |peer, _| peer.slow = slow);
-                }
-            });
+            } else {
+                apply_verdict(&self.set, *index, *id, &verdict, now);
+            }
         }
     }
 
@@ -245,6 +224,39 @@ fn run(
             on_suspended(late);
         }
     }
+}
+
+/// Records what was found about the peer with this index and id. It may have changed since it was compared: a peer that
+/// gets no work is not slow.
+pub(super) fn apply_verdict(
+    set: &Arc<PeerSet>,
+    index: usize,
+    id: u64,
+    verdict: &Verdict,
+    now: Instant,
+) {
+    let settings = set.settings();
+    set.transaction(now, |transaction| {
+        let peers = transaction.peers();
+        if peers[index].id != id {
+            return;
+        }
+        let gets_work = shares(peers, settings.strategy)(&peers[index]) > 0;
+        transaction.update(index, |peer, _| match verdict {
+            Verdict::Slow(Outlier { time, others, .. }) if gets_work => {
+                let is_relieved = settings.slow_peers == SlowPeers::Shift;
+                let (time, others) = (*time, *others);
+                peer.slow = Some(Slow { since: now, time, others, is_relieved, links: 1 });
+            }
+            Verdict::NoLongerSlow(_) => peer.slow = None,
+            Verdict::KeepsLinks(_, links) => {
+                if let Some(slow) = &mut peer.slow {
+                    slow.links = *links;
+                }
+            }
+            Verdict::Slow(_) | Verdict::TrialDue(_) => {}
+        });
+    });
 }
 
 #[cfg(test)]

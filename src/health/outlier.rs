@@ -237,6 +237,18 @@ pub(super) enum Verdict {
     KeepsLinks(usize, usize),
 }
 
+impl Verdict {
+    /// Returns the position of the peer among those that were compared.
+    pub(super) fn position(&self) -> usize {
+        match self {
+            Self::Slow(outlier) => outlier.peer,
+            Self::NoLongerSlow(position)
+            | Self::TrialDue(position)
+            | Self::KeepsLinks(position, _) => *position,
+        }
+    }
+}
+
 /// Compares the peers, over time.
 #[derive(Debug, Default)]
 pub(super) struct Judge {

@@ -33,6 +33,7 @@ use crate::peers::peer::{CheckKind, Peer, QuestionState, StallSeries};
 use crate::peers::set::Transaction;
 use crate::peers::set::peer_ref::PeerRef;
 use crate::pool::question::Question;
+use crate::settings::Settings;
 
 /// The number of successive unanswered checks after which a peer counts as stalled.
 const UNANSWERED_CHECKS: u32 = 2;
@@ -191,8 +192,8 @@ pub(super) fn scan(transaction: &mut Transaction<'_>) -> Stalls {
                     series.add_unanswered(UNANSWERED_CHECKS, true);
                 }
                 if verdict == Verdict::Ask {
-                    // A slot may wait for the link, as it does for a ping.
-                    let timeout = timeout.min(settings.ping_timeout);
+                    // A checkout may wait for the link.
+                    let timeout = timeout.min(longest_question(settings));
                     let until = now + timeout + ANSWER_DELAY;
                     series.question = QuestionState::Asked { at: now, until };
                     let peer = transaction.peer_ref(index);
@@ -264,6 +265,11 @@ fn peers_to_compare(peers: &[Peer]) -> impl Iterator<Item = usize> + use<> {
         .min_by_key(|(_, peer)| peer.checks.stall_began())
         .map(|(index, _)| index);
     [most_recent, next].into_iter().flatten()
+}
+
+/// Returns how long an idle connection may be asked for an answer at most. A checkout may wait for it, as for a ping.
+fn longest_question(settings: &Settings) -> Duration {
+    settings.ping_timeout.max(settings.check_timeout)
 }
 
 #[cfg(test)]
@@ -466,8 +472,8 @@ mod tests {
             let before = events();
             let stalls = self.set.transaction(self.now, scan);
             for Question { peer, asked_at, timeout } in &stalls.questions {
-                let ping_timeout = self.set.settings().ping_timeout;
-                assert!(*timeout <= ping_timeout, "a checkout may wait for the link");
+                let longest = longest_question(self.set.settings());
+                assert!(*timeout <= longest, "a checkout may wait for the link");
                 self.set.update(peer.index, self.now, |peer, _| peer.question_ended(*asked_at));
             }
             let mut checked: Vec<usize> =

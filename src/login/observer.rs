@@ -229,11 +229,13 @@ impl Instrumentation for Observer {
         match &event {
             InstrumentationEvent::StartQuery { query, .. } => self.monitor.query_begins(*query),
             InstrumentationEvent::FinishQuery { error, .. } => self.monitor.query_ended(*error),
-            // At a greater depth it releases a savepoint.
             InstrumentationEvent::CommitTransaction { depth, .. } if depth.get() == 1 => {
                 self.monitor.link_state.record.commit_begins();
             }
-            InstrumentationEvent::RollbackTransaction { .. } => {
+            // At a greater depth these are savepoints.
+            InstrumentationEvent::BeginTransaction { .. }
+            | InstrumentationEvent::CommitTransaction { .. }
+            | InstrumentationEvent::RollbackTransaction { .. } => {
                 self.monitor.link_state.record.control_begins();
             }
             _ => {}

@@ -103,7 +103,7 @@ enum NextQuery {
     #[default]
     Application,
     Commit,
-    /// A rollback or a savepoint, which does no work.
+    /// A beginning, a rollback or a savepoint, which do no work.
     Control,
 }
 
@@ -154,7 +154,7 @@ impl TransactionRecord {
         lock(&self.seen).next = NextQuery::Commit;
     }
 
-    /// Records that the next query is a rollback or a savepoint.
+    /// Records that the next query is a beginning, a rollback or a savepoint.
     pub(crate) fn control_begins(&self) {
         lock(&self.seen).next = NextQuery::Control;
     }

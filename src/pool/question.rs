@@ -57,7 +57,7 @@ pub(crate) fn ask<C: R2D2Connection + Send + 'static>(
         .updated_exchange()
         .borrow(question.peer.index, |link| link.guard.peer.id == peer_id && link.is_quiet());
     // The deadline is set before the thread starts, so that the end of the pool cannot miss it.
-    let end = question.asked_at + question.timeout;
+    let end = now() + question.timeout;
     let deadline = link.as_ref().and_then(|link| link.set_deadline(end));
     let is_none = link.is_none();
     let mut borrowed = Borrowed { pool: pool.clone(), link, question, has_answered: false };

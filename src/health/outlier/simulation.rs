@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::*;
 use crate::events::{CloseReason, EventKind};
-use crate::health::checker::Checker;
+use crate::health::checker::{Checker, apply_verdict};
 use crate::peers::link_guard::LinkGuard;
 use crate::peers::link_state::LinkState;
 use crate::peers::set::PeerSet;
@@ -328,6 +328,24 @@ fn trials_that_fail_cost_as_much_as_trials_that_are_slow() {
         simulation.run_until(cure + 60 * SECOND, &query_time);
         assert_eq!(simulation.slow(), [false; 3], "{case}: cured");
     }
+}
+
+/// It was compared before, and its events would not end.
+#[test]
+fn peer_that_does_not_serve_any_more_does_not_become_slow() {
+    let simulation = Simulation::new(3, 9, 1, with(Strategy::LeastConnections));
+    let (set, now) = (&simulation.set, simulation.now);
+    let find_slow = |index: usize| {
+        let id = set.read(|peers| peers[index].id);
+        let outlier = Outlier { peer: 0, time: SECOND, others: MILLISECOND };
+        apply_verdict(set, index, id, &Verdict::Slow(outlier), now);
+        apply_verdict(set, index, id, &Verdict::KeepsLinks(0, 2), now);
+    };
+    find_slow(1);
+    set.update(2, now, |peer, _| peer.weight = 0);
+    find_slow(2);
+    assert_eq!(simulation.slow(), [false, true, false]);
+    assert_eq!(simulation.outliers(), 1);
 }
 
 #[test]
