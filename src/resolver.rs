@@ -54,7 +54,7 @@ pub(crate) fn start(
                     break;
                 }
                 for change in set.apply_answer(*peer_id, &answer, is_scheduled, Instant::now()) {
-                    let _ = catch_panic(|| log_change(&change));
+                    let _ = catch_panic(|| log_change(&set.settings().pool_name, &change));
                 }
             }
             first_pass = None;
@@ -89,23 +89,23 @@ fn can_be_a_server(address: &IpAddr) -> bool {
 }
 
 /// Logs a change of how a host is resolved.
-fn log_change(change: &ResolutionChange) {
+fn log_change(pool: &str, change: &ResolutionChange) {
     match change {
         ResolutionChange::Unresolved { peer, reason } => warn!(
-            target: LOG_TARGET, peer = &**peer, event = "unresolved", reason = reason.as_str();
+            target: LOG_TARGET, pool = pool, peer = &**peer, event = "unresolved", reason = reason.as_str();
             "cannot resolve the host of peer {peer}: {reason}; keeping the known addresses"
         ),
         ResolutionChange::Resolved { peer } => info!(
-            target: LOG_TARGET, peer = &**peer, event = "resolved";
+            target: LOG_TARGET, pool = pool, peer = &**peer, event = "resolved";
             "the host of peer {peer} is resolved again"
         ),
         ResolutionChange::AddressesIgnored { peer, ignored } => warn!(
-            target: LOG_TARGET, peer = &**peer, event = "addresses_ignored";
+            target: LOG_TARGET, pool = pool, peer = &**peer, event = "addresses_ignored";
             "the host of peer {peer} has too many addresses: {ignored} are ignored, as at most \
              {MAX_ADDRESSES} are used"
         ),
         ResolutionChange::AddressesUsed { peer } => info!(
-            target: LOG_TARGET, peer = &**peer, event = "addresses_used";
+            target: LOG_TARGET, pool = pool, peer = &**peer, event = "addresses_used";
             "no address of the host of peer {peer} is ignored any more"
         ),
     }

@@ -300,7 +300,7 @@ fn code() -> String {
 
 /// The guide says which keys a line has, and a search of the log by them finds each line.
 #[test]
-fn lines_above_the_level_debug_have_the_key_event() {
+fn lines_above_the_level_debug_have_the_keys_pool_and_event() {
     let code = code();
     let calls: Vec<_> = ["error!(", "warn!(", "info!("]
         .iter()
@@ -311,7 +311,7 @@ fn lines_above_the_level_debug_have_the_key_event() {
     assert!(calls.len() > 5, "the calls were found: {calls:?}");
     for arguments in calls {
         let keys = arguments.split(';').next().expect("a split has a first part");
-        assert!(keys.contains("event = \""), "{keys}");
+        assert!(keys.contains("event = \"") && keys.contains("pool = "), "{keys}");
     }
 }
 

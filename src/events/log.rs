@@ -36,6 +36,8 @@ pub(crate) struct NewEvent {
 /// Records events for the log, the history and the event handler.
 #[derive(Debug, Default)]
 pub(crate) struct EventLog {
+    /// The name of the pool.
+    pool: String,
     history: Mutex<VecDeque<Event>>,
     queue: Option<Sender<Event>>,
     dropped: AtomicU64,
@@ -55,6 +57,12 @@ impl EventLog {
     pub(crate) fn with_queue() -> (Self, Receiver<Event>) {
         let (queue, events) = bounded(QUEUE_LEN);
         (Self { queue: Some(queue), ..Self::default() }, events)
+    }
+
+    /// Sets the name of the pool, which each line of the log has as a key.
+    pub(crate) fn of_pool(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.pool);
+        self
     }
 
     /// Adds events to the history and queues them for the event handler and the log. Called with
@@ -94,7 +102,7 @@ impl EventLog {
         while let Some(event) = unwritten.events.pop_front() {
             drop(unwritten);
             // A panic in the logger would cost r2d2 a slot, or end the checker.
-            let _ = catch_panic(|| write(&event));
+            let _ = catch_panic(|| write(&self.pool, &event));
             unwritten = lock(&self.unwritten);
         }
         unwritten.is_being_written = false;
@@ -120,14 +128,18 @@ fn push(events: &mut VecDeque<Event>, limit: usize, event: Event) {
 }
 
 /// Writes one log line for a state change.
-fn write(event: &Event) {
+fn write(pool: &str, event: &Event) {
     let Event { peer, kind, .. } = event;
     let (peer, name) = (&**peer, kind.as_str());
     match (level(event), reason(kind)) {
         (level, Some(reason)) => {
-            log!(target: LOG_TARGET, level, peer = peer, event = name, reason = reason; "{event}");
+            log!(
+                target: LOG_TARGET, level, pool = pool, peer = peer, event = name, reason = reason; "{event}"
+            );
         }
-        (level, None) => log!(target: LOG_TARGET, level, peer = peer, event = name; "{event}"),
+        (level, None) => {
+            log!(target: LOG_TARGET, level, pool = pool, peer = peer, event = name; "{event}");
+        }
     }
 }
 

@@ -230,11 +230,12 @@ pub(crate) fn check<C: R2D2Connection + Send + 'static>(
         move |outcome| {
             let is_regular = kind == CheckKind::Regular;
             if let (true, Err(LoginFailure::NotAttempted(error))) = (is_regular, &outcome) {
-                let name = &*peer.name;
+                let (pool, name) = (&*peer.settings().pool_name, &*peer.name);
                 // A logger is user code, which may panic.
                 let _ = catch_panic(|| {
                     warn!(
-                        target: LOG_TARGET, peer = name, event = "check_skipped", reason = &**error;
+                        target: LOG_TARGET, pool = pool, peer = name, event = "check_skipped",
+                        reason = &**error;
                         "cannot check peer {name}: {error}; its state stays unchanged"
                     );
                 });

@@ -18,11 +18,12 @@ pub(super) fn report_loss(peer: &PeerRef, error: &Error) {
     if !is_lost(error) || peer.set.statement_loss_reported.swap(true, Ordering::Relaxed) {
         return;
     }
-    let (name, reason) = (&*peer.name, error.to_string());
+    let (pool, name, reason) = (&*peer.settings().pool_name, &*peer.name, error.to_string());
     // A logger is user code, which may panic.
     let _ = catch_panic(|| {
         error!(
-            target: LOG_TARGET, peer = name, event = "prepared_statement_lost", reason = reason.as_str();
+            target: LOG_TARGET, pool = pool, peer = name, event = "prepared_statement_lost",
+            reason = reason.as_str();
             "peer {name} runs the queries of a connection in several sessions, as a pooler with transaction \
              pooling does, and queries fail ({reason}): set `statement_cache` to \"disabled\", or have the \
              pooler track prepared statements (PgBouncer 1.21 and later: max_prepared_statements)"

@@ -110,9 +110,9 @@ impl PeerSet {
         let hosts =
             peers.iter().filter_map(|peer| ResolvedHost::from_peer(peer, &validator)).collect();
         Self {
+            event_log: event_log.of_pool(&settings.pool_name),
             settings,
             validator,
-            event_log,
             wake,
             hosts_changed: bounded(1),
             deadlines: Deadlines::default(),

@@ -107,9 +107,9 @@ impl TransactionSession {
             Ok(false) => {}
             Ok(true) => {
                 conn.link().guard.peer.activity.counters.sessions_ended.add_one();
-                let peer = conn.peer();
+                let (pool, peer) = (&*conn.pool.set.settings().pool_name, conn.peer());
                 info!(
-                    target: LOG_TARGET, peer = peer, event = "session_ended";
+                    target: LOG_TARGET, pool = pool, peer = peer, event = "session_ended";
                     "on peer {peer}, the session of a transaction that was lost is ended"
                 );
             }

@@ -75,22 +75,24 @@ impl PeerRef {
             (outcome, transaction.host_change.take())
         });
         // A logger is user code, which may panic.
-        let _ = catch_panic(|| change.as_ref().map(log_change));
+        let _ = catch_panic(|| {
+            change.map(|change| log_change(&self.set.settings().pool_name, &change))
+        });
         outcome
     }
 }
 
-fn log_change(change: &HostChange) {
+fn log_change(pool: &str, change: &HostChange) {
     match change {
         HostChange::Failed(failure) => {
             let reason = failure.to_string();
             warn!(
-                target: LOG_TARGET, event = "host_failed", reason = reason.as_str();
+                target: LOG_TARGET, pool = pool, event = "host_failed", reason = reason.as_str();
                 "no connection can be opened: {reason}; the peers' states stay unchanged"
             );
         }
         HostChange::Works => info!(
-            target: LOG_TARGET, event = "host_works"; "this host can open connections again"
+            target: LOG_TARGET, pool = pool, event = "host_works"; "this host can open connections again"
         ),
     }
 }
