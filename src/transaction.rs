@@ -1,9 +1,9 @@
 //! Runs transactions that survive the loss of a peer: a transaction that was interrupted is run again, on a
 //! connection to another peer if need be, and the outcome of each COMMIT is determined.
 //!
-//! What is known at which place: the observer has seen what the COMMIT has answered (`CommitSeen`); one run of the closure
-//! has a result (`Attempt`); one peer that is asked about a COMMIT in doubt gives a `Decision`, and all that were asked a
-//! [`Verdict`]; the caller gets the [`Outcome`] of the transaction.
+//! What is known at which place: the observer has seen what the COMMIT has answered (`CommitSeen`); one run of the
+//! closure has a result (`Attempt`); one peer that is asked about a COMMIT in doubt gives a `Decision`, and all that
+//! were asked a [`Verdict`]; the caller gets the [`Outcome`] of the transaction.
 
 mod attempt;
 mod deadline;

@@ -1,5 +1,5 @@
-//! The errors with which a server rolls the whole transaction back. After other errors of a statement it goes on, or, as
-//! PostgreSQL does, refuses everything until it is told to roll back.
+//! The errors with which a server rolls the whole transaction back. After other errors of a statement it goes on, or,
+//! as PostgreSQL does, refuses everything until it is told to roll back.
 
 use diesel::result::{DatabaseErrorKind, Error};
 

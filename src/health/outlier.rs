@@ -286,8 +286,8 @@ struct Trials {
     next: Instant,
     /// The query time of the pool at which the next trial is due at the earliest.
     next_pool_time: Duration,
-    /// The query time of the checkouts that have ended since the last trial was due. In a pool whose connections are all
-    /// in use, others follow a trial until the connection has left.
+    /// The query time of the checkouts that have ended since the last trial was due. In a pool whose connections are
+    /// all in use, others follow a trial until the connection has left.
     spent: Duration,
     /// When the last trial ended or was found due.
     last: Instant,

@@ -139,9 +139,9 @@ fn has_enough(peer: &Peer) -> bool {
     peer.is_full() || peer.most_links_while_slow().is_some_and(|most| peer.counts.load() >= most)
 }
 
-/// Returns the load that the peer would have with one more link. [`pick`] and [`rebalance_from`] compare the same measure;
-/// otherwise links would move in circles. A slow peer that has no link for its trials comes first: in a pool with
-/// fewer links than peers, it would never be the one that lacks a link most.
+/// Returns the load that the peer would have with one more link. [`pick`] and [`rebalance_from`] compare the same
+/// measure; otherwise links would move in circles. A slow peer that has no link for its trials comes first: in a pool
+/// with fewer links than peers, it would never be the one that lacks a link most.
 fn load_with_one_more(peer: &Peer) -> usize {
     let is_first = peer.most_links_while_slow().is_some_and(|most| most > 0);
     match peer.counts.load() {

@@ -187,7 +187,8 @@ impl TransactionRecord {
         seen.last = LastQuery::Succeeded;
     }
 
-    /// Records a query that has failed. If it is a COMMIT, `doubt` is the text of its error if its outcome is not known.
+    /// Records a query that has failed. If it is a COMMIT, `doubt` is the text of its error if its outcome is not
+    /// known.
     pub(crate) fn query_failed(&self, failure: Failure, doubt: Option<Arc<str>>) {
         let Failure { interruption, rolls_back } = failure;
         let seen = &mut *lock(&self.seen);

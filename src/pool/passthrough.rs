@@ -1,7 +1,7 @@
 //! Passes diesel's traits through to the wrapped connection.
 //!
-//! Calls through `Deref` bypass this module (a function that takes `&mut MysqlConnection`, `build_transaction`), so errors
-//! are recorded by the observer instead. Only open transactions are counted here: a closure that gets a
+//! Calls through `Deref` bypass this module (a function that takes `&mut MysqlConnection`, `build_transaction`), so
+//! errors are recorded by the observer instead. Only open transactions are counted here: a closure that gets a
 //! [`PeerConnection`] was called through it.
 
 use std::any::Any;

@@ -207,10 +207,10 @@ fn decide_in_transaction<C: R2D2Connection + Send + 'static>(
     decided
 }
 
-/// Begins a transaction that decides. It sees what others commit meanwhile, waits for no lock longer than it should, and
-/// its COMMIT waits for the replicas, whatever the session's settings are. On PostgreSQL it takes the advisory lock of
-/// the transaction in doubt, which is free when that one has ended. So if the connection is lost here, the next try can
-/// terminate this session as well.
+/// Begins a transaction that decides. It sees what others commit meanwhile, waits for no lock longer than it should,
+/// and its COMMIT waits for the replicas, whatever the session's settings are. On PostgreSQL it takes the advisory lock
+/// of the transaction in doubt, which is free when that one has ended. So if the connection is lost here, the next try
+/// can terminate this session as well.
 fn begin<C: R2D2Connection + Send + 'static>(
     conn: &mut PeerConnection<C>,
     token: &Token,

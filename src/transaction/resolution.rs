@@ -14,8 +14,8 @@ use crate::transaction::outcome::{Doubt, DoubtReason, Verdict};
 use crate::transaction::session::TransactionSession;
 
 /// Decides about a COMMIT without an answer, if the transaction has recorded an entry. With `elsewhere` the first
-/// connection is not asked. If a try fails, the orphaned session of the transaction is terminated. The outcome stays unknown if
-/// the deadline is over before.
+/// connection is not asked. If a try fails, the orphaned session of the transaction is terminated. The outcome stays
+/// unknown if the deadline is over before.
 #[expect(clippy::disallowed_methods, reason = "the time of a checkout is taken here")]
 pub(super) fn resolve<C: R2D2Connection + Send + 'static>(
     conn: &mut PeerConnection<C>,

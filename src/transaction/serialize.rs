@@ -23,9 +23,9 @@ const REASONS: [DoubtReason; 5] = [
 const TABLE: &str = "table";
 const XID: &str = "xid";
 
-/// Keys: `reason`, `peer`, `error`; after a resolution that could not decide `unresolved`; with a ledger `ledger` (`table` or `xid`), `token` and `history`; with a table
-/// `table`, and with PostgreSQL's transaction ids `xid` and `incarnation`. All values are texts. Keys may be added;
-/// within one major version none is renamed or removed.
+/// Keys: `reason`, `peer`, `error`; after a resolution that could not decide `unresolved`; with a ledger `ledger`
+/// (`table` or `xid`), `token` and `history`; with a table `table`, and with PostgreSQL's transaction ids `xid` and
+/// `incarnation`. All values are texts. Keys may be added; within one major version none is renamed or removed.
 impl Serialize for Doubt {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { reason, peer, error, unresolved, entry } = self;

@@ -1,14 +1,13 @@
-//! The server's session of a transaction. If the connection is lost, the session is *orphaned*: until the server notices
-//! the loss, which may take hours, it holds the locks of its transaction. It is terminated from another connection, but
-//! only if it is the same for certain: a pooler may have given it to another client since.
+//! The server's session of a transaction. If the connection is lost, the session is *orphaned*: until the server
+//! notices the loss, which may take hours, it holds the locks of its transaction. It is terminated from another
+//! connection, but only if it is the same for certain: a pooler may have given it to another client since.
 //!
 //! PostgreSQL: the transaction holds an advisory lock whose key are 64 random bits of its token. Whoever holds this
 //! lock is in this transaction, behind whatever proxy or pooler.
 //!
-//! MySQL: no lock belongs to a transaction and can be looked up. The session is terminated if it has the same number, user
-//! and address of the client, on the same server that was started at the same time; and only if this address is that of
-//! our own socket. Behind a proxy it is not, and then nothing is
-//! terminated.
+//! MySQL: no lock belongs to a transaction and can be looked up. The session is terminated if it has the same number,
+//! user and address of the client, on the same server that was started at the same time; and only if this address is
+//! that of our own socket. Behind a proxy it is not, and then nothing is terminated.
 
 use std::fmt::Write;
 use std::net::SocketAddr;

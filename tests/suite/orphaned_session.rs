@@ -110,29 +110,19 @@ mod on_postgres {
     /// The session waits for a COMMIT that never comes.
     #[test]
     fn session_that_waits_for_its_commit_is_ended() {
-        let server = Postgres::start();
-        let proxy = CuttingProxy::start(server.port());
-        let (pool, peers) = pool_behind(&proxy, &server);
-        waits_for_its_commit(&server, &proxy, &pool, None);
-        assert_eq!(sessions_ended(&peers), 1);
+        waits_for_its_commit(None);
     }
 
     /// The lock is taken at the end of such a transaction.
     #[test]
     fn session_that_waits_for_its_serializable_commit_is_ended() {
+        waits_for_its_commit(Some(Isolation::Serializable));
+    }
+
+    fn waits_for_its_commit(level: Option<Isolation>) {
         let server = Postgres::start();
         let proxy = CuttingProxy::start(server.port());
         let (pool, peers) = pool_behind(&proxy, &server);
-        waits_for_its_commit(&server, &proxy, &pool, Some(Isolation::Serializable));
-        assert_eq!(sessions_ended(&peers), 1);
-    }
-
-    fn waits_for_its_commit(
-        server: &Postgres,
-        proxy: &CuttingProxy,
-        pool: &Pool<PeerManager<diesel::PgConnection>>,
-        level: Option<Isolation>,
-    ) {
         let mut conn = pool.get().expect("the peer is up");
         assert_eq!(conn.peer(), "peer0", "the first tier serves");
         let mut policy = conn.retry_policy();
@@ -146,9 +136,10 @@ mod on_postgres {
             mark(conn, 1)
         });
         assert_eq!((outcome, runs), (Outcome::Committed(()), 2));
-        assert_eq!(open_transactions(server), "0");
+        assert_eq!(open_transactions(&server), "0");
         proxy.release();
         assert_eq!(server.marks(), 1);
+        assert_eq!(sessions_ended(&peers), 1);
     }
 
     #[test]
